@@ -1,0 +1,164 @@
+"""The four scalars of every kernel, and the closed-form equivalent matrix they make.
+
+On high-dimensional Gaussian-mixture data each of the kernels here is, up to O(n^{-1/2}) in spectral norm,
+
+    M = c1 S + V C V^T + (diag - tau_0^2 c1) I,   V = [J/sqrt(p), psi],   C = [[c2 t t^T + c3 T, c2 t], [c2 t^T, c2]]
+
+with S = X X^T: Theorem 1 (implicit CK), Theorem 2 (implicit NTK) and Theorem 3 (explicit CK) of Ling et al., ICML
+2024; the explicit NTK follows the same way. Entry by entry off the diagonal, M_ij = c1 S_ij + c2 chi_i chi_j +
+c3 S_ij^2 with chi_i = |x_i|^2 - tau_0^2.
+
+Where the printed formulas are wrong this file has what holds (README, "Corrections"); tests/test_coefficients.py
+has for each a check that the printed variant fails.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+
+from gaussian_integration import Activation, gaussian_moments
+from utils import estimate_tau0, get_tau
+
+
+@dataclass(frozen=True)
+class KernelCoefficients:
+    """(diag, c1, c2, c3): for a CK (gamma^2, alpha_1, alpha_2, alpha_3), for an NTK (kappa^2, beta_1, beta_2, beta_3)."""
+
+    diag: float
+    c1: float
+    c2: float
+    c3: float
+
+
+def implicit_ck(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> KernelCoefficients:
+    """Conjugate kernel of the DEQ z = phi(sigma_a A z + sigma_b B x)/sqrt(m), phi centred at tau_* (Theorem 1).
+
+    alpha_2 goes with the square of alpha_4 (the slides have the first power).
+    Raises ValueError where tau_* does not exist or the kernel's fixed point is not stable.
+    """
+    return _implicit(activation, sigma_a2, tau0)[0]
+
+
+def implicit_ntk(activation: Activation, sigma_a2: float, tau0: float = 1.0, trained: str = "aAB") -> KernelCoefficients:
+    """Tangent kernel of the DEQ with readout a and weights A trained ("aA", Theorem 2), or B as well ("aAB").
+
+    kappa^2 has gamma^2 where the slides have tau_*^2, and the cross term of beta_3 is beta_1 sigma_a^2 d2^2 L.
+    """
+    if trained not in ("aA", "aAB"):
+        raise ValueError(f"trained must be 'aA' or 'aAB', got {trained!r}")
+    ck, moments = _implicit(activation, sigma_a2, tau0)
+    sigma_b2, d1, d2 = 1 - sigma_a2, moments.d1, moments.d2
+    D = 1 - sigma_a2 * d1**2
+    L = sigma_b2 / D
+    slack = 1 - sigma_a2 * moments.d1_sq
+    if slack <= 0:
+        raise ValueError(f"the NTK of {activation.name} at sigma_a^2 = {sigma_a2:g} is infinite: "
+                         f"sigma_a^2 E[phi'^2] = {1 - slack:.4g} must be below 1")
+    kappa2 = ck.diag / slack
+    b1, b2 = ck.c1 / D, ck.c2 / D
+    if trained == "aAB":
+        kappa2 += sigma_b2 * tau0**2 * moments.d1_sq / slack
+        b1 += sigma_b2 * d1**2 / D
+    # G_dot_ij = d1^2 + d2^2 L S_ij: the second-order term that the factor 1/(1 - sigma_a^2 G_dot) adds
+    b3 = (ck.c3 + b1 * sigma_a2 * d2**2 * L) / D
+    if trained == "aAB":
+        b3 += sigma_b2 * d2**2 * L / D
+    return KernelCoefficients(kappa2, b1, b2, b3)
+
+
+def _implicit(activation, sigma_a2, tau0):
+    moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
+    sigma_b2, d1, d2 = 1 - sigma_a2, moments.d1, moments.d2
+    D = 1 - sigma_a2 * d1**2
+    growth = sigma_a2 * moments.sq_dd / 2
+    if D <= 0 or growth >= 1:
+        raise ValueError(f"the conjugate kernel of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable fixed "
+                         f"point: sigma_a^2 E[phi']^2 = {1 - D:.4g} and sigma_a^2 E[(phi^2)'']/2 = {growth:.4g} "
+                         "must be below 1")
+    a1 = sigma_b2 * d1**2 / D
+    a4 = sigma_b2 / (1 - growth)
+    L = sigma_b2 / D  # Lambda_ij = L S_ij to first order
+    return KernelCoefficients(moments.variance, a1, d2**2 * a4**2 / (4 * D), d2**2 * L**2 / (2 * D)), moments
+
+
+def explicit_ck(layers: Sequence[Activation], tau0: float = 1.0) -> KernelCoefficients:
+    """Conjugate kernel of x_l = sigma_l(W_l x_{l-1})/sqrt(m) after the last of the layers, as given (Theorem 3).
+
+    Raises ValueError for a layer whose mean at its input scale is not zero: its kernel has a constant part that
+    no choice of the four scalars describes. `gaussian_integration.centre` centres one.
+    """
+    return _explicit(layers, tau0, frozen_first=False)[0]
+
+
+def explicit_ntk(layers: Sequence[Activation], tau0: float = 1.0, trained: str = "all") -> KernelCoefficients:
+    """Tangent kernel of the same network and its readout, with all weights trained, or all but W_1 ("frozen_first").
+
+    K_l = Sigma_l + K_{l-1} * Sigma_dot_l entry by entry, from K_0 = S, or 0 with the first layer frozen.
+    """
+    if trained not in ("all", "frozen_first"):
+        raise ValueError(f"trained must be 'all' or 'frozen_first', got {trained!r}")
+    return _explicit(layers, tau0, frozen_first=trained == "frozen_first")[1]
+
+
+def _explicit(layers, tau0, frozen_first):
+    if not layers:
+        raise ValueError("an explicit network needs at least one layer")
+    if not (tau0 > 0 and math.isfinite(tau0)):
+        raise ValueError(f"tau_0 must be positive and finite, got {tau0}")
+    tau = tau0
+    a1, a2, a3, a4 = 1.0, 0.0, 0.0, 1.0
+    b1, b2, b3, kappa2 = (0.0, 0.0, 0.0, 0.0) if frozen_first else (1.0, 0.0, 0.0, tau0**2)
+    for index, layer in enumerate(layers, 1):
+        moments = gaussian_moments(layer, tau)
+        if abs(moments.mean) > 1e-9 * max(1.0, tau * layer.lipschitz):
+            raise ValueError(f"layer {index} ({layer.name}) is not centred at its input scale {tau:.6g}: its mean there "
+                             f"is {moments.mean:.3g}; centre it with gaussian_integration.centre")
+        if moments.variance <= 1e-300:
+            raise ValueError(f"layer {index} ({layer.name}) is constant at its input scale {tau:.6g}")
+        s, e, w = moments.d1**2, moments.d2**2, moments.sq_dd / 2
+        b3 = s * b3 + b1 * e * a1
+        a1, a2, a3, a4 = s * a1, s * a2 + e * a4**2 / 4, s * a3 + e * a1**2 / 2, w * a4
+        b1, b2, b3 = a1 + s * b1, a2 + s * b2, a3 + b3
+        kappa2 = moments.variance + kappa2 * moments.d1_sq
+        tau = math.sqrt(moments.variance)
+    return KernelCoefficients(tau**2, a1, a2, a3), KernelCoefficients(kappa2, b1, b2, b3)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the equivalent matrix
+
+@dataclass(frozen=True)
+class MixtureStatistics:
+    """What the theory needs of n samples from a K-class mixture, sqrt(p) x ~ N(mu_a, C_a).
+
+    J : (n, K) float64, one-hot class membership.
+    t : (K,) tr(C_a - C)/sqrt(p), with C the class-weighted mean of the C_a.
+    T : (K, K) tr(C_a C_b)/p, of the full covariances (the authors' code centres them, which is wrong).
+    psi : (n,) |x_i - E x_i|^2 - E|x_i - E x_i|^2.
+    tau0 : float, the scale at which kernels are expanded.
+    """
+
+    J: torch.Tensor
+    t: torch.Tensor
+    T: torch.Tensor
+    psi: torch.Tensor
+    tau0: float
+
+
+def equivalent_kernel(coefficients: KernelCoefficients, X: torch.Tensor, statistics: MixtureStatistics) -> torch.Tensor:
+    """The equivalent matrix M above for data X (n, p), float64, of shape (n, n) (Theorems 1 to 3)."""
+    X = X.double()
+    n, p = X.shape
+    if statistics.J.shape[0] != n or statistics.psi.shape != (n,):
+        raise ValueError(f"the statistics describe {statistics.J.shape[0]} samples, X has {n}")
+    c1, c2, c3 = coefficients.c1, coefficients.c2, coefficients.c3
+    J = statistics.J.to(X) / math.sqrt(p)
+    t, T, psi = statistics.t.to(X), statistics.T.to(X), statistics.psi.to(X)
+    # V C V^T = c2 (J t + psi)(J t + psi)^T + c3 J T J^T
+    drift = J @ t + psi
+    M = X @ X.T
+    M.mul_(c1).addr_(drift, drift, alpha=c2).addmm_(J @ T, J.T, alpha=c3)
+    M.diagonal().add_(coefficients.diag - statistics.tau0**2 * c1)
+    return M

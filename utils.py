@@ -1,0 +1,114 @@
+"""The scales tau_0 and tau_* with the assumptions behind them; seeds, device, atomic file writes."""
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from scipy.optimize import brentq
+
+from gaussian_integration import Activation, gaussian_moments
+
+
+def estimate_tau0(X: torch.Tensor) -> float:
+    """tau_0 = sqrt(mean squared row norm) of the data X (n, p); O(n p) time, no (n, n) matrix."""
+    if X.ndim != 2 or not len(X):
+        raise ValueError(f"X must be a non-empty (n, p) matrix, got shape {tuple(X.shape)}")
+    total = math.fsum(rows.double().square().sum().item() for rows in X.split(4096))
+    if not (math.isfinite(total) and total > 0):
+        raise ValueError("X has NaN or infinite entries" if not math.isfinite(total) else "X is zero")
+    return math.sqrt(total / len(X))
+
+
+def check_sigma_a2(sigma_a2: float) -> None:
+    if not 0 < sigma_a2 < 1:
+        raise ValueError(f"sigma_a^2 must lie in (0, 1), got {sigma_a2}")
+
+
+def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
+    """tau_*, the positive solution of tau^2 = sigma_a^2 Var[f(tau xi)] + sigma_b^2 tau_0^2 (paper, before Theorem 1).
+
+    The activation is centred at tau_* itself, so its second moment there is the variance of the given f.
+    Solved on a bracket to machine precision.
+
+    Raises
+    ------
+    ValueError : sigma_a^2 outside (0, 1), tau_0 not positive, or no fixed point below 1e8 tau_0.
+    """
+    check_sigma_a2(sigma_a2)
+    if not (tau0 > 0 and math.isfinite(tau0)):
+        raise ValueError(f"tau_0 must be positive and finite, got {tau0}")
+
+    def excess(tau):
+        return sigma_a2 * gaussian_moments(activation, tau).variance + (1 - sigma_a2) * tau0**2 - tau**2
+
+    low = math.sqrt(1 - sigma_a2) * tau0
+    slack = 1 - sigma_a2 * activation.lipschitz**2
+    # Poincare: Var[f(tau xi)] <= L^2 tau^2, which bounds the fixed point where sigma_a^2 L^2 < 1
+    high = low / math.sqrt(slack) * (1 + 1e-9) if slack > 0 else 2 * low
+    while excess(high) > 0:
+        low, high = high, 2 * high
+        if high > 1e8 * tau0:
+            raise ValueError(f"no tau_* exists for activation {activation.name} at sigma_a^2 = {sigma_a2}: "
+                             "sigma_a^2 Var[f(tau xi)] outgrows tau^2; take a smaller sigma_a^2")
+    return brentq(excess, low, high, xtol=1e-16 * low, rtol=4 * torch.finfo(torch.float64).eps) if excess(low) > 0 else low
+
+
+def check_assumptions(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> list[str]:
+    """The conditions of the paper's Assumption (3) that fail, one sentence each; an empty list if all hold."""
+    failed = []
+    bound = 1 / (4 * activation.lipschitz**2)
+    if sigma_a2 >= bound:
+        failed.append(f"sigma_a^2 = {sigma_a2:g} is not below 1/(4 L^2) = {bound:.4g} (L = {activation.lipschitz:.4g} "
+                      f"for {activation.name}): the equilibrium need not exist or be unique")
+    curvature = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0)).sq_dd
+    if curvature > 0 and sigma_a2 >= 2 / curvature:
+        failed.append(f"sigma_a^2 = {sigma_a2:g} is not below 2/E[(phi^2)''] = {2 / curvature:.4g} at tau_*: "
+                      "the diagonal of the kernel need not converge")
+    return failed
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+def generator(*seeds) -> torch.Generator:
+    """A CPU generator for this tuple of integers and strings; other tuples give independent streams."""
+    digest = hashlib.sha256(repr(seeds).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def get_device(name: str | None = None) -> torch.device:
+    """The named device; CUDA if there is one, else the CPU, where no name is given."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not one that torch knows: use cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(f"device {name!r} is not there: torch sees {found} CUDA device{'s' * (found != 1)}; use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use cpu, cuda or cuda:0")
+    return device
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Yields a file that takes the place of `path` on success and vanishes on any failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, mode) as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes the file private
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise

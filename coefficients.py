@@ -32,6 +32,10 @@ class KernelCoefficients:
     c3: float
 
 
+class MatchError(ValueError):
+    """No explicit network of a family has the coefficients asked for; says which condition fails and by how much."""
+
+
 def implicit_ck(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> KernelCoefficients:
     """Conjugate kernel of the DEQ z = phi(sigma_a A z + sigma_b B x)/sqrt(m), phi centred at tau_* (Theorem 1).
 

@@ -14,9 +14,8 @@ from functools import cached_property
 from scipy.optimize import brentq
 from scipy.special import gammainc
 
-from coefficients import KernelCoefficients
+from coefficients import KernelCoefficients, MatchError
 from gaussian_integration import Activation, piecewise_linear
-from two_layer_lrelu import MatchError
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,10 @@ from functools import cached_property
 
 import numpy as np
 
-from coefficients import KernelCoefficients
+from coefficients import KernelCoefficients, MatchError
 from gaussian_integration import Activation, piecewise_linear
 
 _K = 0.25 - 1 / (2 * math.pi)
-
-
-class MatchError(ValueError):
-    """No network of the family has these coefficients; says which condition fails and by how much."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,166 @@
+"""Fixed-point solvers, and differentiation through a fixed point without its iterations.
+
+A solver is a small frozen object with `solve(f, z0) -> Solution`; it knows nothing of gradients. `FixedPoint` puts
+any two of them (forward, backward) behind the implicit function theorem: for z = f(z, theta) and an incoming
+gradient g,
+
+    dL/dtheta = v^T df/dtheta,   v = g + (df/dz)^T v,
+
+so the backward pass is another fixed point, and memory holds one application of f however many steps were made.
+
+References: Bai, Kolter & Koltun, Deep equilibrium models, NeurIPS 2019; Walker & Ni, Anderson acceleration for
+fixed-point iterations, SIAM J. Numer. Anal. 2011.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+class ConvergenceError(RuntimeError):
+    """A fixed-point iteration diverged or ran out of steps; `solution` is where it stood."""
+
+    def __init__(self, message, solution):
+        super().__init__(message)
+        self.solution = solution
+
+
+@dataclass(frozen=True)
+class Solution:
+    """value : the last f(z); residual : (n,) |f(z) - z| / |f(z)| of each sample; iterations : applications of f."""
+
+    value: torch.Tensor
+    residual: torch.Tensor
+    iterations: int
+    converged: bool
+
+
+def _residual(fz, z):
+    fz, z = fz.flatten(1), z.flatten(1)
+    size = torch.linalg.vector_norm(fz, dim=1)
+    return torch.linalg.vector_norm(fz - z, dim=1) / size.clamp_min_(torch.finfo(fz.dtype).tiny)
+
+
+def _finish(value, residual, iterations, tol, strict) -> Solution:
+    worst = residual.max().item() if len(residual) else 0.0
+    solution = Solution(value, residual, iterations, worst <= tol)
+    if strict and not solution.converged:
+        how = "diverged" if not math.isfinite(worst) else "did not converge"
+        raise ConvergenceError(f"the equilibrium {how}: relative residual {worst:.3g} after {iterations} iterations "
+                               f"(tolerance {tol:g}). Take a smaller sigma_a^2 (--asquare), or allow more steps", solution)
+    return solution
+
+
+@dataclass(frozen=True)
+class Picard:
+    """z <- f(z) until the worst sample's relative residual is at most `tol`.
+
+    Raises ConvergenceError on divergence or after `max_steps` applications, unless `strict` is False.
+    """
+
+    tol: float = 1e-6
+    max_steps: int = 200
+    strict: bool = True
+
+    @torch.no_grad()
+    def solve(self, f, z0: torch.Tensor) -> Solution:
+        z = z0
+        for step in range(1, self.max_steps + 1):
+            fz = f(z)
+            residual = _residual(fz, z)
+            worst = residual.max().item() if len(residual) else 0.0
+            if worst <= self.tol or not math.isfinite(worst):
+                break
+            z = fz
+        return _finish(fz, residual, step, self.tol, self.strict)
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """Anderson acceleration: the affine combination of the last `memory` points with the least residual.
+
+    Each sample of the batch has its own combination. Fewer applications of f than Picard, each with `memory` extra
+    passes over the iterate: worth it where f is a large matrix product or contracts slowly.
+    """
+
+    tol: float = 1e-6
+    max_steps: int = 200
+    strict: bool = True
+    memory: int = 5
+    ridge: float = 1e-10
+
+    @torch.no_grad()
+    def solve(self, f, z0: torch.Tensor) -> Solution:
+        n, memory = len(z0), self.memory
+        shape, z = z0.shape, z0.flatten(1)
+        values = z.new_zeros(n, memory, z.shape[1])     # f(z_j), the latest `memory` of them, in a ring
+        residuals = torch.zeros_like(values)            # f(z_j) - z_j
+        gram = z.new_zeros(n, memory, memory).double()  # of the residuals; one row is new each step
+        for step in range(1, self.max_steps + 1):
+            fz = f(z.view(shape)).flatten(1)
+            slot, known = (step - 1) % memory, min(step, memory)
+            values[:, slot] = fz
+            torch.sub(fz, z, out=residuals[:, slot])
+            row = torch.bmm(residuals[:, :known], residuals[:, slot, :, None])[..., 0].double()
+            gram[:, slot, :known] = row
+            gram[:, :known, slot] = row
+            size = torch.linalg.vector_norm(fz, dim=1).clamp_min(torch.finfo(fz.dtype).tiny)
+            residual = row[:, slot].sqrt().to(size.dtype) / size
+            worst = residual.max().item() if n else 0.0
+            if worst <= self.tol or not math.isfinite(worst):
+                break
+            # least |sum_j a_j r_j|^2 subject to sum_j a_j = 1, by its normal equations scaled to unit diagonal
+            # (a residual that is exactly 0 takes all the weight)
+            scale = gram[:, :known, :known].diagonal(dim1=1, dim2=2).clamp_min(1e-200).rsqrt()
+            system = gram[:, :known, :known] * scale[:, :, None] * scale[:, None, :]
+            system.diagonal(dim1=1, dim2=2).add_(self.ridge)
+            weights = torch.linalg.solve(system, scale[:, :, None])[..., 0] * scale
+            weights = (weights / weights.sum(1, keepdim=True)).to(z.dtype)
+            z = torch.bmm(weights[:, None], values[:, :known])[:, 0]
+        return _finish(fz.view(shape), residual, step, self.tol, self.strict)
+
+
+class _Implicit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, owner, f, z0, *args):
+        solution = owner.solver.solve(lambda z: f(z, *args), z0)
+        owner.iterations = solution.iterations
+        ctx.owner, ctx.f = owner, f
+        ctx.save_for_backward(solution.value, *args)
+        return solution.value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        z, *args = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            args = [a.detach().requires_grad_(need) for a, need in zip(args, needed)]
+            fz = ctx.f(z, *args)
+
+        def adjoint(v):
+            return gradient + torch.autograd.grad(fz, z, v, retain_graph=True)[0]
+
+        solution = ctx.owner.backward_solver.solve(adjoint, gradient)
+        ctx.owner.backward_iterations = solution.iterations
+        wanted = [a for a, need in zip(args, needed) if need]
+        found = iter(torch.autograd.grad(fz, wanted, solution.value, allow_unused=True))
+        return None, None, None, *(next(found) if need else None for need in needed)
+
+
+class FixedPoint:
+    """z = f(z, *args) by `solver`, differentiable in the args by `backward_solver` (the same by default).
+
+    `f` must be a pure function of z (n, ...) and the tensors `args`: a tensor that it closes over gets no gradient.
+    The last call's counts are in `iterations` and `backward_iterations`.
+    """
+
+    def __init__(self, solver=Picard(), backward_solver=None):
+        self.solver = solver
+        self.backward_solver = backward_solver or solver
+        self.iterations = self.backward_iterations = 0
+
+    def __call__(self, f, z0: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        return _Implicit.apply(self, f, z0, *args)

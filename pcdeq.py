@@ -136,13 +136,12 @@ class PcDEQNetwork(nn.Sequential):
 
 
 def keep_nonnegative(network: PcDEQNetwork, optimizer: torch.optim.Optimizer):
-    """Projects the network's equilibrium weights now and after every step of the optimizer; returns the hook's handle."""
+    """Projects the network's equilibrium weights after every step of the optimizer; returns the hook's handle."""
 
     def project(*_):
         for layer in network.equilibria:
             layer.project_()
 
-    project()
     return optimizer.register_step_post_hook(project)
 
 

@@ -102,6 +102,18 @@ def test_the_input_is_positive_or_nonnegative_however_negative_x_is(activation):
     assert (s.diff() >= 0).all() and (s.diff().diff() <= 1e-12).all()  # nondecreasing and concave on x >= 0
 
 
+@pytest.mark.parametrize("conv", [False, True])
+def test_the_layer_solves_its_equation_and_starts_one_step_from_zero(conv):
+    layer = make_layer("tanh", conv=conv)
+    x = inputs(layer)
+    z, b = layer(x), F.softplus(x, beta=5)
+    torch.testing.assert_close(torch.tanh(layer.inner(z) + b), z, rtol=0, atol=1e-4)
+    W = layer.inner.weight.detach()
+    from_zero = Picard(1e-4).solve(lambda z: layer.step(z, W, b), torch.zeros_like(b))
+    assert layer.fixed_point.iterations == from_zero.iterations - 1
+    assert torch.equal(z, from_zero.value)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # gradients
 

@@ -77,10 +77,9 @@ def _implicit(activation, sigma_a2, tau0):
     sigma_b2, d1, d2 = 1 - sigma_a2, moments.d1, moments.d2
     D = 1 - sigma_a2 * d1**2
     growth = sigma_a2 * moments.sq_dd / 2
-    if D <= 0 or growth >= 1:
+    if growth >= 1:  # (D > 0 wherever tau_* exists, by Cauchy-Schwarz)
         raise ValueError(f"the conjugate kernel of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable fixed "
-                         f"point: sigma_a^2 E[phi']^2 = {1 - D:.4g} and sigma_a^2 E[(phi^2)'']/2 = {growth:.4g} "
-                         "must be below 1")
+                         f"point: sigma_a^2 E[(phi^2)'']/2 = {growth:.4g} must be below 1")
     a1 = sigma_b2 * d1**2 / D
     a4 = sigma_b2 / (1 - growth)
     L = sigma_b2 / D  # Lambda_ij = L S_ij to first order

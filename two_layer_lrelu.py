@@ -26,13 +26,17 @@ _K = 0.25 - 1 / (2 * math.pi)
 
 @dataclass(frozen=True)
 class LReLUMatch:
-    """Slopes of the two layers, a_l for x > 0 and b_l for x < 0, and the scale tau1 after the first."""
+    """Slopes of the two layers, a_l for x > 0 and b_l for x < 0, and the scale tau1 after the first.
+
+    root : 1 for the solution with the smallest curvature r_1 of the first layer, 2 for the next.
+    """
 
     a1: float
     b1: float
     a2: float
     b2: float
     tau1: float
+    root: int = 1
 
     @cached_property
     def layers(self) -> tuple[Activation, Activation]:
@@ -65,7 +69,7 @@ def solutions(target: KernelCoefficients, tau0: float = 1.0, tolerance: float = 
     # q^3 - (1 + kQ) q^2 - q + 1 + kP = 0 with q = 1 + k r, written in r so that r = 0 keeps its digits
     cubic = np.poly1d([_K**2, 2 * _K - _K**2 * Q, -2 * _K * Q, P - Q])
     slope = cubic.deriv()
-    found = []
+    curvatures = []
     for root in cubic.roots:
         if abs(root.imag) > 1e-7 * (1 + abs(root)):
             continue
@@ -78,20 +82,20 @@ def solutions(target: KernelCoefficients, tau0: float = 1.0, tolerance: float = 
         rounding = 1e-12 * (1 + P)
         if r1 < -rounding or r2 < -rounding:
             continue
-        found.append(_from_curvatures(max(r1, 0.0), max(r2, 0.0), target.c1, tau0))
-    if not found:
+        curvatures.append((max(r1, 0.0), max(r2, 0.0)))
+    if not curvatures:
         raise MatchError(f"no leaky-ReLU pair has P = 8 pi tau_0^2 alpha_2/alpha_1 = {P:.6g} with Q = 4 pi tau_0^2 "
                          f"alpha_3/alpha_1 = {Q:.6g}: every root of the cubic has a negative r_1 or r_2 "
                          "(P >= Q >= 0 is necessary)")
-    return tuple(sorted(found, key=lambda m: (m.a1 - m.b1) / (m.a1 + m.b1)))
+    return tuple(_from_curvatures(r1, r2, target.c1, tau0, root) for root, (r1, r2) in enumerate(sorted(curvatures), 1))
 
 
-def _from_curvatures(r1, r2, alpha1, tau0):
+def _from_curvatures(r1, r2, alpha1, tau0, root):
     q = 1 + _K * r1
     slopes = []
     for s, r in ((1 / q, r1), (alpha1 * q, r2)):
         slopes += [math.sqrt(s) * (1 + math.sqrt(r) / 2), math.sqrt(s) * (1 - math.sqrt(r) / 2)]
-    return LReLUMatch(*slopes, tau1=tau0)
+    return LReLUMatch(*slopes, tau1=tau0, root=root)
 
 
 def match(target: KernelCoefficients, tau0: float = 1.0) -> LReLUMatch:

@@ -48,9 +48,9 @@ def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
     low = math.sqrt(1 - sigma_a2) * tau0
     slack = 1 - sigma_a2 * activation.lipschitz**2
     # Poincare: Var[f(tau xi)] <= L^2 tau^2, which bounds the fixed point where sigma_a^2 L^2 < 1
-    high = low / math.sqrt(slack) * (1 + 1e-9) if slack > 0 else 2 * low
+    high = low / math.sqrt(slack) * (1 + 1e-9) if slack > 0 else 1.1 * low
     while excess(high) > 0:
-        low, high = high, 2 * high
+        low, high = high, 1.1 * high  # small steps: the excess may dip below 0 for a short while only
         if high > 1e8 * tau0:
             raise ValueError(f"no tau_* exists for activation {activation.name} at sigma_a^2 = {sigma_a2}: "
                              "sigma_a^2 Var[f(tau xi)] outgrows tau^2; take a smaller sigma_a^2")

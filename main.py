@@ -1,0 +1,200 @@
+"""The gateway to all experiments: flags in; accuracy logs, a table and a figure out.
+
+    python main.py                                                   the six networks on a Gaussian mixture
+    python main.py --dataset mnist --model l_relu_enn --dim 1024     one network on MNIST
+
+--model, --dim and --seed take several values: the data is loaded once and the grid is run. Nothing here is
+mathematics, and nothing heavy is imported before the flags are known to be good.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+# the lists of data_prepare.py and model.py, which tests hold equal: reading them there would import torch
+DATASETS = ("gmm", "mnist", "fashion_mnist", "cifar10", "npz")
+PRESETS = ("mixed", "two_class")
+MODELS = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):  # one line, without the usage text
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+
+
+def positive_int(text):
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return value
+
+
+def natural_int(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def bounded_float(low, high, what):
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low < value < high:
+            raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
+        return value
+    return parse
+
+
+def parse_arguments(argv=None):
+    parser = Parser(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
+    add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
+    add("--classes", nargs="+", type=natural_int, metavar="C", help="only these classes, such as 6 8")
+    add("--model", nargs="+", default=list(MODELS), choices=MODELS, metavar="MODEL", help=f"from {', '.join(MODELS)} (default: all)")
+    add("--dim", nargs="+", type=positive_int, default=[64, 256, 1024], help="width(s) (default: 64 256 1024)")
+    add("--seed", nargs="+", type=natural_int, default=[0], help="seed(s) of weights and order (default: 0)")
+    add("--train", default="readout", choices=("readout", "full"), help="the readout on fixed features, or every weight")
+    add("--lr", type=bounded_float(0, math.inf, "positive and finite"), default=1.0, help="learning rate (default: 1)")
+    add("--epoch", type=positive_int, default=10, help="epochs (default: 10)")
+    add("--batch_size", type=positive_int, default=128, help="batch size (default: 128)")
+    add("--opt", default="sgd", choices=("sgd", "adam"), help="optimizer (default: sgd)")
+    add("--asquare", type=bounded_float(0, 1, "between 0 and 1"), default=0.2,
+        help="sigma_a^2, for everything in the run; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)")
+    add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
+    add("--dataset_path", help="folder of the data, or the .npz file (default: data)")
+    add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
+    add("--output_path", default="results", help="folder for logs and figure (default: results)")
+    add("--save_path", default="checkpoints", help="folder for checkpoints (default: checkpoints)")
+    add("--resume", action="store_true", help="skip finished runs and go on with a killed one")
+    arguments = parser.parse_args(argv)
+    for flag in ("model", "dim", "seed", "classes"):
+        values = getattr(arguments, flag)
+        if values and len(set(values)) < len(values):
+            parser.error(f"argument --{flag}: a value is given twice")
+    if arguments.dataset == "npz" and not arguments.dataset_path:
+        parser.error("argument --dataset_path: the npz dataset needs the path of a .npz file")
+    for flag in ("output_path", "save_path"):
+        existing = next(p for p in (Path(getattr(arguments, flag)), *Path(getattr(arguments, flag)).absolute().parents) if p.exists())
+        if not existing.is_dir():
+            parser.error(f"argument --{flag}: {existing} is a file, not a folder")
+    return parser, arguments
+
+
+def print_theory(arguments, data, tau0, theories):
+    print(f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, p = {data.X_train.shape[1]}, "
+          f"{data.n_classes} classes; tau_0 = {tau0:.6g}, sigma_a^2 = {arguments.asquare:g}")
+    for name, theory in theories.items():
+        numbers = {k: v for k, v in theory.items() if isinstance(v, (int, float)) and k != "tau0"}
+        print(f"  {name:<11}" + "  ".join(f"{k} = {v:.6g}" for k, v in numbers.items()))
+
+
+def mean_std(values):
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
+
+
+def print_table(arguments, results):
+    print(f"\ntest accuracy in % after {arguments.epoch} epochs (mean ± std over {len(arguments.seed)} seed(s)), "
+          "and seconds a run")
+    print(f"{'model':<13}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
+    for model in arguments.model:
+        cells = []
+        for dim in arguments.dim:
+            runs = [results[model, dim, seed] for seed in arguments.seed]
+            mean, std = mean_std([100 * run.history[-1]["test_accuracy"] for run in runs])
+            cells.append(f"{mean:.2f} ± {std:.2f} {sum(run.seconds for run in runs) / len(runs):7.1f} s")
+        print(f"{model:<13}" + "".join(f"{cell:>24}" for cell in cells))
+
+
+def plot(arguments, data, results):
+    """Test accuracy against epoch at the largest width, and against width after the last epoch."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from utils import atomic_write
+
+    looks = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
+             "relu_enn": ("C0", ":", "unmatched ReLU-ENN"), "tanh_inn": ("C1", "-", "tanh-DEQ"),
+             "h_tanh_enn": ("C1", "--", "matched hard-tanh-ENN"), "tanh_enn": ("C1", ":", "unmatched tanh-ENN")}
+    #plt.style.use(Path(__file__).parent / "ck_ntk" / "paper.mplstyle")
+    panels = 2 if len(arguments.dim) > 1 else 1
+    figure, axes = plt.subplots(1, panels, figsize=(3.4 * panels, 2.7), squeeze=False, layout="constrained")
+    for model in arguments.model:
+        colour, line, label = looks[model]
+
+        def curve(dim, pick):
+            return [mean_std([100 * pick(results[model, dim, seed].history) for seed in arguments.seed])]
+
+        widest = max(arguments.dim)
+        by_epoch = [curve(widest, lambda h: h[e]["test_accuracy"])[0] for e in range(arguments.epoch)]
+        by_width = [curve(dim, lambda h: h[-1]["test_accuracy"])[0] for dim in sorted(arguments.dim)]
+        for axis, x, points in zip(axes[0], (range(1, arguments.epoch + 1), sorted(arguments.dim)), (by_epoch, by_width)):
+            mean, std = zip(*points)
+            axis.errorbar(x, mean, std, color=colour, linestyle=line, label=label, marker="o", markersize=3)
+    axes[0, 0].set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{data.name}, width {max(arguments.dim)}")
+    if panels == 2:
+        axes[0, 1].set(xlabel="width $m$", title=f"after {arguments.epoch} epochs", xscale="log")
+        axes[0, 1].set_xticks(sorted(arguments.dim), [str(d) for d in sorted(arguments.dim)], minor=False)
+        axes[0, 1].minorticks_off()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    path = Path(arguments.output_path) / f"accuracy_{arguments.dataset}.png"
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=200)
+    return path
+
+
+def main(argv=None):
+    parser, arguments = parse_arguments(argv)
+    try:
+        from data_prepare import load_dataset
+        from gaussian_integration import ACTIVATIONS
+        from model import build_model
+        from train import Config, check_output, fingerprint, run
+        from utils import check_assumptions, estimate_tau0, get_device
+
+        device = get_device(arguments.device)
+        data = load_dataset(arguments.dataset, arguments.dataset_path, preset=arguments.preset, classes=arguments.classes,
+                            vgg_path=arguments.vgg_path, device=device)
+        n, p = data.X_train.shape
+        if arguments.batch_size > n:
+            raise ValueError(f"--batch_size {arguments.batch_size} is larger than the training set of {n}")
+        tau0 = estimate_tau0(data.X_train)
+        theories = {name: build_model(name, 1, 1, 1, arguments.asquare, tau0).describe() for name in arguments.model}
+        grid = [Config(dataset=arguments.dataset, model=model, dim=dim, seed=seed, lr=arguments.lr, epoch=arguments.epoch,
+                       batch_size=arguments.batch_size, opt=arguments.opt, asquare=arguments.asquare, train=arguments.train,
+                       data=fingerprint(data))
+                for seed in arguments.seed for dim in arguments.dim for model in arguments.model]
+        check_output(grid, arguments.output_path)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for activation in {theory["activation"] for theory in theories.values() if "activation" in theory}:
+        for warning in check_assumptions(ACTIVATIONS[activation], arguments.asquare, tau0):
+            print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
+    print_theory(arguments, data, tau0, theories)
+    results = {}
+    try:
+        for config in grid:
+            results[config.model, config.dim, config.seed] = run(
+                config, data, lambda: build_model(config.model, p, config.dim, data.n_classes, config.asquare, tau0, config.seed),
+                arguments.output_path, arguments.save_path, device, arguments.resume)
+    except KeyboardInterrupt:
+        parser.exit(INTERRUPTED, f"{parser.prog}: interrupted; the same command with --resume goes on from here\n")
+    except ValueError as error:
+        parser.error(str(error))
+    except (RuntimeError, OSError) as error:
+        parser.exit(FAILED, f"{parser.prog}: failed: {error}\n")
+    print_table(arguments, results)
+    print(f"\nlogs in {arguments.output_path}, figure {plot(arguments, data, results)}")
+
+
+if __name__ == "__main__":
+    main()

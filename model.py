@@ -1,0 +1,162 @@
+"""The six networks of the paper, in its scaling, as torch modules.
+
+    DEQ   z = phi(sigma_a A z + sigma_b B x)/sqrt(m)              phi centred at tau_*
+    ENN   x_l = sigma_l(W_l x_{l-1})/sqrt(m),  l = 1 .. L         each sigma_l centred at its input scale
+
+with entries of A (m, m), B (m, p), W_l and of the readout all N(0, 1) and |x| of order tau_0. `features(x)` is the
+last hidden layer, `forward(x)` the logits. With one seed all networks share B = W_1 and the readout.
+
+    inn          ReLU-DEQ                           l_relu_enn   its matched two-layer leaky-ReLU network
+    tanh_inn     tanh-DEQ                           h_tanh_enn   its matched one-layer hard-tanh network
+    relu_enn     unmatched: two centred ReLU layers, input scaled by sigma_b
+    tanh_enn     unmatched: one tanh layer, input scaled by sigma_b
+"""
+
+import math
+from dataclasses import asdict
+from typing import Sequence
+
+import torch
+from torch import nn
+
+import one_layer_tanh
+import two_layer_lrelu
+from coefficients import KernelCoefficients, explicit_ck, implicit_ck
+from fixed_point import FixedPoint, Picard
+from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments
+from utils import generator, get_tau
+
+MODELS = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")
+
+
+def _normal(*shape, seed):
+    return nn.Parameter(torch.randn(*shape, generator=generator(*seed)))
+
+
+def _readout(dim, n_classes, seed):
+    readout = nn.Linear(dim, n_classes, bias=False)
+    readout.weight = _normal(n_classes, dim, seed=(seed, "readout"))
+    return readout
+
+
+class DEQ(nn.Module):
+    """Deep equilibrium model; its features are the fixed point, differentiated implicitly.
+
+    Parameters
+    ----------
+    activation : not centred; the module centres it at tau_*.
+    p, dim, n_classes : input dimension, width m, number of outputs.
+    sigma_a2, tau0 : weight variance, and scale of the data, which fix tau_*.
+    seed : of the weights.
+
+    Attributes
+    ----------
+    tau : tau_*.
+    coefficients : of its conjugate kernel.
+    fixed_point : solver and iteration counts of the last call.
+    """
+
+    def __init__(self, activation: Activation, p: int, dim: int, n_classes: int, sigma_a2: float, tau0: float = 1.0,
+                 seed: int = 0, solver=Picard()):
+        super().__init__()
+        self.activation, self.sigma_a2, self.tau0 = activation, sigma_a2, tau0
+        self.tau = get_tau(activation, sigma_a2, tau0)
+        self.phi = centre(activation, self.tau)
+        self.coefficients = implicit_ck(activation, sigma_a2, tau0)
+        self.fixed_point = FixedPoint(solver)
+        self.A = _normal(dim, dim, seed=(seed, "A"))
+        self.B = _normal(dim, p, seed=(seed, "first"))
+        self.readout = _readout(dim, n_classes, seed)
+
+    def features(self, x):
+        """The equilibrium z (n, m) of inputs x (n, p)."""
+        # in v = sqrt(m) z, with the scales folded into the weights: v = phi(W v + u)
+        root = math.sqrt(len(self.A))
+        W = self.A * (math.sqrt(self.sigma_a2) / root)
+        u = (x @ self.B.T).mul_(math.sqrt(1 - self.sigma_a2))
+        return self.fixed_point(self._step, self.phi.fn(u.detach()), W, u) / root
+
+    def _step(self, v, W, u):
+        return self.phi.fn(torch.addmm(u, v, W.T))
+
+    def forward(self, x):
+        return self.readout(self.features(x))
+
+    def describe(self) -> dict:
+        """The scalars of the theory, as they are printed and logged."""
+        return {"activation": self.activation.name, "tau0": self.tau0, "tau": self.tau, **_named(self.coefficients)}
+
+
+class ENN(nn.Module):
+    """Explicit network of len(layers) hidden layers of one width.
+
+    Parameters
+    ----------
+    layers : one activation a hidden layer, used as given (a matched network's are centred already).
+    p, dim, n_classes : input dimension, width m, number of outputs.
+    tau0 : scale of the data.
+    input_scale : factor on the input (sigma_b for the paper's unmatched networks).
+    seed : of the weights.
+    match : the match that the layers come from, a dataclass, for `describe`.
+    """
+
+    def __init__(self, layers: Sequence[Activation], p: int, dim: int, n_classes: int, tau0: float = 1.0,
+                 input_scale: float = 1.0, seed: int = 0, match=None):
+        super().__init__()
+        self.layers, self.tau0, self.input_scale, self.match = tuple(layers), tau0, input_scale, match
+        ck = explicit_ck(self.layers, tau0 * input_scale)
+        # the kernel of the scaled input, as a function of the input itself
+        self.coefficients = KernelCoefficients(ck.diag, ck.c1 * input_scale**2, ck.c2 * input_scale**4,
+                                               ck.c3 * input_scale**4)
+        self.weights = nn.ParameterList([_normal(dim, p, seed=(seed, "first"))])
+        self.weights.extend(_normal(dim, dim, seed=(seed, "hidden", index)) for index in range(2, len(self.layers) + 1))
+        self.readout = _readout(dim, n_classes, seed)
+
+    def features(self, x):
+        """The last hidden layer (n, m) of inputs x (n, p)."""
+        scale = self.input_scale
+        for weight, layer in zip(self.weights, self.layers):
+            x = layer.fn((x @ weight.T) * scale)
+            scale = 1 / math.sqrt(len(weight))
+        return x * scale
+
+    def forward(self, x):
+        return self.readout(self.features(x))
+
+    def describe(self) -> dict:
+        """The scalars of the theory, as they are printed and logged."""
+        return {"layers": [layer.name for layer in self.layers], "tau0": self.tau0, "input_scale": self.input_scale,
+                **_named(self.coefficients), **(asdict(self.match) if self.match else {})}
+
+
+def _named(ck: KernelCoefficients) -> dict:
+    return {"gamma2": ck.diag, "alpha1": ck.c1, "alpha2": ck.c2, "alpha3": ck.c3}
+
+
+def _centred_layers(activations, tau):
+    layers = []
+    for activation in activations:
+        layers.append(centre(activation, tau))
+        tau = math.sqrt(gaussian_moments(activation, tau).variance)
+    return layers
+
+
+def build_model(name: str, p: int, dim: int, n_classes: int, sigma_a2: float, tau0: float = 1.0, seed: int = 0) -> nn.Module:
+    """One of `MODELS` for data of dimension p and scale tau_0, float32 on the CPU."""
+    relu, tanh = ACTIVATIONS["relu"], ACTIVATIONS["tanh"]
+    if name == "inn":
+        return DEQ(relu, p, dim, n_classes, sigma_a2, tau0, seed)
+    if name == "tanh_inn":
+        return DEQ(tanh, p, dim, n_classes, sigma_a2, tau0, seed)
+    if name == "l_relu_enn":
+        found = two_layer_lrelu.match(implicit_ck(relu, sigma_a2, tau0), tau0)
+        return ENN(found.layers, p, dim, n_classes, tau0, seed=seed, match=found)
+    if name == "h_tanh_enn":
+        found = one_layer_tanh.match(implicit_ck(tanh, sigma_a2, tau0), tau0)
+        return ENN(found.layers, p, dim, n_classes, tau0, seed=seed, match=found)
+    sigma_b = math.sqrt(1 - sigma_a2)
+    if name == "relu_enn":
+        return ENN(_centred_layers([relu, relu], sigma_b * tau0), p, dim, n_classes, tau0, sigma_b, seed)
+    if name == "tanh_enn":
+        return ENN([tanh], p, dim, n_classes, tau0, sigma_b, seed)
+    raise ValueError(f"unknown model {name!r}: choose from {', '.join(MODELS)}")

@@ -1,0 +1,316 @@
+"""Training loops, checkpoints and accuracy logs.
+
+`--train readout` is the regime of the conjugate kernel: hidden weights stay as drawn, so the features are computed
+once and only a linear softmax readout is trained on them, from zero. `--train full` trains every weight; a DEQ's
+gradient is implicit (fixed_point.py).
+
+A run writes, after each epoch, `{dim}_train_{model}_{dataset}.json` and `{dim}_test_...` (lists of accuracies; seed s
+other than 0 in the folder `seed_s`), one line in `metrics.jsonl`, and a checkpoint that holds all of these, so that a
+killed run goes on to the same bytes.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from data_prepare import Dataset
+from utils import atomic_write, generator
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (the loss is no longer a number); the logs so far are kept."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines the numbers of one run; `data` is a fingerprint of the samples."""
+
+    dataset: str
+    model: str
+    dim: int
+    lr: float
+    epoch: int
+    batch_size: int
+    seed: int = 0
+    opt: str = "sgd"
+    asquare: float = 0.2
+    train: str = "readout"
+    data: str = ""
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} dim {self.dim} seed {self.seed}"
+
+
+def fingerprint(data: Dataset) -> str:
+    """Short hash of a dataset's arrays."""
+    digest = hashlib.sha256()
+    for array in (data.X_train, data.y_train, data.X_test, data.y_test):
+        digest.update(str(tuple(array.shape)).encode())
+        digest.update(array.numpy())
+    return digest.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# files
+
+def log_path(config: Config, output_path, split: str) -> Path:
+    folder = Path(output_path) if config.seed == 0 else Path(output_path) / f"seed_{config.seed}"
+    return folder / f"{config.dim}_{split}_{config.model}_{config.dataset}.json"
+
+
+def checkpoint_path(config: Config, save_path) -> Path:
+    return Path(save_path) / f"{config.dim}_{config.model}_{config.dataset}_seed{config.seed}_{config.key}.pt"
+
+
+def read_metrics(output_path) -> list[dict]:
+    """The lines of metrics.jsonl; a last line cut short by a kill is passed over."""
+    path = Path(output_path) / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def check_output(configs: list[Config], output_path) -> None:
+    """Raises ValueError if the folder holds a log of the same name that another configuration wrote."""
+    owner = {(c["dim"], c["model"], c["dataset"], c["seed"]): r["run"]
+             for r in read_metrics(output_path) if r.get("event") == "run" for c in (r["config"],)}
+    for config in configs:
+        path = log_path(config, output_path, "test")
+        if path.exists() and owner.get((config.dim, config.model, config.dataset, config.seed)) != config.key:
+            raise ValueError(f"{path} is the log of another configuration: pass another --output_path, or move it away")
+
+
+class RunFiles:
+    """The files of one run: accuracy logs, metrics lines, checkpoint."""
+
+    def __init__(self, config: Config, output_path, save_path):
+        self.config, self.output_path = config, Path(output_path)
+        self.checkpoint = checkpoint_path(config, save_path)
+        self.history: list[dict] = []
+        self.setup_seconds = 0.0  # building the network and its features, over all attempts
+        self.output_path.mkdir(parents=True, exist_ok=True)
+
+    def restore(self, device) -> dict | None:
+        """State of the checkpoint, with the history and the logs brought up to it; None if there is none."""
+        if not self.checkpoint.exists():
+            return None
+        try:
+            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
+            self.history, self.setup_seconds = state.pop("history"), state.pop("setup_seconds")
+        except Exception as error:
+            raise ValueError(f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, "
+                             "or run without --resume") from None
+        known = {r["epoch"] for r in read_metrics(self.output_path)
+                 if r.get("event") == "epoch" and r["run"] == self.config.key}
+        for record in self.history:
+            if record["epoch"] not in known:
+                self.note("epoch", **record)
+        self._write_logs()
+        return state
+
+    def epoch_done(self, record: dict, state: dict) -> None:
+        """Checkpoint first: whatever is killed after it, `restore` writes again."""
+        self.history.append(record)
+        with atomic_write(self.checkpoint) as file:
+            torch.save({**state, "history": self.history, "setup_seconds": self.setup_seconds}, file)
+        self._write_logs()
+        self.note("epoch", **record)
+
+    def result(self) -> "Result":
+        return Result(self.history, self.setup_seconds + sum(record["seconds"] for record in self.history))
+
+    def _write_logs(self):
+        for split in ("train", "test"):
+            with atomic_write(log_path(self.config, self.output_path, split), "w") as file:
+                json.dump([record[f"{split}_accuracy"] for record in self.history], file)
+
+    def note(self, event: str, **values) -> None:
+        """One line of metrics.jsonl: a single append, so that two processes may share the file."""
+        c = self.config
+        line = {"event": event, "run": c.key, "dataset": c.dataset, "model": c.model, "dim": c.dim, "seed": c.seed, **values}
+        path = self.output_path / "metrics.jsonl"
+        torn = b"\n" if path.exists() and path.stat().st_size and path.open("rb").read()[-1:] != b"\n" else b""
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(handle, torn + (json.dumps(line) + "\n").encode())
+        finally:
+            os.close(handle)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# training
+
+def extract_features(model, X: torch.Tensor, device="cpu", batch_size: int = 512) -> tuple[torch.Tensor, int]:
+    """Features (n, m) of X (n, p), in batches that stay in cache, and the most solver iterations that a batch took."""
+    out = torch.empty(len(X), model.readout.in_features, device=device)
+    iterations = 0
+    with torch.no_grad():
+        for start in tqdm(range(0, len(X), batch_size), desc="features", leave=False, disable=None, delay=1):
+            rows = slice(start, start + batch_size)
+            out[rows] = model.features(X[rows].to(device))
+            iterations = max(iterations, model.fixed_point.iterations if hasattr(model, "fixed_point") else 0)
+    return out, iterations
+
+
+def make_optimizer(parameters, config: Config) -> torch.optim.Optimizer:
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[config.opt]
+    return kind(parameters, lr=config.lr, fused=True)
+
+
+class ReadoutTask:
+    """A softmax readout, without bias and from zero, on fixed features."""
+
+    def __init__(self, model, data: Dataset, config: Config, device):
+        self.config = config
+        self.train, self.iterations = extract_features(model, data.X_train, device)
+        self.test, _ = extract_features(model, data.X_test, device)
+        self.y_train, self.y_test = data.y_train.to(device), data.y_test.to(device)
+        self.weight = torch.nn.Parameter(torch.zeros(data.n_classes, self.train.shape[1], device=device))
+        self.optimizer = make_optimizer([self.weight], config)
+        self.buffer = torch.empty(config.batch_size, self.train.shape[1], device=device)
+
+    def state(self) -> dict:
+        return {"weight": self.weight.detach(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict) -> None:
+        with torch.no_grad():
+            self.weight.copy_(state["weight"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    @torch.no_grad()
+    def epoch(self, order: torch.Tensor) -> dict:
+        """One pass over the samples in the given order. Loss and accuracy are those seen on the way."""
+        loss = torch.zeros((), dtype=torch.float64, device=order.device)
+        correct = torch.zeros((), dtype=torch.int64, device=order.device)
+        for index in order.split(self.config.batch_size):
+            x, y = self.buffer[:len(index)], self.y_train[index]
+            torch.index_select(self.train, 0, index, out=x)
+            # the gradient of the mean cross-entropy of a linear model, written out: (softmax - onehot)^T x / n
+            log_p = (x @ self.weight.T).log_softmax(1)
+            correct += (log_p.argmax(1) == y).sum()
+            y = y[:, None]
+            loss -= log_p.gather(1, y).sum()
+            delta = log_p.exp_().scatter_add_(1, y, torch.full_like(log_p[:, :1], -1))
+            self.weight.grad = (delta.T @ x).div_(len(index))
+            self.optimizer.step()
+        return {"train_loss": loss.item() / len(order), "train_accuracy": correct.item() / len(order)}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict:
+        logits = self.test @ self.weight.T
+        return {"test_loss": F.cross_entropy(logits, self.y_test).item(),
+                "test_accuracy": (logits.argmax(1) == self.y_test).sum().item() / len(logits)}
+
+
+class FullTask:
+    """Every weight trained, by automatic differentiation (implicit, for a DEQ)."""
+
+    def __init__(self, model, data: Dataset, config: Config, device):
+        self.model, self.config = model.to(device), config
+        self.train, self.y_train = data.X_train.to(device), data.y_train.to(device)
+        self.test, self.y_test = data.X_test.to(device), data.y_test.to(device)
+        self.optimizer = make_optimizer(self.model.parameters(), config)
+
+    def state(self) -> dict:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def epoch(self, order: torch.Tensor) -> dict:
+        """One pass over the samples in the given order. Loss and accuracy are those seen on the way."""
+        self.model.train()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=order.device)
+        correct = torch.zeros((), dtype=torch.int64, device=order.device)
+        solver = getattr(self.model, "fixed_point", None)
+        steps = forward = backward = 0
+        for index in tqdm(order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None, delay=1):
+            y = self.y_train[index]
+            logits = self.model(self.train[index])
+            loss = F.cross_entropy(logits, y)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            loss_sum += loss.detach().double() * len(index)
+            correct += (logits.detach().argmax(1) == y).sum()
+            if solver:
+                steps, forward, backward = steps + 1, forward + solver.iterations, backward + solver.backward_iterations
+        record = {"train_loss": loss_sum.item() / len(order), "train_accuracy": correct.item() / len(order)}
+        if solver:
+            record |= {"forward_iterations": forward / steps, "backward_iterations": backward / steps}
+        return record
+
+    @torch.no_grad()
+    def evaluate(self) -> dict:
+        self.model.eval()
+        loss, correct = 0.0, 0
+        for x, y in zip(self.test.split(512), self.y_test.split(512)):
+            logits = self.model(x)
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
+            correct += (logits.argmax(1) == y).sum().item()
+        return {"test_loss": loss / len(self.test), "test_accuracy": correct / len(self.test)}
+
+
+TASKS = {"readout": ReadoutTask, "full": FullTask}
+
+
+@dataclass(frozen=True)
+class Result:
+    """history : one record an epoch, as in metrics.jsonl; seconds : what the whole run took, setup included."""
+
+    history: list[dict]
+    seconds: float
+
+
+def run(config: Config, data: Dataset, make_model, output_path, save_path, device="cpu", resume: bool = False) -> Result:
+    """Train one model and write its logs.
+
+    Parameters
+    ----------
+    make_model : called with no arguments for the network, unless the run is already finished.
+    resume : go on from this configuration's checkpoint, if there is one.
+
+    Raises
+    ------
+    TrainingError : the loss is no longer finite. ConvergenceError : an equilibrium was not found.
+    """
+    files = RunFiles(config, output_path, save_path)
+    state = files.restore(device) if resume else None
+    if len(files.history) >= config.epoch:
+        return files.result()
+    start = time.perf_counter()
+    model = make_model().to(device)
+    task = TASKS[config.train](model, data, config, device)
+    if state:
+        task.load(state)
+    files.setup_seconds += time.perf_counter() - start
+    files.note("run", config=asdict(config), theory=model.describe(), device=str(device), resumed_at=len(files.history),
+               setup_seconds=files.setup_seconds, solver_iterations=getattr(task, "iterations", None))
+    epochs = range(len(files.history) + 1, config.epoch + 1)
+    for epoch in tqdm(epochs, desc=config.title, leave=False, disable=None, delay=1):
+        start = time.perf_counter()
+        order = torch.randperm(len(data.X_train), generator=generator(config.seed, "order", epoch)).to(device)
+        record = {"epoch": epoch, **task.epoch(order), **task.evaluate()}
+        if not math.isfinite(record["train_loss"] + record["test_loss"]):
+            raise TrainingError(f"{config.title}: the loss became {record['train_loss']} in epoch {epoch}; "
+                                f"take a smaller --lr (it was {config.lr:g}). The logs up to epoch {epoch - 1} are kept")
+        files.epoch_done({**record, "seconds": time.perf_counter() - start}, task.state())
+    return files.result()

@@ -70,6 +70,8 @@ def test_jacobian_radius_is_below_the_rate_and_the_asymptotic_mapping_is_zero(ac
     J = torch.autograd.functional.jacobian(lambda z: layer.step(z[None], W, b)[0], star[0])
     rate = rate_bound(lambda z: layer.step(z, W, b), star).item()
     assert torch.linalg.eigvals(J).abs().max().item() <= rate + 1e-12 < 1 + 1e-12
+    sharper = [rate_bound(lambda z: layer.step(z, W, b), star, steps).item() for steps in (1, 3, 6)]
+    assert torch.linalg.eigvals(J).abs().max().item() - 1e-12 <= sharper[2] <= sharper[1] <= sharper[0] == rate
     ray = torch.rand(1, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for t in (1e3, 1e6):
         assert (layer.step(t * ray, W, b) / t).max() <= 6 / t
@@ -219,8 +221,9 @@ def test_networks_of_both_image_sizes_train_a_step(name, shape):
     assert logits.shape == (3, 10)
     logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    forward, backward = network.iterations()
-    assert 1 <= forward < 1000 and 1 <= backward < 1000
+    points = [layer.fixed_point for layer in network.equilibria]
+    assert len(points) == (3 if name.startswith("multi") else 1)
+    assert all(1 <= count < 1000 for point in points for count in (point.iterations, point.backward_iterations))
     network.eval()
     with torch.no_grad():
         torch.testing.assert_close(network(x.flatten(1)), network(x))
@@ -240,6 +243,15 @@ def test_architecture_is_the_published_one(name, shape, count):
     for layer in network.equilibria:
         m, W = layer.inner.weight.shape[0], layer.inner.weight
         assert 0 <= W.min() and 0.009 / math.sqrt(2 * m) < W.max() <= 0.01 / math.sqrt(2 * m) + 1e-9
+
+
+def test_widths_and_size_are_described_and_augmentation_widens_three_convolutions_on_colour():
+    plain, augmented = (build_pcdeq("multi_conv_pcdeq_1", "relu6", (3, 32, 32), 10, augmented=flag) for flag in (False, True))
+    assert plain.describe()["widths"] == [20, 50, 80] and augmented.describe()["widths"] == [100, 120, 140]
+    assert plain.describe()["parameters"] == sum(p.numel() for p in plain.parameters())
+    for name, shape in (("multi_conv_pcdeq_1", (1, 28, 28)), ("single_conv_pcdeq_1", (3, 32, 32))):
+        widths = [build_pcdeq(name, "tanh", shape, 10, augmented=flag).describe()["widths"] for flag in (False, True)]
+        assert widths[0] == widths[1]
 
 
 def test_one_seed_one_network_and_the_global_generator_is_left_alone():

@@ -1,0 +1,114 @@
+import sys
+
+import pytest
+import torch
+
+import data_prepare
+from conftest import ROOT
+from data_prepare import VGG16, cifar10_images, load_vgg16
+from test_data_prepare import SMALL, write_cifar
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import pretrain_vgg  # noqa: E402
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the script on a tiny image folder with a small network; gives the bytes of the weights that it wrote."""
+    monkeypatch.setattr(data_prepare, "VGG16_WIDTHS", SMALL)
+    write_cifar(tmp_path)
+
+    def run(name, *flags):
+        output = tmp_path / f"{name}.pth"
+        pretrain_vgg.main(["--dataset_path", str(tmp_path), "--output", str(output), "--checkpoint", str(tmp_path / f"{name}.ckpt"),
+                           "--device", "cpu", "--batch_size", "5", "--epochs", "4", *flags])
+        return torch.load(output, weights_only=True)
+    return run
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_writes_float16_weights_that_load(run, tmp_path, capsys):
+    state = run("a")
+    assert all(v.dtype == torch.float16 for v in state.values() if v.is_floating_point())
+    net = load_vgg16(tmp_path / "a.pth")
+    data = cifar10_images(tmp_path)
+    printed = capsys.readouterr().out
+    assert f"test accuracy {pretrain_vgg.accuracy(net, data.test, data.test_labels):.4f} on 10 images" in printed
+    assert printed.count("training accuracy") == 4
+
+
+def test_same_seed_same_weights_other_seed_others(run):
+    first = run("a")
+    assert same(first, run("b")) and not same(first, run("c", "--seed", "1"))
+
+
+@pytest.mark.parametrize("step", [4, 9])  # in the first epoch, and in the third after two checkpoints
+def test_killed_and_resumed_ends_the_same(run, monkeypatch, step):
+    whole = run("whole")
+    steps, loss = [], pretrain_vgg.cross_entropy
+
+    def die(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == step:
+            raise KeyboardInterrupt
+        return loss(*args, **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_vgg, "cross_entropy", die)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed")
+    assert same(whole, run("killed", "--resume"))
+
+
+def test_learns(run, tmp_path):
+    run("a", "--epochs", "60", "--lr", "0.05", "--batch_size", "20", "--dropout", "0")
+    data = cifar10_images(tmp_path)
+    assert pretrain_vgg.accuracy(load_vgg16(tmp_path / "a.pth"), data.test, data.test_labels) > 0.5
+
+
+@pytest.mark.parametrize("flags, what", [
+    (["--epochs", "0"], "positive"), (["--batch_size", "21"], "more than the 20 training images"), (["--epochs", "x"], "positive"),
+    (["--lr", "1e30"], "smaller --lr"), (["--device", "cuda:99"], "cuda:99")])
+def test_bad_flags(run, tmp_path, capsys, flags, what):
+    with pytest.raises(SystemExit) as stop:
+        run("a", *flags)
+    assert stop.value.code == 2 and what in capsys.readouterr().err
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_resume_refuses_other_settings_and_damaged_checkpoints(run, tmp_path, capsys):
+    run("a")
+    with pytest.raises(SystemExit):
+        run("a", "--resume", "--seed", "3")
+    assert "resume with the same" in capsys.readouterr().err
+    (tmp_path / "a.ckpt").write_bytes(b"PK damaged")
+    with pytest.raises(SystemExit):
+        run("a", "--resume")
+    assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [24, 32])
+def test_crops_are_shifts_near_the_centre(size):
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8)
+    shifts = [image[top:top + size, left:left + size] for top in range(40 - size + 1) for left in range(40 - size + 1)
+              if abs(top - (40 - size) / 2) <= 4 and abs(left - (40 - size) / 2) <= 4]
+    batch = image.expand(300, 40, 40, 3)
+    for mirrored in (False, True):
+        crops = pretrain_vgg.augment(batch, torch.full((300,), mirrored), size, torch.Generator().manual_seed(0))
+        assert crops.shape == (300, 3, size, size) and crops.is_contiguous(memory_format=torch.channels_last)
+        crops = crops.flip(3) if mirrored else crops
+        found = {next(i for i, shift in enumerate(shifts) if torch.equal(crop.permute(1, 2, 0), shift)) for crop in crops}
+        assert len(found) > 70  # of 81
+
+
+def test_one_cycle_rises_then_falls_to_nearly_nothing():
+    rates = [pretrain_vgg.one_cycle(step, 1000) for step in range(1000)]
+    assert max(rates) <= 1 and max(rates) > 0.99 and rates[0] < 0.01 and rates[-1] < 0.01 and rates.index(max(rates)) in range(195, 205)
+
+
+def test_small_images_too_end_as_one_pixel():
+    with torch.no_grad():
+        assert VGG16().eval()(torch.zeros(1, 3, 24, 24, dtype=torch.uint8)).shape == (1, 10)

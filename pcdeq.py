@@ -152,6 +152,17 @@ def keep_nonnegative(network: PcDEQNetwork, optimizer: torch.optim.Optimizer):
     return optimizer.register_step_post_hook(project)
 
 
+def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Images (n, c, h, w), each shifted by up to 4 pixels each way (0 moves in) and flipped left to right or not."""
+    n, _, h, w = images.shape
+    down, right = torch.randint(9, (2, n, 1), generator=generator)
+    rows, columns = torch.arange(h) + down, torch.arange(w) + right
+    columns = torch.where(torch.rand(n, 1, generator=generator) < 0.5, columns.flip(1), columns)
+    rows, columns = rows.to(images.device)[:, :, None], columns.to(images.device)[:, None, :]
+    padded = F.pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)
+    return padded[torch.arange(n, device=images.device)[:, None, None], rows, columns].permute(0, 3, 1, 2).contiguous()
+
+
 def _show(shape):
     return "x".join(map(str, shape))
 

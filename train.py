@@ -2,7 +2,7 @@
 
 `--train readout` is the regime of the conjugate kernel: hidden weights stay as drawn, so the features are computed
 once and only a linear softmax readout is trained on them, from zero. `--train full` trains every weight; a DEQ's
-gradient is implicit (fixed_point.py).
+gradient is implicit (fixed_point.py). A positive concave DEQ has all its weights trained, and projected (pcdeq.py).
 
 A run writes, after each epoch, `{dim}_train_{model}_{dataset}.json` and `{dim}_test_...` (lists of accuracies; seed s
 other than 0 in the folder `seed_s`), one line in `metrics.jsonl`, and a checkpoint that holds all of these, so that a
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data_prepare import Dataset
+from pcdeq import augment, keep_nonnegative
 from utils import atomic_write, generator
 
 
@@ -43,6 +44,10 @@ class Config:
     opt: str = "sgd"
     asquare: float = 0.2
     train: str = "readout"
+    activation: str = ""  # this and the next three: of a positive concave DEQ
+    weight_decay: float = 0.0
+    milestone: int = 0
+    aug: bool = False
     data: str = ""
 
     @property
@@ -75,6 +80,11 @@ def checkpoint_path(config: Config, save_path) -> Path:
     return Path(save_path) / f"{config.dim}_{config.model}_{config.dataset}_seed{config.seed}_{config.key}.pt"
 
 
+def best_path(config: Config, save_path) -> Path:
+    """The weights after the epoch of the best test accuracy, where every weight is trained."""
+    return checkpoint_path(config, save_path).with_suffix(".best.pt")
+
+
 def read_metrics(output_path) -> list[dict]:
     """The lines of metrics.jsonl; a last line cut short by a kill is passed over."""
     path = Path(output_path) / "metrics.jsonl"
@@ -85,6 +95,12 @@ def read_metrics(output_path) -> list[dict]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-min(1, path.stat().st_size), os.SEEK_END)
+        return file.read()
 
 
 def check_output(configs: list[Config], output_path) -> None:
@@ -102,7 +118,7 @@ class RunFiles:
 
     def __init__(self, config: Config, output_path, save_path):
         self.config, self.output_path = config, Path(output_path)
-        self.checkpoint = checkpoint_path(config, save_path)
+        self.checkpoint, self.best = checkpoint_path(config, save_path), best_path(config, save_path)
         self.history: list[dict] = []
         self.setup_seconds = 0.0  # building the network and its features, over all attempts
         self.output_path.mkdir(parents=True, exist_ok=True)
@@ -127,6 +143,9 @@ class RunFiles:
 
     def epoch_done(self, record: dict, state: dict) -> None:
         """Checkpoint first: whatever is killed after it, `restore` writes again."""
+        if "model" in state and all(record["test_accuracy"] > r["test_accuracy"] for r in self.history):
+            with atomic_write(self.best) as file:
+                torch.save(state["model"], file)
         self.history.append(record)
         with atomic_write(self.checkpoint) as file:
             torch.save({**state, "history": self.history, "setup_seconds": self.setup_seconds}, file)
@@ -146,7 +165,7 @@ class RunFiles:
         c = self.config
         line = {"event": event, "run": c.key, "dataset": c.dataset, "model": c.model, "dim": c.dim, "seed": c.seed, **values}
         path = self.output_path / "metrics.jsonl"
-        torn = b"\n" if path.exists() and path.stat().st_size and path.open("rb").read()[-1:] != b"\n" else b""
+        torn = b"\n" if path.exists() and _last_byte(path) not in (b"\n", b"") else b""  # a line cut short by a kill
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(handle, torn + (json.dumps(line) + "\n").encode())
@@ -170,8 +189,8 @@ def extract_features(model, X: torch.Tensor, device="cpu", batch_size: int = 512
 
 
 def make_optimizer(parameters, config: Config) -> torch.optim.Optimizer:
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[config.opt]
-    return kind(parameters, lr=config.lr, fused=True)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.opt]
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 class ReadoutTask:
@@ -235,26 +254,29 @@ class FullTask:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
+    def batch(self, index: torch.Tensor) -> torch.Tensor:
+        return self.train[index]
+
     def epoch(self, order: torch.Tensor) -> dict:
         """One pass over the samples in the given order. Loss and accuracy are those seen on the way."""
         self.model.train()
         loss_sum = torch.zeros((), dtype=torch.float64, device=order.device)
         correct = torch.zeros((), dtype=torch.int64, device=order.device)
-        solver = getattr(self.model, "fixed_point", None)
+        solvers = [layer.fixed_point for layer in self.model.modules() if hasattr(layer, "fixed_point")]
         steps = forward = backward = 0
         for index in tqdm(order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None, delay=1):
             y = self.y_train[index]
-            logits = self.model(self.train[index])
+            logits = self.model(self.batch(index))
             loss = F.cross_entropy(logits, y)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             loss_sum += loss.detach().double() * len(index)
             correct += (logits.detach().argmax(1) == y).sum()
-            if solver:
+            for solver in solvers:
                 steps, forward, backward = steps + 1, forward + solver.iterations, backward + solver.backward_iterations
         record = {"train_loss": loss_sum.item() / len(order), "train_accuracy": correct.item() / len(order)}
-        if solver:
+        if solvers:
             record |= {"forward_iterations": forward / steps, "backward_iterations": backward / steps}
         return record
 
@@ -269,7 +291,36 @@ class FullTask:
         return {"test_loss": loss / len(self.test), "test_accuracy": correct / len(self.test)}
 
 
-TASKS = {"readout": ReadoutTask, "full": FullTask}
+class PcDEQTask(FullTask):
+    """A positive concave DEQ: weights kept nonnegative, learning rate times 0.1 after the milestone, images augmented."""
+
+    def __init__(self, model, data: Dataset, config: Config, device):
+        super().__init__(model, data, config, device)
+        keep_nonnegative(self.model, self.optimizer)
+        self.generator = generator(config.seed, "augmentation")
+        self.epochs = 0
+
+    def state(self) -> dict:
+        return {**super().state(), "augmentation": self.generator.get_state(), "epochs": self.epochs}
+
+    def load(self, state: dict) -> None:
+        super().load(state)
+        self.generator.set_state(state["augmentation"].cpu())
+        self.epochs = state["epochs"]
+
+    def batch(self, index: torch.Tensor) -> torch.Tensor:
+        images = super().batch(index).view(-1, *self.model.image_shape)
+        return augment(images, self.generator) if self.config.aug else images
+
+    def epoch(self, order: torch.Tensor) -> dict:
+        if self.epochs == self.config.milestone > 0:
+            for group in self.optimizer.param_groups:
+                group["lr"] *= 0.1
+        self.epochs += 1
+        return super().epoch(order)
+
+
+TASKS = {"readout": ReadoutTask, "full": FullTask, "pcdeq": PcDEQTask}
 
 
 @dataclass(frozen=True)

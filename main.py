@@ -2,6 +2,7 @@
 
     python main.py                                                   the six networks on a Gaussian mixture
     python main.py --dataset mnist --model l_relu_enn --dim 1024     one network on MNIST
+    python main.py --dataset mnist --model linear_pcdeq_1            a positive concave DEQ on MNIST
 
 --model, --dim and --seed take several values: the data is loaded once and the grid is run. Nothing here is
 mathematics, and nothing heavy is imported before the flags are known to be good.
@@ -12,10 +13,19 @@ import math
 import sys
 from pathlib import Path
 
-# the lists of data_prepare.py and model.py, which tests hold equal: reading them there would import torch
-DATASETS = ("gmm", "mnist", "fashion_mnist", "cifar10", "npz")
+# the lists of data_prepare.py, model.py and pcdeq.py, which tests hold equal: reading them there would import torch
+DATASETS = ("gmm", "mnist", "fashion_mnist", "cifar10", "cifar10_images", "svhn", "npz")
 PRESETS = ("mixed", "two_class")
 MODELS = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")
+PCDEQS = ("linear_pcdeq_1", "linear_pcdeq_2", "single_conv_pcdeq_1", "single_conv_pcdeq_2",
+          "multi_conv_pcdeq_1", "multi_conv_pcdeq_2")
+PCDEQ_ACTIVATIONS = ("tanh", "softsign", "relu6", "sigmoid")
+
+# what a flag that is not given becomes, for the paper's networks and for positive concave DEQs; None: it is not theirs
+DEFAULTS = {"dim": [64, 256, 1024], "train": "readout", "lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd",
+            "asquare": 0.2, "activation": None, "weight_decay": None, "milestone": None, "aug": None}
+PCDEQ_DEFAULTS = {"dim": None, "train": None, "lr": 7e-4, "epoch": 50, "batch_size": 64, "opt": None,
+                  "asquare": None, "activation": "", "weight_decay": 1e-2, "milestone": 0, "aug": False}
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -59,16 +69,21 @@ def parse_arguments(argv=None):
     add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
     add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
     add("--classes", nargs="+", type=natural_int, metavar="C", help="only these classes, such as 6 8")
-    add("--model", nargs="+", default=list(MODELS), choices=MODELS, metavar="MODEL", help=f"from {', '.join(MODELS)} (default: all)")
-    add("--dim", nargs="+", type=positive_int, default=[64, 256, 1024], help="width(s) (default: 64 256 1024)")
+    add("--model", nargs="+", default=list(MODELS), choices=MODELS + PCDEQS, metavar="MODEL",
+        help=f"from {', '.join(MODELS)} (default: all), or one of {', '.join(PCDEQS)}")
+    add("--dim", nargs="+", type=positive_int, help="width(s) (default: 64 256 1024)")
     add("--seed", nargs="+", type=natural_int, default=[0], help="seed(s) of weights and order (default: 0)")
-    add("--train", default="readout", choices=("readout", "full"), help="the readout on fixed features, or every weight")
-    add("--lr", type=bounded_float(0, math.inf, "positive and finite"), default=1.0, help="learning rate (default: 1)")
-    add("--epoch", type=positive_int, default=10, help="epochs (default: 10)")
-    add("--batch_size", type=positive_int, default=128, help="batch size (default: 128)")
-    add("--opt", default="sgd", choices=("sgd", "adam"), help="optimizer (default: sgd)")
-    add("--asquare", type=bounded_float(0, 1, "between 0 and 1"), default=0.2,
+    add("--train", choices=("readout", "full"), help="the readout on fixed features (default), or every weight")
+    add("--lr", type=bounded_float(0, math.inf, "positive and finite"), help="learning rate (default: 1; pcDEQ: 7e-4)")
+    add("--epoch", type=positive_int, help="epochs (default: 10; pcDEQ: 50)")
+    add("--batch_size", type=positive_int, help="batch size (default: 128; pcDEQ: 64)")
+    add("--opt", choices=("sgd", "adam"), help="optimizer (default: sgd; a pcDEQ has AdamW)")
+    add("--asquare", type=bounded_float(0, 1, "between 0 and 1"),
         help="sigma_a^2, for everything in the run; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)")
+    add("--activation", choices=PCDEQ_ACTIVATIONS, help="of a pcDEQ-1: tanh (default), softsign, relu6; of a pcDEQ-2: sigmoid")
+    add("--weight_decay", type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"), help="of a pcDEQ (default: 1e-2)")
+    add("--milestone", type=positive_int, metavar="EPOCH", help="after it a pcDEQ's learning rate is a tenth (default: never)")
+    add("--aug", action="store_true", default=None, help="a pcDEQ's training images are shifted and flipped at random")
     add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
     add("--dataset_path", help="folder of the data, or the .npz file (default: data)")
     add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
@@ -76,6 +91,14 @@ def parse_arguments(argv=None):
     add("--save_path", default="checkpoints", help="folder for checkpoints (default: checkpoints)")
     add("--resume", action="store_true", help="skip finished runs and go on with a killed one")
     arguments = parser.parse_args(argv)
+    arguments.pcdeq = any(name in PCDEQS for name in arguments.model)
+    if arguments.pcdeq and len(arguments.model) > 1:
+        parser.error(f"argument --model: a positive concave DEQ is trained alone, got {' '.join(arguments.model)}")
+    for flag, default in (PCDEQ_DEFAULTS if arguments.pcdeq else DEFAULTS).items():
+        if getattr(arguments, flag) is None:
+            setattr(arguments, flag, default)
+        elif default is None:
+            parser.error(f"argument --{flag}: not a setting of {arguments.model[0]}")
     for flag in ("model", "dim", "seed", "classes"):
         values = getattr(arguments, flag)
         if values and len(set(values)) < len(values):
@@ -91,7 +114,7 @@ def parse_arguments(argv=None):
 
 def print_theory(arguments, data, tau0, theories):
     print(f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, p = {data.X_train.shape[1]}, "
-          f"{data.n_classes} classes; tau_0 = {tau0:.6g}, sigma_a^2 = {arguments.asquare:g}")
+          f"{data.n_classes} classes; tau_0 = {tau0:.6g}" + ("" if arguments.pcdeq else f", sigma_a^2 = {arguments.asquare:g}"))
     for name, theory in theories.items():
         numbers = {k: v for k, v in theory.items() if isinstance(v, (int, float)) and k != "tau0"}
         print(f"  {name:<11}" + "  ".join(f"{k} = {v:.6g}" for k, v in numbers.items()))
@@ -129,7 +152,7 @@ def plot(arguments, data, results):
     panels = 2 if len(arguments.dim) > 1 else 1
     figure, axes = plt.subplots(1, panels, figsize=(3.4 * panels, 2.7), squeeze=False, layout="constrained")
     for model in arguments.model:
-        colour, line, label = looks[model]
+        colour, line, label = looks.get(model, ("C2", "-", model))
 
         def curve(dim, pick):
             return [mean_std([100 * pick(results[model, dim, seed].history) for seed in arguments.seed])]
@@ -145,7 +168,7 @@ def plot(arguments, data, results):
         axes[0, 1].set(xlabel="width $m$", title=f"after {arguments.epoch} epochs", xscale="log")
         axes[0, 1].set_xticks(sorted(arguments.dim), [str(d) for d in sorted(arguments.dim)], minor=False)
         axes[0, 1].minorticks_off()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if panels == 2 else 2)
     path = Path(arguments.output_path) / f"accuracy_{arguments.dataset}.png"
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=200)
@@ -158,20 +181,36 @@ def main(argv=None):
         from data_prepare import load_dataset
         from gaussian_integration import ACTIVATIONS
         from model import build_model
+        from pcdeq import WIDTHS, build_pcdeq
         from train import Config, check_output, fingerprint, run
         from utils import check_assumptions, estimate_tau0, get_device
 
         device = get_device(arguments.device)
-        data = load_dataset(arguments.dataset, arguments.dataset_path, preset=arguments.preset, classes=arguments.classes,
+        pixels = arguments.pcdeq and arguments.dataset == "cifar10"  # a convolution has no use for VGG16 features
+        data = load_dataset("cifar10_images" if pixels else arguments.dataset, arguments.dataset_path, preset=arguments.preset, classes=arguments.classes,
                             vgg_path=arguments.vgg_path, device=device)
         n, p = data.X_train.shape
         if arguments.batch_size > n:
             raise ValueError(f"--batch_size {arguments.batch_size} is larger than the training set of {n}")
         tau0 = estimate_tau0(data.X_train)
-        theories = {name: build_model(name, 1, 1, 1, arguments.asquare, tau0).describe() for name in arguments.model}
+        if arguments.pcdeq:
+            settings = {"train": "pcdeq", "opt": "adamw", "weight_decay": arguments.weight_decay, "aug": arguments.aug,
+                        "milestone": arguments.milestone,
+                        "activation": arguments.activation or ("tanh" if arguments.model[0][-1] == "1" else "sigmoid")}
+            shape = {math.prod(shape): shape for shape in WIDTHS}.get(p, (p,))
+        else:
+            settings = {"train": arguments.train, "opt": arguments.opt, "asquare": arguments.asquare}
+
+        def network(model, dim, seed):
+            if arguments.pcdeq:
+                return build_pcdeq(model, settings["activation"], shape, data.n_classes, seed, arguments.aug)
+            return build_model(model, p, dim, data.n_classes, arguments.asquare, tau0, seed)
+
+        theories = {name: network(name, 1, 0).describe() for name in arguments.model}
+        if arguments.pcdeq:
+            arguments.dim = [theories[arguments.model[0]]["widths"][-1]]
         grid = [Config(dataset=arguments.dataset, model=model, dim=dim, seed=seed, lr=arguments.lr, epoch=arguments.epoch,
-                       batch_size=arguments.batch_size, opt=arguments.opt, asquare=arguments.asquare, train=arguments.train,
-                       data=fingerprint(data))
+                       batch_size=arguments.batch_size, data=fingerprint(data), **settings)
                 for seed in arguments.seed for dim in arguments.dim for model in arguments.model]
         check_output(grid, arguments.output_path)
     except (ValueError, OSError) as error:
@@ -184,7 +223,7 @@ def main(argv=None):
     try:
         for config in grid:
             results[config.model, config.dim, config.seed] = run(
-                config, data, lambda: build_model(config.model, p, config.dim, data.n_classes, config.asquare, tau0, config.seed),
+                config, data, lambda: network(config.model, config.dim, config.seed),
                 arguments.output_path, arguments.save_path, device, arguments.resume)
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, f"{parser.prog}: interrupted; the same command with --resume goes on from here\n")

@@ -1,0 +1,186 @@
+"""The real command line: what it prints, what it writes, and what bad input gets."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import data_prepare
+import main
+import model
+from conftest import ROOT
+
+
+def call(*argv, cwd=None):
+    return subprocess.run([sys.executable, str(ROOT / "main.py"), *map(str, argv)], capture_output=True, text=True, cwd=cwd)
+
+
+def refused(capsys, tmp_path, *argv):
+    """In this process: the one line on stderr; nothing may have been written."""
+    with pytest.raises(SystemExit) as stop:
+        main.main([*map(str, argv), "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])
+    assert stop.value.code == 2
+    assert not (tmp_path / "out").exists() and not (tmp_path / "ckpt").exists()
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("main.py: error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_lists_of_the_command_line_are_those_of_the_modules():
+    assert main.MODELS == model.MODELS
+    assert set(main.PRESETS) == set(data_prepare.GMM_PRESETS)
+
+
+def test_help_and_bad_flags_do_not_import_torch():
+    code = "import sys; sys.argv = ['main.py', {}]; import main\ntry: main.main()\nexcept SystemExit as e: print(e.code, 'torch' in sys.modules)"
+    for flag, status in (("--help", "0"), ("--no_such_flag", "2")):
+        done = subprocess.run([sys.executable, "-c", code.format(repr(flag))], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.splitlines()[-1] == f"{status} False"
+
+
+@pytest.mark.parametrize("argv, words", [
+    (("--model", "resnet"), "resnet"),
+    (("--dataset", "imagenet"), "imagenet"),
+    (("--preset", "three_class"), "three_class"),
+    (("--dim", "0"), "positive whole number, got '0'"),
+    (("--dim", "12.5"), "positive whole number, got '12.5'"),
+    (("--dim", "64", "64"), "given twice"),
+    (("--epoch", "-1"), "positive whole number"),
+    (("--batch_size", "many"), "positive whole number"),
+    (("--seed", "-1"), "whole number from 0"),
+    (("--asquare", "1"), "between 0 and 1"),
+    (("--asquare", "-0.1"), "between 0 and 1"),
+    (("--asquare", "nan"), "between 0 and 1"),
+    (("--lr", "nan"), "positive and finite, got 'nan'"),
+    (("--lr", "inf"), "positive and finite"),
+    (("--lr", "0"), "positive and finite"),
+    (("--opt", "lbfgs"), "lbfgs"),
+    (("--dataset", "npz"), "needs the path of a .npz file"),
+    (("--what",), "--what"),
+])
+def test_bad_flags(capsys, tmp_path, argv, words):
+    assert words in refused(capsys, tmp_path, *argv)
+
+
+def test_a_bad_flag_as_a_process(tmp_path):
+    done = call("--dim", "0", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
+
+
+def npz(path, **changes):
+    g = np.random.default_rng(0)
+    arrays = dict(X_train=g.normal(size=(60, 5)).astype("f4"), y_train=np.arange(60) % 3,
+                  X_test=g.normal(size=(30, 5)).astype("f4"), y_test=np.arange(30) % 3)
+    arrays.update(changes)
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    return path
+
+
+def test_bad_values_that_need_the_data_or_the_device(capsys, tmp_path):
+    good = npz(tmp_path / "good.npz")
+    base = ("--dataset", "npz", "--dataset_path", good)
+    assert "--batch_size 61 is larger than the training set of 60" in refused(capsys, tmp_path, *base, "--batch_size", 61)
+    assert "CUDA device" in refused(capsys, tmp_path, *base, "--device", "cuda:99")
+    assert "not one that torch knows" in refused(capsys, tmp_path, *base, "--device", "abacus")
+    (tmp_path / "file").touch()
+    for flag in ("--output_path", "--save_path"):
+        done = call("--epoch", "1", flag, tmp_path / "file" / "below", cwd=tmp_path)
+        assert done.returncode == 2 and "is a file, not a folder" in done.stderr
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(y_test=None), "y_test"),
+    (dict(X_train=np.full((60, 5), np.nan)), "X_train"),
+    (dict(X_test=np.ones((30, 4))), "X_test"),
+    (dict(y_train=np.arange(59) % 3), "y_train"),
+    (dict(X_train=np.array([{"a": 1}] * 60, dtype=object)), "X_train"),
+])
+def test_bad_npz(capsys, tmp_path, changes, words):
+    path = npz(tmp_path / "bad.npz", **changes)
+    message = refused(capsys, tmp_path, "--dataset", "npz", "--dataset_path", path)
+    assert words in message and "bad.npz" in message
+
+
+def test_bad_dataset_folders(capsys, tmp_path):
+    assert "nowhere" in refused(capsys, tmp_path, "--dataset", "mnist", "--dataset_path", tmp_path / "nowhere")
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    names = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    for name in names:
+        images = "images" in name
+        head = struct.pack(">4I", 2051, 4, 28, 28) if images else struct.pack(">2I", 2049, 4)
+        (raw / name).write_bytes(head + bytes(range(4)) * (784 if images else 1))
+    whole = (raw / names[0]).read_bytes()
+    (raw / names[0]).write_bytes(whole[:-1])
+    assert names[0] in refused(capsys, tmp_path, "--dataset", "mnist", "--dataset_path", tmp_path)
+    (raw / names[0]).write_bytes(b"\0\0\0\1" + whole[4:])
+    message = refused(capsys, tmp_path, "--dataset", "mnist", "--dataset_path", tmp_path)
+    assert names[0] in message and "magic" in message
+    (tmp_path / "vgg.pth").write_bytes(b"no weights")
+    (tmp_path / "cifar10" / "train").mkdir(parents=True)
+    refused(capsys, tmp_path, "--dataset", "cifar10", "--dataset_path", tmp_path, "--vgg_path", tmp_path / "vgg.pth")
+
+
+def test_beyond_the_assumption_warns_and_goes_on(tmp_path):
+    path = npz(tmp_path / "good.npz")
+    done = call("--dataset", "npz", "--dataset_path", path, "--model", "tanh_inn", "--dim", 32, "--epoch", 1, "--asquare", 0.3,
+                "--batch_size", 10, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0 and "warning: sigma_a^2 = 0.3 is not below 1/(4 L^2) = 0.25" in done.stderr
+    assert json.loads((tmp_path / "results" / "32_test_tanh_inn_npz.json").read_text())
+
+
+def test_an_equilibrium_that_does_not_converge_fails_with_advice(tmp_path):
+    path = npz(tmp_path / "good.npz")
+    done = call("--dataset", "npz", "--dataset_path", path, "--model", "relu_enn", "tanh_inn", "--dim", 256, "--epoch", 1, "--asquare", 0.99999,
+                "--batch_size", 10, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "relative residual" in done.stderr and "smaller sigma_a^2" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "results" / "256_test_relu_enn_npz.json").exists()  # what was computed is kept
+
+
+def test_a_loss_that_explodes_fails_and_keeps_the_logs(tmp_path):
+    path = npz(tmp_path / "good.npz")
+    done = call("--dataset", "npz", "--dataset_path", path, "--model", "relu_enn", "--dim", 16, "--epoch", 3, "--lr", 1e30,
+                "--train", "full", "--batch_size", 10, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 1 and "take a smaller --lr" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_grid_its_table_and_its_figure(tmp_path):
+    path = npz(tmp_path / "good.npz")
+    flags = ["--dataset", "npz", "--dataset_path", path, "--dim", 16, 32, "--seed", 0, 1, "--epoch", 2, "--batch_size", 10,
+             "--device", "cpu"]
+    done = call(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # progress bars are silent where nobody watches
+    for name in model.MODELS:
+        assert f"\n{name:<13}" in done.stdout
+        for dim in (16, 32):
+            for folder in ("", "seed_1"):
+                values = json.loads((tmp_path / "results" / folder / f"{dim}_test_{name}_npz.json").read_text())
+                assert len(values) == 2
+    assert "a1 = " in done.stdout and "root = 1" in done.stdout and "tau_0 = 1" in done.stdout
+    png = (tmp_path / "results" / "accuracy_npz.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and len(png) > 20000
+    # the table's numbers are the logs'
+    line = next(line for line in done.stdout.splitlines() if line.startswith("inn  "))
+    last = [100 * json.loads((tmp_path / "results" / f / "16_test_inn_npz.json").read_text())[-1] for f in ("", "seed_1")]
+    assert f"{sum(last) / 2:.2f} ± {abs(last[0] - last[1]) / 2**0.5:.2f}" in line
+    # another configuration in the same folder is refused before anything is touched
+    before = {p: p.read_bytes() for p in (tmp_path / "results").rglob("*") if p.is_file()}
+    clash = call(*flags, "--lr", 0.5, cwd=tmp_path)
+    assert clash.returncode == 2 and "another configuration" in clash.stderr
+    assert before == {p: p.read_bytes() for p in (tmp_path / "results").rglob("*") if p.is_file()}
+
+
+def test_real_mnist(real_data, tmp_path):
+    """Two classes of the real images: the matched network follows its DEQ."""
+    done = call("--dataset", "mnist", "--dataset_path", real_data, "--classes", 6, 8, "--model", "inn", "l_relu_enn", "--dim", 128,
+                "--epoch", 2, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    accuracy = [json.loads((tmp_path / "results" / f"128_test_{m}_mnist.json").read_text())[-1] for m in ("inn", "l_relu_enn")]
+    assert min(accuracy) > 0.95 and abs(accuracy[0] - accuracy[1]) < 0.02
+    assert "11769 training and 1932 test samples, p = 784, 2 classes" in done.stdout

@@ -1,4 +1,4 @@
-"""Datasets: Gaussian mixtures, MNIST, Fashion-MNIST, CIFAR-10 through VGG16 features, and a user's own .npz.
+"""Datasets: Gaussian mixtures, MNIST, Fashion-MNIST, SVHN, CIFAR-10 (as images or as VGG16 features), a user's own .npz.
 
 `load_dataset` gives what training takes: rows centred by the training mean and divided by one number, so that the
 mean squared norm of a training row is 1, for the test rows by the training set's mean and number. A user's file is
@@ -13,6 +13,7 @@ import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ VGG16_WEIGHTS = HERE / "pretrained" / "cifar10_vgg16.pth"
 FEATURE_CACHE = HERE / ".feature_cache"
 
 # The preset `mixed`: what its classes differ in, sized so that ten epochs of SGD at the default flags end between 70% and 97%
-MIXED_P, MIXED_CLASSES, MIXED_TRAIN, MIXED_TEST = 400, 4, 6000, 4000
-MIXED_MEAN = 3.5   # the entry of mu_a at coordinate a
+MIXED_P, MIXED_CLASSES, MIXED_TRAIN, MIXED_TEST = 200, 4, 6000, 4000
+MIXED_MEAN = 3.0   # the entry of mu_a at coordinate a
 MIXED_TRACE = 6.0  # sqrt(p) times the step of tr C_a / p from class to class
 MIXED_SHAPE = 0.5  # relative spread of the eigenvalues of C_a, whose large half differs by class
 
@@ -68,7 +69,7 @@ def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_p
 
     Parameters
     ----------
-    name : gmm, mnist, fashion_mnist, cifar10 or npz.
+    name : gmm, mnist, fashion_mnist, cifar10 (VGG16 features), cifar10_images, svhn or npz.
     path : the folder of the data set, or the .npz file. Default: data, which is made for a download.
     preset : of gmm, a key of GMM_PRESETS.
     classes : labels to keep, in the order in which they become 0, 1, ...; default all.
@@ -93,7 +94,7 @@ def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_p
     elif name == "cifar10":
         X, y, X_test, y_test = cifar10_features(path or "data", vgg_path, device)
     else:
-        data = mnist_images(path or "data", name)
+        data = IMAGES[name](path or "data")
         X, y, X_test, y_test = data.train, data.train_labels, data.test, data.test_labels
         del data  # or it would keep the bytes beside the floats
     X, y, X_test, y_test, n_classes = _pick(X, y, X_test, y_test, classes)
@@ -372,6 +373,43 @@ def _line(error):
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+# SVHN ---------------------------------------------------------------------------------------------------------
+
+def svhn_images(path) -> Images:
+    """SVHN from <path>/train_32x32.mat and test_32x32.mat; torchvision downloads what is not there.
+
+    Raises
+    ------
+    DataError : a file is not there and cannot be downloaded, or is not such a file.
+    """
+    path = Path(path)
+    return Images(*(array for split in ("train", "test") for array in _svhn(path, split)), tuple("0123456789"))
+
+
+def _svhn(path, split):
+    from scipy.io import loadmat
+    file = path / f"{split}_32x32.mat"
+    if not file.exists():
+        try:
+            from torchvision.datasets import SVHN
+            path.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path) as temporary:
+                SVHN(temporary, split=split, download=True)
+                os.replace(Path(temporary) / file.name, file)
+        except Exception as error:  # no network, no space, read-only: torchvision raises many kinds
+            raise DataError(f"{file}: no such file and its download failed ({_line(error)}); put it there") from None
+    try:
+        content = loadmat(file)
+        images, labels = content["X"], content["y"].reshape(-1)
+    except Exception as error:  # scipy raises many kinds on a damaged file
+        raise DataError(f"{file}: not a .mat file with X and y ({type(error).__name__}: {_line(error)}); replace it") from None
+    if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)) or not len(labels):
+        raise DataError(f"{file}: X is {images.dtype} {images.shape} for {len(labels)} labels, not uint8 (32, 32, 3, n)")
+    if not np.isin(labels, range(1, 11)).all():
+        raise DataError(f"{file}: a label is not in 1 .. 10 (10 is the digit 0)")
+    return torch.from_numpy(images).permute(3, 2, 0, 1).contiguous(), torch.from_numpy(labels.astype(np.int64) % 10)
+
+
 # CIFAR-10 and its VGG16 ---------------------------------------------------------------------------------------
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -562,4 +600,6 @@ def _imagenet_vgg16():
     return _ImageNetVGG16(net.features, weights.transforms().mean, weights.transforms().std)
 
 
-DATASETS = ("gmm", "mnist", "fashion_mnist", "cifar10", "npz")
+IMAGES = {"mnist": mnist_images, "fashion_mnist": partial(mnist_images, name="fashion_mnist"),
+          "cifar10_images": cifar10_images, "svhn": svhn_images}
+DATASETS = ("gmm", "mnist", "fashion_mnist", "cifar10", "cifar10_images", "svhn", "npz")

@@ -216,20 +216,23 @@ class ReadoutTask:
     @torch.no_grad()
     def epoch(self, order: torch.Tensor) -> dict:
         """One pass over the samples in the given order. Loss and accuracy are those seen on the way."""
-        loss = torch.zeros((), dtype=torch.float64, device=order.device)
-        correct = torch.zeros((), dtype=torch.int64, device=order.device)
-        for index in order.split(self.config.batch_size):
-            x, y = self.buffer[:len(index)], self.y_train[index]
-            torch.index_select(self.train, 0, index, out=x)
+        labels = self.y_train[order][:, None]
+        log_likelihood = torch.empty(len(order), 1, device=order.device)
+        predicted = torch.empty(len(order), dtype=torch.int64, device=order.device)
+        minus_one = torch.full((self.config.batch_size, 1), -1.0, device=order.device)
+        for start in range(0, len(order), self.config.batch_size):
+            rows = slice(start, min(start + self.config.batch_size, len(order)))
+            size = rows.stop - rows.start
+            x = torch.index_select(self.train, 0, order[rows], out=self.buffer[:size])
             # the gradient of the mean cross-entropy of a linear model, written out: (softmax - onehot)^T x / n
             log_p = (x @ self.weight.T).log_softmax(1)
-            correct += (log_p.argmax(1) == y).sum()
-            y = y[:, None]
-            loss -= log_p.gather(1, y).sum()
-            delta = log_p.exp_().scatter_add_(1, y, torch.full_like(log_p[:, :1], -1))
-            self.weight.grad = (delta.T @ x).div_(len(index))
+            torch.argmax(log_p, 1, out=predicted[rows])
+            torch.gather(log_p, 1, labels[rows], out=log_likelihood[rows])
+            delta = log_p.exp_().scatter_add_(1, labels[rows], minus_one[:size])
+            self.weight.grad = (delta.T @ x).div_(size)
             self.optimizer.step()
-        return {"train_loss": loss.item() / len(order), "train_accuracy": correct.item() / len(order)}
+        return {"train_loss": -log_likelihood.double().mean().item(),
+                "train_accuracy": (predicted == labels[:, 0]).sum().item() / len(order)}
 
     @torch.no_grad()
     def evaluate(self) -> dict:

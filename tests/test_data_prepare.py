@@ -141,10 +141,28 @@ def test_presets_load_normalised_with_statistics_to_match(preset):
     assert torch.equal(s.J.argmax(1), data.y_train) and torch.equal(data.y_test.unique(), torch.arange(data.n_classes))
     chi = data.X_train.double().square().sum(1) - s.tau0**2
     theory = s.J @ s.t / math.sqrt(p) + s.psi
-    assert (chi - theory).std() < 0.35 * chi.std()  # what is left are means and their products with the noise
+    assert (chi - theory).std() < 0.3 * chi.std()  # what is left are means and their products with the noise
     assert s.tau0 == pytest.approx(1, abs=0.05)
+    # S_ij^2 averages to T_ab/p over the pairs of two classes, the means apart
+    X = data.X_train.double()
+    X = X - torch.stack([X[data.y_train == a].mean(0) for a in range(data.n_classes)])[data.y_train]
+    for a in range(data.n_classes - 1):
+        overlap = (X[data.y_train == a] @ X[data.y_train == a + 1].T).square().mean()
+        assert p * overlap.item() == pytest.approx(s.T[a, a + 1].item(), rel=0.02)
     again, other = load_dataset("gmm", preset=preset), load_dataset("gmm", preset=preset, seed=1)
     assert torch.equal(data.X_test, again.X_test) and not torch.equal(data.X_train, other.X_train)
+
+
+def test_statistics_are_rescaled_with_the_rows(monkeypatch):
+    def loud(n, generator):  # tr C / p far from 1, so that rows are divided by about 4
+        return gaussian_mixture(torch.zeros(2, 100), [9.0, 16.0], [n // 2, n - n // 2], generator)
+    monkeypatch.setitem(GMM_PRESETS, "loud", (loud, 500, 100))
+    data = load_dataset("gmm", preset="loud")
+    s, X = data.statistics, data.X_train.double()
+    assert s.tau0 == pytest.approx(1, abs=0.02)
+    chi = X.square().sum(1) - s.tau0**2
+    assert (chi - s.J @ s.t / 10 - s.psi).abs().max() < 0.05 and s.psi.std() > 0.1
+    assert s.T[0, 1].item() == pytest.approx(9 * 16 / 12.5**2, rel=0.05)
 
 
 def test_classes_of_mixed_differ_in_mean_trace_and_shape():

@@ -1,0 +1,82 @@
+"""How the conjugate kernels of a ReLU-DEQ and of its two matched networks approach the exact one as the width grows.
+
+Both roots of the match share the infinite-width kernel (to O(n^(-1/2)), the dashed floor) and differ at finite width.
+"""
+
+from experiment import run
+
+
+def random_features(X, activations, m, generator):
+    """Last layer of a random network of width m in float32, on X (n, p)."""
+    import math
+
+    import torch
+    x = X.float()
+    for activation in activations:
+        W = torch.randn(x.shape[1], m, generator=generator)
+        x = activation.fn(x @ W) / math.sqrt(m)
+    return x.double()
+
+
+def equilibrium(X, activation, sigma_a2, m, generator):
+    """z (n, m) of z = phi(sigma_a A z + sigma_b B x)/sqrt(m), by plain iteration: a contraction for the paper's sigma_a^2."""
+    import math
+
+    import torch
+    inputs = X.float() @ torch.randn(X.shape[1], m, generator=generator) * math.sqrt(1 - sigma_a2)
+    A = torch.randn(m, m, generator=generator) * math.sqrt(sigma_a2)
+    z = torch.zeros(len(X), m)
+    for _ in range(200):
+        previous, z = z, activation.fn(z @ A + inputs) / math.sqrt(m)
+        if torch.linalg.vector_norm(z - previous) <= 1e-5 * torch.linalg.vector_norm(z):
+            return z.double()
+    raise ValueError(f"the DEQ of width {m} did not reach its equilibrium at sigma_a^2 = {sigma_a2}: take a smaller one")
+
+
+def main(args):
+    import numpy as np
+    from matplotlib import pyplot as plt
+    from tqdm import tqdm
+
+    from coefficients import implicit_ck
+    from gaussian_integration import ACTIVATIONS, centre
+    from kernels import explicit_kernels, implicit_kernels
+    from spectra import draw_errors, log_sizes, mixture, relative_error, slope_text
+    from two_layer_lrelu import solutions
+    from utils import generator, get_tau
+
+    if len(args.n) != 1:
+        raise ValueError("finite_width takes one --n")
+    n, widths = args.n[0], sorted(set(args.width))
+    sample = mixture(n, 0)
+    X, tau0 = sample.X, sample.statistics.tau0
+    activation = centre(ACTIVATIONS["relu"], get_tau(ACTIVATIONS["relu"], args.sigma_a2, tau0))
+    G, _ = implicit_kernels(X, ACTIVATIONS["relu"], args.sigma_a2, tau0=tau0)
+    roots = solutions(implicit_ck(ACTIVATIONS["relu"], args.sigma_a2, tau0), tau0)
+    labels = ["ReLU-DEQ"] + [f"matched L-ReLU-ENN, root {index}: $b_1/a_1 = {root.b1 / root.a1:.2f}$"
+                             for index, root in enumerate(roots, 1)]
+    errors = np.zeros((len(labels), len(widths), args.seeds))
+    for i, k in tqdm([(i, k) for i in range(len(widths)) for k in range(args.seeds)], desc="width", leave=False):
+        m = widths[i]
+        features = [equilibrium(X, activation, args.sigma_a2, m, generator("deq", m, k)),
+                    *(random_features(X, root.layers, m, generator("enn", m, k)) for root in roots)]
+        errors[:, i, k] = [relative_error(G, z @ z.T) for z in features]
+    floors = [relative_error(G, explicit_kernels(X, root.layers)[0]) for root in roots]
+
+    figure, ax = plt.subplots(figsize=(3.6, 3.0))
+    for index, (label, error) in enumerate(zip(labels, errors)):
+        draw_errors(ax, widths, error, label + (slope_text(error, widths) if index == 0 else ""), marker="osD"[index],
+                    color=f"C{index}")
+    for index, floor in enumerate(floors, 1):
+        ax.axhline(floor, color=f"C{index}", ls="--", lw=0.9)
+    log_sizes(ax, widths, "width $m$")
+    ax.set_xticks(widths, [str(m) for m in widths], rotation=30)
+    ax.set_ylabel(r"$\|Z Z^\top - G\| \,/\, \|G\|$")
+    ax.set_title(f"Gaussian mixture, $n = {n}$")
+    ax.legend(loc="best")
+    return figure, {"widths": widths, "errors": dict(zip(["deq", "root_1", "root_2"], errors.tolist())),
+                    "floors": floors}
+
+
+if __name__ == "__main__":
+    run(main, __doc__, n=[256], seeds=3, width=[64, 128, 256, 512, 1024, 2048, 4096, 8192])

@@ -1,0 +1,12 @@
+"""Tangent kernel of a DEQ against its high-dimensional equivalent on real MNIST, 6 against 8 (Theorem 2)."""
+
+from experiment import run
+
+
+def main(args):
+    from spectra import equivalent_figure, mnist
+    return equivalent_figure(args, mnist(args.dataset_path), "ntk", "MNIST, 6 and 8")
+
+
+if __name__ == "__main__":
+    run(main, __doc__, n=[200, 400, 800, 1600, 3200], seeds=3, spectrum=1600, dataset=True)

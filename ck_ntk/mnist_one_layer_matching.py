@@ -1,0 +1,13 @@
+"""A tanh-DEQ and its matched one-hidden-layer hard-tanh network on real MNIST, 6 against 8 (Example 1)."""
+
+from experiment import run
+
+
+def main(args):
+    import one_layer_tanh
+    from spectra import matching_figure, mnist
+    return matching_figure(args, mnist(args.dataset_path), "tanh", "H-Tanh", one_layer_tanh.match, 1, "MNIST, 6 and 8")
+
+
+if __name__ == "__main__":
+    run(main, __doc__, n=[200, 400, 800, 1600, 3200], seeds=3, spectrum=1600, dataset=True)

@@ -1,0 +1,379 @@
+"""The figure scripts' numerics and panels: data, spectral errors, limiting densities, isolated eigenvalues.
+
+On a mixture the equivalent kernel is c1 X X^T + V C V^T + (diag - tau_0^2 c1) I. Write X = J M/sqrt(p) + W with the
+class means M (K, p) and noise rows w_i ~ N(0, C_a/p). All but W W^T has low rank, U A U^T with
+U = [J/sqrt(p), W M^T, psi], so the bulk is that of W W^T, and an isolated eigenvalue solves
+det(I + A U^T Q(x) U) = 0, Q(x) = (W W^T - x)^{-1}. Both follow from the deterministic equivalent
+
+    Q ~ diag(g_a(x)),  g_a = -1/(x - tr(C_a R)/p),  R = (I + sum_b (n_b/p) g_b C_b)^{-1}
+
+(Couillet & Liao, Random Matrix Methods for Machine Learning, 2022, Theorem 2.8), which is Marchenko and Pastur's law
+for one class with C = I.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from scipy.sparse.linalg import eigsh
+from tqdm import tqdm
+
+from coefficients import (KernelCoefficients, MixtureStatistics, equivalent_kernel, estimate_statistics, explicit_ck,
+                          implicit_ck, implicit_ntk)
+from data_prepare import gaussian_mixture, load_dataset
+from gaussian_integration import ACTIVATIONS, centre, gaussian_moments
+from kernels import explicit_kernels, implicit_kernels
+from utils import generator
+
+SHOWN = ("relu", "leaky_relu", "tanh", "swish", "elu")
+LABEL = {"relu": "ReLU", "leaky_relu": "Leaky ReLU", "tanh": "Tanh", "swish": "Swish", "elu": "ELU"}
+MARKER = dict(zip(SHOWN, "osD^v"))
+GREY = "0.55"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# data
+
+@dataclass(frozen=True)
+class Sample:
+    """n samples with their statistics, and what the limiting spectrum needs beside those.
+
+    covariances : (K, q) eigenvalues of the C_a in a common basis, in q groups of `multiplicity` (q,), p in all.
+    overlaps : (q, K, K) what each group adds to the class means' mu_a^T mu_b, mu_a = sqrt(p) E[x].
+    psi_variance : (K,) Var[psi_i].
+    """
+
+    X: torch.Tensor
+    y: torch.Tensor
+    statistics: MixtureStatistics
+    covariances: np.ndarray
+    multiplicity: np.ndarray
+    overlaps: np.ndarray
+    psi_variance: np.ndarray
+
+
+def mixture(n, seed):
+    """The paper's two classes: mu_a with an 8 at a coordinate of its own, C_a = (1 + 8 (a - 1)/sqrt(p)) I, p = 0.8 n."""
+    p = round(0.8 * n)
+    scales = np.array([1.0, 1 + 8 / math.sqrt(p)])
+    X, y, statistics = gaussian_mixture(8 * torch.eye(2, p), scales.tolist(), [n - n // 2, n // 2],
+                                        generator("figures", n, seed))
+    return Sample(X, y, statistics, scales[:, None], np.array([p]), 64 * np.eye(2)[None], 2 * scales**2 / p)
+
+
+def mnist(path):
+    """(n, seed) -> Sample of n of MNIST's 6s and 8s, normalised over all of them, statistics estimated from the n."""
+    data = load_dataset("mnist", path, classes=(6, 8))
+    X_all = data.X_train.double()
+    p = X_all.shape[1]
+    means = torch.stack([X_all[data.y_train == a].mean(0) for a in (0, 1)])
+    # the limit needs covariances in one basis: that of the pooled one, each class by its variances there
+    _, basis = torch.linalg.eigh(sum(torch.cov(X_all[data.y_train == a].T) for a in (0, 1)))
+    variances = torch.stack([p * (X_all[data.y_train == a] @ basis).var(0) for a in (0, 1)]).numpy()
+    mu = math.sqrt(p) * (means @ basis).numpy()
+    # eigenvalues within 10% of one another make a group
+    group = np.unique(np.round(np.log(variances.mean(0) + 1e-6) / 0.1), return_inverse=True)[1]
+    member = np.equal.outer(np.arange(group.max() + 1), group).astype(float)
+    shape = (variances @ member.T / member.sum(1), member.sum(1), np.einsum("gi,ai,bi->gab", member, mu, mu))
+
+    def draw(n, seed):
+        if n > len(X_all):
+            raise ValueError(f"MNIST has {len(X_all)} training images of 6 and 8, fewer than n = {n}")
+        rows = torch.randperm(len(X_all), generator=generator("figures", n, seed))[:n]
+        rows = rows[data.y_train[rows].sort(stable=True).indices]
+        X, y = X_all[rows], data.y_train[rows]
+        statistics = estimate_statistics(X, y)
+        variance = [statistics.psi[y == a].var().item() for a in (0, 1)]  # that of a Gaussian is far smaller
+        return Sample(X, y, statistics, *shape, np.array(variance))
+
+    return draw
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# numbers
+
+def spectral_norm(M):
+    """Largest |eigenvalue| of a symmetric matrix, by Lanczos, to a relative 1e-4."""
+    start = np.ones(len(M))  # fixed, so that the same matrix gives the same digits
+    return abs(eigsh(M.numpy(), k=1, tol=1e-4, v0=start, return_eigenvectors=False)[0])
+
+
+def relative_error(M, other):
+    return float(spectral_norm(M - other) / spectral_norm(M))
+
+
+def fit_slope(sizes, errors):
+    """Least-squares slope of log error (sizes, seeds) against log size, and its standard error."""
+    errors = np.asarray(errors)
+    x = np.repeat(np.log(sizes), errors.shape[1])
+    y = np.log(errors).reshape(-1)
+    if len(sizes) < 2 or len(x) < 3:
+        return None
+    dx = x - x.mean()
+    slope = dx @ y / (dx @ dx)
+    residual = y - y.mean() - slope * dx
+    return float(slope), float(math.sqrt(residual @ residual / (len(x) - 2) / (dx @ dx)))
+
+
+def slope_text(errors, sizes):
+    fitted = fit_slope(sizes, errors)
+    return "" if fitted is None else rf" (slope ${fitted[0]:.2f} \pm {fitted[1]:.2f}$)"
+
+
+def own_layers(name, depth, tau0):
+    """An explicit network with no matching: `depth` layers of the DEQ's own activation, each centred at its scale."""
+    layers = []
+    for _ in range(depth):
+        layers.append(centre(ACTIVATIONS[name], tau0))
+        tau0 = math.sqrt(gaussian_moments(layers[-1], tau0).variance)
+    return layers
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the limiting spectrum
+
+@dataclass(frozen=True)
+class Bulk:
+    """W W^T at its limit: class ratios n_a/p and the covariances, as in `Sample`."""
+
+    ratios: np.ndarray
+    covariances: np.ndarray
+    multiplicity: np.ndarray
+
+    def solve(self, x, tolerance=1e-10):
+        """g (len(x), K) and R (len(x), q) at the points x, complex or real outside the support."""
+        share = (self.covariances * self.multiplicity / self.multiplicity.sum()).T
+        load = self.ratios[:, None] * self.covariances
+        g = np.repeat(-1 / x[:, None], len(self.ratios), 1)
+        active = np.arange(len(x))
+        for _ in range(2000):  # close to an edge of the support it is slow, and then good enough
+            now = g[active]
+            new = -1 / (x[active, None] - (1 / (1 + now @ load)) @ share)
+            g[active] = (now + new) / 2
+            active = active[np.abs(new - now).max(1) > tolerance * np.abs(new).max(1)]
+            if not len(active):
+                break
+        return g, 1 / (1 + g @ load)
+
+    def density(self, x):
+        """Of the spectrum of W W^T at x > 0, the atom at 0 left out."""
+        g, _ = self.solve(x * (1 + 1e-5j), 1e-7)
+        return np.maximum(g.imag @ self.ratios / self.ratios.sum() / math.pi, 0)
+
+    def support(self):
+        """(left, right) ends of the continuous part, to about 1%."""
+        p = self.multiplicity.sum()
+        trace = (self.covariances * self.multiplicity).sum(1) / p
+        top = self.covariances.max() * (1 + math.sqrt(self.ratios.sum())) ** 2
+        x = np.geomspace(1e-3 * trace.min(), 1.05 * top, 600)
+        density = self.density(x)
+        inside = x[density * x > 1e-3 * (density * x).max()]
+        return inside[0], inside[-1]
+
+
+def isolated_eigenvalues(sample, coefficients, bulk, right):
+    """Limits x of the eigenvalues of W W^T + U A U^T above the bulk's right end."""
+    K, p = len(bulk.ratios), bulk.multiplicity.sum()
+    t, T = sample.statistics.t.numpy(), sample.statistics.T.numpy()
+    c2, c3 = coefficients.c2 / coefficients.c1, coefficients.c3 / coefficients.c1
+    A = np.zeros((2 * K + 1, 2 * K + 1))
+    A[:K, :K] = sample.overlaps.sum(0) + c2 * np.outer(t, t) + c3 * T
+    A[:K, K:-1] = A[K:-1, :K] = np.eye(K)
+    A[:K, -1] = A[-1, :K] = c2 * t
+    A[-1, -1] = c2
+
+    def determinant(x):
+        g, R = bulk.solve(x)
+        weight = g * bulk.ratios
+        B = np.zeros((len(x), 2 * K + 1, 2 * K + 1))
+        B[:, range(K), range(K)] = weight
+        B[:, K:-1, K:-1] = np.einsum("xq,qab->xab", 1 - R, sample.overlaps)  # W^T Q W ~ I - R
+        B[:, -1, -1] = weight @ sample.psi_variance * p
+        return np.linalg.det(np.eye(2 * K + 1) + A @ B)
+
+    largest = 4 * (right + np.abs(A).sum() * max(1.0, bulk.ratios.sum()))
+    x = np.geomspace(right * 1.002, largest, 800)
+    value = determinant(x)
+    k = np.nonzero(np.sign(value[1:]) != np.sign(value[:-1]))[0]
+    # the steps are about a percent: a secant is enough
+    return (x[k] - value[k] * (x[k + 1] - x[k]) / (value[k + 1] - value[k])).tolist()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The limiting spectrum of an equivalent kernel: density on a grid, an atom, and isolated eigenvalues."""
+
+    x: np.ndarray
+    density: np.ndarray
+    atom: float
+    atom_mass: float
+    isolated: list
+
+
+def limiting_spectrum(sample, coefficients: KernelCoefficients) -> Limit:
+    n, p = sample.X.shape
+    bulk = Bulk(sample.statistics.J.sum(0).numpy() / p, sample.covariances, sample.multiplicity)
+    left, right = bulk.support()
+    grid = np.geomspace(left / 1.1, right * 1.05, 400)
+    shift = coefficients.diag - sample.statistics.tau0**2 * coefficients.c1
+    return Limit(coefficients.c1 * grid + shift, bulk.density(grid) / coefficients.c1, shift, max(0.0, 1 - p / n),
+                 [coefficients.c1 * x + shift for x in isolated_eigenvalues(sample, coefficients, bulk, right)])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# panels
+
+def log_sizes(ax, sizes, label):
+    ax.set(xscale="log", yscale="log", xlabel=label)
+    ax.xaxis.set_major_locator(FixedLocator(sizes))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+
+
+def draw_errors(ax, sizes, errors, label, **style):
+    """Geometric mean over the seeds, with bars of one standard deviation of the log."""
+    log = np.log(np.asarray(errors))
+    mean, spread = np.exp(log.mean(1)), log.std(1, ddof=1) if log.shape[1] > 1 else np.zeros(len(log))
+    bars = [mean * (1 - np.exp(-spread)), mean * (np.exp(spread) - 1)]
+    ax.errorbar(sizes, mean, yerr=bars, label=label, **style)
+
+
+def draw_root_n(ax, sizes, anchor):
+    if len(sizes) > 1:
+        line = anchor * np.sqrt(sizes[0] / np.asarray(sizes, dtype=float))
+        ax.plot(sizes, line, ":", color=GREY, zorder=0, label=r"$n^{-1/2}$")
+
+
+def draw_spectrum(ax, spectra, limit, coordinate):
+    """Histograms of eigenvalues {label: (values, colour)} over the limiting density, on a log axis."""
+    everything = np.concatenate([values for values, _ in spectra.values()])
+    low, high = max(everything.min(), 1e-6) * 0.9, everything.max() * 1.3
+    edges = np.geomspace(low, high, 70)
+    width = np.diff(np.log(edges)).mean()
+    for index, (label, (values, colour)) in enumerate(spectra.items()):
+        counts, _ = np.histogram(values, edges)
+        ax.stairs(counts, edges, fill=index == 0, color=colour, alpha=0.35 if index == 0 else 1, lw=1.0, label=label)
+    n = len(next(iter(spectra.values()))[0])
+    # counts per bin of equal width in log x; the grid of the density starts at the atom
+    ax.plot(limit.x, limit.density * limit.x * n * width, color="black", lw=1.1, label="limiting density")
+    ax.plot(limit.isolated, np.full(len(limit.isolated), 0.75), "x", color="black", ms=5, mew=1.1, clip_on=False,
+            label="predicted isolated eigenvalues")
+    if limit.atom_mass > 0:
+        ax.axvline(limit.atom, ymax=0.9, color="black", lw=0.9, ls="--",
+                   label=f"predicted atom, mass {limit.atom_mass:.2f}")
+    ax.set(xscale="log", yscale="log", ylim=(0.5, n), xlabel=f"eigenvalue of {coordinate}", ylabel="count per bin")
+    ax.legend(loc="upper right")
+
+
+def compare_isolated(limit, values):
+    """The actual eigenvalues nearest to the predicted isolated ones (the largest, in order)."""
+    top = np.sort(values)[::-1][:len(limit.isolated)][::-1]
+    return {"predicted": limit.isolated, "actual": top.tolist()}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# figures
+
+def deq_kernel(which, sample, name, sigma_a2):
+    """The exact kernel of the DEQ and its coefficients; `which` is "ck" or "ntk" (the paper's: a and A trained)."""
+    tau0 = sample.statistics.tau0
+    ck, ntk = implicit_kernels(sample.X, ACTIVATIONS[name], sigma_a2, "aA", tau0)
+    if which == "ck":
+        return ck, implicit_ck(ACTIVATIONS[name], sigma_a2, tau0)
+    return ntk, implicit_ntk(ACTIVATIONS[name], sigma_a2, tau0, "aA")
+
+
+def equivalent_figure(args, draw, which, data):
+    """Exact against equivalent kernel: the error against n for five activations, and the spectrum at one n."""
+    symbol = {"ck": "G", "ntk": "K"}[which]
+    errors = {name: np.zeros((len(args.n), args.seeds)) for name in SHOWN}
+    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=which, leave=False):
+        sample = draw(args.n[i], k)
+        for name in SHOWN:
+            M, coefficients = deq_kernel(which, sample, name, args.sigma_a2)
+            errors[name][i, k] = relative_error(M, equivalent_kernel(coefficients, sample.X, sample.statistics))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.75, 2.7))
+    for name in SHOWN:
+        draw_errors(left, args.n, errors[name], LABEL[name] + slope_text(errors[name], args.n), marker=MARKER[name])
+    draw_root_n(left, args.n, 0.8 * min(np.exp(np.log(e[0]).mean()) for e in errors.values()))
+    log_sizes(left, args.n, "number of samples $n$")
+    left.set_ylabel(rf"$\|{symbol} - \bar{{{symbol}}}\| \,/\, \|{symbol}\|$")
+    left.set_ylim(top=left.get_ylim()[1] * 8)
+    left.legend(loc="upper right", fontsize=6.5)
+    sample = draw(args.spectrum, 0)
+    M, coefficients = deq_kernel(which, sample, "relu", args.sigma_a2)
+    equivalent = equivalent_kernel(coefficients, sample.X, sample.statistics)
+    values, others = (torch.linalg.eigvalsh(A).numpy() for A in (M, equivalent))
+    limit = limiting_spectrum(sample, coefficients)
+    draw_spectrum(right, {f"exact ${symbol}$": (values, "C0"), rf"equivalent $\bar{{{symbol}}}$": (others, "C1")},
+                  limit, f"the ReLU-DEQ's {which.upper()}")
+    left.set_title(f"(a) {data}")
+    right.set_title(f"(b) spectrum at $n = {args.spectrum}$")
+    slopes = {name: fit_slope(args.n, e) for name, e in errors.items()}
+    for name, fitted in slopes.items():
+        if fitted:
+            print(f"{name:11s} slope {fitted[0]:+.3f} +- {fitted[1]:.3f}")
+    return figure, {"errors": {name: e.tolist() for name, e in errors.items()}, "slopes": slopes,
+                    "isolated": compare_isolated(limit, values), "isolated_equivalent": compare_isolated(limit, others)}
+
+
+def matching_figure(args, draw, name, network, match, depth, data):
+    """A DEQ, its matched explicit network, and one that is not matched: spectra, top eigenvectors, distance against n.
+
+    match : (coefficients, tau0) -> an object with `layers`; `network` is what the figure calls it.
+    depth : of the network that is not matched, which has the DEQ's own activation.
+    """
+    matched_name, plain_name = f"matched {network}-ENN", f"unmatched {LABEL[name]}-ENN"
+
+    def kernels_of(sample):
+        tau0 = sample.statistics.tau0
+        G, coefficients = deq_kernel("ck", sample, name, args.sigma_a2)
+        matched, _ = explicit_kernels(sample.X, match(coefficients, tau0).layers)
+        plain, _ = explicit_kernels(sample.X, own_layers(name, depth, tau0))
+        return G, coefficients, matched, plain
+
+    errors = {"matched": np.zeros((len(args.n), args.seeds)), "unmatched": np.zeros((len(args.n), args.seeds))}
+    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=name, leave=False):
+        G, _, matched, plain = kernels_of(draw(args.n[i], k))
+        errors["matched"][i, k] = relative_error(G, matched)
+        errors["unmatched"][i, k] = relative_error(G, plain)
+
+    sample = draw(args.spectrum, 0)
+    G, coefficients, matched, plain = kernels_of(sample)
+    limit = limiting_spectrum(sample, coefficients)
+    (values, vectors), (values_matched, vectors_matched), (values_plain, _) = map(torch.linalg.eigh, (G, matched, plain))
+    figure, axes = plt.subplots(2, 2, figsize=(6.75, 5.0))
+    deq = f"{LABEL[name]}-DEQ"
+    draw_spectrum(axes[0, 0], {deq: (values.numpy(), "C0"), matched_name: (values_matched.numpy(), "C1")}, limit, "the CK")
+    draw_spectrum(axes[0, 1], {deq: (values.numpy(), "C0"), plain_name: (values_plain.numpy(), "C2")}, limit, "the CK")
+    top = axes[1, 0]
+    overlaps = []
+    height = 5 / math.sqrt(len(G))
+    for index in (1, 2):
+        u, v = vectors[:, -index], vectors_matched[:, -index]
+        overlaps.append(abs(float(u @ v)))
+        u, v = u * torch.sign(u.sum()), v * torch.sign((u @ v) * u.sum())
+        shift = height * (2 - index)
+        top.plot(u + shift, color="C0", lw=1.4, alpha=0.45, label=deq if index == 1 else None)
+        top.plot(v + shift, color="C1", lw=0.35, label=matched_name if index == 1 else None)
+        top.text(0, shift + 0.36 * height, rf"$u_{index}$: overlap {overlaps[-1]:.6f}", fontsize=7.5)
+    top.set(xlabel="sample, sorted by class", ylabel="entry of the eigenvector", yticks=[], ylim=(-0.65 * height, 1.95 * height))
+    top.legend(loc="upper right", ncols=2)
+    last = axes[1, 1]
+    draw_errors(last, args.n, errors["matched"], matched_name + slope_text(errors["matched"], args.n), marker="s", color="C1")
+    draw_errors(last, args.n, errors["unmatched"], plain_name, marker="^", color="C2")
+    draw_root_n(last, args.n, 0.8 * np.exp(np.log(errors["matched"][0]).mean()))
+    log_sizes(last, args.n, "number of samples $n$")
+    last.set_ylabel(r"$\|G - \Sigma\| \,/\, \|G\|$")
+    last.legend(loc="center right")
+    for ax, letter, title in zip(axes.flat, "abcd", (f"{data}, $n = {args.spectrum}$", f"{data}, $n = {args.spectrum}$",
+                                                     "top two eigenvectors", f"distance of the kernels, {data}")):
+        ax.set_title(f"({letter}) {title}")
+    fitted = fit_slope(args.n, errors["matched"])
+    if fitted:
+        print(f"matched     slope {fitted[0]:+.3f} +- {fitted[1]:.3f}")
+    return figure, {"errors": {key: e.tolist() for key, e in errors.items()}, "slope": fitted, "overlaps": overlaps,
+                    "isolated": compare_isolated(limit, values.numpy())}

@@ -7,6 +7,7 @@ themselves; sampling a grid across a kink, as is often done, stops at about 1e-4
 """
 
 import math
+import runpy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Callable
@@ -136,6 +137,42 @@ ACTIVATIONS: dict[str, Activation] = {a.name: a for a in (
     Activation("softsign", F.softsign, lambda x: 1 / (1 + x.abs()) ** 2, (0,), 1.0),
     Activation("sin", torch.sin, torch.cos, (), 1.0),
 )}
+
+
+def from_function(fn: Elementwise, name: str | None = None, kinks=()) -> Activation:
+    """An Activation from an elementwise torch function, its derivative taken by autograd."""
+
+    def derivative(x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = fn(x)
+            return torch.autograd.grad(y.sum(), x)[0] if y.requires_grad else torch.zeros_like(x)
+
+    return Activation(name or getattr(fn, "__name__", "activation"), fn, derivative, kinks)
+
+
+def load_activation(spec: str) -> Activation:
+    """A registry name, or "path/to/file.py:name", a function or `Activation` in a Python file, WHOSE CODE IS RUN.
+
+    Raises ValueError, in one line, for an unknown name, a missing file or name, or a file that does not run.
+    """
+    if spec in ACTIVATIONS:
+        return ACTIVATIONS[spec]
+    path, colon, name = spec.rpartition(":")
+    if not colon:
+        raise ValueError(f"unknown activation {spec!r}: choose from {', '.join(ACTIVATIONS)}, or give path/to/file.py:name")
+    try:
+        found = runpy.run_path(path).get(name)
+    except FileNotFoundError:
+        raise ValueError(f"activation {spec!r}: there is no file {path}") from None
+    except Exception as error:
+        raise ValueError(f"activation {spec!r}: {path} does not run: {type(error).__name__}: {error}") from None
+    if not callable(found):
+        raise ValueError(f"activation {spec!r}: {path} defines no function or Activation called {name}")
+    try:
+        return found if isinstance(found, Activation) else from_function(found, name)
+    except Exception as error:
+        raise ValueError(f"activation {spec!r}: {name} is not an elementwise torch function: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     python main.py                                                   the six networks on a Gaussian mixture
     python main.py --dataset mnist --model l_relu_enn --dim 1024     one network on MNIST
+    python main.py --model deq matched_enn --activation swish        any DEQ, and the explicit network that matches it
     python main.py --dataset mnist --model linear_pcdeq_1            a positive concave DEQ on MNIST
 
 --model, --dim and --seed take several values: the data is loaded once and the grid is run. Nothing here is
@@ -13,19 +14,22 @@ import math
 import sys
 from pathlib import Path
 
-# the lists of data_prepare.py, model.py and pcdeq.py, which tests hold equal: reading them there would import torch
+# the lists of data_prepare.py, model.py, matching.py and pcdeq.py, which tests hold equal: reading them there would
+# import torch
 DATASETS = ("gmm", "mnist", "fashion_mnist", "cifar10", "cifar10_images", "svhn", "npz")
 PRESETS = ("mixed", "two_class")
 MODELS = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")
+GENERAL = ("deq", "matched_enn", "unmatched_enn")
+FAMILIES = ("auto", "l_relu", "hard_tanh", "hermite", "piecewise")
 PCDEQS = ("linear_pcdeq_1", "linear_pcdeq_2", "single_conv_pcdeq_1", "single_conv_pcdeq_2",
           "multi_conv_pcdeq_1", "multi_conv_pcdeq_2")
 PCDEQ_ACTIVATIONS = ("tanh", "softsign", "relu6", "sigmoid")
 
 # what a flag that is not given becomes, for the paper's networks and for positive concave DEQs; None: it is not theirs
 DEFAULTS = {"dim": [64, 256, 1024], "train": "readout", "lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd",
-            "asquare": 0.2, "activation": None, "weight_decay": None, "milestone": None, "aug": None}
+            "asquare": 0.2, "activation": "", "match": "", "family": "auto", "weight_decay": None, "milestone": None, "aug": None}
 PCDEQ_DEFAULTS = {"dim": None, "train": None, "lr": 7e-4, "epoch": 50, "batch_size": 64, "opt": None,
-                  "asquare": None, "activation": "", "weight_decay": 1e-2, "milestone": 0, "aug": False}
+                  "asquare": None, "activation": "", "match": None, "family": None, "weight_decay": 1e-2, "milestone": 0, "aug": False}
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -69,8 +73,9 @@ def parse_arguments(argv=None):
     add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
     add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
     add("--classes", nargs="+", type=natural_int, metavar="C", help="only these classes, such as 6 8")
-    add("--model", nargs="+", default=list(MODELS), choices=MODELS + PCDEQS, metavar="MODEL",
-        help=f"from {', '.join(MODELS)} (default: all), or one of {', '.join(PCDEQS)}")
+    add("--model", nargs="+", default=list(MODELS), choices=MODELS + GENERAL + PCDEQS, metavar="MODEL",
+        help=f"from {', '.join(MODELS)} (default: these), {', '.join(GENERAL)} (of --activation), "
+             f"or one of {', '.join(PCDEQS)}")
     add("--dim", nargs="+", type=positive_int, help="width(s) (default: 64 256 1024)")
     add("--seed", nargs="+", type=natural_int, default=[0], help="seed(s) of weights and order (default: 0)")
     add("--train", choices=("readout", "full"), help="the readout on fixed features (default), or every weight")
@@ -80,7 +85,12 @@ def parse_arguments(argv=None):
     add("--opt", choices=("sgd", "adam"), help="optimizer (default: sgd; a pcDEQ has AdamW)")
     add("--asquare", type=bounded_float(0, 1, "between 0 and 1"),
         help="sigma_a^2, for everything in the run; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)")
-    add("--activation", choices=PCDEQ_ACTIVATIONS, help="of a pcDEQ-1: tanh (default), softsign, relu6; of a pcDEQ-2: sigmoid")
+    add("--activation", metavar="NAME", help=f"of {', '.join(GENERAL)}: relu, leaky_relu, tanh, hardtanh, erf, sigmoid, swish, "
+        "gelu, elu, selu, softplus, mish, softsign, sin, or path/to/file.py:name, whose code is run; "
+        "of a pcDEQ-1: tanh (default), softsign, relu6; of a pcDEQ-2: sigmoid")
+    add("--match", choices=("ck", "ntk"), help="the kernel that matched_enn matches (default: ck with --train readout, "
+        "ntk with --train full)")
+    add("--family", choices=FAMILIES, help="the layers of matched_enn (default: auto)")
     add("--weight_decay", type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"), help="of a pcDEQ (default: 1e-2)")
     add("--milestone", type=positive_int, metavar="EPOCH", help="after it a pcDEQ's learning rate is a tenth (default: never)")
     add("--aug", action="store_true", default=None, help="a pcDEQ's training images are shifted and flipped at random")
@@ -99,6 +109,15 @@ def parse_arguments(argv=None):
             setattr(arguments, flag, default)
         elif default is None:
             parser.error(f"argument --{flag}: not a setting of {arguments.model[0]}")
+    arguments.match = arguments.match or ("ntk" if arguments.train == "full" else "ck")
+    general = [name for name in arguments.model if name in GENERAL]
+    if general and not arguments.activation:
+        parser.error(f"argument --activation: {general[0]} needs one, such as swish")
+    if arguments.activation and not general and not arguments.pcdeq:
+        parser.error(f"argument --activation: not a setting of {arguments.model[0]}, which has its own")
+    if arguments.activation and arguments.pcdeq and arguments.activation not in PCDEQ_ACTIVATIONS:
+        parser.error(f"argument --activation: a positive concave DEQ has one of {', '.join(PCDEQ_ACTIVATIONS)}, "
+                     f"got {arguments.activation!r}")
     for flag in ("model", "dim", "seed", "classes"):
         values = getattr(arguments, flag)
         if values and len(set(values)) < len(values):
@@ -116,8 +135,11 @@ def print_theory(arguments, data, tau0, theories):
     print(f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, p = {data.X_train.shape[1]}, "
           f"{data.n_classes} classes; tau_0 = {tau0:.6g}" + ("" if arguments.pcdeq else f", sigma_a^2 = {arguments.asquare:g}"))
     for name, theory in theories.items():
-        numbers = {k: v for k, v in theory.items() if isinstance(v, (int, float)) and k != "tau0"}
-        print(f"  {name:<11}" + "  ".join(f"{k} = {v:.6g}" for k, v in numbers.items()))
+        shown = {k: f"{v:.6g}" if isinstance(v, (int, float)) else str(v) for k, v in theory.items()
+                 if isinstance(v, (int, float, str)) and k != "tau0"}
+        print(f"  {name:<13} " + "  ".join(f"{k} = {v}" for k, v in shown.items()))
+        for index, layer in enumerate(theory.get("parameters", ()), 1):
+            print(f"{'':16}layer {index}: {layer}")
 
 
 def mean_std(values):
@@ -128,14 +150,14 @@ def mean_std(values):
 def print_table(arguments, results):
     print(f"\ntest accuracy in % after {arguments.epoch} epochs (mean ± std over {len(arguments.seed)} seed(s)), "
           "and seconds a run")
-    print(f"{'model':<13}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
+    print(f"{'model':<14}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
     for model in arguments.model:
         cells = []
         for dim in arguments.dim:
             runs = [results[model, dim, seed] for seed in arguments.seed]
             mean, std = mean_std([100 * run.history[-1]["test_accuracy"] for run in runs])
             cells.append(f"{mean:.2f} ± {std:.2f} {sum(run.seconds for run in runs) / len(runs):7.1f} s")
-        print(f"{model:<13}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{model:<14}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def plot(arguments, data, results):
@@ -145,10 +167,13 @@ def plot(arguments, data, results):
     import matplotlib.pyplot as plt
     from utils import atomic_write
 
+    short = arguments.activation.rpartition(":")[2]
     looks = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
              "relu_enn": ("C0", ":", "unmatched ReLU-ENN"), "tanh_inn": ("C1", "-", "tanh-DEQ"),
-             "h_tanh_enn": ("C1", "--", "matched hard-tanh-ENN"), "tanh_enn": ("C1", ":", "unmatched tanh-ENN")}
-    #plt.style.use(Path(__file__).parent / "ck_ntk" / "paper.mplstyle")
+             "h_tanh_enn": ("C1", "--", "matched hard-tanh-ENN"), "tanh_enn": ("C1", ":", "unmatched tanh-ENN"),
+             "deq": ("C2", "-", f"{short}-DEQ"), "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
+             "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN")}
+    plt.style.use(Path(__file__).parent / "ck_ntk" / "paper.mplstyle")
     panels = 2 if len(arguments.dim) > 1 else 1
     figure, axes = plt.subplots(1, panels, figsize=(3.4 * panels, 2.7), squeeze=False, layout="constrained")
     for model in arguments.model:
@@ -179,7 +204,7 @@ def main(argv=None):
     parser, arguments = parse_arguments(argv)
     try:
         from data_prepare import load_dataset
-        from gaussian_integration import ACTIVATIONS
+        from gaussian_integration import ACTIVATIONS, load_activation
         from model import build_model
         from pcdeq import WIDTHS, build_pcdeq
         from train import Config, check_output, fingerprint, run
@@ -187,8 +212,9 @@ def main(argv=None):
 
         device = get_device(arguments.device)
         pixels = arguments.pcdeq and arguments.dataset == "cifar10"  # a convolution has no use for VGG16 features
-        data = load_dataset("cifar10_images" if pixels else arguments.dataset, arguments.dataset_path, preset=arguments.preset, classes=arguments.classes,
-                            vgg_path=arguments.vgg_path, device=device)
+        activation = load_activation(arguments.activation) if arguments.activation and not arguments.pcdeq else None
+        data = load_dataset("cifar10_images" if pixels else arguments.dataset, arguments.dataset_path, preset=arguments.preset,
+                            classes=arguments.classes, vgg_path=arguments.vgg_path, device=device)
         n, p = data.X_train.shape
         if arguments.batch_size > n:
             raise ValueError(f"--batch_size {arguments.batch_size} is larger than the training set of {n}")
@@ -204,19 +230,25 @@ def main(argv=None):
         def network(model, dim, seed):
             if arguments.pcdeq:
                 return build_pcdeq(model, settings["activation"], shape, data.n_classes, seed, arguments.aug)
-            return build_model(model, p, dim, data.n_classes, arguments.asquare, tau0, seed)
+            return build_model(model, p, dim, data.n_classes, arguments.asquare, tau0, seed, activation, arguments.match,
+                               arguments.family)
 
         theories = {name: network(name, 1, 0).describe() for name in arguments.model}
         if arguments.pcdeq:
             arguments.dim = [theories[arguments.model[0]]["widths"][-1]]
+        data_key = fingerprint(data)
+        extra = {name: {"activation": arguments.activation} for name in GENERAL}
+        extra["matched_enn"] |= {"match": arguments.match, "family": arguments.family}
         grid = [Config(dataset=arguments.dataset, model=model, dim=dim, seed=seed, lr=arguments.lr, epoch=arguments.epoch,
-                       batch_size=arguments.batch_size, data=fingerprint(data), **settings)
+                       batch_size=arguments.batch_size, data=data_key,
+                       **settings, **extra.get(model, {}))
                 for seed in arguments.seed for dim in arguments.dim for model in arguments.model]
         check_output(grid, arguments.output_path)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    for activation in {theory["activation"] for theory in theories.values() if "activation" in theory}:
-        for warning in check_assumptions(ACTIVATIONS[activation], arguments.asquare, tau0):
+    deqs = {"inn": ACTIVATIONS["relu"], "tanh_inn": ACTIVATIONS["tanh"], "deq": activation}
+    for model in [name for name in arguments.model if name in deqs]:
+        for warning in check_assumptions(deqs[model], arguments.asquare, tau0):
             print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
     print_theory(arguments, data, tau0, theories)
     results = {}

@@ -10,23 +10,26 @@ last hidden layer, `forward(x)` the logits. With one seed all networks share B =
     tanh_inn     tanh-DEQ                           h_tanh_enn   its matched one-layer hard-tanh network
     relu_enn     unmatched: two centred ReLU layers, input scaled by sigma_b
     tanh_enn     unmatched: one tanh layer, input scaled by sigma_b
+
+and three for any activation: deq; matched_enn, its match by matching.py; unmatched_enn, two centred layers of it.
 """
 
 import math
-from dataclasses import asdict
 from typing import Sequence
 
 import torch
 from torch import nn
 
+import matching
 import one_layer_tanh
 import two_layer_lrelu
 from coefficients import KernelCoefficients, explicit_ck, implicit_ck
 from fixed_point import FixedPoint, Picard
 from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments
-from utils import generator, get_tau
+from utils import estimate_tau0, generator, get_tau
 
 MODELS = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")
+GENERAL = ("deq", "matched_enn", "unmatched_enn")  # of any activation
 
 
 def _normal(*shape, seed):
@@ -126,7 +129,15 @@ class ENN(nn.Module):
     def describe(self) -> dict:
         """The scalars of the theory, as they are printed and logged."""
         return {"layers": [layer.name for layer in self.layers], "tau0": self.tau0, "input_scale": self.input_scale,
-                **_named(self.coefficients), **(asdict(self.match) if self.match else {})}
+                **_named(self.coefficients), **_scalars(self.match)}
+
+
+def _scalars(match) -> dict:
+    """The parameters of a match that can be printed and logged."""
+    if match is None:
+        return {}
+    return {name: value for name, value in vars(match).items()
+            if isinstance(value, (int, float, str)) or name == "parameters"}
 
 
 def _named(ck: KernelCoefficients) -> dict:
@@ -141,22 +152,48 @@ def _centred_layers(activations, tau):
     return layers
 
 
-def build_model(name: str, p: int, dim: int, n_classes: int, sigma_a2: float, tau0: float = 1.0, seed: int = 0) -> nn.Module:
-    """One of `MODELS` for data of dimension p and scale tau_0, float32 on the CPU."""
+def build_model(name: str, p: int, dim: int, n_classes: int, sigma_a2: float, tau0: float = 1.0, seed: int = 0,
+                activation: Activation | None = None, kernel: str = "ck", family: str = "auto") -> nn.Module:
+    """One of `MODELS` or `GENERAL` for data of dimension p and scale tau_0, float32 on the CPU.
+
+    `activation` is the DEQ's, for `GENERAL`; `kernel` and `family` are those of `matching.match`, for matched_enn.
+    """
     relu, tanh = ACTIVATIONS["relu"], ACTIVATIONS["tanh"]
-    if name == "inn":
-        return DEQ(relu, p, dim, n_classes, sigma_a2, tau0, seed)
-    if name == "tanh_inn":
-        return DEQ(tanh, p, dim, n_classes, sigma_a2, tau0, seed)
+    deqs = {"inn": relu, "tanh_inn": tanh, "deq": activation}
+    unmatched = {"relu_enn": (relu, relu), "tanh_enn": (tanh,), "unmatched_enn": (activation, activation)}
+    if name in deqs:
+        return DEQ(deqs[name], p, dim, n_classes, sigma_a2, tau0, seed)
+    if name in unmatched:
+        sigma_b = math.sqrt(1 - sigma_a2)
+        return ENN(_centred_layers(unmatched[name], sigma_b * tau0), p, dim, n_classes, tau0, sigma_b, seed)
     if name == "l_relu_enn":
         found = two_layer_lrelu.match(implicit_ck(relu, sigma_a2, tau0), tau0)
-        return ENN(found.layers, p, dim, n_classes, tau0, seed=seed, match=found)
-    if name == "h_tanh_enn":
+    elif name == "h_tanh_enn":
         found = one_layer_tanh.match(implicit_ck(tanh, sigma_a2, tau0), tau0)
-        return ENN(found.layers, p, dim, n_classes, tau0, seed=seed, match=found)
-    sigma_b = math.sqrt(1 - sigma_a2)
-    if name == "relu_enn":
-        return ENN(_centred_layers([relu, relu], sigma_b * tau0), p, dim, n_classes, tau0, sigma_b, seed)
-    if name == "tanh_enn":
-        return ENN([tanh], p, dim, n_classes, tau0, sigma_b, seed)
-    raise ValueError(f"unknown model {name!r}: choose from {', '.join(MODELS)}")
+    elif name == "matched_enn":
+        found = matching.match(activation, sigma_a2, tau0, kernel, family)
+    else:
+        raise ValueError(f"unknown model {name!r}: choose from {', '.join(MODELS + GENERAL)}")
+    return ENN(found.layers, p, dim, n_classes, tau0, seed=seed, match=found)
+
+
+def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", family: str = "auto") -> ENN:
+    """The explicit network that may stand in for a DEQ: same width, kernel, first-layer weights, device and dtype.
+
+    Parameters
+    ----------
+    deq : its activation, sigma_a^2, width and number of classes are read off it.
+    X : (n, p) data that fixes tau_0; by default that of the DEQ.
+    kernel, family : see `matching.match`, which raises MatchError where there is no match.
+
+    Returns
+    -------
+    ENN with a readout of its own, to be trained: the two networks' kernels agree, not their features.
+    """
+    tau0 = deq.tau0 if X is None else estimate_tau0(X)
+    found = matching.match(deq.activation, deq.sigma_a2, tau0, kernel, family)
+    dim, p = deq.B.shape
+    enn = ENN(found.layers, p, dim, deq.readout.out_features, tau0, match=found).to(deq.B)
+    with torch.no_grad():
+        enn.weights[0].copy_(deq.B)
+    return enn

@@ -44,8 +44,10 @@ class Config:
     opt: str = "sgd"
     asquare: float = 0.2
     train: str = "readout"
-    activation: str = ""  # this and the next three: of a positive concave DEQ
-    weight_decay: float = 0.0
+    activation: str = ""  # where the model's name does not say it
+    match: str = ""   # kernel and family of a matched_enn
+    family: str = ""
+    weight_decay: float = 0.0  # this and the next two: of a positive concave DEQ
     milestone: int = 0
     aug: bool = False
     data: str = ""
@@ -55,8 +57,15 @@ class Config:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def label(self) -> str:
+        """The model in file names: with its activation, and its kernel, where these are the user's choice."""
+        if self.train == "pcdeq":
+            return self.model
+        return "-".join([self.model, *filter(None, (self.activation.rpartition(":")[2], self.match))])
+
+    @property
     def title(self) -> str:
-        return f"{self.model} dim {self.dim} seed {self.seed}"
+        return f"{self.label} dim {self.dim} seed {self.seed}"
 
 
 def fingerprint(data: Dataset) -> str:
@@ -73,11 +82,11 @@ def fingerprint(data: Dataset) -> str:
 
 def log_path(config: Config, output_path, split: str) -> Path:
     folder = Path(output_path) if config.seed == 0 else Path(output_path) / f"seed_{config.seed}"
-    return folder / f"{config.dim}_{split}_{config.model}_{config.dataset}.json"
+    return folder / f"{config.dim}_{split}_{config.label}_{config.dataset}.json"
 
 
 def checkpoint_path(config: Config, save_path) -> Path:
-    return Path(save_path) / f"{config.dim}_{config.model}_{config.dataset}_seed{config.seed}_{config.key}.pt"
+    return Path(save_path) / f"{config.dim}_{config.label}_{config.dataset}_seed{config.seed}_{config.key}.pt"
 
 
 def best_path(config: Config, save_path) -> Path:
@@ -105,11 +114,11 @@ def _last_byte(path: Path) -> bytes:
 
 def check_output(configs: list[Config], output_path) -> None:
     """Raises ValueError if the folder holds a log of the same name that another configuration wrote."""
-    owner = {(c["dim"], c["model"], c["dataset"], c["seed"]): r["run"]
-             for r in read_metrics(output_path) if r.get("event") == "run" for c in (r["config"],)}
+    owner = {(r["dim"], r["model"], r["dataset"], r["seed"]): r["run"]
+             for r in read_metrics(output_path) if r.get("event") == "run"}
     for config in configs:
         path = log_path(config, output_path, "test")
-        if path.exists() and owner.get((config.dim, config.model, config.dataset, config.seed)) != config.key:
+        if path.exists() and owner.get((config.dim, config.label, config.dataset, config.seed)) != config.key:
             raise ValueError(f"{path} is the log of another configuration: pass another --output_path, or move it away")
 
 
@@ -163,7 +172,7 @@ class RunFiles:
     def note(self, event: str, **values) -> None:
         """One line of metrics.jsonl: a single append, so that two processes may share the file."""
         c = self.config
-        line = {"event": event, "run": c.key, "dataset": c.dataset, "model": c.model, "dim": c.dim, "seed": c.seed, **values}
+        line = {"event": event, "run": c.key, "dataset": c.dataset, "model": c.label, "dim": c.dim, "seed": c.seed, **values}
         path = self.output_path / "metrics.jsonl"
         torn = b"\n" if path.exists() and _last_byte(path) not in (b"\n", b"") else b""  # a line cut short by a kill
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

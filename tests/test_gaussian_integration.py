@@ -5,7 +5,7 @@ import torch
 from scipy import integrate
 
 from gaussian_integration import (ACTIVATIONS, Activation, centre, expectation, gaussian_moments, hermite_coefficients,
-                                  hermite_functions, piecewise_linear)
+                                  hermite_functions, load_activation, piecewise_linear)
 
 SCALES = (0.3, 1.0, 2.7)
 names = pytest.mark.parametrize("name", ACTIVATIONS)
@@ -146,3 +146,23 @@ def test_hermite_bad_scales():
             hermite_coefficients(ACTIVATIONS["relu"], scale, 3)
     with pytest.raises(ValueError, match="degree"):
         hermite_coefficients(ACTIVATIONS["relu"], 1.0, -1)
+
+
+def test_an_activation_from_a_file(tmp_path):
+    (tmp_path / "a.py").write_text("import torch\ndef cube(x):\n    return x**3 / 6 + x\nflat = 3\ndef flat_fn(x):\n    return torch.ones_like(x)\n")
+    cube = load_activation(f"{tmp_path / 'a.py'}:cube")
+    assert cube.name == "cube" and load_activation("relu") is ACTIVATIONS["relu"]
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    torch.testing.assert_close(cube.derivative(x), x**2 / 2 + 1)
+    assert gaussian_moments(cube, 1.0).d1 == pytest.approx(1.5, abs=1e-12)
+    assert load_activation(f"{tmp_path / 'a.py'}:flat_fn").lipschitz == 0
+    for spec, words in (("nope", "unknown activation"), ("no/file.py:f", "there is no file"), (f"{tmp_path / 'a.py'}:flat", "no function"),
+                        (f"{tmp_path / 'a.py'}:none", "no function")):
+        with pytest.raises(ValueError, match=words):
+            load_activation(spec)
+    (tmp_path / "broken.py").write_text("def f(x:\n")
+    with pytest.raises(ValueError, match="does not run: SyntaxError"):
+        load_activation(f"{tmp_path / 'broken.py'}:f")
+    (tmp_path / "odd.py").write_text("def f(x):\n    return x.numpy()\n")
+    with pytest.raises(ValueError, match="not an elementwise torch function"):
+        load_activation(f"{tmp_path / 'odd.py'}:f")

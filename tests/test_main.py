@@ -11,6 +11,7 @@ import pytest
 
 import data_prepare
 import main
+import matching
 import model
 from conftest import ROOT
 
@@ -31,7 +32,7 @@ def refused(capsys, tmp_path, *argv):
 
 
 def test_lists_of_the_command_line_are_those_of_the_modules():
-    assert main.MODELS == model.MODELS
+    assert main.MODELS == model.MODELS and main.GENERAL == model.GENERAL and main.FAMILIES == matching.FAMILIES
     assert set(main.PRESETS) == set(data_prepare.GMM_PRESETS)
 
 
@@ -61,6 +62,11 @@ def test_help_and_bad_flags_do_not_import_torch():
     (("--opt", "lbfgs"), "lbfgs"),
     (("--dataset", "npz"), "needs the path of a .npz file"),
     (("--what",), "--what"),
+    (("--model", "deq"), "deq needs one"),
+    (("--activation", "swish"), "not a setting of inn"),
+    (("--model", "deq", "--activation", "swosh"), "unknown activation 'swosh'"),
+    (("--model", "deq", "--activation", "nowhere/to/be.py:found"), "there is no file nowhere/to/be.py"),
+    (("--model", "matched_enn", "--activation", "swish", "--family", "l_relu"), "gamma^2 = tau_0^2 alpha_1"),
 ])
 def test_bad_flags(capsys, tmp_path, argv, words):
     assert words in refused(capsys, tmp_path, *argv)
@@ -174,6 +180,22 @@ def test_the_grid_its_table_and_its_figure(tmp_path):
     clash = call(*flags, "--lr", 0.5, cwd=tmp_path)
     assert clash.returncode == 2 and "another configuration" in clash.stderr
     assert before == {p: p.read_bytes() for p in (tmp_path / "results").rglob("*") if p.is_file()}
+
+
+def test_any_activation_from_a_users_file(tmp_path):
+    (tmp_path / "mine.py").write_text("import torch\ndef bent(x):\n    return x + 0.3 * torch.cos(x)\n")
+    flags = ("--dataset", "npz", "--dataset_path", npz(tmp_path / "good.npz"), "--model", "deq", "matched_enn", "unmatched_enn",
+             "--activation", "mine.py:bent", "--dim", 16, "--epoch", 1, "--batch_size", 10, "--device", "cpu")
+    done = call(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / "16_test_matched_enn-bent-ck_npz.json").exists()
+    deq, enn = (dict(pair.split(" = ") for pair in line.split("  ") if " = " in pair)
+                for line in done.stdout.splitlines()[1:3])
+    assert all(abs(float(deq[k]) - float(enn[k])) < 1e-5 for k in ("gamma2", "alpha1", "alpha2", "alpha3"))
+    assert float(enn["residual"]) < 1e-10 and "layer 2: {" in done.stdout
+    full = call(*flags, "--train", "full", "--lr", 0.05, "--output_path", "full", cwd=tmp_path)
+    assert full.returncode == 0 and "kernel = ntk" in full.stdout
+    assert call(*flags, "--activation", "mine.py:bend", cwd=tmp_path).stderr.endswith("called bend\n")
 
 
 def test_real_mnist(real_data, tmp_path):

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import two_layer_lrelu
-from coefficients import explicit_ck, implicit_ck
+from coefficients import explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from fixed_point import Anderson, ConvergenceError, Picard
 from gaussian_integration import ACTIVATIONS
-from model import DEQ, ENN, MODELS, build_model
+from model import DEQ, ENN, MODELS, build_model, matched_enn
 from utils import get_tau
 
 P, M, K = 20, 48, 3
@@ -102,6 +102,18 @@ def test_matched_networks_have_the_deqs_coefficients_and_its_kernel(pair):
     assert (G.diagonal().mean() - deq.coefficients.diag).abs() < 0.02 * deq.coefficients.diag
     assert (S.diagonal().mean() - deq.coefficients.diag).abs() < 0.02 * deq.coefficients.diag
     assert (G - S).abs().mean() < 0.02 * deq.coefficients.diag
+
+
+@pytest.mark.parametrize("kernel", ["ck", "ntk"])
+def test_matched_enn_of_a_deq_module(kernel):
+    deq = DEQ(ACTIVATIONS["swish"], P, M, K, 0.15, tau0=0.9, seed=4).double()
+    enn = matched_enn(deq, kernel=kernel)
+    assert torch.equal(enn.weights[0], deq.B) and enn.weights[0].dtype == torch.float64
+    assert enn(data(dtype=torch.float64)).shape == (9, K)
+    found = {"ck": implicit_ck, "ntk": implicit_ntk}[kernel](ACTIVATIONS["swish"], 0.15, 0.9)
+    made = {"ck": explicit_ck, "ntk": explicit_ntk}[kernel](enn.layers, 0.9)
+    assert vars(made) == pytest.approx(vars(found), abs=1e-10)
+    assert matched_enn(deq, X=3 * data()).tau0 == pytest.approx(3)
 
 
 def test_input_scale_enters_the_coefficients():

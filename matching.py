@@ -108,11 +108,10 @@ def match(activation: Activation, sigma_a2: float, tau0: float = 1.0, kernel: st
         target, mode = implicit_ck(activation, sigma_a2, tau0), "readout"
     else:
         target, mode = implicit_ntk(activation, sigma_a2, tau0, trained), EXPLICIT_TRAINED[trained]
-    if target.c1 * tau0**2 <= 1e-12 * target.diag:
-        share = target.c1 * tau0**2 / target.diag if target.diag > 0 else 0.0
-        why = "constant on the scale of its input" if target.diag <= 1e-300 else "even there, E[phi'] = 0"
-        raise MatchError(f"the kernel of {activation.name} at tau_0 = {tau0:g} has no linear part ({share:.2g} of the "
-                         f"diagonal): the activation is {why}, and no family here matches that; add a linear term")
+    if not target.c1 * tau0**2 > 1e-12 * abs(target.diag):
+        raise MatchError(f"the kernel of {activation.name} at sigma_a^2 = {sigma_a2:g}, tau_0 = {tau0:g} has no linear part "
+                         f"(c1 = {target.c1:.3g}, diag = {target.diag:.3g}): the activation is constant or even there, and "
+                         "no family here matches that; add a linear term")
     passed_over = {}  # family -> its nearest miss
     for name, depth in _ATTEMPTS:
         if family not in ("auto", name) or (depth > 2 and kernel == "ck"):

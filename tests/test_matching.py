@@ -1,0 +1,296 @@
+"""matching.py: every residual here is recomputed by the public functions, every infeasible case by brute force."""
+
+import math
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq, least_squares
+
+import matching
+import two_layer_lrelu
+from coefficients import MatchError, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
+from gaussian_integration import ACTIVATIONS, Activation, expectation
+from matching import fluctuation, match
+from utils import generator
+
+MODES = [("ck", "aAB"), ("ntk", "aAB"), ("ntk", "aA")]
+
+
+def residual(activation, sigma_a2, tau0, kernel, trained, layers):
+    """The issue's residual, from public functions only."""
+    if kernel == "ck":
+        target, got = implicit_ck(activation, sigma_a2, tau0), explicit_ck(layers, tau0)
+    else:
+        target = implicit_ntk(activation, sigma_a2, tau0, trained)
+        got = explicit_ntk(layers, tau0, {"aAB": "all", "aA": "frozen_first"}[trained])
+    unit = tau0**2 / target.c1
+    return max(abs(got.diag / target.diag - 1), abs(got.c1 / target.c1 - 1), abs(got.c2 - target.c2) * unit,
+               abs(got.c3 - target.c3) * unit)
+
+
+@pytest.mark.parametrize("kernel, trained", MODES)
+@pytest.mark.parametrize("tau0", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_deq_of_the_registry_is_matched(name, tau0, kernel, trained):
+    activation = ACTIVATIONS[name]
+    for sigma_a2 in (0.01, 0.1, 0.24):
+        found = match(activation, sigma_a2, tau0, kernel, trained=trained)
+        assert residual(activation, sigma_a2, tau0, kernel, trained, found.layers) < 1e-12
+        assert found.residual < 1e-12 and len(found.layers) == len(found.parameters)
+        assert len(found.layers) <= (2 if kernel == "ck" else 3 if trained == "aAB" else 4)
+        assert 0 < found.fluctuation < 9
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "elu", "sin", "tanh", "softplus"])
+@pytest.mark.parametrize("family", ["hermite", "piecewise"])
+def test_both_general_families_match_in_ck(family, name):
+    for sigma_a2, tau0 in ((0.05, 1.0), (0.2, 2.0)):
+        found = match(ACTIVATIONS[name], sigma_a2, tau0, "ck", family)
+        assert found.family == family and residual(ACTIVATIONS[name], sigma_a2, tau0, "ck", "", found.layers) < 1e-12
+        assert len(found.layers) == (1 if name in ("sin", "tanh") else 2)
+
+
+def test_auto_takes_the_papers_networks_where_they_apply():
+    relu, tanh = match(ACTIVATIONS["relu"], 0.2), match(ACTIVATIONS["tanh"], 0.2)
+    assert (relu.family, tanh.family) == ("l_relu", "hard_tanh")
+    assert [v for p in relu.parameters for v in (p["a"], p["b"])] == pytest.approx(
+        (1.22564, 0.75405, 0.92612, 0.00096), abs=5e-6)
+    assert (tanh.parameters[0]["a"], tanh.parameters[0]["c"]) == pytest.approx((0.764297, 1.196485), abs=5e-7)
+    assert match(ACTIVATIONS["tanh"], 0.2, kernel="ntk").family == "hard_tanh"
+    assert match(ACTIVATIONS["relu"], 0.2, kernel="ntk").family == "piecewise"
+    assert "two leaky-ReLU layers" in " ".join(match(ACTIVATIONS["relu"], 0.2, kernel="ntk").passed_over)
+
+
+def test_one_curved_layer_where_the_deq_has_its_ratio():
+    def activation(slope):
+        return Activation("bent", lambda x: torch.where(x > 0, x, slope * torch.tanh(x)),
+                          lambda x: torch.where(x > 0, torch.ones_like(x), slope * (1 - torch.tanh(x)**2)), (0,))
+
+    def excess(slope):
+        target = implicit_ck(activation(slope), 0.2)
+        return 2 * target.c2 / target.c3 - 1
+
+    special = activation(brentq(excess, 0.2, 1.0, xtol=1e-15))
+    found = match(special, 0.2)
+    assert len(found.layers) == 1 and residual(special, 0.2, 1.0, "ck", "", found.layers) < 1e-12
+    assert len(match(activation(0.3), 0.2).layers) == 2
+
+
+def random_activation(seed):
+    """A smooth function of growth between bounded and linear, neither odd nor even."""
+    a, b, c, d, e, f = torch.randn(6, generator=generator("activation", seed), dtype=torch.float64).tolist()
+    return Activation(f"random {seed}",
+                      lambda x: 0.5 * a * x + b * torch.tanh(x + c) + 0.3 * d * torch.sin(x + e)
+                      + f * torch.sqrt(1 + x * x) / 2,
+                      lambda x: 0.5 * a + b * (1 - torch.tanh(x + c)**2) + 0.3 * d * torch.cos(x + e)
+                      + f * x / torch.sqrt(1 + x * x) / 2)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_smooth_activations(seed):
+    activation = random_activation(seed)
+    sigma_a2, tau0 = ((0.02, 1.0), (0.1, 0.5), (0.2 / max(1, activation.lipschitz**2), 2.0))[seed % 3]
+    for kernel, trained in MODES[:2]:
+        found = match(activation, sigma_a2, tau0, kernel, trained=trained)
+        assert residual(activation, sigma_a2, tau0, kernel, trained, found.layers) < 1e-10
+
+
+def test_parameters_describe_the_layers():
+    x = torch.linspace(-4, 4, 201, dtype=torch.float64)
+    cubic = match(ACTIVATIONS["gelu"], 0.2, 0.8, "ck", "hermite")
+    for layer, p in zip(cubic.layers, cubic.parameters):
+        u = x / p["tau"]
+        said = p["gain"] * p["tau"] * (u + p["q"] * (u**2 - 1) / math.sqrt(2) + p["r"] * (u**3 - 3 * u) / math.sqrt(6))
+        torch.testing.assert_close(layer.fn(x), said)
+        y = x.clone().requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(layer.fn(y).sum(), y)[0], layer.derivative(x))
+    bent = match(ACTIVATIONS["gelu"], 0.2, 0.8, "ck", "piecewise")
+    for layer, p in zip(bent.layers, bent.parameters):
+        grid = torch.tensor([0.0, *p["kinks"]], dtype=torch.float64)
+        assert layer.fn(grid)[0].item() == pytest.approx(p["value_at_zero"], abs=1e-15)
+        middles = [p["kinks"][0] - 1, *(torch.tensor(p["kinks"]).double().unfold(0, 2, 1).mean(1)), p["kinks"][-1] + 1]
+        torch.testing.assert_close(layer.derivative(torch.tensor(middles, dtype=torch.float64)),
+                                   torch.tensor(p["slopes"], dtype=torch.float64))
+        assert layer.lipschitz == max(map(abs, p["slopes"])) < 5
+
+
+def test_quantiser_is_the_published_one():
+    # Max (1960), Table I, 3 and 5 levels
+    assert np.concatenate(matching._quantiser(1)) == pytest.approx((0.6120, 1.224), abs=5e-4)
+    assert np.concatenate(matching._quantiser(2)) == pytest.approx((0.3823, 1.244, 0.7646, 1.724), abs=5e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what cannot be done
+
+def brute_force(equations, low, high, starts=60):
+    """The least sum of squares of the equations over a box, from random starts."""
+    rng = np.random.default_rng(0)
+    fits = [least_squares(equations, rng.uniform(low, high), bounds=(low, high)) for _ in range(starts)]
+    return min(2 * fit.cost for fit in fits)
+
+
+def l_relu_equations(name):
+    """DESIGN.md's closed form of two leaky-ReLU layers, in (r_1, r_2): alpha_2, alpha_3 and gamma^2 over alpha_1."""
+    target, k = implicit_ck(ACTIVATIONS[name], 0.2), 0.25 - 1 / (2 * math.pi)
+
+    def equations(r):
+        q = 1 + k * r[0]
+        return np.array([r[0] + q * r[1] - 8 * math.pi * target.c2 / target.c1,
+                         r[0] + r[1] / q - 4 * math.pi * target.c3 / target.c1,
+                         q * (1 + k * r[1]) - target.diag / target.c1])
+
+    return equations
+
+
+def test_elu_has_no_leaky_relu_match():
+    assert brute_force(l_relu_equations("relu"), [0, 0], [20, 20]) < 1e-20
+    assert brute_force(l_relu_equations("elu"), [0, 0], [20, 20]) > 1e-5
+    with pytest.raises(MatchError, match=r"leaky-ReLU layers need gamma\^2 = .* the target has .* family='auto'"):
+        match(ACTIVATIONS["elu"], 0.2, family="l_relu")
+
+
+def cubic_ntk_equations(name):
+    """Two cubic layers, in (q_1, r_1, q_2, r_2), by the layer recursion of DESIGN.md."""
+    target = implicit_ntk(ACTIVATIONS[name], 0.2)
+
+    def equations(v):
+        a1, a2, a3, a4, t2, b1, b2, b3, kappa2 = 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0
+        for q, r in (v[:2], v[2:]):
+            e, N, mu = 2 * q * q / t2, 1 + q * q + r * r, 1 + 2 * q * q + 3 * r * r
+            w = mu + math.sqrt(6) * r
+            b3 = b3 + b1 * e * a1
+            a2, a3, a4 = a2 + e * a4**2 / 4, a3 + e * a1**2 / 2, w * a4
+            b1, b2, b3 = a1 + b1, a2 + b2, a3 + b3
+            t2 *= N
+            kappa2 = t2 + kappa2 * mu
+        return np.array([kappa2 / b1 - target.diag / target.c1, b2 / b1 - target.c2 / target.c1,
+                         b3 / b1 - target.c3 / target.c1])
+
+    return equations
+
+
+def test_swish_has_no_ntk_match_of_two_cubic_layers():
+    low, high = [0, -3, 0, -3], [3, 3, 3, 3]
+    assert brute_force(cubic_ntk_equations("gelu"), low, high, 20) < 1e-15
+    assert brute_force(cubic_ntk_equations("swish"), low, high) > 1e-7
+    place = matching._Place("all", 2)
+    with pytest.raises(MatchError, match=r"two cubic layers with this c2 and c3 have diag/\(tau_0\^2 c1\) >= 1.4"):
+        matching._two_layers(place, matching._bases("hermite", 1), implicit_ntk(ACTIVATIONS["swish"], 0.2), 1.0)
+    assert [layer.name for layer in match(ACTIVATIONS["swish"], 0.2, kernel="ntk", family="hermite").layers] \
+        == ["cubic_1", "cubic_2", "linear_3"]
+
+
+def test_leaky_relu_layers_never_have_the_ntk():
+    with pytest.raises(MatchError, match=r"= 1.9495\d*, the target has 1.7808") as error:
+        match(ACTIVATIONS["relu"], 0.2, kernel="ntk", family="l_relu")
+    assert "no l_relu network matches the NTK of relu at sigma_a^2 = 0.2, tau_0 = 1" in str(error.value)
+
+
+@pytest.mark.parametrize("kernel", ["ck", "ntk"])
+def test_a_hard_tanh_is_odd(kernel):
+    with pytest.raises(MatchError, match="a hard tanh is odd"):
+        match(ACTIVATIONS["gelu"], 0.2, kernel=kernel, family="hard_tanh")
+
+
+def test_hard_tanh_has_its_range():
+    with pytest.raises(MatchError, match=r"in \(1, pi/2\), the target has"):
+        match(ACTIVATIONS["sin"], 0.1, 3.0, family="hard_tanh")
+    assert match(ACTIVATIONS["sin"], 0.1, 3.0).family == "piecewise"
+
+
+def elementwise(name, fn):
+    return Activation(name, fn, lambda x: torch.zeros_like(x), lipschitz=1.0)
+
+
+@pytest.mark.parametrize("activation, sigma_a2, words", [
+    (elementwise("seven", lambda x: torch.full_like(x, 7.0)), 0.2, "seven at .*constant or even"),
+    (Activation("square", lambda x: x * x / 9, lambda x: 2 * x / 9), 0.05, "square at .*constant or even"),
+    (elementwise("mean", lambda x: x.mean()), 0.2, "not elementwise"),
+    (elementwise("nan", lambda x: x / 0 * 0), 0.2, "not finite"),
+    (Activation("gauss", lambda x: torch.exp(x * x), lambda x: 2 * x * torch.exp(x * x), lipschitz=1.0), 0.2, "gauss"),
+    (Activation("steep", lambda x: 5 * x, lambda x: torch.full_like(x, 5.0)), 0.2, "no tau_\\* exists"),
+])
+def test_bad_activations_are_named(activation, sigma_a2, words):
+    for kernel in ("ck", "ntk"):
+        with pytest.raises(ValueError, match=words):
+            match(activation, sigma_a2, kernel=kernel)
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"kernel": "nngp"}, "kernel must be"), ({"family": "cubic"}, "family must be"),
+    ({"trained": "a"}, "trained must be"), ({"tau0": -1.0}, "tau_0 must be"), ({"sigma_a2": 1.5}, "sigma_a\\^2 must lie"),
+])
+def test_bad_settings(settings, words):
+    with pytest.raises(ValueError, match=words):
+        match(**{"activation": ACTIVATIONS["relu"], "sigma_a2": 0.2, **settings})
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# finite width
+
+def sampled(layers, tau0, m, draws, trained):
+    """Kernel entries (draws, 2), off and on the diagonal, of random networks of width m at two orthogonal inputs."""
+    g, out = generator("fluctuation", m), []
+    for _ in range(draws):
+        x, signals = torch.eye(2, dtype=torch.float64) * tau0, []
+        for layer in layers:
+            W = torch.randn(m, x.shape[1], generator=g, dtype=torch.float64)
+            u = x @ W.T
+            signals.append((x @ x.T, layer.derivative(u) / math.sqrt(m), W))
+            x = layer.fn(u) / math.sqrt(m)
+        K = x @ x.T
+        backward = torch.randn(m, generator=g, dtype=torch.float64).expand(2, m)
+        for index, (gram, slope, W) in reversed(list(enumerate(signals))):
+            backward = backward * slope
+            if trained == "all" or (trained == "frozen_first" and index):
+                K = K + gram * (backward @ backward.T)
+            backward = backward @ W
+        out.append((K[0, 1].item(), K[0, 0].item()))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("name, kernel, trained, family", [
+    ("relu", "ck", "aAB", "l_relu"), ("gelu", "ck", "aAB", "piecewise"), ("elu", "ntk", "aAB", "hermite"),
+    ("relu", "ntk", "aAB", "piecewise"), ("relu", "ntk", "aA", "piecewise"), ("swish", "ntk", "aAB", "piecewise"),
+])
+def test_fluctuation_is_that_of_sampled_networks(name, kernel, trained, family):
+    m, draws = 128, 1500
+    found = match(ACTIVATIONS[name], 0.2, 0.9, kernel, family, trained)
+    off, on = fluctuation(found.layers, 0.9, found.trained)
+    entries = sampled(found.layers, 0.9, m, draws, found.trained) / found.achieved.diag
+    assert m * np.mean(entries[:, 0]**2) == pytest.approx(off, rel=0.16)
+    assert m * np.var(entries[:, 1]) == pytest.approx(on, rel=0.16)
+    assert found.fluctuation == off + on
+
+
+def test_the_match_taken_has_the_least_fluctuation():
+    roots = two_layer_lrelu.solutions(implicit_ck(ACTIVATIONS["relu"], 0.2))
+    errors = [sum(fluctuation(root.layers, 1.0, "readout")) for root in roots]
+    assert match(ACTIVATIONS["relu"], 0.2, family="l_relu").fluctuation == min(errors) < max(errors)
+    # along the curve of matches: no share of layer 1, no sign of r_2, no kink does better
+    for family, ramps in (("hermite", 1), ("piecewise", 1)):
+        found = match(ACTIVATIONS["elu"], 0.2, kernel="ntk", family=family)
+        target, place, (basis,) = found.target, matching._Place("all", 2), matching._bases(family, ramps)
+        scaled = tuple(place.c1 * v for v in (target.diag / target.c1, target.c2 / target.c1, target.c3 / target.c1))
+        others = []
+        for share in np.linspace(0, 0.6, 41):
+            (q1, r1, q2, r2_squared), *_ = matching._curve(place, basis, basis, scaled, share)
+            if not r2_squared >= 0:
+                continue
+            for r2 in (math.sqrt(r2_squared), -math.sqrt(r2_squared)):
+                layers, _ = matching._build(place, [basis, basis], [q1, q2], [r1, r2], target, 1.0)
+                assert residual(ACTIVATIONS["elu"], 0.2, 1.0, "ntk", "aAB", layers) < 1e-12
+                others.append(sum(fluctuation(layers, 1.0, "all")))
+        assert len(others) >= 8 and found.fluctuation <= min(others) < 0.95 * max(others)
+
+
+def test_layers_are_centred_at_their_input_scales():
+    found, tau = match(ACTIVATIONS["swish"], 0.2, 0.7, "ntk"), 0.7
+    for layer in found.layers:
+        kinks = [k / tau for k in layer.kinks]
+        assert abs(expectation(lambda x: layer.fn(tau * x), kinks)) < 1e-14
+        tau = math.sqrt(expectation(lambda x: layer.fn(tau * x)**2, kinks))
+    assert astuple(explicit_ntk(found.layers, 0.7)) == astuple(found.achieved)

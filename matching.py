@@ -109,9 +109,9 @@ def match(activation: Activation, sigma_a2: float, tau0: float = 1.0, kernel: st
     else:
         target, mode = implicit_ntk(activation, sigma_a2, tau0, trained), EXPLICIT_TRAINED[trained]
     if not target.c1 * tau0**2 > 1e-12 * abs(target.diag):
-        raise MatchError(f"the kernel of {activation.name} at sigma_a^2 = {sigma_a2:g}, tau_0 = {tau0:g} has no linear part "
-                         f"(c1 = {target.c1:.3g}, diag = {target.diag:.3g}): the activation is constant or even there, and "
-                         "no family here matches that; add a linear term")
+        raise MatchError(f"the kernel of {activation.name} at sigma_a^2 = {sigma_a2:g}, tau_0 = {tau0:g} has no linear "
+                         f"part (c1 = {target.c1:.3g}, diag = {target.diag:.3g}): the activation is constant or even "
+                         "there, and no family here matches that; add a linear term")
     passed_over = {}  # family -> its nearest miss
     for name, depth in _ATTEMPTS:
         if family not in ("auto", name) or (depth > 2 and kernel == "ck"):

@@ -221,7 +221,8 @@ def test_bad_activations_are_named(activation, sigma_a2, words):
 
 @pytest.mark.parametrize("settings, words", [
     ({"kernel": "nngp"}, "kernel must be"), ({"family": "cubic"}, "family must be"),
-    ({"trained": "a"}, "trained must be"), ({"tau0": -1.0}, "tau_0 must be"), ({"sigma_a2": 1.5}, "sigma_a\\^2 must lie"),
+    ({"trained": "a"}, "trained must be"), ({"tau0": -1.0}, "tau_0 must be"),
+    ({"sigma_a2": 1.5}, "sigma_a\\^2 must lie"),
 ])
 def test_bad_settings(settings, words):
     with pytest.raises(ValueError, match=words):

@@ -133,7 +133,7 @@ class PcDEQNetwork(nn.Sequential):
         """What is printed and logged."""
         return {"equilibrium": self.equilibria[0].activation, "image_shape": list(self.image_shape),
                 "widths": [len(layer.inner.weight) for layer in self.equilibria],
-                "parameters": sum(p.numel() for p in self.parameters())}
+                "weights": sum(p.numel() for p in self.parameters())}
 
     def forward(self, x):
         if x[0].numel() != math.prod(self.image_shape):

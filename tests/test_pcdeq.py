@@ -255,7 +255,7 @@ def test_architecture_is_the_published_one(name, shape, count):
 def test_widths_and_size_are_described_and_augmentation_widens_three_convolutions_on_colour():
     plain, augmented = (build_pcdeq("multi_conv_pcdeq_1", "relu6", (3, 32, 32), 10, augmented=flag) for flag in (False, True))
     assert plain.describe()["widths"] == [20, 50, 80] and augmented.describe()["widths"] == [100, 120, 140]
-    assert plain.describe()["parameters"] == sum(p.numel() for p in plain.parameters())
+    assert plain.describe()["weights"] == sum(p.numel() for p in plain.parameters())
     for name, shape in (("multi_conv_pcdeq_1", (1, 28, 28)), ("single_conv_pcdeq_1", (3, 32, 32))):
         widths = [build_pcdeq(name, "tanh", shape, 10, augmented=flag).describe()["widths"] for flag in (False, True)]
         assert widths[0] == widths[1]
@@ -488,7 +488,7 @@ def test_a_whole_run_and_its_resumption(capsys, tmp_path):
             "--milestone", 1, "--output_path", tmp_path / "out", "--save_path", tmp_path / "ckpt"]
     main.main([*map(str, argv)])
     printed = capsys.readouterr().out
-    assert "parameters = 253450" in printed and "linear_pcdeq_2" in printed
+    assert "weights = 253450" in printed and "linear_pcdeq_2" in printed
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"80_train_linear_pcdeq_2_svhn.json", "80_test_linear_pcdeq_2_svhn.json", "metrics.jsonl", "accuracy_svhn.png"}
     log = (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text()

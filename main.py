@@ -150,14 +150,14 @@ def mean_std(values):
 def print_table(arguments, results):
     print(f"\ntest accuracy in % after {arguments.epoch} epochs (mean ± std over {len(arguments.seed)} seed(s)), "
           "and seconds a run")
-    print(f"{'model':<14}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
+    print(f"{'model':<19}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
     for model in arguments.model:
         cells = []
         for dim in arguments.dim:
             runs = [results[model, dim, seed] for seed in arguments.seed]
             mean, std = mean_std([100 * run.history[-1]["test_accuracy"] for run in runs])
             cells.append(f"{mean:.2f} ± {std:.2f} {sum(run.seconds for run in runs) / len(runs):7.1f} s")
-        print(f"{model:<14}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def plot(arguments, data, results):
@@ -257,8 +257,6 @@ def main(argv=None):
             results[config.model, config.dim, config.seed] = run(
                 config, data, lambda: network(config.model, config.dim, config.seed),
                 arguments.output_path, arguments.save_path, device, arguments.resume)
-    except KeyboardInterrupt:
-        parser.exit(INTERRUPTED, f"{parser.prog}: interrupted; the same command with --resume goes on from here\n")
     except ValueError as error:
         parser.error(str(error))
     except (RuntimeError, OSError) as error:
@@ -268,4 +266,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("main.py: interrupted; the same command with --resume goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -529,15 +529,16 @@ def _solve_hard_tanh(target, tau0, trained, depth):
     if trained != "all":  # with its only layer frozen, the tangent kernel is the conjugate one
         found = one_layer_tanh.match(target, tau0)
         return found.layers, (dict(a=found.a, c=found.c),)
-    # clip(x, -c, c) at u = c/tau_0 has mu = 1/erf(u/sqrt 2): kappa^2/(tau_0^2 beta_1) = (N + mu)/2 takes any value > 1
+    # clip(x, -c, c) at u = c/tau_0 has mu = 1/erf(u/sqrt 2): kappa^2/(tau_0^2 beta_1) = (N + mu)/2 grows as u falls
 
     def excess(u):
         inside = math.erf(u / math.sqrt(2))
         return one_layer_tanh._excess_ratio(u) + math.erfc(u / math.sqrt(2)) / inside - 2 * (ratio - 1)
 
-    low, high = 1e-8, 8.0
+    low, high = 0.3, 8.0  # a sharper step would do, but its few sloping units make the finite-width error explode
     if not excess(low) > 0 > excess(high):
-        raise MatchError(f"a hard tanh has kappa^2/(tau_0^2 beta_1) > 1, the target has {ratio:.12g}")
+        raise MatchError(f"a hard tanh with c >= {low} tau_0 has kappa^2/(tau_0^2 beta_1) in (1, "
+                         f"{ratio + excess(low) / 2:.4g}), the target has {ratio:.9g}")
     u = brentq(excess, low, high, xtol=1e-16, rtol=4 * 2.0**-52)
     found = one_layer_tanh.HardTanhMatch(math.sqrt(target.c1 / 2) / math.erf(u / math.sqrt(2)), u * tau0)
     return found.layers, (dict(a=found.a, c=found.c),)

@@ -175,9 +175,9 @@ def cubic_ntk_equations(name):
 def test_swish_has_no_ntk_match_of_two_cubic_layers():
     low, high = [0, -3, 0, -3], [3, 3, 3, 3]
     assert brute_force(cubic_ntk_equations("gelu"), low, high, 20) < 1e-15
-    assert brute_force(cubic_ntk_equations("swish"), low, high) > 1e-7
+    assert brute_force(cubic_ntk_equations("swish"), low, high, 30) > 1e-7
     place = matching._Place("all", 2)
-    with pytest.raises(MatchError, match=r"two cubic layers with this c2 and c3 have diag/\(tau_0\^2 c1\) >= 1.4"):
+    with pytest.raises(MatchError, match=r"two cubic layers with this .* >= 1.3\d+, the target has 1.3927"):
         matching._two_layers(place, matching._bases("hermite", 1), implicit_ntk(ACTIVATIONS["swish"], 0.2), 1.0)
     assert [layer.name for layer in match(ACTIVATIONS["swish"], 0.2, kernel="ntk", family="hermite").layers] \
         == ["cubic_1", "cubic_2", "linear_3"]
@@ -198,7 +198,9 @@ def test_a_hard_tanh_is_odd(kernel):
 def test_hard_tanh_has_its_range():
     with pytest.raises(MatchError, match=r"in \(1, pi/2\), the target has"):
         match(ACTIVATIONS["sin"], 0.1, 3.0, family="hard_tanh")
-    assert match(ACTIVATIONS["sin"], 0.1, 3.0).family == "piecewise"
+    with pytest.raises(MatchError, match=r"c >= 0.3 tau_0 .* in \(1, 2.8\d*\), the target has"):
+        match(ACTIVATIONS["sin"], 0.1, 3.0, "ntk", "hard_tanh")
+    assert match(ACTIVATIONS["sin"], 0.1, 3.0).family == match(ACTIVATIONS["sin"], 0.1, 3.0, "ntk").family == "piecewise"
 
 
 def elementwise(name, fn):
@@ -258,7 +260,7 @@ def sampled(layers, tau0, m, draws, trained):
     ("relu", "ntk", "aAB", "piecewise"), ("relu", "ntk", "aA", "piecewise"), ("swish", "ntk", "aAB", "piecewise"),
 ])
 def test_fluctuation_is_that_of_sampled_networks(name, kernel, trained, family):
-    m, draws = 128, 1500
+    m, draws = 64, 2000
     found = match(ACTIVATIONS[name], 0.2, 0.9, kernel, family, trained)
     off, on = fluctuation(found.layers, 0.9, found.trained)
     entries = sampled(found.layers, 0.9, m, draws, found.trained) / found.achieved.diag

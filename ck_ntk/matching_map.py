@@ -1,0 +1,148 @@
+"""Which explicit network matches the DEQ, for every activation of the registry and sigma_a^2 in (0, 0.25).
+
+Top: the family that matching.match takes, a colour, and its number of layers, a digit where either changes; above each
+panel the worst residual of the four coefficients. Bottom: slopes of piecewise-linear matches, solid for the first layer
+and dashed for the second; a gap is a change of family, of the number of kinks or of the root. The JSON has every
+parameter, residual and finite-width error, and why the families tried before do not match.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from experiment import ROOT, STYLE, _Parser
+
+COLOURS = {"hard_tanh": "#56B4E9", "l_relu": "#0072B2", "piecewise": "#009E73", "hermite": "#E69F00", "none": "#FFFFFF"}
+NAMES = {"hard_tanh": "hard tanh", "l_relu": "L-ReLU", "piecewise": "piecewise-linear", "hermite": "cubic (Hermite)"}
+COLUMNS = {"ck": ("ck", "aAB", "CK"), "ntk": ("ntk", "aAB", "NTK, trained $(a, A, B)$"),
+           "ntk_aA": ("ntk", "aA", "NTK, trained $(a, A)$")}
+CURVES = {"ck": ("relu", "tanh", "gelu", "elu"), "ntk": ("relu", "tanh", "selu", "elu"),
+          "ntk_aA": ("relu", "tanh", "selu", "elu")}
+
+
+def study(activation, sigma_a2, tau0, kernel, trained):
+    """One cell of the map."""
+    from matching import match
+    try:
+        found = match(activation, sigma_a2, tau0, kernel, trained=trained)
+    except ValueError as error:
+        return {"sigma_a2": sigma_a2, "family": "none", "reason": str(error)}
+    return {"sigma_a2": sigma_a2, "family": found.family, "layers": len(found.layers), "residual": found.residual,
+            "fluctuation": found.fluctuation, "parameters": found.parameters, "passed_over": found.passed_over}
+
+
+def slopes(cell):
+    """(layer, slope) of a piecewise-linear match, from left to right; of a hard tanh, the one that is not zero."""
+    rows = []
+    for index, p in enumerate(cell["parameters"], 1):
+        values = p["slopes"] if "slopes" in p else (p["b"], p["a"]) if "b" in p else (p["a"],)
+        rows += [(index, value) for value in values]
+    return rows
+
+
+def draw_map(ax, cells, grid, title):
+    from matplotlib.patches import Rectangle
+    step = grid[1] - grid[0]
+    for row, (name, line) in enumerate(cells.items()):
+        before = None
+        for cell in line:
+            left = cell["sigma_a2"] - step / 2
+            ax.add_patch(Rectangle((left, row - 0.42), step, 0.84, color=COLOURS[cell["family"]], lw=0))
+            now = cell["family"], cell.get("layers", "")
+            if now != before:
+                ax.text(left + 0.004, row, str(now[1]), va="center", fontsize=7,
+                        color="white" if now[0] in ("l_relu", "piecewise") else "black")
+            before = now
+    ax.set_xlim(grid[0] - step / 2, grid[-1] + step / 2)
+    ax.set_ylim(len(cells) - 0.5, -0.5)
+    ax.set_yticks(range(len(cells)), list(cells))
+    ax.tick_params(axis="y", length=0)
+    worst = max(cell.get("residual", 0.0) for line in cells.values() for cell in line)
+    ax.set_title(f"{title}\nresidual $\\leq$ {worst:.0e}")
+
+
+def runs(line):
+    """The line cut where the number of slopes changes, or one of them jumps: where the match is another one."""
+    parts = []
+    for cell in line:
+        now = [value for _, value in slopes(cell)]
+        before = [value for _, value in slopes(parts[-1][-1])] if parts else []
+        if len(now) == len(before) and max(abs(a - b) for a, b in zip(now, before)) < 0.15:
+            parts[-1].append(cell)
+        else:
+            parts.append([cell])
+    return parts
+
+
+def draw_curves(ax, cells, names):
+    from matplotlib.lines import Line2D
+    for color, name in enumerate(names):
+        for part in runs([cell for cell in cells[name] if cell["family"] in ("hard_tanh", "l_relu", "piecewise")]):
+            for curve in zip(*(slopes(cell) for cell in part)):
+                ax.plot([cell["sigma_a2"] for cell in part], [value for _, value in curve], color=f"C{color}",
+                        ls=("-", "--", ":")[curve[0][0] - 1], lw=1.0)
+    ax.legend(handles=[Line2D([], [], color=f"C{color}", label=name) for color, name in enumerate(names)],
+              loc="lower center", ncols=len(names), bbox_to_anchor=(0.5, 1.0), columnspacing=1.0, handlelength=1.2)
+
+
+def main(args):
+    import numpy as np
+    from matplotlib import pyplot as plt
+    from matplotlib.patches import Patch
+    from tqdm import tqdm
+
+    from gaussian_integration import ACTIVATIONS
+
+    grid = (np.arange(args.points) + 0.5) * 0.25 / args.points
+    numbers = {key: {name: [] for name in ACTIVATIONS} for key in COLUMNS}
+    for key, name in tqdm([(key, name) for key in COLUMNS for name in ACTIVATIONS], desc="matches", leave=False):
+        kernel, trained, _ = COLUMNS[key]
+        numbers[key][name] = [study(ACTIVATIONS[name], s, args.tau0, kernel, trained) for s in grid.tolist()]
+
+    figure, axes = plt.subplots(2, len(COLUMNS), figsize=(7.2, 5.2), height_ratios=(1.5, 1), sharex=True)
+    for column, (key, (_, _, title)) in enumerate(COLUMNS.items()):
+        draw_map(axes[0, column], numbers[key], grid, title)
+        draw_curves(axes[1, column], numbers[key], CURVES[key])
+        axes[1, column].set_xlabel(r"$\sigma_a^2$")
+        axes[1, column].set_xticks([0, 0.1, 0.2])
+        if column:
+            axes[0, column].set_yticklabels([])
+    axes[1, 0].set_ylabel("slopes of the layers")
+    figure.legend(handles=[Patch(color=COLOURS[f], label=NAMES[f]) for f in NAMES], loc="outside upper center", ncols=4)
+    return figure, {"tau0": args.tau0, "matches": numbers}
+
+
+def run():
+    parser = _Parser(prog="matching_map", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=25, help="values of sigma_a^2, between 2 and 200 (default 25)")
+    parser.add_argument("--tau0", type=float, default=1.0, help="scale of the data (default 1)")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "figures",
+                        help="folder (default results/figures)")
+    args = parser.parse_args()
+    try:
+        if not 2 <= args.points <= 200:
+            raise ValueError(f"--points {args.points} is not between 2 and 200")
+        if not (0 < args.tau0 < math.inf):
+            raise ValueError(f"--tau0 {args.tau0} is not positive and finite")
+        if args.output.exists() and not args.output.is_dir():
+            raise ValueError(f"--output {args.output} is not a folder")
+        import matplotlib
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+
+        from utils import atomic_write
+        with plt.style.context(STYLE):
+            figure, numbers = main(args)
+            for kind, stamp in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+                with atomic_write(args.output / f"matching_map.{kind}") as file:
+                    figure.savefig(file, format=kind, metadata=stamp)
+        with atomic_write(args.output / "matching_map.json", "w") as file:
+            json.dump(numbers, file, indent=1)
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
+    print(args.output / "matching_map.png")
+
+
+if __name__ == "__main__":
+    run()

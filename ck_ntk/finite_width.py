@@ -1,6 +1,6 @@
 """How the conjugate kernels of a ReLU-DEQ and of its two matched networks approach the exact one as the width grows.
 
-Both roots of the match share the infinite-width kernel (to O(n^(-1/2)), the dashed floor) and differ at finite width.
+Both roots of the match share the infinite-width kernel (to O(n^(-1/2)), see the legend) and differ at finite width.
 """
 
 from experiment import run
@@ -53,8 +53,7 @@ def main(args):
     activation = centre(ACTIVATIONS["relu"], get_tau(ACTIVATIONS["relu"], args.sigma_a2, tau0))
     G, _ = implicit_kernels(X, ACTIVATIONS["relu"], args.sigma_a2, tau0=tau0)
     roots = solutions(implicit_ck(ACTIVATIONS["relu"], args.sigma_a2, tau0), tau0)
-    labels = ["ReLU-DEQ"] + [f"matched L-ReLU-ENN, root {index}: $b_1/a_1 = {root.b1 / root.a1:.2f}$"
-                             for index, root in enumerate(roots, 1)]
+    labels = ["ReLU-DEQ"] + [f"L-ReLU-ENN, $b_1/a_1 = {root.b1 / root.a1:.2f}$" for root in roots]
     errors = np.zeros((len(labels), len(widths), args.seeds))
     for i, k in tqdm([(i, k) for i in range(len(widths)) for k in range(args.seeds)], desc="width", leave=False):
         m = widths[i]
@@ -65,15 +64,16 @@ def main(args):
 
     figure, ax = plt.subplots(figsize=(3.6, 3.0))
     for index, (label, error) in enumerate(zip(labels, errors)):
-        draw_errors(ax, widths, error, label + (slope_text(error, widths) if index == 0 else ""), marker="osD"[index],
+        draw_errors(ax, widths, error, label + slope_text(error, widths), marker="osD"[index],
                     color=f"C{index}")
-    for index, floor in enumerate(floors, 1):
-        ax.axhline(floor, color=f"C{index}", ls="--", lw=0.9)
     log_sizes(ax, widths, "width $m$")
     ax.set_xticks(widths, [str(m) for m in widths], rotation=30)
     ax.set_ylabel(r"$\|Z Z^\top - G\| \,/\, \|G\|$")
     ax.set_title(f"Gaussian mixture, $n = {n}$")
-    ax.legend(loc="best")
+    digits, exponent = f"{max(floors):.0e}".split("e")
+    ax.legend(loc="lower left", title_fontsize=7.5, alignment="left",
+              title=rf"at infinite width $\|\Sigma - G\|/\|G\| \leq {digits} \times 10^{{{int(exponent)}}}$")
+    ax.set_ylim(bottom=ax.get_ylim()[0] / 6)
     return figure, {"widths": widths, "errors": dict(zip(["deq", "root_1", "root_2"], errors.tolist())),
                     "floors": floors}
 

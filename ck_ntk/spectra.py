@@ -359,8 +359,8 @@ def matching_figure(args, draw, name, network, match, depth, data):
         shift = height * (2 - index)
         top.plot(u + shift, color="C0", lw=1.4, alpha=0.45, label=deq if index == 1 else None)
         top.plot(v + shift, color="C1", lw=0.35, label=matched_name if index == 1 else None)
-        top.text(0, shift + 0.36 * height, rf"$u_{index}$: overlap {overlaps[-1]:.6f}", fontsize=7.5)
-    top.set(xlabel="sample, sorted by class", ylabel="entry of the eigenvector", yticks=[], ylim=(-0.65 * height, 1.95 * height))
+    top.set(xlabel="sample, sorted by class", ylabel="entries of the eigenvector", ylim=(-0.65 * height, 1.95 * height))
+    top.set_yticks([height, 0], ["$u_1$", "$u_2$"])
     top.legend(loc="upper right", ncols=2)
     last = axes[1, 1]
     draw_errors(last, args.n, errors["matched"], matched_name + slope_text(errors["matched"], args.n), marker="s", color="C1")
@@ -370,7 +370,8 @@ def matching_figure(args, draw, name, network, match, depth, data):
     last.set_ylabel(r"$\|G - \Sigma\| \,/\, \|G\|$")
     last.legend(loc="center right")
     for ax, letter, title in zip(axes.flat, "abcd", (f"{data}, $n = {args.spectrum}$", f"{data}, $n = {args.spectrum}$",
-                                                     "top two eigenvectors", f"distance of the kernels, {data}")):
+                                                     rf"top two eigenvectors, overlap $\geq$ {min(overlaps):.6f}",
+                                                     f"distance of the kernels, {data}")):
         ax.set_title(f"({letter}) {title}")
     fitted = fit_slope(args.n, errors["matched"])
     if fitted:

@@ -127,6 +127,16 @@ def test_kernels_are_symmetric_positive_and_tiled_alike():
         torch.testing.assert_close(moved, ck[order][:, order], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["relu", "tanh", "hardtanh"])
+def test_samples_of_one_norm_have_the_diagonal_of_the_theorem(name):
+    X = correlated(0.5, -0.2)
+    X = 1.1 * X / X.norm(dim=1, keepdim=True)
+    for trained in ("aA", "aAB"):
+        ck, ntk = implicit_kernels(X, ACTIVATIONS[name], SIGMA_A2, trained)
+        assert ck[1, 1].item() == pytest.approx(implicit_ck(ACTIVATIONS[name], SIGMA_A2, 1.1).diag, rel=1e-10)
+        assert ntk[1, 1].item() == pytest.approx(implicit_ntk(ACTIVATIONS[name], SIGMA_A2, 1.1, trained).diag, rel=1e-10)
+
+
 @pytest.mark.parametrize("name", CLOSED)
 def test_duplicates_have_the_diagonal_entry(name):
     activation = {a.name: a for a in EVERY}[name]

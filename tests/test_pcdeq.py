@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -424,7 +425,9 @@ def test_the_best_weights_are_kept(tmp_path):
 
 
 def test_a_resumed_run_writes_the_same_numbers(tmp_path, monkeypatch):
-    whole, network = train_toy(tmp_path / "whole")
+    config = replace(CONFIG, epoch=5, milestone=3)  # killed in epoch 4: the resumed run itself must lower the rate
+    whole, network = train_toy(tmp_path / "whole", config)
+    assert whole.history[0]["train_loss"] != train_toy(tmp_path / "plain", replace(config, aug=False))[0].history[0]["train_loss"]
     real, calls = train.PcDEQTask.epoch, []
 
     def killed(self, order):
@@ -435,9 +438,9 @@ def test_a_resumed_run_writes_the_same_numbers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train.PcDEQTask, "epoch", killed)
     with pytest.raises(KeyboardInterrupt):
-        train_toy(tmp_path / "parts")
+        train_toy(tmp_path / "parts", config)
     monkeypatch.setattr(train.PcDEQTask, "epoch", real)
-    parts, resumed = train_toy(tmp_path / "parts", resume=True)
+    parts, resumed = train_toy(tmp_path / "parts", config, resume=True)
 
     def numbers(result):
         return [{k: v for k, v in r.items() if k != "seconds"} for r in result.history]
@@ -485,12 +488,15 @@ def test_bad_input_gets_one_line(capsys, tmp_path):
 def test_a_whole_run_and_its_resumption(capsys, tmp_path):
     write_svhn(tmp_path, n=80)
     argv = ["--dataset", "svhn", "--dataset_path", tmp_path, "--model", "linear_pcdeq_2", "--epoch", 2, "--batch_size", 32, "--aug",
-            "--milestone", 1, "--output_path", tmp_path / "out", "--save_path", tmp_path / "ckpt"]
+            "--milestone", 1, "--weight_decay", 0.03, "--output_path", tmp_path / "out", "--save_path", tmp_path / "ckpt"]
     main.main([*map(str, argv)])
     printed = capsys.readouterr().out
     assert "weights = 253450" in printed and "linear_pcdeq_2" in printed
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"80_train_linear_pcdeq_2_svhn.json", "80_test_linear_pcdeq_2_svhn.json", "metrics.jsonl", "accuracy_svhn.png"}
+    config = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])["config"]
+    expected = {"activation": "sigmoid", "weight_decay": 0.03, "milestone": 1, "aug": True, "opt": "adamw", "lr": 7e-4, "dim": 80}
+    assert expected.items() <= config.items()
     log = (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text()
     main.main([*map(str, argv), "--resume"])
     assert (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text() == log

@@ -174,8 +174,8 @@ def cubic_ntk_equations(name):
 
 def test_swish_has_no_ntk_match_of_two_cubic_layers():
     low, high = [0, -3, 0, -3], [3, 3, 3, 3]
-    assert brute_force(cubic_ntk_equations("gelu"), low, high, 20) < 1e-15
-    assert brute_force(cubic_ntk_equations("swish"), low, high, 30) > 1e-7
+    assert brute_force(cubic_ntk_equations("gelu"), low, high, 8) < 1e-15
+    assert brute_force(cubic_ntk_equations("swish"), low, high, 15) > 1e-7
     place = matching._Place("all", 2)
     with pytest.raises(MatchError, match=r"two cubic layers with this .* >= 1.3\d+, the target has 1.3927"):
         matching._two_layers(place, matching._bases("hermite", 1), implicit_ntk(ACTIVATIONS["swish"], 0.2), 1.0)
@@ -200,7 +200,8 @@ def test_hard_tanh_has_its_range():
         match(ACTIVATIONS["sin"], 0.1, 3.0, family="hard_tanh")
     with pytest.raises(MatchError, match=r"c >= 0.3 tau_0 .* in \(1, 2.8\d*\), the target has"):
         match(ACTIVATIONS["sin"], 0.1, 3.0, "ntk", "hard_tanh")
-    assert match(ACTIVATIONS["sin"], 0.1, 3.0).family == match(ACTIVATIONS["sin"], 0.1, 3.0, "ntk").family == "piecewise"
+    for kernel in ("ck", "ntk"):
+        assert match(ACTIVATIONS["sin"], 0.1, 3.0, kernel).family == "piecewise"
 
 
 def elementwise(name, fn):

@@ -1,5 +1,6 @@
 """matching.py: every residual here is recomputed by the public functions, every infeasible case by brute force."""
 
+import itertools
 import math
 from dataclasses import astuple
 
@@ -11,7 +12,7 @@ from scipy.optimize import brentq, least_squares
 import matching
 import two_layer_lrelu
 from coefficients import MatchError, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
-from gaussian_integration import ACTIVATIONS, Activation, expectation
+from gaussian_integration import ACTIVATIONS, Activation, expectation, piecewise_linear
 from matching import fluctuation, match
 from utils import generator
 
@@ -268,6 +269,32 @@ def test_fluctuation_is_that_of_sampled_networks(name, kernel, trained, family):
     assert m * np.mean(entries[:, 0]**2) == pytest.approx(off, rel=0.16)
     assert m * np.var(entries[:, 1]) == pytest.approx(on, rel=0.16)
     assert found.fluctuation == off + on
+
+
+def test_fluctuation_of_strongly_curved_layers():
+    # here E[sigma'^2] depends on the scale, and sigma^2 and sigma'^2 of a unit are correlated
+    def bent(inner, outer, c):
+        return piecewise_linear("bent", (-c, c), (outer, inner, outer))
+
+    for layers in ([bent(0.1, 1, 1.0), bent(1, 0, 0.5)], [bent(0.1, 1, 2.0), bent(0.1, 1, 2.0)]):
+        entries = sampled(layers, 1.0, 64, 4000, "all") / explicit_ntk(layers).diag
+        off, on = fluctuation(layers)
+        assert 64 * np.mean(entries[:, 0]**2) == pytest.approx(off, rel=0.14)
+        assert 64 * np.var(entries[:, 1]) == pytest.approx(on, rel=0.14)
+
+
+def test_the_kinks_taken_have_the_least_fluctuation():
+    found = match(ACTIVATIONS["swish"], 0.05)
+    place, bases, costs = matching._Place("readout", 2), matching._bases("piecewise", 2), []
+    assert len(found.layers[0].kinks) == 4
+    scaled = matching._scale_free(found.target, 1.0)
+    for first, second in itertools.product(bases, bases):
+        for share in np.linspace(0, 0.99, 100):
+            (q1, r1, q2, r2_squared), *_ = matching._curve(place, first, second, scaled, share)
+            for sign in (1, -1) if r2_squared >= 0 else ():
+                moments = [first.moments(q1, r1), second.moments(q2, sign * math.sqrt(r2_squared))]
+                costs.append(sum(matching._fluctuation(moments, "readout")))
+    assert found.fluctuation <= min(costs) + 1e-9 and max(costs) > min(costs) + 0.01
 
 
 def test_the_match_taken_has_the_least_fluctuation():

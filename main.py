@@ -176,24 +176,33 @@ def plot(arguments, data, results):
     plt.style.use(Path(__file__).parent / "ck_ntk" / "paper.mplstyle")
     panels = 2 if len(arguments.dim) > 1 else 1
     figure, axes = plt.subplots(1, panels, figsize=(3.4 * panels, 2.7), squeeze=False, layout="constrained")
+    widths, widest = sorted(arguments.dim), max(arguments.dim)
     for model in arguments.model:
         colour, line, label = looks.get(model, ("C2", "-", model))
+        look = {"color": colour, "linestyle": line, "label": label}
+        # a DEQ is a broad pale line, so that the network on top of it can be seen to be there
+        look |= {"linewidth": 3, "alpha": 0.4} if line == "-" and len(arguments.model) > 1 else {"linewidth": 1.3}
 
-        def curve(dim, pick):
-            return [mean_std([100 * pick(results[model, dim, seed].history) for seed in arguments.seed])]
+        def curve(points):
+            return zip(*(mean_std([100 * run.history[epoch]["test_accuracy"] for run in runs]) for epoch, runs in points))
 
-        widest = max(arguments.dim)
-        by_epoch = [curve(widest, lambda h: h[e]["test_accuracy"])[0] for e in range(arguments.epoch)]
-        by_width = [curve(dim, lambda h: h[-1]["test_accuracy"])[0] for dim in sorted(arguments.dim)]
-        for axis, x, points in zip(axes[0], (range(1, arguments.epoch + 1), sorted(arguments.dim)), (by_epoch, by_width)):
-            mean, std = zip(*points)
-            axis.errorbar(x, mean, std, color=colour, linestyle=line, label=label, marker="o", markersize=3)
-    axes[0, 0].set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{data.name}, width {max(arguments.dim)}")
+        def runs(dim):
+            return [results[model, dim, seed] for seed in arguments.seed]
+
+        epochs = range(1, arguments.epoch + 1)
+        mean, std = curve((epoch - 1, runs(widest)) for epoch in epochs)
+        axes[0, 0].plot(epochs, mean, **look)
+        axes[0, 0].fill_between(epochs, [m - s for m, s in zip(mean, std)], [m + s for m, s in zip(mean, std)],
+                                color=colour, alpha=0.15, linewidth=0)
+        if panels == 2:
+            mean, std = curve((-1, runs(dim)) for dim in widths)
+            axes[0, 1].errorbar(widths, mean, std if len(arguments.seed) > 1 else None, **look)
+    axes[0, 0].set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{data.name}, width {widest}")
     if panels == 2:
         axes[0, 1].set(xlabel="width $m$", title=f"after {arguments.epoch} epochs", xscale="log")
-        axes[0, 1].set_xticks(sorted(arguments.dim), [str(d) for d in sorted(arguments.dim)], minor=False)
+        axes[0, 1].set_xticks(widths, widths)
         axes[0, 1].minorticks_off()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if panels == 2 else 2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if panels == 2 else 2, handlelength=3)
     path = Path(arguments.output_path) / f"accuracy_{arguments.dataset}.png"
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=200)

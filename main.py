@@ -135,7 +135,8 @@ def print_theory(arguments, data, tau0, theories):
     print(f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, p = {data.X_train.shape[1]}, "
           f"{data.n_classes} classes; tau_0 = {tau0:.6g}" + ("" if arguments.pcdeq else f", sigma_a^2 = {arguments.asquare:g}"))
     for name, theory in theories.items():
-        shown = {k: f"{v:.6g}" if isinstance(v, (int, float)) else str(v) for k, v in theory.items()
+        # what is 0 but for rounding is shown as 0
+        shown = {k: str(v) if isinstance(v, str) else f"{v if abs(v) > 1e-15 else 0:.6g}" for k, v in theory.items()
                  if isinstance(v, (int, float, str)) and k != "tau0"}
         print(f"  {name:<13} " + "  ".join(f"{k} = {v}" for k, v in shown.items()))
         for index, layer in enumerate(theory.get("parameters", ()), 1):

@@ -120,7 +120,7 @@ def fit_slope(sizes, errors):
 
 def slope_text(errors, sizes):
     fitted = fit_slope(sizes, errors)
-    return "" if fitted is None else rf" (slope ${fitted[0]:.2f} \pm {fitted[1]:.2f}$)"
+    return "" if fitted is None else rf" (slope ${fitted[0]:.3f} \pm {fitted[1]:.3f}$)"
 
 
 def own_layers(name, depth, tau0):
@@ -175,7 +175,7 @@ class Bulk:
 
 
 def isolated_eigenvalues(sample, coefficients, bulk, right):
-    """Limits x of the eigenvalues of W W^T + U A U^T above the bulk's right end."""
+    """Limits x of the eigenvalues of W W^T + U A U^T at least 2% above the bulk's right end, which is known to 1%."""
     K, p = len(bulk.ratios), bulk.multiplicity.sum()
     t, T = sample.statistics.t.numpy(), sample.statistics.T.numpy()
     c2, c3 = coefficients.c2 / coefficients.c1, coefficients.c3 / coefficients.c1
@@ -195,10 +195,10 @@ def isolated_eigenvalues(sample, coefficients, bulk, right):
         return np.linalg.det(np.eye(2 * K + 1) + A @ B)
 
     largest = 4 * (right + np.abs(A).sum() * max(1.0, bulk.ratios.sum()))
-    x = np.geomspace(right * 1.002, largest, 800)
+    x = np.geomspace(right * 1.02, largest, 2000)
     value = determinant(x)
     k = np.nonzero(np.sign(value[1:]) != np.sign(value[:-1]))[0]
-    # the steps are about a percent: a secant is enough
+    # the steps are half a percent: a secant is enough
     return (x[k] - value[k] * (x[k + 1] - x[k]) / (value[k + 1] - value[k])).tolist()
 
 

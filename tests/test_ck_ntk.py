@@ -1,0 +1,208 @@
+"""The figure scripts: their limits and predictions against actual spectra, their slopes, their command line."""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import linregress
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "ck_ntk"))
+
+import spectra
+from coefficients import equivalent_kernel, implicit_ck, implicit_ntk
+from data_prepare import gaussian_mixture
+from gaussian_integration import ACTIVATIONS
+from kernels import implicit_kernels
+from utils import generator
+
+GMM = ["ck_gmm_matching", "gmm_ntk_matching", "gmm_one_layer_matching", "gmm_two_layer_relu_matching", "finite_width"]
+MNIST = ["ck_mnist_matching", "mnist_ntk_matching", "mnist_one_layer_matching", "mnist_two_layer_matching"]
+
+
+# -- the limiting spectrum ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("ratio", [0.5, 1.25, 3.0])
+def test_one_white_class_is_marchenko_pastur(ratio):
+    bulk = spectra.Bulk(np.array([ratio]), np.ones((1, 1)), np.array([400]))
+    low, high = (1 - math.sqrt(ratio)) ** 2, (1 + math.sqrt(ratio)) ** 2
+    x = np.linspace(low, high, 42)[1:-1]
+    expected = np.sqrt((high - x) * (x - low)) / (2 * math.pi * ratio * x)
+    np.testing.assert_allclose(bulk.density(x), expected, rtol=2e-3)
+    assert bulk.density(np.array([low / 2, high * 1.2])).max() < 1e-3
+    left, right = bulk.support()
+    assert left == pytest.approx(low, rel=0.05) and right == pytest.approx(high, rel=0.02)
+
+
+def test_density_of_two_anisotropic_classes_is_that_of_a_draw():
+    p, counts = 600, [300, 600]
+    groups = np.array([[1.0, 5.0, 0.4], [0.3, 1.0, 2.0]])
+    multiplicity = np.array([200, 100, 300])
+    X, _, _ = gaussian_mixture(torch.zeros(2, p), list(torch.from_numpy(np.repeat(groups, multiplicity, 1))), counts,
+                               generator("anisotropic"))
+    actual = np.linalg.eigvalsh((X @ X.T).numpy())
+    bulk = spectra.Bulk(np.array(counts) / p, groups, multiplicity)
+    grid = np.geomspace(actual[actual > 1e-9].min() / 2, actual.max() * 1.3, 3000)
+    density = bulk.density(grid)
+    below = np.concatenate([[0], np.cumsum(np.diff(grid) * (density[1:] + density[:-1]) / 2)])
+    assert below[-1] == pytest.approx(p / 900, abs=2e-3)  # the rest is the atom at 0
+    found = (actual[None] < grid[::50, None]).mean(1)
+    assert np.abs(below[::50] + 1 - p / 900 - found).max() < 0.01
+
+
+@pytest.mark.parametrize("which", ["ck", "ntk"])
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_isolated_eigenvalues_are_where_they_are_predicted(which, name):
+    sample = spectra.mixture(1200, 3)
+    tau0 = sample.statistics.tau0
+    coefficients = implicit_ck(ACTIVATIONS[name], 0.2, tau0) if which == "ck" else implicit_ntk(ACTIVATIONS[name], 0.2, tau0)
+    values = torch.linalg.eigvalsh(equivalent_kernel(coefficients, sample.X, sample.statistics)).numpy()
+    limit = spectra.limiting_spectrum(sample, coefficients)
+    assert len(limit.isolated) == (values > 1.1 * limit.x[-1]).sum() >= 2
+    np.testing.assert_allclose(limit.isolated, values[-len(limit.isolated):], rtol=0.05)
+    assert (np.abs(values / limit.atom - 1) < 1e-6).mean() == pytest.approx(limit.atom_mass, abs=0.01)
+
+
+def test_covariance_and_fluctuation_terms_make_isolated_eigenvalues_of_their_own():
+    # no means, and c2, c3 large: every isolated eigenvalue is due to t, T and psi
+    n, p = 1200, 800
+    scales = np.array([1.0, 1 + 12 / math.sqrt(p)])
+    X, y, statistics = gaussian_mixture(torch.zeros(2, p), scales.tolist(), [n // 2, n // 2], generator("spikes"))
+    sample = spectra.Sample(X, y, statistics, scales[:, None], np.array([p]), np.zeros((1, 2, 2)), 2 * scales**2 / p)
+    for c2, c3 in ((3.0, 0.0), (0.0, 6.0), (1.0, 4.0)):
+        coefficients = spectra.KernelCoefficients(2.0, 1.0, c2, c3)
+        values = torch.linalg.eigvalsh(equivalent_kernel(coefficients, X, statistics)).numpy()
+        limit = spectra.limiting_spectrum(sample, coefficients)
+        outside = values[values > 1.03 * limit.x[-1]]
+        assert len(limit.isolated) >= len(outside) >= 1
+        np.testing.assert_allclose(limit.isolated[-len(outside):], outside, rtol=0.05)
+
+
+# -- errors and slopes -------------------------------------------------------------------------------------------
+
+def test_fit_slope_is_ordinary_least_squares():
+    errors = np.exp(np.random.default_rng(0).normal(size=(4, 3))) * np.array([8, 4, 2, 1])[:, None]
+    expected = linregress(np.repeat(np.log([1, 2, 4, 8]), 3), np.log(errors).reshape(-1))
+    assert spectra.fit_slope([1, 2, 4, 8], errors) == pytest.approx((expected.slope, expected.stderr))
+    assert spectra.fit_slope([5], errors[:1]) is None
+
+
+@pytest.mark.parametrize("which", ["ck", "ntk"])
+def test_spectral_error_falls_like_the_square_root(which):
+    sizes, names = [200, 400, 800], ("relu", "tanh", "elu")
+    errors = {name: np.zeros((len(sizes), 2)) for name in names}
+    for i, n in enumerate(sizes):
+        for k in (0, 1):
+            sample = spectra.mixture(n, k)
+            for name in names:
+                M, coefficients = spectra.deq_kernel(which, sample, name, 0.2)
+                errors[name][i, k] = spectra.relative_error(M, equivalent_kernel(coefficients, sample.X, sample.statistics))
+    for name in names:
+        slope, error = spectra.fit_slope(sizes, errors[name])
+        assert -0.6 < slope < -0.4 and error < 0.05, (name, slope, error)
+
+
+def test_full_and_centred_covariances_are_told_apart():
+    n, p = 800, 640
+    scales = [1.0, 1 + 8 / math.sqrt(p)]
+    X, _, statistics = gaussian_mixture(torch.zeros(2, p), scales, [n // 2, n // 2], generator("centred"))
+    deviations = torch.tensor(scales, dtype=torch.float64) - sum(scales) / 2
+    centred = replace(statistics, T=torch.outer(deviations, deviations))  # tr(C°_a C°_b)/p, as the authors' code has it
+    ck, _ = implicit_kernels(X, ACTIVATIONS["relu"], 0.2, tau0=statistics.tau0)
+    coefficients = implicit_ck(ACTIVATIONS["relu"], 0.2, statistics.tau0)
+    # along the direction that T is about, sqrt(n)^-1 (1, ..., 1), where the rest of the error is small
+    ones = torch.ones(n, dtype=torch.float64) / math.sqrt(n)
+    right, wrong = (abs((ones @ (ck - equivalent_kernel(coefficients, X, s)) @ ones).item()) for s in (statistics, centred))
+    assert right < 0.2 * wrong
+
+
+# -- the scripts -------------------------------------------------------------------------------------------------
+
+def run(name, *flags):
+    return subprocess.run([sys.executable, f"ck_ntk/{name}.py", *flags], cwd=ROOT, capture_output=True, text=True,
+                          timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_help_comes_without_torch():
+    program = "\n".join([
+        "import contextlib, io, runpy, sys",
+        "sys.path.insert(0, 'ck_ntk')",
+        f"for name in {GMM + MNIST}:",
+        "    sys.argv = [f'{name}.py', '--help']",
+        "    text = io.StringIO()",
+        "    try:",
+        "        with contextlib.redirect_stdout(text): runpy.run_path(f'ck_ntk/{name}.py', run_name='__main__')",
+        "    except SystemExit as end: assert not end.code",
+        "    assert '--sigma_a2' in text.getvalue() and '--output' in text.getvalue(), name",
+        "assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)"])
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--n", "0"], "between 16"), (["--n", "many"], "--n"), (["--n"], "--n"), (["--seeds", "0"], "positive"),
+    (["--sigma_a2", "1"], "(0, 1)"), (["--asquare", "nan"], "(0, 1)"), (["--wrong"], "--wrong"), (["--spectrum", "9"], "16"),
+    (["--output", "ck_ntk/paper.mplstyle"], "not a folder"),
+])
+def test_bad_flags_are_one_line_and_status_2(tmp_path, flags, message):
+    output = [] if "--output" in flags else ["--output", str(tmp_path / "figures")]
+    done = run("ck_gmm_matching", *flags, *output)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_and_impossible_kernels_are_one_line_too(tmp_path):
+    for name, flags in (("ck_mnist_matching", ["--dataset_path", str(tmp_path / "none")]),
+                        ("finite_width", ["--n", "64", "--width", "64", "--sigma_a2", "0.999999"])):
+        done = run(name, *flags, "--output", str(tmp_path / "figures"))
+        lines = [line for line in done.stderr.replace("\r", "\n").split("\n") if line and "it/s" not in line and "0/3" not in line]
+        assert done.returncode == 2 and len(lines) == 1, done.stderr
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_script_writes_its_numbers_and_figures(tmp_path):
+    flags = ["--n", "64", "128", "--seeds", "2", "--spectrum", "128", "--output", str(tmp_path)]
+    done = run("gmm_two_layer_relu_matching", *flags)
+    assert done.returncode == 0, done.stderr
+    assert sorted(f.name for f in tmp_path.iterdir()) == [f"gmm_two_layer_relu_matching.{kind}" for kind in ("json", "pdf", "png")]
+    numbers = json.loads((tmp_path / "gmm_two_layer_relu_matching.json").read_text())
+    assert numbers["settings"]["n"] == [64, 128] and numbers["settings"]["sigma_a2"] == 0.2
+    assert np.max(numbers["errors"]["matched"]) < 1e-3 < np.min(numbers["errors"]["unmatched"])  # what matching buys
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    assert run("gmm_two_layer_relu_matching", *flags).returncode == 0
+    assert before == {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+
+
+def small(**settings):
+    return argparse.Namespace(n=[64, 128], seeds=2, sigma_a2=0.2, spectrum=128, width=[64, 256], **settings)
+
+
+@pytest.mark.parametrize("name", GMM[:3])
+def test_the_other_mixture_scripts_run(name):
+    figure, numbers = __import__(name).main(small())
+    spectra.plt.close(figure)
+    json.dumps(numbers)
+
+
+def test_finite_width_approaches_the_exact_kernel():
+    args = small()
+    args.n = [64]
+    figure, numbers = __import__("finite_width").main(args)
+    spectra.plt.close(figure)
+    for errors in numbers["errors"].values():
+        assert np.mean(errors[1]) < 0.75 * np.mean(errors[0])
+
+
+@pytest.mark.parametrize("name", MNIST)
+def test_mnist_scripts_run(real_data, name):
+    figure, numbers = __import__(name).main(small(dataset_path=str(real_data)))
+    spectra.plt.close(figure)
+    assert np.max([np.max(e) for e in numbers["errors"].values()]) < 1

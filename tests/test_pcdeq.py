@@ -259,7 +259,7 @@ def test_architecture_is_the_published_one(name, shape, count):
 
 
 def test_widths_and_size_are_described_and_augmentation_widens_three_convolutions_on_colour():
-    plain, augmented = (build_pcdeq("multi_conv_pcdeq_1", "relu6", (3, 32, 32), 10, augmented=flag) for flag in (False, True))
+    plain, augmented = (build_pcdeq("multi_conv_pcdeq_1", "relu6", (3, 32, 32), 10, augmented=a) for a in (False, True))
     assert plain.describe()["widths"] == [20, 50, 80] and augmented.describe()["widths"] == [100, 120, 140]
     assert plain.describe()["weights"] == sum(p.numel() for p in plain.parameters())
     for name, shape in (("multi_conv_pcdeq_1", (1, 28, 28)), ("single_conv_pcdeq_1", (3, 32, 32))):
@@ -380,7 +380,8 @@ def test_augmentation_shifts_and_flips_each_image_by_its_own_draw():
                  if torch.equal(padded[:, down:down + 8, right:right + 8].flip(2 if flip else ()), shown)]
         assert len(found) == 1 or shown.abs().max() == 0
         seen |= set(found)
-    assert {d for d, _, _ in seen} == {r for _, r, _ in seen} == set(range(9)) and {f for _, _, f in seen} == {False, True}
+    downs, rights, flips = map(set, zip(*seen))
+    assert downs == rights == set(range(9)) and flips == {False, True}
 
 
 def toy_digits():
@@ -388,8 +389,8 @@ def toy_digits():
     return Dataset("toy", x[:60].flatten(1), y[:60], x[60:].flatten(1), y[60:], 2)
 
 
-CONFIG = Config(dataset="toy", model="linear_pcdeq_1", dim=80, lr=0.01, epoch=4, batch_size=16, opt="adamw", train="pcdeq",
-                activation="tanh", weight_decay=0.1, milestone=2, aug=True)
+CONFIG = Config(dataset="toy", model="linear_pcdeq_1", dim=80, lr=0.01, epoch=4, batch_size=16, opt="adamw",
+                train="pcdeq", activation="tanh", weight_decay=0.1, milestone=2, aug=True)
 
 
 def train_toy(folder, config=CONFIG, **options):
@@ -420,9 +421,10 @@ def test_training_is_adamw_with_a_milestone_and_logs_iterations(tmp_path, monkey
 
 
 def test_the_best_weights_are_kept(tmp_path):
-    result, network = train_toy(tmp_path, replace(CONFIG, epoch=6, lr=0.03))
+    config = replace(CONFIG, epoch=6, lr=0.03)
+    result, network = train_toy(tmp_path, config)
     accuracies = [r["test_accuracy"] for r in result.history]
-    network.load_state_dict(torch.load(best_path(replace(CONFIG, epoch=6, lr=0.03), tmp_path / "ckpt"), weights_only=True))
+    network.load_state_dict(torch.load(best_path(config, tmp_path / "ckpt"), weights_only=True))
     data = toy_digits()
     with torch.no_grad():
         accuracy = (network.eval()(data.X_test).argmax(1) == data.y_test).double().mean().item()
@@ -432,7 +434,8 @@ def test_the_best_weights_are_kept(tmp_path):
 def test_a_resumed_run_writes_the_same_numbers(tmp_path, monkeypatch):
     config = replace(CONFIG, epoch=5, milestone=3)  # killed in epoch 4: the resumed run itself must lower the rate
     whole, network = train_toy(tmp_path / "whole", config)
-    assert whole.history[0]["train_loss"] != train_toy(tmp_path / "plain", replace(config, aug=False))[0].history[0]["train_loss"]
+    plain, _ = train_toy(tmp_path / "plain", replace(config, aug=False))
+    assert whole.history[0]["train_loss"] != plain.history[0]["train_loss"]
     real, calls = train.PcDEQTask.epoch, []
 
     def killed(self, order):
@@ -492,15 +495,18 @@ def test_bad_input_gets_one_line(capsys, tmp_path):
 
 def test_a_whole_run_and_its_resumption(capsys, tmp_path):
     write_svhn(tmp_path, n=80)
-    argv = ["--dataset", "svhn", "--dataset_path", tmp_path, "--model", "linear_pcdeq_2", "--epoch", 2, "--batch_size", 32, "--aug",
-            "--milestone", 1, "--weight_decay", 0.03, "--output_path", tmp_path / "out", "--save_path", tmp_path / "ckpt"]
+    argv = ["--dataset", "svhn", "--dataset_path", tmp_path, "--model", "linear_pcdeq_2", "--epoch", 2, "--batch_size", 32,
+            "--aug", "--milestone", 1, "--weight_decay", 0.03,
+            "--output_path", tmp_path / "out", "--save_path", tmp_path / "ckpt"]
     main.main([*map(str, argv)])
     printed = capsys.readouterr().out
     assert "weights = 253450" in printed and "linear_pcdeq_2" in printed
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"80_train_linear_pcdeq_2_svhn.json", "80_test_linear_pcdeq_2_svhn.json", "metrics.jsonl", "accuracy_svhn.png"}
+    assert names == {"80_train_linear_pcdeq_2_svhn.json", "80_test_linear_pcdeq_2_svhn.json", "metrics.jsonl",
+                     "accuracy_svhn.png"}
     config = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])["config"]
-    expected = {"activation": "sigmoid", "weight_decay": 0.03, "milestone": 1, "aug": True, "opt": "adamw", "lr": 7e-4, "dim": 80}
+    expected = {"activation": "sigmoid", "weight_decay": 0.03, "milestone": 1, "aug": True, "opt": "adamw", "lr": 7e-4,
+                "dim": 80}
     assert expected.items() <= config.items()
     log = (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text()
     main.main([*map(str, argv), "--resume"])

@@ -17,8 +17,8 @@ fixed point and convergence is geometric. The Jacobian J at z* has J z* <= (1 - 
 holds for f^k in place of f, which sharpens the rate to (1 - c_k)^(1/k), c_k = min_i f^k(0)_i/z*_i.
 
 As z* <= sup s, the rate is at most 1 - min_i s(b_i)/sup s before anything is solved. For the sigmoid that is at most
-1/2 for every W and every input. For pcDEQ-1 it tends to 1 as b tends to 0, and at b = 0 the guarantee is gone: z = 0 is a
-fixed point, and where the spectral radius of W exceeds 1/s'(0) = 1 there is a positive one as well.
+1/2 for every W and every input. For pcDEQ-1 it tends to 1 as b tends to 0, and at b = 0 the guarantee is gone: z = 0
+is a fixed point, and where the spectral radius of W exceeds 1/s'(0) = 1 there is a positive one as well.
 
 References: Gabor, Piotrowski & Cavalcante, Positive concave deep equilibrium models, ICML 2024 (arXiv 2402.04029);
 Piotrowski & Cavalcante, The fixed point iteration of positive concave mappings converges geometrically if a fixed

@@ -38,7 +38,7 @@ def residuals(s, W, b) -> list[float]:
 
 
 def fitted_rate(history) -> float:
-    """exp of the least-squares slope of the log residual over the second half of the steps; 0 if the last is exactly 0."""
+    """exp of the least-squares slope of the log residual over the second half of the steps; 0 if the last is 0."""
     if history[-1] == 0:
         return 0.0
     y = torch.tensor(history[len(history) // 2 - 1:], dtype=torch.float64).log()
@@ -62,8 +62,9 @@ def study(layer, s, W, b) -> dict:
 
 
 def trained(activation, data, epochs):
-    """`study` of the layer of a linear pcDEQ after some epochs of MNIST, on what 64 test images feed it; test accuracy."""
-    network = build_pcdeq(f"linear_pcdeq_{'1' if activation in CONCAVE['1'] else '2'}", activation, (1, 28, 28), data.n_classes)
+    """`study` of the layer of a linear pcDEQ after some epochs of MNIST, on what 64 test images feed it."""
+    kind = "1" if activation in CONCAVE["1"] else "2"
+    network = build_pcdeq(f"linear_pcdeq_{kind}", activation, (1, 28, 28), data.n_classes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=7e-4, weight_decay=1e-2, fused=True)
     keep_nonnegative(network, optimizer)
     for epoch in range(epochs):
@@ -88,7 +89,8 @@ def random_layers():
     positive, signed = (W / torch.linalg.eigvals(W).abs().max() for W in (positive, signed))
     x = torch.randn(INPUTS, UNITS, generator=g, dtype=torch.float64)
     layers = [PcDEQ(UNITS, activation, conv=False) for activation in ACTIVATIONS]
-    return [*((layer.activation, layer.s, positive, layer.positive(x)) for layer in layers), ("plain", torch.tanh, signed, x)]
+    return [*((layer.activation, layer.s, positive, layer.positive(x)) for layer in layers),
+            ("plain", torch.tanh, signed, x)]
 
 
 def largest_radius(s, W, b) -> float:
@@ -117,11 +119,13 @@ def draw(learned, curves, rates, critical):
     for r in learned:
         left.semilogy(range(1, len(r["residuals"]) + 1), r["residuals"], color=COLOURS[r["layer"]],
                       label=f"{r['layer']}, rate {r['rate']:.2f}")
-    left.set(title="trained pcDEQ layers", xlabel="iteration", ylabel="relative residual", xlim=(0, None), ylim=(FLOOR, 3))
+    left.set(title="trained pcDEQ layers", xlabel="iteration", ylabel="relative residual", xlim=(0, None))
+    left.set_ylim(FLOOR, 3)
     for r in curves:
         if r["layer"] in ("tanh", "plain"):
-            middle.semilogy(range(1, len(r["residuals"]) + 1), r["residuals"], "-" if r["layer"] == "tanh" else "--",
-                            color=CURVES[r["scale"]], label=rf"$\rho(W) = {r['scale']:g}$" if r["layer"] == "tanh" else None)
+            line, label = ("-", rf"$\rho(W) = {r['scale']:g}$") if r["layer"] == "tanh" else ("--", None)
+            steps = range(1, len(r["residuals"]) + 1)
+            middle.semilogy(steps, r["residuals"], line, color=CURVES[r["scale"]], label=label)
     middle.plot([], [], "-", color="0.4", label="pcDEQ, tanh")
     middle.plot([], [], "--", color="0.4", label="plain DEQ, tanh")
     middle.set(title="random layers", xlabel="iteration", xlim=(0, 125), ylim=(FLOOR, 3))
@@ -130,8 +134,10 @@ def draw(learned, curves, rates, critical):
         right.semilogx(radii, values[:len(radii)], "--" if layer == "plain" else "-", color=COLOURS[layer],
                        label="plain DEQ, tanh" if layer == "plain" else layer)
     right.axvspan(critical, RADII[-1], color="0.93", zorder=0, linewidth=0)
-    right.text(0.98, 0.97, "here the plain DEQ\ndoes not converge", transform=right.transAxes, ha="right", va="top", fontsize=7, color="0.35")
-    right.set(title="geometric rate, random layers", xlabel=r"spectral radius $\rho(W)$", ylim=(0, 1), xlim=(RADII[0], RADII[-1]))
+    right.text(0.98, 0.97, "here the plain DEQ\ndoes not converge", transform=right.transAxes, ha="right", va="top",
+               fontsize=7, color="0.35")
+    right.set(title="geometric rate, random layers", xlabel=r"spectral radius $\rho(W)$", ylim=(0, 1))
+    right.set_xlim(RADII[0], RADII[-1])
     left.legend(loc="upper right")
     middle.legend(loc="upper right", bbox_to_anchor=(1, 0.93))
     right.legend(loc="upper right", bbox_to_anchor=(1, 0.8))
@@ -150,8 +156,8 @@ def main(args):
     show("trained", learned)
     show("random", curves)
     print(f"the plain DEQ stops converging at spectral radius {critical:.3f}")
-    return draw(learned, curves, rates, critical), {"trained": learned, "random": curves, "radii": RADII, "rates": rates,
-                                                    "plain_converges_up_to": critical}
+    numbers = {"trained": learned, "random": curves, "radii": RADII, "rates": rates, "plain_converges_up_to": critical}
+    return draw(learned, curves, rates, critical), numbers
 
 
 if __name__ == "__main__":

@@ -495,8 +495,8 @@ def test_bad_input_gets_one_line(capsys, tmp_path):
 
 def test_a_whole_run_and_its_resumption(capsys, tmp_path):
     write_svhn(tmp_path, n=80)
-    argv = ["--dataset", "svhn", "--dataset_path", tmp_path, "--model", "linear_pcdeq_2", "--epoch", 2, "--batch_size", 32,
-            "--aug", "--milestone", 1, "--weight_decay", 0.03,
+    argv = ["--dataset", "svhn", "--dataset_path", tmp_path, "--model", "linear_pcdeq_2", "--epoch", 2,
+            "--batch_size", 32, "--aug", "--milestone", 1, "--weight_decay", 0.03,
             "--output_path", tmp_path / "out", "--save_path", tmp_path / "ckpt"]
     main.main([*map(str, argv)])
     printed = capsys.readouterr().out

@@ -461,9 +461,8 @@ def implicit_kernels(X: torch.Tensor, activation: Activation, sigma_a2: float, t
             rho.add_(step).clamp_(-limit, limit)
         else:
             raise ValueError(f"Newton's method did not converge for {activation.name}: step {size:.2g}")
-        # one Chebyshev (third-order) step, with g and g' carried along
-        step.addcdiv_(ddg * step.square(), slack, value=sigma_a2 / 2)
-        g.addcmul_(step, dg).addcmul_(step.square(), ddg, value=0.5)
+        # the last step is carried along to first order
+        g.addcmul_(step, dg)
         dg.addcmul_(step, ddg)
         rho.add_(step)
         g.addcmul_(m[rows, None], m[cols])

@@ -41,7 +41,7 @@ def main(args):
     from coefficients import implicit_ck
     from gaussian_integration import ACTIVATIONS, centre
     from kernels import explicit_kernels, implicit_kernels
-    from spectra import draw_errors, log_sizes, mixture, relative_error, slope_text
+    from spectra import draw_errors, log_sizes, mixture, relative_error, scientific, slope_text
     from two_layer_lrelu import solutions
     from utils import generator, get_tau
 
@@ -70,9 +70,8 @@ def main(args):
     ax.set_xticks(widths, [str(m) for m in widths], rotation=30)
     ax.set_ylabel(r"$\|Z Z^\top - G\| \,/\, \|G\|$")
     ax.set_title(f"Gaussian mixture, $n = {n}$")
-    digits, exponent = f"{max(floors):.0e}".split("e")
     ax.legend(loc="lower left", title_fontsize=7.5, alignment="left",
-              title=rf"at infinite width $\|\Sigma - G\|/\|G\| \leq {digits} \times 10^{{{int(exponent)}}}$")
+              title=rf"at infinite width $\|\Sigma - G\|/\|G\| \leq {scientific(max(floors))}$")
     ax.set_ylim(bottom=ax.get_ylim()[0] / 6)
     return figure, {"widths": widths, "errors": dict(zip(["deq", "root_1", "root_2"], errors.tolist())),
                     "floors": floors}

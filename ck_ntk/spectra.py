@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 from scipy.sparse.linalg import eigsh
 from tqdm import tqdm
 
@@ -121,6 +121,12 @@ def fit_slope(sizes, errors):
 def slope_text(errors, sizes):
     fitted = fit_slope(sizes, errors)
     return "" if fitted is None else rf" (slope ${fitted[0]:.3f} \pm {fitted[1]:.3f}$)"
+
+
+def scientific(x):
+    """x to one digit, in TeX."""
+    digit, exponent = f"{x:.0e}".split("e")
+    return rf"{digit} \times 10^{{{int(exponent)}}}"
 
 
 def own_layers(name, depth, tau0):
@@ -231,6 +237,7 @@ def log_sizes(ax, sizes, label):
     ax.xaxis.set_major_locator(FixedLocator(sizes))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_errors(ax, sizes, errors, label, **style):
@@ -264,7 +271,7 @@ def draw_spectrum(ax, spectra, limit, coordinate):
     if limit.atom_mass > 0:
         ax.axvline(limit.atom, ymax=0.9, color="black", lw=0.9, ls="--",
                    label=f"predicted atom, mass {limit.atom_mass:.2f}")
-    ax.set(xscale="log", yscale="log", ylim=(0.5, n), xlabel=f"eigenvalue of {coordinate}", ylabel="count per bin")
+    ax.set(xscale="log", yscale="log", ylim=(0.5, 8 * n), xlabel=f"eigenvalue of {coordinate}", ylabel="count per bin")
     ax.legend(loc="upper right")
 
 
@@ -362,15 +369,18 @@ def matching_figure(args, draw, name, network, match, depth, data):
     top.set(xlabel="sample, sorted by class", ylabel="entries of the eigenvector", ylim=(-0.65 * height, 1.95 * height))
     top.set_yticks([height, 0], ["$u_1$", "$u_2$"])
     top.legend(loc="upper right", ncols=2)
+    gap = max(1 - min(overlaps), 1e-15)
     last = axes[1, 1]
     draw_errors(last, args.n, errors["matched"], matched_name + slope_text(errors["matched"], args.n), marker="s", color="C1")
     draw_errors(last, args.n, errors["unmatched"], plain_name, marker="^", color="C2")
     draw_root_n(last, args.n, 0.8 * np.exp(np.log(errors["matched"][0]).mean()))
     log_sizes(last, args.n, "number of samples $n$")
     last.set_ylabel(r"$\|G - \Sigma\| \,/\, \|G\|$")
-    last.legend(loc="center right")
+    low, high = last.get_ylim()
+    last.set_ylim(top=high * (high / low) ** 0.45)  # room for the legend
+    last.legend(loc="upper right")
     for ax, letter, title in zip(axes.flat, "abcd", (f"{data}, $n = {args.spectrum}$", f"{data}, $n = {args.spectrum}$",
-                                                     rf"top two eigenvectors, overlap $\geq$ {min(overlaps):.6f}",
+                                                     rf"eigenvectors, $1 - |\langle u, v \rangle| \leq {scientific(gap)}$",
                                                      f"distance of the kernels, {data}")):
         ax.set_title(f"({letter}) {title}")
     fitted = fit_slope(args.n, errors["matched"])

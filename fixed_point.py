@@ -48,7 +48,7 @@ def _finish(value, residual, iterations, tol, strict) -> Solution:
     if strict and not solution.converged:
         how = "diverged" if not math.isfinite(worst) else "did not converge"
         raise ConvergenceError(f"the equilibrium {how}: relative residual {worst:.3g} after {iterations} iterations "
-                               f"(tolerance {tol:g}). Take a smaller sigma_a^2 (--asquare), or allow more steps", solution)
+                               f"(tolerance {tol:g})", solution)
     return solution
 
 

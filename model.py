@@ -24,7 +24,7 @@ import matching
 import one_layer_tanh
 import two_layer_lrelu
 from coefficients import KernelCoefficients, explicit_ck, implicit_ck
-from fixed_point import FixedPoint, Picard
+from fixed_point import ConvergenceError, FixedPoint, Picard
 from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments
 from utils import estimate_tau0, generator, get_tau
 
@@ -77,7 +77,11 @@ class DEQ(nn.Module):
         root = math.sqrt(len(self.A))
         W = self.A * (math.sqrt(self.sigma_a2) / root)
         u = (x @ self.B.T).mul_(math.sqrt(1 - self.sigma_a2))
-        return self.fixed_point(self._step, self.phi.fn(u.detach()), W, u) / root
+        try:
+            return self.fixed_point(self._step, self.phi.fn(u.detach()), W, u) / root
+        except ConvergenceError as error:
+            raise ConvergenceError(f"{error}; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})",
+                                   error.solution) from None
 
     def _step(self, v, W, u):
         return self.phi.fn(torch.addmm(u, v, W.T))

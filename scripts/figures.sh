@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Every figure of ck_ntk/ at the paper's sizes, into results/figures; flags go to each script.
+# Every kernel figure of the paper (nine scripts of ck_ntk/) at its sizes, into results/figures; flags go to each script.
 #   scripts/figures.sh [--dataset_path DIR] [--sigma_a2 S] [--output DIR] ...
 # --dataset_path (default data) is where MNIST lies; without it there the MNIST figures are skipped.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python}
+. "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 data=data
 flags=()
@@ -17,7 +16,7 @@ while (($#)); do
 done
 
 for name in ck_gmm_matching gmm_ntk_matching gmm_one_layer_matching gmm_two_layer_relu_matching finite_width; do
-    "$PYTHON" "ck_ntk/$name.py" "${flags[@]}"
+    "$python" "ck_ntk/$name.py" "${flags[@]}"
 done
 
 if [[ ! -e $data/MNIST/raw/train-images-idx3-ubyte && ! -e $data/train-images-idx3-ubyte ]]; then
@@ -25,5 +24,5 @@ if [[ ! -e $data/MNIST/raw/train-images-idx3-ubyte && ! -e $data/train-images-id
     exit 0
 fi
 for name in ck_mnist_matching mnist_ntk_matching mnist_one_layer_matching mnist_two_layer_matching; do
-    "$PYTHON" "ck_ntk/$name.py" --dataset_path "$data" "${flags[@]}"
+    "$python" "ck_ntk/$name.py" --dataset_path "$data" "${flags[@]}"
 done

@@ -134,5 +134,5 @@ def test_bad_input():
         wild.A.mul_(20)
     for solver in (Picard(), Anderson()):
         wild.fixed_point.solver = solver
-        with pytest.raises(ConvergenceError, match="Take a smaller sigma_a"):
+        with pytest.raises(ConvergenceError, match=r"take a smaller sigma_a.2 \(--asquare, now 0.2"):
             wild.features(data())

@@ -9,7 +9,7 @@
     solver     iterations and time of Picard and Anderson at tolerance 1e-6
     readout    an epoch on 60,000 x m features against one product with them; peak memory
     roots      test accuracy of the two roots of the leaky-ReLU match, beside their DEQ
-    kernels    exact kernels against X X^T and against Monte Carlo (bench_kernels.py)
+    kernels    exact kernels against X X^T and against Monte Carlo
 """
 
 import argparse
@@ -167,9 +167,56 @@ def roots():
         print(line)
 
 
+def monte_carlo(X, activation, sigma_a2=0.2, width=1000, iterations=8):
+    """Seconds to sample the conjugate kernel of X to a standard error of 1% of its diagonal, and the networks needed.
+
+    An entry averages phi(u) phi(v) over the neurons, so its standard error is std[phi(u) phi(v)]/sqrt(neurons).
+    """
+    import math
+
+    import torch
+
+    from gaussian_integration import gaussian_moments
+    from utils import estimate_tau0, get_tau
+
+    n, p = X.shape
+    mean = gaussian_moments(activation, get_tau(activation, sigma_a2, estimate_tau0(X))).mean
+    X = X.float()
+
+    def network():
+        inputs = X @ torch.randn(p, width).mul_(math.sqrt(1 - sigma_a2))
+        A = torch.randn(width, width).mul_(math.sqrt(sigma_a2 / width))
+        z = torch.zeros(n, width)
+        for _ in range(iterations):
+            z = activation.fn(torch.addmm(inputs, z, A)) - mean
+        return z, z @ z.T
+
+    z, _ = network()
+    products = z[:-1] * z[1:]
+    error = products.std(1).mean() / math.sqrt(width) / z.square().mean()
+    networks = math.ceil((error.item() / 0.01) ** 2)
+    return networks * seconds(network, 1), networks
+
+
 def kernels():
-    from bench_kernels import bench_kernels
-    bench_kernels()
+    import torch
+
+    from gaussian_integration import ACTIVATIONS
+    from kernels import implicit_kernels
+
+    for n, p in ((1600, 2000), (4000, 5000)):
+        X = torch.randn(n, p, dtype=torch.float64) / p**0.5
+        gram = seconds(lambda: X @ X.T, 3)
+        relu, swish, hardtanh = (seconds(lambda: implicit_kernels(X, ACTIVATIONS[name], 0.2), 3)
+                                 for name in ("relu", "swish", "hardtanh"))
+        sampled, networks = monte_carlo(X, ACTIVATIONS["relu"])
+        print(f"n = {n}, p = {p}, float64, CK and NTK\n"
+              f"  X @ X.T                {gram:8.3f} s\n"
+              f"  relu, closed form      {relu:8.3f} s   {relu / gram:6.2f} x X @ X.T\n"
+              f"  swish, Mehler series   {swish:8.3f} s   {swish / relu:6.2f} x relu\n"
+              f"  hardtanh, quadrature   {hardtanh:8.3f} s   {hardtanh / relu:6.2f} x relu\n"
+              f"  Monte Carlo to 1%      {sampled:8.3f} s   {sampled / relu:6.2f} x relu, {networks} networks of width "
+              "1000, the CK alone")
 
 
 SECTIONS = {f.__name__: f for f in (start, matching, features, solver, readout, roots, kernels)}

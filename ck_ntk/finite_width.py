@@ -55,7 +55,7 @@ def main(args):
     roots = solutions(implicit_ck(ACTIVATIONS["relu"], args.sigma_a2, tau0), tau0)
     labels = ["ReLU-DEQ"] + [f"L-ReLU-ENN, $b_1/a_1 = {root.b1 / root.a1:.2f}$" for root in roots]
     errors = np.zeros((len(labels), len(widths), args.seeds))
-    for i, k in tqdm([(i, k) for i in range(len(widths)) for k in range(args.seeds)], desc="width", leave=False):
+    for i, k in tqdm([(i, k) for i in range(len(widths)) for k in range(args.seeds)], desc="width", leave=False, disable=None):
         m = widths[i]
         features = [equilibrium(X, activation, args.sigma_a2, m, generator("deq", m, k)),
                     *(random_features(X, root.layers, m, generator("enn", m, k)) for root in roots)]

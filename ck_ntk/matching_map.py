@@ -96,7 +96,7 @@ def main(args):
 
     grid = (np.arange(args.points) + 0.5) * 0.25 / args.points
     numbers = {key: {name: [] for name in ACTIVATIONS} for key in COLUMNS}
-    for key, name in tqdm([(key, name) for key in COLUMNS for name in ACTIVATIONS], desc="matches", leave=False):
+    for key, name in tqdm([(key, name) for key in COLUMNS for name in ACTIVATIONS], desc="matches", leave=False, disable=None):
         kernel, trained, _ = COLUMNS[key]
         numbers[key][name] = [study(ACTIVATIONS[name], s, args.tau0, kernel, trained) for s in grid.tolist()]
 

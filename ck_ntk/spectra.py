@@ -297,7 +297,7 @@ def equivalent_figure(args, draw, which, data):
     """Exact against equivalent kernel: the error against n for five activations, and the spectrum at one n."""
     symbol = {"ck": "G", "ntk": "K"}[which]
     errors = {name: np.zeros((len(args.n), args.seeds)) for name in SHOWN}
-    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=which, leave=False):
+    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=which, leave=False, disable=None):
         sample = draw(args.n[i], k)
         for name in SHOWN:
             M, coefficients = deq_kernel(which, sample, name, args.sigma_a2)
@@ -343,7 +343,7 @@ def matching_figure(args, draw, name, network, match, depth, data):
         return G, coefficients, matched, plain
 
     errors = {"matched": np.zeros((len(args.n), args.seeds)), "unmatched": np.zeros((len(args.n), args.seeds))}
-    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=name, leave=False):
+    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=name, leave=False, disable=None):
         G, _, matched, plain = kernels_of(draw(args.n[i], k))
         errors["matched"][i, k] = relative_error(G, matched)
         errors["unmatched"][i, k] = relative_error(G, plain)

@@ -26,7 +26,7 @@ PCDEQS = ("linear_pcdeq_1", "linear_pcdeq_2", "single_conv_pcdeq_1", "single_con
 PCDEQ_ACTIVATIONS = ("tanh", "softsign", "relu6", "sigmoid")
 
 # what a flag that is not given becomes, for the paper's networks and for positive concave DEQs; None: it is not theirs
-DEFAULTS = {"dim": [64, 256, 1024], "train": "readout", "lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd",
+DEFAULTS = {"dim": [256, 512, 1024], "train": "readout", "lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd",
             "asquare": 0.2, "activation": "", "match": "", "family": "auto", "weight_decay": None, "milestone": None, "aug": None}
 PCDEQ_DEFAULTS = {"dim": None, "train": None, "lr": 7e-4, "epoch": 50, "batch_size": 64, "opt": None,
                   "asquare": None, "activation": "", "match": None, "family": None, "weight_decay": 1e-2, "milestone": 0, "aug": False}
@@ -76,7 +76,7 @@ def parse_arguments(argv=None):
     add("--model", nargs="+", default=list(MODELS), choices=MODELS + GENERAL + PCDEQS, metavar="MODEL",
         help=f"from {', '.join(MODELS)} (default: these), {', '.join(GENERAL)} (of --activation), "
              f"or one of {', '.join(PCDEQS)}")
-    add("--dim", nargs="+", type=positive_int, help="width(s) (default: 64 256 1024)")
+    add("--dim", nargs="+", type=positive_int, help="width(s) (default: 256 512 1024)")
     add("--seed", nargs="+", type=natural_int, default=[0], help="seed(s) of weights and order (default: 0)")
     add("--train", choices=("readout", "full"), help="the readout on fixed features (default), or every weight")
     add("--lr", type=bounded_float(0, math.inf, "positive and finite"), help="learning rate (default: 1; pcDEQ: 7e-4)")

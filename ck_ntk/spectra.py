@@ -65,8 +65,18 @@ def mixture(n, seed):
 
 
 def mnist(path):
-    """(n, seed) -> Sample of n of MNIST's 6s and 8s, normalised over all of them, statistics estimated from the n."""
-    data = load_dataset("mnist", path, classes=(6, 8))
+    """Draws of MNIST's 6s and 8s."""
+    return real_data("mnist", path, (6, 8))
+
+
+def cifar10(path):
+    """Draws of the VGG16 features of CIFAR-10's cats and dogs, the two classes that are told apart worst."""
+    return real_data("cifar10", path, (3, 5))
+
+
+def real_data(name, path, classes):
+    """(n, seed) -> Sample of n training rows of two classes, normalised over all of them, statistics estimated from the n."""
+    data = load_dataset(name, path, classes=classes)
     X_all = data.X_train.double()
     p = X_all.shape[1]
     means = torch.stack([X_all[data.y_train == a].mean(0) for a in (0, 1)])
@@ -81,7 +91,7 @@ def mnist(path):
 
     def draw(n, seed):
         if n > len(X_all):
-            raise ValueError(f"MNIST has {len(X_all)} training images of 6 and 8, fewer than n = {n}")
+            raise ValueError(f"{name} has {len(X_all)} training images of classes {classes}, fewer than n = {n}")
         rows = torch.randperm(len(X_all), generator=generator("figures", n, seed))[:n]
         rows = rows[data.y_train[rows].sort(stable=True).indices]
         X, y = X_all[rows], data.y_train[rows]

@@ -2,18 +2,22 @@
 
     python scripts/bench.py                     every section
     python scripts/bench.py features roots      some of them
+    python scripts/bench.py --report            all but `roots`, as one Markdown page in results/bench.md
 
     start      the command line: --help and a bad flag, against the bare interpreter
-    matching   tau, coefficients and the two matches of the paper
-    features   DEQ and ENN features against the float32 matrix-product peak; DEQ against ENN
-    solver     iterations and time of Picard and Anderson at tolerance 1e-6
-    readout    an epoch on 60,000 x m features against one product with them; peak memory
-    roots      test accuracy of the two roots of the leaky-ReLU match, beside their DEQ
+    matching   tau, coefficients and match of a DEQ: the paper's two, one by quadrature, one tangent kernel
     kernels    exact kernels against X X^T and against Monte Carlo
+    features   DEQ and ENN features against the float32 matrix-product peak; DEQ against ENN
+    solver     a forward solve to 1e-6: Picard, Anderson, and torchdeq's solvers where it is installed (pip install torchdeq)
+    readout    an epoch on 60,000 x m features against one product with them
+    memory     peak memory of four jobs, each in a process of its own
+    growth     log-log slopes of time in n, p and m
+    roots      test accuracy of the two roots of the leaky-ReLU match, beside their DEQ
 """
 
 import argparse
-import resource
+import math
+import platform
 import subprocess
 import sys
 import tempfile
@@ -36,8 +40,14 @@ def seconds(call, repeats=5):
     return median(times)
 
 
-def peak_memory():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+# a section is a generator of the lines of Markdown tables
+
+def row(*cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*cells):
+    return f"{row(*cells)}\n{row(*('---' for _ in cells))}"
 
 
 def start():
@@ -45,21 +55,23 @@ def start():
         return seconds(lambda: subprocess.run([sys.executable, *argv], capture_output=True))
 
     bare = command("-c", "pass")
+    yield head("command", "seconds", "of the bare interpreter")
     for argv in (["--help"], ["--dim", "0"]):
-        print(f"main.py {' '.join(argv):8} {command(str(ROOT / 'main.py'), *argv):.3f} s, the bare interpreter {bare:.3f} s")
+        taken = command(str(ROOT / "main.py"), *argv)
+        yield row(f"`main.py {' '.join(argv)}`", f"{taken:.3f}", f"{taken / bare:.1f}")
 
 
 def matching():
-    import one_layer_tanh
-    import two_layer_lrelu
-    from coefficients import implicit_ck
+    from coefficients import implicit_ck, implicit_ntk
     from gaussian_integration import ACTIVATIONS
+    from matching import match
 
-    for name, module in (("relu", two_layer_lrelu), ("tanh", one_layer_tanh)):
-        target = implicit_ck(ACTIVATIONS[name], 0.2)
-        moments = seconds(lambda: implicit_ck(ACTIVATIONS[name], 0.2), 20)
-        match = seconds(lambda: module.match(target), 20)
-        print(f"{name}: tau and coefficients {1e3 * moments:.2f} ms, the match beyond them {1e3 * match:.3f} ms")
+    yield head("DEQ", "kernel", "family", "tau and coefficients", "and the match")
+    for name, kernel in (("relu", "ck"), ("tanh", "ck"), ("swish", "ck"), ("relu", "ntk")):
+        activation = ACTIVATIONS[name]
+        moments = seconds(lambda: (implicit_ck if kernel == "ck" else implicit_ntk)(activation, 0.2), 20)
+        taken = seconds(lambda: match(activation, 0.2, kernel=kernel), 5)
+        yield row(name, kernel.upper(), match(activation, 0.2, kernel=kernel).family, f"{1e3 * moments:.2f} ms", f"{1e3 * taken:.1f} ms")
 
 
 def matrix_rate(m=2048):
@@ -77,7 +89,7 @@ def features():
 
     p = 784
     X = torch.randn(4096, p) / p**0.5
-    print(f"{'dim':>5} {'model':<11} {'iterations':>10} {'seconds':>8} {'of the matrix-product peak':>27} {'DEQ / its ENN':>14}")
+    yield head("dim", "network", "iterations", "ms a 1000 rows", "of the matrix-product peak", "DEQ / its ENN")
     for dim in (256, 1024, 4096):
         taken = {}
         for name in ("inn", "l_relu_enn", "tanh_inn", "h_tanh_enn"):
@@ -89,9 +101,25 @@ def features():
             iterations = extract_features(model, rows)[1]
             squares = iterations if iterations else len(model.weights) - 1
             flops = 2 * dim * (p + squares * dim)
-            ratio = {"l_relu_enn": "inn", "h_tanh_enn": "tanh_inn"}.get(name)
-            print(f"{dim:>5} {name:<11} {iterations or '':>10} {taken[name] * 4096:>8.3f} {flops / taken[name] / peak:>26.0%} "
-                  + (f"{taken[ratio] / taken[name]:>14.1f}" if ratio else ""))
+            deq = {"l_relu_enn": "inn", "h_tanh_enn": "tanh_inn"}.get(name)
+            yield row(str(dim), name, str(iterations or ""), f"{1e6 * taken[name]:.1f}", f"{flops / taken[name] / peak:.0%}",
+                      f"{taken[deq] / taken[name]:.1f}" if deq else "")
+
+
+def torchdeq_solvers():
+    """{name: solve(f, z0) -> (z, iterations)} of torchdeq at the tolerance of ours; empty where it is not installed."""
+    try:
+        from torchdeq.solver import get_solver
+    except ImportError:
+        return {}
+
+    def wrapped(key):
+        def solve(f, z0):
+            z, _, info = get_solver(key)(f, z0, max_iter=200, tol=1e-6, stop_mode="rel")
+            return z, int(info["nstep"].max())
+        return solve
+
+    return {f"torchdeq {key}": wrapped(key) for key in ("fixed_point_iter", "anderson", "broyden")}
 
 
 def solver():
@@ -101,43 +129,152 @@ def solver():
     from gaussian_integration import ACTIVATIONS
     from model import DEQ
 
-    X = torch.randn(512, 784) / 28
-    for dim in (256, 1024):
-        for name, sigma_a2 in (("relu", 0.2), ("tanh", 0.2), ("selu", 0.2), ("relu", 0.8)):
-            line = f"dim {dim:<5} {name} sigma_a^2 = {sigma_a2}:"
-            for method in (Picard(1e-6), Anderson(1e-6)):
-                model = DEQ(ACTIVATIONS[name], 784, dim, 10, sigma_a2, solver=method)
-                with torch.no_grad():
-                    time_taken = seconds(lambda: model.features(X), 3)
-                line += f"   {type(method).__name__} {model.fixed_point.iterations} iterations, {1e3 * time_taken:.0f} ms"
-            print(line)
+    def ours(method):
+        def solve(f, z0):
+            solution = method.solve(f, z0)
+            return solution.value, solution.iterations
+        return solve
+
+    solvers = {"Picard": ours(Picard(1e-6)), "Anderson": ours(Anderson(1e-6)), **torchdeq_solvers()}
+    yield head("dim", "DEQ", *(f"{name}: iterations, ms" for name in solvers), *(["torchdeq's fastest / Picard"] if len(solvers) > 2 else []))
+    for dim, name, sigma_a2 in ((256, "relu", 0.2), (256, "tanh", 0.2), (1024, "relu", 0.2), (1024, "tanh", 0.2),
+                                (1024, "relu", 0.8), (4096, "relu", 0.2), (4096, "tanh", 0.2)):
+        model = DEQ(ACTIVATIONS[name], 784, dim, 10, sigma_a2)
+        X = torch.randn(512, 784) / 28
+        problem = {}
+
+        def record(f, z0, *args):  # the equilibrium problem that the model poses, with the scales folded in
+            problem["f"], problem["z0"] = (lambda z: f(z, *args)), z0
+            return z0
+
+        model.fixed_point = record
+        cells, taken = [], {}
+        with torch.no_grad():
+            model.features(X)
+            for key, solve in solvers.items():
+                z, iterations = solve(problem["f"], problem["z0"])
+                residual = (problem["f"](z) - z).norm(dim=1) / z.norm(dim=1)
+                reached = residual.max() <= 2e-6
+                taken[key] = seconds(lambda: solve(problem["f"], problem["z0"]), 3 if dim < 4096 else 1) if reached else math.inf
+                cells.append(f"{iterations}, {1e3 * taken[key]:.0f}" if reached else f"stops at {residual.max():.0e}")
+        other = [value for key, value in taken.items() if key.startswith("torchdeq")]
+        yield row(str(dim), f"{name}, σ_a² = {sigma_a2}", *cells, *([f"{min(other) / taken['Picard']:.2f}"] if other else []))
 
 
-def readout():
+def readout_task(dim, opt="sgd", n=60000):
+    """Readout training on n rows of noise."""
     import torch
 
+    from data_prepare import Dataset
     from train import Config, ReadoutTask
 
     class Given(torch.nn.Module):
         """A network whose features are its input."""
-        def __init__(self, dim):
+        def __init__(self):
             super().__init__()
             self.readout = torch.nn.Linear(dim, 10, bias=False)
 
         def features(self, x):
             return x
 
-    from data_prepare import Dataset
+    X, y = torch.randn(n, dim) / dim**0.5, torch.arange(n) % 10
+    data = Dataset("noise", X, y, X[:n // 6], y[:n // 6], 10, None)
+    return ReadoutTask(Given(), data, Config("noise", "given", dim, 0.1, 1, 128, opt=opt), "cpu")
+
+
+def readout():
+    import torch
+
+    order = torch.randperm(60000)
+    yield head("features", "optimizer", "an epoch", "products of all features with the readout")
     for dim in (32, 1024, 4096):
-        X, y = torch.randn(60000, dim) / dim**0.5, torch.arange(60000) % 10
-        data = Dataset("noise", X, y, X[:10000], y[:10000], 10, None)
-        order, weight = torch.randperm(60000), torch.randn(10, dim)
-        product = seconds(lambda: X @ weight.T, 5)
         for opt in ("sgd", "adam"):
-            task = ReadoutTask(Given(dim), data, Config("noise", "given", dim, 0.1, 1, 128, opt=opt), "cpu")
+            task, weight = readout_task(dim, opt), torch.randn(10, dim)
+            product = seconds(lambda: task.train @ weight.T, 5)
             epoch = seconds(lambda: task.epoch(order), 3)
-            print(f"60000 x {dim:<5} {opt:<5} an epoch {epoch:.3f} s = {epoch / product:.1f} products of all features with the readout")
-    print(f"peak memory {peak_memory():.2f} GB")
+            yield row(f"60000 × {dim}", opt, f"{epoch:.3f} s", f"{epoch / product:.1f}")
+
+
+JOBS = {
+    "import torch": "import torch",
+    "τ_0 of 60,000 × 784": "import torch, utils; utils.estimate_tau0(torch.randn(60000, 784))",
+    "exact CK and NTK, relu, n = 4000, p = 5000": "import torch, kernels, gaussian_integration as g; "
+        "kernels.implicit_kernels(torch.randn(4000, 5000).double() / 5000**0.5, g.ACTIVATIONS['relu'], 0.2)",
+    "DEQ features, 60,000 × 784 to dim 1024": "import torch, model, train; "
+        "train.extract_features(model.build_model('inn', 784, 1024, 10, 0.2), torch.randn(60000, 784) / 28)",
+}
+
+
+def memory():
+    yield head("job", "peak memory", "of the arrays in and out")
+    floor = {"τ_0 of 60,000 × 784": 60000 * 784 * 4, "exact CK and NTK, relu, n = 4000, p = 5000": 8 * 4000 * (5000 + 2 * 4000),
+             "DEQ features, 60,000 × 784 to dim 1024": 4 * 60000 * (784 + 1024)}
+    bare = None
+    for name, job in JOBS.items():
+        program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {job}; " \
+                  "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        peak = int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+        bare = bare or peak
+        yield row(name, f"{peak / 2**30:.2f} GB", f"{(peak - bare) / floor[name]:.2f} beyond torch's own" if name in floor else "")
+
+
+def slope(sizes, times):
+    """Least-squares slope of log time against log size, and its standard error."""
+    import numpy as np
+    x, y = np.log(sizes), np.log(times)
+    (gradient, _), covariance = np.polyfit(x, y, 1, cov="unscaled")
+    residual = y - np.polyval(np.polyfit(x, y, 1), x)
+    return gradient, math.sqrt(covariance[0, 0] * (residual @ residual) / (len(x) - 2))
+
+
+def growth():
+    import torch
+
+    from gaussian_integration import ACTIVATIONS
+    from kernels import implicit_kernels
+    from model import build_model
+    from train import extract_features
+    from utils import estimate_tau0
+
+    def rows(n, p):
+        return torch.randn(n, p) / p**0.5
+
+    def kernel(n, p, name):
+        X = rows(n, p).double()
+        return lambda: implicit_kernels(X, ACTIVATIONS[name], 0.2)
+
+    def product(n, p):
+        X = rows(n, p).double()
+        return lambda: X @ X.T
+
+    def deq(n, p, m):
+        X, model = rows(n, p), build_model("inn", p, m, 10, 0.2)
+        return lambda: extract_features(model, X)
+
+    def epoch(n, m):
+        task, order = readout_task(m, n=n), torch.randperm(n)
+        return lambda: task.epoch(order)
+
+    def tau(n, p):
+        X = rows(n, p)
+        return lambda: estimate_tau0(X)
+
+    n_kernel, n_rows, m = (500, 1000, 2000, 4000), (2048, 4096, 8192, 16384), (256, 512, 1024, 2048)
+    jobs = [("τ_0", "n", (15000, 30000, 60000, 120000), lambda n: tau(n, 784)),
+            ("X Xᵀ, p = 2000", "n", n_kernel, lambda n: product(n, 2000)),
+            ("exact kernels, relu, p = 2000", "n", n_kernel, lambda n: kernel(n, 2000, "relu")),
+            ("exact kernels, swish, p = 2000", "n", n_kernel, lambda n: kernel(n, 2000, "swish")),
+            ("X Xᵀ, n = 2000", "p", (1000, 2000, 4000, 8000), lambda p: product(2000, p)),
+            ("exact kernels, relu, n = 2000", "p", (1000, 2000, 4000, 8000), lambda p: kernel(2000, p, "relu")),
+            ("ReLU-DEQ features, dim 512", "n", n_rows, lambda n: deq(n, 784, 512)),
+            ("ReLU-DEQ features, n = 2048, dim 512", "p", (256, 1024, 4096, 16384), lambda p: deq(2048, p, 512)),
+            ("ReLU-DEQ features, n = 2048", "m", m, lambda m: deq(2048, 784, m)),
+            ("readout epoch, dim 512", "n", (7500, 15000, 30000, 60000), lambda n: epoch(n, 512)),
+            ("readout epoch, n = 30,000", "m", m, lambda m: epoch(30000, m))]
+    yield head("time of", "in", "sizes", "log-log slope")
+    for name, variable, sizes, make in jobs:
+        gradient, error = slope(sizes, [seconds(make(size), 3) for size in sizes])
+        yield row(name, variable, " ".join(map(str, sizes)), f"{gradient:.2f} ± {error:.2f}")
 
 
 def roots():
@@ -152,19 +289,21 @@ def roots():
 
     data, relu = load_dataset("gmm"), ACTIVATIONS["relu"]
     p, classes = data.X_train.shape[1], data.n_classes
-    found = two_layer_lrelu.solutions(implicit_ck(relu, 0.2))
+    makers = {"ReLU-DEQ": lambda dim, seed: DEQ(relu, p, dim, classes, 0.2, seed=seed)}
+    for found in two_layer_lrelu.solutions(implicit_ck(relu, 0.2)):
+        makers[f"root {found.root}"] = lambda dim, seed, found=found: ENN(found.layers, p, dim, classes, seed=seed)
+    yield head("`mixed`, 10 epochs, 5 seeds, dim", *makers)
     for dim in (64, 256, 1024):
-        line = f"gmm, dim {dim}, 10 epochs, 5 seeds:"
-        for name, make in [("DEQ", lambda seed: DEQ(relu, p, dim, classes, 0.2, seed=seed)),
-                           *((f"root {m.root}", lambda seed, m=m: ENN(m.layers, p, dim, classes, seed=seed)) for m in found)]:
+        cells = []
+        for make in makers.values():
             accuracy = []
             for seed in range(5):
                 with tempfile.TemporaryDirectory() as folder:
                     config = Config("gmm", "root", dim, 1.0, 10, 128, seed)
-                    accuracy.append(run(config, data, lambda: make(seed), folder, folder).history[-1]["test_accuracy"])
+                    accuracy.append(run(config, data, lambda: make(dim, seed), folder, folder).history[-1]["test_accuracy"])
             std, mean = torch.std_mean(100 * torch.tensor(accuracy))
-            line += f"   {name} {mean:.2f} ± {std:.2f}"
-        print(line)
+            cells.append(f"{mean:.2f} ± {std:.2f}")
+        yield row(str(dim), *cells)
 
 
 def monte_carlo(X, activation, sigma_a2=0.2, width=1000, iterations=8):
@@ -172,8 +311,6 @@ def monte_carlo(X, activation, sigma_a2=0.2, width=1000, iterations=8):
 
     An entry averages phi(u) phi(v) over the neurons, so its standard error is std[phi(u) phi(v)]/sqrt(neurons).
     """
-    import math
-
     import torch
 
     from gaussian_integration import gaussian_moments
@@ -204,33 +341,58 @@ def kernels():
     from gaussian_integration import ACTIVATIONS
     from kernels import implicit_kernels
 
+    yield head("CK and NTK, float64", "n = 1600, p = 2000", "n = 4000, p = 5000")
+    columns = []
     for n, p in ((1600, 2000), (4000, 5000)):
         X = torch.randn(n, p, dtype=torch.float64) / p**0.5
         gram = seconds(lambda: X @ X.T, 3)
         relu, swish, hardtanh = (seconds(lambda: implicit_kernels(X, ACTIVATIONS[name], 0.2), 3)
                                  for name in ("relu", "swish", "hardtanh"))
         sampled, networks = monte_carlo(X, ACTIVATIONS["relu"])
-        print(f"n = {n}, p = {p}, float64, CK and NTK\n"
-              f"  X @ X.T                {gram:8.3f} s\n"
-              f"  relu, closed form      {relu:8.3f} s   {relu / gram:6.2f} x X @ X.T\n"
-              f"  swish, Mehler series   {swish:8.3f} s   {swish / relu:6.2f} x relu\n"
-              f"  hardtanh, quadrature   {hardtanh:8.3f} s   {hardtanh / relu:6.2f} x relu\n"
-              f"  Monte Carlo to 1%      {sampled:8.3f} s   {sampled / relu:6.2f} x relu, {networks} networks of width "
-              "1000, the CK alone")
+        columns.append((f"{gram:.3f} s", f"{relu / gram:.2f} × X Xᵀ", f"{swish / relu:.2f} × relu", f"{hardtanh / relu:.2f} × relu",
+                        f"{sampled / relu:.1f} × relu ({networks} networks of width 1000)"))
+    names = "X Xᵀ", "relu, closed form", "swish, Mehler series", "hardtanh, quadrature", "the CK alone by Monte Carlo, standard error 1%"
+    for name, *cells in zip(names, *columns):
+        yield row(name, *cells)
 
 
-SECTIONS = {f.__name__: f for f in (start, matching, features, solver, readout, roots, kernels)}
+SECTIONS = {f.__name__: f for f in (start, matching, kernels, features, solver, readout, memory, growth, roots)}
+
+
+def machine():
+    """The processor, cores and versions, in one line."""
+    import numpy
+    import scipy
+    import torch
+    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else platform.processor()
+    return (f"{model or platform.machine()}, {torch.get_num_threads()} threads; python {platform.python_version()}, "
+            f"torch {torch.__version__}, numpy {numpy.__version__}, scipy {scipy.__version__}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("section", nargs="*", metavar="section", help=f"from {', '.join(SECTIONS)} (default: all)")
-    chosen = parser.parse_args().section or list(SECTIONS)
+    parser.add_argument("--report", nargs="?", const=ROOT / "results" / "bench.md", type=Path, metavar="FILE",
+                        help="write the sections (default: all but roots) as one page (default: results/bench.md)")
+    args = parser.parse_args()
+    chosen = args.section or [name for name in SECTIONS if not (args.report and name == "roots")]
     if unknown := [name for name in chosen if name not in SECTIONS]:
         parser.exit(2, f"bench.py: error: no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}\n")
+    if args.report and args.report.is_dir():
+        parser.exit(2, f"bench.py: error: --report {args.report} is a folder: name a file\n")
+    page = [f"# Ratios of speed\n\n`python scripts/bench.py {' '.join(sys.argv[1:])}` on {machine()}"] if args.report else []
     for name in chosen:
-        print(f"\n== {name}")
-        SECTIONS[name]()
+        page.append(f"\n## {name}\n")
+        print(page[-1], flush=True)
+        for line in SECTIONS[name]():
+            page.append(line)
+            print(line, flush=True)
+    if args.report:
+        from utils import atomic_write
+        with atomic_write(args.report, "w") as file:
+            file.write("\n".join(page) + "\n")
+        print(f"\n{args.report}")
 
 
 if __name__ == "__main__":

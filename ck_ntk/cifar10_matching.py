@@ -1,0 +1,82 @@
+"""Both kernels of DEQs and of their matched networks on VGG16 features of CIFAR-10, cats against dogs.
+
+Top the conjugate kernel, bottom the tangent kernel with every weight trained. Left: the spectra of the ReLU-DEQ, of its
+matched and of its unmatched network. Right: relative distance to the DEQ, of matched networks (full lines, leaky-ReLU
+layers where they do and piecewise-linear ones elsewhere) and of two centred layers of the DEQ's own activation (dashed).
+"""
+
+from experiment import run
+
+NAMES = ("relu", "tanh", "swish")
+KERNELS = ("ck", "ntk")
+
+
+def kernels(sample, name, sigma_a2):
+    """{"ck": (DEQ, matched, unmatched), "ntk": the same}, each (n, n)."""
+    from gaussian_integration import ACTIVATIONS
+    from kernels import explicit_kernels, implicit_kernels
+    from matching import match
+    from spectra import own_layers
+
+    activation, tau0 = ACTIVATIONS[name], sample.statistics.tau0
+    deq = implicit_kernels(sample.X, activation, sigma_a2, tau0=tau0)
+    plain = explicit_kernels(sample.X, own_layers(name, 2, tau0))
+    found = {}
+    for index, kernel in enumerate(KERNELS):
+        matched = explicit_kernels(sample.X, match(activation, sigma_a2, tau0, kernel).layers)
+        found[kernel] = deq[index], matched[index], plain[index]
+    return found
+
+
+def main(args):
+    import numpy as np
+    import torch
+    from matplotlib import pyplot as plt
+    from tqdm import tqdm
+
+    from spectra import LABEL, MARKER, cifar10, draw_errors, fit_slope, log_sizes, relative_error
+
+    draw = cifar10(args.dataset_path)
+    errors = {(kernel, name, kind): np.zeros((len(args.n), args.seeds))
+              for kernel in KERNELS for name in NAMES for kind in ("matched", "unmatched")}
+    cells = [(i, k) for i in range(len(args.n)) for k in range(args.seeds)]
+    for i, k in tqdm(cells, desc="kernels", leave=False, disable=None):
+        sample = draw(args.n[i], k)
+        for name in NAMES:
+            for kernel, (deq, matched, unmatched) in kernels(sample, name, args.sigma_a2).items():
+                errors[kernel, name, "matched"][i, k] = relative_error(deq, matched)
+                errors[kernel, name, "unmatched"][i, k] = relative_error(deq, unmatched)
+
+    figure, axes = plt.subplots(2, 2, figsize=(6.75, 5.0))
+    shown = kernels(draw(args.spectrum, 0), "relu", args.sigma_a2)
+    eigenvalues = {}
+    for row, (kernel, letters) in enumerate(zip(KERNELS, ("ab", "cd"))):
+        left, right = axes[row]
+        for label, colour, line, matrix in zip(("ReLU-DEQ", "matched ENN", "unmatched ReLU-ENN"), ("C0", "C1", "C2"),
+                                               ("-", "--", ":"), shown[kernel]):
+            values = torch.linalg.eigvalsh(matrix).flip(0).numpy()
+            eigenvalues[f"{kernel} {label}"] = values[:20].tolist()
+            look = {"linewidth": 4, "alpha": 0.35} if line == "-" else {"linewidth": 1.2}
+            left.plot(np.arange(1, len(values) + 1), values, line, color=colour, label=label, **look)
+        left.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="eigenvalue")
+        left.set_title(f"({letters[0]}) {kernel.upper()}, $n = {args.spectrum}$")
+        left.legend(loc="upper right")
+        for index, name in enumerate(NAMES):
+            look = {"color": f"C{index}", "marker": MARKER[name]}
+            draw_errors(right, args.n, errors[kernel, name, "matched"], f"{LABEL[name]}, matched", **look)
+            draw_errors(right, args.n, errors[kernel, name, "unmatched"], f"{LABEL[name]}, unmatched", ls="--", mfc="white", **look)
+        log_sizes(right, args.n, "number of samples $n$")
+        low, high = right.get_ylim()
+        right.set_ylim(top=high * (high / low) ** 0.45)  # room for the legend
+        right.set_ylabel(r"relative distance to the DEQ")
+        right.set_title(f"({letters[1]}) {kernel.upper()}, cats and dogs")
+        right.legend(loc="upper right", ncols=2, fontsize=6.5)
+    for (kernel, name, kind), error in errors.items():
+        print(f"{kernel:3} {name:5} {kind:9} relative distance at n = {args.n[-1]}: {np.exp(np.log(error[-1]).mean()):.1e}")
+    return figure, {"errors": {" ".join(key): error.tolist() for key, error in errors.items()},
+                    "slopes": {" ".join(key): fit_slope(args.n, error) for key, error in errors.items()},
+                    "largest_eigenvalues": eigenvalues}
+
+
+if __name__ == "__main__":
+    run(main, __doc__, n=[200, 400, 800, 1600, 3200], seeds=3, spectrum=1600, dataset=True)

@@ -37,9 +37,9 @@ class Solution:
 
 
 def _residual(fz, z):
-    fz, z = fz.flatten(1), z.flatten(1)
-    size = torch.linalg.vector_norm(fz, dim=1)
-    return torch.linalg.vector_norm(fz - z, dim=1) / size.clamp_min_(torch.finfo(fz.dtype).tiny)
+    sample = tuple(range(1, fz.ndim))  # not flatten, which copies channels-last images
+    size = torch.linalg.vector_norm(fz, dim=sample)
+    return torch.linalg.vector_norm(fz - z, dim=sample) / size.clamp_min_(torch.finfo(fz.dtype).tiny)
 
 
 def _finish(value, residual, iterations, tol, strict) -> Solution:

@@ -198,7 +198,8 @@ def build_pcdeq(name: str, activation: str, image_shape, n_classes: int, seed: i
     widths = WIDTHS[shape] | (AUGMENTED_WIDTHS.get(shape, {}) if augmented else {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return PcDEQNetwork(shape, *_layers(body, activation, shape, widths[body], n_classes))
+        network = PcDEQNetwork(shape, *_layers(body, activation, shape, widths[body], n_classes))
+    return network.to(memory_format=torch.channels_last)  # of convolutions; pooling is five times faster so on a CPU
 
 
 def _layers(body, activation, shape, widths, n_classes):

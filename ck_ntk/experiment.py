@@ -41,13 +41,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")  # one line, where argparse prints its usage too
 
 
-def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, width=None, dataset=False):
+def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, width=None, dataset=False, flags=None):
     """Parses the flags, calls main(args) and writes what it returns to NAME.json, NAME.png and NAME.pdf.
 
     Parameters
     ----------
-    main : args -> (matplotlib figure, dict of numbers). A ValueError or OSError ends the script with status 2.
-    n, seeds : defaults of the flags that kernels of samples take; `epoch`, `spectrum`, `width` and `dataset` add one each.
+    main : args -> (matplotlib figure, dict of numbers). A ValueError or OSError ends the script with status 2, a
+        RuntimeError (a training that diverged) with 1, each with one line.
+    n, seeds : defaults of the flags that kernels of samples take; `epoch`, `spectrum`, `width`, `dataset` add one each.
+    dataset : whether there is MNIST to read; a string says in the help what happens without.
+    flags : {flag: keywords of add_argument} of this script alone.
     """
     name = Path(sys.argv[0]).stem
     parser = _Parser(prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,8 +67,12 @@ def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, wid
     if width:
         parser.add_argument("--width", type=_positive, nargs="+", default=width, help=f"widths m (default {width})")
     if dataset:
-        parser.add_argument("--dataset_path", default=None, help="folder with the MNIST files (default data)")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "figures", help="folder (default results/figures)")
+        without = dataset if isinstance(dataset, str) else "default data"
+        parser.add_argument("--dataset_path", default=None, help=f"folder with the MNIST files ({without})")
+    for flag, settings in (flags or {}).items():
+        parser.add_argument(flag, **settings)
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "figures",
+                        help="folder (default results/figures)")
     args = parser.parse_args()
     if n:
         args.n = sorted(set(args.n))
@@ -89,4 +96,8 @@ def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, wid
                 json.dump({"settings": settings, **numbers}, file, indent=1)
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
+    except RuntimeError as error:
+        parser.exit(1, f"{name}: failed: {' '.join(str(error).split())}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{name}: interrupted\n")
     print(f"{args.output / name}.png")

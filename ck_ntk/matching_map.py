@@ -7,11 +7,9 @@ parameter, residual and finite-width error, and why the families tried before do
 """
 
 import argparse
-import json
 import math
-from pathlib import Path
 
-from experiment import ROOT, STYLE, _Parser
+from experiment import run
 
 COLOURS = {"hard_tanh": "#56B4E9", "l_relu": "#0072B2", "piecewise": "#009E73", "hermite": "#E69F00", "none": "#FFFFFF"}
 NAMES = {"hard_tanh": "hard tanh", "l_relu": "L-ReLU", "piecewise": "piecewise-linear", "hermite": "cubic (Hermite)"}
@@ -19,6 +17,20 @@ COLUMNS = {"ck": ("ck", "aAB", "CK"), "ntk": ("ntk", "aAB", "NTK, trained $(a, A
            "ntk_aA": ("ntk", "aA", "NTK, trained $(a, A)$")}
 CURVES = {"ck": ("relu", "tanh", "gelu", "elu"), "ntk": ("relu", "tanh", "selu", "elu"),
           "ntk_aA": ("relu", "tanh", "selu", "elu")}
+
+
+def points(text):
+    value = int(text)
+    if not 2 <= value <= 200:
+        raise argparse.ArgumentTypeError(f"{text} is not between 2 and 200")
+    return value
+
+
+def scale(text):
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
+    return value
 
 
 def study(activation, sigma_a2, tau0, kernel, trained):
@@ -96,7 +108,8 @@ def main(args):
 
     grid = (np.arange(args.points) + 0.5) * 0.25 / args.points
     numbers = {key: {name: [] for name in ACTIVATIONS} for key in COLUMNS}
-    for key, name in tqdm([(key, name) for key in COLUMNS for name in ACTIVATIONS], desc="matches", leave=False, disable=None):
+    lines = [(key, name) for key in COLUMNS for name in ACTIVATIONS]
+    for key, name in tqdm(lines, desc="matches", leave=False, disable=None):
         kernel, trained, _ = COLUMNS[key]
         numbers[key][name] = [study(ACTIVATIONS[name], s, args.tau0, kernel, trained) for s in grid.tolist()]
 
@@ -110,39 +123,10 @@ def main(args):
             axes[0, column].set_yticklabels([])
     axes[1, 0].set_ylabel("slopes of the layers")
     figure.legend(handles=[Patch(color=COLOURS[f], label=NAMES[f]) for f in NAMES], loc="outside upper center", ncols=4)
-    return figure, {"tau0": args.tau0, "matches": numbers}
-
-
-def run():
-    parser = _Parser(prog="matching_map", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=25, help="values of sigma_a^2, between 2 and 200 (default 25)")
-    parser.add_argument("--tau0", type=float, default=1.0, help="scale of the data (default 1)")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "figures",
-                        help="folder (default results/figures)")
-    args = parser.parse_args()
-    try:
-        if not 2 <= args.points <= 200:
-            raise ValueError(f"--points {args.points} is not between 2 and 200")
-        if not (0 < args.tau0 < math.inf):
-            raise ValueError(f"--tau0 {args.tau0} is not positive and finite")
-        if args.output.exists() and not args.output.is_dir():
-            raise ValueError(f"--output {args.output} is not a folder")
-        import matplotlib
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
-        from utils import atomic_write
-        with plt.style.context(STYLE):
-            figure, numbers = main(args)
-            for kind, stamp in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-                with atomic_write(args.output / f"matching_map.{kind}") as file:
-                    figure.savefig(file, format=kind, metadata=stamp)
-        with atomic_write(args.output / "matching_map.json", "w") as file:
-            json.dump(numbers, file, indent=1)
-    except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
-    print(args.output / "matching_map.png")
+    return figure, {"matches": numbers}
 
 
 if __name__ == "__main__":
-    run()
+    run(main, __doc__, flags={
+        "--points": dict(type=points, default=25, metavar="N", help="values of sigma_a^2, 2 to 200 (default 25)"),
+        "--tau0": dict(type=scale, default=1.0, metavar="T", help="scale of the data (default 1)")})

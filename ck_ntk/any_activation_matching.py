@@ -1,0 +1,252 @@
+"""Every DEQ of the registry, the explicit network that matches it, and two layers of its own activation, unmatched.
+
+Kernels: relative spectral distance to the DEQ's exact CK and NTK on the paper's Gaussian mixture, scaled to a mean
+squared norm of 1 as data are for training, so that one network of each kind serves every n. It falls like n^(-1/2) or
+faster for the matched network. A factor on a kernel is no more than another learning rate, so the unmatched network's
+distance is given as it is, and times the factor that makes it least.
+
+Accuracies: test accuracy on MNIST with a trained readout, by SGD at a learning rate of 1; the unmatched network also at
+the learning rate that makes up for its alpha_1. --seeds counts these trainings too. They are kept in
+results/any_activation, as main.py would keep them, and a killed script goes on from there.
+"""
+
+from experiment import ROOT, run
+from matching_map import COLOURS
+from matching_map import NAMES as FAMILIES
+
+RUNS = ROOT / "results" / "any_activation"
+LR, BATCH_SIZE = 1.0, 128
+NETWORKS = {"deq": "DEQ", "matched": "matched ENN", "unmatched": "unmatched ENN",
+            "own_lr": r"unmatched ENN, its learning rate raised to make up for $\alpha_1$"}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# kernels
+
+def least_distance(M, other):
+    """min_c |M - c other|/|M| in spectral norm, and its c, to 1e-4 of |M|."""
+    from scipy.optimize import minimize_scalar
+
+    from spectra import spectral_norm
+    norm, unit = spectral_norm(M), spectral_norm(M) / spectral_norm(other)
+    # convex in c, and above c = 2 unit larger than at 0
+    found = minimize_scalar(lambda c: spectral_norm(M - c * other), bounds=(0, 2 * unit), method="bounded",
+                            options=dict(xatol=1e-4 * unit))
+    return float(found.fun / norm), float(found.x)
+
+
+def distances(X, activation, sigma_a2, matches, unmatched):
+    """{kernel: (matched, unmatched, unmatched times the best factor, that factor)} on X (n, p) of mean squared norm 1.
+
+    matches : {kernel: its Match}. unmatched : an ENN, of which layers and input scale are taken.
+    """
+    from kernels import explicit_kernels, implicit_kernels
+    from spectra import relative_error
+    deq = implicit_kernels(X, activation, sigma_a2)
+    plain = explicit_kernels(unmatched.input_scale * X, unmatched.layers)
+    found = {}
+    for index, (kernel, match) in enumerate(matches.items()):
+        matched = explicit_kernels(X, match.layers)[index]
+        found[kernel] = (relative_error(deq[index], matched), relative_error(deq[index], plain[index]),
+                         *least_distance(deq[index], plain[index]))
+    return found
+
+
+def geometric_mean(values):
+    import numpy as np
+    return np.exp(np.log(values).mean(-1))
+
+
+def study_kernels(args):
+    """{kernel: {activation: numbers}}, the distances as lists (sizes, seeds)."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from gaussian_integration import ACTIVATIONS
+    from matching import match
+    from model import build_model
+    from spectra import fit_slope, mixture
+    from utils import estimate_tau0
+
+    matches = {name: {kernel: match(activation, args.sigma_a2, kernel=kernel) for kernel in ("ck", "ntk")}
+               for name, activation in ACTIVATIONS.items()}
+    unmatched = {name: build_model("unmatched_enn", 1, 1, 2, args.sigma_a2, activation=activation)
+                 for name, activation in ACTIVATIONS.items()}
+    columns = ("matched", "unmatched", "unmatched_scaled", "factor")
+    values = {kernel: {name: np.zeros((len(columns), len(args.n), args.seeds)) for name in ACTIVATIONS}
+              for kernel in ("ck", "ntk")}
+    draws = [(i, k) for i in range(len(args.n)) for k in range(args.seeds)]
+    for i, k in tqdm(draws, desc="kernels", leave=False, disable=None):
+        X = mixture(args.n[i], k).X
+        X = X / estimate_tau0(X)
+        for name, activation in ACTIVATIONS.items():
+            found = distances(X, activation, args.sigma_a2, matches[name], unmatched[name])
+            for kernel in values:
+                values[kernel][name][:, i, k] = found[kernel]
+    return {kernel: {name: {"family": matches[name][kernel].family, "layers": len(matches[name][kernel].layers),
+                            "parameters": matches[name][kernel].parameters, "slope": fit_slope(args.n, array[0]),
+                            **dict(zip(columns, array.tolist()))}
+                     for name, array in table.items()} for kernel, table in values.items()}
+
+
+def print_kernels(args, numbers):
+    for kernel, table in numbers.items():
+        print(f"\n{kernel.upper()} of the DEQ: relative spectral distance at n = {args.n[-1]}, slope against n "
+              f"({args.seeds} draws of each n)")
+        print(f"{'activation':<12}{'matched by':<12}{'layers':>6}{'distance':>11}{'slope':>17}"
+              f"{'unmatched':>12}{'times the best factor':>24}")
+        for name, row in table.items():
+            slope = "{:+.3f} ± {:.3f}".format(*row["slope"]) if row["slope"] else "-"
+            matched, plain, scaled, factor = (geometric_mean(row[key][-1]) for key in
+                                              ("matched", "unmatched", "unmatched_scaled", "factor"))
+            print(f"{name:<12}{row['family']:<12}{row['layers']:>6}{matched:>11.1e}{slope:>17}{plain:>12.1e}"
+                  f"{scaled:>14.1e} ({factor:7.3f})")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# accuracies
+
+def study_accuracies(args, data):
+    """{activation: {network: test accuracies after the last epoch, one a seed}}, printed as they come."""
+    from gaussian_integration import ACTIVATIONS
+    from model import build_model
+    from train import Config, fingerprint, run as train
+    from utils import estimate_tau0, get_device
+
+    tau0, p, key, device = estimate_tau0(data.X_train), data.X_train.shape[1], fingerprint(data), get_device()
+    folder = RUNS / f"epoch_{args.epoch}_asquare_{args.sigma_a2:g}_{key}"
+
+    def build(network, activation, dim, seed):
+        return build_model(network, p, dim, data.n_classes, args.sigma_a2, tau0, seed, activation)
+
+    print(f"\nMNIST, readout of {args.width[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std over "
+          f"{args.seeds} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}")
+    print(f"{'activation':<12}" + "".join(f"{label:>15}" for label in ("DEQ", "matched", "unmatched", "at its own lr"))
+          + f"{'lr':>8}{'DEQ - matched':>16}{'- unmatched':>15}{'- at its own lr':>16}")
+    numbers = {}
+    for name, activation in ACTIVATIONS.items():
+        deq, unmatched = (build(network, activation, 1, 0).coefficients for network in ("deq", "unmatched_enn"))
+        own_lr = LR * deq.c1 / unmatched.c1  # makes up for alpha_1: SGD on a readout from zero sees lr times the kernel
+        runs = {"deq": ("deq", LR, folder, {}), "unmatched": ("unmatched_enn", LR, folder, {}),
+                "matched": ("matched_enn", LR, folder, {"match": "ck", "family": "auto"}),
+                "own_lr": ("unmatched_enn", own_lr, folder / "own_lr", {})}
+        numbers[name] = {"lr": own_lr, **{column: [] for column in NETWORKS}}
+        for seed in range(args.seeds):
+            for column in NETWORKS:
+                network, lr, place, extra = runs[column]
+                config = Config("mnist", network, args.width[0], lr, args.epoch, BATCH_SIZE, seed,
+                                asquare=args.sigma_a2, activation=name, data=key, **extra)
+                result = train(config, data, lambda: build(network, activation, args.width[0], seed), place,
+                               folder / "checkpoints", device, resume=True)
+                numbers[name][column].append(result.history[-1]["test_accuracy"])
+        print(accuracy_row(name, numbers[name]), flush=True)
+    return numbers
+
+
+def accuracy_row(name, row):
+    """One line of the table. The networks of one seed share weights and order: differences are taken seed by seed."""
+    import numpy as np
+    values = [100 * np.array(row[column]) for column in NETWORKS]
+    seeds = len(values[0])
+
+    def cell(mean, error, sign=""):
+        return f"{mean:{sign}.2f}" + (f" ± {error:.2f}" if seeds > 1 else "")
+
+    def spread(v):
+        return v.std(ddof=1) if seeds > 1 else 0.0
+
+    differences = [values[0] - other for other in values[1:]]
+    return (f"{name:<12}" + "".join(f"{cell(v.mean(), spread(v)):>15}" for v in values) + f"{row['lr']:>8.3f}"
+            + "".join(f"{cell(v.mean(), spread(v) / seeds**0.5, '+'):>{width}}"
+                      for v, width in zip(differences, (16, 15, 16))))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# figure
+
+def draw_distances(ax, args, table):
+    """A cell for each activation, and in it the distances against n, on a log axis of its own."""
+    import numpy as np
+
+    from spectra import GREY
+    n = np.array(args.n, dtype=float)
+    within = 0.7 * (np.log(n / n[0]) / max(np.log(n[-1] / n[0]), 1e-9) - 0.5)
+    for cell, row in enumerate(table.values()):
+        matched = geometric_mean(row["matched"])
+        ax.plot(cell + within, matched, color=COLOURS[row["family"]], marker="o", ms=2.5)
+        ax.plot(cell + within, matched[0] * np.sqrt(n[0] / n), ":", color=GREY, lw=1.0, zorder=1)
+        ax.plot(cell + within, geometric_mean(row["unmatched"]), color="black", marker="^", ms=2, lw=0.8)
+        ax.plot(cell + within, geometric_mean(row["unmatched_scaled"]), color="black", lw=0.8, ls=(0, (3, 1)))
+    ax.set(yscale="log", ylabel="distance to the DEQ")
+
+
+def draw_accuracies(ax, numbers, families):
+    import numpy as np
+    from matplotlib.lines import Line2D
+    # the DEQ is a broad pale disk, so that the network on top of it can be seen to be there
+    looks = {"deq": dict(marker="o", ms=8, color="0.8"), "matched": dict(marker="o", ms=3),
+             "unmatched": dict(marker="^", ms=3, color="black"),
+             "own_lr": dict(marker="^", ms=3.5, color="black", mfc="white", mew=0.7)}
+    for cell, (name, row) in enumerate(numbers.items()):
+        for network, look in looks.items():
+            values = 100 * np.array(row[network])
+            # side by side
+            shift = {"unmatched": -0.16, "own_lr": 0.16}.get(network, 0)
+            look = {"color": COLOURS[families[name]], **look}
+            spread = values.std(ddof=1) if len(values) > 1 else None
+            ax.errorbar(cell + shift, values.mean(), spread, elinewidth=0.8, **look)
+    ax.set_ylabel("test accuracy (%)")
+    low, high = ax.get_ylim()
+    ax.set_ylim(top=high + 0.25 * (high - low))
+    ax.legend(handles=[Line2D([], [], ls="", label=label, **{"color": "C0", **looks[network]})
+                       for network, label in NETWORKS.items()], loc="upper center", ncols=len(NETWORKS))
+
+
+def draw(args, kernels, accuracies):
+    from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+
+    from spectra import GREY
+    sizes = f" to {args.n[-1]} from left to right" if len(args.n) > 1 else ""
+    titles = [f"{kernel.upper()}, Gaussian mixture, $n = {args.n[0]}${sizes}" for kernel in kernels]
+    if accuracies:
+        titles.append(f"MNIST, trained readout of {args.width[0]} features, {args.epoch} epochs")
+    figure, axes = plt.subplots(len(titles), 1, figsize=(6.75, 0.6 + 1.85 * len(titles)), sharex=True)
+    for ax, kernel in zip(axes, kernels):
+        draw_distances(ax, args, kernels[kernel])
+    if accuracies:
+        draw_accuracies(axes[2], accuracies, {name: row["family"] for name, row in kernels["ck"].items()})
+    names = list(kernels["ck"])
+    for ax, letter, title in zip(axes, "abc", titles):
+        ax.set_title(f"({letter}) {title}")
+        for edge in range(1, len(names)):
+            ax.axvline(edge - 0.5, color="0.9", lw=0.5, zorder=0)
+    axes[-1].set_xlim(-0.5, len(names) - 0.5)
+    axes[-1].set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    axes[-1].tick_params(axis="x", length=0)
+    used = {row["family"] for table in kernels.values() for row in table.values()}
+    handles = [Line2D([], [], color=COLOURS[family], marker="o", ms=2.5, label=f"matched: {label}")
+               for family, label in FAMILIES.items() if family in used]
+    handles += [Line2D([], [], color="black", marker="^", ms=2, lw=0.8, label="unmatched"),
+                Line2D([], [], color="black", lw=0.8, ls=(0, (3, 1)), label="unmatched, times the best factor"),
+                Line2D([], [], color=GREY, ls=":", label="$n^{-1/2}$")]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, columnspacing=1.2)
+    return figure
+
+
+def main(args):
+    if len(args.width) != 1:
+        raise ValueError("any_activation_matching takes one --width")
+    from data_prepare import load_dataset
+    data = load_dataset("mnist", args.dataset_path) if args.dataset_path else None  # before the kernels: it may fail
+    kernels = study_kernels(args)
+    print_kernels(args, kernels)
+    if data is None:
+        print("\nthe MNIST table is skipped: no --dataset_path, the folder with the MNIST files, is given")
+    accuracies = study_accuracies(args, data) if data else None
+    return draw(args, kernels, accuracies), {"kernels": kernels, "accuracies": accuracies}
+
+
+if __name__ == "__main__":
+    run(main, __doc__, n=[200, 400, 800, 1600], seeds=3, epoch=10, width=[1024],
+        dataset="without it the kernels only; with it 168 trainings, half an hour on two cores")

@@ -4,6 +4,7 @@
     python main.py --dataset mnist --model l_relu_enn --dim 1024     one network on MNIST
     python main.py --model deq matched_enn --activation swish        any DEQ, and the explicit network that matches it
     python main.py --dataset mnist --model linear_pcdeq_1            a positive concave DEQ on MNIST
+    torchrun --nproc_per_node 2 main.py --seed 0 1 2                 the runs shared by two processes
 
 --model, --dim and --seed take several values: the data is loaded once and the grid is run. Nothing here is
 mathematics, and nothing heavy is imported before the flags are known to be good.
@@ -13,6 +14,8 @@ import argparse
 import math
 import sys
 from pathlib import Path
+
+from distributed import RESUME, World, cost
 
 # the lists of data_prepare.py, model.py, matching.py and pcdeq.py, which tests hold equal: reading them there would
 # import torch
@@ -35,6 +38,10 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, world, **options):
+        super().__init__(**options)
+        self.exit = world.exit  # what is wrong is said once, however many processes there are
+
     def error(self, message):  # one line, without the usage text
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
 
@@ -67,8 +74,8 @@ def bounded_float(low, high, what):
     return parse
 
 
-def parse_arguments(argv=None):
-    parser = Parser(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(argv, world):
+    parser = Parser(world, prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
     add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
@@ -128,6 +135,11 @@ def parse_arguments(argv=None):
         existing = next(p for p in (Path(getattr(arguments, flag)), *Path(getattr(arguments, flag)).absolute().parents) if p.exists())
         if not existing.is_dir():
             parser.error(f"argument --{flag}: {existing} is a file, not a folder")
+    runs = len(arguments.model) * len(arguments.dim or [None]) * len(arguments.seed)
+    arguments.together = world.size > 1 == runs and arguments.train == "full"  # every rank trains it, on its share
+    if world.size > runs and not arguments.together:
+        parser.error(f"{world.size} ranks for {runs} run{'s' * (runs > 1)} (models x dims x seeds): start at most one rank a run; "
+                     "only a single run with --train full is shared by ranks")
     return parser, arguments
 
 
@@ -211,16 +223,35 @@ def plot(arguments, data, results):
 
 
 def main(argv=None):
-    parser, arguments = parse_arguments(argv)
+    with World() as world:
+        parser, arguments = parse_arguments(argv, world)
+        try:
+            data, results = experiment(parser, arguments, world)
+        except ValueError as error:
+            parser.error(str(error))
+        except (RuntimeError, OSError) as error:
+            parser.exit(FAILED, f"{parser.prog}: failed: {error}\n")
+        except KeyboardInterrupt as error:
+            parser.exit(INTERRUPTED, f"{parser.prog}: {error if error.args else 'interrupted'}; {RESUME}\n")
+        if world.rank == 0:
+            print_table(arguments, results)
+            print(f"\nlogs in {arguments.output_path}, figure {plot(arguments, data, results)}")
+
+
+def experiment(parser, arguments, world):
+    """The data, and on rank 0 the result of each (model, dim, seed)."""
     try:
         from data_prepare import load_dataset
         from gaussian_integration import ACTIVATIONS, load_activation
         from model import build_model
         from pcdeq import WIDTHS, build_pcdeq
-        from train import Config, check_output, fingerprint, run
+        from train import Config, Result, check_output, fingerprint, fingerprint_code, run
         from utils import check_assumptions, estimate_tau0, get_device
 
-        device = get_device(arguments.device)
+        folders = arguments.output_path, arguments.save_path
+        world.form()
+        world.await_leader(*folders)
+        device = get_device(world.device(arguments.device))
         pixels = arguments.pcdeq and arguments.dataset == "cifar10"  # a convolution has no use for VGG16 features
         activation = load_activation(arguments.activation) if arguments.activation and not arguments.pcdeq else None
         data = load_dataset("cifar10_images" if pixels else arguments.dataset, arguments.dataset_path, preset=arguments.preset,
@@ -247,37 +278,31 @@ def main(argv=None):
         if arguments.pcdeq:
             arguments.dim = [theories[arguments.model[0]]["widths"][-1]]
         data_key = fingerprint(data)
-        extra = {name: {"activation": arguments.activation} for name in GENERAL}
+        extra = {name: {"activation": arguments.activation, "code": fingerprint_code(arguments.activation)} for name in GENERAL}
         extra["matched_enn"] |= {"match": arguments.match, "family": arguments.family}
         grid = [Config(dataset=arguments.dataset, model=model, dim=dim, seed=seed, lr=arguments.lr, epoch=arguments.epoch,
                        batch_size=arguments.batch_size, data=data_key,
                        **settings, **extra.get(model, {}))
                 for seed in arguments.seed for dim in arguments.dim for model in arguments.model]
-        check_output(grid, arguments.output_path)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+        if world.rank == 0:  # the others come when it may have begun to write there
+            check_output(grid, arguments.output_path)
+        world.let_start("-".join(config.key for config in grid), *folders)
+    except OSError as error:  # in the data, so bad input
+        raise ValueError(str(error)) from None
     deqs = {"inn": ACTIVATIONS["relu"], "tanh_inn": ACTIVATIONS["tanh"], "deq": activation}
     for model in [name for name in arguments.model if name in deqs]:
         for warning in check_assumptions(deqs[model], arguments.asquare, tau0):
             print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
     print_theory(arguments, data, tau0, theories)
-    results = {}
-    try:
-        for config in grid:
-            results[config.model, config.dim, config.seed] = run(
-                config, data, lambda: network(config.model, config.dim, config.seed),
-                arguments.output_path, arguments.save_path, device, arguments.resume)
-    except ValueError as error:
-        parser.error(str(error))
-    except (RuntimeError, OSError) as error:
-        parser.exit(FAILED, f"{parser.prog}: failed: {error}\n")
-    print_table(arguments, results)
-    print(f"\nlogs in {arguments.output_path}, figure {plot(arguments, data, results)}")
+    team = world.team(device) if arguments.together else None
+
+    def train_one(config):
+        return vars(run(config, data, lambda: network(config.model, config.dim, config.seed), *folders, device, arguments.resume, team))
+
+    costs = [cost(config, n + len(data.X_test), p, data.n_classes) for config in grid]
+    done = world.map(train_one, grid, costs, together=arguments.together)
+    return data, {(config.model, config.dim, config.seed): Result(**values) for config, values in zip(grid, done)}
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("main.py: interrupted; the same command with --resume goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    main()

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data_prepare import Dataset
+from distributed import Team
 from pcdeq import augment, keep_nonnegative
 from utils import atomic_write, generator
 
@@ -51,10 +52,14 @@ class Config:
     milestone: int = 0
     aug: bool = False
     data: str = ""
+    code: str = ""  # fingerprint of the user's file that `activation` names
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        settings = asdict(self)
+        if not self.code:
+            del settings["code"]  # so that runs without such a file keep the key that they had before it counted
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
@@ -75,6 +80,12 @@ def fingerprint(data: Dataset) -> str:
         digest.update(str(tuple(array.shape)).encode())
         digest.update(array.numpy())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_code(activation: str) -> str:
+    """Short hash of the file in "path/to/file.py:name"; empty for an activation from the registry."""
+    path, colon, _ = activation.rpartition(":")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if colon else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -123,10 +134,10 @@ def check_output(configs: list[Config], output_path) -> None:
 
 
 class RunFiles:
-    """The files of one run: accuracy logs, metrics lines, checkpoint."""
+    """The files of one run: accuracy logs, metrics lines, checkpoint. Ranks that share the run write nothing but for one."""
 
-    def __init__(self, config: Config, output_path, save_path):
-        self.config, self.output_path = config, Path(output_path)
+    def __init__(self, config: Config, output_path, save_path, writes: bool = True):
+        self.config, self.output_path, self.writes = config, Path(output_path), writes
         self.checkpoint, self.best = checkpoint_path(config, save_path), best_path(config, save_path)
         self.history: list[dict] = []
         self.setup_seconds = 0.0  # building the network and its features, over all attempts
@@ -152,6 +163,9 @@ class RunFiles:
 
     def epoch_done(self, record: dict, state: dict) -> None:
         """Checkpoint first: whatever is killed after it, `restore` writes again."""
+        if not self.writes:
+            self.history.append(record)
+            return
         if "model" in state and all(record["test_accuracy"] > r["test_accuracy"] for r in self.history):
             with atomic_write(self.best) as file:
                 torch.save(state["model"], file)
@@ -165,12 +179,16 @@ class RunFiles:
         return Result(self.history, self.setup_seconds + sum(record["seconds"] for record in self.history))
 
     def _write_logs(self):
+        if not self.writes:
+            return
         for split in ("train", "test"):
             with atomic_write(log_path(self.config, self.output_path, split), "w") as file:
                 json.dump([record[f"{split}_accuracy"] for record in self.history], file)
 
     def note(self, event: str, **values) -> None:
         """One line of metrics.jsonl: a single append, so that two processes may share the file."""
+        if not self.writes:
+            return
         c = self.config
         line = {"event": event, "run": c.key, "dataset": c.dataset, "model": c.label, "dim": c.dim, "seed": c.seed, **values}
         path = self.output_path / "metrics.jsonl"
@@ -251,10 +269,15 @@ class ReadoutTask:
 
 
 class FullTask:
-    """Every weight trained, by automatic differentiation (implicit, for a DEQ)."""
+    """Every weight trained, by automatic differentiation (implicit, for a DEQ).
 
-    def __init__(self, model, data: Dataset, config: Config, device):
-        self.model, self.config = model.to(device), config
+    The ranks of a team take the same steps on the same weights, with the gradient of the whole batch: each computes that
+    of its share, and they differ from a single process by rounding (a DEQ: by the solver's tolerance).
+    """
+
+    def __init__(self, model, data: Dataset, config: Config, device, team: Team = Team()):
+        self.model, self.config, self.team = model.to(device), config, team
+        self.network = team.wrap(self.model)
         self.train, self.y_train = data.X_train.to(device), data.y_train.to(device)
         self.test, self.y_test = data.X_test.to(device), data.y_test.to(device)
         self.optimizer = make_optimizer(self.model.parameters(), config)
@@ -272,34 +295,36 @@ class FullTask:
     def epoch(self, order: torch.Tensor) -> dict:
         """One pass over the samples in the given order. Loss and accuracy are those seen on the way."""
         self.model.train()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=order.device)
-        correct = torch.zeros((), dtype=torch.int64, device=order.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=order.device)  # of the loss, and of correct predictions
         solvers = [layer.fixed_point for layer in self.model.modules() if hasattr(layer, "fixed_point")]
-        steps = forward = backward = 0
+        forward, backward = [], []
         for index in tqdm(order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None, delay=1):
-            y = self.y_train[index]
-            logits = self.model(self.batch(index))
-            loss = F.cross_entropy(logits, y)
+            share = self.team.share(index)
+            y = self.y_train[share]
+            logits = self.network(self.batch(share))
+            loss = F.cross_entropy(logits, y, reduction="sum")
             self.optimizer.zero_grad()
-            loss.backward()
+            # the gradients will be averaged over the ranks, whose shares differ in size: sums, over the whole batch
+            (loss * (self.team.size / len(index))).backward()
             self.optimizer.step()
-            loss_sum += loss.detach().double() * len(index)
-            correct += (logits.detach().argmax(1) == y).sum()
-            for solver in solvers:
-                steps, forward, backward = steps + 1, forward + solver.iterations, backward + solver.backward_iterations
-        record = {"train_loss": loss_sum.item() / len(order), "train_accuracy": correct.item() / len(order)}
-        if solvers:
-            record |= {"forward_iterations": forward / steps, "backward_iterations": backward / steps}
+            sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == y).sum()])
+            forward += [solver.iterations for solver in solvers]
+            backward += [solver.backward_iterations for solver in solvers]
+        loss_sum, correct = self.team.total(sums)
+        record = {"train_loss": loss_sum / len(order), "train_accuracy": correct / len(order)}
+        if solvers:  # a batch takes as many iterations as its slowest share
+            forward, backward = self.team.most(torch.tensor([forward, backward], device=order.device))
+            record |= {"forward_iterations": sum(forward) / len(forward), "backward_iterations": sum(backward) / len(backward)}
         return record
 
     @torch.no_grad()
     def evaluate(self) -> dict:
         self.model.eval()
-        loss, correct = 0.0, 0
-        for x, y in zip(self.test.split(512), self.y_test.split(512)):
+        sums = torch.zeros(2, dtype=torch.float64, device=self.test.device)
+        for x, y in self.team.share(list(zip(self.test.split(512), self.y_test.split(512)))):
             logits = self.model(x)
-            loss += F.cross_entropy(logits, y, reduction="sum").item()
-            correct += (logits.argmax(1) == y).sum().item()
+            sums += torch.stack([F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()])
+        loss, correct = self.team.total(sums)
         return {"test_loss": loss / len(self.test), "test_accuracy": correct / len(self.test)}
 
 
@@ -343,25 +368,27 @@ class Result:
     seconds: float
 
 
-def run(config: Config, data: Dataset, make_model, output_path, save_path, device="cpu", resume: bool = False) -> Result:
+def run(config: Config, data: Dataset, make_model, output_path, save_path, device="cpu", resume: bool = False,
+        team: Team | None = None) -> Result:
     """Train one model and write its logs.
 
     Parameters
     ----------
     make_model : called with no arguments for the network, unless the run is already finished.
     resume : go on from this configuration's checkpoint, if there is one.
+    team : the ranks that call this together, to share a run with `train` "full"; rank 0 writes.
 
     Raises
     ------
     TrainingError : the loss is no longer finite. ConvergenceError : an equilibrium was not found.
     """
-    files = RunFiles(config, output_path, save_path)
+    files = RunFiles(config, output_path, save_path, writes=team is None or team.rank == 0)
     state = files.restore(device) if resume else None
     if len(files.history) >= config.epoch:
         return files.result()
     start = time.perf_counter()
     model = make_model().to(device)
-    task = TASKS[config.train](model, data, config, device)
+    task = FullTask(model, data, config, device, team) if team else TASKS[config.train](model, data, config, device)
     if state:
         task.load(state)
     files.setup_seconds += time.perf_counter() - start

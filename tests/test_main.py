@@ -196,6 +196,9 @@ def test_any_activation_from_a_users_file(tmp_path):
     full = call(*flags, "--train", "full", "--lr", 0.05, "--output_path", "full", cwd=tmp_path)
     assert full.returncode == 0 and "kernel = ntk" in full.stdout
     assert call(*flags, "--activation", "mine.py:bend", cwd=tmp_path).stderr.endswith("called bend\n")
+    (tmp_path / "mine.py").write_text("import torch\ndef bent(x):\n    return x + 0.2 * torch.cos(x)\n")
+    edited = call(*flags, "--resume", cwd=tmp_path)  # of the same name, and another activation
+    assert edited.returncode == 2 and "another configuration" in edited.stderr
 
 
 def test_real_mnist(real_data, tmp_path):

@@ -172,6 +172,12 @@ def test_logs_of_another_configuration_are_refused_by_name(tmp_path):
         check_output([BASE], tmp_path / "out")
 
 
+def test_keys_of_configurations():
+    """A key names a checkpoint: those written by earlier versions must still be found, and code that changes must not be."""
+    assert BASE.key == "85d8de682e4833a0"
+    assert len({BASE.key, replace(BASE, code="a").key, replace(BASE, code="b").key, replace(BASE, lr=0.25).key}) == 4
+
+
 def test_two_runs_share_a_folder(tmp_path):
     go(BASE, tmp_path)
     before = (tmp_path / "out" / "16_test_l_relu_enn_toy.json").read_bytes()

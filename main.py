@@ -34,6 +34,11 @@ DEFAULTS = {"dim": [256, 512, 1024], "train": "readout", "lr": 1.0, "epoch": 10,
 PCDEQ_DEFAULTS = {"dim": None, "train": None, "lr": 7e-4, "epoch": 50, "batch_size": 64, "opt": None,
                   "asquare": None, "activation": "", "match": None, "family": None, "weight_decay": 1e-2, "milestone": 0, "aug": False}
 
+# a family has one colour; its DEQ is solid, the matched network dashed, the unmatched one dotted
+LOOKS = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
+         "relu_enn": ("C0", ":", "unmatched ReLU-ENN"), "tanh_inn": ("C1", "-", "tanh-DEQ"),
+         "h_tanh_enn": ("C1", "--", "matched hard-tanh-ENN"), "tanh_enn": ("C1", ":", "unmatched tanh-ENN")}
+
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -181,11 +186,8 @@ def plot(arguments, data, results):
     from utils import atomic_write
 
     short = arguments.activation.rpartition(":")[2]
-    looks = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
-             "relu_enn": ("C0", ":", "unmatched ReLU-ENN"), "tanh_inn": ("C1", "-", "tanh-DEQ"),
-             "h_tanh_enn": ("C1", "--", "matched hard-tanh-ENN"), "tanh_enn": ("C1", ":", "unmatched tanh-ENN"),
-             "deq": ("C2", "-", f"{short}-DEQ"), "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
-             "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN")}
+    looks = LOOKS | {"deq": ("C2", "-", f"{short}-DEQ"), "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
+                     "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN")}
     plt.style.use(Path(__file__).parent / "ck_ntk" / "paper.mplstyle")
     panels = 2 if len(arguments.dim) > 1 else 1
     figure, axes = plt.subplots(1, panels, figsize=(3.4 * panels, 2.7), squeeze=False, layout="constrained")

@@ -22,13 +22,10 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from main import BAD_INPUT, DATASETS, mean_std  # noqa: E402  (imports neither torch nor matplotlib)
+from main import BAD_INPUT, DATASETS, LOOKS, mean_std  # noqa: E402  (imports neither torch nor matplotlib)
 
-# label: name, colour, line; a family has one colour, its DEQ is solid, the matched ENN dashed, the unmatched dotted
-LOOKS = {"inn": ("ReLU-DEQ", "C0", "-"), "l_relu_enn": ("matched L-ReLU-ENN", "C0", "--"),
-         "relu_enn": ("unmatched ReLU-ENN", "C0", ":"), "tanh_inn": ("tanh-DEQ", "C1", "-"),
-         "h_tanh_enn": ("matched hard-tanh-ENN", "C1", "--"), "tanh_enn": ("unmatched tanh-ENN", "C1", ":")}
-LINES = {"deq": ("{}-DEQ", "-"), "matched_enn": ("matched {}-ENN", "--"), "unmatched_enn": ("unmatched {}-ENN", ":")}
+# of models that are named with their activation
+LINES = {"deq": ("-", "{}-DEQ"), "matched_enn": ("--", "matched {}-ENN"), "unmatched_enn": (":", "unmatched {}-ENN")}
 PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")]
 PER_RUN = ("model", "dim", "seed", "activation", "match", "family")  # of a configuration: what differs inside a table
 
@@ -157,7 +154,7 @@ def read_events(path):
     for folder in folders:
         match = EVENTS.fullmatch(folder.name)
         if not match:
-            raise LogError(f"{folder}: name a folder of event files {{dim}}_{{model}}_{{dataset}}, such as 256_inn_mnist")
+            raise LogError(f"{folder}: name event files' folder {{dim}}_{{model}}_{{dataset}}, such as 256_inn_mnist")
         try:
             events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
             scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if "acc" in tag.lower()}
@@ -185,7 +182,8 @@ def read_times(folder):
             setup[key] = min(record["setup_seconds"], setup.get(key, math.inf))
         elif record["event"] == "epoch":
             epochs.setdefault(key, {})[record["epoch"]] = record
-    return {name: (record["config"], setup[record["run"]], epochs.get(record["run"], {})) for name, record in owner.items()}
+    return {name: (record["config"], setup[record["run"]], epochs.get(record["run"], {}))
+            for name, record in owner.items()}
 
 
 def read_runs(path):
@@ -199,7 +197,8 @@ def read_runs(path):
         raise LogError(f"{path}: no such folder")
     found = {**read_json_logs(path), **read_events(path)}
     if not found:
-        raise LogError(f"{path}: no accuracy logs ({{dim}}_test_{{model}}_{{dataset}}.json) and no TensorBoard event files")
+        raise LogError(f"{path}: no accuracy logs ({{dim}}_test_{{model}}_{{dataset}}.json) and no TensorBoard "
+                       "event files")
     times = {folder: read_times(folder) for folder in {name[0] for name in found}}
     runs = []
     for (folder, *name), splits in found.items():
@@ -240,7 +239,7 @@ def group(runs):
         mine = {k: v for k, v in (run.config or {}).items() if k not in ("dim", "seed")}
         first, theirs = names.setdefault((run.folder, run.dataset, run.model), (run, mine))
         if theirs != mine:
-            raise LogError(f"{run.title} and dim {first.dim} seed {first.seed} are of two configurations under one name "
+            raise LogError(f"{run.title} and dim {first.dim} seed {first.seed} are two configurations under one name "
                            f"({differing(mine, theirs)}): summarise them from folders of their own")
         settings = shared(run.config)
         key = (run.dataset, json.dumps(settings, sort_keys=True) if settings else str(run.folder))
@@ -280,26 +279,30 @@ class Table:
     @property
     def numeric(self):
         """For each column, whether its cells are numbers (set to the right); the first names the row."""
-        return [False] + [all(re.match(r"[+−]?\d|–?$", row[i]) for row in self.rows) for i in range(1, len(self.header))]
+        return [False] + [all(re.match(r"[+−]?\d|–?$", row[i]) for row in self.rows)
+                          for i in range(1, len(self.header))]
 
     def markdown(self):
-        lines = [self.header, ["---:" if numeric else "---" for numeric in self.numeric], *self.rows]
-        return f"**{self.title}**\n\n" + "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines) \
-            + (f"\n\n{self.note}" if self.note else "") + "\n"
+        def line(cells):
+            return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+        rule = ["---:" if numeric else "---" for numeric in self.numeric]
+        note = f"\n\n{self.note}" if self.note else ""
+        return f"**{self.title}**\n\n" + "\n".join(map(line, [self.header, rule, *self.rows])) + note + "\n"
 
 
 def name_of(model):
     kind, _, rest = model.partition("-")
-    return LOOKS[model][0] if model in LOOKS else LINES[kind][0].format(rest) if kind in LINES and rest else model
+    return LOOKS[model][2] if model in LOOKS else LINES[kind][1].format(rest) if kind in LINES and rest else model
 
 
 def pairs_of(experiment):
     """(DEQ, explicit network) that are compared, in the order of the models."""
     pairs = [pair for pair in PAIRS if set(pair) <= set(experiment.models)]
     for deq in (m for m in experiment.models if m.startswith("deq-")):
-        activation = deq.removeprefix("deq-")
+        activation = re.escape(deq.removeprefix("deq-"))
         pairs += [(deq, m) for m in experiment.models
-                  if re.fullmatch(rf"matched_enn-{re.escape(activation)}-(ck|ntk)|unmatched_enn-{re.escape(activation)}", m)]
+                  if re.fullmatch(rf"matched_enn-{activation}-(ck|ntk)|unmatched_enn-{activation}", m)]
     return pairs
 
 
@@ -326,7 +329,8 @@ def final(runs):
 
 def differences(experiment, deq, enn):
     """{dim: paired_interval} of the final test accuracies in %."""
-    found = {dim: paired_interval(final(experiment.of(deq, dim)), final(experiment.of(enn, dim))) for dim in experiment.dims}
+    found = {dim: paired_interval(final(experiment.of(deq, dim)), final(experiment.of(enn, dim)))
+             for dim in experiment.dims}
     return {dim: interval for dim, interval in found.items() if interval[2]}
 
 
@@ -341,7 +345,8 @@ def accuracy_table(experiment):
             row.append(f"{mean:.2f} ± {std:.2f}" if len(values) > 1 else f"{mean:.2f}" if values else "–")
         rows.append(row)
     counts.discard(0)
-    seeds = f"{min(counts)} to {max(counts)} seeds" if len(counts) > 1 else f"{max(counts)} seed{'s' * (max(counts) > 1)}"
+    most = f"{max(counts)} seed{'s' * (max(counts) > 1)}"
+    seeds = f"{min(counts)} to {most}" if len(counts) > 1 else most
     note = f"Unfinished and left out: {', '.join(experiment.unfinished)}." if experiment.unfinished else ""
     return Table(f"Test accuracy in % ({experiment.title}; mean ± standard deviation, {seeds})",
                  ["width", *map(name_of, experiment.models)], rows, note)
@@ -378,13 +383,16 @@ def cost_table(experiment):
             if None not in setup + epoch:
                 rows.append([str(dim), name_of(deq), *(f"{s:.3g}" for s in setup), f"{setup[0] / setup[1]:.1f}",
                              *(f"{s:.3g}" for s in epoch)])
-    return rows and Table(f"Cost of a DEQ and of its matched ENN, seconds ({experiment.title}; median over seeds)",
-                          ["width", "DEQ", "features, DEQ", "features, ENN", "ratio", "epoch, DEQ", "epoch, ENN"], rows,
-                          "Features: building the network and passing all training and test samples through it once.") or None
+    if not rows:
+        return None
+    return Table(f"Cost of a DEQ and of its matched ENN, seconds ({experiment.title}; median over seeds)",
+                 ["width", "DEQ", "features, DEQ", "features, ENN", "ratio", "epoch, DEQ", "epoch, ENN"], rows,
+                 "Features: building the network and passing all training and test samples through it once.")
 
 
 def tables(experiment):
-    return [table for table in (accuracy_table(experiment), difference_table(experiment), cost_table(experiment)) if table]
+    made = accuracy_table(experiment), difference_table(experiment), cost_table(experiment)
+    return [table for table in made if table]
 
 
 def write_csv(experiments, file):
@@ -408,11 +416,11 @@ def looks(experiment):
     for model in experiment.models:
         kind, _, rest = model.partition("-")
         if model in LOOKS:
-            _, colour, line = LOOKS[model]
+            colour, line, _ = LOOKS[model]
         else:
             family = re.sub(r"-(ck|ntk)$", "", rest) if kind in LINES else model
             colour = colours.setdefault(family, f"C{2 + len(colours)}")
-            line = LINES[kind][1] if kind in LINES else "-."
+            line = LINES[kind][0] if kind in LINES else "-."
         # a DEQ is a broad pale line, so that the network on top of it can be seen to be there
         found[model] = {"color": colour, "linestyle": line, "label": name_of(model),
                         **({"linewidth": 3, "alpha": 0.4} if line == "-" else {"linewidth": 1.3})}
@@ -480,7 +488,8 @@ def width_figure(experiment):
             right.errorbar([dim * shift for dim in found], [mean for mean, _, _ in found.values()],
                            None if any(map(math.isnan, bars)) else bars, color=style[enn]["color"],
                            linestyle=style[enn]["linestyle"], marker="o", markersize=3)
-        right.set(ylabel="DEQ − ENN (percentage points)", title="difference" if seeds == {1} else "difference, 95% interval")
+        right.set(ylabel="DEQ − ENN (percentage points)",
+                  title="difference" if seeds == {1} else "difference, 95% interval")
     for ax in axes.flat:
         ax.set(xlabel="width $m$", xscale="log")
         ax.set_xticks(dims, dims)

@@ -31,8 +31,8 @@ def write_run(folder, model, dim, seed, dataset="gmm", metrics=True, epochs=3, s
     for split, values in (("train", train), ("test", test)):
         (place / f"{dim}_{split}_{model}_{dataset}.json").write_text(json.dumps(values))
     if metrics:
-        config = Config(**{"dataset": dataset, "model": model, "dim": dim, "seed": seed, "lr": 1.0, "epoch": 3, "batch_size": 10,
-                           "data": "x", **settings})
+        config = Config(**{"dataset": dataset, "model": model, "dim": dim, "seed": seed, "lr": 1.0, "epoch": 3,
+                           "batch_size": 10, "data": "x", **settings})
         head = {"run": config.key, "dataset": dataset, "model": model, "dim": dim, "seed": seed}
         lines = [{**head, "event": "run", "config": vars(config), "setup_seconds": setup}]
         lines += [{**head, "event": "epoch", "epoch": e, "test_accuracy": test[e - 1], "seconds": 0.1 * e * setup}
@@ -68,7 +68,8 @@ def test_the_tables_are_the_logs(tmp_path, capsys):
     for dim in (16, 64):
         final = {m: 100 * np.array([tests[m, dim, s][-1] for s in (0, 1, 2)]) for m in experiment.models}
         for model, values in final.items():
-            assert cells(accuracy)[str(dim)][summarize.name_of(model)] == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+            shown = cells(accuracy)[str(dim)][summarize.name_of(model)]
+            assert shown == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
         for enn, name in (("l_relu_enn", "matched L-ReLU-ENN"), ("relu_enn", "unmatched ReLU-ENN")):
             low, high = ttest_rel(final["inn"], final[enn]).confidence_interval(0.95)
             text = f"{(final['inn'] - final[enn]).mean():+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
@@ -88,7 +89,8 @@ def test_set_up_is_that_of_one_attempt_and_cost_is_a_ratio(tmp_path):
         write_run(tmp_path, "l_relu_enn", 16, seed, setup=2.0)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     again = json.loads(lines[0]) | {"setup_seconds": 11.0}  # resumed: the sum of both attempts
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(again), '{"event": "epo']))  # and killed at last
+    killed = '{"event": "epo'
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(again), killed]))
     [experiment] = summarize.load([tmp_path])
     assert summarize.cost_table(experiment).rows == [["16", "ReLU-DEQ", "6", "2", "3.0", "1.2", "0.4"]]
 
@@ -101,7 +103,8 @@ def test_the_authors_logs(tmp_path):
             file = tmp_path / f"{dim}_test_{model}_fashion_mnist.json"
             file.write_text(json.dumps([100 * a for a in json.loads(file.read_text())]))
     [experiment] = summarize.load([tmp_path])
-    assert (experiment.dataset, experiment.models, experiment.dims) == ("fashion_mnist", ["inn", "l_relu_enn"], [16, 64])
+    assert experiment.dataset == "fashion_mnist"
+    assert experiment.models == ["inn", "l_relu_enn"] and experiment.dims == [16, 64]
     accuracy, difference = summarize.tables(experiment)  # and no cost
     values = [100 * accuracies(m, 64, 0, "test")[-1] for m in ("inn", "l_relu_enn")]
     assert accuracy.rows[1] == ["64", *(f"{v:.2f}" for v in values)]
@@ -109,20 +112,22 @@ def test_the_authors_logs(tmp_path):
 
 
 def test_pairs_of_any_activation(tmp_path):
-    models = ("deq-leaky_relu", "deq-elu", "matched_enn-leaky_relu-ck", "matched_enn-leaky_relu-ntk", "matched_enn-elu-ck",
-              "unmatched_enn-leaky_relu", "matched_enn-relu-ck", "mine")
+    models = ("deq-leaky_relu", "deq-elu", "matched_enn-leaky_relu-ck", "matched_enn-leaky_relu-ntk",
+              "matched_enn-elu-ck", "unmatched_enn-leaky_relu", "matched_enn-relu-ck", "mine")
     write_grid(tmp_path, models, (16,), (0,), metrics=False)
     [experiment] = summarize.load([tmp_path])
     assert summarize.pairs_of(experiment) == [
         ("deq-elu", "matched_enn-elu-ck"), *(("deq-leaky_relu", m) for m in (
             "matched_enn-leaky_relu-ck", "matched_enn-leaky_relu-ntk", "unmatched_enn-leaky_relu"))]
-    assert summarize.name_of("unmatched_enn-leaky_relu") == "unmatched leaky_relu-ENN" and summarize.name_of("mine") == "mine"
+    assert summarize.name_of("unmatched_enn-leaky_relu") == "unmatched leaky_relu-ENN"
+    assert summarize.name_of("mine") == "mine"
 
 
 def test_pairs_only_over_common_seeds():
     mean, half, n = summarize.paired_interval({0: 1.0, 1: 4.0, 2: 9.0}, {1: 1.0, 2: 2.0, 3: 50.0})
     assert (mean, n) == (5.0, 2) and half == pytest.approx(12.706205 * np.sqrt(8) / np.sqrt(2), rel=1e-6)
-    assert np.isnan(summarize.paired_interval({0: 1.0}, {0: 2.0})[1]) and summarize.paired_interval({0: 1.0}, {})[2] == 0
+    assert np.isnan(summarize.paired_interval({0: 1.0}, {0: 2.0})[1])
+    assert summarize.paired_interval({0: 1.0}, {})[2] == 0
 
 
 def test_settings_make_tables_of_their_own_and_machines_may_share_one(tmp_path):
@@ -157,8 +162,9 @@ def test_nothing_to_read(tmp_path, capsys):
         assert words in message and str(tmp_path / name) in message
 
 
-@pytest.mark.parametrize("content, words", [("[0.5, 0.6", "broken JSON"), ('{"a": 1}', "not a list of accuracies"), ("[]", "not a list"),
-                                            ("[0.5, NaN]", "not a list"), ("[0.5, 120]", "not a list"), ("[true]", "not a list")])
+@pytest.mark.parametrize("content, words", [
+    ("[0.5, 0.6", "broken JSON"), ('{"a": 1}', "not a list of accuracies"), ("[]", "not a list"),
+    ("[0.5, NaN]", "not a list"), ("[0.5, 120]", "not a list"), ("[true]", "not a list")])
 def test_broken_logs_are_named(tmp_path, capsys, content, words):
     write_grid(tmp_path / "a")
     (tmp_path / "a" / "seed_1" / "64_test_inn_gmm.json").write_text(content)
@@ -228,12 +234,13 @@ def test_event_files(tmp_path):
                 writer.add_scalar("test/accuracy", 0.25 + epoch / 8 + seed / 16, epoch)
                 writer.add_scalar("test/loss", 3.0, epoch)
     [experiment] = summarize.load([tmp_path])
-    assert experiment.runs["inn", 16, 1].test == (0.3125, 0.4375, 0.5625) and experiment.runs["inn", 16, 0].train[-1] == 0.75
+    assert experiment.runs["inn", 16, 1].test == (0.3125, 0.4375, 0.5625)
+    assert experiment.runs["inn", 16, 0].train[-1] == 0.75
 
 
 def test_help_and_bad_flags_do_not_import_torch():
-    code = "import sys; sys.path.insert(0, 'scripts'); import summarize\ntry: summarize.main([{}])\nexcept SystemExit as e: " \
-           "print(e.code, 'torch' in sys.modules)"
+    code = ("import sys; sys.path.insert(0, 'scripts'); import summarize\ntry: summarize.main([{}])\n"
+            "except SystemExit as e: print(e.code, 'torch' in sys.modules)")
     for flag, status in (("'--help'", "0"), ("", "2")):
         done = subprocess.run([sys.executable, "-c", code.format(flag)], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.splitlines()[-1] == f"{status} False"

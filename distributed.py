@@ -116,8 +116,9 @@ class World:
                 good = False
             if not good:
                 self.size = 1  # there is nobody to agree with
-                self.exit(2, f"main.py: error: {', '.join(f'{k}={v!r}' for k, v in zip(names, given))}: RANK and WORLD_SIZE must be "
-                             "whole numbers, 0 <= RANK < WORLD_SIZE, and WORLD_TIMEOUT positive; torchrun sets the first three\n")
+                shown = ", ".join(f"{name}={value!r}" for name, value in zip(names, given))
+                self.exit(2, f"main.py: error: {shown}: RANK and WORLD_SIZE must be whole numbers, 0 <= RANK < "
+                             "WORLD_SIZE, and WORLD_TIMEOUT positive; torchrun sets the first three\n")
         self.speaks = self.rank == 0  # until there is a store, what is wrong is wrong on every rank
         self.ended = threading.Event()
 
@@ -125,7 +126,7 @@ class World:
         if self.size > 1:
             self.stdout, self.handlers = sys.stdout, {number: signal.getsignal(number) for number in ENDING}
             signal.signal(signal.SIGTERM, self._stopped)
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # its errors come back as exceptions, to be told in a line
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # its errors come back as exceptions as well
             if self.rank:  # no table, no warning, and no progress bar, which is silent where nobody watches
                 sys.stdout = sys.stderr = open(os.devnull, "w")
         return self
@@ -148,7 +149,7 @@ class World:
         raise KeyboardInterrupt("stopped by SIGTERM, which torchrun sends to all ranks when one has died")
 
     def exit(self, status=0, message=None):
-        """Ends this process. What went wrong is said once in the world: by the rank that is the first to come with it."""
+        """Ends this process. What went wrong is said once in the world, by the rank that comes first with it."""
         if self.size > 1 and status:
             for number in ENDING:  # this process is ending already
                 signal.signal(number, signal.SIG_IGN)
@@ -178,8 +179,9 @@ class World:
         except RuntimeError as error:
             self.speaks = True
             raise RuntimeError(
-                f"rank {self.rank} met no world of {self.size} at {place} ({str(error).splitlines()[0]}): start every rank "
-                f"within {self.timeout:g} s (WORLD_TIMEOUT), with the address of rank 0's machine and a free port") from None
+                f"rank {self.rank} met no world of {self.size} at {place} ({str(error).splitlines()[0]}): start every "
+                f"rank within {self.timeout:g} s (WORLD_TIMEOUT), with the address of rank 0's machine and a free port"
+            ) from None
         self.store = dist.PrefixStore("main.py", store)
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -189,7 +191,7 @@ class World:
                 self.store.add(f"beat/{self.rank}", 1)
 
     def _wait(self, key, rank):
-        """Until that rank has set the key. Ends this process where another has failed; RuntimeError if it went silent."""
+        """Until that rank has set the key. Ends this process where another has failed; RuntimeError if it is silent."""
         beat, heard = None, time.monotonic()
         while not self.store.check([key]):
             if self.store.check(["failed"]):
@@ -198,7 +200,8 @@ class World:
             if now != beat:
                 beat, heard = now, time.monotonic()
             elif time.monotonic() - heard > self.timeout:
-                raise RuntimeError(f"rank {rank} has given no sign of life for {self.timeout:g} s (WORLD_TIMEOUT); {RESUME}")
+                raise RuntimeError(f"rank {rank} has given no sign of life for {self.timeout:g} s (WORLD_TIMEOUT); "
+                                   f"{RESUME}")
             time.sleep(0.05)
 
     def device(self, name):
@@ -223,18 +226,20 @@ class World:
             while not (folder / token).exists():
                 if time.monotonic() > deadline:
                     raise ValueError(f"rank {self.rank} on {socket.gethostname()} does not see the files of rank 0 in "
-                                     f"{folder.absolute()}: --output_path and --save_path must be folders that all ranks share")
+                                     f"{folder.absolute()}: --output_path and --save_path must be folders that all "
+                                     "ranks share")
                 time.sleep(0.05)
         self.store.set(f"sees/{self.rank}", "")
 
     @one_line_where_a_rank_is_gone()
     def let_start(self, grid_key, *folders):
-        """Rank 0 is ready, and lets the others begin. Elsewhere: ValueError, where the grid is not the same as there."""
+        """Rank 0 is ready, and lets the others begin. Elsewhere: ValueError where the grid is not that of rank 0."""
         if self.size == 1:
             return
         if self.rank:
             if self.store.get("start").decode().split()[1] != grid_key:
-                raise ValueError(f"rank {self.rank} on {socket.gethostname()} has other flags or other data than rank 0")
+                raise ValueError(f"rank {self.rank} on {socket.gethostname()} has other flags or other data than "
+                                 "rank 0")
             return
         token = f".rank0-{uuid.uuid4().hex}"
         files = [Path(folder) / token for folder in folders]
@@ -271,8 +276,8 @@ class World:
         Notes
         -----
         A rank that is free takes the next item from a counter in the store. That is longest-first list scheduling as a
-        fixed deal would be, and shorter, but the actual times decide: a wrong cost, a slow machine, or runs that --resume
-        skips, leave no rank idle while another has a queue.
+        fixed deal would be, and shorter, but the actual times decide: a wrong cost, a slow machine, or runs that
+        --resume skips, leave no rank idle while another has a queue.
         """
         if self.size == 1 or together:
             return [function(item) for item in items]

@@ -143,8 +143,8 @@ def parse_arguments(argv, world):
     runs = len(arguments.model) * len(arguments.dim or [None]) * len(arguments.seed)
     arguments.together = world.size > 1 == runs and arguments.train == "full"  # every rank trains it, on its share
     if world.size > runs and not arguments.together:
-        parser.error(f"{world.size} ranks for {runs} run{'s' * (runs > 1)} (models x dims x seeds): start at most one rank a run; "
-                     "only a single run with --train full is shared by ranks")
+        parser.error(f"{world.size} ranks for {runs} run{'s' * (runs > 1)} (models x dims x seeds): start at most one "
+                     "rank a run; only a single run with --train full is shared by ranks")
     return parser, arguments
 
 
@@ -280,7 +280,8 @@ def experiment(parser, arguments, world):
         if arguments.pcdeq:
             arguments.dim = [theories[arguments.model[0]]["widths"][-1]]
         data_key = fingerprint(data)
-        extra = {name: {"activation": arguments.activation, "code": fingerprint_code(arguments.activation)} for name in GENERAL}
+        code = fingerprint_code(arguments.activation)
+        extra = {name: {"activation": arguments.activation, "code": code} for name in GENERAL}
         extra["matched_enn"] |= {"match": arguments.match, "family": arguments.family}
         grid = [Config(dataset=arguments.dataset, model=model, dim=dim, seed=seed, lr=arguments.lr, epoch=arguments.epoch,
                        batch_size=arguments.batch_size, data=data_key,
@@ -299,7 +300,8 @@ def experiment(parser, arguments, world):
     team = world.team(device) if arguments.together else None
 
     def train_one(config):
-        return vars(run(config, data, lambda: network(config.model, config.dim, config.seed), *folders, device, arguments.resume, team))
+        return vars(run(config, data, lambda: network(config.model, config.dim, config.seed), *folders, device,
+                        arguments.resume, team))
 
     costs = [cost(config, n + len(data.X_test), p, data.n_classes) for config in grid]
     done = world.map(train_one, grid, costs, together=arguments.together)

@@ -134,7 +134,7 @@ def check_output(configs: list[Config], output_path) -> None:
 
 
 class RunFiles:
-    """The files of one run: accuracy logs, metrics lines, checkpoint. Ranks that share the run write nothing but for one."""
+    """The files of one run: accuracy logs, metrics lines, checkpoint. Of ranks that share a run one `writes`."""
 
     def __init__(self, config: Config, output_path, save_path, writes: bool = True):
         self.config, self.output_path, self.writes = config, Path(output_path), writes
@@ -271,8 +271,8 @@ class ReadoutTask:
 class FullTask:
     """Every weight trained, by automatic differentiation (implicit, for a DEQ).
 
-    The ranks of a team take the same steps on the same weights, with the gradient of the whole batch: each computes that
-    of its share, and they differ from a single process by rounding (a DEQ: by the solver's tolerance).
+    The ranks of a team take the same steps on the same weights, with the gradient of the whole batch: each computes
+    that of its share, and they differ from a single process by rounding (a DEQ: by the solver's tolerance).
     """
 
     def __init__(self, model, data: Dataset, config: Config, device, team: Team = Team()):
@@ -314,7 +314,8 @@ class FullTask:
         record = {"train_loss": loss_sum / len(order), "train_accuracy": correct / len(order)}
         if solvers:  # a batch takes as many iterations as its slowest share
             forward, backward = self.team.most(torch.tensor([forward, backward], device=order.device))
-            record |= {"forward_iterations": sum(forward) / len(forward), "backward_iterations": sum(backward) / len(backward)}
+            record |= {"forward_iterations": sum(forward) / len(forward),
+                       "backward_iterations": sum(backward) / len(backward)}
         return record
 
     @torch.no_grad()

@@ -31,8 +31,9 @@ NETWORKS = {"deq": "ReLU-DEQ", "ntk": "NTK-matched, piecewise linear", "ntk_cubi
             "ck_1": "CK-matched L-ReLU, root 1", "ck_2": "CK-matched L-ReLU, root 2",
             "ck_1_rescaled": "CK-matched, root 1, rescaled", "unmatched": "unmatched ReLU",
             "unmatched_rescaled": "unmatched ReLU, rescaled"}
-LOOKS = {"deq": ("black", "-"), "ntk": ("C0", "-"), "ntk_cubic": ("C0", "--"), "ck_1": ("C1", "-"), "ck_2": ("C1", "--"),
-         "ck_1_rescaled": ("C1", ":"), "unmatched": ("C2", "-"), "unmatched_rescaled": ("C2", ":")}
+LOOKS = {"deq": ("black", "-"), "ntk": ("C0", "-"), "ntk_cubic": ("C0", "--"),
+         "ck_1": ("C1", "-"), "ck_2": ("C1", "--"), "ck_1_rescaled": ("C1", ":"),
+         "unmatched": ("C2", "-"), "unmatched_rescaled": ("C2", ":")}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def finished(config, data, tau0) -> dict:
 # distances
 
 def curves(runs, key):
-    """(seeds, points) array of a quantity along the runs of one network, up to the first point that one of them lacks."""
+    """(seeds, points) array of a quantity along one network's runs, up to the first point that one of them lacks."""
     import numpy as np
     length = min(len(r["curve"]) for r in runs)
     return np.array([[record[key] for record in r["curve"][:length]] for r in runs]).reshape(len(runs), length)
@@ -205,7 +206,8 @@ def compare(runs: dict) -> dict:
         row["kernel_change"] = float(np.mean([r["kernel_change"] for r in done])) if done else math.nan
         row["curve"], row["curve_std"] = (a.tolist() for a in mean_std(curves(ours, "train_loss")))
         row["accuracy_curve"] = mean_std(curves(ours, "test_accuracy"))[0].tolist()
-        cell["networks"][name] = {key: float(v) if isinstance(v, np.generic | np.ndarray) else v for key, v in row.items()}
+        cell["networks"][name] = {key: float(v) if isinstance(v, np.generic | np.ndarray) else v
+                                  for key, v in row.items()}
     return cell
 
 
@@ -218,17 +220,25 @@ def finite_only(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def pair(mean, std, digits, width):
+    """A cell of the table; a dash where there is no number."""
+    form = f".{digits}f" if mean < 1000 else ".1e"
+    return f"{f'{mean:{form}} ± {std:{form}}' if math.isfinite(mean) else '-':>{width}}"
+
+
 def show(cell):
-    print(f"\nlr {cell['lr']:g}, width {cell['width']}{', centred' if cell['centred'] else ''}: the DEQ's loss falls by "
-          f"{cell['drop']:.3f}; std over seeds {cell['noise']:.3f} of it")
+    print(f"\nlr {cell['lr']:g}, width {cell['width']}{', centred' if cell['centred'] else ''}: the DEQ's loss falls "
+          f"by {cell['drop']:.3f}; std over seeds {cell['noise']:.3f} of it")
     print(f"{'':<30}{'training loss':>15}{'test acc. %':>15}{'distance':>17}{'acc. distance %':>17}"
           f"{'cost':>7}{'weights':>9}{'kernel':>8}")
     for name, r in cell["networks"].items():
-        print(f"{NETWORKS[name]:<30}{r['train_loss']:8.3f} ± {r['train_loss_std']:.3f}"
-              f"{100 * r['test_accuracy']:9.2f} ± {100 * r['test_accuracy_std']:.2f}"
-              f"{r['distance']:10.4f} ± {r['distance_error']:.4f}"
-              f"{100 * r['accuracy_distance']:11.2f} ± {100 * r['accuracy_distance_error']:.2f}"
-              f"{r['cost']:7.2f}{r['weight_change']:9.3f}{r['kernel_change']:8.3f}")
+        last = (f"{value:.{digits}f}" if math.isfinite(value) else "-"
+                for value, digits in ((r["cost"], 2), (r["weight_change"], 3), (r["kernel_change"], 3)))
+        print(f"{NETWORKS[name]:<30}" + pair(r["train_loss"], r["train_loss_std"], 3, 15)
+              + pair(100 * r["test_accuracy"], 100 * r["test_accuracy_std"], 2, 15)
+              + pair(r["distance"], r["distance_error"], 4, 17)
+              + pair(100 * r["accuracy_distance"], 100 * r["accuracy_distance_error"], 2, 17)
+              + "{:>7}{:>9}{:>8}".format(*last))
         if r["stopped"]:
             print(f"    seed {', '.join(str(s['seed']) for s in r['stopped'])} stopped after "
                   f"{', '.join(format(s['after'], '.1f') for s in r['stopped'])} epochs: {r['stopped'][0]['why']}")
@@ -241,7 +251,7 @@ def draw(cells, widths, columns, epochs):
     import numpy as np
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-    figure, axes = plt.subplots(len(widths) + 1, len(columns), squeeze=False, sharey="row",
+    figure, axes = plt.subplots(len(widths) + 1, len(columns), squeeze=False,
                                 figsize=(0.4 + 1.4 * len(columns), 0.8 + 1.4 * (len(widths) + 1)))
     for column, (lr, is_centred) in enumerate(columns):
         mine = [cells[lr, width, is_centred] for width in widths]
@@ -255,31 +265,39 @@ def draw(cells, widths, columns, epochs):
                     ax.fill_between(time, mean - std, mean + std, color="0.75", lw=0)
                 ax.plot(time, mean, line, color=colour, lw=2.5 if name == "deq" else 1,
                         alpha=0.45 if name == "deq" else 1, label=NETWORKS[name])
+                if r["stopped"]:
+                    ax.plot(time[-1:], mean[-1:], "x", color=colour, ms=4)
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
             ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
             stopped = [NETWORKS[name] for name, r in cell["networks"].items() if r["stopped"]]
             if stopped:
-                ax.text(0.97, 0.97, f"{len(stopped)} of {len(NETWORKS)} networks\nstopped", transform=ax.transAxes, ha="right",
-                        va="top", fontsize=7, color="0.35")
+                ax.text(0.97, 0.97, f"{len(stopped)} of {len(NETWORKS)} networks\nstopped", transform=ax.transAxes,
+                        ha="right", va="top", fontsize=7, color="0.35")
             ax.set_xlim(0, epochs)
+            ax.set_xticks([0, epochs / 2, epochs], ["0", f"{epochs / 2:g}", str(epochs)])
             ax.set_ylim(top=min(ax.get_ylim()[1], 3))  # what diverges leaves the panel
             if row == 0:
                 ax.set_title(f"learning rate {lr:g}" + (", centred" if is_centred else ""))
             ax.set_xlabel("epoch" if row == len(widths) - 1 else "")
             ax.set_ylabel(f"training loss, $m = {width}$" if column == 0 else "")
         ax = axes[-1, column]
-        for name in list(NETWORKS)[1:]:
+        for index, name in enumerate(list(NETWORKS)[1:]):
             colour, line = LOOKS[name]
+            beside = [width * 1.05**(index - 3) for width in widths]  # error bars that do not hide one another
             rows = [cell["networks"][name] for cell in mine]
-            ax.errorbar(widths, [r["distance"] for r in rows], [r["distance_error"] for r in rows], ls=line,
+            ax.errorbar(beside, [r["distance"] for r in rows], [r["distance_error"] for r in rows], ls=line,
                         marker="o", ms=2.5, lw=1, color=colour)
-        ax.plot(widths, [cell["noise"] for cell in mine], color="black", lw=2.5, alpha=0.3, label="std of the DEQ's curve")
-        ax.set(xscale="log", yscale="log", xlabel="width $m$", ylim=(3e-3, 1.5))
+        ax.plot(widths, [cell["noise"] for cell in mine], color="black", lw=2.5, alpha=0.3,
+                label="std of the DEQ's curve")
+        ax.set(xscale="log", yscale="log", xlabel="width $m$", ylim=(1e-3, 1.5))
         ax.set_xticks(widths, widths)
         ax.minorticks_off()
-        ax.set_ylabel("distance to the DEQ" if column == 0 else "")
+        if column == 0:
+            ax.set_ylabel("distance to the DEQ")
+        else:
+            ax.set_yticklabels([])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     extra, name = axes[-1, 0].get_legend_handles_labels()
     figure.legend(handles + extra, labels + name, loc="outside lower center", ncols=3, handlelength=2.6)
@@ -303,17 +321,20 @@ def main(args, own):
     clock = {name: ntks["deq"].c1 / ntks[name].c1 if name.endswith("rescaled") else 1.0 for name in NETWORKS}
 
     columns = [(lrs[0], True), *((lr, False) for lr in lrs)]
-    grid = [(lr, width, c, seed, name) for width in widths for lr, c in columns for seed in range(args.seeds) for name in NETWORKS]
+    grid = [(lr, width, c, seed, name) for width in widths for lr, c in columns
+            for seed in range(args.seeds) for name in NETWORKS]
     runs = {}
     for lr, width, c, seed, name in tqdm(grid, desc="runs", leave=False, disable=None):
         config = Config("mnist", name + "_centred" * c, width, lr * clock[name], args.epoch, BATCH, seed,
                         asquare=SIGMA_A2, train="full", data=key)
         runs.setdefault((lr, width, c), {}).setdefault(name, []).append(finished(config, data, tau0))
-    cells = {where: {"lr": where[0], "width": where[1], "centred": where[2], **compare(found)} for where, found in runs.items()}
+    cells = {(lr, width, c): {"lr": lr, "width": width, "centred": c, **compare(found)}
+             for (lr, width, c), found in runs.items()}
 
     print(f"{'':<30}  gamma^2  kappa^2   beta_1   beta_2   beta_3  learning rate times")
     for name, k in ntks.items():
-        print(f"{NETWORKS[name]:<30}{cks[name].diag:9.4f}{k.diag:9.4f}{k.c1:9.4f}{k.c2:9.4f}{k.c3:9.4f}{clock[name]:9.4f}")
+        print(f"{NETWORKS[name]:<30}{cks[name].diag:9.4f}{k.diag:9.4f}{k.c1:9.4f}{k.c2:9.4f}{k.c3:9.4f}"
+              f"{clock[name]:9.4f}")
     for cell in cells.values():
         show(cell)
     return draw(cells, widths, columns, args.epoch), {"coefficients": {name: vars(k) for name, k in ntks.items()},
@@ -332,4 +353,4 @@ if __name__ == "__main__":
     own.add_argument("--lr", type=_rate, nargs="+", default=[0.3, 3.0, 30.0, 200.0])
     own.add_argument("--seeds", type=_positive, default=3)
     flags, sys.argv[1:] = own.parse_known_args()
-    run(lambda args: main(args, flags), __doc__, epoch=1, width=[64, 256, 1024], dataset=True)
+    run(lambda args: main(args, flags), __doc__, epoch=1, width=[64, 256, 512], dataset=True)

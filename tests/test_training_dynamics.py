@@ -1,4 +1,4 @@
-"""Training dynamics: the same batches for every network, distances, a killed script, what diverges, the command line."""
+"""Training dynamics: the same batches for every network, distances, a killed script, divergence, command line."""
 
 import argparse
 import json
@@ -100,7 +100,8 @@ def test_a_centred_network_starts_from_zero_with_the_same_gradients():
 def test_the_ntk_match_is_the_nearest_where_training_is_lazy():
     data, runs = toy(), {}
     for name in ("deq", "ntk", "ntk_cubic", "ck_1", "ck_2", "unmatched"):
-        runs[name] = [td.train_network(config(name + "_centred", dim=256, lr=1.0, seed=seed), data, 1.0) for seed in (0, 1)]
+        runs[name] = [td.train_network(config(name + "_centred", dim=256, lr=1.0, seed=seed), data, 1.0)
+                      for seed in (0, 1)]
     cell = td.compare(runs)
     found = {name: row["distance"] for name, row in cell["networks"].items()}
     assert found["deq"] == 0 and cell["drop"] > 0.4
@@ -114,7 +115,8 @@ def test_the_ntk_match_is_the_nearest_where_training_is_lazy():
 def runs_of(*curves):
     return [{"model": "deq", "seed": seed, "lr": 1.0, "start": {"test_loss": 3.0}, "test_accuracy": 0.5, "stopped": "",
              "weight_change": 0.1, "kernel_change": 0.2, "seconds_an_epoch": 2.0 * (seed + 1),
-             "curve": [{"train_loss": x, "test_accuracy": 1 - x / 4} for x in curve]} for seed, curve in enumerate(curves)]
+             "curve": [{"train_loss": x, "test_accuracy": 1 - x / 4} for x in curve]}
+            for seed, curve in enumerate(curves)]
 
 
 def test_distance_is_the_rms_of_the_difference_of_mean_curves():
@@ -139,7 +141,8 @@ def test_what_stopped_is_compared_up_to_there():
     cell = td.compare({"deq": deq, "ntk": stopped})
     row = cell["networks"]["ntk"]
     assert row["distance"] == pytest.approx(0.3 / 2) and row["curve"] == pytest.approx([2.3])
-    assert row["train_loss"] == 7 and row["stopped"] == [{"seed": 1, "after": 0.1, "why": "the loss is no longer finite"}]
+    assert row["train_loss"] == 7
+    assert row["stopped"] == [{"seed": 1, "after": 0.1, "why": "the loss is no longer finite"}]
     assert json.loads(json.dumps(td.finite_only(cell), allow_nan=False))["networks"]["ntk"]["weight_change"] is None
 
 
@@ -205,7 +208,8 @@ def start(*flags, program="ck_ntk/training_dynamics.py"):
 
 @pytest.mark.parametrize("flags, message", [
     (["--lr", "0"], "not positive"), (["--lr", "fast"], "--lr"), (["--lr", "nan"], "not positive"), (["--lr"], "--lr"),
-    (["--seeds", "0"], "positive"), (["--width", "-1"], "positive"), (["--epoch", "0"], "positive"), (["--wrong"], "--wrong"),
+    (["--seeds", "0"], "positive"), (["--width", "-1"], "positive"), (["--epoch", "0"], "positive"),
+    (["--wrong"], "--wrong"),
 ])
 def test_bad_flags_are_one_line_and_status_2(tmp_path, flags, message):
     done = start(*flags, "--output", str(tmp_path / "figures"))

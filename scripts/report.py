@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from summarize import (FIGURES, Parser, Table, cost_table, difference_table, load, tables,  # noqa: E402
+from summarize import (FIGURES, OPTIMIZERS, Parser, Table, cost_table, difference_table, load, tables,  # noqa: E402
                        write_figures)
 
 PAPER = ("Ling et al., *Deep Equilibrium Models are Almost Equivalent to Not-so-deep Explicit Models for "
@@ -209,7 +209,9 @@ def kernel_rows(record, name):
 
 def kernel_finding(record, name):
     """A sentence on a figure's JSON, or ""."""
-    errors, sizes = record.get("errors", {}), record["settings"].get("n")
+    if "errors" not in record:
+        return ""
+    errors, sizes = record["errors"], record["settings"].get("n")
     if "matched" in errors:
         matched, unmatched = (geometric_mean(errors[key][-1]) for key in ("matched", "unmatched"))
         slope = f", with slope {signed(record['slope'][0])}" if record.get("slope") else ""
@@ -295,7 +297,7 @@ def sweep_blocks(stages, folder):
         if record["kind"] != "sweep":
             continue
         dataset, _, opt = name.rpartition("-")
-        title = f"{NAMES.get(dataset, dataset)}, {opt.upper() if opt == 'sgd' else opt.capitalize()}"
+        title = f"{NAMES.get(dataset, dataset)}, {OPTIMIZERS[opt]}"
         blocks.append(Heading(3, title))
         if record["status"] == "done":
             experiments = load([Path(record["folder"])])

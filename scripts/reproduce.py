@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from distributed import cost  # noqa: E402  (none of these imports torch)
 from main import FAILED, INTERRUPTED, MODELS, positive_int  # noqa: E402
+from report import write_report  # noqa: E402
 from summarize import Parser  # noqa: E402
 
 DIMS, EPOCHS, SEEDS = (32, 128, 256, 1024, 4096), 100, (0, 1, 2)  # scripts/sweep.sh
@@ -45,7 +46,7 @@ QUICK_FIGURE = {"finite_width": ["--n", "128", "--seeds", "2", "--width", "64", 
 QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]
 MULTIPLICATIONS = 7.5e10  # a second, float32, on both of these cores
 PASS = 0.06  # seconds of an epoch over 60,000 samples, whatever the width
-POLL, SAY = 0.5, 60  # seconds between looks at a stage, and between lines where nobody watches
+POLL, SAY = 1, 60  # seconds between looks at a stage, and between lines where nobody watches
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -222,8 +223,8 @@ class SweepProgress:
 # time left
 
 def rate(work, prior=1.0):
-    """Seconds that a second of cost takes, from [(cost, seconds)]; 20 s of cost count as taken at the prior rate."""
-    return (20 * prior + sum(seconds for _, seconds in work)) / (20 + sum(cost for cost, _ in work))
+    """Seconds that a second of cost takes, from [(cost, seconds)]; 5 s of cost count as taken at the prior rate."""
+    return (5 * prior + sum(seconds for _, seconds in work)) / (5 + sum(cost for cost, _ in work))
 
 
 def time_left(todo, work, current=None, behind=0.0, fresh=0.0, elapsed=0.0):
@@ -415,7 +416,6 @@ def main(argv=None):
         signal.signal(kind, interrupt)
     try:
         good = reproduce(plan(arguments), arguments)
-        from report import write_report
         page = write_report(arguments.output)
     except KeyboardInterrupt as stopped:
         where = f" in {stopped.args[0]}" if stopped.args else ""

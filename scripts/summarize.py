@@ -27,6 +27,7 @@ from main import BAD_INPUT, DATASETS, LOOKS, mean_std  # noqa: E402  (imports ne
 # of models that are named with their activation
 LINES = {"deq": ("-", "{}-DEQ"), "matched_enn": ("--", "matched {}-ENN"), "unmatched_enn": (":", "unmatched {}-ENN")}
 PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")]
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 PER_RUN = ("model", "dim", "seed", "activation", "match", "family")  # of a configuration: what differs inside a table
 
 # fashion_mnist before mnist, as both end a name; another code's dataset is what follows the last underscore
@@ -87,7 +88,7 @@ class Experiment:
         if not s:
             return f"{self.dataset}, {self.folders[0]}, {self.epochs} epochs"
         trained = "readout trained" if s["train"] == "readout" else "every weight trained"
-        return f"{self.dataset}, {trained} by {s['opt'].upper()} at lr {s['lr']:g}, {s['epoch']} epochs"
+        return f"{self.dataset}, {trained} by {OPTIMIZERS[s['opt']]} at lr {s['lr']:g}, {s['epoch']} epochs"
 
     @property
     def slug(self):

@@ -1,9 +1,11 @@
 """Every DEQ of the registry, the explicit network that matches it, and two layers of its own activation, unmatched.
 
 Kernels: relative spectral distance to the DEQ's exact CK and NTK on the paper's Gaussian mixture, scaled to a mean
-squared norm of 1 as data are for training, so that one network of each kind serves every n. It falls like n^(-1/2) or
-faster for the matched network. A factor on a kernel is no more than another learning rate, so the unmatched network's
-distance is given as it is, and times the factor that makes it least.
+squared norm of 1 as data are for training, so that one network of each kind serves every n. Matched kernels differ in
+terms as small as |x|^2 - 1, or smaller. The spread of |x|^2 over the samples is of order n^(-1/2) in the limit, and so
+is the distance; both fall more slowly on the way there, where the covariances' 1 + 8/sqrt(p) are far from equal. A factor
+on a kernel is no more than another learning rate, so the unmatched network's distance is given as it is, and times the
+factor that makes it least.
 
 Accuracies: test accuracy on MNIST with a trained readout, by SGD at a learning rate of 1; the unmatched network also at
 the learning rate that makes up for its alpha_1. --seeds counts these trainings too. They are kept in
@@ -58,7 +60,7 @@ def geometric_mean(values):
 
 
 def study_kernels(args):
-    """{kernel: {activation: numbers}}, the distances as lists (sizes, seeds)."""
+    """{kernel: {activation: numbers}}, the distances as lists (sizes, seeds); and the spread of |x|^2, likewise."""
     import numpy as np
     from tqdm import tqdm
 
@@ -75,21 +77,25 @@ def study_kernels(args):
     columns = ("matched", "unmatched", "unmatched_scaled", "factor")
     values = {kernel: {name: np.zeros((len(columns), len(args.n), args.seeds)) for name in ACTIVATIONS}
               for kernel in ("ck", "ntk")}
+    spread = np.zeros((len(args.n), args.seeds))
     draws = [(i, k) for i in range(len(args.n)) for k in range(args.seeds)]
     for i, k in tqdm(draws, desc="kernels", leave=False, disable=None):
         X = mixture(args.n[i], k).X
         X = X / estimate_tau0(X)
+        spread[i, k] = X.square().sum(1).std()
         for name, activation in ACTIVATIONS.items():
             found = distances(X, activation, args.sigma_a2, matches[name], unmatched[name])
             for kernel in values:
                 values[kernel][name][:, i, k] = found[kernel]
-    return {kernel: {name: {"family": matches[name][kernel].family, "layers": len(matches[name][kernel].layers),
-                            "parameters": matches[name][kernel].parameters, "slope": fit_slope(args.n, array[0]),
-                            **dict(zip(columns, array.tolist()))}
-                     for name, array in table.items()} for kernel, table in values.items()}
+    table = {kernel: {name: {"family": matches[name][kernel].family, "layers": len(matches[name][kernel].layers),
+                             "parameters": matches[name][kernel].parameters, "slope": fit_slope(args.n, array[0]),
+                             **dict(zip(columns, array.tolist()))}
+                      for name, array in rows.items()} for kernel, rows in values.items()}
+    return table, spread.tolist()
 
 
-def print_kernels(args, numbers):
+def print_kernels(args, numbers, spread):
+    from spectra import fit_slope
     for kernel, table in numbers.items():
         print(f"\n{kernel.upper()} of the DEQ: relative spectral distance at n = {args.n[-1]}, slope against n "
               f"({args.seeds} draws of each n)")
@@ -101,6 +107,8 @@ def print_kernels(args, numbers):
                                               ("matched", "unmatched", "unmatched_scaled", "factor"))
             print(f"{name:<12}{row['family']:<12}{row['layers']:>6}{matched:>11.1e}{slope:>17}{plain:>12.1e}"
                   f"{scaled:>14.1e} ({factor:7.3f})")
+    if slope := fit_slope(args.n, spread):
+        print("\nspread of |x|^2 over the samples: slope {:+.3f} ± {:.3f}".format(*slope))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -122,7 +130,7 @@ def study_accuracies(args, data):
     print(f"\nMNIST, readout of {args.width[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std over "
           f"{args.seeds} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}")
     print(f"{'activation':<12}" + "".join(f"{label:>15}" for label in ("DEQ", "matched", "unmatched", "at its own lr"))
-          + f"{'lr':>8}{'DEQ - matched':>16}{'- unmatched':>15}{'- at its own lr':>16}")
+          + f"{'lr':>8}{'DEQ - matched':>16}{'- unmatched':>15}{'- at its own lr':>16}", flush=True)
     numbers = {}
     for name, activation in ACTIVATIONS.items():
         deq, unmatched = (build(network, activation, 1, 0).coefficients for network in ("deq", "unmatched_enn"))
@@ -164,17 +172,17 @@ def accuracy_row(name, row):
 # ---------------------------------------------------------------------------------------------------------------
 # figure
 
-def draw_distances(ax, args, table):
+def draw_distances(ax, args, table, spread):
     """A cell for each activation, and in it the distances against n, on a log axis of its own."""
     import numpy as np
 
     from spectra import GREY
-    n = np.array(args.n, dtype=float)
+    n, guide = np.array(args.n, dtype=float), geometric_mean(spread)
     within = 0.7 * (np.log(n / n[0]) / max(np.log(n[-1] / n[0]), 1e-9) - 0.5)
     for cell, row in enumerate(table.values()):
         matched = geometric_mean(row["matched"])
         ax.plot(cell + within, matched, color=COLOURS[row["family"]], marker="o", ms=2.5)
-        ax.plot(cell + within, matched[0] * np.sqrt(n[0] / n), ":", color=GREY, lw=1.0, zorder=1)
+        ax.plot(cell + within, matched[0] * guide / guide[0], ":", color=GREY, lw=1.0, zorder=1)
         ax.plot(cell + within, geometric_mean(row["unmatched"]), color="black", marker="^", ms=2, lw=0.8)
         ax.plot(cell + within, geometric_mean(row["unmatched_scaled"]), color="black", lw=0.8, ls=(0, (3, 1)))
     ax.set(yscale="log", ylabel="distance to the DEQ")
@@ -202,7 +210,7 @@ def draw_accuracies(ax, numbers, families):
                        for network, label in NETWORKS.items()], loc="upper center", ncols=len(NETWORKS))
 
 
-def draw(args, kernels, accuracies):
+def draw(args, kernels, spread, accuracies):
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 
@@ -213,7 +221,7 @@ def draw(args, kernels, accuracies):
         titles.append(f"MNIST, trained readout of {args.width[0]} features, {args.epoch} epochs")
     figure, axes = plt.subplots(len(titles), 1, figsize=(6.75, 0.6 + 1.85 * len(titles)), sharex=True)
     for ax, kernel in zip(axes, kernels):
-        draw_distances(ax, args, kernels[kernel])
+        draw_distances(ax, args, kernels[kernel], spread)
     if accuracies:
         draw_accuracies(axes[2], accuracies, {name: row["family"] for name, row in kernels["ck"].items()})
     names = list(kernels["ck"])
@@ -229,7 +237,7 @@ def draw(args, kernels, accuracies):
                for family, label in FAMILIES.items() if family in used]
     handles += [Line2D([], [], color="black", marker="^", ms=2, lw=0.8, label="unmatched"),
                 Line2D([], [], color="black", lw=0.8, ls=(0, (3, 1)), label="unmatched, times the best factor"),
-                Line2D([], [], color=GREY, ls=":", label="$n^{-1/2}$")]
+                Line2D([], [], color=GREY, ls=":", label=r"as the spread of $\|x_i\|^2$")]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, columnspacing=1.2)
     return figure
 
@@ -239,12 +247,13 @@ def main(args):
         raise ValueError("any_activation_matching takes one --width")
     from data_prepare import load_dataset
     data = load_dataset("mnist", args.dataset_path) if args.dataset_path else None  # before the kernels: it may fail
-    kernels = study_kernels(args)
-    print_kernels(args, kernels)
+    kernels, spread = study_kernels(args)
+    print_kernels(args, kernels, spread)
     if data is None:
         print("\nthe MNIST table is skipped: no --dataset_path, the folder with the MNIST files, is given")
     accuracies = study_accuracies(args, data) if data else None
-    return draw(args, kernels, accuracies), {"kernels": kernels, "accuracies": accuracies}
+    figure = draw(args, kernels, spread, accuracies)
+    return figure, {"kernels": kernels, "spread": spread, "accuracies": accuracies}
 
 
 if __name__ == "__main__":

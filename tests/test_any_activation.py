@@ -127,6 +127,7 @@ def test_the_scripts_numbers_and_panels(few, capsys):
             again = study.distances(x, ACTIVATIONS[name], 0.2, both_matches(name), unmatched_enn(name))
             columns = ("matched", "unmatched", "unmatched_scaled", "factor")
             assert again[kernel] == pytest.approx(tuple(row[column][1][0] for column in columns), rel=1e-12)
+    assert numbers["spread"][1][0] == pytest.approx(float(np.std((sample(512).numpy() ** 2).sum(1), ddof=1)))
     row = numbers["kernels"]["ck"]["relu"]
     assert (row["family"], row["layers"]) == ("l_relu", 2)
     assert row["slope"] == pytest.approx(spectra.fit_slope(args.n, row["matched"]))
@@ -169,7 +170,7 @@ def test_trainings_resume_without_being_done_again(few, tmp_path, monkeypatch, c
     built = []
     study.study_accuracies(arguments(seeds=2, epoch=3), data)  # other settings do not stand in one another's way
     assert len(built) == 24
-    figure = study.draw(args, study.study_kernels(args), numbers)
+    figure = study.draw(args, *study.study_kernels(args), numbers)
     assert len(figure.axes) == 3
     spectra.plt.close(figure)
 

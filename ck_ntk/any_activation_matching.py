@@ -3,9 +3,9 @@
 Kernels: relative spectral distance to the DEQ's exact CK and NTK on the paper's Gaussian mixture, scaled to a mean
 squared norm of 1 as data are for training, so that one network of each kind serves every n. Matched kernels differ in
 terms as small as |x|^2 - 1, or smaller. The spread of |x|^2 over the samples is of order n^(-1/2) in the limit, and so
-is the distance; both fall more slowly on the way there, where the covariances' 1 + 8/sqrt(p) are far from equal. A factor
-on a kernel is no more than another learning rate, so the unmatched network's distance is given as it is, and times the
-factor that makes it least.
+is the distance; both fall more slowly on the way there, where the covariances I and (1 + 8/sqrt(p)) I are far apart. A
+factor on a kernel is no more than another learning rate, so the unmatched network's distance is given as it is, and
+times the factor that makes it least.
 
 Accuracies: test accuracy on MNIST with a trained readout, by SGD at a learning rate of 1; the unmatched network also at
 the learning rate that makes up for its alpha_1. --seeds counts these trainings too. They are kept in
@@ -127,8 +127,8 @@ def study_accuracies(args, data):
     def build(network, activation, dim, seed):
         return build_model(network, p, dim, data.n_classes, args.sigma_a2, tau0, seed, activation)
 
-    print(f"\nMNIST, readout of {args.width[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std over "
-          f"{args.seeds} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}")
+    print(f"\nMNIST, readout of {args.width[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std "
+          f"over {args.seeds} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}")
     print(f"{'activation':<12}" + "".join(f"{label:>15}" for label in ("DEQ", "matched", "unmatched", "at its own lr"))
           + f"{'lr':>8}{'DEQ - matched':>16}{'- unmatched':>15}{'- at its own lr':>16}", flush=True)
     numbers = {}

@@ -13,6 +13,7 @@ mathematics, and nothing heavy is imported before the flags are known to be good
 import argparse
 import math
 import sys
+import warnings
 from pathlib import Path
 
 from distributed import RESUME, World, cost
@@ -225,7 +226,8 @@ def plot(arguments, data, results):
 
 
 def main(argv=None):
-    with World() as world:
+    with World() as world, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"main.py: warning: {message}", file=sys.stderr)  # one line
         parser, arguments = parse_arguments(argv, world)
         try:
             data, results = experiment(parser, arguments, world)

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -137,6 +138,18 @@ def test_beyond_the_assumption_warns_and_goes_on(tmp_path):
                 "--batch_size", 10, "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0 and "warning: sigma_a^2 = 0.3 is not below 1/(4 L^2) = 0.25" in done.stderr
     assert json.loads((tmp_path / "results" / "32_test_tanh_inn_npz.json").read_text())
+
+
+def test_warnings_are_one_line(capsys, monkeypatch, tmp_path):
+    whole = data_prepare.load_dataset
+
+    def warned(*args, **settings):
+        warnings.warn("the features could not be kept")
+        return whole(*args, **settings)
+    monkeypatch.setattr(data_prepare, "load_dataset", warned)
+    main.main(["--dataset", "npz", "--dataset_path", str(npz(tmp_path / "good.npz")), "--model", "relu_enn", "--dim", "4", "--epoch", "1",
+               "--batch_size", "10", "--device", "cpu", "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])
+    assert capsys.readouterr().err == "main.py: warning: the features could not be kept\n"
 
 
 def test_an_equilibrium_that_does_not_converge_fails_with_advice(tmp_path):

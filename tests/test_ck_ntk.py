@@ -206,3 +206,16 @@ def test_mnist_scripts_run(real_data, name):
     figure, numbers = __import__(name).main(small(dataset_path=str(real_data)))
     spectra.plt.close(figure)
     assert np.max([np.max(e) for e in numbers["errors"].values()]) < 1
+
+
+def test_cifar10_script_tells_matched_from_unmatched(monkeypatch):
+    asked = []
+    monkeypatch.setattr(spectra, "real_data", lambda *args: asked.append(args) or spectra.mixture)  # a mixture for features
+    figure, numbers = __import__("cifar10_matching").main(small(dataset_path="folder"))
+    spectra.plt.close(figure)
+    assert asked == [("cifar10", "folder", (3, 5))]
+    for kernel in ("ck", "ntk"):
+        for name in ("relu", "tanh", "swish"):
+            matched, unmatched = (np.mean(numbers["errors"][f"{kernel} {name} {kind}"]) for kind in ("matched", "unmatched"))
+            assert matched < unmatched, (kernel, name)
+    assert np.max(numbers["errors"]["ck relu matched"]) < 2e-3 < np.min(numbers["errors"]["ck relu unmatched"])

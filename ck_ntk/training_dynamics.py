@@ -273,8 +273,8 @@ def draw(cells, widths, columns, epochs):
             ax.yaxis.set_minor_formatter(NullFormatter())
             stopped = [NETWORKS[name] for name, r in cell["networks"].items() if r["stopped"]]
             if stopped:
-                ax.text(0.97, 0.97, f"{len(stopped)} of {len(NETWORKS)} networks\nstopped", transform=ax.transAxes,
-                        ha="right", va="top", fontsize=7, color="0.35")
+                ax.text(0.97, 0.97, f"{len(stopped)} of {len(NETWORKS)} stopped", transform=ax.transAxes, ha="right",
+                        va="top", fontsize=7, color="0.35")
             ax.set_xlim(0, epochs)
             ax.set_xticks([0, epochs / 2, epochs], ["0", f"{epochs / 2:g}", str(epochs)])
             ax.set_ylim(top=min(ax.get_ylim()[1], 3))  # what diverges leaves the panel
@@ -289,7 +289,7 @@ def draw(cells, widths, columns, epochs):
             rows = [cell["networks"][name] for cell in mine]
             ax.errorbar(beside, [r["distance"] for r in rows], [r["distance_error"] for r in rows], ls=line,
                         marker="o", ms=2.5, lw=1, color=colour)
-        ax.plot(widths, [cell["noise"] for cell in mine], color="black", lw=2.5, alpha=0.3,
+        ax.plot(widths, [cell["noise"] for cell in mine], "-.", color="0.5",
                 label="std of the DEQ's curve")
         ax.set(xscale="log", yscale="log", xlabel="width $m$", ylim=(1e-3, 1.5))
         ax.set_xticks(widths, widths)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The paper's sweep on fashion_mnist: five widths, six networks, 100 epochs. OPT=sgd|adam, LR=...; extra flags go to main.py.
+# The paper's sweep on fashion_mnist: five widths, six networks, 100 epochs. OPT=sgd|adam, LR=..., PROCESSES=K; extra
+# flags go to main.py.
 set -euo pipefail
 dataset=fashion_mnist
 declare -A default_lr=([sgd]=1 [adam]=0.001)

@@ -2,7 +2,7 @@
 # Every kernel figure of the paper (nine scripts of ck_ntk/) at its sizes, and those of any DEQ's match, into
 # results/figures; flags go to each script, but matching_map takes --output alone.
 #   scripts/figures.sh [--dataset_path DIR] [--sigma_a2 S] [--output DIR] ...
-# --dataset_path (default data) is where MNIST lies; without it there the MNIST figures are skipped. The accuracies of
+# --dataset_path (default data) is where MNIST and CIFAR-10 lie; figures of what is not there are skipped. Accuracies of
 # every DEQ and its match are 168 trainings, half an hour, which are left to
 #   python ck_ntk/any_activation_matching.py --dataset_path DIR
 set -euo pipefail
@@ -26,10 +26,15 @@ for name in ck_gmm_matching gmm_ntk_matching gmm_one_layer_matching gmm_two_laye
 done
 "$python" ck_ntk/matching_map.py "${output[@]}"
 
-if [[ ! -e $data/MNIST/raw/train-images-idx3-ubyte && ! -e $data/train-images-idx3-ubyte ]]; then
+if [[ -e $data/MNIST/raw/train-images-idx3-ubyte || -e $data/train-images-idx3-ubyte ]]; then
+    for name in ck_mnist_matching mnist_ntk_matching mnist_one_layer_matching mnist_two_layer_matching; do
+        "$python" "ck_ntk/$name.py" --dataset_path "$data" "${flags[@]}" "${output[@]}"
+    done
+else
     echo "the four MNIST figures are skipped: no train-images-idx3-ubyte in $data or $data/MNIST/raw (--dataset_path)"
-    exit 0
 fi
-for name in ck_mnist_matching mnist_ntk_matching mnist_one_layer_matching mnist_two_layer_matching; do
-    "$python" "ck_ntk/$name.py" --dataset_path "$data" "${flags[@]}" "${output[@]}"
-done
+if [[ -d $data/cifar10 || -d $data/cifar-10-batches-py ]]; then
+    "$python" ck_ntk/cifar10_matching.py --dataset_path "$data" "${flags[@]}" "${output[@]}"
+else
+    echo "the CIFAR-10 figure is skipped: neither cifar10 nor cifar-10-batches-py in $data (--dataset_path)"
+fi

@@ -1,7 +1,13 @@
 # Sourced by mnist.sh, fashion_mnist.sh and cifar10.sh: the paper's sweep of $dataset over widths and networks.
-#   OPT=sgd|adam   optimizer (default sgd)      LR   learning rate (default below)
+#   OPT=sgd|adam   optimizer (default sgd)      LR   learning rate (default: the dataset's)
+#   PROCESSES=K    share the runs of the grid (default 1); the logs are the same, on K cores sooner
 # Extra flags go to main.py, so that --resume, --seed 0 1 2 or --dataset_path DIR do what they say.
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 opt=${OPT:-sgd}
-exec "$python" main.py --dataset "$dataset" --dim 32 128 256 1024 4096 --epoch 100 --opt "$opt" --lr "${LR:-${default_lr[$opt]:-1}}" \
+launch=("$python")
+if ((${PROCESSES:-1} > 1)); then
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$PROCESSES")
+fi
+exec "${launch[@]}" main.py --dataset "$dataset" --dim 32 128 256 1024 4096 --epoch 100 --opt "$opt" --lr "${LR:-${default_lr[$opt]:-1}}" \
     --output_path "results/$dataset-$opt" --save_path "checkpoints/$dataset-$opt" "$@"

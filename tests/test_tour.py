@@ -29,6 +29,7 @@ def tour():
     try:
         os.chdir(PATH.parent)
         plt.switch_backend("Agg")
+        plt.close("all")  # what other tests left open
         with matplotlib.rc_context():
             for cell in CODE:
                 with contextlib.redirect_stdout(io.StringIO()) as out:

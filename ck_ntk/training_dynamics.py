@@ -7,19 +7,16 @@ mean training losses, over the drop of the DEQ's loss. Networks start from rando
 at the smallest learning rate f(x) - f_0(x) is trained as well ("centred"), where the NTK alone decides. How lazy: the
 relative changes of the weights and of the empirical NTK.
 
-Flags of its own: --lr (learning rates), --seeds (number of them). Finished runs are kept in results/training_dynamics,
-and not done again.
+Finished runs are kept in results/training_dynamics, and not done again.
 """
 
 import argparse
 import copy
 import json
 import math
-import sys
 import time
-from pathlib import Path
 
-from experiment import ROOT, _Parser, _positive, run
+from experiment import ROOT, _positive, run
 
 RUNS = ROOT / "results" / "training_dynamics"
 SIGMA_A2, BATCH = 0.2, 128
@@ -304,13 +301,12 @@ def draw(cells, widths, columns, epochs):
     return figure
 
 
-def main(args, own):
+def main(args):
     from data_prepare import load_dataset
     from tqdm import tqdm
     from train import Config, fingerprint
     from utils import estimate_tau0
 
-    vars(args).update(vars(own))
     widths, lrs = sorted(set(args.width)), sorted(set(args.lr))
     data = load_dataset("mnist", args.dataset_path)
     key, tau0 = fingerprint(data), estimate_tau0(data.X_train)
@@ -349,8 +345,6 @@ def _rate(text):
 
 
 if __name__ == "__main__":
-    own = _Parser(prog=Path(__file__).stem, add_help=False, allow_abbrev=False)
-    own.add_argument("--lr", type=_rate, nargs="+", default=[0.3, 3.0, 30.0, 200.0])
-    own.add_argument("--seeds", type=_positive, default=3)
-    flags, sys.argv[1:] = own.parse_known_args()
-    run(lambda args: main(args, flags), __doc__, epoch=1, width=[64, 256, 512], dataset=True)
+    run(main, __doc__, epoch=1, width=[64, 256, 512], dataset=True, flags={
+        "--lr": dict(type=_rate, nargs="+", default=[0.3, 3.0, 30.0, 200.0], help="learning rates (default 0.3 3 30 200)"),
+        "--seeds": dict(type=_positive, default=3, help="number of seeds (default 3)")})

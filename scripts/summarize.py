@@ -251,12 +251,9 @@ def group(runs):
         if (twin.test, twin.train, twin.config) != (run.test, run.train, run.config):
             raise LogError(f"{run.title} is also in {twin.folder}, with other numbers: leave one of them out")
     for experiment in experiments.values():
-        for name, run in list(experiment.runs.items()):
-            if len(run.test) < experiment.epochs:
-                experiment.unfinished.append(f"{run.model} dim {run.dim} seed {run.seed} ({len(run.test)} epochs)")
-        short = [name for name, run in experiment.runs.items() if len(run.test) < experiment.epochs]
-        for name in short:
-            del experiment.runs[name]
+        for name in [name for name, run in experiment.runs.items() if len(run.test) < experiment.epochs]:
+            run = experiment.runs.pop(name)
+            experiment.unfinished.append(f"{run.model} dim {run.dim} seed {run.seed} ({len(run.test)} epochs)")
     finished = [e for e in experiments.values() if e.runs]
     if not finished:
         raise LogError(f"{runs[0].folder}: no run is finished (resume it with main.py --resume)")

@@ -221,10 +221,9 @@ def memory():
 def slope(sizes, times):
     """Least-squares slope of log time against log size, and its standard error."""
     import numpy as np
-    x, y = np.log(sizes), np.log(times)
-    (gradient, _), covariance = np.polyfit(x, y, 1, cov="unscaled")
-    residual = y - np.polyval(np.polyfit(x, y, 1), x)
-    return gradient, math.sqrt(covariance[0, 0] * (residual @ residual) / (len(x) - 2))
+    from scipy.stats import linregress
+    fit = linregress(np.log(sizes), np.log(times))
+    return fit.slope, fit.stderr
 
 
 def growth():

@@ -70,12 +70,40 @@ def test_learns(run, tmp_path):
 
 @pytest.mark.parametrize("flags, what", [
     (["--epochs", "0"], "positive"), (["--batch_size", "21"], "more than the 20 training images"), (["--epochs", "x"], "positive"),
+    (["--small_crops", "1.5"], "from 0 to 1"), (["--cutout", "33"], "0 to 32 pixels, got 33"), (["--init", "none.pth"], "none.pth"),
     (["--lr", "1e30"], "smaller --lr"), (["--device", "cuda:99"], "cuda:99")])
 def test_bad_flags(run, tmp_path, capsys, flags, what):
     with pytest.raises(SystemExit) as stop:
         run("a", *flags)
     assert stop.value.code == 2 and what in capsys.readouterr().err
     assert not (tmp_path / "a.pth").exists()
+
+
+def test_init_starts_from_the_weights_of_the_file(run, tmp_path, monkeypatch):
+    run("a")
+    made = []
+
+    class Recorded(VGG16):
+        def __init__(self, dropout):
+            super().__init__(dropout)
+            made.append(self)
+
+    def stop(step, steps):
+        raise ValueError("before the first step")
+    monkeypatch.setattr(pretrain_vgg, "VGG16", Recorded)
+    monkeypatch.setattr(pretrain_vgg, "one_cycle", stop)
+    with pytest.raises(SystemExit):
+        run("b", "--init", str(tmp_path / "a.pth"))
+    assert same(made[0].state_dict(), load_vgg16(tmp_path / "a.pth").state_dict())
+
+
+def test_resume_refuses_other_initial_weights(run, tmp_path, capsys):
+    run("a")
+    run("b", "--init", str(tmp_path / "a.pth"))
+    run("a", "--seed", "1")
+    with pytest.raises(SystemExit):
+        run("b", "--init", str(tmp_path / "a.pth"), "--resume")
+    assert "resume with the same" in capsys.readouterr().err
 
 
 def test_resume_refuses_other_settings_and_damaged_checkpoints(run, tmp_path, capsys):
@@ -102,6 +130,20 @@ def test_crops_are_shifts_near_the_centre(size):
         crops = crops.flip(3) if mirrored else crops
         found = {next(i for i, shift in enumerate(shifts) if torch.equal(crop.permute(1, 2, 0), shift)) for crop in crops}
         assert len(found) > 70  # of 81
+
+
+def test_cutout_is_one_square_in_the_mean_colour():
+    black = torch.zeros(500, 40, 40, 3, dtype=torch.uint8)
+    crops = pretrain_vgg.augment(black, torch.zeros(500, dtype=torch.bool), 32, torch.Generator().manual_seed(0), 8)
+    assert {tuple(pixel) for pixel in crops.permute(0, 2, 3, 1).reshape(-1, 3).tolist()} == {(0, 0, 0), (125, 123, 114)}
+    centres = set()
+    for cut in crops[:, 0] > 0:
+        rows, columns = cut.any(1).nonzero().ravel(), cut.any(0).nonzero().ravel()
+        assert cut.sum() == len(rows) * len(columns)  # a rectangle, smaller than the square only at the border
+        for line in (rows, columns):
+            assert 4 <= len(line) <= 8 and (len(line) == 8 or line[0] == 0 or line[-1] == 31)
+        centres.add((rows[0].item(), columns[0].item()))
+    assert len(centres) > 250
 
 
 def test_one_cycle_rises_then_falls_to_nearly_nothing():

@@ -7,7 +7,8 @@
     start      the command line: --help and a bad flag, against the bare interpreter
     matching   tau, coefficients and match of a DEQ: the paper's two, one by quadrature, one tangent kernel
     kernels    exact kernels against X X^T and against Monte Carlo
-    features   DEQ and ENN features against the float32 matrix-product peak; DEQ against ENN
+    features   DEQ and ENN features against the float32 matrix-product peak
+    cost       DEQ against matched ENN: seconds and memory of inference, of features, and of training every weight
     solver     a forward solve to 1e-6: Picard, Anderson, and torchdeq's solvers where it is installed (pip install torchdeq)
     readout    an epoch on 60,000 x m features against one product with them
     memory     peak memory of four jobs, each in a process of its own
@@ -89,21 +90,61 @@ def features():
 
     p = 784
     X = torch.randn(4096, p) / p**0.5
-    yield head("dim", "network", "iterations", "ms a 1000 rows", "of the matrix-product peak", "DEQ / its ENN")
+    yield head("dim", "network", "iterations", "ms a 1000 rows", "of the matrix-product peak")
     for dim in (256, 1024, 4096):
-        taken = {}
         for name in ("inn", "l_relu_enn", "tanh_inn", "h_tanh_enn"):
             model = build_model(name, p, dim, 10, 0.2)
             rows = X if dim < 4096 else X[:1024]
             before = matrix_rate()  # on either side of each, as a shared machine's speed drifts
-            taken[name] = seconds(lambda: extract_features(model, rows), 3) / len(rows)
+            taken = seconds(lambda: extract_features(model, rows), 3) / len(rows)
             peak = max(before, matrix_rate())
             iterations = extract_features(model, rows)[1]
             squares = iterations if iterations else len(model.weights) - 1
             flops = 2 * dim * (p + squares * dim)
-            deq = {"l_relu_enn": "inn", "h_tanh_enn": "tanh_inn"}.get(name)
-            yield row(str(dim), name, str(iterations or ""), f"{1e6 * taken[name]:.1f}", f"{flops / taken[name] / peak:.0%}",
-                      f"{taken[deq] / taken[name]:.1f}" if deq else "")
+            yield row(str(dim), name, str(iterations or ""), f"{1e6 * taken:.1f}", f"{flops / taken / peak:.0%}")
+
+
+def network_job(job, name, dim, p=784):
+    """A call that does the job once with the network called name, on noise."""
+    import torch
+
+    from data_prepare import Dataset
+    from model import build_model
+    from train import Config, FullTask, extract_features
+
+    model, X = build_model(name, p, dim, 10, 0.2), torch.randn(1024, p) / p**0.5
+    if job == "features of 1024 rows":
+        return lambda: extract_features(model, X)
+    if job == "inference, one row":
+        return torch.no_grad()(lambda: model(X[:1]).argmax(1))
+    assert job == "training step, 128 rows"
+    data = Dataset("noise", X, torch.arange(len(X)) % 10, X, torch.arange(len(X)) % 10, 10, None)
+    task = FullTask(model, data, Config("noise", name, dim, 0.01, 1, 128), "cpu")
+    return lambda: task.epoch(torch.arange(128))
+
+
+def peak_memory(program):
+    """Bytes that a process of its own takes at most."""
+    program = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'scripts')]!r}; {program}; " \
+              "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    return int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+
+
+def cost():
+    def memory(*job):
+        return peak_memory(f"import bench; bench.network_job{job}()") / 1e6
+
+    small = {}  # the process, its imports and its data
+    yield head("dim", "DEQ", "job", "DEQ, ms", "matched ENN, ms", "DEQ / ENN", "DEQ, MB", "matched ENN, MB")
+    for dim in (256, 1024, 4096):
+        for title, pair in (("ReLU", ("inn", "l_relu_enn")), ("tanh", ("tanh_inn", "h_tanh_enn"))):
+            for job in ("inference, one row", "features of 1024 rows", "training step, 128 rows"):
+                deq, enn = (1e3 * seconds(network_job(job, name, dim)) for name in pair)
+                if job not in small:
+                    small[job] = memory(job, "l_relu_enn", 4)
+                more = (memory(job, name, dim) - small[job] for name in pair)
+                yield row(str(dim), title, job, f"{deq:.3g}", f"{enn:.3g}", f"{deq / enn:.1f}", *(f"{m:.0f}" for m in more))
+    yield "\nMemory: peak of a process that does the job once, beyond that of the same job at width 4."
 
 
 def torchdeq_solvers():
@@ -211,9 +252,7 @@ def memory():
              "DEQ features, 60,000 × 784 to dim 1024": 4 * 60000 * (784 + 1024)}
     bare = None
     for name, job in JOBS.items():
-        program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {job}; " \
-                  "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
-        peak = int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+        peak = peak_memory(job)
         bare = bare or peak
         yield row(name, f"{peak / 2**30:.2f} GB", f"{(peak - bare) / floor[name]:.2f} beyond torch's own" if name in floor else "")
 
@@ -355,7 +394,7 @@ def kernels():
         yield row(name, *cells)
 
 
-SECTIONS = {f.__name__: f for f in (start, matching, kernels, features, solver, readout, memory, growth, roots)}
+SECTIONS = {f.__name__: f for f in (start, matching, kernels, features, cost, solver, readout, memory, growth, roots)}
 
 
 def machine():

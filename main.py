@@ -231,15 +231,15 @@ def main(argv=None):
         parser, arguments = parse_arguments(argv, world)
         try:
             data, results = experiment(parser, arguments, world)
+            if world.rank == 0:
+                print_table(arguments, results)
+                print(f"\nlogs in {arguments.output_path}, figure {plot(arguments, data, results)}")
         except ValueError as error:
             parser.error(str(error))
         except (RuntimeError, OSError) as error:
             parser.exit(FAILED, f"{parser.prog}: failed: {error}\n")
         except KeyboardInterrupt as error:
             parser.exit(INTERRUPTED, f"{parser.prog}: {error if error.args else 'interrupted'}; {RESUME}\n")
-        if world.rank == 0:
-            print_table(arguments, results)
-            print(f"\nlogs in {arguments.output_path}, figure {plot(arguments, data, results)}")
 
 
 def experiment(parser, arguments, world):

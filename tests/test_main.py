@@ -222,3 +222,12 @@ def test_real_mnist(real_data, tmp_path):
     accuracy = [json.loads((tmp_path / "results" / f"128_test_{m}_mnist.json").read_text())[-1] for m in ("inn", "l_relu_enn")]
     assert min(accuracy) > 0.95 and abs(accuracy[0] - accuracy[1]) < 0.02
     assert "11769 training and 1932 test samples, p = 784, 2 classes" in done.stdout
+
+
+def test_a_figure_that_cannot_be_written_is_one_line_and_costs_no_result(tmp_path, capsys):
+    (tmp_path / "accuracy_gmm.png" / "in the way").mkdir(parents=True)
+    with pytest.raises(SystemExit) as stop:
+        main.main(["--model", "tanh_enn", "--dim", "8", "--epoch", "1", "--output_path", str(tmp_path), "--save_path", str(tmp_path / "ckpt")])
+    captured = capsys.readouterr()
+    assert stop.value.code == 1 and "accuracy_gmm.png" in captured.err and captured.err.count("\n") == 1
+    assert (tmp_path / "8_test_tanh_enn_gmm.json").exists() and "tanh_enn" in captured.out

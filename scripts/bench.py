@@ -105,23 +105,41 @@ def features():
             yield row(str(dim), name, str(iterations or ""), f"{1e6 * taken:.1f}", f"{flops / taken / peak:.0%}")
 
 
-def network_job(job, name, dim, p=784):
-    """A call that does the job once with the network called name, on noise."""
+def noise(n, p=784):
+    import torch
+    return torch.randn(n, p) / p**0.5
+
+
+def inference(model):
+    import torch
+    x = noise(1)
+    return torch.no_grad()(lambda: model(x).argmax(1))
+
+
+def feature_batches(model):
+    from train import extract_features
+    X = noise(1024)
+    return lambda: extract_features(model, X)
+
+
+def training_step(model):
     import torch
 
     from data_prepare import Dataset
-    from model import build_model
-    from train import Config, FullTask, extract_features
+    from train import Config, FullTask
+    X, y, order = noise(128), torch.arange(128) % 10, torch.arange(128)
+    task = FullTask(model, Dataset("noise", X, y, X, y, 10, None), Config("noise", "given", 0, 0.01, 1, 128), "cpu")
+    return lambda: task.epoch(order)
 
-    model, X = build_model(name, p, dim, 10, 0.2), torch.randn(1024, p) / p**0.5
-    if job == "features of 1024 rows":
-        return lambda: extract_features(model, X)
-    if job == "inference, one row":
-        return torch.no_grad()(lambda: model(X[:1]).argmax(1))
-    assert job == "training step, 128 rows"
-    data = Dataset("noise", X, torch.arange(len(X)) % 10, X, torch.arange(len(X)) % 10, 10, None)
-    task = FullTask(model, data, Config("noise", name, dim, 0.01, 1, 128), "cpu")
-    return lambda: task.epoch(torch.arange(128))
+
+NETWORK_JOBS = {"inference, one row": inference, "features of 1024 rows": feature_batches,
+                "training step, 128 rows": training_step}
+
+
+def network_job(job, name, dim):
+    """A call that does the job once with the network called name, on noise."""
+    from model import build_model
+    return NETWORK_JOBS[job](build_model(name, 784, dim, 10, 0.2))
 
 
 def peak_memory(program):
@@ -147,7 +165,7 @@ def cost():
     yield head("dim", "DEQ", "job", "DEQ, ms", "matched ENN, ms", "DEQ / ENN", "DEQ, MB", "matched ENN, MB")
     for dim in (1024, 4096):
         for title, pair in (("ReLU", ("inn", "l_relu_enn")), ("tanh", ("tanh_inn", "h_tanh_enn"))):
-            for job in ("inference, one row", "features of 1024 rows", "training step, 128 rows"):
+            for job in NETWORK_JOBS:
                 deq, enn = (1e3 * seconds(network_job(job, name, dim)) for name in pair)
                 if job not in small:
                     small[job] = memory(job, "l_relu_enn", 4)

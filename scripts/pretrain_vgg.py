@@ -1,7 +1,7 @@
 """Trains the CIFAR-10 VGG16 whose features data_prepare.py uses, and writes its weights as float16.
 
     python scripts/pretrain_vgg.py --dataset_path data --epochs 16 --seed 0
-    python scripts/pretrain_vgg.py --dataset_path data --init FILE --epochs 15 --small_crops 0 --cutout 12 --seed 1
+    python scripts/pretrain_vgg.py --dataset_path data --init FILE --epochs 16 --small_crops 0 --cutout 10 --seed 1
 
 The second is a warm restart (Loshchilov & Hutter, 2017): the schedule once more, from the weights in FILE.
 SGD with Nesterov momentum under a one-cycle schedule (Smith & Topin, 2018), label smoothing, random crops, flips and
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_prepare import CIFAR10_MEAN, VGG16, cifar10_images, load_vgg16  # noqa: E402
+from main import positive_int  # noqa: E402
 from utils import atomic_write, generator, get_device  # noqa: E402
 
 PAD = 4          # pixels of shift in random crops, either way
@@ -67,18 +68,19 @@ def accuracy(net, images, labels, batch_size=500):
 
 def train(args):
     device = get_device(args.device)
+    if not 0 <= args.cutout <= 32:
+        raise ValueError(f"--cutout must be 0 to 32 pixels, got {args.cutout}")
+    start = load_vgg16(args.init).state_dict() if args.init else None  # before the images, which take a while
     data = cifar10_images(args.dataset_path)
     if args.batch_size > len(data.train):
         raise ValueError(f"--batch_size {args.batch_size} is more than the {len(data.train)} training images")
-    if not 0 <= args.cutout <= 32:
-        raise ValueError(f"--cutout must be 0 to 32 pixels, got {args.cutout}")
     settings = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size", "lr", "weight_decay", "dropout", "small_crops", "cutout")}
     settings["init"] = hashlib.sha256(Path(args.init).read_bytes()).hexdigest() if args.init else ""
     torch.manual_seed(args.seed)  # initial weights and dropout
     draws = generator("vgg", args.seed)  # order, crops and flips
     net = VGG16(args.dropout)
-    if args.init:
-        net.load_state_dict(load_vgg16(args.init).state_dict())
+    if start:
+        net.load_state_dict(start)
     net.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, nesterov=True, weight_decay=args.weight_decay)
     checkpoint, first = Path(args.checkpoint), 0
@@ -104,7 +106,7 @@ def train(args):
     for epoch in range(first, args.epochs):
         net.train()
         size = 24 if epoch < args.small_crops * args.epochs else 32
-        start, total, right = time.time(), 0.0, 0
+        began, total, right = time.time(), 0.0, 0
         order = torch.randperm(len(images), generator=draws)[:per_epoch * args.batch_size]
         for i, index in enumerate(tqdm(order.split(args.batch_size), f"epoch {epoch + 1}/{args.epochs}", disable=None, leave=False)):
             optimizer.param_groups[0]["lr"] = args.lr * one_cycle(epoch * per_epoch + i, steps)
@@ -124,18 +126,12 @@ def train(args):
             torch.save({"settings": settings, "epoch": epoch + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict(),
                         "rng": torch.get_rng_state(), "draws": draws.get_state()}, file)
         print(f"epoch {epoch + 1}/{args.epochs}: loss {total / per_epoch:.4f}, training accuracy {right / len(order):.4f}, "
-              f"{time.time() - start:.0f} s", flush=True)
+              f"{time.time() - began:.0f} s", flush=True)
 
     with atomic_write(args.output) as file:
         torch.save({name: v.half() if v.is_floating_point() else v for name, v in net.state_dict().items()}, file)
     net.load_state_dict(torch.load(args.output, weights_only=True, map_location="cpu"))
     print(f"{args.output}: test accuracy {accuracy(net, data.test, data.test_labels):.4f} on {len(data.test)} images")
-
-
-def positive_int(text):
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
-    return int(text)
 
 
 def share(text):

@@ -79,6 +79,18 @@ def test_bad_flags(run, tmp_path, capsys, flags, what):
     assert not (tmp_path / "a.pth").exists()
 
 
+@pytest.mark.parametrize("share, sizes", [("0", [32] * 4), ("0.5", [24, 24, 32, 32]), ("1", [24] * 4)])
+def test_the_first_epochs_see_small_crops(run, monkeypatch, share, sizes):
+    augment, seen = pretrain_vgg.augment, []
+
+    def watched(images, mirrored, size, draws, cutout):
+        seen.append(size)
+        return augment(images, mirrored, size, draws, cutout)
+    monkeypatch.setattr(pretrain_vgg, "augment", watched)
+    run("a", "--small_crops", share)
+    assert seen[::4] == sizes and len(seen) == 16  # four batches an epoch
+
+
 def test_init_starts_from_the_weights_of_the_file(run, tmp_path, monkeypatch):
     run("a")
     made = []

@@ -345,8 +345,9 @@ def test_rank_0_does_not_wait_for_a_rank_that_is_silent(monkeypatch):
     second.ended.set()
 
 
-def test_the_first_rank_that_fails_speaks_and_the_others_end(monkeypatch, capsys, impatient):
-    before = signal.getsignal(signal.SIGINT)  # ignored, where a background shell began the suite
+def test_the_first_rank_that_fails_speaks_and_the_others_end(monkeypatch, capsys, impatient, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a background shell began the suite
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     first, second = worlds(monkeypatch)
     for world, message in ((second, "rank 1 is out of luck\n"), (first, "so is rank 0\n")):
         with pytest.raises(SystemExit) as stop, world:
@@ -361,7 +362,7 @@ def test_the_first_rank_that_fails_speaks_and_the_others_end(monkeypatch, capsys
     with pytest.raises(SystemExit), second:  # rank 0 took the store with it
         second.exit(1, "the connection is lost\n")
     assert capsys.readouterr().err == "the connection is lost\n"
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_only_rank_0_is_heard(monkeypatch, capsys):

@@ -27,7 +27,6 @@ from utils import atomic_write, generator, get_device  # noqa: E402
 
 PAD = 4          # pixels of shift in random crops, either way
 SMOOTHING = 0.1  # of the labels
-WARMUP = 0.2     # part of the steps in which the learning rate rises
 
 
 def augment(images, mirrored, size, draws, cutout=0):
@@ -48,10 +47,10 @@ def augment(images, mirrored, size, draws, cutout=0):
     return crops.permute(0, 3, 1, 2)
 
 
-def one_cycle(step, steps):
-    """Factor of the peak learning rate: up in a line, then down in a line to nearly 0."""
-    warm = WARMUP * steps
-    return min((step + 1) / (warm + 1), (steps - step) / (steps - warm))
+def one_cycle(step, steps, warmup):
+    """Factor of the peak learning rate: up in a line for that share of the steps, then down in a line to nearly 0."""
+    warm = warmup * steps
+    return min((step + 1) / (warm + 1), (steps - step) / max(steps - warm, 1))
 
 
 @torch.no_grad()
@@ -74,7 +73,8 @@ def train(args):
     data = cifar10_images(args.dataset_path)
     if args.batch_size > len(data.train):
         raise ValueError(f"--batch_size {args.batch_size} is more than the {len(data.train)} training images")
-    settings = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size", "lr", "weight_decay", "dropout", "small_crops", "cutout")}
+    settings = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size", "lr", "warmup", "weight_decay", "dropout",
+                                                       "small_crops", "cutout")}
     settings["init"] = hashlib.sha256(Path(args.init).read_bytes()).hexdigest() if args.init else ""
     torch.manual_seed(args.seed)  # initial weights and dropout
     draws = generator("vgg", args.seed)  # order, crops and flips
@@ -109,7 +109,7 @@ def train(args):
         began, total, right = time.time(), 0.0, 0
         order = torch.randperm(len(images), generator=draws)[:per_epoch * args.batch_size]
         for i, index in enumerate(tqdm(order.split(args.batch_size), f"epoch {epoch + 1}/{args.epochs}", disable=None, leave=False)):
-            optimizer.param_groups[0]["lr"] = args.lr * one_cycle(epoch * per_epoch + i, steps)
+            optimizer.param_groups[0]["lr"] = args.lr * one_cycle(epoch * per_epoch + i, steps, args.warmup)
             x = augment(images[index], mirrored[index] ^ bool(epoch % 2), size, draws, args.cutout).to(device)
             y = data.train_labels[index].to(device)
             with torch.autocast(device.type, torch.bfloat16):
@@ -154,6 +154,8 @@ def main(argv=None):
     parser.add_argument("--epochs", type=positive_int, default=16)
     parser.add_argument("--batch_size", type=positive_int, default=128)
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate")
+    parser.add_argument("--warmup", type=share, default=0.2, metavar="SHARE",
+                        help="of the steps, the first ones, in which the learning rate rises (default: 0.2)")
     parser.add_argument("--weight_decay", type=float, default=5e-4)
     parser.add_argument("--dropout", type=float, default=0.2, help="in the head")
     parser.add_argument("--small_crops", type=share, default=0.75, metavar="SHARE",

@@ -100,7 +100,7 @@ def test_init_starts_from_the_weights_of_the_file(run, tmp_path, monkeypatch):
             super().__init__(dropout)
             made.append(self)
 
-    def stop(step, steps):
+    def stop(*_):
         raise ValueError("before the first step")
     monkeypatch.setattr(pretrain_vgg, "VGG16", Recorded)
     monkeypatch.setattr(pretrain_vgg, "one_cycle", stop)
@@ -158,9 +158,13 @@ def test_cutout_is_one_square_in_the_mean_colour():
     assert len(centres) > 250
 
 
-def test_one_cycle_rises_then_falls_to_nearly_nothing():
-    rates = [pretrain_vgg.one_cycle(step, 1000) for step in range(1000)]
-    assert max(rates) <= 1 and max(rates) > 0.99 and rates[0] < 0.01 and rates[-1] < 0.01 and rates.index(max(rates)) in range(195, 205)
+@pytest.mark.parametrize("warmup, peak", [(0.2, 200), (0.05, 50), (0, 0), (1, 999)])
+def test_one_cycle_rises_for_the_warmup_then_falls(warmup, peak):
+    rates = [pretrain_vgg.one_cycle(step, 1000, warmup) for step in range(1000)]
+    top = rates.index(max(rates))
+    assert 0.99 < rates[top] <= 1 and abs(top - peak) < 5
+    assert rates[:top + 1] == sorted(rates[:top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert (top == 0 or rates[0] < 0.03) and (top == 999 or rates[-1] < 0.01)
 
 
 def test_small_images_too_end_as_one_pixel():

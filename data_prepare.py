@@ -573,7 +573,8 @@ def load_vgg16(file) -> VGG16:
             raise DataError(f"{file}: does not fit data_prepare.VGG16: key {key} is {'missing' if key in wanted else 'not one of its'}"
                             f" ({len(wanted.keys() - state.keys())} missing, {len(state.keys() - wanted.keys())} unknown)")
         if state[key].shape != wanted[key].shape:
-            raise DataError(f"{file}: does not fit data_prepare.VGG16: {key} has shape {tuple(state[key].shape)}, not {tuple(wanted[key].shape)}")
+            raise DataError(f"{file}: does not fit data_prepare.VGG16: {key} has shape {tuple(state[key].shape)}, "
+                            f"not {tuple(wanted[key].shape)}")
     net.load_state_dict(state)
     return net.eval()
 

@@ -170,7 +170,8 @@ def cost():
                 if job not in small:
                     small[job] = memory(job, "l_relu_enn", 4)
                 more = (memory(job, name, dim) - small[job] for name in pair)
-                yield row(str(dim), title, job, f"{float(f'{deq:.3g}'):g}", f"{float(f'{enn:.3g}'):g}", f"{deq / enn:.1f}", *(f"{m:.0f}" for m in more))
+                times = (f"{float(f'{t:.3g}'):g}" for t in (deq, enn))  # three digits
+                yield row(str(dim), title, job, *times, f"{deq / enn:.1f}", *(f"{m:.0f}" for m in more))
     yield "\nMemory: peak of a process that does the job once, beyond that of the same job at width 4."
 
 
@@ -204,7 +205,8 @@ def solver():
         return solve
 
     solvers = {"Picard": ours(Picard(1e-6)), "Anderson": ours(Anderson(1e-6)), **torchdeq_solvers()}
-    yield head("dim", "DEQ", *(f"{name}: iterations, ms" for name in solvers), *(["torchdeq's fastest / Picard"] if len(solvers) > 2 else []))
+    against = ["torchdeq's fastest / Picard"] if len(solvers) > 2 else []
+    yield head("dim", "DEQ", *(f"{name}: iterations, ms" for name in solvers), *against)
     for dim, name, sigma_a2 in ((256, "relu", 0.2), (256, "tanh", 0.2), (1024, "relu", 0.2), (1024, "tanh", 0.2),
                                 (1024, "relu", 0.8), (4096, "relu", 0.2), (4096, "tanh", 0.2)):
         model = DEQ(ACTIVATIONS[name], 784, dim, 10, sigma_a2)

@@ -108,7 +108,8 @@ def train(args):
         size = 24 if epoch < args.small_crops * args.epochs else 32
         began, total, right = time.time(), 0.0, 0
         order = torch.randperm(len(images), generator=draws)[:per_epoch * args.batch_size]
-        for i, index in enumerate(tqdm(order.split(args.batch_size), f"epoch {epoch + 1}/{args.epochs}", disable=None, leave=False)):
+        batches = tqdm(order.split(args.batch_size), f"epoch {epoch + 1}/{args.epochs}", disable=None, leave=False)
+        for i, index in enumerate(batches):
             optimizer.param_groups[0]["lr"] = args.lr * one_cycle(epoch * per_epoch + i, steps, args.warmup)
             x = augment(images[index], mirrored[index] ^ bool(epoch % 2), size, draws, args.cutout).to(device)
             y = data.train_labels[index].to(device)

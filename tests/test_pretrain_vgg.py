@@ -70,7 +70,8 @@ def test_learns(run, tmp_path):
 
 @pytest.mark.parametrize("flags, what", [
     (["--epochs", "0"], "positive"), (["--batch_size", "21"], "more than the 20 training images"), (["--epochs", "x"], "positive"),
-    (["--small_crops", "1.5"], "from 0 to 1"), (["--cutout", "33"], "0 to 32 pixels, got 33"), (["--init", "none.pth"], "none.pth"),
+    (["--small_crops", "1.5"], "from 0 to 1"), (["--warmup", "-1"], "from 0 to 1"),
+    (["--cutout", "33"], "0 to 32 pixels, got 33"), (["--init", "none.pth"], "none.pth"),
     (["--lr", "1e30"], "smaller --lr"), (["--device", "cuda:99"], "cuda:99")])
 def test_bad_flags(run, tmp_path, capsys, flags, what):
     with pytest.raises(SystemExit) as stop:
@@ -164,7 +165,18 @@ def test_one_cycle_rises_for_the_warmup_then_falls(warmup, peak):
     top = rates.index(max(rates))
     assert 0.99 < rates[top] <= 1 and abs(top - peak) < 5
     assert rates[:top + 1] == sorted(rates[:top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
-    assert (top == 0 or rates[0] < 0.03) and (top == 999 or rates[-1] < 0.01)
+    assert (top == 0 or rates[0] < 1 / peak) and (top == 999 or rates[-1] < 0.01)
+
+
+def test_warmup_reaches_the_schedule(run, monkeypatch):
+    one_cycle, seen = pretrain_vgg.one_cycle, set()
+
+    def watched(step, steps, warmup):
+        seen.add(warmup)
+        return one_cycle(step, steps, warmup)
+    monkeypatch.setattr(pretrain_vgg, "one_cycle", watched)
+    run("a", "--warmup", "0.5")
+    assert seen == {0.5}
 
 
 def test_small_images_too_end_as_one_pixel():

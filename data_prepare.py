@@ -166,7 +166,8 @@ def gaussian_mixture(means, covariances, counts, generator, dtype=torch.float64)
     p, n = means.shape[1], sum(counts)
     covariances = [torch.as_tensor(C, dtype=torch.float64) for C in covariances]
     if not len(means) == len(covariances) == len(counts):
-        raise DataError(f"{len(means)} means, {len(covariances)} covariances and {len(counts)} counts: give one of each per class")
+        raise DataError(f"{len(means)} means, {len(covariances)} covariances and {len(counts)} counts: "
+                        "give one of each per class")
     X, psi = torch.empty(n, p, dtype=dtype), torch.empty(n, dtype=torch.float64)
     y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     for a, (mu, C, rows) in enumerate(zip(means, covariances, torch.arange(n).split(list(counts)))):
@@ -333,7 +334,8 @@ def mnist_images(path, name="mnist") -> Images:
         if labels.max() > 9:
             raise DataError(f"{present / files[1]}: label {labels.max()} is not a digit; not a file of {name}")
     if train.shape[1:] != test.shape[1:]:
-        raise DataError(f"{present / MNIST_FILES[2]}: images of {tuple(test.shape[1:])} pixels, for training {tuple(train.shape[1:])}")
+        raise DataError(f"{present / MNIST_FILES[2]}: images of {tuple(test.shape[1:])} pixels, "
+                        f"for training {tuple(train.shape[1:])}")
     classes = FASHION_CLASSES if name == "fashion_mnist" else tuple("0123456789")
     return Images(train[:, None], train_labels.long(), test[:, None], test_labels.long(), classes)
 
@@ -563,14 +565,16 @@ def load_vgg16(file) -> VGG16:
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # truncated, foreign or pickled files raise many kinds
-        raise DataError(f"{file}: not a readable weight file ({_line(error)[:80]}); it must be a state_dict saved by torch") from None
+        raise DataError(f"{file}: not a readable weight file ({_line(error)[:80]}); "
+                        "it must be a state_dict saved by torch") from None
     net = VGG16()
     wanted = net.state_dict()
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise DataError(f"{file}: not a state_dict (a dictionary of tensors)")
     for key in sorted(wanted.keys() | state.keys()):
         if key not in state or key not in wanted:
-            raise DataError(f"{file}: does not fit data_prepare.VGG16: key {key} is {'missing' if key in wanted else 'not one of its'}"
+            raise DataError(f"{file}: does not fit data_prepare.VGG16: "
+                            f"key {key} is {'missing' if key in wanted else 'not one of its'}"
                             f" ({len(wanted.keys() - state.keys())} missing, {len(state.keys() - wanted.keys())} unknown)")
         if state[key].shape != wanted[key].shape:
             raise DataError(f"{file}: does not fit data_prepare.VGG16: {key} has shape {tuple(state[key].shape)}, "

@@ -437,7 +437,8 @@ def implicit_kernels(X: torch.Tensor, activation: Activation, sigma_a2: float, t
     s, mean, d1, d2 = (torch.from_numpy(v).to(device) for v in (scales.s, scales.mean, scales.d1, scales.d2))
     half_d2 = d2 * s * math.sqrt(sigma_a2 / 2)
     m = mean / s
-    ck, largest = _off_diagonal_gram(torch.cat([X * (math.sqrt(1 - sigma_a2) / s)[:, None], math.sqrt(sigma_a2) * m[:, None]], 1))
+    ck, largest = _off_diagonal_gram(
+        torch.cat([X * (math.sqrt(1 - sigma_a2) / s)[:, None], math.sqrt(sigma_a2) * m[:, None]], 1))
     # |g(rho)| <= |rho| Var[f]/s^2, so |rho| is at most the base over this
     spread = 1 - sigma_a2 * (scales.variance / scales.s**2).max()
     pair = _pair(activation, scales, min(1.0, largest / spread), device)

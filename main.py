@@ -31,9 +31,11 @@ PCDEQ_ACTIVATIONS = ("tanh", "softsign", "relu6", "sigmoid")
 
 # what a flag that is not given becomes, for the paper's networks and for positive concave DEQs; None: it is not theirs
 DEFAULTS = {"dim": [256, 512, 1024], "train": "readout", "lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd",
-            "asquare": 0.2, "activation": "", "match": "", "family": "auto", "weight_decay": None, "milestone": None, "aug": None}
+            "asquare": 0.2, "activation": "", "match": "", "family": "auto", "weight_decay": None, "milestone": None,
+            "aug": None}
 PCDEQ_DEFAULTS = {"dim": None, "train": None, "lr": 7e-4, "epoch": 50, "batch_size": 64, "opt": None,
-                  "asquare": None, "activation": "", "match": None, "family": None, "weight_decay": 1e-2, "milestone": 0, "aug": False}
+                  "asquare": None, "activation": "", "match": None, "family": None, "weight_decay": 1e-2, "milestone": 0,
+                  "aug": False}
 
 # a family has one colour; its DEQ is solid, the matched network dashed, the unmatched one dotted
 LOOKS = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
@@ -138,7 +140,8 @@ def parse_arguments(argv, world):
     if arguments.dataset == "npz" and not arguments.dataset_path:
         parser.error("argument --dataset_path: the npz dataset needs the path of a .npz file")
     for flag in ("output_path", "save_path"):
-        existing = next(p for p in (Path(getattr(arguments, flag)), *Path(getattr(arguments, flag)).absolute().parents) if p.exists())
+        path = Path(getattr(arguments, flag))
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
         if not existing.is_dir():
             parser.error(f"argument --{flag}: {existing} is a file, not a folder")
     runs = len(arguments.model) * len(arguments.dim or [None]) * len(arguments.seed)
@@ -218,7 +221,8 @@ def plot(arguments, data, results):
         axes[0, 1].set(xlabel="width $m$", title=f"after {arguments.epoch} epochs", xscale="log")
         axes[0, 1].set_xticks(widths, widths)
         axes[0, 1].minorticks_off()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if panels == 2 else 2, handlelength=3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if panels == 2 else 2,
+                  handlelength=3)
     path = Path(arguments.output_path) / f"accuracy_{arguments.dataset}.png"
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=200)

@@ -64,7 +64,8 @@ def main(args):
         for index, name in enumerate(NAMES):
             look = {"color": f"C{index}", "marker": MARKER[name]}
             draw_errors(right, args.n, errors[kernel, name, "matched"], f"{LABEL[name]}, matched", **look)
-            draw_errors(right, args.n, errors[kernel, name, "unmatched"], f"{LABEL[name]}, unmatched", ls="--", mfc="white", **look)
+            draw_errors(right, args.n, errors[kernel, name, "unmatched"], f"{LABEL[name]}, unmatched", ls="--", mfc="white",
+                        **look)
         log_sizes(right, args.n, "number of samples $n$")
         low, high = right.get_ylim()
         right.set_ylim(top=high * (high / low) ** 0.45)  # room for the legend

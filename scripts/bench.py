@@ -73,7 +73,8 @@ def matching():
         activation = ACTIVATIONS[name]
         moments = seconds(lambda: (implicit_ck if kernel == "ck" else implicit_ntk)(activation, 0.2), 20)
         taken = seconds(lambda: match(activation, 0.2, kernel=kernel), 5)
-        yield row(name, kernel.upper(), match(activation, 0.2, kernel=kernel).family, f"{1e3 * moments:.2f} ms", f"{1e3 * taken:.1f} ms")
+        yield row(name, kernel.upper(), match(activation, 0.2, kernel=kernel).family, f"{1e3 * moments:.2f} ms",
+                  f"{1e3 * taken:.1f} ms")
 
 
 def matrix_rate(m=2048):
@@ -144,7 +145,8 @@ def network_job(job, name, dim):
 
 def peak_memory(program):
     """Bytes that a process of its own takes at most."""
-    program = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'scripts')]!r}; {program}; import bench; print(bench.high_water())"
+    program = (f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'scripts')]!r}; {program}; "
+               "import bench; print(bench.high_water())")
     return int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
 
 
@@ -291,7 +293,8 @@ def memory():
     for name, job in JOBS.items():
         peak = peak_memory(job)
         bare = bare or peak
-        yield row(name, f"{peak / 2**30:.2f} GB", f"{(peak - bare) / floor[name]:.2f} beyond torch's own" if name in floor else "")
+        yield row(name, f"{peak / 2**30:.2f} GB",
+                  f"{(peak - bare) / floor[name]:.2f} beyond torch's own" if name in floor else "")
 
 
 def slope(sizes, times):
@@ -424,9 +427,11 @@ def kernels():
         relu, swish, hardtanh = (seconds(lambda: implicit_kernels(X, ACTIVATIONS[name], 0.2), 3)
                                  for name in ("relu", "swish", "hardtanh"))
         sampled, networks = monte_carlo(X, ACTIVATIONS["relu"])
-        columns.append((f"{gram:.3f} s", f"{relu / gram:.2f} × X Xᵀ", f"{swish / relu:.2f} × relu", f"{hardtanh / relu:.2f} × relu",
+        columns.append((f"{gram:.3f} s", f"{relu / gram:.2f} × X Xᵀ", f"{swish / relu:.2f} × relu",
+                        f"{hardtanh / relu:.2f} × relu",
                         f"{sampled / relu:.1f} × relu ({networks} networks of width 1000)"))
-    names = "X Xᵀ", "relu, closed form", "swish, Mehler series", "hardtanh, quadrature", "the CK alone by Monte Carlo, standard error 1%"
+    names = ("X Xᵀ", "relu, closed form", "swish, Mehler series", "hardtanh, quadrature",
+             "the CK alone by Monte Carlo, standard error 1%")
     for name, *cells in zip(names, *columns):
         yield row(name, *cells)
 

@@ -5,7 +5,8 @@
 
 The second is a warm restart (Loshchilov & Hutter, 2017): the schedule once more, from the weights in FILE.
 SGD with Nesterov momentum under a one-cycle schedule (Smith & Topin, 2018), label smoothing, random crops, flips and
-cutout (DeVries & Taylor, 2017); bfloat16 autocast and channels-last, which halve the time of an epoch on a CPU that has bfloat16.
+cutout (DeVries & Taylor, 2017); bfloat16 autocast and channels-last, which halve the time of an epoch on a CPU that has
+bfloat16.
 The test images are looked at once, at the end, with the weights as written and in float32.
 After each epoch --checkpoint holds all that --resume needs to go on as if nothing had happened.
 """
@@ -73,8 +74,8 @@ def train(args):
     data = cifar10_images(args.dataset_path)
     if args.batch_size > len(data.train):
         raise ValueError(f"--batch_size {args.batch_size} is more than the {len(data.train)} training images")
-    settings = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size", "lr", "warmup", "weight_decay", "dropout",
-                                                       "small_crops", "cutout")}
+    settings = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size", "lr", "warmup", "weight_decay",
+                                                       "dropout", "small_crops", "cutout")}
     settings["init"] = hashlib.sha256(Path(args.init).read_bytes()).hexdigest() if args.init else ""
     torch.manual_seed(args.seed)  # initial weights and dropout
     draws = generator("vgg", args.seed)  # order, crops and flips

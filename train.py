@@ -27,6 +27,11 @@ from pcdeq import augment, keep_nonnegative
 from utils import atomic_write, generator
 
 
+# settings that Config did not always have: where they are empty they do not enter the key, so that a run keeps the key,
+# and the checkpoint, that it had before them
+LATER = "code",
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on (the loss is no longer a number); the logs so far are kept."""
 
@@ -57,8 +62,9 @@ class Config:
     @property
     def key(self) -> str:
         settings = asdict(self)
-        if not self.code:
-            del settings["code"]  # so that runs without such a file keep the key that they had before it counted
+        for name in LATER:
+            if not settings[name]:
+                del settings[name]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -13,9 +13,9 @@ LOOKS = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-R
 
 
 def print_theory(data, scales, theories):
-    """The data's size and scales (a dictionary of numbers), then a line for each model, and one for each matched layer."""
-    print(f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, p = {data.X_train.shape[1]}, "
-          f"{data.n_classes} classes; " + ", ".join(f"{name} = {value:.6g}" for name, value in scales.items()))
+    """The data's size and its scales (names and numbers), then a line for each model, and one for each matched layer."""
+    print(f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, "
+          f"p = {data.X_train.shape[1]}, {data.n_classes} classes; " + ", ".join(f"{name} = {value:.6g}" for name, value in scales.items()))
     for name, theory in theories.items():
         # what is 0 but for rounding is shown as 0
         shown = {k: str(v) if isinstance(v, str) else f"{v if abs(v) > 1e-15 else 0:.6g}" for k, v in theory.items()
@@ -51,7 +51,8 @@ def plot(arguments, data, results):
     from utils import atomic_write
 
     short = arguments.activation.rpartition(":")[2]
-    looks = LOOKS | {"deq": ("C2", "-", f"{short}-DEQ"), "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
+    looks = LOOKS | {"deq": ("C2", "-", f"{short}-DEQ"),
+                     "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
                      "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN")}
     plt.style.use(Path(__file__).parent / "ck_ntk" / "paper.mplstyle")
     panels = 2 if len(arguments.dim) > 1 else 1
@@ -64,7 +65,8 @@ def plot(arguments, data, results):
         look |= {"linewidth": 3, "alpha": 0.4} if line == "-" and len(arguments.model) > 1 else {"linewidth": 1.3}
 
         def curve(points):
-            return zip(*(mean_std([100 * run.history[epoch]["test_accuracy"] for run in runs]) for epoch, runs in points))
+            return zip(*(mean_std([100 * run.history[epoch]["test_accuracy"] for run in runs])
+                         for epoch, runs in points))
 
         def runs(dim):
             return [results[model, dim, seed] for seed in arguments.seed]

@@ -1,4 +1,4 @@
-"""Datasets: Gaussian mixtures, MNIST, Fashion-MNIST, SVHN, CIFAR-10 (as images or as VGG16 features), a user's own .npz.
+"""Datasets: Gaussian mixtures, MNIST, Fashion-MNIST, SVHN, CIFAR-10 (images or VGG16 features), a user's own .npz.
 
 `load_dataset` gives what training takes: rows centred by the training mean and divided by one number, so that the
 mean squared norm of a training row is 1, for the test rows by the training set's mean and number. A user's file is
@@ -22,7 +22,8 @@ from names import DATASETS, PRESETS
 from utils import estimate_tau0, generator as make_generator
 from vgg16 import FEATURE_CACHE, VGG16, VGG16_WEIGHTS, VGG16_WIDTHS, cifar10_features, load_vgg16  # noqa: F401
 
-# The preset `mixed`: what its classes differ in, sized so that ten epochs of SGD at the default flags end between 70% and 97%
+# The preset `mixed`: what its classes differ in, sized so that ten epochs of SGD at the default flags end between 70%
+# and 97%
 MIXED_P, MIXED_CLASSES, MIXED_TRAIN, MIXED_TEST = 200, 4, 6000, 4000
 MIXED_MEAN = 3.0   # the entry of mu_a at coordinate a
 MIXED_TRACE = 6.0  # sqrt(p) times the step of tr C_a / p from class to class
@@ -153,7 +154,8 @@ def gaussian_mixture(means, covariances, counts, generator, dtype=torch.float64)
     for a, (mu, C, rows) in enumerate(zip(means, covariances, torch.arange(n).split(list(counts)))):
         z = torch.randn(len(rows), p, generator=generator, dtype=torch.float64)
         if C.shape not in ((), (p,), (p, p)):
-            raise DataError(f"the covariance of class {a} has shape {tuple(C.shape)}: give a number, ({p},) or ({p}, {p})")
+            raise DataError(f"the covariance of class {a} has shape {tuple(C.shape)}: "
+                            f"give a number, ({p},) or ({p}, {p})")
         if C.ndim < 2:
             if not (C >= 0).all():
                 raise DataError(f"the covariance of class {a} has a negative entry")
@@ -231,7 +233,8 @@ def _npz(path):
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in ("X_train", "y_train", "X_test", "y_test") if key not in archive]
             if missing:
-                raise DataError(f"{path}: holds no {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
+                raise DataError(f"{path}: holds no {', '.join(missing)}; "
+                                f"it has {', '.join(archive.files) or 'nothing'}")
             parts = []
             for part in ("train", "test"):
                 parts += [_npz_rows(path, archive, f"X_{part}"), _npz_labels(path, archive, f"y_{part}")]
@@ -256,8 +259,10 @@ def _npz_array(path, archive, key):
         array = archive[key]
     except (ValueError, EOFError, MemoryError, zlib.error) as error:
         if "allow_pickle" in str(error):
-            raise DataError(f"{path}: {key} is a pickled object, which is not read; store an array of numbers") from None
-        raise DataError(f"{path}: {key} cannot be read ({one_line(error)}); write the file again with numpy.savez") from None
+            raise DataError(f"{path}: {key} is a pickled object, which is not read; "
+                            "store an array of numbers") from None
+        raise DataError(f"{path}: {key} cannot be read ({one_line(error)}); "
+                        "write the file again with numpy.savez") from None
     if array.dtype.kind not in "biuf":
         raise DataError(f"{path}: {key} is of type {array.dtype}; store real numbers")
     return array

@@ -1,24 +1,25 @@
-"""The command line of main.py: its flags, what they become where they are not given, and what is refused before any work.
+"""The command line of main.py: its flags, what they become where they are not given, and what is refused at once.
 
-Nothing heavy is imported here: --help and a bad flag are answered at once.
+Nothing heavy is imported here: --help and a bad flag are answered without waiting for torch.
 """
 
 import argparse
 import math
 from pathlib import Path
 
-from names import (ACTIVATIONS, DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS)
+from names import ACTIVATIONS, DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
 
-# What a flag that is not given becomes, for each kind of training; a flag that is not in its row is not a setting of it.
+# What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
 # A kind of training is a row here and a grid of runs in grid.GRIDS.
 NETWORK = {"dim": [256, 512, 1024], "asquare": 0.2, "activation": "", "family": "auto"}
 STEPS = {"lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd"}
 DEFAULTS = {
     "readout": NETWORK | STEPS | {"match": "ck"},
     "full": NETWORK | STEPS | {"match": "ntk"},
-    "pcdeq": {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False, "activation": ""},
+    "pcdeq": {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False,
+              "activation": ""},
 }
 TRAININGS = "readout", "full"  # the values of --train, the default first; a positive concave DEQ has a kind of its own
 
@@ -62,7 +63,8 @@ def bounded_float(low, high, what):
 
 def make_parser(world, description):
     """The parser of all flags. A flag in DEFAULTS is None where it is not given."""
-    parser = Parser(world, prog="main.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(world, prog="main.py", description=description,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
     add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
@@ -85,8 +87,10 @@ def make_parser(world, description):
     add("--match", choices=("ck", "ntk"), help="the kernel that matched_enn matches (default: ck with --train readout, "
         "ntk with --train full)")
     add("--family", choices=FAMILIES, help="the layers of matched_enn (default: auto)")
-    add("--weight_decay", type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"), help="of a pcDEQ (default: 1e-2)")
-    add("--milestone", type=positive_int, metavar="EPOCH", help="after it a pcDEQ's learning rate is a tenth (default: never)")
+    add("--weight_decay", type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"),
+        help="of a pcDEQ (default: 1e-2)")
+    add("--milestone", type=positive_int, metavar="EPOCH",
+        help="after it a pcDEQ's learning rate is a tenth (default: never)")
     add("--aug", action="store_true", default=None, help="a pcDEQ's training images are shifted and flipped at random")
     add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
     add("--dataset_path", help="folder of the data, or the .npz file (default: data)")

@@ -33,8 +33,8 @@ class Grid:
     def load(self, device):
         """The data, and what it decides. Raises ValueError where the data or its shape is wrong."""
         a = self.arguments
-        self.data = load_dataset(self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path,
-                                 device=device)
+        self.data = load_dataset(self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes,
+                                 vgg_path=a.vgg_path, device=device)
         n = len(self.data.X_train)
         if a.batch_size > n:
             raise ValueError(f"--batch_size {a.batch_size} is larger than the training set of {n}")

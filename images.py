@@ -1,6 +1,6 @@
-"""Images as they come in files: MNIST and Fashion-MNIST, SVHN, CIFAR-10; downloaded by torchvision where they are not there.
+"""Images as they come in files: MNIST, Fashion-MNIST, SVHN and CIFAR-10.
 
-torchvision is imported only where it is needed.
+torchvision downloads what is not there, and is imported only for that.
 """
 
 import math
@@ -37,7 +37,8 @@ def one_line(error):
 
 MNIST_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+                   "ankle boot")
 
 
 def mnist_images(path, name="mnist") -> Images:
@@ -55,7 +56,8 @@ def mnist_images(path, name="mnist") -> Images:
     if present is None:
         _download_mnist(path, folder, name)
         present = folder
-    train, train_labels, test, test_labels = (_idx(present / file, 3 if "images" in file else 1) for file in MNIST_FILES)
+    train, train_labels, test, test_labels = (_idx(present / file, 3 if "images" in file else 1)
+                                              for file in MNIST_FILES)
     for images, labels, files in ((train, train_labels, MNIST_FILES[:2]), (test, test_labels, MNIST_FILES[2:])):
         if len(images) != len(labels):
             raise DataError(f"{present / files[1]}: {len(labels)} labels for the {len(images)} images of {files[0]}")
@@ -73,15 +75,16 @@ def _idx(file, ndim):
     try:
         content = np.fromfile(file, dtype=np.uint8)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error}); put the uncompressed idx file there") from None
+        raise DataError(f"{file}: cannot be read ({error.strerror or error}); "
+                        "put the uncompressed idx file there") from None
     if content[:4].tolist() != [0, 0, 8, ndim]:
         raise DataError(f"{file}: magic number {content[:4].tobytes().hex() or 'missing'}, not 0000080{ndim}: "
                         "not the uncompressed idx file of that name; replace it")
     sizes = content[4:4 + 4 * ndim].view(">u4").tolist() if len(content) >= 4 + 4 * ndim else []
     data = content[4 + 4 * ndim:]
     if not sizes or len(data) != math.prod(sizes) or not len(data):
-        raise DataError(f"{file}: {len(data)} bytes of data where its header {tuple(sizes)} promises {math.prod(sizes)}: "
-                        "truncated or damaged; replace it")
+        raise DataError(f"{file}: {len(data)} bytes of data where its header {tuple(sizes)} promises "
+                        f"{math.prod(sizes)}: truncated or damaged; replace it")
     return torch.from_numpy(data).view(sizes)
 
 
@@ -89,7 +92,7 @@ def _download_mnist(path, folder, name):
     from torchvision import datasets
     try:
         path.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path) as temporary:  # torchvision trusts a half-written file: move whole ones
+        with tempfile.TemporaryDirectory(dir=path) as temporary:  # torchvision trusts a half-written file: move whole
             getattr(datasets, MNIST_FOLDERS[name])(temporary, download=True)
             folder.mkdir(parents=True, exist_ok=True)
             for file in MNIST_FILES:
@@ -128,9 +131,11 @@ def _svhn(path, split):
         content = loadmat(file)
         images, labels = content["X"], content["y"].reshape(-1)
     except Exception as error:  # scipy raises many kinds on a damaged file
-        raise DataError(f"{file}: not a .mat file with X and y ({type(error).__name__}: {one_line(error)}); replace it") from None
+        raise DataError(f"{file}: not a .mat file with X and y ({type(error).__name__}: {one_line(error)}); "
+                        "replace it") from None
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)) or not len(labels):
-        raise DataError(f"{file}: X is {images.dtype} {images.shape} for {len(labels)} labels, not uint8 (32, 32, 3, n)")
+        raise DataError(f"{file}: X is {images.dtype} {images.shape} for {len(labels)} labels, "
+                        "not uint8 (32, 32, 3, n)")
     if not np.isin(labels, range(1, 11)).all():
         raise DataError(f"{file}: a label is not in 1 .. 10 (10 is the digit 0)")
     return torch.from_numpy(images).permute(3, 2, 0, 1).contiguous(), torch.from_numpy(labels.astype(np.int64) % 10)
@@ -163,7 +168,8 @@ def _image_folder(folder):
         raise DataError(f"{folder}: no such folder; put the images under {folder}/<class>/")
     missing = [name for name in CIFAR10_CLASSES if not (folder / name).is_dir()]
     if missing:
-        raise DataError(f"{folder}: class folder missing: {', '.join(missing)}; CIFAR-10 has one for each of its 10 classes")
+        raise DataError(f"{folder}: class folder missing: {', '.join(missing)}; "
+                        "CIFAR-10 has one for each of its 10 classes")
     files = [(file, label) for label, name in enumerate(CIFAR10_CLASSES)
              for file in sorted((folder / name).iterdir()) if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
     empty = set(range(10)) - {label for _, label in files}
@@ -189,8 +195,9 @@ def _cifar10_archive(path):
         try:
             data = CIFAR10(path, train=train, download=True)
         except Exception as error:  # no network, no space, a broken archive: torchvision raises many kinds
-            raise DataError(f"{path}: no CIFAR-10 found and its download failed ({one_line(error)}); put the images under "
-                            f"{path}/cifar10/{{train,test}}/<class>/ or torchvision's cifar-10-batches-py under {path}") from None
+            raise DataError(f"{path}: no CIFAR-10 found and its download failed ({one_line(error)}); put the images "
+                            f"under {path}/cifar10/{{train,test}}/<class>/ or torchvision's cifar-10-batches-py under "
+                            f"{path}") from None
         parts.append((torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)))
     return parts
 

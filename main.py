@@ -13,9 +13,11 @@ mathematics, and nothing heavy is imported before the flags are known to be good
 import sys
 import warnings
 
-from accuracy import LOOKS, mean_std, print_theory  # noqa: F401  (scripts take these, and those of the flags, from here)
+# scripts take names of accuracy, flags and names from here
+from accuracy import LOOKS, mean_std, print_theory  # noqa: F401
 from distributed import RESUME, World
-from flags import BAD_INPUT, FAILED, INTERRUPTED, parse_arguments, positive_int  # noqa: F401
+from flags import (BAD_INPUT, FAILED, INTERRUPTED, bounded_float, natural_int, parse_arguments,  # noqa: F401
+                   positive_int)
 from names import DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS  # noqa: F401
 
 

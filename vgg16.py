@@ -33,7 +33,8 @@ class VGG16(nn.Module):
             if width == "M":
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))  # 24 x 24 images too end as 1 x 1
                 continue
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+                       nn.ReLU(inplace=True)]
             channels = width
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         self.hidden = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Dropout(dropout), nn.Linear(512, 256), nn.ReLU())
@@ -71,12 +72,14 @@ def cifar10_features(path, vgg_path=None, device="cpu"):
     cache = FEATURE_CACHE / f"cifar10_vgg16_{digest.hexdigest()[:24]}.pt"
     features = _cached(cache, (len(data.train), len(data.test)))
     if features is None:
-        features = tuple(_extract(net, images, device, part) for images, part in ((data.train, "train"), (data.test, "test")))
+        features = tuple(_extract(net, images, device, part)
+                         for images, part in ((data.train, "train"), (data.test, "test")))
         try:
             with atomic_write(cache) as file:
                 torch.save(features, file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            warnings.warn(f"{cache}: the features could not be kept ({one_line(error)}); the next run computes them again")
+            warnings.warn(f"{cache}: the features could not be kept ({one_line(error)}); "
+                          "the next run computes them again")
     return features[0], data.train_labels, features[1], data.test_labels
 
 
@@ -97,7 +100,8 @@ def _cached(cache, sizes):
 def _extract(net, images, device, part, batch_size=250):
     net = net.to(device, memory_format=torch.channels_last).eval()
     batches = tqdm(images.split(batch_size), f"VGG16 features, {part}", disable=None, leave=False)
-    return torch.cat([net.features(x.to(device).contiguous(memory_format=torch.channels_last)).float().cpu() for x in batches])
+    return torch.cat([net.features(x.to(device).contiguous(memory_format=torch.channels_last)).float().cpu()
+                      for x in batches])
 
 
 def load_vgg16(file) -> VGG16:
@@ -123,7 +127,8 @@ def load_vgg16(file) -> VGG16:
         if key not in state or key not in wanted:
             raise DataError(f"{file}: does not fit data_prepare.VGG16: "
                             f"key {key} is {'missing' if key in wanted else 'not one of its'}"
-                            f" ({len(wanted.keys() - state.keys())} missing, {len(state.keys() - wanted.keys())} unknown)")
+                            f" ({len(wanted.keys() - state.keys())} missing, "
+                            f"{len(state.keys() - wanted.keys())} unknown)")
         if state[key].shape != wanted[key].shape:
             raise DataError(f"{file}: does not fit data_prepare.VGG16: {key} has shape {tuple(state[key].shape)}, "
                             f"not {tuple(wanted[key].shape)}")
@@ -148,6 +153,6 @@ def _imagenet_vgg16():
     try:
         net = vgg16(weights=weights)
     except Exception as error:  # no network, no space: torch.hub raises many kinds
-        raise DataError(f"torchvision's VGG16 weights could not be downloaded ({one_line(error)}); leave --vgg_path out to use "
-                        f"the weights in {VGG16_WEIGHTS.parent}") from None
+        raise DataError(f"torchvision's VGG16 weights could not be downloaded ({one_line(error)}); leave --vgg_path out "
+                        f"to use the weights in {VGG16_WEIGHTS.parent}") from None
     return _ImageNetVGG16(net.features, weights.transforms().mean, weights.transforms().std)

@@ -1,5 +1,6 @@
 """The driver with fake stages, its plan, its clock, and the report: one page, every number recomputed from the logs."""
 
+import html
 import json
 import os
 import re
@@ -20,6 +21,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import report  # noqa: E402
 import reproduce  # noqa: E402
+from page import inline  # noqa: E402
 from test_summarize import write_grid  # noqa: E402
 
 
@@ -294,7 +296,7 @@ def test_the_page_needs_nothing_else(reported):
     assert [link.partition(",")[0] for link in parsed.links] == ["data:image/png;base64"] * 3
     assert not re.search(r"https?://|@import|url\(|<script", text)
     for stage in stages[:2]:
-        assert report.html.escape(reproduce.shown(stage.command)) in text
+        assert html.escape(reproduce.shown(stage.command)) in text
     for word in ("torch", "numpy", "scipy", "processor", "cores", "memory", "peak memory 1.00 GB", "11.0 s"):
         assert word in text
 
@@ -321,6 +323,7 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
     assert [numbers(" ".join(row[2:])) for row in rows] == [[-1.0, 0.25, 0.02, 100, 0.01, 200], [0.5, 100, 0.5, 200]]
     assert "n = 200 the matched network's kernel is 0.01 from the DEQ's, with slope −1.00, the unmatched" in text
     assert "within 0.01 of 1" in text
+    assert text.count("too few seeds for a claim of equality") == 1 and "(3 of 8)" in text
     _, rows = next(v for k, v in found.items() if k.startswith("Stages"))
     assert [row[1:4] for row in rows] == [["done", "10.0", "1.00"], ["done", "11.0", "1.00"],
                                           ["failed", "12.0", "1.00"], ["", "33.0", "1.00"]]
@@ -328,7 +331,7 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
     shown = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page.read_text())]
     for _, rows in found.values():
         for cell in (cell for row in rows for cell in row):
-            assert report.html.unescape(re.sub("<[^>]+>", "", report.inline(cell))) in map(report.html.unescape, shown)
+            assert html.unescape(re.sub("<[^>]+>", "", inline(cell))) in map(html.unescape, shown)
 
 
 def test_a_small_sweep_from_end_to_end(tmp_path, monkeypatch, capsys):

@@ -4,10 +4,10 @@ import math
 import re
 from pathlib import Path
 
-from comparison import MARGIN, differences, final, pairs_of
+from comparison import MARGIN
 from logs import LOOKS
 from plotting import STYLE, curve_look, draw_band, mean_std, save
-from tables import LINES, name_of
+from tables import LINES, differences, final, name_of, pairs_of
 
 
 def looks(experiment):

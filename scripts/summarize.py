@@ -8,7 +8,7 @@ seed_{s}/), as main.py and the authors' code write them. metrics.jsonl beside th
 and times. TensorBoard event files (package tensorboard) are read from folders named {dim}_{model}_{dataset}, in
 seed_{s}/ likewise, from the scalars with "acc" in their names.
 
-The rooms: logs.py reads, comparison.py has the statistics, tables.py and curves.py show them.
+The rooms: logs.py reads, tables.py and curves.py show; the statistics are in ../comparison.py.
 """
 
 import argparse

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from statistics import median
 
-from comparison import LEAST_SEEDS, MARGIN, differences, final, holm, pairs_of, verdict
+from comparison import LEAST_SEEDS, MARGIN, compare, holm, verdict
 from logs import LOOKS
 from plotting import mean_std
 
+PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")]
 # of models that are named with their activation
 LINES = {"deq": ("-", "{}-DEQ"), "matched_enn": ("--", "matched {}-ENN"), "unmatched_enn": (":", "unmatched {}-ENN")}
 
@@ -39,6 +40,28 @@ class Table:
 def name_of(model):
     kind, _, rest = model.partition("-")
     return LOOKS[model][2] if model in LOOKS else LINES[kind][1].format(rest) if kind in LINES and rest else model
+
+
+def pairs_of(experiment):
+    """(DEQ, explicit network) that are compared, in the order of the models."""
+    pairs = [pair for pair in PAIRS if set(pair) <= set(experiment.models)]
+    for deq in (m for m in experiment.models if m.startswith("deq-")):
+        activation = re.escape(deq.removeprefix("deq-"))
+        pairs += [(deq, m) for m in experiment.models
+                  if re.fullmatch(rf"matched_enn-{activation}-(ck|ntk)|unmatched_enn-{activation}", m)]
+    return pairs
+
+
+def final(runs):
+    """{seed: test accuracy in % after the last epoch}"""
+    return {seed: 100 * run.test[-1] for seed, run in runs.items()}
+
+
+def differences(experiment, deq, enn, margin=MARGIN):
+    """{dim: Paired} of the final test accuracies in %."""
+    found = {dim: compare(final(experiment.of(deq, dim)), final(experiment.of(enn, dim)), margin)
+             for dim in experiment.dims}
+    return {dim: paired for dim, paired in found.items() if paired}
 
 
 def accuracy_table(experiment):

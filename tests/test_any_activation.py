@@ -43,7 +43,8 @@ def few(monkeypatch):
 
 
 def arguments(**settings):
-    return argparse.Namespace(**dict(n=[64], seeds=1, sigma_a2=0.2, epoch=2, width=[16], dataset_path=None) | settings)
+    settings = {"trainings": settings.get("seeds", 1)} | settings
+    return argparse.Namespace(**dict(n=[64], seeds=1, sigma_a2=0.2, epoch=2, width=[16], dataset_path=None, margin=0.5) | settings)
 
 
 def sample(n, seed=0):
@@ -201,6 +202,59 @@ def test_a_row_of_the_accuracy_table():
                      "+0.50±0.50", "+9.00±1.00", "+0.00±1.00"]
     single = study.accuracy_row("relu", {"lr": 1.0} | {key: row[key][:1] for key in study.NETWORKS}).split()
     assert single == ["relu", "90.00", "89.00", "80.00", "91.00", "1.000", "+1.00", "+10.00", "-1.00"]
+
+
+def test_equality_is_tested_over_all_activations_together(few, capsys):
+    """Eight seeds made up: the printed p-values are Holm's of scipy's, and three seeds make no claim."""
+    from scipy.stats import ttest_1samp
+    args = arguments(n=[32], trainings=8)
+    kernels, _ = study.study_kernels(args)
+    spread = np.linspace(-1, 1, 8)
+    points = {"relu": 0.2 + 0.1 * spread, "tanh": 0.3 * spread, "elu": 1.0 + spread}
+    accuracies = {name: {"deq": (0.9 + d / 100).tolist(), "matched": [0.9] * 8} for name, d in points.items()}
+    study.print_equality(args, accuracies, kernels)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    p = {name: max(ttest_1samp(d, -0.5, alternative="greater").pvalue, ttest_1samp(d, 0.5, alternative="less").pvalue)
+         for name, d in points.items()}
+    order = sorted(p, key=p.get)
+    adjusted, least = {}, 0.0
+    for rank, name in enumerate(order):
+        adjusted[name] = least = max(least, min(1.0, (3 - rank) * p[name]))
+    for name, words in (("relu", "equal within 0.5, yet higher"), ("tanh", "equal within 0.5"), ("elu", "higher")):
+        assert lines[name].endswith(f"  {words}") and f"{adjusted[name]:.2g}" in lines[name].split()
+    study.print_equality(args, {name: {key: row[key][:3] for key in row} for name, row in accuracies.items()}, kernels)
+    assert capsys.readouterr().out.count("not enough seeds (3 of 8)") == 3
+
+
+def test_what_violates_assumption_3_has_a_star(monkeypatch, capsys):
+    keep(monkeypatch, "relu", "tanh", "erf", "gelu", "selu")
+    args = arguments(n=[32, 64])
+    study.print_kernels(args, *study.study_kernels(args))
+    printed = capsys.readouterr().out
+    for name, bound in (("erf", "0.1963"), ("gelu", "0.1962"), ("selu", "0.08088")):
+        assert f"\n{name}*" in printed and f"1/(4 L^2) = {bound}" in printed
+    assert "\nrelu " in printed and "for relu" not in printed
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "elu"])
+def test_finite_width_terms_are_those_of_sampled_deqs(name):
+    """Gram entries of equilibria at width 300, inputs orthogonal and of norm 1; leading order in 1/m, so to 15%."""
+    from finite_width import equilibrium
+    from gaussian_integration import centre
+    from utils import get_tau
+    activation, m, draws = ACTIVATIONS[name], 300, 300
+    phi = centre(activation, get_tau(activation, 0.2, 1.0))
+    X = torch.eye(8, dtype=torch.float64)
+    exact = implicit_kernels(X, activation, 0.2, tau0=1.0)[0]
+    grams = []
+    for k in range(draws):
+        z = equilibrium(X, phi, 0.2, m, generator("finite width", name, k))
+        grams.append(z @ z.T)
+    error = m * (torch.stack(grams) - exact).square().mean(0) / exact[0, 0]**2
+    on = error.diagonal().mean().item()
+    off = (error.sum() - error.trace()).item() / (8 * 7)
+    expected = study.fluctuations(activation, 0.2, match(activation, 0.2))["deq"]
+    assert (off, on) == pytest.approx(expected, rel=0.15)
 
 
 # -- command lines -----------------------------------------------------------------------------------------------

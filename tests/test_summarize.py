@@ -121,7 +121,7 @@ def test_pairs_of_any_activation(tmp_path):
               "matched_enn-elu-ck", "unmatched_enn-leaky_relu", "matched_enn-relu-ck", "mine")
     write_grid(tmp_path, models, (16,), (0,), metrics=False)
     [experiment] = logs.load([tmp_path])
-    assert comparison.pairs_of(experiment) == [
+    assert tables.pairs_of(experiment) == [
         ("deq-elu", "matched_enn-elu-ck"), *(("deq-leaky_relu", m) for m in (
             "matched_enn-leaky_relu-ck", "matched_enn-leaky_relu-ntk", "unmatched_enn-leaky_relu"))]
     assert tables.name_of("unmatched_enn-leaky_relu") == "unmatched leaky_relu-ENN"
@@ -200,7 +200,7 @@ def test_equality_is_claimed_where_it_is_shown(tmp_path):
     assert {row[0]: row[-1] for row in table.rows} == {
         "16": "equal within 0.5", "32": "equal within 0.5, yet higher", "64": "higher", "128": "undecided",
         "256": "lower"}
-    found = list(comparison.differences(experiment, "inn", "l_relu_enn").values())
+    found = list(tables.differences(experiment, "inn", "l_relu_enn").values())
     for column, which in ((5, "p_difference"), (6, "p_equality")):
         adjusted = comparison.holm([getattr(paired, which) for paired in found])
         assert [row[column] for row in table.rows] == [f"{p:.2g}" for p in adjusted]

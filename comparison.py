@@ -8,12 +8,10 @@ References: Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987), two one-sided tes
 """
 
 import math
-import re
 from dataclasses import dataclass
 
 from plotting import mean_std
 
-PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")]
 MARGIN = 0.5    # percentage points
 LEAST_SEEDS = 8  # that a claim of equality rests on
 
@@ -78,28 +76,3 @@ def verdict(paired, p_difference, p_equality, margin=MARGIN, level=0.05):
     found = [f"equal within {margin:g}"] if p_equality < level else []
     found += ["higher" if paired.mean > 0 else "lower"] if p_difference < level else []
     return ", yet ".join(found) or "undecided"
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# of an experiment
-
-def pairs_of(experiment):
-    """(DEQ, explicit network) that are compared, in the order of the models."""
-    pairs = [pair for pair in PAIRS if set(pair) <= set(experiment.models)]
-    for deq in (m for m in experiment.models if m.startswith("deq-")):
-        activation = re.escape(deq.removeprefix("deq-"))
-        pairs += [(deq, m) for m in experiment.models
-                  if re.fullmatch(rf"matched_enn-{activation}-(ck|ntk)|unmatched_enn-{activation}", m)]
-    return pairs
-
-
-def final(runs):
-    """{seed: test accuracy in % after the last epoch}"""
-    return {seed: 100 * run.test[-1] for seed, run in runs.items()}
-
-
-def differences(experiment, deq, enn, margin=MARGIN):
-    """{dim: Paired} of the final test accuracies in %."""
-    found = {dim: compare(final(experiment.of(deq, dim)), final(experiment.of(enn, dim)), margin)
-             for dim in experiment.dims}
-    return {dim: paired for dim, paired in found.items() if paired}

@@ -28,6 +28,15 @@ NETWORKS = {"deq": "DEQ", "matched": "matched ENN", "unmatched": "unmatched ENN"
             "own_lr": r"unmatched ENN, its learning rate raised to make up for $\alpha_1$"}
 
 
+def chosen(args):
+    """{name: activation} of --activation, in the order of the registry; all of it without the flag."""
+    from gaussian_integration import ACTIVATIONS
+    names = args.activation or list(ACTIVATIONS)
+    if unknown := set(names) - set(ACTIVATIONS):
+        raise ValueError(f"--activation {' '.join(sorted(unknown))}: choose from {', '.join(ACTIVATIONS)}")
+    return {name: activation for name, activation in ACTIVATIONS.items() if name in names}
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # kernels
 
@@ -86,18 +95,18 @@ def study_kernels(args):
     import numpy as np
     from tqdm import tqdm
 
-    from gaussian_integration import ACTIVATIONS
     from matching import match
     from model import build_model
     from spectra import fit_slope, mixture, slope_interval
     from utils import check_assumptions, estimate_tau0
 
+    activations = chosen(args)
     matches = {name: {kernel: match(activation, args.sigma_a2, kernel=kernel) for kernel in ("ck", "ntk")}
-               for name, activation in ACTIVATIONS.items()}
+               for name, activation in activations.items()}
     unmatched = {name: build_model("unmatched_enn", 1, 1, 2, args.sigma_a2, activation=activation)
-                 for name, activation in ACTIVATIONS.items()}
+                 for name, activation in activations.items()}
     columns = ("matched", "unmatched", "unmatched_scaled", "factor")
-    values = {kernel: {name: np.zeros((len(columns), len(args.n), args.seeds)) for name in ACTIVATIONS}
+    values = {kernel: {name: np.zeros((len(columns), len(args.n), args.seeds)) for name in activations}
               for kernel in ("ck", "ntk")}
     spread = np.zeros((len(args.n), args.seeds))
     draws = [(i, k) for i in range(len(args.n)) for k in range(args.seeds)]
@@ -105,7 +114,7 @@ def study_kernels(args):
         X = mixture(args.n[i], k).X
         X = X / estimate_tau0(X)
         spread[i, k] = X.square().sum(1).std()
-        for name, activation in ACTIVATIONS.items():
+        for name, activation in activations.items():
             found = distances(X, activation, args.sigma_a2, matches[name], unmatched[name])
             for kernel in values:
                 values[kernel][name][:, i, k] = found[kernel]
@@ -114,8 +123,8 @@ def study_kernels(args):
                              "slope_interval": slope_interval(args.n, array[0]), **dict(zip(columns, array.tolist()))}
                       for name, array in rows.items()} for kernel, rows in values.items()}
     for name, row in table["ck"].items():
-        row["fluctuation"] = fluctuations(ACTIVATIONS[name], args.sigma_a2, matches[name]["ck"])
-        row["violates"] = check_assumptions(ACTIVATIONS[name], args.sigma_a2)
+        row["fluctuation"] = fluctuations(activations[name], args.sigma_a2, matches[name]["ck"])
+        row["violates"] = check_assumptions(activations[name], args.sigma_a2)
     return table, spread.tolist()
 
 
@@ -148,7 +157,6 @@ def print_kernels(args, numbers, spread):
 
 def study_accuracies(args, data):
     """{activation: {network: test accuracies after the last epoch, one a seed}}, printed as they come."""
-    from gaussian_integration import ACTIVATIONS
     from model import build_model
     from train import Config, fingerprint, run as train
     from utils import estimate_tau0, get_device
@@ -164,7 +172,7 @@ def study_accuracies(args, data):
     print(f"{'activation':<12}" + "".join(f"{label:>15}" for label in ("DEQ", "matched", "unmatched", "at its own lr"))
           + f"{'lr':>8}{'DEQ - matched':>16}{'- unmatched':>15}{'- at its own lr':>16}", flush=True)
     numbers = {}
-    for name, activation in ACTIVATIONS.items():
+    for name, activation in chosen(args).items():
         deq, unmatched = (build(network, activation, 1, 0).coefficients for network in ("deq", "unmatched_enn"))
         own_lr = LR * deq.c1 / unmatched.c1  # makes up for alpha_1: SGD on a readout from zero sees lr times the kernel
         runs = {"deq": ("deq", LR, folder, {}), "unmatched": ("unmatched_enn", LR, folder, {}),
@@ -297,6 +305,7 @@ def main(args):
     if len(args.width) != 1:
         raise ValueError("any_activation_matching takes one --width")
     from data_prepare import load_dataset
+    chosen(args)
     data = load_dataset("mnist", args.dataset_path) if args.dataset_path else None  # before the kernels: it may fail
     kernels, spread = study_kernels(args)
     print_kernels(args, kernels, spread)
@@ -320,5 +329,6 @@ if __name__ == "__main__":
     run(main, __doc__, n=[200, 400, 800, 1600], seeds=3, epoch=10, width=[1024],
         dataset="without it the kernels only; with it 168 trainings, half an hour on two cores", flags={
             "--trainings": dict(type=_positive, metavar="K", help="seeds of the trainings (default: as --seeds)"),
+            "--activation": dict(nargs="+", metavar="NAME", help="these DEQs only (default: every one of the registry)"),
             "--margin": dict(type=margin, default=0.5, metavar="POINTS",
                              help="within which accuracies count as equal, in percentage points (default 0.5)")})

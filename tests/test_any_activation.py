@@ -44,7 +44,7 @@ def few(monkeypatch):
 
 def arguments(**settings):
     settings = {"trainings": settings.get("seeds", 1)} | settings
-    return argparse.Namespace(**dict(n=[64], seeds=1, sigma_a2=0.2, epoch=2, width=[16], dataset_path=None, margin=0.5) | settings)
+    return argparse.Namespace(**dict(n=[64], seeds=1, sigma_a2=0.2, epoch=2, width=[16], dataset_path=None, activation=None, margin=0.5) | settings)
 
 
 def sample(n, seed=0):
@@ -277,7 +277,8 @@ def test_bad_flags_are_one_line_and_status_2(tmp_path, name, flags, message):
 
 
 def test_what_cannot_be_done_is_said_before_the_kernels():
-    for settings, message in ((dict(width=[8, 16]), "one --width"), (dict(dataset_path="no/folder"), "no such file")):
+    for settings, message in ((dict(width=[8, 16]), "one --width"), (dict(dataset_path="no/folder"), "no such file"),
+                              (dict(activation=["relu", "foo"]), "--activation foo: choose from relu")):
         with pytest.raises(ValueError, match=message):
             study.main(arguments(n=[20000], **settings))
 

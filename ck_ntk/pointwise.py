@@ -62,14 +62,43 @@ def study(args, data, activation):
     return found, size
 
 
-def main(args):
+def print_distances(args, found, size):
+    import numpy as np
+    for pair, rows in found.items():
+        print(f"\n{label(pair)}")
+        for width, at, scale in zip(args.width, np.array(rows), size):
+            distance, other_class = at[:, 0], 100 * at[:, 1].mean()
+            print(f"  width {width:5d}: RMS {distance.mean():.3f} ({distance.min():.3f} to {distance.max():.3f}), "
+                  f"{distance.mean() / scale:.3f} of the outputs' own; another class for {other_class:.1f}% of the test "
+                  "images")
+
+
+def draw(args, found):
     import numpy as np
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
+    from spectra import log_sizes
+    figure, ax = plt.subplots(figsize=(3.6, 2.9))
+    for pair, (colour, marker, line) in PAIRS.items():
+        distance = np.array(found[pair])[..., 0]
+        mean = distance.mean(1)
+        ax.errorbar(args.width, mean, [mean - distance.min(1), distance.max(1) - mean], color=colour, marker=marker,
+                    ls=line, label=label(pair))
+    log_sizes(ax, args.width, "width $m$")
+    low, high = ax.get_ylim()
+    ax.set_ylim(bottom=low / (high / low) ** 0.7)  # room for the legend
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.set_ylabel("root mean square difference of outputs")
+    ax.set_title(f"MNIST, {args.activation}, readout trained for {args.epoch} epochs")
+    ax.legend(loc="lower left")
+    return figure
+
+
+def main(args):
     from data_prepare import load_dataset
     from gaussian_integration import ACTIVATIONS
-    from spectra import log_sizes
-
     if args.seeds < 2:
         raise ValueError("pointwise compares two seeds of a network: take --seeds 2 or more")
     if args.activation not in ACTIVATIONS:
@@ -77,26 +106,8 @@ def main(args):
     args.width = sorted(set(args.width))
     data = load_dataset("mnist", args.dataset_path)
     found, size = study(args, data, ACTIVATIONS[args.activation])
-    figure, ax = plt.subplots(figsize=(3.6, 2.9))
-    for pair, (colour, marker, line) in PAIRS.items():
-        values = np.array(found[pair])
-        print(f"\n{label(pair)}")
-        for width, at, scale in zip(args.width, values, size):
-            low, high = at[:, 0].min(), at[:, 0].max()
-            print(f"  width {width:5d}: RMS {at[:, 0].mean():.3f} ({low:.3f} to {high:.3f}), {at[:, 0].mean() / scale:.3f} "
-                  f"of the outputs' own; another class for {100 * at[:, 1].mean():.1f}% of the test images")
-        mean = values[..., 0].mean(1)
-        ax.errorbar(args.width, mean, [mean - values[..., 0].min(1), values[..., 0].max(1) - mean], color=colour,
-                    marker=marker, ls=line, label=label(pair))
-    log_sizes(ax, args.width, "width $m$")
-    ax.set_xticks(args.width, [str(m) for m in args.width])
-    ax.set_ylabel("root mean square difference of outputs")
-    ax.set_title(f"MNIST, {args.activation}, readout trained for {args.epoch} epochs")
-    low, high = ax.get_ylim()
-    ax.set_ylim(bottom=low / (high / low) ** 0.5)
-    ax.legend(loc="lower left")
-    return figure, {"widths": args.width, "outputs": size,
-                    "pairs": {label(pair): values for pair, values in found.items()}}
+    print_distances(args, found, size)
+    return draw(args, found), {"outputs": size, "pairs": {label(pair): rows for pair, rows in found.items()}}
 
 
 if __name__ == "__main__":

@@ -267,8 +267,10 @@ def call(name, *flags):
 @pytest.mark.parametrize("name, flags, message", [
     ("any_activation_matching", ["--epoch", "0"], "positive"),
     ("any_activation_matching", ["--sigma_a2", "1"], "(0, 1)"),
+    ("any_activation_matching", ["--margin", "0"], "between 0 and 100"),
     ("matching_map", ["--points", "1"], "between 2 and 200"), ("matching_map", ["--points", "x"], "--points"),
     ("matching_map", ["--tau0", "nan"], "positive and finite"), ("matching_map", ["--n", "64"], "--n"),
+    ("matching_map", ["--random", "-1"], "between 0 and 10000"),
 ])
 def test_bad_flags_are_one_line_and_status_2(tmp_path, name, flags, message):
     done = call(name, *flags, "--output", str(tmp_path / "figures"))
@@ -308,9 +310,11 @@ def test_failures_are_one_line_with_their_status(tmp_path, monkeypatch, capsys, 
 def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "elu", "selu", "gelu")
     monkeypatch.setattr(sys, "argv", ["matching_map.py", "--output", str(tmp_path)])
-    flags = {"--points": dict(type=int, default=2), "--tau0": dict(type=float, default=1.0)}
+    flags = {"--points": dict(type=int, default=2), "--tau0": dict(type=float, default=1.0),
+             "--random": dict(type=int, default=1)}
     experiment.run(matching_map.main, "", flags=flags)
     numbers = json.loads((tmp_path / "matching_map.json").read_text())
+    assert numbers["random"]["ntk"]["tried"] == 5
     assert numbers["settings"]["points"] == 2 and set(numbers["matches"]) == {"ck", "ntk", "ntk_aA"}
     for key, (kernel, trained, _) in matching_map.COLUMNS.items():
         for name, (first, second) in numbers["matches"][key].items():
@@ -318,3 +322,17 @@ def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
             found = match(ACTIVATIONS[name], second["sigma_a2"], 1.0, kernel, trained=trained)
             assert (second["family"], second["layers"]) == (found.family, len(found.layers))
             assert second["residual"] < 1e-10
+
+
+def test_random_deqs_are_counted_and_what_fails_is_said(monkeypatch, capsys):
+    keep(monkeypatch, "relu", "tanh", "selu", "sin")
+    found = matching_map.random_study(argparse.Namespace(random=12))
+    for kernel, row in found.items():
+        assert row["tried"] == 48 == row["matched"] + len(row["failures"]) and 0 < row["residual"] < 1e-10
+        for failure in row["failures"]:
+            with pytest.raises(ValueError) as error:
+                match(ACTIVATIONS[failure["activation"]], failure["sigma_a2"], failure["tau0"], kernel)
+            assert str(error.value) == failure["reason"]
+    assert any(failure["kind"] == "no match" for row in found.values() for failure in row["failures"])
+    matching_map.print_random(found)
+    assert f"CK: {found['ck']['matched']} of 48 random DEQs matched" in capsys.readouterr().out

@@ -223,3 +223,58 @@ def test_cifar10_script_tells_matched_from_unmatched(monkeypatch):
             matched, unmatched = (np.mean(numbers["errors"][f"{kernel} {name} {kind}"]) for kind in ("matched", "unmatched"))
             assert matched < unmatched, (kernel, name)
     assert np.max(numbers["errors"]["ck relu matched"]) < 2e-3 < np.min(numbers["errors"]["ck relu unmatched"])
+
+
+# -- image by image ----------------------------------------------------------------------------------------------
+
+def images():
+    from data_prepare import Dataset
+    X = torch.randn(260, 30, generator=generator("images"))
+    X /= X.square().sum(1).mean().sqrt()
+    y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
+    return Dataset("mnist", X[:200], y[:200], X[200:], y[200:], 3)
+
+
+def test_outputs_are_those_of_a_readout_trained_from_zero():
+    import pointwise
+    from model import build_model
+    from utils import estimate_tau0
+    data = images()
+    args = argparse.Namespace(sigma_a2=0.2, epoch=2)
+    found = pointwise.outputs("matched_enn", ACTIVATIONS["relu"], data, 16, 3, args)
+    net = build_model("matched_enn", 30, 16, 3, 0.2, estimate_tau0(data.X_train), 3, ACTIVATIONS["relu"])
+    features, readout = net.features(data.X_train).detach(), torch.zeros(3, 16, requires_grad=True)
+    for epoch in (1, 2):
+        for rows in torch.randperm(200, generator=generator(0, "order", epoch)).split(128):  # the order of seed 0
+            loss = torch.nn.functional.cross_entropy(features[rows] @ readout.T, data.y_train[rows])
+            readout = (readout - torch.autograd.grad(loss, readout)[0]).detach().requires_grad_()
+    torch.testing.assert_close(found, (net.features(data.X_test) @ readout.T).detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_distances_of_outputs(monkeypatch, capsys):
+    import data_prepare
+    import pointwise
+    assert pointwise.compare(torch.tensor([[1.0, 2.0], [0.0, 5.0]]), torch.tensor([[1.0, 2.0], [4.0, 3.0]])) == \
+        (pytest.approx(math.sqrt((16 + 4) / 4)), 0.5)
+    monkeypatch.setattr(data_prepare, "load_dataset", lambda *_: images())
+    args = argparse.Namespace(sigma_a2=0.2, epoch=1, width=[64, 16], seeds=3, activation="relu", dataset_path="x")
+    figure, numbers = pointwise.main(args)
+    spectra.plt.close(figure)
+    json.dumps(numbers)
+    printed = capsys.readouterr().out
+    assert args.width == [16, 64] and set(numbers["pairs"]) == set(map(pointwise.label, pointwise.PAIRS))
+    out = {(network, s): pointwise.outputs(network, ACTIVATIONS["relu"], images(), 64, s, args)
+           for network in ("deq", "matched_enn") for s in range(3)}
+    expected = [(out["deq", a] - out["matched_enn", b]).square().mean().sqrt().item() for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert [rms for rms, _ in numbers["pairs"]["DEQ and matched ENN, two seeds"][1]] == pytest.approx(expected, rel=1e-5)
+    assert f"RMS {np.mean(expected):.3f}" in printed
+    size = np.sqrt(np.mean([out["deq", s].square().mean().item() for s in range(3)]))
+    assert numbers["outputs"][1] == pytest.approx(size, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings, message", [(dict(seeds=1), "--seeds 2 or more"),
+                                               (dict(activation="foo"), "must be one of relu")])
+def test_pointwise_refuses_what_it_cannot_compare(settings, message):
+    import pointwise
+    with pytest.raises(ValueError, match=message):
+        pointwise.main(argparse.Namespace(**dict(seeds=4, activation="relu", width=[8]) | settings))

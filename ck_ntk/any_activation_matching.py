@@ -8,8 +8,8 @@ factor on a kernel is no more than another learning rate, so the unmatched netwo
 times the factor that makes it least.
 
 Accuracies: test accuracy on MNIST with a trained readout, by SGD at a learning rate of 1; the unmatched network also at
-the learning rate that makes up for its alpha_1. They are kept in results/any_activation, as main.py would keep them, and a
-killed script goes on from there. With eight seeds or more each DEQ is tested against its matched network: the paired
+the learning rate that makes up for its alpha_1. They are kept in results/any_activation, as main.py would keep them, and
+a killed script goes on from there. With eight seeds or more each DEQ is tested against its matched network: the paired
 difference, and two one-sided tests of equality within --margin percentage points. Beside it stand the finite-width
 terms of the two conjugate kernels, m times the mean squared relative error of an entry off the diagonal and on it.
 
@@ -146,8 +146,8 @@ def print_kernels(args, numbers, spread):
             slope = "{:+.3f} to {:+.3f}".format(*row["slope_interval"]) if row["slope_interval"] else "-"
             matched, plain, scaled, factor = (geometric_mean(row[key][-1]) for key in
                                               ("matched", "unmatched", "unmatched_scaled", "factor"))
-            print(f"{starred(name, numbers):<12}{row['family']:<12}{row['layers']:>6}{matched:>11.1e}{slope:>17}{plain:>12.1e}"
-                  f"{scaled:>14.1e} ({factor:7.3f})")
+            print(f"{starred(name, numbers):<12}{row['family']:<12}{row['layers']:>6}{matched:>11.1e}{slope:>17}"
+                  f"{plain:>12.1e}{scaled:>14.1e} ({factor:7.3f})")
     if interval := slope_interval(args.n, spread):
         print("\nspread of |x|^2 over the samples: slope {:+.3f} to {:+.3f}".format(*interval))
 
@@ -215,8 +215,8 @@ def print_equality(args, accuracies, kernels):
     found = {name: compare(*(dict(enumerate(100 * value for value in row[column])) for column in ("deq", "matched")),
                            args.margin) for name, row in accuracies.items()}
     adjusted = zip(*(holm([getattr(paired, p) for paired in found.values()]) for p in ("p_difference", "p_equality")))
-    print(f"\nDEQ - matched in percentage points, its 95% interval; p of no difference, and of one of {args.margin:g} or "
-          f"more (two one-sided\ntests), both by Holm's method over the {len(found)} activations; m times the squared "
+    print("\nDEQ - matched in percentage points, its 95% interval; p of no difference, and of one of "
+          f"{args.margin:g} or more (two one-sided\ntests), both by Holm's method over the {len(found)} activations; m times the squared "
           "relative error of a kernel's entry at width m")
     print(f"{'activation':<12}{'mean':>7}{'interval':>18}{'p, difference':>15}{'p, equality':>13}"
           f"{'off: DEQ':>10}{'matched':>9}{'on: DEQ':>9}{'matched':>9}  verdict")
@@ -329,6 +329,6 @@ if __name__ == "__main__":
     run(main, __doc__, n=[200, 400, 800, 1600], seeds=3, epoch=10, width=[1024],
         dataset="without it the kernels only; with it 168 trainings, half an hour on two cores", flags={
             "--trainings": dict(type=_positive, metavar="K", help="seeds of the trainings (default: as --seeds)"),
-            "--activation": dict(nargs="+", metavar="NAME", help="these DEQs only (default: every one of the registry)"),
+            "--activation": dict(nargs="+", metavar="NAME", help="these DEQs only (default: all of the registry)"),
             "--margin": dict(type=margin, default=0.5, metavar="POINTS",
                              help="within which accuracies count as equal, in percentage points (default 0.5)")})

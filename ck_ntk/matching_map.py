@@ -85,7 +85,8 @@ def print_random(found):
         print(f"{kernel.upper()}: {row['matched']} of {row['tried']} random DEQs matched, residual at most "
               f"{row['residual']:.1e}")
         for failure in row["failures"]:
-            print("  {kind}: {activation} at sigma_a^2 = {sigma_a2:.3f}, tau_0 = {tau0:.3f}: {reason}".format(**failure))
+            print("  {kind}: {activation} at sigma_a^2 = {sigma_a2:.3f}, tau_0 = {tau0:.3f}: "
+                  "{reason}".format(**failure))
 
 
 def slopes(cell):
@@ -175,5 +176,5 @@ def main(args):
 if __name__ == "__main__":
     run(main, __doc__, flags={
         "--points": dict(type=points, default=25, metavar="N", help="values of sigma_a^2, 2 to 200 (default 25)"),
-        "--random": dict(type=count, default=0, metavar="K", help="random DEQs an activation and kernel (default none)"),
+        "--random": dict(type=count, default=0, metavar="K", help="random DEQs an activation and kernel (default 0)"),
         "--tau0": dict(type=scale, default=1.0, metavar="T", help="scale of the data (default 1)")})

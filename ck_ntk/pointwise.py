@@ -4,7 +4,8 @@ A DEQ, its CK-matched network and two unmatched layers of its own activation, re
 on the same batches in the same order; networks of one seed share their first-layer weights. The distance of two
 networks is the root mean square, over test images and classes, of the difference of their outputs. Equal kernels make
 equal networks at infinite width; at width m outputs scatter about that limit by O(m^(-1/2)), each network by its own
-random weights. So a match replaces a DEQ in distribution, as another draw of the DEQ's weights would, and not pointwise.
+random weights. So a match replaces a DEQ in distribution, as another draw of the DEQ's weights would, and not
+pointwise.
 """
 
 from experiment import _positive, _variance, run
@@ -69,8 +70,8 @@ def print_distances(args, found, size):
         for width, at, scale in zip(args.width, np.array(rows), size):
             distance, other_class = at[:, 0], 100 * at[:, 1].mean()
             print(f"  width {width:5d}: RMS {distance.mean():.3f} ({distance.min():.3f} to {distance.max():.3f}), "
-                  f"{distance.mean() / scale:.3f} of the outputs' own; another class for {other_class:.1f}% of the test "
-                  "images")
+                  f"{distance.mean() / scale:.3f} of the outputs' own; another class for {other_class:.1f}% of the "
+                  "test images")
 
 
 def draw(args, found):

@@ -45,7 +45,7 @@ class Sample:
 
 
 def mixture(n, seed):
-    """The paper's two classes: mu_a with an 8 at a coordinate of its own, C_a = (1 + 8 (a - 1)/sqrt(p)) I, p = 0.8 n."""
+    """The paper's two classes: mu_a has an 8 at a coordinate of its own, C_a = (1 + 8 (a - 1)/sqrt(p)) I, p = 0.8 n."""
     p = round(0.8 * n)
     scales = np.array([1.0, 1 + 8 / math.sqrt(p)])
     X, y, statistics = gaussian_mixture(8 * torch.eye(2, p), scales.tolist(), [n - n // 2, n // 2],
@@ -64,7 +64,7 @@ def cifar10(path):
 
 
 def real_data(name, path, classes):
-    """(n, seed) -> Sample of n training rows of two classes, normalised over all of them, statistics estimated from the n."""
+    """(n, seed) -> Sample of n training rows of two classes, normalised over all, with statistics of the n."""
     data = load_dataset(name, path, classes=classes)
     X_all = data.X_train.double()
     p = X_all.shape[1]
@@ -214,6 +214,11 @@ def compare_isolated(limit, values):
 # ---------------------------------------------------------------------------------------------------------------
 # figures
 
+def draws(args, label):
+    """(index of n, seed) of every draw, with a progress bar."""
+    return tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=label, leave=False, disable=None)
+
+
 def deq_kernel(which, sample, name, sigma_a2):
     """The exact kernel of the DEQ and its coefficients; `which` is "ck" or "ntk" (the paper's: a and A trained)."""
     tau0 = sample.statistics.tau0
@@ -227,7 +232,7 @@ def equivalent_figure(args, draw, which, data):
     """Exact against equivalent kernel: the error against n for five activations, and the spectrum at one n."""
     symbol = {"ck": "G", "ntk": "K"}[which]
     errors = {name: np.zeros((len(args.n), args.seeds)) for name in SHOWN}
-    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=which, leave=False, disable=None):
+    for i, k in draws(args, which):
         sample = draw(args.n[i], k)
         for name in SHOWN:
             M, coefficients = deq_kernel(which, sample, name, args.sigma_a2)
@@ -273,7 +278,7 @@ def matching_figure(args, draw, name, network, match, depth, data):
         return G, coefficients, matched, plain
 
     errors = {"matched": np.zeros((len(args.n), args.seeds)), "unmatched": np.zeros((len(args.n), args.seeds))}
-    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=name, leave=False, disable=None):
+    for i, k in draws(args, name):
         G, _, matched, plain = kernels_of(draw(args.n[i], k))
         errors["matched"][i, k] = relative_error(G, matched)
         errors["unmatched"][i, k] = relative_error(G, plain)
@@ -281,11 +286,13 @@ def matching_figure(args, draw, name, network, match, depth, data):
     sample = draw(args.spectrum, 0)
     G, coefficients, matched, plain = kernels_of(sample)
     limit = limiting_spectrum(sample, coefficients)
-    (values, vectors), (values_matched, vectors_matched), (values_plain, _) = map(torch.linalg.eigh, (G, matched, plain))
+    (values, vectors), (values_matched, vectors_matched), (values_plain, _) = map(torch.linalg.eigh,
+                                                                                  (G, matched, plain))
     figure, axes = plt.subplots(2, 2, figsize=(6.75, 5.0))
     deq = f"{LABEL[name]}-DEQ"
-    draw_spectrum(axes[0, 0], {deq: (values.numpy(), "C0"), matched_name: (values_matched.numpy(), "C1")}, limit, "the CK")
-    draw_spectrum(axes[0, 1], {deq: (values.numpy(), "C0"), plain_name: (values_plain.numpy(), "C2")}, limit, "the CK")
+    for ax, label, other, colour in ((axes[0, 0], matched_name, values_matched, "C1"),
+                                     (axes[0, 1], plain_name, values_plain, "C2")):
+        draw_spectrum(ax, {deq: (values.numpy(), "C0"), label: (other.numpy(), colour)}, limit, "the CK")
     top = axes[1, 0]
     overlaps = []
     height = 5 / math.sqrt(len(G))
@@ -301,7 +308,8 @@ def matching_figure(args, draw, name, network, match, depth, data):
     top.legend(loc="upper right", ncols=2)
     gap = max(1 - min(overlaps), 1e-15)
     last = axes[1, 1]
-    draw_errors(last, args.n, errors["matched"], matched_name + slope_text(errors["matched"], args.n), marker="s", color="C1")
+    draw_errors(last, args.n, errors["matched"], matched_name + slope_text(errors["matched"], args.n), marker="s",
+                color="C1")
     draw_errors(last, args.n, errors["unmatched"], plain_name, marker="^", color="C2")
     draw_root_n(last, args.n, 0.8 * np.exp(np.log(errors["matched"][0]).mean()))
     log_sizes(last, args.n, "number of samples $n$")
@@ -309,9 +317,10 @@ def matching_figure(args, draw, name, network, match, depth, data):
     low, high = last.get_ylim()
     last.set_ylim(top=high * (high / low) ** 0.45)  # room for the legend
     last.legend(loc="upper right")
-    for ax, letter, title in zip(axes.flat, "abcd", (f"{data}, $n = {args.spectrum}$", f"{data}, $n = {args.spectrum}$",
-                                                     rf"eigenvectors, $1 - |\langle u, v \rangle| \leq {scientific(gap)}$",
-                                                     f"distance of the kernels, {data}")):
+    titles = (f"{data}, $n = {args.spectrum}$", f"{data}, $n = {args.spectrum}$",
+              rf"eigenvectors, $1 - |\langle u, v \rangle| \leq {scientific(gap)}$",
+              f"distance of the kernels, {data}")
+    for ax, letter, title in zip(axes.flat, "abcd", titles):
         ax.set_title(f"({letter}) {title}")
     fitted, interval = fit_slope(args.n, errors["matched"]), slope_interval(args.n, errors["matched"])
     print_slopes({"matched": fitted}, {"matched": interval})

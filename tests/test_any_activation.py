@@ -44,7 +44,8 @@ def few(monkeypatch):
 
 def arguments(**settings):
     settings = {"trainings": settings.get("seeds", 1)} | settings
-    return argparse.Namespace(**dict(n=[64], seeds=1, sigma_a2=0.2, epoch=2, width=[16], dataset_path=None, activation=None, margin=0.5) | settings)
+    defaults = dict(n=[64], seeds=1, sigma_a2=0.2, epoch=2, width=[16], dataset_path=None, activation=None, margin=0.5)
+    return argparse.Namespace(**defaults | settings)
 
 
 def sample(n, seed=0):

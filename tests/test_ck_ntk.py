@@ -265,8 +265,10 @@ def test_distances_of_outputs(monkeypatch, capsys):
     assert args.width == [16, 64] and set(numbers["pairs"]) == set(map(pointwise.label, pointwise.PAIRS))
     out = {(network, s): pointwise.outputs(network, ACTIVATIONS["relu"], images(), 64, s, args)
            for network in ("deq", "matched_enn") for s in range(3)}
-    expected = [(out["deq", a] - out["matched_enn", b]).square().mean().sqrt().item() for a, b in ((0, 1), (0, 2), (1, 2))]
-    assert [rms for rms, _ in numbers["pairs"]["DEQ and matched ENN, two seeds"][1]] == pytest.approx(expected, rel=1e-5)
+    expected = [(out["deq", a] - out["matched_enn", b]).square().mean().sqrt().item()
+                for a, b in ((0, 1), (0, 2), (1, 2))]
+    distances = [rms for rms, _ in numbers["pairs"]["DEQ and matched ENN, two seeds"][1]]
+    assert distances == pytest.approx(expected, rel=1e-5)
     assert f"RMS {np.mean(expected):.3f}" in printed
     size = np.sqrt(np.mean([out["deq", s].square().mean().item() for s in range(3)]))
     assert numbers["outputs"][1] == pytest.approx(size, rel=1e-5)

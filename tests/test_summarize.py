@@ -130,7 +130,8 @@ def test_pairs_of_any_activation(tmp_path):
 
 def test_pairs_only_over_common_seeds():
     found = comparison.compare({0: 1.0, 1: 4.0, 2: 9.0}, {1: 1.0, 2: 2.0, 3: 50.0})
-    assert (found.mean, found.n) == (5.0, 2) and found.half == pytest.approx(12.706205 * np.sqrt(8) / np.sqrt(2), rel=1e-6)
+    assert (found.mean, found.n) == (5.0, 2)
+    assert found.half == pytest.approx(12.706205 * np.sqrt(8) / np.sqrt(2), rel=1e-6)
     alone = comparison.compare({0: 1.0}, {0: 2.0})
     assert (alone.mean, alone.n) == (-1.0, 1) and np.isnan([alone.half, alone.p_difference, alone.p_equality]).all()
     assert comparison.compare({0: 1.0}, {}) is None

@@ -23,7 +23,7 @@ import torch
 from gaussian_integration import Activation
 
 _REACH = 9.0  # exp(-r^2/2) is 3e-18 there
-_CHUNK = 4_000_000  # nodes at a time
+_CHUNK = 300_000  # nodes at a time, that stay in the cache
 
 
 def _legendre(n):
@@ -140,8 +140,8 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
             excess = 2 * ab * eta + radial - right
             noise = 1e-14 * (radial + right) + sigma_a2 * _rounding(apart, dot, ab)
             step = torch.where(excess.abs() <= noise, 0.0, excess / slope)  # parallel to rounding is parallel
-            eta = (eta - step).clamp(0, 1)
-            if (step.abs() <= 1e-13 * eta).all():
+            before, eta = eta, (eta - step).clamp(0, 1)
+            if ((eta - before).abs() <= 1e-13 * eta).all():
                 return eta, apart, dot
         raise ValueError(f"Newton's method did not converge for {activation.name} between nearly parallel samples: step "
                          f"{step.abs().max().item():.2g}")

@@ -84,12 +84,12 @@ def _sample(f, left, right):
     return _Panels(left, right, x, np.exp(-0.5 * x * x) * (half[:, None] * rule.weights) / _SQRT_2PI, values)
 
 
-def _adapt(f, edges, floors, defect=None):
+def _adapt(f, edges, floors, inspect=None):
     """Panels, sorted, on which f : (q,) nodes -> (k, q) values is resolved: each to _TOLERANCE of E|f| or of `floors` (k,).
 
-    `defect` : (panels, E|f|) -> (panels,) bool asks to halve a panel for a further reason, for as long as that is
-    possible in float64; a panel where it persists is given as it is. Returns the panels, and whether `defect` persisted
-    at so many places that they were left wide.
+    `inspect` : (panels, E|f|) -> two (panels,) bool arrays, those not resolved for a further reason, and those at fault.
+    A fault is halved for as long as float64 allows, and may remain (a jump). Returns the panels, and whether faults
+    spread over more than 1000 panels, which are then left wide.
     """
     edges = np.array(sorted(edges))
     panels = _sample(f, edges[:-1], edges[1:])
@@ -105,11 +105,12 @@ def _adapt(f, edges, floors, defect=None):
         halves = panels.sums(panels.values)
         scale = np.maximum(scale, panels.sums(abs(panels.values)).sum(-1))
         rough = (abs(halves.reshape(len(halves), -1, 2).sum(-1) - value) > _TOLERANCE * scale[:, None]).any(0)
-        if defect is not None:
+        if inspect is not None:
             narrow = panels.right - panels.left < 64 * _EPS * np.maximum(abs(panels.left), abs(panels.right))
-            broken = (defect(panels, scale) & ~narrow).reshape(-1, 2).any(1)
-            spread = not rough.any() and broken.sum() > 1000
-            rough |= broken
+            unresolved, fault = ((found & ~narrow).reshape(-1, 2).any(1) for found in inspect(panels, scale))
+            rough |= unresolved
+            spread = fault.sum() > 1000 > 10 * rough.sum()
+            rough |= fault
         keep = rough.repeat(2)
         done.append(panels.pick(~keep))
         if spread or len(panels.left) > 20000:
@@ -156,7 +157,8 @@ def expectation(f: Elementwise, kinks=()) -> float:
             raise ValueError("the function is not elementwise: it must map a tensor to a tensor of the same shape")
         return y.detach().numpy()[None]
 
-    panels, _ = _adapt(row, _graded({0.0, *kinks}, 16.0 ** -np.arange(1, 11)), np.ones(1))
+    # a panel's nodes lie so close at its ends that one of the next finer panel's width is seen there
+    panels, _ = _adapt(row, _graded({0.0, *kinks}, 256.0 ** -np.arange(1, 6)), np.ones(1))
     return panels.sums(panels.values).sum()
 
 
@@ -207,7 +209,7 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
     -----
     Where f is continuous: d1 = E[f'], and by Stein's lemma, E[g'(tau xi)] = E[xi g(tau xi)]/tau, d2 = E[xi f']/tau and
     sq_dd = 2 E[xi phi f']/tau, so that the kinks of a piecewise-linear activation contribute as they must. phi comes
-    from the integral of f', which, unlike f - f(0), keeps all its digits where tau is small.
+    from the integral of f' where that is f - f(0) to rounding, as it keeps the digits which f - f(0) loses at small tau.
 
     Where f jumps: d1 = E[xi phi]/tau, d2 = E[(xi^2 - 1) phi]/tau^2 and sq_dd = E[(xi^2 - 1) phi^2]/tau^2, which hold for
     any f, and d1_sq = inf. A jump that makes less than 1e-10 of d1 is taken for rounding.
@@ -230,14 +232,11 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
     d1 = (weights * x * shifted).sum() / tau
     tolerance = _AGREE * size + (weights * (1 + abs(x)) * noise).sum() / tau
     if spread or abs(slope + steps[jump].sum() - d1) > tolerance:
-        gap = shifted - integral
-        worst = np.argmax(abs(gap[:, -1] - gap[:, 0]) * np.exp(-0.5 * (x**2).min(1)))
-        a, b = tau * x[worst, [0, -1]]
+        at = np.unravel_index(np.argmax(abs(shifted - integral) * np.exp(-0.5 * x * x)), x.shape)
         raise ValueError(
-            f"activation {activation.name}: its derivative is not that of its function. At scale {tau:.6g}, E[f'] = "
-            f"{slope:.9g}, but by Stein's lemma it is E[xi f(tau xi)]/tau = {d1:.9g}; from x = {a:.6g} to {b:.6g} the "
-            f"function grows by {np.ptp(f[worst, [0, -1]]) * np.sign(f[worst, -1] - f[worst, 0]):.9g}, the integral of "
-            f"the derivative by {np.diff(integral[worst, [0, -1]])[0]:.9g}")
+            f"activation {activation.name}: its derivative is not that of its function. From x = 0 to {tau * x[at]:.6g} "
+            f"the function grows by {shifted[at]:.12g}, the integral of the derivative by {integral[at]:.12g}; at scale "
+            f"{tau:.6g}, E[f'] = {slope:.12g}, while by Stein's lemma E[xi f(tau xi)]/tau = {d1:.12g}")
 
     mean = (weights * f).sum()
     if jump.any():
@@ -246,7 +245,8 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
         return GaussianMoments(*map(float, (
             mean, (weights * phi_sq).sum(), d1, (weights * curved * phi).sum() / tau**2, math.inf,
             (weights * curved * phi_sq).sum() / tau**2)), _places(activation, tau, between[jump]))
-    phi = integral - (weights * integral).sum()
+    phi = np.where(abs(shifted - integral) <= noise, integral, shifted)
+    phi = phi - (weights * phi).sum()
     return GaussianMoments(*map(float, (
         mean, (weights * phi * phi).sum(), slope, (weights * x * (df - slope)).sum() / tau, (weights * df_sq).sum(),
         2 * (weights * x * phi * df).sum() / tau)))
@@ -261,18 +261,22 @@ def _resolve(activation, tau):
         if f.shape != x.shape or df.shape != x.shape:
             raise ValueError(f"activation {activation.name} is not elementwise")
         f, df = f.detach().numpy(), df.detach().numpy()
-        return np.stack([f, df, df * df])
+        with np.errstate(over="ignore"):  # _sample refuses what is not finite
+            return np.stack([f, df, df * df])
 
-    def defect(panels, scale):
+    def inspect(panels, scale):
         f, density = panels.values[0], np.exp(-0.5 * panels.x**2) / _SQRT_2PI
+        # the interpolant of f', and whether its integral is f
+        tail = abs(panels.values[1] @ _lobatto().spectrum[-2:].T).max(1) * (panels.right - panels.left)
         gap, noise = np.ptp(f - _antiderivative(panels, tau), axis=1), _rounding(activation, tau, panels.x, f)
-        return gap * density.max(1) > 0.01 * _AGREE * tau * scale[1] + (noise * density).max(1)
+        return (tail * density.max(1) > 1e-12 * scale[1],
+                gap * density.max(1) > 0.01 * _AGREE * tau * scale[1] + (noise * density).max(1))
 
     # the activation varies on a scale of 1 in x, about 0 and about its kinks
     steps = () if activation.slopes else 2.0 ** np.arange(math.ceil(math.log2(max(tau, 1.0)))) / tau
     edges = _graded({0.0, *(k / tau for k in activation.kinks)}, steps)
     try:
-        return _adapt(integrands, edges, np.array([_bound(activation), 0.0, 0.0]), defect)
+        return _adapt(integrands, edges, np.array([_bound(activation), 0.0, 0.0]), inspect)
     except ValueError as error:
         raise ValueError(f"activation {activation.name} at scale {tau:.6g}: {error}") from None
 

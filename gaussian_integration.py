@@ -1,137 +1,26 @@
 """Gaussian expectations and moments, Hermite coefficients.
 
 Everything downstream (tau, the kernel coefficients, the matching, the exact kernels) sees an activation only
-through the integrals of this file. All of it is float64. An expectation over xi ~ N(0, 1) is a composite
-Gauss-Lobatto rule whose panels end at the kinks of the integrand, narrow towards them and towards 0, and are halved
-until they agree with themselves; sampling a grid across a kink, as is often done, stops at about 1e-4. The rule has
-nodes at both ends of a panel, so that nothing hides between the last node of one panel and the first of the next.
+through the integrals of this file. All of it is float64. An expectation over xi ~ N(0, 1) is a sum over panels that end
+at the kinks of the integrand, narrow towards them and towards 0, and are halved until they agree with themselves;
+sampling a grid across a kink, as is often done, stops at about 1e-4.
 """
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.polynomial import legendre
 
 from activations import ACTIVATIONS, Activation, Elementwise, from_function, load_activation, piecewise_linear
+from quadrature import EPS, SQRT_2PI, TOLERANCE, adapt, graded, lobatto
 
 __all__ = ["ACTIVATIONS", "Activation", "GaussianMoments", "centre", "expectation", "from_function", "gaussian_moments",
            "hermite_coefficients", "hermite_functions", "load_activation", "piecewise_linear"]
 
-_TOLERANCE = 1e-14  # of each panel, so that the whole is within 1e-12
-_RANGE = 38.0       # beyond it the density is below the smallest normal float64
-_EDGES = [-38.0, -30, -23, -18, -14, -11, *range(-8, 9), 11, 14, 18, 23, 30, 38.0]
-_EPS, _SQRT_2PI = 2.0**-52, math.sqrt(2 * math.pi)
-
 
 # ---------------------------------------------------------------------------------------------------------------
 # expectations
-
-@dataclass(frozen=True)
-class _Rule:
-    """Gauss-Lobatto on [-1, 1] with 20 nodes.
-
-    integral @ f is the integral of f's interpolant from -1 to each node, spectrum @ f its Legendre coefficients.
-    """
-
-    nodes: np.ndarray
-    weights: np.ndarray
-    integral: np.ndarray
-    spectrum: np.ndarray
-
-
-@lru_cache(maxsize=None)
-def _lobatto(n=20):
-    last = [0] * (n - 1) + [1]
-    inner = legendre.legroots(legendre.legder(last))
-    inner = inner - legendre.legval(inner, legendre.legder(last)) / legendre.legval(inner, legendre.legder(last, 2))
-    nodes = np.concatenate([[-1.0], (inner - inner[::-1]) / 2, [1.0]])
-    spectrum = np.linalg.inv(legendre.legvander(nodes, n - 1))
-    antiderivatives = legendre.legval(nodes, legendre.legint(np.eye(n), lbnd=-1)).T
-    return _Rule(nodes, 2 / (n * (n - 1) * legendre.legval(nodes, last) ** 2), antiderivatives @ spectrum, spectrum)
-
-
-@dataclass(frozen=True)
-class _Panels:
-    """Panels in N(0, 1) and what was seen there: nodes x (panels, 20), weights with the density, values (k, panels, 20)."""
-
-    left: np.ndarray
-    right: np.ndarray
-    x: np.ndarray
-    weights: np.ndarray
-    values: np.ndarray
-
-    def pick(self, index):
-        return _Panels(self.left[index], self.right[index], self.x[index], self.weights[index], self.values[:, index])
-
-    def sums(self, values):
-        return np.einsum("...pq,pq->...p", values, self.weights)
-
-
-def _sample(f, left, right):
-    rule, half = _lobatto(), (right - left) / 2
-    # an edge may be a kink or a jump: its panels see their own side of it, a few units in the last place away
-    margin = 4 * _EPS * np.maximum(abs(left), abs(right))
-    x = np.clip((left + half)[:, None] + half[:, None] * rule.nodes, (left + margin)[:, None], (right - margin)[:, None])
-    values = f(x.reshape(-1))
-    values = values.reshape(len(values), *x.shape)
-    if not np.isfinite(values).all():
-        bad = x[~np.isfinite(values).all(0)]
-        raise ValueError(f"the integrand is not finite at x = {bad[abs(bad).argmin()]:.6g}: "
-                         "it has no finite Gaussian moments, or is not defined on all of R")
-    return _Panels(left, right, x, np.exp(-0.5 * x * x) * (half[:, None] * rule.weights) / _SQRT_2PI, values)
-
-
-def _adapt(f, edges, floors, inspect=None):
-    """Panels, sorted, on which f : (q,) nodes -> (k, q) values is resolved: each to _TOLERANCE of E|f| or of `floors` (k,).
-
-    `inspect` : (panels, E|f|) -> two (panels,) bool arrays, those not resolved for a further reason, and those at fault.
-    A fault is halved for as long as float64 allows, and may remain (a jump). Returns the panels, and whether faults
-    spread over more than 1000 panels, which are then left wide.
-    """
-    edges = np.array(sorted(edges))
-    panels = _sample(f, edges[:-1], edges[1:])
-    value, size = panels.sums(panels.values), panels.sums(abs(panels.values))
-    scale = np.maximum(size.sum(-1), floors)
-    if (size[:, [0, -1]].max(1) > _TOLERANCE * scale).any():
-        raise ValueError("the integrand grows too fast for a Gaussian expectation: "
-                         "its tail does not decay within 38 standard deviations")
-    done, spread = [], False
-    for _ in range(120):  # a kink that was not declared costs one panel a level
-        middle = (panels.left + panels.right) / 2
-        panels = _sample(f, np.stack([panels.left, middle], 1).reshape(-1), np.stack([middle, panels.right], 1).reshape(-1))
-        halves = panels.sums(panels.values)
-        scale = np.maximum(scale, panels.sums(abs(panels.values)).sum(-1))
-        rough = (abs(halves.reshape(len(halves), -1, 2).sum(-1) - value) > _TOLERANCE * scale[:, None]).any(0)
-        if inspect is not None:
-            narrow = panels.right - panels.left < 64 * _EPS * np.maximum(abs(panels.left), abs(panels.right))
-            unresolved, fault = ((found & ~narrow).reshape(-1, 2).any(1) for found in inspect(panels, scale))
-            rough |= unresolved
-            spread = fault.sum() > 1000 > 10 * rough.sum()
-            rough |= fault
-        keep = rough.repeat(2)
-        done.append(panels.pick(~keep))
-        if spread or len(panels.left) > 20000:
-            done.append(panels.pick(keep))
-            break
-        panels, value = panels.pick(keep), halves[:, keep]
-        if not keep.any():
-            break
-    if len(panels.left) and not spread:
-        raise ValueError("the Gaussian expectation does not converge: the integrand is not piecewise smooth, or "
-                         "varies too quickly")
-    order = np.argsort(np.concatenate([p.left for p in done]), kind="stable")
-    joined = [np.concatenate([getattr(p, name) for p in done]) for name in ("left", "right", "x", "weights")]
-    return _Panels(*joined, np.concatenate([p.values for p in done], 1)).pick(order), spread
-
-
-def _graded(points, steps):
-    """Edges of the first panels: the fixed ones, the points, and each point less and plus each step."""
-    around = {p + s for p in points for s in (0.0, *steps, *(-s for s in steps))}
-    return {*_EDGES, *(e for e in around if -_RANGE < e < _RANGE)}
-
 
 def expectation(f: Elementwise, kinks=()) -> float:
     """E[f(xi)] for xi ~ N(0, 1), absolute error at most 1e-12 (relative, where E|f| exceeds 1).
@@ -158,7 +47,7 @@ def expectation(f: Elementwise, kinks=()) -> float:
         return y.detach().numpy()[None]
 
     # a panel's nodes lie so close at its ends that one of the next finer panel's width is seen there
-    panels, _ = _adapt(row, _graded({0.0, *kinks}, 256.0 ** -np.arange(1, 6)), np.ones(1))
+    panels, _ = adapt(row, graded({0.0, *kinks}, 256.0 ** -np.arange(1, 6)), np.ones(1))
     return panels.sums(panels.values).sum()
 
 
@@ -175,6 +64,7 @@ def centre(activation: Activation, tau: float) -> Activation:
 # moments
 
 _AGREE = 1e-10  # of d1: a function and its derivative must agree to this
+
 
 @dataclass(frozen=True)
 class GaussianMoments:
@@ -197,8 +87,8 @@ class GaussianMoments:
 def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
     """Moments of the activation centred at tau. `tau` > 0 is the standard deviation of the pre-activation.
 
-    The error is about 1e-12 of each moment's own size, and that of the mean 1e-12 of the function's. Where tau is small,
-    d2 and sq_dd have an error of about 1e-16 d1/tau as well, the rounding of the derivative.
+    Relative error about 1e-12, where no cancellation interferes (of E|f'|, say, in d1). Where tau is small, d2 has an
+    error of about 1e-17 d1/tau as well, the rounding of the derivative.
 
     Raises
     ------
@@ -216,44 +106,43 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
     """
     if not (tau > 0 and math.isfinite(tau)):
         raise ValueError(f"tau must be positive and finite, got {tau}")
-    panels, spread = _resolve(activation, tau)
+    panels, noise, spread = _resolve(activation, tau)
     x, weights, (f, df, df_sq) = panels.x, panels.weights, panels.values
-    slope, size = (weights * df).sum(), (weights * abs(df)).sum()
-    # the integral of df from 0, outwards panel by panel; f less this is constant but for jumps
+
+    def mean_of(values):
+        return float(np.vdot(weights, values))
+
+    # the integral of df from 0, outwards panel by panel: f less this is constant but for jumps
     integral, zero = _antiderivative(panels, tau), np.searchsorted(panels.left, 0.0)
     ends = integral[:, -1]
     integral += np.concatenate([-np.cumsum(ends[:zero][::-1])[::-1], [0.0], np.cumsum(ends[zero:-1])])[:, None]
     shifted = f - f[zero, 0]
-    between = (x.reshape(-1)[1:] + x.reshape(-1)[:-1]) / 2
-    density, noise = np.exp(-0.5 * between**2) / _SQRT_2PI, _rounding(activation, tau, x, f)
-    steps = np.diff((shifted - integral).reshape(-1)) * density / tau  # what each makes of d1
-    jump = abs(steps) > _AGREE * size + 2 * density * noise.reshape(-1)[1:] / tau
+    gap, density = (shifted - integral).reshape(-1), panels.density.reshape(-1)[1:] / tau
+    steps = (gap[1:] - gap[:-1]) * density  # what each makes of d1
+    tolerance = _AGREE * mean_of(abs(df))
+    jump = abs(steps) > tolerance + 2 * density * noise.reshape(-1)[1:]
 
-    d1 = (weights * x * shifted).sum() / tau
-    tolerance = _AGREE * size + (weights * (1 + abs(x)) * noise).sum() / tau
-    if spread or abs(slope + steps[jump].sum() - d1) > tolerance:
-        at = np.unravel_index(np.argmax(abs(shifted - integral) * np.exp(-0.5 * x * x)), x.shape)
+    slope, d1 = mean_of(df), mean_of(x * shifted) / tau
+    if spread or abs(slope + steps[jump].sum() - d1) > tolerance + mean_of((1 + abs(x)) * noise) / tau:
+        at = np.unravel_index(np.argmax(abs(shifted - integral) * panels.density), x.shape)
         raise ValueError(
             f"activation {activation.name}: its derivative is not that of its function. From x = 0 to {tau * x[at]:.6g} "
             f"the function grows by {shifted[at]:.12g}, the integral of the derivative by {integral[at]:.12g}; at scale "
             f"{tau:.6g}, E[f'] = {slope:.12g}, while by Stein's lemma E[xi f(tau xi)]/tau = {d1:.12g}")
 
-    mean = (weights * f).sum()
+    mean = mean_of(f)
     if jump.any():
-        phi = f - mean
-        phi_sq, curved = phi * phi, x * x - 1
-        return GaussianMoments(*map(float, (
-            mean, (weights * phi_sq).sum(), d1, (weights * curved * phi).sum() / tau**2, math.inf,
-            (weights * curved * phi_sq).sum() / tau**2)), _places(activation, tau, between[jump]))
-    phi = np.where(abs(shifted - integral) <= noise, integral, shifted)
-    phi = phi - (weights * phi).sum()
-    return GaussianMoments(*map(float, (
-        mean, (weights * phi * phi).sum(), slope, (weights * x * (df - slope)).sum() / tau, (weights * df_sq).sum(),
-        2 * (weights * x * phi * df).sum() / tau)))
+        phi, curved = f - mean, (x * x - 1) / tau**2
+        return GaussianMoments(mean, mean_of(phi**2), d1, mean_of(curved * phi), math.inf, mean_of(curved * phi**2),
+                               _places(activation, tau, (x.reshape(-1)[1:] + x.reshape(-1)[:-1])[jump] / 2))
+    phi = np.where(abs(gap.reshape(x.shape)) <= noise, integral, shifted)
+    phi = phi - mean_of(phi)
+    return GaussianMoments(mean, mean_of(phi**2), slope, mean_of(x * (df - slope)) / tau, mean_of(df_sq),
+                           2 * mean_of(x * phi * df) / tau)
 
 
 def _resolve(activation, tau):
-    """The panels on which f, f' and f'^2 are resolved, and f is the integral of f' but for jumps."""
+    """The panels on which f, f' and f'^2 are resolved and f is the integral of f' but for jumps; and the rounding of f."""
 
     def integrands(xi):
         x = torch.from_numpy(tau * xi)
@@ -261,38 +150,37 @@ def _resolve(activation, tau):
         if f.shape != x.shape or df.shape != x.shape:
             raise ValueError(f"activation {activation.name} is not elementwise")
         f, df = f.detach().numpy(), df.detach().numpy()
-        with np.errstate(over="ignore"):  # _sample refuses what is not finite
+        with np.errstate(over="ignore"):  # what is not finite is refused
             return np.stack([f, df, df * df])
 
+    bound = activation.lipschitz if math.isfinite(activation.lipschitz) else 0.0
+
+    def rounding(panels, largest):  # of f, of its argument, and of intermediate values such as the exp(x) in elu
+        f, df, _ = panels.values
+        return 64 * EPS * (abs(f) + tau * abs(df * panels.x) + bound + np.minimum(bound * tau * abs(panels.x), largest))
+
     def inspect(panels, scale):
-        f, density = panels.values[0], np.exp(-0.5 * panels.x**2) / _SQRT_2PI
         # the interpolant of f', and whether its integral is f
-        tail = abs(panels.values[1] @ _lobatto().spectrum[-2:].T).max(1) * (panels.right - panels.left)
-        gap, noise = np.ptp(f - _antiderivative(panels, tau), axis=1), _rounding(activation, tau, panels.x, f)
-        return (tail * density.max(1) > 1e-12 * scale[1],
-                gap * density.max(1) > 0.01 * _AGREE * tau * scale[1] + (noise * density).max(1))
+        tail = abs(panels.values[1] @ lobatto().spectrum[-2:].T).max(1) * (panels.right - panels.left)
+        gap = panels.values[0] - _antiderivative(panels, tau)
+        gap = (gap.max(1) - gap.min(1)) * panels.density.max(1)
+        noise = (rounding(panels, largest) * panels.density).max(1)
+        return tail * panels.density.max(1) > 1e-12 * scale[1], gap > 0.01 * _AGREE * tau * scale[1] + noise
 
     # the activation varies on a scale of 1 in x, about 0 and about its kinks
     steps = () if activation.slopes else 2.0 ** np.arange(math.ceil(math.log2(max(tau, 1.0)))) / tau
-    edges = _graded({0.0, *(k / tau for k in activation.kinks)}, steps)
+    edges = graded({0.0, *(k / tau for k in activation.kinks)}, steps)
     try:
-        return _adapt(integrands, edges, np.array([_bound(activation), 0.0, 0.0]), inspect)
+        largest = abs(integrands(np.linspace(-38, 38, 39))[0]).max() if tau > 1 else math.inf
+        panels, spread = adapt(integrands, edges, np.array([bound, 0.0, 0.0]), inspect)
     except ValueError as error:
         raise ValueError(f"activation {activation.name} at scale {tau:.6g}: {error}") from None
+    return panels, rounding(panels, largest), spread
 
 
 def _antiderivative(panels, tau):
     """The integral of f' over x = tau xi, from the left end of each panel to each of its nodes."""
-    return tau * (panels.right - panels.left)[:, None] / 2 * (panels.values[1] @ _lobatto().integral.T)
-
-
-def _bound(activation):
-    return activation.lipschitz if math.isfinite(activation.lipschitz) else 0.0
-
-
-def _rounding(activation, tau, x, f):
-    """The rounding of f: of its value, or of intermediate values, such as the exp(x) in elu."""
-    return 64 * _EPS * (abs(f) + _bound(activation) * (1 + tau * abs(x)))
+    return tau * (panels.right - panels.left)[:, None] / 2 * (panels.values[1] @ lobatto().integral.T)
 
 
 def _places(activation, tau, jumps):
@@ -307,6 +195,9 @@ def _places(activation, tau, jumps):
 
 # ---------------------------------------------------------------------------------------------------------------
 # Hermite coefficients
+
+_REACH = 16.0
+
 
 def hermite_functions(x: torch.Tensor, degree: int) -> torch.Tensor:
     """h_k(x) exp(-x^2/4) for k = 0 .. degree, shape (degree + 1, *x.shape), with h_k orthonormal under N(0, 1).
@@ -350,7 +241,7 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
         raise ValueError(f"degree must be at least 0, got {degree}")
     distinct, where = torch.unique(scale, return_inverse=True)
     kinks = torch.tensor([k for k in activation.kinks if k], dtype=torch.float64, device=scale.device)
-    spectrum = torch.from_numpy(_lobatto().spectrum[-2:].T.copy()).to(scale.device)
+    spectrum = torch.from_numpy(lobatto().spectrum[-2:].T.copy()).to(scale.device)
 
     def own_edges(edges, s):
         """(n, panels + 1), or (1, panels + 1) shared by all scales s: kinks sit at another place for each scale."""
@@ -368,10 +259,10 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
             x, half = _lobatto_panels(own)
             f = activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4)
             largest, ends = f.abs().amax((1, 2)), torch.stack([f[:, 0, 0], f[:, -1, -1]]).abs().amax(0)
-            if not (ends <= 1e-16 * largest).all():
+            if not (ends <= TOLERANCE * largest).all():
                 raise ValueError(f"activation {activation.name} grows too fast for its Hermite coefficients, or is not "
                                  f"finite, at scale {s.max().item():.6g}")
-            at_fault = (f @ spectrum).abs().amax(-1) * half > _TOLERANCE * largest[:, None]
+            at_fault = (f @ spectrum).abs().amax(-1) * half > TOLERANCE * largest[:, None]
             middles = ((own[:, 1:] + own[:, :-1]) / 2).expand(len(s), -1)[at_fault]
             rough[torch.searchsorted(edges, middles) - 1] = True
         return rough
@@ -396,7 +287,7 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
         block = max(1, int(2e7 / (20 * len(own) * (degree + 1))))
         for start in range(0, own.shape[1] - 1, block):
             x, half = _lobatto_panels(own[:, start:start + block + 1])
-            weights = half[..., None] * torch.from_numpy(_lobatto().weights).to(half) / _SQRT_2PI
+            weights = half[..., None] * torch.from_numpy(lobatto().weights).to(half) / SQRT_2PI
             f = (activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4) * weights).flatten(1)
             table = hermite_functions(x.flatten(1), degree)
             row += f @ table[:, 0].T if len(own) == 1 else torch.einsum("nq,knq->nk", f, table)
@@ -404,12 +295,9 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
     return torch.cat(rows)[where]
 
 
-_REACH = 16.0
-
-
 def _lobatto_panels(edges):
     """Nodes (r, panels, 20) and half-widths (r, panels) of the panels between edges (r, panels + 1)."""
     left, right = edges[:, :-1], edges[:, 1:]
-    half, margin = (right - left) / 2, 4 * _EPS * torch.maximum(left.abs(), right.abs())
-    x = (left + half)[..., None] + half[..., None] * torch.from_numpy(_lobatto().nodes).to(edges)
+    half, margin = (right - left) / 2, 4 * EPS * torch.maximum(left.abs(), right.abs())
+    x = (left + half)[..., None] + half[..., None] * torch.from_numpy(lobatto().nodes).to(edges)
     return torch.clamp(x, (left + margin)[..., None], (right - margin)[..., None]), half

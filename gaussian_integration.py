@@ -228,7 +228,8 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
 
     Raises
     ------
-    ValueError : f(s xi) is not resolved by 4096 panels (sin at scale 1e4, or a kink that was not declared).
+    ValueError : f(s xi) is not resolved by 2048 panels (sin at scale 1e3, or a kink that was not declared),
+        or grows too fast (exp at scale 10).
 
     Notes
     -----
@@ -276,7 +277,7 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
     edges = torch.from_numpy(edges).to(scale.device)
     while (rough := unresolved(edges)).any():
         edges = torch.cat([edges, ((edges[1:] + edges[:-1]) / 2)[rough]]).sort().values
-        if len(edges) > 4096:
+        if len(edges) > 2048:
             raise ValueError(f"the Hermite coefficients of {activation.name} at scale {scale.max().item():.6g} do not "
                              "converge: it varies too quickly, or a kink of it is not declared")
 

@@ -18,8 +18,9 @@ class Activation:
     Attributes
     ----------
     name : str
-    fn, derivative : elementwise functions on torch tensors of any shape and float dtype. `fn` must be continuous.
-    kinks : points where `fn` or its derivative is not smooth; integrals are split there.
+    fn, derivative : elementwise functions on torch tensors of any shape and float dtype. `derivative` leaves out
+        the jumps of `fn`; where there is one, only the conjugate kernel of an explicit network exists.
+    kinks : points where `fn` jumps, or it or its derivative is not smooth; integrals are split there.
     lipschitz : the best Lipschitz constant; if not given, the largest |derivative| seen on a fine grid of [-20, 20].
     slopes : for a piecewise-linear `fn`, its slope on each of the len(kinks) + 1 intervals; else empty.
         The exact kernels have a closed form for these.

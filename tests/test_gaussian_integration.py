@@ -153,6 +153,13 @@ def test_moments_at_small_scales(name, tau):
         assert m.d2 == pytest.approx((above - below) / 2e-5, abs=4 * tau + 1e-5 + 1e-16 / tau)
 
 
+@pytest.mark.parametrize("name, slope", [("tanh", 1.0), ("sigmoid", 0.25), ("sin", 1.0), ("erf", 2 / math.sqrt(math.pi))])
+def test_the_variance_at_small_scales_keeps_its_digits(name, slope):
+    # f - f(0) has lost half of them
+    for tau in (1e-7, 1e-8):  # f = f(0) + slope x, up to x^3
+        assert gaussian_moments(ACTIVATIONS[name], tau).variance == pytest.approx((slope * tau) ** 2, rel=1e-13, abs=0)
+
+
 def tanh_and_step(x):
     return torch.tanh(x) + 0.5 * (x > 0.3)
 

@@ -93,16 +93,16 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
     Raises
     ------
     ValueError : the function has no finite moments, varies too quickly at this scale (sin at 1e5), or `derivative` is
-        not the derivative of `fn`: their integrals are compared panel by panel, and d1 with Stein's E[xi f(tau xi)]/tau.
+        not that of `fn`: its integral is compared with `fn` panel by panel, and d1 with Stein's E[xi f(tau xi)]/tau.
 
     Notes
     -----
     Where f is continuous: d1 = E[f'], and by Stein's lemma, E[g'(tau xi)] = E[xi g(tau xi)]/tau, d2 = E[xi f']/tau and
-    sq_dd = 2 E[xi phi f']/tau, so that the kinks of a piecewise-linear activation contribute as they must. phi comes
-    from the integral of f' where that is f - f(0) to rounding, as it keeps the digits which f - f(0) loses at small tau.
+    sq_dd = 2 E[xi phi f']/tau, so that the kinks of a piecewise-linear activation contribute as they must. phi is
+    the integral of f' where that is f - f(0) to rounding, as it keeps the digits which f - f(0) loses at small tau.
 
-    Where f jumps: d1 = E[xi phi]/tau, d2 = E[(xi^2 - 1) phi]/tau^2 and sq_dd = E[(xi^2 - 1) phi^2]/tau^2, which hold for
-    any f, and d1_sq = inf. A jump that makes less than 1e-10 of d1 is taken for rounding.
+    Where f jumps: d1 = E[xi phi]/tau, d2 = E[(xi^2 - 1) phi]/tau^2 and sq_dd = E[(xi^2 - 1) phi^2]/tau^2, which hold
+    for any f, and d1_sq = inf. A jump that makes less than 1e-10 of d1 is taken for rounding.
     """
     if not (tau > 0 and math.isfinite(tau)):
         raise ValueError(f"tau must be positive and finite, got {tau}")
@@ -126,9 +126,9 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
     if spread or abs(slope + steps[jump].sum() - d1) > tolerance + mean_of((1 + abs(x)) * noise) / tau:
         at = np.unravel_index(np.argmax(abs(shifted - integral) * panels.density), x.shape)
         raise ValueError(
-            f"activation {activation.name}: its derivative is not that of its function. From x = 0 to {tau * x[at]:.6g} "
-            f"the function grows by {shifted[at]:.12g}, the integral of the derivative by {integral[at]:.12g}; at scale "
-            f"{tau:.6g}, E[f'] = {slope:.12g}, while by Stein's lemma E[xi f(tau xi)]/tau = {d1:.12g}")
+            f"activation {activation.name}: its derivative is not that of its function. From x = 0 to "
+            f"{tau * x[at]:.6g} the function grows by {shifted[at]:.12g}, the integral of the derivative by "
+            f"{integral[at]:.12g}; at scale {tau:.6g}, E[f'] = {slope:.12g}, while by Stein's lemma E[xi f(tau xi)]/tau = {d1:.12g}")
 
     mean = mean_of(f)
     if jump.any():
@@ -142,7 +142,8 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
 
 
 def _resolve(activation, tau):
-    """The panels on which f, f' and f'^2 are resolved and f is the integral of f' but for jumps; and the rounding of f."""
+    """Panels on which f, f' and f'^2 are resolved and f is the integral of f' but for jumps; the rounding of f there;
+    and whether the two part in so many places that they do not belong together."""
 
     def integrands(xi):
         x = torch.from_numpy(tau * xi)
@@ -224,7 +225,7 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
 
     Returns
     -------
-    (n, degree + 1) float64 tensor, on the device of `scale`. Absolute error about 1e-13 of the largest |f(s x)| e^(-x^2/4).
+    (n, degree + 1) float64 tensor, on the device of `scale`. Error about 1e-13 of the largest |f(s x)| e^(-x^2/4).
 
     Raises
     ------

@@ -43,7 +43,7 @@ def lobatto(n=20):
 
 @dataclass(frozen=True)
 class Panels:
-    """Panels and what was seen there: nodes x (panels, 20), density of N(0, 1), weights with it, values (k, panels, 20)."""
+    """Panels, their nodes x (panels, 20), the density of N(0, 1), weights that include it, values (k, panels, 20)."""
 
     left: np.ndarray
     right: np.ndarray
@@ -64,7 +64,8 @@ def _sample(f, left, right):
     rule, half = lobatto(), (right - left) / 2
     # an edge may be a kink or a jump: its panels see their own side of it, a few units in the last place away
     margin = 4 * EPS * np.maximum(abs(left), abs(right))
-    x = np.clip((left + half)[:, None] + half[:, None] * rule.nodes, (left + margin)[:, None], (right - margin)[:, None])
+    x = (left + half)[:, None] + half[:, None] * rule.nodes
+    x = np.clip(x, (left + margin)[:, None], (right - margin)[:, None])
     values = f(x.reshape(-1))
     values = values.reshape(len(values), *x.shape)
     if not np.isfinite(values).all():
@@ -76,10 +77,9 @@ def _sample(f, left, right):
 
 
 def adapt(f, edges, floors, inspect=None):
-    """Panels, sorted, on which f : (q,) nodes -> (k, q) values is resolved: each to TOLERANCE of E|f| or of `floors` (k,).
+    """Sorted panels on which f : (q,) nodes -> (k, q) values is resolved, each to TOLERANCE of E|f| or of `floors` (k,).
 
-    `inspect` : (panels, E|f|) -> two (panels,) bool arrays, those not resolved for a further reason, and those at fault.
-    A fault is cut for as long as float64 allows, and may remain (a jump). Returns the panels, and whether faults
+    `inspect` : (panels, E|f|) -> two (panels,) bool arrays: not resolved for a further reason; at fault. A fault is cut for as long as float64 allows, and may remain (a jump). Returns the panels, and whether faults
     spread over more than 1000 panels, which are then left wide.
     """
     edges = np.array(sorted(edges))

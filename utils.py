@@ -38,8 +38,8 @@ def check_stable(activation: Activation, sigma_a2: float, d1_sq: float, jumps=()
         raise ValueError(f"E[f'^2] of {activation.name} is infinite, {jump_places(jumps)}: at no sigma_a^2 has the DEQ "
                          "a stable equilibrium; take a continuous activation")
     if sigma_a2 * d1_sq >= 1:
-        raise ValueError(f"the DEQ of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable equilibrium: sigma_a^2 "
-                         f"E[phi'^2] = {sigma_a2 * d1_sq:.4g} must be below 1; take a smaller sigma_a^2")
+        raise ValueError(f"the DEQ of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable equilibrium: "
+                         f"sigma_a^2 E[phi'^2] = {sigma_a2 * d1_sq:.4g} must be below 1; take a smaller sigma_a^2")
 
 
 def jump_places(jumps) -> str:

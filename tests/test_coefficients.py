@@ -169,7 +169,7 @@ def test_monte_carlo_deq_of_width_4000():
 
 def test_an_unstable_fixed_point_is_refused(monkeypatch):
     fourth = Activation("fourth", lambda x: x**4, lambda x: 4 * x**3)
-    tau = (0.8 / 0.9 / 240) ** (1 / 6)  # sigma_a^2 E[phi'^2] = 0.9 * 16 * 15 tau^6 = 0.8, E[phi phi''] is 144/240 of it more
+    tau = (0.8 / 0.9 / 240) ** (1 / 6)  # sigma_a^2 E[phi'^2] = 0.9 * 240 tau^6 = 0.8, E[phi phi''] = 144 tau^6
     monkeypatch.setattr("coefficients.get_tau", lambda *_: tau)
     with pytest.raises(ValueError, match="no stable fixed point.* = 1.28 "):
         implicit_ck(fourth, 0.9)
@@ -182,7 +182,7 @@ def test_a_deq_without_a_stable_equilibrium_is_refused(coefficients):
     tau = get_tau(selu, sigma_a2, tau0)
     m = gaussian_moments(selu, tau)
     assert sigma_a2 * m.sq_dd / 2 < 1 < sigma_a2 * m.d1_sq
-    # two states of correlation 1 - distance: u, v = tau (sqrt(1 - distance/2) x +- sqrt(distance/2) y) part with each layer
+    # states of correlation 1 - distance, u, v = tau (sqrt(1 - distance/2) x +- sqrt(distance/2) y), part with each layer
     x = torch.linspace(-9, 9, 20001, dtype=torch.float64)[:, None]
     w = torch.exp(-x * x / 2) * (x[1] - x[0]) / math.sqrt(2 * math.pi) * torch.from_numpy(WEIGHTS)
     distance = 1e-5
@@ -218,12 +218,13 @@ def test_a_jump_has_a_conjugate_kernel_and_no_tangent_kernel():
     ck = explicit_ck([STEP, tanh])
     check(expansion(entry, 1.0), (ck.c1, ck.c2, ck.c3))
     assert 0 < min(ck.c1, ck.c2, ck.c3)
-    with pytest.raises(ValueError, match=r"tangent kernel .* infinite: E\[f'\^2\] of layer 1 \(step\) is, as it jumps at x = 0.3"):
+    with pytest.raises(ValueError, match=r"kernel .* infinite: E\[f'\^2\] of layer 1 \(step\) is, as it jumps at x = 0.3"):
         explicit_ntk([STEP, tanh])
     with pytest.raises(ValueError, match="layer 2 .sign. is, as it jumps at x = 0"):
         explicit_ntk([tanh, Activation("sign", torch.sign, torch.zeros_like)])
     # with the step frozen its derivative does not enter: K = E[t t] + E[s s] E[t' t']
-    frozen, m = explicit_ntk([STEP, tanh], 1.0, "frozen_first"), gaussian_moments(tanh, math.sqrt(explicit_ck([STEP]).diag))
+    frozen = explicit_ntk([STEP, tanh], 1.0, "frozen_first")
+    m = gaussian_moments(tanh, math.sqrt(explicit_ck([STEP]).diag))
     assert frozen.diag == pytest.approx(ck.diag + explicit_ck([STEP]).diag * m.d1_sq, rel=1e-12)
     for coefficients in (implicit_ck, implicit_ntk):
         with pytest.raises(ValueError, match=r"E\[f'\^2\] of step is infinite, as it jumps at x = 0.3: at no sigma_a"):

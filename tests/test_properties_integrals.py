@@ -1,4 +1,4 @@
-"""Moments of random activations, with and without jumps, at scales from 1e-3 to 1e3 against a quadrature written apart."""
+"""Moments of random activations, with and without jumps, at scales 1e-3 to 1e3, against a quadrature written apart."""
 
 import math
 
@@ -39,7 +39,8 @@ def reference(activation, tau, features, jumps=()):
     d2, sq_dd = (w * x * (df - d1)).sum() / tau, 2 * (w * x * phi * df).sum() / tau
     for place, size in jumps:
         k = place / tau
-        below, above = activation.fn(torch.tensor([place, np.nextafter(place, math.inf)], dtype=torch.float64)).numpy() - mean
+        sides = torch.tensor([place, np.nextafter(place, math.inf)], dtype=torch.float64)
+        below, above = activation.fn(sides).numpy() - mean
         d1 += size * density(k) / tau
         d2 += size * k * density(k) / tau**2
         sq_dd += (above**2 - below**2) * k * density(k) / tau**2
@@ -97,7 +98,8 @@ def test_moments_of_activations_with_jumps(drawn, steps, declared, tau):
     for place, size in zip(places, sizes):
         merged[place] = merged.get(place, 0.0) + size
     jumps = [(place, size) for place, size in merged.items() if abs(size) > 1e-3]
-    jumps = [(p, s) for p, s in jumps if min(abs(p - q) for q in [*features, *(r for r, _ in jumps if r != p), 1e9]) > 1e-3 * tau]
+    others = [*features, *(p for p, _ in jumps)]
+    jumps = [(p, s) for p, s in jumps if all(q == p or abs(p - q) > 1e-3 * tau for q in others) and p not in features]
     if not jumps:
         return
     fn = lambda x: smooth.fn(x) + sum(s * (x > p).to(x.dtype) for p, s in jumps)

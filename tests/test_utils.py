@@ -61,7 +61,8 @@ def test_tau_at_small_and_large_scales(name, tau0):
             get_tau(a, sigma_a2, tau0)
         return
     tau = get_tau(a, sigma_a2, tau0)
-    assert tau**2 == pytest.approx(sigma_a2 * gaussian_moments(a, tau).variance + (1 - sigma_a2) * tau0**2, rel=1e-13, abs=0)
+    right = sigma_a2 * gaussian_moments(a, tau).variance + (1 - sigma_a2) * tau0**2
+    assert tau**2 == pytest.approx(right, rel=1e-13, abs=0)
     # where f is linear on either side of 0, tau is proportional to tau_0
     left, right = a.derivative((-1) ** torch.arange(1, 3) * (1e-3 if tau0 < 1 else 1e3) * tau0).tolist()
     k = (left**2 + right**2) / 2 - (right - left) ** 2 / (2 * torch.pi)

@@ -38,16 +38,16 @@ def _panels(edges, n):
     return ((edges[..., :-1, None] + width * nodes).flatten(-2), (width * weights).flatten(-2))
 
 
-def _graded(scale):
-    """1/2, 1/4, ... down to where an activation of this scale has its features, of size 1 about 0."""
-    return 0.5 ** torch.arange(1, 1 + max(1, math.ceil(math.log2(4 * scale + 1))), dtype=torch.float64)
+def _graded(scale, feature=1.0):
+    """1/2, 1/4, ... down to where an activation of this scale has its features, of this size about 0."""
+    return 0.5 ** torch.arange(1, 1 + max(1, math.ceil(math.log2(4 * scale / feature + 1))), dtype=torch.float64)
 
 
 def _angles(a, b, sign, theta, kinks, n):
     """Nodes and weights (pairs, n_w) of the angle w over a full turn."""
     pairs, pi = len(a), math.pi
     zero = torch.stack([-pi / 2 - theta / 2, -pi / 2 + theta / 2, pi / 2 - theta / 2, pi / 2 + theta / 2], 1)
-    offsets = pi / 2 * _graded(max(a.max().item(), b.max().item()))
+    offsets = pi / 2 * _graded(max(a.max().item(), b.max().item()), min([1.0, *(abs(k) for k in kinks if k)]))
     offsets = torch.cat([-offsets.flip(0), offsets])
     edges = [zero, (zero[..., None] + offsets).flatten(1)]
     for k in kinks:
@@ -70,11 +70,12 @@ def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes
     out = torch.empty(2, len(a), dtype=torch.float64)
     radii = torch.cat([torch.tensor([0, 1, 2, 3.5, 5.5, _REACH]), _graded(max(a.max().item(), b.max().item()))])
     radii = radii.unique()
-    breaks = [k for k in activation.kinks if k]
+    kinks = [k if abs(k) > 1e-12 * max(a.max().item(), b.max().item()) else 0.0 for k in activation.kinks]
+    breaks = [k for k in kinks if k]
     per_pair = nodes**2 * (12 + 8 * len(radii)) * (len(radii) + 2 * len(breaks))
     for chunk in torch.arange(len(a)).split(max(1, _CHUNK // per_pair)):
         a_, b_, sign_, theta_ = (t[chunk] for t in (a, b, sign, theta))
-        w, weight = _angles(a_, b_, sign_, theta_, activation.kinks, nodes)
+        w, weight = _angles(a_, b_, sign_, theta_, kinks, nodes)
         along = torch.stack([a_[:, None] * torch.cos(w - theta_[:, None] / 2),
                              (sign_ * b_)[:, None] * torch.cos(w + theta_[:, None] / 2)])  # u/r and v/r
         if breaks:

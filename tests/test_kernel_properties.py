@@ -12,7 +12,7 @@ from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_momen
 from kernels import explicit_kernels, implicit_kernels
 from utils import estimate_tau0, get_tau
 
-EXAMPLES = settings(deadline=None, derandomize=True, max_examples=15, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(deadline=None, derandomize=True, max_examples=8, suppress_health_check=list(HealthCheck))
 
 
 # -- an integral over the plane, in the coordinates of one of the two and what the other adds ---------------------

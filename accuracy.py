@@ -43,8 +43,8 @@ def print_table(arguments, results):
         print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
 
 
-def plot(arguments, data, results):
-    """Test accuracy against epoch at the largest width, and against width after the last epoch."""
+def plot(arguments, data, results, path):
+    """Test accuracy against epoch at the largest width, and against width after the last epoch; as a PNG file."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -86,7 +86,5 @@ def plot(arguments, data, results):
         axes[0, 1].minorticks_off()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if panels == 2 else 2,
                   handlelength=3)
-    path = Path(arguments.output_path) / f"accuracy_{arguments.dataset}.png"
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=200)
-    return path

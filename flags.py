@@ -7,9 +7,10 @@ import argparse
 import math
 from pathlib import Path
 
+from interrupts import INTERRUPTED  # noqa: F401
 from names import ACTIVATIONS, DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
+BAD_INPUT, FAILED = 2, 1  # exit statuses; the third is INTERRUPTED
 
 # What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
 # A kind of training is a row here and a grid of runs in grid.GRIDS.

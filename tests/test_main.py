@@ -88,6 +88,7 @@ def test_help_and_bad_flags_do_not_import_torch():
     (("--what",), "--what"),
     (("--model", "deq"), "deq needs one"),
     (("--activation", "swish"), "not a setting of inn"),
+    (("--classes", "0", "1"), "leave --classes out (--preset two_class has 2 classes, mixed 4)"),
     (("--aug",), "argument --aug: not a setting of inn"),
     (("--train", "full", "--milestone", "3"), "argument --milestone: not a setting of inn"),
     (("--model", "linear_pcdeq_1", "--train", "full"), "argument --train: not a setting of linear_pcdeq_1"),

@@ -92,7 +92,12 @@ def checkpoint_path(config: Config, save_path) -> Path:
 
 
 def best_path(config: Config, save_path) -> Path:
-    """The weights after the epoch of the best test accuracy, where every weight is trained."""
+    """Where the weights are kept that were best by test accuracy, of runs that train every weight.
+
+    The published code of the pcDEQs keeps such weights, so they are here too; but what is chosen on the test set is no
+    estimate of what a network does on new data. Logs, tables and figures report the last epoch, whatever the test
+    accuracy of the others.
+    """
     return checkpoint_path(config, save_path).with_suffix(".best.pt")
 
 
@@ -159,7 +164,8 @@ def finished(config: Config, output_path) -> bool:
 
 
 class RunFiles:
-    """The files of one run: accuracy logs, metrics lines, checkpoint. Of ranks that share a run one `writes`."""
+    """The files of one run: accuracy logs, metrics lines, checkpoint, and the weights that were best by test accuracy
+    (`best_path`). Of ranks that share a run one `writes`."""
 
     def __init__(self, config: Config, output_path, save_path, writes: bool = True):
         self.config, self.output_path, self.writes = config, Path(output_path), writes

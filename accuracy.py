@@ -13,9 +13,10 @@ LOOKS = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-R
 
 
 def print_theory(data, scales, theories):
-    """The data's size and its scales (names and numbers), then a line for each model, and one for each matched layer."""
+    """The data's size and its scales (names and numbers), then a line for each model and for each matched layer."""
+    scales = ", ".join(f"{name} = {value:.6g}" for name, value in scales.items())
     print(f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, "
-          f"p = {data.X_train.shape[1]}, {data.n_classes} classes; " + ", ".join(f"{name} = {value:.6g}" for name, value in scales.items()))
+          f"p = {data.X_train.shape[1]}, {data.n_classes} classes; {scales}")
     for name, theory in theories.items():
         # what is 0 but for rounding is shown as 0
         shown = {k: str(v) if isinstance(v, str) else f"{v if abs(v) > 1e-15 else 0:.6g}" for k, v in theory.items()

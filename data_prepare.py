@@ -68,8 +68,8 @@ def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_p
     statistics = None
     if name == "gmm":
         if classes is not None:
-            raise DataError("classes cannot be picked from a Gaussian mixture, whose statistics are those of all its classes: "
-                            f"leave --classes out (--preset two_class has 2 classes, mixed {MIXED_CLASSES})")
+            raise DataError("classes cannot be picked from a Gaussian mixture, whose statistics are those of all its "
+                            f"classes: leave --classes out (--preset two_class has 2 classes, mixed {MIXED_CLASSES})")
         X, y, X_test, y_test, statistics = _gmm(preset, seed)
     elif name == "npz":
         X, y, X_test, y_test = _npz(path)

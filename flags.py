@@ -98,9 +98,9 @@ def make_parser(world, description):
     add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
     add("--output_path", default="results", help="folder for logs and figure (default: results)")
     add("--save_path", default="checkpoints",
-        help="folder for checkpoints, and where every weight is trained (--train full, pcDEQ) for the weights that were "
-             "best by test accuracy, NAME.best.pt, as the pcDEQ's published code keeps them; what is reported is the last "
-             "epoch (default: checkpoints)")
+        help="folder for checkpoints (default: checkpoints); and, where every weight is trained (--train full, pcDEQ), "
+             "for the weights that were best by test accuracy, NAME.best.pt, as the pcDEQs' published code keeps them, "
+             "while the last epoch is what is reported")
     add("--resume", action="store_true", help="skip finished runs and go on with a killed one")
     return parser
 

@@ -84,10 +84,10 @@ class Grid:
     def memory(self, config) -> dict[str, int]:
         """Bytes that the run takes at least, by what takes them."""
         data, m = self.data, config.dim
-        square = m * m
-        # a first layer and a readout, and between them one square matrix an equilibrium or further layer
-        weights = m * (data.X_train.shape[1] + data.n_classes) + square * (len([*self.narrow[config.model].parameters()]) - 2)
-        scaled = square if config.model in DEQS else 0  # sigma_a A/sqrt(m)
+        # a first layer and a readout, and between them a square matrix for an equilibrium or for each further layer
+        squares = len([*self.narrow[config.model].parameters()]) - 2
+        weights = m * (data.X_train.shape[1] + data.n_classes) + squares * m * m
+        scaled = m * m if config.model in DEQS else 0  # sigma_a A/sqrt(m)
         if config.train == "readout":
             return {"weights": 4 * (weights + scaled), "features": 4 * m * (len(data.X_train) + len(data.X_test))}
         return {"weights": 4 * (weights + scaled), "gradients": 4 * (weights + scaled),
@@ -100,11 +100,12 @@ class Grid:
             return
         for config in configs:
             parts = self.memory(config)
-            if sum(parts.values()) > free and not (self.arguments.resume and finished(config, self.arguments.output_path)):
-                listed = ", ".join(f"{name} {shown(size)}" for name, size in parts.items() if size)
-                raise ValueError(f"--dim {config.dim}: {config.model} takes at least {shown(sum(parts.values()))} of "
-                                 f"memory ({listed}), and {shown(free)} {'are' if device.type == 'cpu' else 'of the GPU are'} "
-                                 "free: take a smaller width")
+            if sum(parts.values()) <= free or self.arguments.resume and finished(config, self.arguments.output_path):
+                continue
+            listed = ", ".join(f"{name} {shown(size)}" for name, size in parts.items() if size)
+            where = "" if device.type == "cpu" else "of the GPU "
+            raise ValueError(f"--dim {config.dim}: {config.model} takes at least {shown(sum(parts.values()))} of memory "
+                             f"({listed}), and {shown(free)} {where}are free: take a smaller width")
 
     def cost(self, config) -> float:
         """What the run takes, beside others."""

@@ -70,7 +70,7 @@ def accuracy(net, images, labels, batch_size=500):
 
 
 def held_out(labels, count):
-    """Which of the labels (n,) are the validation set, (n,) bool: `count` of them, as evenly over the classes as can be.
+    """Which of the labels (n,) are the validation set, (n,) bool: `count`, as evenly over the classes as it goes.
 
     The same for every seed of the training: a warm restart must not train on what it is judged by.
     """
@@ -159,7 +159,8 @@ def train(args):
             raise ValueError(f"the loss became {total / per_epoch} in epoch {epoch + 1}; take a smaller --lr")
         state = {"settings": settings, "epoch": epoch + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict(),
                  "rng": torch.get_rng_state(), "draws": draws.get_state()}
-        told = f"epoch {epoch + 1}/{args.epochs}: loss {total / per_epoch:.4f}, training accuracy {right / len(order):.4f}, "
+        told = (f"epoch {epoch + 1}/{args.epochs}: loss {total / per_epoch:.4f}, "
+                f"training accuracy {right / len(order):.4f}, ")
         if args.val:
             reached, best = validated(epoch + 1)
             state["best"] = best

@@ -1,4 +1,4 @@
-"""main.py as `python main.py` runs it, without the seconds that its imports take, and with a fault where a test wants one.
+"""main.py as `python main.py` runs it, without the seconds that its imports take, and with a fault where one is wanted.
 
 This file run as a program imports everything once, and then forks a child for each run that it is asked for. A child
 passes its write points one by one: a temporary file made, half of a checkpoint written, a rename, half of a metrics
@@ -31,7 +31,8 @@ class Forks:
 
     def __init__(self):
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-        environment |= {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}  # as distributed.py, before torch is there
+        # the second as distributed.py has it, which comes too late where torch is there already
+        environment |= {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
         self.server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        text=True, env=environment)
 
@@ -44,10 +45,10 @@ class Forks:
     def run(self, *argv, **more):
         """status (minus the signal, where one ended it), out, err, seconds, and moments: the write points passed.
 
-        more : cwd; env; fault and at: what happens at which write point; kill_after: SIGKILL after so many seconds;
+        more : env; fault and at: what happens at which write point; kill_after: SIGKILL after so many seconds;
         setup: Python code that the child runs first; finalize: let the interpreter come to its own end.
         """
-        return self.ranks({"argv": [str(a) for a in argv], **{k: str(v) if k == "cwd" else v for k, v in more.items()}})[0]
+        return self.ranks({"argv": [*map(str, argv)], **more})[0]
 
     def close(self):
         self.server.stdin.close()
@@ -119,7 +120,6 @@ def child(job, out, err, passed):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
-    os.chdir(job.get("cwd", "."))
     os.environ.update(job.get("env", {}))
     sys.argv = ["main.py", *job["argv"]]
     plant(job.get("fault"), job.get("at"), passed)
@@ -141,9 +141,9 @@ def serve():
     import torch.distributed  # noqa: F401
     import main
     torch.set_num_threads(1)  # a child would wait for threads that it does not have
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, to the fonts
-        main.main(["--model", "tanh_inn", "--dim", "2", "--epoch", "1", "--device", "cpu", "--output_path", folder, "--save_path",
-                   folder])
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, even fonts
+        main.main(["--model", "tanh_inn", "--dim", "2", "--epoch", "1", "--device", "cpu", "--output_path", folder,
+                   "--save_path", folder])
     for line in sys.stdin:
         jobs, running = json.loads(line), {}
         for job in jobs:

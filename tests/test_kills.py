@@ -1,4 +1,4 @@
-"""Killed anywhere, out of disk space anywhere, interrupted anywhere: the same command with --resume ends in the same files."""
+"""Killed, out of disk space or interrupted anywhere: the same command with --resume ends in the same files."""
 
 import json
 import os
@@ -17,7 +17,8 @@ from forks import Forks
 from run_files import read_metrics
 
 JOBS = {"grid": ("--model", "inn", "relu_enn", "--dim", 8, "--seed", 0, 1, "--epoch", 3, "--opt", "adam", "--lr", 0.1),
-        "full": ("--model", "inn", "l_relu_enn", "--dim", 8, "--epoch", 4, "--train", "full", "--opt", "adam", "--lr", 0.05)}
+        "full": ("--model", "inn", "l_relu_enn", "--dim", 8, "--epoch", 4, "--opt", "adam", "--lr", 0.05,
+                 "--train", "full")}
 JOBS["ranks"] = JOBS["grid"]
 RESUME = "the same command with --resume goes on from here\n"
 
@@ -57,8 +58,8 @@ def start(forks, job, argv, faults=({},)):
 
 
 def left(folder):
-    """All that a run leaves: a count of (file, accuracy logs and best weights to the byte) and metrics but for times."""
-    files = {(str(path.relative_to(folder)), path.read_bytes() if path.suffix == ".json" or ".best." in path.name else b"")
+    """All that a run leaves, counted: files, accuracy logs and best weights to the byte; metrics, but for times."""
+    files = {(str(path.relative_to(folder)), path.read_bytes() if path.name.endswith((".json", ".best.pt")) else b"")
              for path in folder.rglob("*") if path.is_file()}
     records = [json.dumps({k: v for k, v in r.items() if k != "seconds"}) for r in read_metrics(folder / "out")
                if r["event"] == "epoch"]
@@ -95,8 +96,8 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whol
             # at a write point, most of which are between two halves of a file, or at any time
             fault = ({"fault": "kill", "at": draw.randint(1, points)} if draw.random() < 0.7 else
                      {"kill_after": draw.uniform(0, seconds)}) if done < kills else {}
-            faults = [{}, fault] if draw.random() < 0.5 else [fault]
-            results = start(forks, job, [*base, *JOBS[job], *at(folder), *resume], faults if job == "ranks" else [fault])
+            faults = [{}, fault] if job == "ranks" and draw.random() < 0.5 else [fault]
+            results = start(forks, job, [*base, *JOBS[job], *at(folder), *resume], faults)
             statuses = [result["status"] for result in results]
             finished = statuses == [0] * len(statuses)
             assert finished or -signal.SIGKILL in statuses, results
@@ -165,8 +166,8 @@ CTRL_C = "import signal\ndef ctrl_c(*args, **kwargs):\n    signal.raise_signal(s
     "import matplotlib.figure; matplotlib.figure.Figure.savefig = ctrl_c",
     "import matplotlib.lines; matplotlib.lines.Line2D.draw = ctrl_c",
     # where Python prints an exception and goes on
-    "import matplotlib.figure, weakref\ndef savefig(*args, **kwargs):\n    o = set(); w = weakref.ref(o, ctrl_c); del o\n"
-    "matplotlib.figure.Figure.savefig = savefig",
+    "import matplotlib.figure, weakref\ndef savefig(*args, **kwargs):\n    o = set(); w = weakref.ref(o, ctrl_c)\n"
+    "    del o\nmatplotlib.figure.Figure.savefig = savefig",
 ], ids=["savefig", "draw", "callback"])
 def test_ctrl_c_during_the_figure_is_one_line(forks, base, whole, tmp_path, setup):
     argv = [*base, *JOBS["grid"], *at(tmp_path)]
@@ -208,6 +209,6 @@ sys.meta_path.insert(0, Finder())
 signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_path("main.py", run_name="__main__")
 """
-    stopped = subprocess.run([sys.executable, "-c", code, *map(str, at(tmp_path))], cwd=ROOT, capture_output=True, text=True,
-                             env={k: v for k, v in os.environ.items() if k != "RANK"})
+    stopped = subprocess.run([sys.executable, "-c", code, *map(str, at(tmp_path))], cwd=ROOT, capture_output=True,
+                             text=True, env={k: v for k, v in os.environ.items() if k != "RANK"})
     assert (stopped.returncode, stopped.stderr) == (130, f"main.py: interrupted; {RESUME}")

@@ -237,27 +237,6 @@ def test_what_violates_assumption_3_has_a_star(monkeypatch, capsys):
     assert "\nrelu " in printed and "for relu" not in printed
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "elu"])
-def test_finite_width_terms_are_those_of_sampled_deqs(name):
-    """Gram entries of equilibria at width 300, inputs orthogonal and of norm 1; leading order in 1/m, so to 15%."""
-    from finite_width import equilibrium
-    from gaussian_integration import centre
-    from utils import get_tau
-    activation, m, draws = ACTIVATIONS[name], 300, 300
-    phi = centre(activation, get_tau(activation, 0.2, 1.0))
-    X = torch.eye(8, dtype=torch.float64)
-    exact = implicit_kernels(X, activation, 0.2, tau0=1.0)[0]
-    grams = []
-    for k in range(draws):
-        z = equilibrium(X, phi, 0.2, m, generator("finite width", name, k))
-        grams.append(z @ z.T)
-    error = m * (torch.stack(grams) - exact).square().mean(0) / exact[0, 0]**2
-    on = error.diagonal().mean().item()
-    off = (error.sum() - error.trace()).item() / (8 * 7)
-    expected = study.fluctuations(activation, 0.2, match(activation, 0.2))["deq"]
-    assert (off, on) == pytest.approx(expected, rel=0.15)
-
-
 # -- command lines -----------------------------------------------------------------------------------------------
 
 def call(name, *flags):

@@ -9,7 +9,10 @@ import pytest
 import torch
 from scipy.optimize import brentq, least_squares
 
+import curved_layers
+import layer_equations
 import matching
+import norm_response
 import two_layer_lrelu
 from coefficients import MatchError, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from gaussian_integration import ACTIVATIONS, Activation, expectation, piecewise_linear
@@ -41,7 +44,7 @@ def test_every_deq_of_the_registry_is_matched(name, tau0, kernel, trained):
         assert residual(activation, sigma_a2, tau0, kernel, trained, found.layers) < 1e-12
         assert found.residual < 1e-12 and len(found.layers) == len(found.parameters)
         assert len(found.layers) <= (2 if kernel == "ck" else 3 if trained == "aAB" else 4)
-        assert 0 < found.fluctuation < 9
+        assert 0 < found.fluctuation < 12
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu", "elu", "sin", "tanh", "softplus"])
@@ -119,8 +122,8 @@ def test_parameters_describe_the_layers():
 
 def test_quantiser_is_the_published_one():
     # Max (1960), Table I, 3 and 5 levels
-    assert np.concatenate(matching._quantiser(1)) == pytest.approx((0.6120, 1.224), abs=5e-4)
-    assert np.concatenate(matching._quantiser(2)) == pytest.approx((0.3823, 1.244, 0.7646, 1.724), abs=5e-4)
+    assert np.concatenate(curved_layers.quantiser(1)) == pytest.approx((0.6120, 1.224), abs=5e-4)
+    assert np.concatenate(curved_layers.quantiser(2)) == pytest.approx((0.3823, 1.244, 0.7646, 1.724), abs=5e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -177,9 +180,9 @@ def test_swish_has_no_ntk_match_of_two_cubic_layers():
     low, high = [0, -3, 0, -3], [3, 3, 3, 3]
     assert brute_force(cubic_ntk_equations("gelu"), low, high, 8) < 1e-15
     assert brute_force(cubic_ntk_equations("swish"), low, high, 15) > 1e-7
-    place = matching._Place("all", 2)
+    target, place = implicit_ntk(ACTIVATIONS["swish"], 0.2), layer_equations.Place("all", 2)
     with pytest.raises(MatchError, match=r"two cubic layers with this .* >= 1.3\d+, the target has 1.3927"):
-        matching._two_layers(place, matching._bases("hermite", 1), implicit_ntk(ACTIVATIONS["swish"], 0.2), 1.0)
+        layer_equations.two_layers([place], [curved_layers.bases_of("hermite", 1)], target, 1.0, (1.0, 0.0))
     assert [layer.name for layer in match(ACTIVATIONS["swish"], 0.2, kernel="ntk", family="hermite").layers] \
         == ["cubic_1", "cubic_2", "linear_3"]
 
@@ -283,39 +286,33 @@ def test_fluctuation_of_strongly_curved_layers():
         assert 64 * np.var(entries[:, 1]) == pytest.approx(on, rel=0.14)
 
 
-def test_the_kinks_taken_have_the_least_fluctuation():
-    found = match(ACTIVATIONS["swish"], 0.05)
-    place, bases, costs = matching._Place("readout", 2), matching._bases("piecewise", 2), []
-    assert len(found.layers[0].kinks) == 4
-    scaled = matching._scale_free(found.target, 1.0)
-    for first, second in itertools.product(bases, bases):
-        for share in np.linspace(0, 0.99, 100):
-            (q1, r1, q2, r2_squared), *_ = matching._curve(place, first, second, scaled, share)
-            for sign in (1, -1) if r2_squared >= 0 else ():
-                moments = [first.moments(q1, r1), second.moments(q2, sign * math.sqrt(r2_squared))]
-                costs.append(sum(matching._fluctuation(moments, "readout")))
-    assert found.fluctuation <= min(costs) + 1e-9 and max(costs) > min(costs) + 0.01
-
-
-def test_the_match_taken_has_the_least_fluctuation():
+def test_the_papers_root_has_the_least_fluctuation():
     roots = two_layer_lrelu.solutions(implicit_ck(ACTIVATIONS["relu"], 0.2))
     errors = [sum(fluctuation(root.layers, 1.0, "readout")) for root in roots]
     assert match(ACTIVATIONS["relu"], 0.2, family="l_relu").fluctuation == min(errors) < max(errors)
-    # along the curve of matches: no share of layer 1, no sign of r_2, no kink does better
-    for family, ramps in (("hermite", 1), ("piecewise", 1)):
-        found = match(ACTIVATIONS["elu"], 0.2, kernel="ntk", family=family)
-        target, place, (basis,) = found.target, matching._Place("all", 2), matching._bases(family, ramps)
-        scaled = tuple(place.c1 * v for v in (target.diag / target.c1, target.c2 / target.c1, target.c3 / target.c1))
-        others = []
-        for share in np.linspace(0, 0.6, 41):
-            (q1, r1, q2, r2_squared), *_ = matching._curve(place, basis, basis, scaled, share)
-            if not r2_squared >= 0:
-                continue
-            for r2 in (math.sqrt(r2_squared), -math.sqrt(r2_squared)):
-                layers, _ = matching._build(place, [basis, basis], [q1, q2], [r1, r2], target, 1.0)
-                assert residual(ACTIVATIONS["elu"], 0.2, 1.0, "ntk", "aAB", layers) < 1e-12
-                others.append(sum(fluctuation(layers, 1.0, "all")))
-        assert len(others) >= 8 and found.fluctuation <= min(others) < 0.95 * max(others)
+
+
+@pytest.mark.parametrize("name, sigma_a2, kernel, family", [("swish", 0.05, "ck", "piecewise"),
+                                                            ("elu", 0.2, "ntk", "piecewise"), ("elu", 0.2, "ntk", "hermite")])
+def test_the_match_taken_is_the_nearest_beyond_the_four_coefficients(name, sigma_a2, kernel, family):
+    """No number of kinks, no knee, no share of layer 1, no sign of r_2 comes nearer, by the public functions."""
+    found, activation = match(ACTIVATIONS[name], sigma_a2, kernel=kernel, family=family), ACTIVATIONS[name]
+    assert len(found.layers) == 2
+    place, goal = layer_equations.Place(found.trained, 2), norm_response.implicit_response(activation, sigma_a2, 1.0, kernel)
+    scaled = tuple(place.c1 * value for value in layer_equations.scale_free(found.target, 1.0))
+    others = []
+    for ramps in (1, 2, 3, 4) if family == "piecewise" else (1,):
+        for first, second in itertools.product(curved_layers.bases_of(family, ramps), repeat=2):
+            for share in np.linspace(0, 0.99, 12):
+                (q1, r1, q2, r2_squared), *_ = layer_equations.curve(place, first, second, scaled, share)
+                for sign in (1, -1) if r2_squared >= 0 else ():
+                    layers, _ = layer_equations.build(place, [first, second], [q1, q2],
+                                                      [r1, sign * math.sqrt(r2_squared)], found.target, 1.0)
+                    if not others:
+                        assert residual(activation, sigma_a2, 1.0, kernel, "aAB", layers) < 1e-12
+                    u, v = norm_response.explicit_response(layers, 1.0, found.trained)
+                    others.append(math.hypot(u - goal[0], 2 * (v - goal[1])))
+    assert len(others) >= 6 and found.mismatch <= min(others) + 1e-9 and max(others) > min(others) + 0.02
 
 
 def test_layers_are_centred_at_their_input_scales():

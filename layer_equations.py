@@ -23,11 +23,11 @@ Where two layers have too large a diagonal whatever the share:
 
 - in the tangent kernel a linear layer ahead of, between or behind them helps: it changes the integer weights;
 - in the conjugate kernel it changes nothing, but k odd layers xi + r_0 o ahead do. They multiply w by (w_0)^k and the
-  diagonal by (N_0)^k = (1 + r_0^2 |o|^2)^k. A w that is far from 1, as c2/c3 far from 1/2 asks for, costs one layer
-  a diagonal of first order; k layers reach it with r_0 = O(1/k), at (N_0)^k = 1 + O(1/k). As k grows the least
-  diagonal falls to (1 + y_1)(1 + y_2/(1 + y_1)) = 1 + c3/c1 in units of tau_0, and since a kernel's power series in the
-  correlation has no negative coefficient, every DEQ has gamma^2 >= tau_0^2 alpha_1 + tau_0^4 alpha_3. So some depth
-  matches every conjugate kernel for which this is not an equality.
+  diagonal by (N_0)^k = (1 + r_0^2 E[o^2])^k. A c2/c3 far from 1/2 asks for a product of w far from 1, which k layers
+  reach with r_0 = O(1/k), at (N_0)^k = 1 + O(1/k). With all of c3 in the last layer the least diagonal falls to
+  tau_0^2 c1 (1 + tau_0^2 c3/c1) as k grows. Since the kernel of a DEQ is a power series in the correlation without a
+  negative coefficient, and alpha_1, alpha_3 are its first two, every DEQ has gamma^2 >= tau_0^2 alpha_1 + tau_0^4
+  alpha_3: some depth matches every conjugate kernel for which this is not an equality.
 """
 
 import math

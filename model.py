@@ -107,8 +107,8 @@ class ENN(nn.Module):
     tau0 : scale of the data.
     input_scale : factor on the input (sigma_b for the paper's unmatched networks).
     seed : of the weights.
-    match : the match that the layers come from, a dataclass, for `describe`; its layers are centred, which `layers` need
-        not be then.
+    match : the match that the layers come from, a dataclass, for `describe`. Its layers are centred, and fix the
+        coefficients; `layers` may then have constants beside them.
     """
 
     def __init__(self, layers: Sequence[Activation], p: int, dim: int, n_classes: int, tau0: float = 1.0,
@@ -195,7 +195,7 @@ def build_model(name: str, p: int, dim: int, n_classes: int, sigma_a2: float, ta
 
 
 def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", family: str = "auto") -> ENN:
-    """The explicit network that may stand in for a DEQ: same width, kernel, seed, first-layer weights, device and dtype.
+    """The explicit network that may stand in for a DEQ: same width, kernel, seed, first weights, device and dtype.
 
     Parameters
     ----------
@@ -216,8 +216,8 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
     Replacement is in distribution, not pointwise. At width 512 the trained outputs of a DEQ and its matched network
     differ by 0.53 to 0.55 (root mean square), those of two seeds of one DEQ by 0.54 to 0.58.
 
-    The DEQ keeps its constant E[f(tau_* xi)], with the tau_* of its own tau_0. At another scale of X its phi has a mean,
-    and so have the layers returned (`off_centre`); `coefficients` are then those of the kernel without it.
+    The DEQ keeps its constant E[f(tau_* xi)], with the tau_* of its own tau_0. At another scale of X its phi has a
+    mean, and so have the layers returned (`off_centre`); `coefficients` are then those of the kernel without it.
     """
     tau0 = deq.tau0 if X is None else estimate_tau0(X)
     found = matching.match(deq.activation, deq.sigma_a2, tau0, kernel, family)

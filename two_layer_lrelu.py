@@ -103,7 +103,7 @@ def match(target: KernelCoefficients, tau0: float = 1.0) -> LReLUMatch:
 
     Example 2 of the paper. At sigma_a^2 = 0.2, tau_0 = 1 the ReLU-DEQ gives (a1, b1, a2, b2) = (1.22564, 0.75405,
     0.92612, 0.00096); `solutions` has the other root too. The choice is made a priori: its
-    finite-width error, `sum(finite_width.fluctuation(layers, tau0, "readout"))`, is 8.2 against 8.6. Accuracies
+    finite-width error, `sum(width_error.fluctuation(layers, tau0, "readout"))`, is 8.2 against 8.6. Accuracies
     (`scripts/bench.py roots`) agree with it, but were not what chose it.
     """
     return solutions(target, tau0)[0]

@@ -27,11 +27,10 @@ import two_layer_lrelu
 from coefficients import KernelCoefficients, explicit_ck, implicit_ck
 from fixed_point import ConvergenceError, FixedPoint, Picard
 from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments
+from names import GENERAL, MODELS
 from off_centre import off_centre
 from utils import estimate_tau0, generator, get_tau
 
-MODELS = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")
-GENERAL = ("deq", "matched_enn", "unmatched_enn")  # of any activation
 UNMATCHED = {"relu_enn": 2, "tanh_enn": 1, "unmatched_enn": 2}  # their depths, as published
 
 

@@ -382,7 +382,8 @@ def test_the_mismatch_is_continuous_in_tau0_and_sigma_a2(name):
 def test_a_third_layer_is_taken_where_two_are_far_from_the_tangent_kernel():
     two = layer_equations.two_layers(
         [layer_equations.Place("all", 2)], [curved_layers.bases_of("piecewise", 4)],
-        implicit_ntk(ACTIVATIONS["gelu"], 0.2), 1.0, norm_response.implicit_response(ACTIVATIONS["gelu"], 0.2, kernel="ntk"))[0]
+        implicit_ntk(ACTIVATIONS["gelu"], 0.2), 1.0,
+        norm_response.implicit_response(ACTIVATIONS["gelu"], 0.2, kernel="ntk"))[0]
     found, X = match(ACTIVATIONS["gelu"], 0.2, kernel="ntk"), features("mixture")
     deq = implicit_kernels(X, ACTIVATIONS["gelu"], 0.2)[1]
     far, near = (torch.linalg.matrix_norm(deq - explicit_kernels(X, layers)[1], 2) for layers in (two, found.layers))

@@ -21,6 +21,9 @@ from tqdm import tqdm
 from kernel_storage import FileRows, MemoryRows
 
 
+ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a pivot, relative to the diagonal entry that it is left of
+
+
 class NotPositiveDefinite(ValueError):
     """The matrix with this ridge is not positive definite, to float32 rounding."""
 
@@ -43,6 +46,7 @@ def factorise(rows: MemoryRows | FileRows, ridge: float, factor: MemoryRows | Fi
             span = layout.rows(i)
             if factor is rows or not factor.has(i):
                 A = rows.read(i)
+                own = A[:, span.start:].diagonal().clone()
                 for j in range(i):
                     c, L = layout.rows(j), factor.read(j)
                     if j:
@@ -53,10 +57,12 @@ def factorise(rows: MemoryRows | FileRows, ridge: float, factor: MemoryRows | Fi
                     D.addmm_(A[:, :span.start], A[:, :span.start].T, alpha=-1)
                 D.diagonal().add_(ridge)
                 L, info = torch.linalg.cholesky_ex(D)
-                if info or not math.isfinite(L.diagonal().sum().item()):
+                lost = ~(L.diagonal().square() > ROUNDING * own)  # NaN too
+                if info or lost.any():
+                    row = span.start + (int(info) - 1 if info else int(lost.nonzero()[0]))
                     raise NotPositiveDefinite(
-                        f"the kernel with ridge {ridge:.3g} is not positive definite at sample {span.start + int(info) - 1} "
-                        "to float32 rounding (a duplicate of another sample, or nearly): take a larger --ridge")
+                        f"the kernel with ridge {ridge:.3g} is not positive definite at sample {row} to float32 rounding: "
+                        "it is a duplicate of another sample, or nearly; take a larger --ridge")
                 D.copy_(L)
                 if factor is not rows or isinstance(factor, FileRows):
                     factor.write(i, A)

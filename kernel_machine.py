@@ -68,7 +68,7 @@ class Machine:
         m, n = cross.shape
         if n != len(self.weights):
             raise ValueError(f"the machine was fitted to {len(self.weights)} samples, and these blocks have {n} columns")
-        prior = cross.diagonal()[self.kernel == "ntk"]
+        prior = torch.tensor(cross.diagonal()[self.kernel == "ntk"], dtype=torch.float64)
         means, variances = [], []
         for start in tqdm(range(0, m, BATCH), desc="prediction", leave=False, disable=None, delay=1):
             rows = slice(start, min(start + BATCH, m))
@@ -78,7 +78,7 @@ class Machine:
                 explained = sum(part.double().square().sum(1) for part in
                                 forward_rows_(self.factor, values).split(8192, dim=1))
                 # below the noise only by rounding
-                variances.append((torch.as_tensor(prior[rows]) - explained).clamp_min(0).add(self.noise).mul(self.scale2))
+                variances.append((prior[rows] - explained).clamp_min(0).add(self.noise).mul(self.scale2))
         return Prediction(torch.cat(means), torch.cat(variances) if variances else None)
 
 

@@ -11,11 +11,16 @@ Frangella, Tropp & Udell, Randomized Nystrom preconditioning, SIAM J. Matrix Ana
 A kernel of a network that is not linear has a multiple of the identity within it, which is why delta has that mean.
 """
 
+import contextlib
+
 import torch
 from tqdm import tqdm
 
 from distributed import Team
-from kernel_storage import FileRows, MemoryRows, product
+from kernel_cholesky import NotPositiveDefinite
+from kernel_machine import (BATCH, CHOICE, RIDGES, Machine, Prediction, choice_size, held_out_errors, least_error, mean_diagonal,
+                            one_hot_targets)
+from kernel_storage import FileRows, Layout, MemoryRows, product, rectangle
 
 RANK = 1000  # of the preconditioner
 TOLERANCE = 1e-9  # of the residual, relative to the targets'
@@ -113,3 +118,50 @@ def conjugate_gradients(rows: MemoryRows | FileRows, noise: float, Y: torch.Tens
     bar.close()
     raise NoConvergence(f"conjugate gradients left a residual of {worst:.1e} after {MOST} iterations, above "
                         f"{tolerance:g}: take a larger --ridge")
+
+
+# the machine, over ranks: every rank calls these, and has the answer ----------------------------------------------
+
+def choose_ridge_shared(rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE,
+                        team: Team = Team()) -> tuple[float, list[dict]]:
+    """`kernel_machine.choose_ridge`, the ridges dealt out to the ranks. Of the kernel only its part on the first `size`
+    samples is sent to every rank."""
+    size, first = choice_size(len(targets), size)
+    part = MemoryRows(Layout(size, rows.layout.height))
+    for i in range(part.layout.blocks):
+        height, width = part.layout.shape(i)
+        mine = i in rows.layout.owned
+        part.write(i, add_up(team, rows.read(i)[:height, :width].clone() if mine else torch.zeros(height, width)))
+    found = torch.zeros(len(ridges), 3, dtype=torch.float64)  # whether it could be factorised, squared error, accuracy
+    for k in team.share(range(len(ridges))):
+        with contextlib.suppress(NotPositiveDefinite):
+            found[k] = torch.tensor([1, *held_out_errors(part, targets, ridges[k] * unit, first)])
+    table = [{"ridge": ridge, "mse": mse, "accuracy": accuracy}
+             for ridge, (done, mse, accuracy) in zip(ridges, add_up(team, found).tolist()) if done]
+    if not table:
+        raise NotPositiveDefinite(f"the kernel is not positive definite to float32 rounding with any ridge of "
+                                  f"{', '.join(f'{ridge:.3g}' for ridge in ridges)}: take a larger --ridge")
+    return least_error(table), table
+
+
+def fit_shared(blocks, rows: MemoryRows | FileRows, labels: torch.Tensor, n_classes: int, kernel: str, ridge: float,
+               team: Team = Team()) -> Machine:
+    """`kernel_machine.fit` by conjugate gradients: without a factor, so without log_evidence and variances.
+
+    rows : those of this rank; they stay as they are.
+    """
+    noise = ridge * mean_diagonal(blocks, kernel)
+    targets, mean = one_hot_targets(labels, n_classes)
+    diagonal = torch.tensor(blocks.diagonal()[kernel == "ntk"], dtype=torch.float64)
+    weights, _ = conjugate_gradients(rows, noise, targets, Nystrom(rows, diagonal, noise, team=team), team)
+    left = targets - add_up(team, product(rows, weights)) - noise * weights
+    residual = (left.norm(dim=0) / targets.norm(dim=0).clamp_min(1e-300)).max().item()
+    return Machine(kernel, ridge, noise, weights, mean, (targets * weights).sum().item() / targets.numel(), residual)
+
+
+def predict_shared(machine: Machine, cross, team: Team = Team()) -> Prediction:
+    """`machine.predict`, the test samples dealt out to the ranks in batches."""
+    means = torch.zeros(cross.shape[0], machine.weights.shape[1], dtype=torch.float64)
+    for rows in team.share([slice(a, min(a + BATCH, len(means))) for a in range(0, len(means), BATCH)]):
+        means[rows] = rectangle(cross, machine.kernel, rows, machine.weights)[1] + machine.mean
+    return Prediction(add_up(team, means), None)

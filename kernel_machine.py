@@ -95,13 +95,31 @@ def mean_diagonal(blocks, kernel: str) -> float:
 
 # ---------------------------------------------------------------------------------------------------------------
 
-def _leading(rows, size):
-    """The first `size` rows and columns, as block rows in memory."""
+def choice_size(n: int, size: int = CHOICE) -> tuple[int, int]:
+    """How many of n samples choose the ridge, and the first of them that is held out."""
+    size = min(n, size)
+    return size, size - max(size // 5, 1)
+
+
+def leading(rows, size: int) -> MemoryRows:
+    """The first `size` rows and columns of a kernel, as block rows in memory."""
     part = MemoryRows(Layout(size, rows.layout.height))
     for i in range(part.layout.blocks):
         height, width = part.layout.shape(i)
         part.write(i, rows.read(i)[:height, :width].clone())
     return part
+
+
+def held_out_errors(part: MemoryRows, targets: torch.Tensor, noise: float, first: int) -> tuple[float, float]:
+    """Squared error and accuracy on the samples from `first` on, predicted by those before.
+
+    part : their kernel, which stays as it is. targets : (n, c), of `one_hot_targets`.
+    """
+    Y = targets[:part.layout.n]
+    factor = factorise(part.copy(), noise)
+    errors, _ = held_out(factor, forward(factor, Y), first)
+    right = (Y[first:] - errors).argmax(1) == Y[first:].argmax(1)
+    return errors.square().mean().item(), right.double().mean().item()
 
 
 def choose_ridge(rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE) -> tuple[float, list[dict]]:
@@ -122,23 +140,23 @@ def choose_ridge(rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: 
     ------
     NotPositiveDefinite : where it can factorise none.
     """
-    size = min(size, len(targets))
-    first = size - max(size // 5, 1)
-    part, Y = _leading(rows, size), targets[:size]
-    labels = Y[first:].argmax(1)
+    size, first = choice_size(len(targets), size)
+    part = leading(rows, size)
     table, failure = [], None
     for ridge in tqdm(ridges, desc="ridge", leave=False, disable=None, delay=1):
         try:
-            factor = factorise(part.copy(), ridge * unit)
+            mse, accuracy = held_out_errors(part, targets, ridge * unit, first)
         except NotPositiveDefinite as error:
             failure = error
-            continue
-        errors, _ = held_out(factor, forward(factor, Y), first)
-        table.append({"ridge": ridge, "mse": errors.square().mean().item(),
-                      "accuracy": ((Y[first:] - errors).argmax(1) == labels).double().mean().item()})
+        else:
+            table.append({"ridge": ridge, "mse": mse, "accuracy": accuracy})
     if not table:
         raise failure
-    return min(table, key=lambda row: row["mse"])["ridge"], table
+    return least_error(table), table
+
+
+def least_error(table: list[dict]) -> float:
+    return min(table, key=lambda row: row["mse"])["ridge"]
 
 
 def fit(blocks, rows: MemoryRows | FileRows, labels: torch.Tensor, n_classes: int, kernel: str, ridge: float,

@@ -1,6 +1,10 @@
 """Kernel machines against dense float64 algebra written apart, scipy's multivariate normal, and n explicit refits."""
 
 import math
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,42 +12,16 @@ import torch
 from scipy import stats
 
 import kernel_cholesky
+from distributed import Team
 from kernel_cg import NoConvergence, Nystrom, conjugate_gradients
 from kernel_machine import (Prediction, bootstrap_difference, calibration_error, choose_ridge, class_probabilities, fit,
                             leave_one_out, one_hot_targets, score)
 from kernel_storage import FileRows, Layout, MemoryRows, exact_product, form, product
-
-N, M, CLASSES, HEIGHT = 410, 70, 3, 90  # neither divides the other
-
-
-class Dense:
-    """What kernels.py gives, of two dense matrices."""
-
-    def __init__(self, ck, ntk, diagonals=None):
-        self.kernels, self.shape, self.tiles = {"ck": ck, "ntk": ntk}, tuple(ck.shape), 0
-        self.diagonals = diagonals or (ck.diagonal().numpy(), ntk.diagonal().numpy())
-
-    def diagonal(self):
-        return self.diagonals
-
-    def tile(self, rows, cols, kernel):
-        self.tiles += 1
-        return self.kernels[kernel][rows, cols].clone()
-
+from kernel_rank import CLASSES, HEIGHT, N, Dense, found_by, make_problem
 
 @pytest.fixture(scope="module")
 def problem():
-    """Square blocks of N samples, cross blocks of M others, labels, test labels, and the (N + M) kernels as arrays."""
-    random = np.random.default_rng(0)
-    centres = random.normal(size=(CLASSES, 8))
-    y = random.integers(CLASSES, size=N + M)
-    X = centres[y] + 1.5 * random.normal(size=(N + M, 8))
-    distance2 = ((X[:, None] - X) ** 2).sum(2)
-    ck, ntk = np.exp(-distance2 / 40), 3 * np.exp(-distance2 / 20) + 1
-    tensors = [torch.from_numpy(K) for K in (ck, ntk)]
-    square = Dense(*(K[:N, :N] for K in tensors))
-    cross = Dense(*(K[N:, :N] for K in tensors), tuple(np.diag(K)[N:] for K in (ck, ntk)))
-    return square, cross, torch.from_numpy(y[:N]), torch.from_numpy(y[N:]), {"ck": ck, "ntk": ntk}
+    return make_problem()
 
 
 def formed(blocks, kernel, height=HEIGHT, n=N):
@@ -274,6 +252,34 @@ def test_conjugate_gradients_that_cannot_reach_the_tolerance_say_so(problem, mon
     rows = formed(square, "ck")
     with pytest.raises(NoConvergence, match="after 2 iterations.*--ridge"):
         conjugate_gradients(rows, 1e-3, one_hot_targets(y, CLASSES)[0], lambda V: V)
+
+
+def test_ranks_find_what_one_process_finds(tmp_path):
+    """Two ranks, each with half of the block rows: the same ridge, weights and predictions."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = Path(__file__).parent / "kernel_rank.py"
+    ranks = [subprocess.Popen([sys.executable, script, str(rank), "2", str(port), tmp_path], stderr=subprocess.PIPE, text=True)
+             for rank in range(2)]
+    alone = found_by(Team())
+    for rank in ranks:
+        assert rank.wait(120) == 0, rank.stderr.read()
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert sorted(one["held"] for one in found) == [2, 3] and alone["held"] == 5
+    assert sum(one["tiles"] for one in found) < 1.3 * alone["tiles"]  # the kernel is not formed by each of them
+    for one in found:
+        assert one["ridge"] == alone["ridge"]
+        np.testing.assert_allclose(one["table"], alone["table"], rtol=1e-5)
+        for name in ("weights", "mean", "scale2"):
+            np.testing.assert_allclose(one[name], alone[name], rtol=1e-5, atol=1e-7)
+    # and what the factor gives
+    square, cross, y, *_ = make_problem()
+    kept = formed(square, "ck")
+    machine = fit(square, kept.copy(), y, CLASSES, "ck", alone["ridge"], kept=kept)
+    np.testing.assert_allclose(alone["mean"], machine.predict(cross).mean, atol=1e-7)
+    assert alone["scale2"] == pytest.approx(machine.scale2, rel=1e-6)
+    assert choose_ridge(kept, one_hot_targets(y, CLASSES)[0], 1.0, (0.01, 0.1, 1.0), 300)[0] == alone["ridge"]
 
 
 # what is reported --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from kernel_machine import fit, one_hot_targets, score
 from kernel_storage import Layout, MemoryRows, form
 from model import build_model
 from ridge_features import solve
-from test_kernel_machine import Dense
+from kernel_rank import Dense
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def fit_shared(blocks, rows: MemoryRows | FileRows, labels: torch.Tensor, n_clas
     """
     noise = ridge * mean_diagonal(blocks, kernel)
     targets, mean = one_hot_targets(labels, n_classes)
-    diagonal = torch.tensor(blocks.diagonal()[kernel == "ntk"], dtype=torch.float64)
+    diagonal = blocks.diagonal()[kernel == "ntk"]
     weights, _ = conjugate_gradients(rows, noise, targets, Nystrom(rows, diagonal, noise, team=team), team)
     left = targets - add_up(team, product(rows, weights)) - noise * weights
     residual = (left.norm(dim=0) / targets.norm(dim=0).clamp_min(1e-300)).max().item()

@@ -68,7 +68,7 @@ class Machine:
         m, n = cross.shape
         if n != len(self.weights):
             raise ValueError(f"the machine was fitted to {len(self.weights)} samples, and these blocks have {n} columns")
-        prior = torch.tensor(cross.diagonal()[self.kernel == "ntk"], dtype=torch.float64)
+        prior = cross.diagonal()[self.kernel == "ntk"]
         means, variances = [], []
         for start in tqdm(range(0, m, BATCH), desc="prediction", leave=False, disable=None, delay=1):
             rows = slice(start, min(start + BATCH, m))
@@ -90,7 +90,7 @@ def one_hot_targets(labels: torch.Tensor, n_classes: int) -> tuple[torch.Tensor,
 
 
 def mean_diagonal(blocks, kernel: str) -> float:
-    return float(np.mean(np.asarray(blocks.diagonal()[kernel == "ntk"])))
+    return blocks.diagonal()[kernel == "ntk"].mean().item()
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -8,19 +8,19 @@ a product) goes through block rows in their order.
 
 import contextlib
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from utils import atomic_write
 
-TILE = 180  # of blocks.tile: a few such float64 arrays stay in a core's cache
-HEIGHT = 6 * TILE  # of a block row: long enough for matrix products at their full speed
+HEIGHT = 1080  # of a block row: enough for matrix products at their full speed
+STRIP, WIDTH = 360, 4320  # rows and columns of a kernel that are computed at once: multiples of the tiles of tiles.py
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Layout:
 
     def offset(self, i: int) -> int:
         """Entries of the owned block rows before block row i."""
-        return sum(a * b for a, b in map(self.shape, (j for j in self.owned if j < i)))
+        return sum(math.prod(self.shape(j)) for j in self.owned if j < i)
 
     @property
     def nbytes(self) -> int:
-        return 4 * sum(a * b for a, b in map(self.shape, self.owned))
+        return 4 * sum(math.prod(self.shape(i)) for i in self.owned)
 
 
 class MemoryRows:
@@ -157,20 +157,8 @@ class FileRows:
 
 # ---------------------------------------------------------------------------------------------------------------
 
-def _slices(start, stop):
-    return [slice(a, min(a + TILE, stop)) for a in range(start, stop, TILE)]
-
-
-@contextlib.contextmanager
-def tile_threads():
-    """A pool of as many threads as torch has. Each tile is left to its thread: torch's own threads would add to them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
+def _spans(start, stop, step=WIDTH):
+    return [slice(a, min(a + step, stop)) for a in range(start, stop, step)]
 
 
 def form(blocks, kernel: str, rows: MemoryRows | FileRows, kept: FileRows | None = None) -> None:
@@ -178,13 +166,13 @@ def form(blocks, kernel: str, rows: MemoryRows | FileRows, kept: FileRows | None
 
     Parameters
     ----------
-    blocks : of kernels.py, square: `blocks.tile(rows, cols, kernel)` gives a float64 tile.
+    blocks : square `kernels.Blocks`.
     kernel : "ck" or "ntk".
     kept : a file that has block rows from a killed run, and is given each that is new.
     """
     layout = rows.layout
-    entries = sum(a * b for a, b in map(layout.shape, layout.owned))
-    with (tile_threads() as pool, ThreadPoolExecutor(1) as writer,
+    entries = sum(math.prod(layout.shape(i)) for i in layout.owned)
+    with (ThreadPoolExecutor(1) as writer,
           tqdm(total=entries, desc=f"{kernel} kernel", unit_scale=True, leave=False, disable=None, delay=1) as bar):
         writing = None
         for i in layout.owned:
@@ -192,89 +180,68 @@ def form(blocks, kernel: str, rows: MemoryRows | FileRows, kept: FileRows | None
                 if kept is not None and kept.has(i):
                     rows.write(i, kept.read(i))
                 else:
-                    values = _block_row(blocks, kernel, layout, i, pool)
+                    values = _block_row(blocks, kernel, layout, i)
                     if writing:
                         writing.result()  # an error of the disk, if there was one
                     if kept is not None:  # beside the next block row's arithmetic
                         writing = writer.submit(kept.write, i, values)
                     rows.write(i, values)
-            bar.update(np.prod(layout.shape(i)).item())
+            bar.update(math.prod(layout.shape(i)))
         if writing:
             writing.result()
 
 
-def _block_row(blocks, kernel, layout, i, pool):
+def _block_row(blocks, kernel, layout, i):
     rows, values = layout.rows(i), torch.empty(layout.shape(i))
-
-    @torch.no_grad()
-    def work(place):
-        r, c = place
+    for c in _spans(0, rows.start):
+        blocks.tile(rows, c, kernel, out=values[:, c])
+    for r in _spans(rows.start, rows.stop, STRIP):  # the diagonal block is stored whole, and computed half
         local = slice(r.start - rows.start, r.stop - rows.start)
-        tile = blocks.tile(r, c, kernel)
-        values[local, c] = tile.float()
-        if rows.start <= c.start < r.start:  # the diagonal block is stored whole
-            values[c.start - rows.start:c.stop - rows.start, r] = tile.T.float()
-
-    list(pool.map(work, [(r, c) for r in _slices(rows.start, rows.stop) for c in _slices(0, r.stop)]))
+        blocks.tile(r, slice(rows.start, r.stop), kernel, out=values[local, rows.start:r.stop])
+        values[:local.start, r] = values[local, rows.start:r.start].T
     return values
 
 
-def rectangle(blocks, kernel: str, rows: slice, weights: torch.Tensor | None = None):
+def rectangle(blocks, kernel: str, rows: slice, weights: torch.Tensor):
     """Rows of a rectangular kernel, in float32, and their product with weights, in float64.
 
     Parameters
     ----------
-    blocks : of kernels.py, made with `other`: (m, n).
+    blocks : `kernels.Blocks` made with `other`, of shape (m, n).
     weights : (n, c) float64.
 
     Returns
     -------
     (K[rows] (r, n) float32, K[rows] @ weights (r, c) float64)
     """
-    n = blocks.shape[1]
-    values, product = torch.empty(rows.stop - rows.start, n), torch.zeros(rows.stop - rows.start, weights.shape[1]).double()
-
-    @torch.no_grad()
-    def work(r):
-        local = slice(r.start - rows.start, r.stop - rows.start)
-        for c in _slices(0, n):
-            tile = blocks.tile(r, c, kernel)
-            values[local, c] = tile.float()
-            product[local].addmm_(tile, weights[c])
-
-    with tile_threads() as pool:
-        list(pool.map(work, _slices(rows.start, rows.stop)))
+    values = torch.empty(rows.stop - rows.start, blocks.shape[1])
+    product = torch.zeros(len(values), weights.shape[1], dtype=torch.float64)
+    for c in _spans(0, blocks.shape[1]):
+        tile = blocks.tile(rows, c, kernel)
+        values[:, c] = tile
+        product.addmm_(tile, weights[c])
     return values, product
 
 
 def exact_product(blocks, kernel: str, weights: torch.Tensor) -> torch.Tensor:
     """K @ weights in float64 with every tile computed anew: the product that no rounding to float32 has touched."""
     out = torch.zeros(blocks.shape[0], weights.shape[1], dtype=torch.float64)
-
-    @torch.no_grad()
-    def work(r):
-        mine = torch.zeros_like(out)
-        for c in _slices(0, r.stop):
+    for r in _spans(0, len(out), STRIP):
+        for c in _spans(0, r.start):
             tile = blocks.tile(r, c, kernel)
-            mine[r].addmm_(tile, weights[c])
-            if c.start < r.start:
-                mine[c].addmm_(tile.T, weights[r])
-        return mine
-
-    with tile_threads() as pool:
-        for part in pool.map(work, reversed(_slices(0, len(out)))):
-            out += part
+            out[r].addmm_(tile, weights[c])
+            out[c].addmm_(tile.T, weights[r])
+        out[r].addmm_(blocks.tile(r, r, kernel), weights[r])
     return out
 
 
 def product(rows: MemoryRows | FileRows, weights: torch.Tensor) -> torch.Tensor:
     """The share of the owned block rows in K @ weights (n, c), in float64; over all ranks the shares add up to it."""
     out = torch.zeros_like(weights)
-    strip = 2 * TILE
     for i in rows.layout.owned:
         mine, values = rows.layout.rows(i), rows.read(i)
-        for a in range(mine.start, mine.stop, strip):
-            b = min(a + strip, mine.stop)
+        for a in range(mine.start, mine.stop, STRIP):
+            b = min(a + STRIP, mine.stop)
             part = values[a - mine.start:b - mine.start].double()
             out[a:b].addmm_(part, weights[:mine.stop])
             out[:mine.start].addmm_(part[:, :mine.start].T, weights[a:b])

@@ -23,8 +23,9 @@ import uuid
 from datetime import timedelta
 from pathlib import Path
 
+from names import DEQS
+
 RESUME = "the same command with --resume goes on from here"
-DEQS = ("inn", "tanh_inn", "deq")
 ENDING = signal.SIGTERM, signal.SIGINT
 PATIENCE = 5  # seconds: for a network file system to show a file, for torchrun to stop a rank
 

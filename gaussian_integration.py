@@ -16,6 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import names
+
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -137,6 +139,7 @@ ACTIVATIONS: dict[str, Activation] = {a.name: a for a in (
     Activation("softsign", F.softsign, lambda x: 1 / (1 + x.abs()) ** 2, (0,), 1.0),
     Activation("sin", torch.sin, torch.cos, (), 1.0),
 )}
+ACTIVATIONS = {name: ACTIVATIONS[name] for name in names.ACTIVATIONS}  # those that the command line offers
 
 
 def from_function(fn: Elementwise, name: str | None = None, kinks=()) -> Activation:

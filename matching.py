@@ -45,8 +45,8 @@ import one_layer_tanh
 import two_layer_lrelu
 from coefficients import KernelCoefficients, MatchError, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from gaussian_integration import Activation, expectation, gaussian_moments, piecewise_linear
+from names import FAMILIES
 
-FAMILIES = ("auto", "l_relu", "hard_tanh", "hermite", "piecewise")
 EXPLICIT_TRAINED = {"aAB": "all", "aA": "frozen_first"}  # what of the explicit net is trained when these of the DEQ are
 
 _TOLERANCE = 1e-10

@@ -26,10 +26,8 @@ import two_layer_lrelu
 from coefficients import KernelCoefficients, explicit_ck, implicit_ck
 from fixed_point import ConvergenceError, FixedPoint, Picard
 from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments
+from names import GENERAL, MODELS
 from utils import estimate_tau0, generator, get_tau
-
-MODELS = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")
-GENERAL = ("deq", "matched_enn", "unmatched_enn")  # of any activation
 
 
 def _normal(*shape, seed):

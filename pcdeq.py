@@ -34,12 +34,10 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from fixed_point import FixedPoint, Picard
-
-PCDEQS = ("linear_pcdeq_1", "linear_pcdeq_2", "single_conv_pcdeq_1", "single_conv_pcdeq_2",
-          "multi_conv_pcdeq_1", "multi_conv_pcdeq_2")
+from names import PCDEQ_ACTIVATIONS, PCDEQS
 
 # concave and nondecreasing on x >= 0; of the kind that needs a positive, or only a nonnegative, input
-CONCAVE = {"1": {"tanh": torch.tanh, "softsign": F.softsign, "relu6": F.relu6}, "2": {"sigmoid": torch.sigmoid}}
+CONCAVE = {kind: {name: getattr(F, name) for name in names} for kind, names in PCDEQ_ACTIVATIONS.items()}
 
 # units or channels of the equilibrium layers, for each image shape (channels, height, width)
 WIDTHS = {

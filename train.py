@@ -4,18 +4,12 @@
 once and only a linear softmax readout is trained on them, from zero. `--train full` trains every weight; a DEQ's
 gradient is implicit (fixed_point.py). A positive concave DEQ has all its weights trained, and projected (pcdeq.py).
 
-A run writes, after each epoch, `{dim}_train_{model}_{dataset}.json` and `{dim}_test_...` (lists of accuracies; seed s
-other than 0 in the folder `seed_s`), one line in `metrics.jsonl`, and a checkpoint that holds all of these, so that a
-killed run goes on to the same bytes.
+What a run writes is in run_files.py.
 """
 
-import hashlib
-import json
 import math
-import os
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -24,184 +18,14 @@ from tqdm import tqdm
 from data_prepare import Dataset
 from distributed import Team
 from pcdeq import augment, keep_nonnegative
-from utils import atomic_write, generator
+from run_files import (Config, Result, RunFiles, best_path, check_output, checkpoint_path, fingerprint,  # noqa: F401
+                       fingerprint_code, log_path, read_metrics)
+from utils import generator
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on (the loss is no longer a number); the logs so far are kept."""
 
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that determines the numbers of one run; `data` is a fingerprint of the samples."""
-
-    dataset: str
-    model: str
-    dim: int
-    lr: float
-    epoch: int
-    batch_size: int
-    seed: int = 0
-    opt: str = "sgd"
-    asquare: float = 0.2
-    train: str = "readout"
-    activation: str = ""  # where the model's name does not say it
-    match: str = ""   # kernel and family of a matched_enn
-    family: str = ""
-    weight_decay: float = 0.0  # this and the next two: of a positive concave DEQ
-    milestone: int = 0
-    aug: bool = False
-    data: str = ""
-    code: str = ""  # fingerprint of the user's file that `activation` names
-
-    @property
-    def key(self) -> str:
-        settings = asdict(self)
-        if not self.code:
-            del settings["code"]  # so that runs without such a file keep the key that they had before it counted
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def label(self) -> str:
-        """The model in file names: with its activation, and its kernel, where these are the user's choice."""
-        if self.train == "pcdeq":
-            return self.model
-        return "-".join([self.model, *filter(None, (self.activation.rpartition(":")[2], self.match))])
-
-    @property
-    def title(self) -> str:
-        return f"{self.label} dim {self.dim} seed {self.seed}"
-
-
-def fingerprint(data: Dataset) -> str:
-    """Short hash of a dataset's arrays."""
-    digest = hashlib.sha256()
-    for array in (data.X_train, data.y_train, data.X_test, data.y_test):
-        digest.update(str(tuple(array.shape)).encode())
-        digest.update(array.numpy())
-    return digest.hexdigest()[:16]
-
-
-def fingerprint_code(activation: str) -> str:
-    """Short hash of the file in "path/to/file.py:name"; empty for an activation from the registry."""
-    path, colon, _ = activation.rpartition(":")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if colon else ""
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# files
-
-def log_path(config: Config, output_path, split: str) -> Path:
-    folder = Path(output_path) if config.seed == 0 else Path(output_path) / f"seed_{config.seed}"
-    return folder / f"{config.dim}_{split}_{config.label}_{config.dataset}.json"
-
-
-def checkpoint_path(config: Config, save_path) -> Path:
-    return Path(save_path) / f"{config.dim}_{config.label}_{config.dataset}_seed{config.seed}_{config.key}.pt"
-
-
-def best_path(config: Config, save_path) -> Path:
-    """The weights after the epoch of the best test accuracy, where every weight is trained."""
-    return checkpoint_path(config, save_path).with_suffix(".best.pt")
-
-
-def read_metrics(output_path) -> list[dict]:
-    """The lines of metrics.jsonl; a last line cut short by a kill is passed over."""
-    path = Path(output_path) / "metrics.jsonl"
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-min(1, path.stat().st_size), os.SEEK_END)
-        return file.read()
-
-
-def check_output(configs: list[Config], output_path) -> None:
-    """Raises ValueError if the folder holds a log of the same name that another configuration wrote."""
-    owner = {(r["dim"], r["model"], r["dataset"], r["seed"]): r["run"]
-             for r in read_metrics(output_path) if r.get("event") == "run"}
-    for config in configs:
-        path = log_path(config, output_path, "test")
-        if path.exists() and owner.get((config.dim, config.label, config.dataset, config.seed)) != config.key:
-            raise ValueError(f"{path} is the log of another configuration: pass another --output_path, or move it away")
-
-
-class RunFiles:
-    """The files of one run: accuracy logs, metrics lines, checkpoint. Of ranks that share a run one `writes`."""
-
-    def __init__(self, config: Config, output_path, save_path, writes: bool = True):
-        self.config, self.output_path, self.writes = config, Path(output_path), writes
-        self.checkpoint, self.best = checkpoint_path(config, save_path), best_path(config, save_path)
-        self.history: list[dict] = []
-        self.setup_seconds = 0.0  # building the network and its features, over all attempts
-        self.output_path.mkdir(parents=True, exist_ok=True)
-
-    def restore(self, device) -> dict | None:
-        """State of the checkpoint, with the history and the logs brought up to it; None if there is none."""
-        if not self.checkpoint.exists():
-            return None
-        try:
-            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
-            self.history, self.setup_seconds = state.pop("history"), state.pop("setup_seconds")
-        except Exception as error:
-            raise ValueError(f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, "
-                             "or run without --resume") from None
-        known = {r["epoch"] for r in read_metrics(self.output_path)
-                 if r.get("event") == "epoch" and r["run"] == self.config.key}
-        for record in self.history:
-            if record["epoch"] not in known:
-                self.note("epoch", **record)
-        self._write_logs()
-        return state
-
-    def epoch_done(self, record: dict, state: dict) -> None:
-        """Checkpoint first: whatever is killed after it, `restore` writes again."""
-        if not self.writes:
-            self.history.append(record)
-            return
-        if "model" in state and all(record["test_accuracy"] > r["test_accuracy"] for r in self.history):
-            with atomic_write(self.best) as file:
-                torch.save(state["model"], file)
-        self.history.append(record)
-        with atomic_write(self.checkpoint) as file:
-            torch.save({**state, "history": self.history, "setup_seconds": self.setup_seconds}, file)
-        self._write_logs()
-        self.note("epoch", **record)
-
-    def result(self) -> "Result":
-        return Result(self.history, self.setup_seconds + sum(record["seconds"] for record in self.history))
-
-    def _write_logs(self):
-        if not self.writes:
-            return
-        for split in ("train", "test"):
-            with atomic_write(log_path(self.config, self.output_path, split), "w") as file:
-                json.dump([record[f"{split}_accuracy"] for record in self.history], file)
-
-    def note(self, event: str, **values) -> None:
-        """One line of metrics.jsonl: a single append, so that two processes may share the file."""
-        if not self.writes:
-            return
-        c = self.config
-        line = {"event": event, "run": c.key, "dataset": c.dataset, "model": c.label, "dim": c.dim, "seed": c.seed, **values}
-        path = self.output_path / "metrics.jsonl"
-        torn = b"\n" if path.exists() and _last_byte(path) not in (b"\n", b"") else b""  # a line cut short by a kill
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(handle, torn + (json.dumps(line) + "\n").encode())
-        finally:
-            os.close(handle)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# training
 
 def extract_features(model, X: torch.Tensor, device="cpu", batch_size: int = 512) -> tuple[torch.Tensor, int]:
     """Features (n, m) of X (n, p), in batches that stay in cache, and the most solver iterations that a batch took."""
@@ -298,7 +122,8 @@ class FullTask:
         sums = torch.zeros(2, dtype=torch.float64, device=order.device)  # of the loss, and of correct predictions
         solvers = [layer.fixed_point for layer in self.model.modules() if hasattr(layer, "fixed_point")]
         forward, backward = [], []
-        for index in tqdm(order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None, delay=1):
+        for index in tqdm(order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None,
+                          delay=1):
             share = self.team.share(index)
             y = self.y_train[share]
             logits = self.network(self.batch(share))
@@ -330,7 +155,7 @@ class FullTask:
 
 
 class PcDEQTask(FullTask):
-    """A positive concave DEQ: weights kept nonnegative, learning rate times 0.1 after the milestone, images augmented."""
+    """A positive concave DEQ: weights kept nonnegative, a tenth of the rate after the milestone, images augmented."""
 
     def __init__(self, model, data: Dataset, config: Config, device):
         super().__init__(model, data, config, device)
@@ -359,14 +184,6 @@ class PcDEQTask(FullTask):
 
 
 TASKS = {"readout": ReadoutTask, "full": FullTask, "pcdeq": PcDEQTask}
-
-
-@dataclass(frozen=True)
-class Result:
-    """history : one record an epoch, as in metrics.jsonl; seconds : what the whole run took, setup included."""
-
-    history: list[dict]
-    seconds: float
 
 
 def run(config: Config, data: Dataset, make_model, output_path, save_path, device="cpu", resume: bool = False,

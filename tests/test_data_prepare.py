@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import data_prepare
+import vgg16
 from conftest import ROOT
 from data_prepare import (CIFAR10_CLASSES, GMM_PRESETS, VGG16, DataError, cifar10_features, cifar10_images,
                           gaussian_mixture, load_dataset, load_vgg16, mnist_images, mixed, two_class)
@@ -20,8 +21,8 @@ SMALL = (8, "M", 8, "M", 8, "M", 8, "M", 512, "M")  # a VGG that is cheap to run
 @pytest.fixture
 def small_vgg(monkeypatch, tmp_path):
     """The file of a small network's weights, with the cache in the test's folder."""
-    monkeypatch.setattr(data_prepare, "VGG16_WIDTHS", SMALL)
-    monkeypatch.setattr(data_prepare, "FEATURE_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(vgg16, "VGG16_WIDTHS", SMALL)
+    monkeypatch.setattr(vgg16, "FEATURE_CACHE", tmp_path / "cache")
     torch.manual_seed(0)
     torch.save(VGG16().state_dict(), tmp_path / "vgg.pth")
     return tmp_path / "vgg.pth"
@@ -394,8 +395,8 @@ def test_features_are_deterministic_and_kept(tmp_path, small_vgg, monkeypatch):
     cached = list((tmp_path / "cache").iterdir())
     assert len(cached) == 1
     calls = []
-    extract = data_prepare._extract
-    monkeypatch.setattr(data_prepare, "_extract", lambda *a: calls.append(1) or extract(*a))
+    extract = vgg16._extract
+    monkeypatch.setattr(vgg16, "_extract", lambda *a: calls.append(1) or extract(*a))
     assert torch.equal(cifar10_features(tmp_path, small_vgg)[0], X) and not calls  # read from the cache
     state = torch.load(small_vgg, weights_only=True)
     state["hidden.0.bias"] += 1
@@ -483,7 +484,7 @@ def test_imagenet_weights_without_a_network(tmp_path, monkeypatch):
 
 def test_imagenet_features(tmp_path, monkeypatch):
     write_cifar(tmp_path)
-    monkeypatch.setattr(data_prepare, "FEATURE_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(vgg16, "FEATURE_CACHE", tmp_path / "cache")
     import torchvision.models
     build = torchvision.models.vgg16
     monkeypatch.setattr("torchvision.models.vgg16", lambda weights: build())

@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 
 import data_prepare
+import flags
+import gaussian_integration
+import grid
 import main
 import matching
 import model
+import names
+import pcdeq
 from conftest import ROOT
+from distributed import World
 
 
 def call(*argv, cwd=None):
@@ -32,9 +38,26 @@ def refused(capsys, tmp_path, *argv):
     return captured.err
 
 
-def test_lists_of_the_command_line_are_those_of_the_modules():
-    assert main.MODELS == model.MODELS and main.GENERAL == model.GENERAL and main.FAMILIES == matching.FAMILIES
-    assert set(main.PRESETS) == set(data_prepare.GMM_PRESETS)
+def test_lists_of_names_are_found_where_they_were_and_are_one():
+    for name, places in {"MODELS": [model, main], "GENERAL": [model, main], "FAMILIES": [matching, main], "PCDEQS": [pcdeq, main],
+                         "DATASETS": [data_prepare, main], "PCDEQ_ACTIVATIONS": [pcdeq, main]}.items():
+        assert all(getattr(place, name) is getattr(names, name) for place in places)
+    assert tuple(gaussian_integration.ACTIVATIONS) == names.ACTIVATIONS and tuple(data_prepare.GMM_PRESETS) == names.PRESETS
+    assert {kind: tuple(found) for kind, found in pcdeq.CONCAVE.items()} == names.PCDEQ_ACTIVATIONS
+
+
+def test_every_kind_of_training_has_flags_and_a_grid():
+    assert grid.GRIDS.keys() == flags.DEFAULTS.keys() == {*flags.TRAININGS, "pcdeq"}
+
+
+def test_defaults_follow_the_kind_of_training():
+    def parse(*argv):
+        return flags.parse_arguments(argv, World())[1]
+    readout, full, pc = parse(), parse("--train", "full"), parse("--model", "linear_pcdeq_1")
+    assert (readout.train, readout.match, readout.lr, readout.aug) == ("readout", "ck", 1.0, None)
+    assert (full.train, full.match, full.epoch, full.dim) == ("full", "ntk", 10, [256, 512, 1024])
+    assert (pc.train, pc.lr, pc.epoch, pc.weight_decay, pc.milestone, pc.aug, pc.dim) == ("pcdeq", 7e-4, 50, 1e-2, 0, False, None)
+    assert parse("--train", "full", "--match", "ck").match == "ck"
 
 
 def test_help_and_bad_flags_do_not_import_torch():
@@ -65,6 +88,10 @@ def test_help_and_bad_flags_do_not_import_torch():
     (("--what",), "--what"),
     (("--model", "deq"), "deq needs one"),
     (("--activation", "swish"), "not a setting of inn"),
+    (("--aug",), "argument --aug: not a setting of inn"),
+    (("--train", "full", "--milestone", "3"), "argument --milestone: not a setting of inn"),
+    (("--model", "linear_pcdeq_1", "--train", "full"), "argument --train: not a setting of linear_pcdeq_1"),
+    (("--model", "linear_pcdeq_1", "--activation", "swish"), "one of tanh, softsign, relu6, sigmoid, got 'swish'"),
     (("--model", "deq", "--activation", "swosh"), "unknown activation 'swosh'"),
     (("--model", "deq", "--activation", "nowhere/to/be.py:found"), "there is no file nowhere/to/be.py"),
     (("--model", "matched_enn", "--activation", "swish", "--family", "l_relu"), "gamma^2 = tau_0^2 alpha_1"),
@@ -146,7 +173,7 @@ def test_warnings_are_one_line(capsys, monkeypatch, tmp_path):
     def warned(*args, **settings):
         warnings.warn("the features could not be kept")
         return whole(*args, **settings)
-    monkeypatch.setattr(data_prepare, "load_dataset", warned)
+    monkeypatch.setattr(grid, "load_dataset", warned)
     main.main(["--dataset", "npz", "--dataset_path", str(npz(tmp_path / "good.npz")), "--model", "relu_enn", "--dim", "4", "--epoch", "1",
                "--batch_size", "10", "--device", "cpu", "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])
     assert capsys.readouterr().err == "main.py: warning: the features could not be kept\n"

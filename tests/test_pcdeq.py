@@ -460,11 +460,6 @@ def test_a_resumed_run_writes_the_same_numbers(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------
 # the command line
 
-def test_the_lists_of_the_command_line_are_those_of_the_modules():
-    assert main.PCDEQS == PCDEQS and set(main.PCDEQ_ACTIVATIONS) == set(ACTIVATIONS)
-    assert main.DATASETS == DATASETS
-
-
 def refused(capsys, tmp_path, *argv):
     with pytest.raises(SystemExit) as stop:
         main.main([*map(str, argv), "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-import data_prepare
+import vgg16
 from conftest import ROOT
 from data_prepare import VGG16, cifar10_images, load_vgg16
 from test_data_prepare import SMALL, write_cifar
@@ -15,7 +15,7 @@ import pretrain_vgg  # noqa: E402
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs the script on a tiny image folder with a small network; gives the bytes of the weights that it wrote."""
-    monkeypatch.setattr(data_prepare, "VGG16_WIDTHS", SMALL)
+    monkeypatch.setattr(vgg16, "VGG16_WIDTHS", SMALL)
     write_cifar(tmp_path)
 
     def run(name, *flags):

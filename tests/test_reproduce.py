@@ -88,7 +88,7 @@ def test_data_that_is_not_there_is_skipped_with_its_reason(tmp_path, capsys, mon
 
     def no_network(path, folder, name):
         raise data_prepare.DataError(f"{path}: no {name} found and its download failed (no network)")
-    monkeypatch.setattr(data_prepare, "_download_mnist", no_network)
+    monkeypatch.setattr("images._download_mnist", no_network)
     stages = [fake(tmp_path, "digits", data="mnist"), fake(tmp_path, "photos", data="cifar10"),
               fake(tmp_path, "mixture")]
     assert reproduce.reproduce(stages, arguments(tmp_path, dataset_path=tmp_path))  # a skipped stage is no failure

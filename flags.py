@@ -1,0 +1,163 @@
+"""The command line of main.py: its flags, what they become where they are not given, and what is refused at once.
+
+Nothing heavy is imported here: --help and a bad flag are answered without waiting for torch.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+from names import ACTIVATIONS, DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
+
+# What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
+# A kind of training is a row here and a grid of runs in grid.GRIDS.
+NETWORK = {"dim": [256, 512, 1024], "asquare": 0.2, "activation": "", "family": "auto"}
+STEPS = {"lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd"}
+DEFAULTS = {
+    "readout": NETWORK | STEPS | {"match": "ck"},
+    "full": NETWORK | STEPS | {"match": "ntk"},
+    "pcdeq": {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False,
+              "activation": ""},
+}
+TRAININGS = "readout", "full"  # the values of --train, the default first; a positive concave DEQ has a kind of its own
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, world, **options):
+        super().__init__(**options)
+        self.exit = world.exit  # what is wrong is said once, however many processes there are
+
+    def error(self, message):  # one line, without the usage text
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+
+
+def positive_int(text):
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return value
+
+
+def natural_int(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def bounded_float(low, high, what):
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low < value < high:
+            raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
+        return value
+    return parse
+
+
+def make_parser(world, description):
+    """The parser of all flags. A flag in DEFAULTS is None where it is not given."""
+    parser = Parser(world, prog="main.py", description=description,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
+    add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
+    add("--classes", nargs="+", type=natural_int, metavar="C", help="only these classes, such as 6 8")
+    add("--model", nargs="+", default=list(MODELS), choices=MODELS + GENERAL + PCDEQS, metavar="MODEL",
+        help=f"from {', '.join(MODELS)} (default: these), {', '.join(GENERAL)} (of --activation), "
+             f"or one of {', '.join(PCDEQS)}")
+    add("--dim", nargs="+", type=positive_int, help="width(s) (default: 256 512 1024)")
+    add("--seed", nargs="+", type=natural_int, default=[0], help="seed(s) of weights and order (default: 0)")
+    add("--train", choices=TRAININGS, help="the readout on fixed features (default), or every weight")
+    add("--lr", type=bounded_float(0, math.inf, "positive and finite"), help="learning rate (default: 1; pcDEQ: 7e-4)")
+    add("--epoch", type=positive_int, help="epochs (default: 10; pcDEQ: 50)")
+    add("--batch_size", type=positive_int, help="batch size (default: 128; pcDEQ: 64)")
+    add("--opt", choices=("sgd", "adam"), help="optimizer (default: sgd; a pcDEQ has AdamW)")
+    add("--asquare", type=bounded_float(0, 1, "between 0 and 1"),
+        help="sigma_a^2, for everything in the run; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)")
+    add("--activation", metavar="NAME", help=f"of {', '.join(GENERAL)}: {', '.join(ACTIVATIONS)}, "
+        "or path/to/file.py:name, whose code is run; "
+        "of a pcDEQ-1: tanh (default), softsign, relu6; of a pcDEQ-2: sigmoid")
+    add("--match", choices=("ck", "ntk"), help="the kernel that matched_enn matches (default: ck with --train readout, "
+        "ntk with --train full)")
+    add("--family", choices=FAMILIES, help="the layers of matched_enn (default: auto)")
+    add("--weight_decay", type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"),
+        help="of a pcDEQ (default: 1e-2)")
+    add("--milestone", type=positive_int, metavar="EPOCH",
+        help="after it a pcDEQ's learning rate is a tenth (default: never)")
+    add("--aug", action="store_true", default=None, help="a pcDEQ's training images are shifted and flipped at random")
+    add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
+    add("--dataset_path", help="folder of the data, or the .npz file (default: data)")
+    add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
+    add("--output_path", default="results", help="folder for logs and figure (default: results)")
+    add("--save_path", default="checkpoints", help="folder for checkpoints (default: checkpoints)")
+    add("--resume", action="store_true", help="skip finished runs and go on with a killed one")
+    return parser
+
+
+def parse_arguments(argv, world, description=None):
+    """The parser and the checked arguments, with defaults filled in; `train` is a key of DEFAULTS, `together` says
+    whether all ranks share one run. Exits with BAD_INPUT and one line where a flag is wrong."""
+    parser = make_parser(world, description)
+    arguments = parser.parse_args(argv)
+    fill_in(parser, arguments)
+    check_activation(parser, arguments)
+    for flag in ("model", "dim", "seed", "classes"):
+        values = getattr(arguments, flag)
+        if values and len(set(values)) < len(values):
+            parser.error(f"argument --{flag}: a value is given twice")
+    check_paths(parser, arguments)
+    runs = len(arguments.model) * len(arguments.dim or [None]) * len(arguments.seed)
+    arguments.together = world.size > 1 == runs and arguments.train == "full"  # every rank trains it, on its share
+    if world.size > runs and not arguments.together:
+        parser.error(f"{world.size} ranks for {runs} run{'s' * (runs > 1)} (models x dims x seeds): start at most one "
+                     "rank a run; only a single run with --train full is shared by ranks")
+    return parser, arguments
+
+
+def fill_in(parser, arguments):
+    """The kind of training, and the defaults of its flags."""
+    trainings = TRAININGS
+    if any(name in PCDEQS for name in arguments.model):
+        if len(arguments.model) > 1:
+            parser.error(f"argument --model: a positive concave DEQ is trained alone, got {' '.join(arguments.model)}")
+        if arguments.train:
+            parser.error(f"argument --train: not a setting of {arguments.model[0]}")
+        trainings = "pcdeq",
+    arguments.train = arguments.train or trainings[0]
+    for flag in dict.fromkeys(flag for row in DEFAULTS.values() for flag in row):
+        if flag not in DEFAULTS[arguments.train] and getattr(arguments, flag) is not None:
+            elsewhere = any(flag in DEFAULTS[other] for other in trainings)
+            owner = f"--train {arguments.train}" if elsewhere else arguments.model[0]
+            parser.error(f"argument --{flag}: not a setting of {owner}")
+        if getattr(arguments, flag) is None:
+            setattr(arguments, flag, DEFAULTS[arguments.train].get(flag))
+
+
+def check_activation(parser, arguments):
+    general = [name for name in arguments.model if name in GENERAL]
+    if general and not arguments.activation:
+        parser.error(f"argument --activation: {general[0]} needs one, such as swish")
+    if arguments.activation and arguments.train == "pcdeq":
+        known = sum(PCDEQ_ACTIVATIONS.values(), ())
+        if arguments.activation not in known:
+            parser.error(f"argument --activation: a positive concave DEQ has one of {', '.join(known)}, "
+                         f"got {arguments.activation!r}")
+    elif arguments.activation and not general:
+        parser.error(f"argument --activation: not a setting of {arguments.model[0]}, which has its own")
+
+
+def check_paths(parser, arguments):
+    if arguments.dataset == "npz" and not arguments.dataset_path:
+        parser.error("argument --dataset_path: the npz dataset needs the path of a .npz file")
+    for flag in ("output_path", "save_path"):
+        path = Path(getattr(arguments, flag))
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            parser.error(f"argument --{flag}: {existing} is a file, not a folder")

@@ -1,0 +1,128 @@
+"""The grid of runs that the flags ask for: models x widths x seeds, for each kind of training.
+
+A grid knows what its networks are built with, trained by, and called in the logs. A kind of training is a class here,
+in `GRIDS`, and a row of default flags in flags.DEFAULTS; nothing else of main.py knows which there are.
+"""
+
+import math
+
+from accuracy import plot, print_table
+from data_prepare import load_dataset
+from distributed import cost
+from gaussian_integration import load_activation
+from model import build_model
+from names import DEQS, GENERAL
+from pcdeq import WIDTHS, build_pcdeq
+from train import Config, Result, fingerprint, fingerprint_code, run
+from utils import check_assumptions, estimate_tau0
+
+
+class Grid:
+    """The paper's networks and those of --activation, of each width.
+
+    Attributes
+    ----------
+    data, tau0 : the data set and its scale, once `load` has been called.
+    theories : for each model, the scalars that are printed and logged.
+    """
+
+    def __init__(self, arguments):
+        self.arguments = arguments
+        self.activation = load_activation(arguments.activation) if arguments.activation else None
+
+    def load(self, device):
+        """The data, and what it decides. Raises ValueError where the data or its shape is wrong."""
+        a = self.arguments
+        self.data = load_dataset(self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes,
+                                 vgg_path=a.vgg_path, device=device)
+        n = len(self.data.X_train)
+        if a.batch_size > n:
+            raise ValueError(f"--batch_size {a.batch_size} is larger than the training set of {n}")
+        self.tau0 = estimate_tau0(self.data.X_train)
+        self.theories = {model: self.network(model, 1, 0).describe() for model in a.model}
+
+    def dataset(self) -> str:
+        return self.arguments.dataset
+
+    def scales(self) -> dict:
+        """What is printed of the data, beside its size."""
+        return {"tau_0": self.tau0, "sigma_a^2": self.arguments.asquare}
+
+    def network(self, model, dim, seed):
+        a = self.arguments
+        return build_model(model, self.data.X_train.shape[1], dim, self.data.n_classes, a.asquare, self.tau0, seed,
+                           self.activation, a.match, a.family)
+
+    def settings(self, model) -> dict:
+        """What a run's Config has beside data, model, width and seed."""
+        a = self.arguments
+        found = {"train": a.train, "lr": a.lr, "epoch": a.epoch, "batch_size": a.batch_size, "opt": a.opt,
+                 "asquare": a.asquare}
+        if model in GENERAL:
+            found |= {"activation": a.activation, "code": fingerprint_code(a.activation)}
+        if model == "matched_enn":
+            found |= {"match": a.match, "family": a.family}
+        return found
+
+    def configs(self) -> list[Config]:
+        """One for each run."""
+        a, key = self.arguments, fingerprint(self.data)
+        return [Config(dataset=a.dataset, model=model, dim=dim, seed=seed, data=key, **self.settings(model))
+                for seed in a.seed for dim in a.dim for model in a.model]
+
+    def warnings(self) -> list[str]:
+        """The assumptions of the theory that do not hold."""
+        a = self.arguments
+        return [warning for model in a.model if model in DEQS
+                for warning in check_assumptions(self.network(model, 1, 0).activation, a.asquare, self.tau0)]
+
+    def cost(self, config) -> float:
+        """What the run takes, beside others."""
+        data = self.data
+        return cost(config, len(data.X_train) + len(data.X_test), data.X_train.shape[1], data.n_classes)
+
+    def train(self, config, device, team=None) -> Result:
+        """The run, with its logs; with `team`, shared by its ranks."""
+        a = self.arguments
+        return run(config, self.data, lambda: self.network(config.model, config.dim, config.seed), a.output_path,
+                   a.save_path, device, a.resume, team)
+
+    def report(self, results):
+        """Table and figure of the results, a `Result` for each (model, dim, seed)."""
+        print_table(self.arguments, results)
+        print(f"\nlogs in {self.arguments.output_path}, figure {plot(self.arguments, self.data, results)}")
+
+
+class PcDEQGrid(Grid):
+    """A positive concave DEQ on images, of its published width."""
+
+    def __init__(self, arguments):
+        self.arguments = arguments
+        self.activation = arguments.activation or ("tanh" if arguments.model[0][-1] == "1" else "sigmoid")
+
+    def load(self, device):
+        super().load(device)
+        self.arguments.dim = [self.theories[self.arguments.model[0]]["widths"][-1]]
+
+    def dataset(self):
+        given = self.arguments.dataset
+        return "cifar10_images" if given == "cifar10" else given  # a convolution has no use for VGG16 features
+
+    def scales(self):
+        return {"tau_0": self.tau0}
+
+    def network(self, model, dim, seed):
+        p = self.data.X_train.shape[1]
+        shape = {math.prod(shape): shape for shape in WIDTHS}.get(p, (p,))
+        return build_pcdeq(model, self.activation, shape, self.data.n_classes, seed, self.arguments.aug)
+
+    def warnings(self):
+        return []  # its equilibrium exists whatever the data
+
+    def settings(self, model):
+        a = self.arguments
+        return {"train": a.train, "lr": a.lr, "epoch": a.epoch, "batch_size": a.batch_size, "opt": "adamw",
+                "weight_decay": a.weight_decay, "milestone": a.milestone, "aug": a.aug, "activation": self.activation}
+
+
+GRIDS = {"readout": Grid, "full": Grid, "pcdeq": PcDEQGrid}

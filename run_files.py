@@ -18,7 +18,7 @@ from utils import atomic_write
 
 # settings that Config did not always have: where they are empty they do not enter the key, so that a run keeps the key,
 # and the checkpoint, that it had before them
-LATER = "code",
+LATER = "code", "ridge", "train_size", "depth"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Config:
 
     dataset: str
     model: str
-    dim: int
+    dim: int | str  # "inf" for a kernel machine
     lr: float
     epoch: int
     batch_size: int
@@ -42,6 +42,9 @@ class Config:
     milestone: int = 0
     aug: bool = False
     data: str = ""
+    ridge: str = ""  # this and the next two: of --train ridge and kernel, where they are given
+    train_size: int = 0
+    depth: int = 0
     code: str = ""  # fingerprint of the user's file that `activation` names
 
     @property
@@ -57,7 +60,10 @@ class Config:
         """The model in file names: with its activation, and its kernel, where these are the user's choice."""
         if self.train == "pcdeq":
             return self.model
-        return "-".join([self.model, *filter(None, (self.activation.rpartition(":")[2], self.match))])
+        exact = self.train if self.train in ("ridge", "kernel") else ""
+        parts = (self.activation.rpartition(":")[2], self.depth and f"depth{self.depth}", self.match, exact,
+                 self.train_size and f"n{self.train_size}")
+        return "-".join([self.model, *filter(None, parts)])
 
     @property
     def title(self) -> str:

@@ -8,11 +8,17 @@ factor on a kernel is no more than another learning rate, so the unmatched netwo
 times the factor that makes it least.
 
 Accuracies: test accuracy on MNIST with a trained readout, by SGD at a learning rate of 1; the unmatched network also at
-the learning rate that makes up for its alpha_1. --seeds counts these trainings too. They are kept in
-results/any_activation, as main.py would keep them, and a killed script goes on from there.
+the learning rate that makes up for its alpha_1. They are kept in results/any_activation, as main.py would keep them, and
+a killed script goes on from there. With eight seeds or more each DEQ is tested against its matched network: the paired
+difference, and two one-sided tests of equality within --margin percentage points. Beside it stand the finite-width
+terms of the two conjugate kernels, m times the mean squared relative error of an entry off the diagonal and on it.
+
+An activation with a star violates the paper's Assumption 3 at this sigma_a^2; what it violates is printed.
 """
 
-from experiment import ROOT, run
+import argparse
+
+from experiment import ROOT, _positive, run
 from matching_map import COLOURS
 from matching_map import NAMES as FAMILIES
 
@@ -20,6 +26,15 @@ RUNS = ROOT / "results" / "any_activation"
 LR, BATCH_SIZE = 1.0, 128
 NETWORKS = {"deq": "DEQ", "matched": "matched ENN", "unmatched": "unmatched ENN",
             "own_lr": r"unmatched ENN, its learning rate raised to make up for $\alpha_1$"}
+
+
+def chosen(args):
+    """{name: activation} of --activation, in the order of the registry; all of it without the flag."""
+    from gaussian_integration import ACTIVATIONS
+    names = args.activation or list(ACTIVATIONS)
+    if unknown := set(names) - set(ACTIVATIONS):
+        raise ValueError(f"--activation {' '.join(sorted(unknown))}: choose from {', '.join(ACTIVATIONS)}")
+    return {name: activation for name, activation in ACTIVATIONS.items() if name in names}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -54,6 +69,22 @@ def distances(X, activation, sigma_a2, matches, unmatched):
     return found
 
 
+def fluctuations(activation, sigma_a2, match):
+    """{"deq", "matched"}: (off, on) as `matching.fluctuation` has them, of the DEQ's conjugate kernel and the match's.
+
+    Of the DEQ, at tau_0 = 1: the noise of a Gram entry enters the equation that its limit solves, and is amplified by
+    one over the slope of that equation.
+    """
+    from gaussian_integration import centre, expectation, gaussian_moments
+    from matching import fluctuation
+    from utils import get_tau
+    tau = get_tau(activation, sigma_a2, 1.0)
+    phi, m = centre(activation, tau), gaussian_moments(activation, tau)
+    fourth = expectation(lambda xi: phi.fn(tau * xi)**4, [kink / tau for kink in activation.kinks])
+    deq = 1 / (1 - sigma_a2 * m.d1**2)**2, (fourth / m.variance**2 - 1) / (1 - sigma_a2 * m.sq_dd / 2)**2
+    return {"deq": deq, "matched": fluctuation(match.layers, 1.0, "readout")}
+
+
 def geometric_mean(values):
     import numpy as np
     return np.exp(np.log(values).mean(-1))
@@ -64,18 +95,18 @@ def study_kernels(args):
     import numpy as np
     from tqdm import tqdm
 
-    from gaussian_integration import ACTIVATIONS
     from matching import match
     from model import build_model
-    from spectra import fit_slope, mixture
-    from utils import estimate_tau0
+    from spectra import fit_slope, mixture, slope_interval
+    from utils import check_assumptions, estimate_tau0
 
+    activations = chosen(args)
     matches = {name: {kernel: match(activation, args.sigma_a2, kernel=kernel) for kernel in ("ck", "ntk")}
-               for name, activation in ACTIVATIONS.items()}
+               for name, activation in activations.items()}
     unmatched = {name: build_model("unmatched_enn", 1, 1, 2, args.sigma_a2, activation=activation)
-                 for name, activation in ACTIVATIONS.items()}
+                 for name, activation in activations.items()}
     columns = ("matched", "unmatched", "unmatched_scaled", "factor")
-    values = {kernel: {name: np.zeros((len(columns), len(args.n), args.seeds)) for name in ACTIVATIONS}
+    values = {kernel: {name: np.zeros((len(columns), len(args.n), args.seeds)) for name in activations}
               for kernel in ("ck", "ntk")}
     spread = np.zeros((len(args.n), args.seeds))
     draws = [(i, k) for i in range(len(args.n)) for k in range(args.seeds)]
@@ -83,32 +114,42 @@ def study_kernels(args):
         X = mixture(args.n[i], k).X
         X = X / estimate_tau0(X)
         spread[i, k] = X.square().sum(1).std()
-        for name, activation in ACTIVATIONS.items():
+        for name, activation in activations.items():
             found = distances(X, activation, args.sigma_a2, matches[name], unmatched[name])
             for kernel in values:
                 values[kernel][name][:, i, k] = found[kernel]
     table = {kernel: {name: {"family": matches[name][kernel].family, "layers": len(matches[name][kernel].layers),
                              "parameters": matches[name][kernel].parameters, "slope": fit_slope(args.n, array[0]),
-                             **dict(zip(columns, array.tolist()))}
+                             "slope_interval": slope_interval(args.n, array[0]), **dict(zip(columns, array.tolist()))}
                       for name, array in rows.items()} for kernel, rows in values.items()}
+    for name, row in table["ck"].items():
+        row["fluctuation"] = fluctuations(activations[name], args.sigma_a2, matches[name]["ck"])
+        row["violates"] = check_assumptions(activations[name], args.sigma_a2)
     return table, spread.tolist()
 
 
+def starred(name, kernels):
+    return name + "*" * bool(kernels["ck"][name]["violates"])
+
+
 def print_kernels(args, numbers, spread):
-    from spectra import fit_slope
+    from spectra import slope_interval
+    for row in numbers["ck"].values():
+        for sentence in row["violates"]:
+            print(f"* {sentence}")
     for kernel, table in numbers.items():
         print(f"\n{kernel.upper()} of the DEQ: relative spectral distance at n = {args.n[-1]}, slope against n "
-              f"({args.seeds} draws of each n)")
+              f"(its 95% interval, {args.seeds} draws of each n)")
         print(f"{'activation':<12}{'matched by':<12}{'layers':>6}{'distance':>11}{'slope':>17}"
               f"{'unmatched':>12}{'times the best factor':>24}")
         for name, row in table.items():
-            slope = "{:+.3f} ± {:.3f}".format(*row["slope"]) if row["slope"] else "-"
+            slope = "{:+.3f} to {:+.3f}".format(*row["slope_interval"]) if row["slope_interval"] else "-"
             matched, plain, scaled, factor = (geometric_mean(row[key][-1]) for key in
                                               ("matched", "unmatched", "unmatched_scaled", "factor"))
-            print(f"{name:<12}{row['family']:<12}{row['layers']:>6}{matched:>11.1e}{slope:>17}{plain:>12.1e}"
-                  f"{scaled:>14.1e} ({factor:7.3f})")
-    if slope := fit_slope(args.n, spread):
-        print("\nspread of |x|^2 over the samples: slope {:+.3f} ± {:.3f}".format(*slope))
+            print(f"{starred(name, numbers):<12}{row['family']:<12}{row['layers']:>6}{matched:>11.1e}{slope:>17}"
+                  f"{plain:>12.1e}{scaled:>14.1e} ({factor:7.3f})")
+    if interval := slope_interval(args.n, spread):
+        print("\nspread of |x|^2 over the samples: slope {:+.3f} to {:+.3f}".format(*interval))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -116,7 +157,6 @@ def print_kernels(args, numbers, spread):
 
 def study_accuracies(args, data):
     """{activation: {network: test accuracies after the last epoch, one a seed}}, printed as they come."""
-    from gaussian_integration import ACTIVATIONS
     from model import build_model
     from train import Config, fingerprint, run as train
     from utils import estimate_tau0, get_device
@@ -128,18 +168,18 @@ def study_accuracies(args, data):
         return build_model(network, p, dim, data.n_classes, args.sigma_a2, tau0, seed, activation)
 
     print(f"\nMNIST, readout of {args.width[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std "
-          f"over {args.seeds} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}")
+          f"over {args.trainings} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}")
     print(f"{'activation':<12}" + "".join(f"{label:>15}" for label in ("DEQ", "matched", "unmatched", "at its own lr"))
           + f"{'lr':>8}{'DEQ - matched':>16}{'- unmatched':>15}{'- at its own lr':>16}", flush=True)
     numbers = {}
-    for name, activation in ACTIVATIONS.items():
+    for name, activation in chosen(args).items():
         deq, unmatched = (build(network, activation, 1, 0).coefficients for network in ("deq", "unmatched_enn"))
         own_lr = LR * deq.c1 / unmatched.c1  # makes up for alpha_1: SGD on a readout from zero sees lr times the kernel
         runs = {"deq": ("deq", LR, folder, {}), "unmatched": ("unmatched_enn", LR, folder, {}),
                 "matched": ("matched_enn", LR, folder, {"match": "ck", "family": "auto"}),
                 "own_lr": ("unmatched_enn", own_lr, folder / "own_lr", {})}
         numbers[name] = {"lr": own_lr, **{column: [] for column in NETWORKS}}
-        for seed in range(args.seeds):
+        for seed in range(args.trainings):
             for column in NETWORKS:
                 network, lr, place, extra = runs[column]
                 config = Config("mnist", network, args.width[0], lr, args.epoch, BATCH_SIZE, seed,
@@ -167,6 +207,24 @@ def accuracy_row(name, row):
     return (f"{name:<12}" + "".join(f"{cell(v.mean(), spread(v)):>15}" for v in values) + f"{row['lr']:>8.3f}"
             + "".join(f"{cell(v.mean(), spread(v) / seeds**0.5, '+'):>{width}}"
                       for v, width in zip(differences, (16, 15, 16))))
+
+
+def print_equality(args, accuracies, kernels):
+    """Whether each DEQ and its matched network are equal within the margin, and their finite-width terms."""
+    from comparison import compare, holm, verdict
+    found = {name: compare(*(dict(enumerate(100 * value for value in row[column])) for column in ("deq", "matched")),
+                           args.margin) for name, row in accuracies.items()}
+    adjusted = zip(*(holm([getattr(paired, p) for paired in found.values()]) for p in ("p_difference", "p_equality")))
+    print("\nDEQ - matched in percentage points, its 95% interval; p of no difference, and of one of "
+          f"{args.margin:g} or more (two one-sided\ntests), both by Holm's method over the {len(found)} activations; m times the squared "
+          "relative error of a kernel's entry at width m")
+    print(f"{'activation':<12}{'mean':>7}{'interval':>18}{'p, difference':>15}{'p, equality':>13}"
+          f"{'off: DEQ':>10}{'matched':>9}{'on: DEQ':>9}{'matched':>9}  verdict")
+    for (name, paired), p in zip(found.items(), adjusted):
+        (off, on), (off_enn, on_enn) = (kernels["ck"][name]["fluctuation"][key] for key in ("deq", "matched"))
+        interval = f"[{paired.mean - paired.half:+.2f}, {paired.mean + paired.half:+.2f}]"
+        print(f"{starred(name, kernels):<12}{paired.mean:>+7.2f}{interval:>18}{p[0]:>15.2g}{p[1]:>13.2g}{off:>10.2f}"
+              f"{off_enn:>9.2f}{on:>9.2f}{on_enn:>9.2f}  {verdict(paired, *p, args.margin)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -224,7 +282,7 @@ def draw(args, kernels, spread, accuracies):
         draw_distances(ax, args, kernels[kernel], spread)
     if accuracies:
         draw_accuracies(axes[2], accuracies, {name: row["family"] for name, row in kernels["ck"].items()})
-    names = list(kernels["ck"])
+    names = [starred(name, kernels) for name in kernels["ck"]]
     for ax, letter, title in zip(axes, "abc", titles):
         ax.set_title(f"({letter}) {title}")
         for edge in range(1, len(names)):
@@ -243,19 +301,34 @@ def draw(args, kernels, spread, accuracies):
 
 
 def main(args):
+    args.trainings = args.trainings or args.seeds
     if len(args.width) != 1:
         raise ValueError("any_activation_matching takes one --width")
     from data_prepare import load_dataset
+    chosen(args)
     data = load_dataset("mnist", args.dataset_path) if args.dataset_path else None  # before the kernels: it may fail
     kernels, spread = study_kernels(args)
     print_kernels(args, kernels, spread)
     if data is None:
         print("\nthe MNIST table is skipped: no --dataset_path, the folder with the MNIST files, is given")
     accuracies = study_accuracies(args, data) if data else None
+    if accuracies and args.trainings > 1:
+        print_equality(args, accuracies, kernels)
     figure = draw(args, kernels, spread, accuracies)
     return figure, {"kernels": kernels, "spread": spread, "accuracies": accuracies}
 
 
+def margin(text):
+    value = float(text)
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100")
+    return value
+
+
 if __name__ == "__main__":
     run(main, __doc__, n=[200, 400, 800, 1600], seeds=3, epoch=10, width=[1024],
-        dataset="without it the kernels only; with it 168 trainings, half an hour on two cores")
+        dataset="without it the kernels only; with it 168 trainings, half an hour on two cores", flags={
+            "--trainings": dict(type=_positive, metavar="K", help="seeds of the trainings (default: as --seeds)"),
+            "--activation": dict(nargs="+", metavar="NAME", help="these DEQs only (default: all of the registry)"),
+            "--margin": dict(type=margin, default=0.5, metavar="POINTS",
+                             help="within which accuracies count as equal, in percentage points (default 0.5)")})

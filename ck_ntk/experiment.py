@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STYLE = Path(__file__).with_name("paper.mplstyle")
 sys.path.insert(0, str(ROOT))
+
+from plotting import STYLE, save  # noqa: E402  (imports neither torch nor matplotlib)
 
 
 def _positive(text):
@@ -88,10 +89,7 @@ def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, wid
             figure, numbers = main(args)
             settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
             for kind in ("png", "pdf"):
-                # no date inside: the same numbers make the same file
-                stamp = {"Software": None} if kind == "png" else {"CreationDate": None}
-                with atomic_write(args.output / f"{name}.{kind}") as file:
-                    figure.savefig(file, format=kind, metadata=stamp)
+                save(figure, args.output / f"{name}.{kind}")
             with atomic_write(args.output / f"{name}.json", "w") as file:
                 json.dump({"settings": settings, **numbers}, file, indent=1)
     except (ValueError, OSError) as error:

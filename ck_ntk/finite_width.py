@@ -19,7 +19,7 @@ def random_features(X, activations, m, generator):
 
 
 def equilibrium(X, activation, sigma_a2, m, generator):
-    """z (n, m) of z = phi(sigma_a A z + sigma_b B x)/sqrt(m), by plain iteration: a contraction for the paper's sigma_a^2."""
+    """z (n, m) of z = phi(sigma_a A z + sigma_b B x)/sqrt(m), by plain iteration, a contraction here."""
     import math
 
     import torch
@@ -30,7 +30,8 @@ def equilibrium(X, activation, sigma_a2, m, generator):
         previous, z = z, activation.fn(z @ A + inputs) / math.sqrt(m)
         if torch.linalg.vector_norm(z - previous) <= 1e-5 * torch.linalg.vector_norm(z):
             return z.double()
-    raise ValueError(f"the DEQ of width {m} did not reach its equilibrium at sigma_a^2 = {sigma_a2}: take a smaller one")
+    raise ValueError(f"the DEQ of width {m} did not reach its equilibrium at sigma_a^2 = {sigma_a2}: take a smaller "
+                     "one")
 
 
 def main(args):
@@ -55,7 +56,8 @@ def main(args):
     roots = solutions(implicit_ck(ACTIVATIONS["relu"], args.sigma_a2, tau0), tau0)
     labels = ["ReLU-DEQ"] + [f"L-ReLU-ENN, $b_1/a_1 = {root.b1 / root.a1:.2f}$" for root in roots]
     errors = np.zeros((len(labels), len(widths), args.seeds))
-    for i, k in tqdm([(i, k) for i in range(len(widths)) for k in range(args.seeds)], desc="width", leave=False, disable=None):
+    draws = [(i, k) for i in range(len(widths)) for k in range(args.seeds)]
+    for i, k in tqdm(draws, desc="width", leave=False, disable=None):
         m = widths[i]
         features = [equilibrium(X, activation, args.sigma_a2, m, generator("deq", m, k)),
                     *(random_features(X, root.layers, m, generator("enn", m, k)) for root in roots)]

@@ -4,6 +4,9 @@ Top: the family that matching.match takes, a colour, and its number of layers, a
 panel the worst residual of the four coefficients. Bottom: slopes of piecewise-linear matches, solid for the first layer
 and dashed for the second; a gap is a change of family, of the number of kinks or of the root. The JSON has every
 parameter, residual and finite-width error, and why the families tried before do not match.
+
+--random K adds K random DEQs for each activation and kernel, sigma_a^2 uniform in (0, 0.99) and log tau_0 in (0.1, 10):
+how many are matched, and of the others why not.
 """
 
 import argparse
@@ -26,6 +29,13 @@ def points(text):
     return value
 
 
+def count(text):
+    value = int(text)
+    if not 0 <= value <= 10000:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 10000")
+    return value
+
+
 def scale(text):
     value = float(text)
     if not 0 < value < math.inf:
@@ -42,6 +52,41 @@ def study(activation, sigma_a2, tau0, kernel, trained):
         return {"sigma_a2": sigma_a2, "family": "none", "reason": str(error)}
     return {"sigma_a2": sigma_a2, "family": found.family, "layers": len(found.layers), "residual": found.residual,
             "fluctuation": found.fluctuation, "parameters": found.parameters, "passed_over": found.passed_over}
+
+
+def random_study(args):
+    """{kernel: {"matched", "tried", "residual", "failures": [one dict each]}} of `args.random` DEQs an activation."""
+    import torch
+    from tqdm import tqdm
+
+    from coefficients import MatchError
+    from gaussian_integration import ACTIVATIONS
+    from matching import match
+    from utils import generator
+    found = {}
+    for kernel in ("ck", "ntk"):
+        failures, residual, tried = [], 0.0, 0
+        draws = [(name, k) for name in ACTIVATIONS for k in range(args.random)]
+        for name, k in tqdm(draws, desc=f"random, {kernel}", leave=False, disable=None):
+            u = torch.rand(2, generator=generator("matching_map", kernel, name, k), dtype=torch.float64).tolist()
+            sigma_a2, tau0 = 0.99 * u[0], 10 ** (2 * u[1] - 1)
+            tried += 1
+            try:
+                residual = max(residual, match(ACTIVATIONS[name], sigma_a2, tau0, kernel).residual)
+            except ValueError as error:
+                failures.append({"activation": name, "sigma_a2": sigma_a2, "tau0": tau0, "reason": str(error),
+                                 "kind": "no match" if isinstance(error, MatchError) else "no such DEQ"})
+        found[kernel] = {"tried": tried, "matched": tried - len(failures), "residual": residual, "failures": failures}
+    return found
+
+
+def print_random(found):
+    for kernel, row in found.items():
+        print(f"{kernel.upper()}: {row['matched']} of {row['tried']} random DEQs matched, residual at most "
+              f"{row['residual']:.1e}")
+        for failure in row["failures"]:
+            print("  {kind}: {activation} at sigma_a^2 = {sigma_a2:.3f}, tau_0 = {tau0:.3f}: "
+                  "{reason}".format(**failure))
 
 
 def slopes(cell):
@@ -106,6 +151,8 @@ def main(args):
 
     from gaussian_integration import ACTIVATIONS
 
+    random = random_study(args) if args.random else {}
+    print_random(random)
     grid = (np.arange(args.points) + 0.5) * 0.25 / args.points
     numbers = {key: {name: [] for name in ACTIVATIONS} for key in COLUMNS}
     lines = [(key, name) for key in COLUMNS for name in ACTIVATIONS]
@@ -123,10 +170,11 @@ def main(args):
             axes[0, column].set_yticklabels([])
     axes[1, 0].set_ylabel("slopes of the layers")
     figure.legend(handles=[Patch(color=COLOURS[f], label=NAMES[f]) for f in NAMES], loc="outside upper center", ncols=4)
-    return figure, {"matches": numbers}
+    return figure, {"matches": numbers, "random": random}
 
 
 if __name__ == "__main__":
     run(main, __doc__, flags={
         "--points": dict(type=points, default=25, metavar="N", help="values of sigma_a^2, 2 to 200 (default 25)"),
+        "--random": dict(type=count, default=0, metavar="K", help="random DEQs an activation and kernel (default 0)"),
         "--tau0": dict(type=scale, default=1.0, metavar="T", help="scale of the data (default 1)")})

@@ -1,15 +1,4 @@
-"""The figure scripts' numerics and panels: data, spectral errors, limiting densities, isolated eigenvalues.
-
-On a mixture the equivalent kernel is c1 X X^T + V C V^T + (diag - tau_0^2 c1) I. Write X = J M/sqrt(p) + W with the
-class means M (K, p) and noise rows w_i ~ N(0, C_a/p). All but W W^T has low rank, U A U^T with
-U = [J/sqrt(p), W M^T, psi], so the bulk is that of W W^T, and an isolated eigenvalue solves
-det(I + A U^T Q(x) U) = 0, Q(x) = (W W^T - x)^{-1}. Both follow from the deterministic equivalent
-
-    Q ~ diag(g_a(x)),  g_a = -1/(x - tr(C_a R)/p),  R = (I + sum_b (n_b/p) g_b C_b)^{-1}
-
-(Couillet & Liao, Random Matrix Methods for Machine Learning, 2022, Theorem 2.8), which is Marchenko and Pastur's law
-for one class with C = I.
-"""
+"""The figure scripts' numerics and panels: data, spectral errors and their slopes, spectra beside their limits."""
 
 import math
 from dataclasses import dataclass
@@ -21,11 +10,11 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 from scipy.sparse.linalg import eigsh
 from tqdm import tqdm
 
-from coefficients import (KernelCoefficients, MixtureStatistics, equivalent_kernel, estimate_statistics, explicit_ck,
-                          implicit_ck, implicit_ntk)
+from coefficients import MixtureStatistics, equivalent_kernel, estimate_statistics, implicit_ck, implicit_ntk
 from data_prepare import gaussian_mixture, load_dataset
 from gaussian_integration import ACTIVATIONS, centre, gaussian_moments
 from kernels import explicit_kernels, implicit_kernels
+from limits import limiting_spectrum
 from utils import generator
 
 SHOWN = ("relu", "leaky_relu", "tanh", "swish", "elu")
@@ -56,7 +45,7 @@ class Sample:
 
 
 def mixture(n, seed):
-    """The paper's two classes: mu_a with an 8 at a coordinate of its own, C_a = (1 + 8 (a - 1)/sqrt(p)) I, p = 0.8 n."""
+    """The paper's two classes: mu_a has an 8 at a coordinate of its own, C_a = (1 + 8 (a - 1)/sqrt(p)) I, p = 0.8 n."""
     p = round(0.8 * n)
     scales = np.array([1.0, 1 + 8 / math.sqrt(p)])
     X, y, statistics = gaussian_mixture(8 * torch.eye(2, p), scales.tolist(), [n - n // 2, n // 2],
@@ -75,7 +64,7 @@ def cifar10(path):
 
 
 def real_data(name, path, classes):
-    """(n, seed) -> Sample of n training rows of two classes, normalised over all of them, statistics estimated from the n."""
+    """(n, seed) -> Sample of n training rows of two classes, normalised over all, with statistics of the n."""
     data = load_dataset(name, path, classes=classes)
     X_all = data.X_train.double()
     p = X_all.shape[1]
@@ -128,6 +117,28 @@ def fit_slope(sizes, errors):
     return float(slope), float(math.sqrt(residual @ residual / (len(x) - 2) / (dx @ dx)))
 
 
+def slope_interval(sizes, errors):
+    """(low, high), the 95% interval of that slope by Student's t; None where there is no slope.
+
+    It takes log error to be linear in log size with errors of one spread: where the curve bends, it is that of the mean
+    slope over these sizes, not of the slope in the limit.
+    """
+    fitted = fit_slope(sizes, errors)
+    if fitted is None:
+        return None
+    from scipy.stats import t
+    half = float(t.ppf(0.975, np.size(errors) - 2)) * fitted[1]
+    return fitted[0] - half, fitted[0] + half
+
+
+def print_slopes(slopes, intervals):
+    """One line a curve, of {curve: fit_slope} and {curve: slope_interval}."""
+    for name, fitted in slopes.items():
+        if fitted:
+            low, high = intervals[name]
+            print(f"{name:11s} slope {fitted[0]:+.3f} +- {fitted[1]:.3f} (95% interval {low:+.3f} to {high:+.3f})")
+
+
 def slope_text(errors, sizes):
     fitted = fit_slope(sizes, errors)
     return "" if fitted is None else rf" (slope ${fitted[0]:.3f} \pm {fitted[1]:.3f}$)"
@@ -146,97 +157,6 @@ def own_layers(name, depth, tau0):
         layers.append(centre(ACTIVATIONS[name], tau0))
         tau0 = math.sqrt(gaussian_moments(layers[-1], tau0).variance)
     return layers
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# the limiting spectrum
-
-@dataclass(frozen=True)
-class Bulk:
-    """W W^T at its limit: class ratios n_a/p and the covariances, as in `Sample`."""
-
-    ratios: np.ndarray
-    covariances: np.ndarray
-    multiplicity: np.ndarray
-
-    def solve(self, x, tolerance=1e-10):
-        """g (len(x), K) and R (len(x), q) at the points x, complex or real outside the support."""
-        share = (self.covariances * self.multiplicity / self.multiplicity.sum()).T
-        load = self.ratios[:, None] * self.covariances
-        g = np.repeat(-1 / x[:, None], len(self.ratios), 1)
-        active = np.arange(len(x))
-        for _ in range(2000):  # close to an edge of the support it is slow, and then good enough
-            now = g[active]
-            new = -1 / (x[active, None] - (1 / (1 + now @ load)) @ share)
-            g[active] = (now + new) / 2
-            active = active[np.abs(new - now).max(1) > tolerance * np.abs(new).max(1)]
-            if not len(active):
-                break
-        return g, 1 / (1 + g @ load)
-
-    def density(self, x):
-        """Of the spectrum of W W^T at x > 0, the atom at 0 left out."""
-        g, _ = self.solve(x * (1 + 1e-5j), 1e-7)
-        return np.maximum(g.imag @ self.ratios / self.ratios.sum() / math.pi, 0)
-
-    def support(self):
-        """(left, right) ends of the continuous part, to about 1%."""
-        p = self.multiplicity.sum()
-        trace = (self.covariances * self.multiplicity).sum(1) / p
-        top = self.covariances.max() * (1 + math.sqrt(self.ratios.sum())) ** 2
-        x = np.geomspace(1e-3 * trace.min(), 1.05 * top, 600)
-        density = self.density(x)
-        inside = x[density * x > 1e-3 * (density * x).max()]
-        return inside[0], inside[-1]
-
-
-def isolated_eigenvalues(sample, coefficients, bulk, right):
-    """Limits x of the eigenvalues of W W^T + U A U^T at least 2% above the bulk's right end, which is known to 1%."""
-    K, p = len(bulk.ratios), bulk.multiplicity.sum()
-    t, T = sample.statistics.t.numpy(), sample.statistics.T.numpy()
-    c2, c3 = coefficients.c2 / coefficients.c1, coefficients.c3 / coefficients.c1
-    A = np.zeros((2 * K + 1, 2 * K + 1))
-    A[:K, :K] = sample.overlaps.sum(0) + c2 * np.outer(t, t) + c3 * T
-    A[:K, K:-1] = A[K:-1, :K] = np.eye(K)
-    A[:K, -1] = A[-1, :K] = c2 * t
-    A[-1, -1] = c2
-
-    def determinant(x):
-        g, R = bulk.solve(x)
-        weight = g * bulk.ratios
-        B = np.zeros((len(x), 2 * K + 1, 2 * K + 1))
-        B[:, range(K), range(K)] = weight
-        B[:, K:-1, K:-1] = np.einsum("xq,qab->xab", 1 - R, sample.overlaps)  # W^T Q W ~ I - R
-        B[:, -1, -1] = weight @ sample.psi_variance * p
-        return np.linalg.det(np.eye(2 * K + 1) + A @ B)
-
-    largest = 4 * (right + np.abs(A).sum() * max(1.0, bulk.ratios.sum()))
-    x = np.geomspace(right * 1.02, largest, 2000)
-    value = determinant(x)
-    k = np.nonzero(np.sign(value[1:]) != np.sign(value[:-1]))[0]
-    # the steps are half a percent: a secant is enough
-    return (x[k] - value[k] * (x[k + 1] - x[k]) / (value[k + 1] - value[k])).tolist()
-
-
-@dataclass(frozen=True)
-class Limit:
-    """The limiting spectrum of an equivalent kernel: density on a grid, an atom, and isolated eigenvalues."""
-
-    x: np.ndarray
-    density: np.ndarray
-    atom: float
-    atom_mass: float
-    isolated: list
-
-
-def limiting_spectrum(sample, coefficients: KernelCoefficients) -> Limit:
-    n, p = sample.X.shape
-    bulk = Bulk(sample.statistics.J.sum(0).numpy() / p, sample.covariances, sample.multiplicity)
-    left, right = bulk.support()
-    grid = np.geomspace(left / 1.1, right * 1.05, 400)
-    shift = coefficients.diag - sample.statistics.tau0**2 * coefficients.c1
-    return Limit(coefficients.c1 * grid + shift, bulk.density(grid) / coefficients.c1, shift, max(0.0, 1 - p / n),
-                 [coefficients.c1 * x + shift for x in isolated_eigenvalues(sample, coefficients, bulk, right)])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -294,6 +214,11 @@ def compare_isolated(limit, values):
 # ---------------------------------------------------------------------------------------------------------------
 # figures
 
+def draws(args, label):
+    """(index of n, seed) of every draw, with a progress bar."""
+    return tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=label, leave=False, disable=None)
+
+
 def deq_kernel(which, sample, name, sigma_a2):
     """The exact kernel of the DEQ and its coefficients; `which` is "ck" or "ntk" (the paper's: a and A trained)."""
     tau0 = sample.statistics.tau0
@@ -307,7 +232,7 @@ def equivalent_figure(args, draw, which, data):
     """Exact against equivalent kernel: the error against n for five activations, and the spectrum at one n."""
     symbol = {"ck": "G", "ntk": "K"}[which]
     errors = {name: np.zeros((len(args.n), args.seeds)) for name in SHOWN}
-    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=which, leave=False, disable=None):
+    for i, k in draws(args, which):
         sample = draw(args.n[i], k)
         for name in SHOWN:
             M, coefficients = deq_kernel(which, sample, name, args.sigma_a2)
@@ -330,10 +255,10 @@ def equivalent_figure(args, draw, which, data):
     left.set_title(f"(a) {data}")
     right.set_title(f"(b) spectrum at $n = {args.spectrum}$")
     slopes = {name: fit_slope(args.n, e) for name, e in errors.items()}
-    for name, fitted in slopes.items():
-        if fitted:
-            print(f"{name:11s} slope {fitted[0]:+.3f} +- {fitted[1]:.3f}")
+    intervals = {name: slope_interval(args.n, e) for name, e in errors.items()}
+    print_slopes(slopes, intervals)
     return figure, {"errors": {name: e.tolist() for name, e in errors.items()}, "slopes": slopes,
+                    "slope_intervals": intervals,
                     "isolated": compare_isolated(limit, values), "isolated_equivalent": compare_isolated(limit, others)}
 
 
@@ -353,7 +278,7 @@ def matching_figure(args, draw, name, network, match, depth, data):
         return G, coefficients, matched, plain
 
     errors = {"matched": np.zeros((len(args.n), args.seeds)), "unmatched": np.zeros((len(args.n), args.seeds))}
-    for i, k in tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=name, leave=False, disable=None):
+    for i, k in draws(args, name):
         G, _, matched, plain = kernels_of(draw(args.n[i], k))
         errors["matched"][i, k] = relative_error(G, matched)
         errors["unmatched"][i, k] = relative_error(G, plain)
@@ -361,11 +286,13 @@ def matching_figure(args, draw, name, network, match, depth, data):
     sample = draw(args.spectrum, 0)
     G, coefficients, matched, plain = kernels_of(sample)
     limit = limiting_spectrum(sample, coefficients)
-    (values, vectors), (values_matched, vectors_matched), (values_plain, _) = map(torch.linalg.eigh, (G, matched, plain))
+    (values, vectors), (values_matched, vectors_matched), (values_plain, _) = map(torch.linalg.eigh,
+                                                                                  (G, matched, plain))
     figure, axes = plt.subplots(2, 2, figsize=(6.75, 5.0))
     deq = f"{LABEL[name]}-DEQ"
-    draw_spectrum(axes[0, 0], {deq: (values.numpy(), "C0"), matched_name: (values_matched.numpy(), "C1")}, limit, "the CK")
-    draw_spectrum(axes[0, 1], {deq: (values.numpy(), "C0"), plain_name: (values_plain.numpy(), "C2")}, limit, "the CK")
+    for ax, label, other, colour in ((axes[0, 0], matched_name, values_matched, "C1"),
+                                     (axes[0, 1], plain_name, values_plain, "C2")):
+        draw_spectrum(ax, {deq: (values.numpy(), "C0"), label: (other.numpy(), colour)}, limit, "the CK")
     top = axes[1, 0]
     overlaps = []
     height = 5 / math.sqrt(len(G))
@@ -381,7 +308,8 @@ def matching_figure(args, draw, name, network, match, depth, data):
     top.legend(loc="upper right", ncols=2)
     gap = max(1 - min(overlaps), 1e-15)
     last = axes[1, 1]
-    draw_errors(last, args.n, errors["matched"], matched_name + slope_text(errors["matched"], args.n), marker="s", color="C1")
+    draw_errors(last, args.n, errors["matched"], matched_name + slope_text(errors["matched"], args.n), marker="s",
+                color="C1")
     draw_errors(last, args.n, errors["unmatched"], plain_name, marker="^", color="C2")
     draw_root_n(last, args.n, 0.8 * np.exp(np.log(errors["matched"][0]).mean()))
     log_sizes(last, args.n, "number of samples $n$")
@@ -389,12 +317,13 @@ def matching_figure(args, draw, name, network, match, depth, data):
     low, high = last.get_ylim()
     last.set_ylim(top=high * (high / low) ** 0.45)  # room for the legend
     last.legend(loc="upper right")
-    for ax, letter, title in zip(axes.flat, "abcd", (f"{data}, $n = {args.spectrum}$", f"{data}, $n = {args.spectrum}$",
-                                                     rf"eigenvectors, $1 - |\langle u, v \rangle| \leq {scientific(gap)}$",
-                                                     f"distance of the kernels, {data}")):
+    titles = (f"{data}, $n = {args.spectrum}$", f"{data}, $n = {args.spectrum}$",
+              rf"eigenvectors, $1 - |\langle u, v \rangle| \leq {scientific(gap)}$",
+              f"distance of the kernels, {data}")
+    for ax, letter, title in zip(axes.flat, "abcd", titles):
         ax.set_title(f"({letter}) {title}")
-    fitted = fit_slope(args.n, errors["matched"])
-    if fitted:
-        print(f"matched     slope {fitted[0]:+.3f} +- {fitted[1]:.3f}")
-    return figure, {"errors": {key: e.tolist() for key, e in errors.items()}, "slope": fitted, "overlaps": overlaps,
+    fitted, interval = fit_slope(args.n, errors["matched"]), slope_interval(args.n, errors["matched"])
+    print_slopes({"matched": fitted}, {"matched": interval})
+    return figure, {"errors": {key: e.tolist() for key, e in errors.items()}, "slope": fitted,
+                    "slope_interval": interval, "overlaps": overlaps,
                     "isolated": compare_isolated(limit, values.numpy())}

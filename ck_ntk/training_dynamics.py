@@ -346,5 +346,5 @@ def _rate(text):
 
 if __name__ == "__main__":
     run(main, __doc__, epoch=1, width=[64, 256, 512], dataset=True, flags={
-        "--lr": dict(type=_rate, nargs="+", default=[0.3, 3.0, 30.0, 200.0], help="learning rates (default 0.3 3 30 200)"),
+        "--lr": dict(type=_rate, nargs="+", default=[0.3, 3.0, 30.0, 200.0], help="rates (default 0.3 3 30 200)"),
         "--seeds": dict(type=_positive, default=3, help="number of seeds (default 3)")})

@@ -2,6 +2,7 @@
 
     scripts/reproduce.sh --dataset_path DIR           everything, hours; results/report.html and report.md
     scripts/reproduce.sh --quick --dataset_path DIR   a small grid, minutes; results/quick/report.html
+    scripts/reproduce.sh --seeds 8 --dataset_path DIR enough seeds to claim that networks are equal; longer by 8/3
 
 A stage is one command. What it did (seconds, memory, error) is kept in OUTPUT/stages.json, what it printed in
 OUTPUT/logs. The same command goes on where it was stopped: finished stages are passed over, a sweep resumes at its
@@ -11,7 +12,6 @@ last epoch. A stage that fails does not stop the others; data that is not there 
 import functools
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -24,12 +24,14 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from distributed import cost  # noqa: E402  (none of these imports torch)
+from comparison import LEAST_SEEDS  # noqa: E402  (none of these imports torch)
+from distributed import cost  # noqa: E402
 from main import FAILED, INTERRUPTED, MODELS, positive_int  # noqa: E402
+from processes import error_line, memory, stop  # noqa: E402
 from report import write_report  # noqa: E402
 from summarize import Parser  # noqa: E402
 
-DIMS, EPOCHS, SEEDS = (32, 128, 256, 1024, 4096), 100, (0, 1, 2)  # scripts/sweep.sh
+DIMS, EPOCHS, SEEDS = (32, 128, 256, 1024, 4096), 100, 3  # scripts/sweep.sh, and how many seeds
 SGD, ADAM = {"gmm": 1, "mnist": 1, "fashion_mnist": 1, "cifar10": 0.1}, 0.001  # learning rates, of those that source it
 SIZES = {"gmm": (6000, 4000, 200, 4), "mnist": (60000, 10000, 784, 10), "fashion_mnist": (60000, 10000, 784, 10),
          "cifar10": (50000, 10000, 256, 10)}  # training and test samples, p, classes
@@ -72,8 +74,8 @@ def seconds(dataset, model, dim, epochs=0):
     return work / MULTIPLICATIONS + epochs * n / 60000 * PASS
 
 
-def sweep_cost(dataset, dims, epochs):
-    return 5 + len(SEEDS) * sum(seconds(dataset, model, dim, epochs) for model in MODELS for dim in dims)
+def sweep_cost(dataset, dims, epochs, seeds=SEEDS):
+    return 5 + seeds * sum(seconds(dataset, model, dim, epochs) for model in MODELS for dim in dims)
 
 
 def launch(script, processes):
@@ -100,13 +102,13 @@ def plan(arguments):
     for dataset in QUICK_DATA if arguments.quick else SIZES:
         for opt, lr in (("sgd", SGD[dataset]), ("adam", ADAM)):
             name = f"{dataset}-{opt}"
-            processes = min(arguments.processes, len(MODELS) * len(dims) * len(SEEDS))  # a run is not shared
+            processes = min(arguments.processes, len(MODELS) * len(dims) * arguments.seeds)  # a run is not shared
             command = [*launch("main.py", processes), "--dataset", dataset, *(data if dataset != "gmm" else []),
-                       "--dim", *map(str, dims), "--seed", *map(str, SEEDS), "--epoch", str(epochs),
+                       "--dim", *map(str, dims), "--seed", *map(str, range(arguments.seeds)), "--epoch", str(epochs),
                        "--opt", opt, "--lr", str(lr), "--output_path", str(output / name),
                        "--save_path", str(output / "checkpoints" / name), "--resume"]
             stages.append(Stage(name, "sweep", command, [output / name / f"accuracy_{dataset}.png"],
-                                sweep_cost(dataset, dims, epochs), dataset, str(output / name)))
+                                sweep_cost(dataset, dims, epochs, arguments.seeds), dataset, str(output / name)))
     return stages
 
 
@@ -251,55 +253,6 @@ def clock(seconds):
 # ---------------------------------------------------------------------------------------------------------------
 # running
 
-def descendants(pid):
-    """The process and its children's children; torchrun's workers have process groups of their own."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):  # ended meanwhile
-            continue
-    family = {pid}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    return family
-
-
-def memory(pid):
-    """Bytes that a process and its descendants hold, shared pages counted once; 0 where /proc does not tell."""
-    total = 0
-    for member in descendants(pid):
-        try:
-            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
-        except OSError:
-            continue
-        match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.M)
-        total += 1024 * int(match[1]) if match else 0
-    return total
-
-
-def stop(process):
-    """Ctrl-C for the stage too, so that it leaves whole files; harder where it does not listen."""
-    for kind, patience in ((signal.SIGINT, 20), (signal.SIGTERM, 20), (signal.SIGKILL, None)):
-        try:
-            os.killpg(process.pid, kind)
-            process.wait(patience)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            process.wait()
-            return
-
-
-def error_line(log, status):
-    """The line in which the stage says what went wrong, else its last one."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    # torchrun has its own say after it
-    named = [line for line in lines if re.match(r"\S+\.py: (error|failed): ", line)]
-    return (named or lines or ["no output"])[-1][:300] + f" (exit status {status})"
-
-
 def run_stage(stage, processes, log, tell):
     """(exit status, seconds, peak memory in bytes). `tell(done, elapsed)` is called while it runs."""
     progress = SweepProgress(stage) if stage.kind == "sweep" else lambda: 0.0
@@ -394,6 +347,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--quick", action="store_true", help="a small grid, on the mixture and MNIST only")
     parser.add_argument("--dataset_path", type=Path, metavar="DIR", help="folder of the data (default: data)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: results, or results/quick with --quick")
+    parser.add_argument("--seeds", type=positive_int, metavar="K", default=SEEDS,
+                        help=f"of every sweep, from 0 on (default: {SEEDS}; a claim of equality takes {LEAST_SEEDS})")
     parser.add_argument("--processes", type=positive_int, metavar="K", default=len(os.sched_getaffinity(0)),
                         help="that share a sweep's runs, one thread each (default: one a core)")
     arguments = parser.parse_args(argv)

@@ -43,7 +43,9 @@ def few(monkeypatch):
 
 
 def arguments(**settings):
-    return argparse.Namespace(**dict(n=[64], seeds=1, sigma_a2=0.2, epoch=2, width=[16], dataset_path=None) | settings)
+    settings = {"trainings": settings.get("seeds", 1)} | settings
+    defaults = dict(n=[64], seeds=1, sigma_a2=0.2, epoch=2, width=[16], dataset_path=None, activation=None, margin=0.5)
+    return argparse.Namespace(**defaults | settings)
 
 
 def sample(n, seed=0):
@@ -203,6 +205,59 @@ def test_a_row_of_the_accuracy_table():
     assert single == ["relu", "90.00", "89.00", "80.00", "91.00", "1.000", "+1.00", "+10.00", "-1.00"]
 
 
+def test_equality_is_tested_over_all_activations_together(few, capsys):
+    """Eight seeds made up: the printed p-values are Holm's of scipy's, and three seeds make no claim."""
+    from scipy.stats import ttest_1samp
+    args = arguments(n=[32], trainings=8)
+    kernels, _ = study.study_kernels(args)
+    spread = np.linspace(-1, 1, 8)
+    points = {"relu": 0.2 + 0.1 * spread, "tanh": 0.3 * spread, "elu": 1.0 + spread}
+    accuracies = {name: {"deq": (0.9 + d / 100).tolist(), "matched": [0.9] * 8} for name, d in points.items()}
+    study.print_equality(args, accuracies, kernels)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    p = {name: max(ttest_1samp(d, -0.5, alternative="greater").pvalue, ttest_1samp(d, 0.5, alternative="less").pvalue)
+         for name, d in points.items()}
+    order = sorted(p, key=p.get)
+    adjusted, least = {}, 0.0
+    for rank, name in enumerate(order):
+        adjusted[name] = least = max(least, min(1.0, (3 - rank) * p[name]))
+    for name, words in (("relu", "equal within 0.5, yet higher"), ("tanh", "equal within 0.5"), ("elu", "higher")):
+        assert lines[name].endswith(f"  {words}") and f"{adjusted[name]:.2g}" in lines[name].split()
+    study.print_equality(args, {name: {key: row[key][:3] for key in row} for name, row in accuracies.items()}, kernels)
+    assert capsys.readouterr().out.count("not enough seeds (3 of 8)") == 3
+
+
+def test_what_violates_assumption_3_has_a_star(monkeypatch, capsys):
+    keep(monkeypatch, "relu", "tanh", "erf", "gelu", "selu")
+    args = arguments(n=[32, 64])
+    study.print_kernels(args, *study.study_kernels(args))
+    printed = capsys.readouterr().out
+    for name, bound in (("erf", "0.1963"), ("gelu", "0.1962"), ("selu", "0.08088")):
+        assert f"\n{name}*" in printed and f"1/(4 L^2) = {bound}" in printed
+    assert "\nrelu " in printed and "for relu" not in printed
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "elu"])
+def test_finite_width_terms_are_those_of_sampled_deqs(name):
+    """Gram entries of equilibria at width 300, inputs orthogonal and of norm 1; leading order in 1/m, so to 15%."""
+    from finite_width import equilibrium
+    from gaussian_integration import centre
+    from utils import get_tau
+    activation, m, draws = ACTIVATIONS[name], 300, 300
+    phi = centre(activation, get_tau(activation, 0.2, 1.0))
+    X = torch.eye(8, dtype=torch.float64)
+    exact = implicit_kernels(X, activation, 0.2, tau0=1.0)[0]
+    grams = []
+    for k in range(draws):
+        z = equilibrium(X, phi, 0.2, m, generator("finite width", name, k))
+        grams.append(z @ z.T)
+    error = m * (torch.stack(grams) - exact).square().mean(0) / exact[0, 0]**2
+    on = error.diagonal().mean().item()
+    off = (error.sum() - error.trace()).item() / (8 * 7)
+    expected = study.fluctuations(activation, 0.2, match(activation, 0.2))["deq"]
+    assert (off, on) == pytest.approx(expected, rel=0.15)
+
+
 # -- command lines -----------------------------------------------------------------------------------------------
 
 def call(name, *flags):
@@ -213,8 +268,10 @@ def call(name, *flags):
 @pytest.mark.parametrize("name, flags, message", [
     ("any_activation_matching", ["--epoch", "0"], "positive"),
     ("any_activation_matching", ["--sigma_a2", "1"], "(0, 1)"),
+    ("any_activation_matching", ["--margin", "0"], "between 0 and 100"),
     ("matching_map", ["--points", "1"], "between 2 and 200"), ("matching_map", ["--points", "x"], "--points"),
     ("matching_map", ["--tau0", "nan"], "positive and finite"), ("matching_map", ["--n", "64"], "--n"),
+    ("matching_map", ["--random", "-1"], "between 0 and 10000"),
 ])
 def test_bad_flags_are_one_line_and_status_2(tmp_path, name, flags, message):
     done = call(name, *flags, "--output", str(tmp_path / "figures"))
@@ -223,7 +280,8 @@ def test_bad_flags_are_one_line_and_status_2(tmp_path, name, flags, message):
 
 
 def test_what_cannot_be_done_is_said_before_the_kernels():
-    for settings, message in ((dict(width=[8, 16]), "one --width"), (dict(dataset_path="no/folder"), "no such file")):
+    for settings, message in ((dict(width=[8, 16]), "one --width"), (dict(dataset_path="no/folder"), "no such file"),
+                              (dict(activation=["relu", "foo"]), "--activation foo: choose from relu")):
         with pytest.raises(ValueError, match=message):
             study.main(arguments(n=[20000], **settings))
 
@@ -253,9 +311,11 @@ def test_failures_are_one_line_with_their_status(tmp_path, monkeypatch, capsys, 
 def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "elu", "selu", "gelu")
     monkeypatch.setattr(sys, "argv", ["matching_map.py", "--output", str(tmp_path)])
-    flags = {"--points": dict(type=int, default=2), "--tau0": dict(type=float, default=1.0)}
+    flags = {"--points": dict(type=int, default=2), "--tau0": dict(type=float, default=1.0),
+             "--random": dict(type=int, default=1)}
     experiment.run(matching_map.main, "", flags=flags)
     numbers = json.loads((tmp_path / "matching_map.json").read_text())
+    assert numbers["random"]["ntk"]["tried"] == 5
     assert numbers["settings"]["points"] == 2 and set(numbers["matches"]) == {"ck", "ntk", "ntk_aA"}
     for key, (kernel, trained, _) in matching_map.COLUMNS.items():
         for name, (first, second) in numbers["matches"][key].items():
@@ -263,3 +323,17 @@ def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
             found = match(ACTIVATIONS[name], second["sigma_a2"], 1.0, kernel, trained=trained)
             assert (second["family"], second["layers"]) == (found.family, len(found.layers))
             assert second["residual"] < 1e-10
+
+
+def test_random_deqs_are_counted_and_what_fails_is_said(monkeypatch, capsys):
+    keep(monkeypatch, "relu", "tanh", "selu", "sin")
+    found = matching_map.random_study(argparse.Namespace(random=12))
+    for kernel, row in found.items():
+        assert row["tried"] == 48 == row["matched"] + len(row["failures"]) and 0 < row["residual"] < 1e-10
+        for failure in row["failures"]:
+            with pytest.raises(ValueError) as error:
+                match(ACTIVATIONS[failure["activation"]], failure["sigma_a2"], failure["tau0"], kernel)
+            assert str(error.value) == failure["reason"]
+    assert any(failure["kind"] == "no match" for row in found.values() for failure in row["failures"])
+    matching_map.print_random(found)
+    assert f"CK: {found['ck']['matched']} of 48 random DEQs matched" in capsys.readouterr().out

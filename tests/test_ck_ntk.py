@@ -17,8 +17,9 @@ from scipy.stats import linregress
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "ck_ntk"))
 
+import limits
 import spectra
-from coefficients import equivalent_kernel, implicit_ck, implicit_ntk
+from coefficients import KernelCoefficients, equivalent_kernel, implicit_ck, implicit_ntk
 from data_prepare import gaussian_mixture
 from gaussian_integration import ACTIVATIONS
 from kernels import implicit_kernels
@@ -32,7 +33,7 @@ MNIST = ["ck_mnist_matching", "mnist_ntk_matching", "mnist_one_layer_matching", 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.25, 3.0])
 def test_one_white_class_is_marchenko_pastur(ratio):
-    bulk = spectra.Bulk(np.array([ratio]), np.ones((1, 1)), np.array([400]))
+    bulk = limits.Bulk(np.array([ratio]), np.ones((1, 1)), np.array([400]))
     low, high = (1 - math.sqrt(ratio)) ** 2, (1 + math.sqrt(ratio)) ** 2
     x = np.linspace(low, high, 42)[1:-1]
     expected = np.sqrt((high - x) * (x - low)) / (2 * math.pi * ratio * x)
@@ -49,7 +50,7 @@ def test_density_of_two_anisotropic_classes_is_that_of_a_draw():
     X, _, _ = gaussian_mixture(torch.zeros(2, p), list(torch.from_numpy(np.repeat(groups, multiplicity, 1))), counts,
                                generator("anisotropic"))
     actual = np.linalg.eigvalsh((X @ X.T).numpy())
-    bulk = spectra.Bulk(np.array(counts) / p, groups, multiplicity)
+    bulk = limits.Bulk(np.array(counts) / p, groups, multiplicity)
     grid = np.geomspace(actual[actual > 1e-9].min() / 2, actual.max() * 1.3, 3000)
     density = bulk.density(grid)
     below = np.concatenate([[0], np.cumsum(np.diff(grid) * (density[1:] + density[:-1]) / 2)])
@@ -65,7 +66,7 @@ def test_isolated_eigenvalues_are_where_they_are_predicted(which, name):
     tau0 = sample.statistics.tau0
     coefficients = implicit_ck(ACTIVATIONS[name], 0.2, tau0) if which == "ck" else implicit_ntk(ACTIVATIONS[name], 0.2, tau0)
     values = torch.linalg.eigvalsh(equivalent_kernel(coefficients, sample.X, sample.statistics)).numpy()
-    limit = spectra.limiting_spectrum(sample, coefficients)
+    limit = limits.limiting_spectrum(sample, coefficients)
     assert len(limit.isolated) == (values > 1.1 * limit.x[-1]).sum() >= 2
     np.testing.assert_allclose(limit.isolated, values[-len(limit.isolated):], rtol=0.05)
     assert (np.abs(values / limit.atom - 1) < 1e-6).mean() == pytest.approx(limit.atom_mass, abs=0.01)
@@ -78,9 +79,9 @@ def test_covariance_and_fluctuation_terms_make_isolated_eigenvalues_of_their_own
     X, y, statistics = gaussian_mixture(torch.zeros(2, p), scales.tolist(), [n // 2, n // 2], generator("spikes"))
     sample = spectra.Sample(X, y, statistics, scales[:, None], np.array([p]), np.zeros((1, 2, 2)), 2 * scales**2 / p)
     for c2, c3 in ((3.0, 0.0), (0.0, 6.0), (1.0, 4.0)):
-        coefficients = spectra.KernelCoefficients(2.0, 1.0, c2, c3)
+        coefficients = KernelCoefficients(2.0, 1.0, c2, c3)
         values = torch.linalg.eigvalsh(equivalent_kernel(coefficients, X, statistics)).numpy()
-        limit = spectra.limiting_spectrum(sample, coefficients)
+        limit = limits.limiting_spectrum(sample, coefficients)
         outside = values[values > 1.03 * limit.x[-1]]
         assert len(limit.isolated) >= len(outside) >= 1
         np.testing.assert_allclose(limit.isolated[-len(outside):], outside, rtol=0.05)
@@ -92,7 +93,10 @@ def test_fit_slope_is_ordinary_least_squares():
     errors = np.exp(np.random.default_rng(0).normal(size=(4, 3))) * np.array([8, 4, 2, 1])[:, None]
     expected = linregress(np.repeat(np.log([1, 2, 4, 8]), 3), np.log(errors).reshape(-1))
     assert spectra.fit_slope([1, 2, 4, 8], errors) == pytest.approx((expected.slope, expected.stderr))
-    assert spectra.fit_slope([5], errors[:1]) is None
+    # of the t distribution with 10 degrees of freedom
+    assert spectra.slope_interval([1, 2, 4, 8], errors) == pytest.approx(
+        (expected.slope - 2.228139 * expected.stderr, expected.slope + 2.228139 * expected.stderr), rel=1e-6)
+    assert spectra.fit_slope([5], errors[:1]) is None and spectra.slope_interval([5], errors[:1]) is None
 
 
 @pytest.mark.parametrize("which", ["ck", "ntk"])
@@ -219,3 +223,60 @@ def test_cifar10_script_tells_matched_from_unmatched(monkeypatch):
             matched, unmatched = (np.mean(numbers["errors"][f"{kernel} {name} {kind}"]) for kind in ("matched", "unmatched"))
             assert matched < unmatched, (kernel, name)
     assert np.max(numbers["errors"]["ck relu matched"]) < 2e-3 < np.min(numbers["errors"]["ck relu unmatched"])
+
+
+# -- image by image ----------------------------------------------------------------------------------------------
+
+def images():
+    from data_prepare import Dataset
+    X = torch.randn(260, 30, generator=generator("images"))
+    X /= X.square().sum(1).mean().sqrt()
+    y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
+    return Dataset("mnist", X[:200], y[:200], X[200:], y[200:], 3)
+
+
+def test_outputs_are_those_of_a_readout_trained_from_zero():
+    import pointwise
+    from model import build_model
+    from utils import estimate_tau0
+    data = images()
+    args = argparse.Namespace(sigma_a2=0.2, epoch=2)
+    found = pointwise.outputs("matched_enn", ACTIVATIONS["relu"], data, 16, 3, args)
+    net = build_model("matched_enn", 30, 16, 3, 0.2, estimate_tau0(data.X_train), 3, ACTIVATIONS["relu"])
+    features, readout = net.features(data.X_train).detach(), torch.zeros(3, 16, requires_grad=True)
+    for epoch in (1, 2):
+        for rows in torch.randperm(200, generator=generator(0, "order", epoch)).split(128):  # the order of seed 0
+            loss = torch.nn.functional.cross_entropy(features[rows] @ readout.T, data.y_train[rows])
+            readout = (readout - torch.autograd.grad(loss, readout)[0]).detach().requires_grad_()
+    torch.testing.assert_close(found, (net.features(data.X_test) @ readout.T).detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_distances_of_outputs(monkeypatch, capsys):
+    import data_prepare
+    import pointwise
+    assert pointwise.compare(torch.tensor([[1.0, 2.0], [0.0, 5.0]]), torch.tensor([[1.0, 2.0], [4.0, 3.0]])) == \
+        (pytest.approx(math.sqrt((16 + 4) / 4)), 0.5)
+    monkeypatch.setattr(data_prepare, "load_dataset", lambda *_: images())
+    args = argparse.Namespace(sigma_a2=0.2, epoch=1, width=[64, 16], seeds=3, activation="relu", dataset_path="x")
+    figure, numbers = pointwise.main(args)
+    spectra.plt.close(figure)
+    json.dumps(numbers)
+    printed = capsys.readouterr().out
+    assert args.width == [16, 64] and set(numbers["pairs"]) == set(map(pointwise.label, pointwise.PAIRS))
+    out = {(network, s): pointwise.outputs(network, ACTIVATIONS["relu"], images(), 64, s, args)
+           for network in ("deq", "matched_enn") for s in range(3)}
+    expected = [(out["deq", a] - out["matched_enn", b]).square().mean().sqrt().item()
+                for a, b in ((0, 1), (0, 2), (1, 2))]
+    distances = [rms for rms, _ in numbers["pairs"]["DEQ and matched ENN, two seeds"][1]]
+    assert distances == pytest.approx(expected, rel=1e-5)
+    assert f"RMS {np.mean(expected):.3f}" in printed
+    size = np.sqrt(np.mean([out["deq", s].square().mean().item() for s in range(3)]))
+    assert numbers["outputs"][1] == pytest.approx(size, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings, message", [(dict(seeds=1), "--seeds 2 or more"),
+                                               (dict(activation="foo"), "must be one of relu")])
+def test_pointwise_refuses_what_it_cannot_compare(settings, message):
+    import pointwise
+    with pytest.raises(ValueError, match=message):
+        pointwise.main(argparse.Namespace(**dict(seeds=4, activation="relu", width=[8]) | settings))

@@ -1,5 +1,6 @@
 """The driver with fake stages, its plan, its clock, and the report: one page, every number recomputed from the logs."""
 
+import html
 import json
 import os
 import re
@@ -20,7 +21,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import report  # noqa: E402
 import reproduce  # noqa: E402
-from test_summarize import write_grid  # noqa: E402
+from page import inline  # noqa: E402
+from test_summarize import made_up, write_grid  # noqa: E402
 
 
 def fake(folder, name, code="", kind="figure", data="gmm", cost=10.0):
@@ -34,7 +36,8 @@ def fake(folder, name, code="", kind="figure", data="gmm", cost=10.0):
 
 
 def arguments(folder, **more):
-    return SimpleNamespace(**{"output": folder / "out", "dataset_path": None, "processes": 1, "quick": True, **more})
+    return SimpleNamespace(**{"output": folder / "out", "dataset_path": None, "processes": 1, "quick": True, "seeds": 3,
+                              **more})
 
 
 def count(folder, name):
@@ -189,6 +192,10 @@ def test_the_plan_is_that_of_the_scripts():
     assert named == set(reproduce.FIGURES)  # each has its place in the report
     quick = reproduce.plan(arguments(ROOT, processes=64))
     assert {s.data for s in quick} == {"gmm", "mnist"} and sum(s.cost for s in quick) < 300
+    eight = {s.name: s for s in reproduce.plan(arguments(ROOT, quick=False, seeds=8))}
+    assert "--seed 0 1 2 3 4 5 6 7 --epoch" in " ".join(eight["mnist-sgd"].command)
+    three = next(s for s in everything if s.name == "mnist-sgd")
+    assert eight["mnist-sgd"].cost - 5 == pytest.approx((three.cost - 5) * 8 / 3)
     # no rank without a run
     assert "--nproc_per_node 36 " in " ".join(next(s for s in quick if s.name == "gmm-sgd").command)
 
@@ -294,7 +301,7 @@ def test_the_page_needs_nothing_else(reported):
     assert [link.partition(",")[0] for link in parsed.links] == ["data:image/png;base64"] * 3
     assert not re.search(r"https?://|@import|url\(|<script", text)
     for stage in stages[:2]:
-        assert report.html.escape(reproduce.shown(stage.command)) in text
+        assert html.escape(reproduce.shown(stage.command)) in text
     for word in ("torch", "numpy", "scipy", "processor", "cores", "memory", "peak memory 1.00 GB", "11.0 s"):
         assert word in text
 
@@ -321,6 +328,7 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
     assert [numbers(" ".join(row[2:])) for row in rows] == [[-1.0, 0.25, 0.02, 100, 0.01, 200], [0.5, 100, 0.5, 200]]
     assert "n = 200 the matched network's kernel is 0.01 from the DEQ's, with slope −1.00, the unmatched" in text
     assert "within 0.01 of 1" in text
+    assert text.count("too few seeds for a claim of equality") == 2 and "(3 of 8)" in text
     _, rows = next(v for k, v in found.items() if k.startswith("Stages"))
     assert [row[1:4] for row in rows] == [["done", "10.0", "1.00"], ["done", "11.0", "1.00"],
                                           ["failed", "12.0", "1.00"], ["", "33.0", "1.00"]]
@@ -328,20 +336,26 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
     shown = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page.read_text())]
     for _, rows in found.values():
         for cell in (cell for row in rows for cell in row):
-            assert report.html.unescape(re.sub("<[^>]+>", "", report.inline(cell))) in map(report.html.unescape, shown)
+            assert html.unescape(re.sub("<[^>]+>", "", inline(cell))) in map(html.unescape, shown)
+
+
+def test_the_report_claims_equality_where_eight_seeds_show_it(tmp_path):
+    for seeds, words in ((8, "Two one-sided tests: ReLU-DEQ − matched L-ReLU-ENN: equal within 0.5."),
+                         (3, "Two one-sided tests: too few seeds for a claim of equality.")):
+        experiment = made_up(tmp_path / str(seeds), {16: (2.0, 0.1), 64: (0.0, 0.1)}, seeds)
+        assert report.sweep_finding(experiment).endswith(words)
 
 
 def test_a_small_sweep_from_end_to_end(tmp_path, monkeypatch, capsys):
     """The real commands: one sweep on the mixture and one figure, and their report; the second time nothing is run."""
     monkeypatch.setattr(reproduce, "QUICK_DIMS", (8,))
     monkeypatch.setattr(reproduce, "QUICK_EPOCHS", 1)
-    monkeypatch.setattr(reproduce, "SEEDS", (0, 1))
     monkeypatch.setattr(reproduce, "QUICK_FIGURE_FLAGS", ["--n", "32", "64", "--seeds", "1", "--spectrum", "32"])
     real_plan = reproduce.plan
     names = "gmm_one_layer_matching", "gmm-sgd"
     monkeypatch.setattr(reproduce, "plan", lambda a: [s for s in real_plan(a) if s.name in names])
     for words in ("done after", "finished before"):
-        reproduce.main(["--quick", "--output", str(tmp_path), "--processes", "1"])
+        reproduce.main(["--quick", "--output", str(tmp_path), "--processes", "1", "--seeds", "2"])
         captured = capsys.readouterr()
         assert captured.err.count(words) == 2 and captured.out == f"{tmp_path / 'report.html'}\n"
     text = (tmp_path / "report.md").read_text()

@@ -1,0 +1,56 @@
+"""A stage's process with its children: the memory that they hold, how they are stopped, what they said went wrong."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+
+def descendants(pid):
+    """The process and its children's children; torchrun's workers have process groups of their own."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):  # ended meanwhile
+            continue
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
+
+
+def memory(pid):
+    """Bytes that a process and its descendants hold, shared pages counted once; 0 where /proc does not tell."""
+    total = 0
+    for member in descendants(pid):
+        try:
+            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.M)
+        total += 1024 * int(match[1]) if match else 0
+    return total
+
+
+def stop(process):
+    """Ctrl-C for the stage too, so that it leaves whole files; harder where it does not listen."""
+    for kind, patience in ((signal.SIGINT, 20), (signal.SIGTERM, 20), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, kind)
+            process.wait(patience)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            process.wait()
+            return
+
+
+def error_line(log, status):
+    """The line in which the stage says what went wrong, else its last one."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # torchrun has its own say after it
+    named = [line for line in lines if re.match(r"\S+\.py: (error|failed): ", line)]
+    return (named or lines or ["no output"])[-1][:300] + f" (exit status {status})"

@@ -1,7 +1,9 @@
 """The grid of runs that the flags ask for: models x widths x seeds, for each kind of training.
 
 A grid knows what its networks are built with, trained by, and called in the logs. A kind of training is a class here,
-in `GRIDS`, and a row of default flags in flags.DEFAULTS; nothing else of main.py knows which there are.
+in a table
+`GRIDS` (here or in kernel_grid.py), and a row of default flags in flags.DEFAULTS; nothing else of main.py knows which
+there are.
 """
 
 import math
@@ -88,7 +90,8 @@ class Grid:
                    a.save_path, device, a.resume, team)
 
     def report(self, results):
-        """Table and figure of the results, a `Result` for each (model, dim, seed)."""
+        """Table and figure of the results, a `Result` for each configuration."""
+        results = {(config.model, config.dim, config.seed): result for config, result in results.items()}
         print_table(self.arguments, results)
         print(f"\nlogs in {self.arguments.output_path}, figure {plot(self.arguments, self.data, results)}")
 

@@ -1,0 +1,66 @@
+"""How much memory there is, so that what cannot fit is refused before it is allocated."""
+
+import os
+from pathlib import Path
+
+import torch
+
+CGROUPS = Path("/sys/fs/cgroup")
+# for each version: limit, use, and the statistic that counts what of the use can be taken back
+FILES = {"memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+         "": ("memory.max", "memory.current", "inactive_file")}
+
+
+def available(device="cpu") -> int | None:
+    """Bytes that can still be allocated on the device; None where the system does not tell.
+
+    Of the machine, less where a control group (a container, a batch system) allows less.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [*_machine(), *_control_groups()]
+    return max(min(found), 0) if found else None
+
+
+def _machine():
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return [1024 * int(lines["MemAvailable"].split()[0])]
+    except (OSError, KeyError, ValueError):  # not Linux: all of it, as nobody says what is taken
+        try:
+            return [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+        except (OSError, ValueError, AttributeError):
+            return []
+
+
+def _control_groups(root=CGROUPS, membership=Path("/proc/self/cgroup")):
+    """What each limit on the way from this process's group to the root leaves."""
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return []
+    left = []
+    for _, controllers, path in lines:
+        if controllers not in FILES:
+            continue
+        limit, use, reclaimable = FILES[controllers]
+        group = Path(path.strip("/"))
+        for folder in (group, *group.parents):
+            folder = root / controllers / folder
+            try:
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                left.append(int((folder / limit).read_text()) - int((folder / use).read_text())
+                            + int(statistics.get(reclaimable, 0)))
+            except (OSError, ValueError):  # no such file, as in a container that sees its group as the root; or "max"
+                continue
+    return left
+
+
+def shown(size: float) -> str:
+    """A number of bytes for a reader."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.0f} PB"

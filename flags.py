@@ -13,14 +13,15 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
 
 # What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
 # A kind of training is a row here and a grid of runs in grid.GRIDS.
-NETWORK = {"dim": [256, 512, 1024], "asquare": 0.2, "activation": "", "family": "auto"}
+THEORY = {"asquare": 0.2, "activation": "", "family": "auto"}
+NETWORK = THEORY | {"dim": [256, 512, 1024]}
 EXACT = {"ridge": ["auto"], "train_size": None, "depth": None}
 STEPS = {"lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd"}
 DEFAULTS = {
     "readout": NETWORK | STEPS | {"match": "ck"},
     "full": NETWORK | STEPS | {"match": "ntk"},
     "ridge": NETWORK | EXACT | {"match": "ck"},
-    "kernel": NETWORK | EXACT | {"dim": None, "match": "ck", "memory": None},
+    "kernel": THEORY | EXACT | {"match": "ck", "memory": None},
     "pcdeq": {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False,
               "activation": ""},
 }

@@ -25,7 +25,7 @@ from kernel_cholesky import (NotPositiveDefinite, backward, factorise, forward, 
                              log_determinant)
 from kernel_storage import FileRows, Layout, MemoryRows, exact_product, form, product, rectangle
 
-RIDGES = tuple(10 ** (k / 2) for k in range(-10, 1))  # 1e-5 to 1, of the mean diagonal
+RIDGES = tuple(10 ** (k / 2) for k in range(-10, 3))  # 1e-5 to 10, of the mean diagonal
 CHOICE = 10_000  # samples that choose the ridge, of which the last fifth is held out
 BATCH = 1024     # test samples at a time
 

@@ -145,7 +145,7 @@ def plot(arguments, data, results, data_key) -> Path:
     else:
         ax.set_xticks([])
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=3)
-    path = Path(arguments.output_path) / f"{arguments.train}_{arguments.dataset}.png"
+    path = Path(arguments.output_path) / f"{arguments.train}-{arguments.match}_{arguments.dataset}.png"
     save(figure, path, dpi=200)
     plt.close(figure)
     return path

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from kernel_machine import Prediction, one_hot_targets
 
-RIDGES = tuple(10 ** (k / 2) for k in range(-16, 1))  # 1e-8 to 1, of the mean squared norm of the features
+RIDGES = tuple(10 ** (k / 2) for k in range(-16, 5))  # 1e-8 to 100, of the mean squared norm of the features
 BATCH = 512  # of samples: their features stay in cache
 
 

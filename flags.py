@@ -25,7 +25,8 @@ DEFAULTS = {
     "pcdeq": {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False,
               "activation": ""},
 }
-TRAININGS = "readout", "full", "ridge", "kernel"  # the values of --train, the default first; a positive concave DEQ has a kind of its own
+# the values of --train, the default first; a positive concave DEQ has a kind of its own
+TRAININGS = "readout", "full", "ridge", "kernel"
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,6 +66,10 @@ def bounded_float(low, high, what):
     return parse
 
 
+def rate(text):
+    return text if text == "auto" else bounded_float(0, math.inf, "auto, or positive and finite")(text)
+
+
 def ridge(text):
     return text if text == "auto" else bounded_float(-1e-300, math.inf, "auto, or 0 or positive, and finite")(text)
 
@@ -95,7 +100,8 @@ def make_parser(world, description):
     add("--seed", nargs="+", type=natural_int, default=[0], help="seed(s) of weights and order (default: 0)")
     add("--train", choices=TRAININGS, help="the readout on fixed features by steps (default), every weight (full), the "
         "readout solved exactly (ridge), or the network at infinite width (kernel)")
-    add("--lr", type=bounded_float(0, math.inf, "positive and finite"), help="learning rate (default: 1; pcDEQ: 7e-4)")
+    add("--lr", type=rate, help="learning rate (default: 1; pcDEQ: 7e-4); auto: chosen for each run on a validation "
+        "part of the training set")
     add("--epoch", type=positive_int, help="epochs (default: 10; pcDEQ: 50)")
     add("--batch_size", type=positive_int, help="batch size (default: 128; pcDEQ: 64)")
     add("--opt", choices=("sgd", "adam"), help="optimizer (default: sgd; a pcDEQ has AdamW)")
@@ -106,14 +112,14 @@ def make_parser(world, description):
         "of a pcDEQ-1: tanh (default), softsign, relu6; of a pcDEQ-2: sigmoid")
     add("--match", choices=("ck", "ntk"), help="the kernel that matched_enn matches, and that --train kernel takes "
         "(default: ck, ntk with --train full)")
-    add("--ridge", nargs="+", type=ridge, metavar="R", help="of --train ridge and kernel, relative to the kernel's mean "
-        "diagonal; of several the best on held-out training samples is taken (default: auto, a grid)")
-    add("--train_size", nargs="+", type=positive_int, metavar="N", help="of --train ridge and kernel: only so many training "
-        "samples; several are nested (default: all)")
-    add("--depth", nargs="+", type=positive_int, metavar="L", help="of --train ridge and kernel: layers of the unmatched "
-        "networks (default: as published)")
-    add("--memory", type=byte_count, metavar="BYTES", help="of --train kernel: what a process may take, such as 8G; a kernel "
-        "that does not fit goes to --save_path (default: 90%% of what is free)")
+    add("--ridge", nargs="+", type=ridge, metavar="R", help="of --train ridge and kernel, relative to the kernel's "
+        "mean diagonal; of several the best on held-out training samples is taken (default: auto, a grid)")
+    add("--train_size", nargs="+", type=positive_int, metavar="N", help="of --train ridge and kernel: only so many "
+        "training samples; several are nested (default: all)")
+    add("--depth", nargs="+", type=positive_int, metavar="L", help="of --train ridge and kernel: layers of the "
+        "unmatched networks (default: as published)")
+    add("--memory", type=byte_count, metavar="BYTES", help="of --train kernel: what a process may take, such as 8G; a "
+        "kernel that does not fit goes to --save_path (default: 90%% of what is free)")
     add("--family", choices=FAMILIES, help="the layers of matched_enn (default: auto)")
     add("--weight_decay", type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"),
         help="of a pcDEQ (default: 1e-2)")
@@ -140,6 +146,8 @@ def parse_arguments(argv, world, description=None):
         values = getattr(arguments, flag)
         if values and len(set(values)) < len(values):
             parser.error(f"argument --{flag}: a value is given twice")
+    if arguments.train == "pcdeq" and arguments.lr == "auto":
+        parser.error("argument --lr: auto is not for a positive concave DEQ; give it a rate")
     if arguments.ridge and "auto" in arguments.ridge and len(arguments.ridge) > 1:
         parser.error("argument --ridge: auto stands alone")
     if arguments.depth and not any(name in UNMATCHED for name in arguments.model):
@@ -150,7 +158,7 @@ def parse_arguments(argv, world, description=None):
     arguments.together = world.size > 1 and (arguments.train == "kernel" or runs == 1 and arguments.train == "full")
     if world.size > runs and not arguments.together:
         parser.error(f"{world.size} ranks for {runs} run{'s' * (runs > 1)} (models x dims x seeds): start at most one "
-                     "rank a run; only a single run with --train full, and those with --train kernel, are shared by ranks")
+                     "rank a run; only a single run with --train full, and those with --train kernel, are shared")
     return parser, arguments
 
 

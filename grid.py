@@ -8,10 +8,11 @@ there are.
 
 import math
 
-from accuracy import plot, print_table
+from accuracy import plot, print_rates, print_table
 from data_prepare import load_dataset
 from distributed import cost
 from gaussian_integration import load_activation
+from learning_rate import with_own_rate
 from model import build_model
 from names import DEQS, GENERAL
 from pcdeq import WIDTHS, build_pcdeq
@@ -60,6 +61,8 @@ class Grid:
         a = self.arguments
         found = {"train": a.train, "lr": a.lr, "epoch": a.epoch, "batch_size": a.batch_size, "opt": a.opt,
                  "asquare": a.asquare}
+        if a.lr == "auto":
+            found |= {"lr": 0.0, "own_rate": True}
         if model in GENERAL:
             found |= {"activation": a.activation, "code": fingerprint_code(a.activation)}
         if model == "matched_enn":
@@ -86,13 +89,20 @@ class Grid:
     def train(self, config, device, team=None) -> Result:
         """The run, with its logs; with `team`, shared by its ranks."""
         a = self.arguments
-        return run(config, self.data, lambda: self.network(config.model, config.dim, config.seed), a.output_path,
-                   a.save_path, device, a.resume, team)
+
+        def make_model():
+            return self.network(config.model, config.dim, config.seed)
+
+        if config.own_rate:
+            config = with_own_rate(config, self.data, make_model, a.save_path, device, a.resume, team)
+        return run(config, self.data, make_model, a.output_path, a.save_path, device, a.resume, team)
 
     def report(self, results):
         """Table and figure of the results, a `Result` for each configuration."""
         results = {(config.model, config.dim, config.seed): result for config, result in results.items()}
         print_table(self.arguments, results)
+        if self.arguments.lr == "auto":
+            print_rates(self.arguments)
         print(f"\nlogs in {self.arguments.output_path}, figure {plot(self.arguments, self.data, results)}")
 
 

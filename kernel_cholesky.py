@@ -61,8 +61,8 @@ def factorise(rows: MemoryRows | FileRows, ridge: float, factor: MemoryRows | Fi
                 if info or lost.any():
                     row = span.start + (int(info) - 1 if info else int(lost.nonzero()[0]))
                     raise NotPositiveDefinite(
-                        f"the kernel with ridge {ridge:.3g} is not positive definite at sample {row} to float32 rounding: "
-                        "it is a duplicate of another sample, or nearly; take a larger --ridge")
+                        f"the kernel with ridge {ridge:.3g} is not positive definite at sample {row} to float32 "
+                        "rounding: it is a duplicate of another sample, or nearly; take a larger --ridge")
                 D.copy_(L)
                 if factor is not rows or isinstance(factor, FileRows):
                     factor.write(i, A)
@@ -102,12 +102,13 @@ def forward_rows_(factor, V: torch.Tensor) -> torch.Tensor:
 
 def log_determinant(factor) -> float:
     """log det(L L^T)."""
-    blocks = range(factor.layout.blocks)
-    return 2 * math.fsum(factor.read(i)[:, factor.layout.rows(i)].diagonal().double().log().sum().item() for i in blocks)
+    layout = factor.layout
+    diagonals = (factor.read(i)[:, layout.rows(i)].diagonal() for i in range(layout.blocks))
+    return 2 * math.fsum(diagonal.double().log().sum().item() for diagonal in diagonals)
 
 
 def held_out(factor, Z: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Errors (n - first, c) and variances (n - first,), noise included, of rows from `first` on predicted by those before.
+    """Rows from `first` on predicted by those before: errors (n - first, c), and variances (n - first,) with the noise.
 
     Z = L^-1 Y (n, c). The variances are those of a kernel taken as it is, at scale 1.
     """

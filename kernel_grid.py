@@ -33,8 +33,8 @@ class ExactGrid(Grid):
 
     def load(self, device):
         a = self.arguments
-        self.data = load_dataset(self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path,
-                                 device=device)
+        self.data = load_dataset(self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes,
+                                 vgg_path=a.vgg_path, device=device)
         n = len(self.data.X_train)
         for size in a.train_size or ():
             if size > n:
@@ -61,7 +61,8 @@ class ExactGrid(Grid):
         a, key = self.arguments, fingerprint(self.data)
         return [Config(dataset=a.dataset, model=model, dim=dim, seed=seed, data=key, train_size=size, depth=depth,
                        **self.settings(model))
-                for seed in a.seed for size in a.train_size or [0] for dim in self.widths() for model, depth in self.networks]
+                for seed in a.seed for size in a.train_size or [0] for dim in self.widths()
+                for model, depth in self.networks]
 
     def widths(self):
         return self.arguments.dim
@@ -93,7 +94,7 @@ class ExactGrid(Grid):
             self._write_predicted(config, state["predicted"], team)
             return files.result()
         files.note("run", config=asdict(config), theory=self.networks[config.model, config.depth].describe(),
-                   device=str(device), resumed_at=0)
+                   device=str(device), resumed_at=0, setup_seconds=0.0)
         start = time.perf_counter()
         record, predicted = self.solve(config, device, team)
         files.epoch_done({"epoch": 1, **record, "seconds": time.perf_counter() - start}, {"predicted": predicted})
@@ -118,7 +119,8 @@ class KernelGrid(ExactGrid):
         return [WIDTHLESS]
 
     def settings(self, model):
-        return super().settings(model) | {"match": self.arguments.match}  # the kernel of every model, not of a match only
+        # the kernel of every model, and not of a match alone
+        return super().settings(model) | {"match": self.arguments.match}
 
     def cost(self, config):
         return 1  # every rank shares every run
@@ -144,21 +146,22 @@ class KernelGrid(ExactGrid):
                 left.unlink(missing_ok=True)
         X, y = self.samples(config)
         return run_machine(self.networks[config.model, config.depth], X, y, self.data.X_test, self.data.y_test,
-                           self.data.n_classes, a.match, self.ridges(kernel_machine.RIDGES), self.memory(), files, config.key,
-                           team)
+                           self.data.n_classes, a.match, self.ridges(kernel_machine.RIDGES), self.memory(), files,
+                           config.key, team)
 
 
 class RidgeGrid(ExactGrid):
     """Networks of finite width with their best readout."""
 
     def cost(self, config):
-        n, m = config.train_size or len(self.data.X_train), config.dim
-        return (n + len(self.data.X_test)) * m * (self.data.X_train.shape[1] + m * (13 if config.model in DEQS else 1)) + n * m * m
+        n, m, p = config.train_size or len(self.data.X_train), config.dim, self.data.X_train.shape[1]
+        return (n + len(self.data.X_test)) * m * (p + m * (13 if config.model in DEQS else 1)) + n * m * m
 
     def solve(self, config, device, team):
         model = self.network(config.model, config.dim, config.seed, config.depth).to(device)
         X, y = self.samples(config)
-        readout, table = ridge_features.solve(model, X, y, self.data.n_classes, self.ridges(ridge_features.RIDGES), device)
+        ridges = self.ridges(ridge_features.RIDGES)
+        readout, table = ridge_features.solve(model, X, y, self.data.n_classes, ridges, device)
         prediction = readout.predict(model, self.data.X_test, device)
         scores = kernel_machine.score(prediction, self.data.y_test)
         return ({f"test_{name}": value for name, value in scores.items()}

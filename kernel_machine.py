@@ -1,4 +1,4 @@
-"""Ridge regression and Gaussian-process prediction with an exact kernel: a network at infinite width, with no learning rate.
+"""Ridge regression and Gaussian-process prediction with an exact kernel: a network at infinite width, without a rate.
 
 Targets are one-hot rows less their mean. With K the kernel of the training samples and lambda = ridge * mean diagonal,
 
@@ -21,8 +21,8 @@ import torch
 from scipy.special import log_ndtr, logsumexp
 from tqdm import tqdm
 
-from kernel_cholesky import (NotPositiveDefinite, backward, factorise, forward, forward_rows_, held_out, inverse_diagonal,
-                             log_determinant)
+from kernel_cholesky import (NotPositiveDefinite, backward, factorise, forward, forward_rows_, held_out,
+                             inverse_diagonal, log_determinant)
 from kernel_storage import FileRows, Layout, MemoryRows, exact_product, form, product, rectangle
 
 RIDGES = tuple(10 ** (k / 2) for k in range(-10, 3))  # 1e-5 to 10, of the mean diagonal
@@ -67,7 +67,7 @@ class Machine:
         """For the rows of `cross`, blocks of kernels.py made with `other` = test samples."""
         m, n = cross.shape
         if n != len(self.weights):
-            raise ValueError(f"the machine was fitted to {len(self.weights)} samples, and these blocks have {n} columns")
+            raise ValueError(f"the machine was fitted to {len(self.weights)} samples, these blocks have {n} columns")
         prior = cross.diagonal()[self.kernel == "ntk"]
         means, variances = [], []
         for start in tqdm(range(0, m, BATCH), desc="prediction", leave=False, disable=None, delay=1):
@@ -122,7 +122,8 @@ def held_out_errors(part: MemoryRows, targets: torch.Tensor, noise: float, first
     return errors.square().mean().item(), right.double().mean().item()
 
 
-def choose_ridge(rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE) -> tuple[float, list[dict]]:
+def choose_ridge(rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE,
+                 ) -> tuple[float, list[dict]]:
     """The ridge of the least squared error on held-out training samples, and what each ridge had there.
 
     Parameters
@@ -252,7 +253,8 @@ def score(prediction: Prediction, labels: torch.Tensor) -> dict:
     """
     m, c = prediction.mean.shape
     errors = torch.nn.functional.one_hot(labels, c) - prediction.mean
-    out = {"accuracy": (prediction.mean.argmax(1) == labels).double().mean().item(), "mse": errors.square().mean().item()}
+    right = prediction.mean.argmax(1) == labels
+    out = {"accuracy": right.double().mean().item(), "mse": errors.square().mean().item()}
     if prediction.variance is None:
         return out
     squares = errors.square() / prediction.variance[:, None]

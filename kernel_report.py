@@ -34,7 +34,7 @@ def runs_by_entry(results) -> dict:
 
 
 def print_report(arguments, data, results) -> None:
-    """Accuracies by training size and width; every score where these are largest; differences to the first DEQ there."""
+    """Accuracies by training size and width; where these are largest all scores, and differences to the first DEQ."""
     runs = runs_by_entry(results)
     places = list(next(iter(runs.values())))
     kind = f"{arguments.match.upper()} at infinite width" if arguments.train == "kernel" else "exact readouts"
@@ -45,7 +45,8 @@ def print_report(arguments, data, results) -> None:
         cells = []
         for place in places:
             mean, std = mean_std([100 * record["test_accuracy"] for _, record in at[place]])
-            cells.append(f"{mean:.2f} ± {std:.2f} {mean_std([record['seconds'] for _, record in at[place]])[0]:9.1f} s")
+            seconds, _ = mean_std([record["seconds"] for _, record in at[place]])
+            cells.append(f"{mean:.2f} ± {std:.2f} {seconds:9.1f} s")
         print(f"{name:<19}" + "".join(f"{cell:>26}" for cell in cells))
     last = max(places, key=lambda place: (place[1], place[0]))
     print(f"\nat {heads[places.index(last)]}, means over the seeds")
@@ -69,7 +70,8 @@ def print_differences(arguments, data, runs) -> None:
         return
 
     def right(name):  # of the seeds one after the other
-        predicted = [json.loads(log_path(config, arguments.output_path, "predicted").read_text()) for config, _ in runs[name]]
+        paths = [log_path(config, arguments.output_path, "predicted") for config, _ in runs[name]]
+        predicted = [json.loads(path.read_text()) for path in paths]
         return torch.cat([torch.tensor(labels) == data.y_test for labels in predicted])
 
     print(f"\n{reference} less the other, in points; 95% interval of the paired bootstrap over test samples"
@@ -81,7 +83,7 @@ def print_differences(arguments, data, runs) -> None:
 
 
 def limits(arguments, data_key, results) -> dict:
-    """{entry: accuracy} of the kernel machines in the same folder whose networks and samples are those of these runs."""
+    """{entry: accuracy} of the kernel machines in the same folder that have the networks and samples of these runs."""
     wanted = {(c.model, c.activation, c.depth, c.asquare, c.code, c.family) for c in results}
     sizes = {result.history[-1]["train_size"] for result in results.values()}
     machines, found = {}, {}
@@ -114,7 +116,8 @@ def plot(arguments, data, results, data_key) -> Path:
     axis = "width" if len(widths) > 1 else "size" if len(sizes) > 1 else None
     lines = limits(arguments, data_key, results) if arguments.train == "ridge" else {}
     short = arguments.activation.rpartition(":")[2]
-    looks = LOOKS | {"deq": ("C2", "-", f"{short}-DEQ"), "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
+    looks = LOOKS | {"deq": ("C2", "-", f"{short}-DEQ"),
+                     "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
                      "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN")}
     seen = {}
     for place, (name, at) in enumerate(runs.items()):

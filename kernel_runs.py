@@ -1,4 +1,4 @@
-"""One run of a kernel machine from samples to scores: does it fit, the kernel with its files, the ridge, the fit, the test.
+"""One run of a kernel machine from samples to scores: whether it fits, the kernel and its files, ridge, fit and test.
 
 Alone, a process factorises the kernel, in memory where that fits and else on disk (`plan`). Ranks hold a share of the
 kernel each and solve by conjugate gradients, which gives the same predictions but no predictive variances.
@@ -50,8 +50,8 @@ def plan(n: int, m: int, p: int, memory: float, size: int = 1) -> Plan:
         needed = fixed + passing + 12 * height * n
         if needed <= memory:
             return Plan(False, height, needed)
-    raise ValueError(f"the kernel machine of {n} samples takes {whole / 1e9:.3g} GB of memory, or {needed / 1e9:.3g} GB with its "
-                     f"kernel of {Layout(n).nbytes / 1e9:.3g} GB on disk, and --memory allows {memory / 1e9:.3g} GB: "
+    raise ValueError(f"the kernel machine of {n} samples takes {whole / 1e9:.3g} GB of memory, or {needed / 1e9:.3g} GB "
+                     f"with its kernel of {Layout(n).nbytes / 1e9:.3g} GB on disk, and --memory allows {memory / 1e9:.3g} GB: "
                      "allow more, or take a smaller --train_size")
 
 
@@ -78,8 +78,8 @@ def find_duplicate(X: torch.Tensor) -> tuple[int, int] | None:
     return None
 
 
-def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tensor, labels_test: torch.Tensor, n_classes: int,
-                kernel: str, ridges=RIDGES, memory: float = 16e9, files: Path | None = None, key: str = "",
+def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tensor, labels_test: torch.Tensor,
+                n_classes: int, kernel: str, ridges=RIDGES, memory: float = 16e9, files: Path | None = None, key: str = "",
                 team: Team = Team()) -> tuple[dict, torch.Tensor]:
     """Fits the machine of a network's kernel and scores it on test samples.
 
@@ -144,5 +144,6 @@ def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tens
     record = {"train_accuracy": (fitted.argmax(1) == labels).double().mean().item(),
               **{f"test_{name}": value for name, value in score(prediction, labels_test).items()},
               "ridge": ridge, "noise": machine.noise, "scale2": machine.scale2, "residual": machine.residual,
-              "log_evidence": machine.log_evidence, "ridge_table": table, "train_size": n, "in_memory": how.in_memory, **times}
+              "log_evidence": machine.log_evidence, "ridge_table": table, "train_size": n, "in_memory": how.in_memory,
+              **times}
     return record, prediction.mean.argmax(1)

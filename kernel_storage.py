@@ -1,9 +1,9 @@
-"""The lower triangle of a kernel matrix in float32, in memory or on disk, formed tile by tile and gone on with after a kill.
+"""The lower triangle of a kernel matrix in float32, in memory or on disk, and its formation, which survives a kill.
 
 An (n, n) kernel of 60,000 samples is 28.8 GB in float64. Its lower triangle in float32 is 7.2 GB. It is held as *block
-rows*: block row i is the array [rows_i, 0 : stop_i] with rows_i = [start_i, stop_i), its diagonal block whole. One block
-row is contiguous, so that it is one read or write of a file, and all that follows (a Cholesky factorisation, a solve,
-a product) goes through block rows in their order.
+rows*: block row i is the array [rows_i, 0 : stop_i] with rows_i = [start_i, stop_i), its diagonal block whole. One
+block row is contiguous, so that it is one read or write of a file, and all that follows (a Cholesky factorisation, a
+solve, a product) goes through block rows in their order.
 """
 
 import contextlib
@@ -108,8 +108,9 @@ class FileRows:
         self._finished: list[int] = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(self.list.read_text())
-            if found.pop("finished_rows") is not None and found == self.key and self.path.stat().st_size == layout.nbytes:
-                self._finished = json.loads(self.list.read_text())["finished_rows"]
+            finished = found.pop("finished_rows")
+            if found == self.key and self.path.stat().st_size == layout.nbytes:
+                self._finished = finished
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         if not self._finished:
             try:

@@ -31,7 +31,8 @@ class Sums:
     count: int
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.gram + other.gram, self.moment + other.moment, self.power + other.power, self.count + other.count)
+        return Sums(self.gram + other.gram, self.moment + other.moment, self.power + other.power,
+                    self.count + other.count)
 
     @property
     def unit(self) -> float:
@@ -74,7 +75,7 @@ def _root(found: Sums, noise: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Readout:
-    """The readout at its ridge; attributes as those of `kernel_machine.Machine`, with weights (m, c) and root (m, m)."""
+    """The readout at its ridge: attributes as of `kernel_machine.Machine`, with weights (m, c) and root (m, m)."""
 
     ridge: float
     noise: float

@@ -18,7 +18,7 @@ from utils import atomic_write
 
 # settings that Config did not always have: where they are empty they do not enter the key, so that a run keeps the key,
 # and the checkpoint, that it had before them
-LATER = "code", "ridge", "train_size", "depth"
+LATER = "code", "ridge", "train_size", "depth", "own_rate"
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,14 @@ class Config:
     ridge: str = ""  # this and the next two: of --train ridge and kernel, where they are given
     train_size: int = 0
     depth: int = 0
+    own_rate: bool = False  # `lr` is chosen for this run, and follows from the rest
     code: str = ""  # fingerprint of the user's file that `activation` names
 
     @property
     def key(self) -> str:
         settings = asdict(self)
+        if self.own_rate:
+            del settings["lr"]
         for name in LATER:
             if not settings[name]:
                 del settings[name]
@@ -184,7 +187,7 @@ class RunFiles:
         if not self.writes:
             return
         for split in ("train", "test"):
-            if f"{split}_accuracy" not in self.history[0]:  # an exact readout is not asked for the samples it was solved on
+            if f"{split}_accuracy" not in self.history[0]:  # an exact readout is not tried on its training samples
                 continue
             with atomic_write(log_path(self.config, self.output_path, split), "w") as file:
                 json.dump([record[f"{split}_accuracy"] for record in self.history], file)

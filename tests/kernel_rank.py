@@ -54,7 +54,8 @@ def found_by(team):
     rows = MemoryRows(Layout(N, HEIGHT, team.rank, team.size))
     form(square, "ck", rows)
     held = sum(rows.has(i) for i in range(rows.layout.blocks))
-    ridge, table = choose_ridge_shared(rows, one_hot_targets(y, CLASSES)[0], mean_diagonal(square, "ck"), (0.01, 0.1, 1.0), 300, team)
+    targets, unit = one_hot_targets(y, CLASSES)[0], mean_diagonal(square, "ck")
+    ridge, table = choose_ridge_shared(rows, targets, unit, (0.01, 0.1, 1.0), 300, team)
     machine = fit_shared(square, rows, y, CLASSES, "ck", ridge, team)
     return {"held": held, "entries": square.entries, "table": [list(row.values()) for row in table], "ridge": ridge,
             "weights": machine.weights, "scale2": machine.scale2, "mean": predict_shared(machine, cross, team).mean}

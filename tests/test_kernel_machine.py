@@ -65,7 +65,8 @@ def test_block_rows_hold_the_kernel_and_multiply(problem):
     np.testing.assert_allclose(whole(rows), kernels["ntk"][:N, :N], rtol=1e-7)
     V = torch.randn(N, 4, dtype=torch.float64)
     np.testing.assert_allclose(product(rows, V), whole(rows) @ V.numpy(), rtol=1e-11, atol=1e-11)
-    np.testing.assert_allclose(exact_product(square, "ntk", V), kernels["ntk"][:N, :N] @ V.numpy(), rtol=1e-11, atol=1e-11)
+    exact = kernels["ntk"][:N, :N] @ V.numpy()
+    np.testing.assert_allclose(exact_product(square, "ntk", V), exact, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("kernel, ridge", [("ck", 1e-2), ("ntk", 1e-4)])
@@ -149,7 +150,8 @@ def test_held_out_rows_are_predicted_from_the_factor_of_all(problem):
     np.testing.assert_allclose(whole(rows), kernels["ck"][:N, :N], rtol=1e-6)  # untouched
     factor = kernel_cholesky.factorise(rows.copy(), 0.1)
     _, variances = kernel_cholesky.held_out(factor, kernel_cholesky.forward(factor, targets), 333)
-    np.testing.assert_allclose(variances, dense_posterior(kernels["ck"][:N, :N], 0.1, y.numpy()[:333], 333)[1], rtol=1e-4)
+    _, expected = dense_posterior(kernels["ck"][:N, :N], 0.1, y.numpy()[:333], 333)
+    np.testing.assert_allclose(variances, expected, rtol=1e-4)
 
 
 def test_duplicates_without_a_ridge_are_named(problem):
@@ -243,7 +245,8 @@ def test_the_preconditioner_is_the_inverse_of_its_matrix(problem):
     low = K[:, :rank] @ np.linalg.solve(K[:rank, :rank] + jitter * np.eye(rank), K[:rank])
     delta = 0.1 + np.clip(np.diag(K - low), 0, None).mean() + jitter
     V = np.random.default_rng(1).normal(size=(N, 2))
-    np.testing.assert_allclose(preconditioner(torch.from_numpy(V)), np.linalg.solve(low + delta * np.eye(N), V), atol=2e-3)
+    expected = np.linalg.solve(low + delta * np.eye(N), V)
+    np.testing.assert_allclose(preconditioner(torch.from_numpy(V)), expected, atol=2e-3)
 
 
 def test_conjugate_gradients_that_cannot_reach_the_tolerance_say_so(problem, monkeypatch):
@@ -260,8 +263,8 @@ def test_ranks_find_what_one_process_finds(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     script = Path(__file__).parent / "kernel_rank.py"
-    ranks = [subprocess.Popen([sys.executable, script, str(rank), "2", str(port), tmp_path], stderr=subprocess.PIPE, text=True)
-             for rank in range(2)]
+    ranks = [subprocess.Popen([sys.executable, script, str(rank), "2", str(port), tmp_path], stderr=subprocess.PIPE,
+                              text=True) for rank in range(2)]
     alone = found_by(Team())
     for rank in ranks:
         assert rank.wait(120) == 0, rank.stderr.read()
@@ -288,7 +291,8 @@ def test_class_probabilities_are_frequencies_of_draws():
     mean = torch.tensor([[0.5, 0.2, -0.1], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0]], dtype=torch.float64)
     variance = torch.tensor([0.1, 2.0, 0.01], dtype=torch.float64)
     p = class_probabilities(Prediction(mean, variance)).exp()
-    draws = mean + variance.sqrt()[:, None] * torch.randn(200_000, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    noise = torch.randn(200_000, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    draws = mean + variance.sqrt()[:, None] * noise
     frequency = torch.nn.functional.one_hot(draws.argmax(2), 3).double().mean(0)
     assert torch.allclose(p, frequency, atol=4 * 0.5 / math.sqrt(200_000))
     assert torch.allclose(p[1], torch.full((3,), 1 / 3, dtype=torch.float64), atol=1e-12)

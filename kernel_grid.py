@@ -5,6 +5,7 @@ own, `{dim}_predicted_{model}_{dataset}.json`, so that two networks can be compa
 """
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -125,15 +126,17 @@ class KernelGrid(ExactGrid):
     def cost(self, config):
         return 1  # every rank shares every run
 
-    def memory(self):
-        given = self.arguments.memory
-        return given or 0.9 * (available() or float("inf"))
+    def plan(self, config, size=1):
+        """Raises ValueError where the run does not fit into memory."""
+        (n, p), m = self.data.X_train.shape, len(self.data.X_test)
+        loaded = 4 * (n + m) * p
+        memory = self.arguments.memory or 0.9 * (available() or math.inf) + loaded
+        return plan(config.train_size or n, m, p, memory, loaded, size)
 
     def configs(self):
-        """Raises ValueError where a run does not fit into memory."""
-        configs, p = super().configs(), self.data.X_train.shape[1]
-        for config in configs:
-            plan(config.train_size or len(self.data.X_train), len(self.data.X_test), p, self.memory())
+        configs = super().configs()
+        for config in configs:  # before anything is computed
+            self.plan(config)
         return configs
 
     def solve(self, config, device, team):
@@ -146,8 +149,8 @@ class KernelGrid(ExactGrid):
                 left.unlink(missing_ok=True)
         X, y = self.samples(config)
         return run_machine(self.networks[config.model, config.depth], X, y, self.data.X_test, self.data.y_test,
-                           self.data.n_classes, a.match, self.ridges(kernel_machine.RIDGES), self.memory(), files,
-                           config.key, team)
+                           self.data.n_classes, a.match, self.ridges(kernel_machine.RIDGES), self.plan(config, team.size),
+                           files, config.key, team)
 
 
 class RidgeGrid(ExactGrid):

@@ -26,7 +26,7 @@ from kernel_cholesky import (NotPositiveDefinite, backward, factorise, forward, 
 from kernel_storage import FileRows, Layout, MemoryRows, exact_product, form, product, rectangle
 
 RIDGES = tuple(10 ** (k / 2) for k in range(-10, 3))  # 1e-5 to 10, of the mean diagonal
-CHOICE = 10_000  # samples that choose the ridge, of which the last fifth is held out
+CHOICE = 8_000  # samples that choose the ridge, of which the last fifth is held out
 BATCH = 1024     # test samples at a time
 
 

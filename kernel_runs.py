@@ -29,17 +29,17 @@ class Plan:
     needed: float
 
 
-def plan(n: int, m: int, p: int, memory: float, size: int = 1) -> Plan:
+def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) -> Plan:
     """How the kernel of n samples of dimension p, and its predictions at m others, fit into `memory` bytes a process.
 
-    size : ranks that share the kernel.
+    loaded : bytes of data that are there already. size : ranks that share the kernel.
 
     Raises
     ------
     ValueError : they do not, even with the kernel on disk.
     """
-    # float32 data; float64 samples, as they are and scaled, of both sets
-    fixed = PROGRAM + 4 * (n + m) * p + 16 * (n + m) * (p + 1)
+    # the samples in the run's order in float32; in float64 as they are, beside one another, and scaled
+    fixed = PROGRAM + loaded + 4 * n * p + 24 * (n + m) * (p + 1)
     part = min(n, CHOICE)
     passing = max(4 * part * part, 4 * BATCH * n + 8 * BATCH * 8192)  # choosing the ridge; predicting a batch
     whole = fixed + passing + max(Layout(n, HEIGHT, rank, size).nbytes for rank in range(size))
@@ -51,8 +51,8 @@ def plan(n: int, m: int, p: int, memory: float, size: int = 1) -> Plan:
         if needed <= memory:
             return Plan(False, height, needed)
     raise ValueError(f"the kernel machine of {n} samples takes {whole / 1e9:.3g} GB of memory, or {needed / 1e9:.3g} GB "
-                     f"with its kernel of {Layout(n).nbytes / 1e9:.3g} GB on disk, and --memory allows {memory / 1e9:.3g} GB: "
-                     "allow more, or take a smaller --train_size")
+                     f"with its kernel of {Layout(n).nbytes / 1e9:.3g} GB on disk, and --memory allows "
+                     f"{memory / 1e9:.3g} GB: allow more, or take a smaller --train_size")
 
 
 def blocks_of(model, X: torch.Tensor, other: torch.Tensor | None = None):
@@ -79,8 +79,8 @@ def find_duplicate(X: torch.Tensor) -> tuple[int, int] | None:
 
 
 def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tensor, labels_test: torch.Tensor,
-                n_classes: int, kernel: str, ridges=RIDGES, memory: float = 16e9, files: Path | None = None, key: str = "",
-                team: Team = Team()) -> tuple[dict, torch.Tensor]:
+                n_classes: int, kernel: str, ridges=RIDGES, how: Plan | None = None, files: Path | None = None,
+                key: str = "", team: Team = Team()) -> tuple[dict, torch.Tensor]:
     """Fits the machine of a network's kernel and scores it on test samples.
 
     Parameters
@@ -88,15 +88,14 @@ def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tens
     model : of model.py, of any width. X, labels : in random order.
     kernel : "ck" or "ntk".
     ridges : multiples of the mean diagonal, to choose from on held-out training samples; one alone is taken.
-    memory : bytes that this process may take.
+    how : of `plan`; by default in memory.
     files : where the kernel is kept until the run is done, without a suffix; `key` says what it depends on.
 
     Returns
     -------
     (record, predicted) : what is logged, and the (m,) predicted classes.
     """
-    n, p = X.shape
-    how = plan(n, len(X_test), p, memory, team.size)
+    n, how = len(X), how or Plan(True, HEIGHT, 0)
     if min(ridges) == 0 and (pair := find_duplicate(X)):
         raise ValueError(f"training samples {pair[0]} and {pair[1]} are the same: with --ridge 0 there is no solution, "
                          "take a positive one")

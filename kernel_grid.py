@@ -147,10 +147,9 @@ class KernelGrid(ExactGrid):
         if not a.resume:
             for left in files.parent.glob(f"{files.name}.*"):  # of a killed run
                 left.unlink(missing_ok=True)
-        X, y = self.samples(config)
-        return run_machine(self.networks[config.model, config.depth], X, y, self.data.X_test, self.data.y_test,
-                           self.data.n_classes, a.match, self.ridges(kernel_machine.RIDGES), self.plan(config, team.size),
-                           files, config.key, team)
+        d, ridges = self.data, self.ridges(kernel_machine.RIDGES)
+        return run_machine(self.networks[config.model, config.depth], *self.samples(config), d.X_test, d.y_test,
+                           d.n_classes, a.match, ridges, self.plan(config, team.size), files, config.key, team)
 
 
 class RidgeGrid(ExactGrid):

@@ -50,9 +50,9 @@ def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) 
         needed = fixed + passing + 12 * height * n
         if needed <= memory:
             return Plan(False, height, needed)
-    raise ValueError(f"the kernel machine of {n} samples takes {whole / 1e9:.3g} GB of memory, or {needed / 1e9:.3g} GB "
-                     f"with its kernel of {Layout(n).nbytes / 1e9:.3g} GB on disk, and --memory allows "
-                     f"{memory / 1e9:.3g} GB: allow more, or take a smaller --train_size")
+    raise ValueError(f"the kernel machine of {n} samples takes {whole / 1e9:.3g} GB of memory, or "
+                     f"{needed / 1e9:.3g} GB with its kernel of {Layout(n).nbytes / 1e9:.3g} GB on disk, and --memory "
+                     f"allows {memory / 1e9:.3g} GB: allow more, or take a smaller --train_size")
 
 
 def blocks_of(model, X: torch.Tensor, other: torch.Tensor | None = None):

@@ -1,7 +1,7 @@
 """Grids of runs without steps: networks at infinite width (--train kernel), and exact readouts (--train ridge).
 
-Each run is one solve, so its history has one entry. The labels that it predicts for the test samples are a log of their
-own, `{dim}_predicted_{model}_{dataset}.json`, so that two networks can be compared sample by sample.
+Each run is one solve, so its history has one entry. The labels that it predicts for the test samples, beside the true
+ones, are a log of their own, `{dim}_predicted_{model}_{dataset}.json`: two networks are compared sample by sample.
 """
 
 import json
@@ -105,10 +105,10 @@ class ExactGrid(Grid):
     def _write_predicted(self, config, predicted, team):
         if team.rank == 0:
             with atomic_write(log_path(config, self.arguments.output_path, "predicted"), "w") as file:
-                json.dump(predicted.tolist(), file)
+                json.dump({"predicted": predicted.tolist(), "labels": self.data.y_test.tolist()}, file)
 
     def report(self, results):
-        kernel_report.print_report(self.arguments, self.data, results)
+        kernel_report.print_report(self.arguments, results)
         path = kernel_report.plot(self.arguments, self.data, results, fingerprint(self.data))
         print(f"\nlogs in {self.arguments.output_path}, figure {path}")
 

@@ -33,7 +33,7 @@ def runs_by_entry(results) -> dict:
     return found
 
 
-def print_report(arguments, data, results) -> None:
+def print_report(arguments, results) -> None:
     """Accuracies by training size and width; where these are largest all scores, and differences to the first DEQ."""
     runs = runs_by_entry(results)
     places = list(next(iter(runs.values())))
@@ -57,28 +57,32 @@ def print_report(arguments, data, results) -> None:
             values = [record.get(score) for _, record in at[last]]
             cells.append("-" if None in values else f"{factor * mean_std(values)[0]:{form}}")
         print(f"{name:<19}" + "".join(f"{cell:>14}" for cell in cells))
-    print_differences(arguments, data, {name: at[last] for name, at in runs.items()})
+    print_differences(arguments, {name: at[last] for name, at in runs.items()})
 
 
-def print_differences(arguments, data, runs) -> None:
+def right(paths):
+    """Whether each test sample is classified rightly, (m,) bool, from logs of predictions, one after the other."""
+    import torch
+    logs = [json.loads(Path(path).read_text()) for path in paths]
+    return torch.cat([torch.tensor(log["predicted"]) == torch.tensor(log["labels"]) for log in logs])
+
+
+def print_differences(arguments, runs) -> None:
     """The first DEQ less each other network, in percentage points, with 95% intervals over the test samples."""
     from kernel_machine import bootstrap_difference
-    import torch
 
     reference = next((name for name in runs if name in DEQS), None)
     if reference is None or len(runs) == 1:
         return
 
-    def right(name):  # of the seeds one after the other
-        paths = [log_path(config, arguments.output_path, "predicted") for config, _ in runs[name]]
-        predicted = [json.loads(path.read_text()) for path in paths]
-        return torch.cat([torch.tensor(labels) == data.y_test for labels in predicted])
+    def of(name):
+        return right(log_path(config, arguments.output_path, "predicted") for config, _ in runs[name])
 
     print(f"\n{reference} less the other, in points; 95% interval of the paired bootstrap over test samples"
           + (", seeds as further samples" if len(runs[reference]) > 1 else ""))
     for name in runs:
         if name != reference:
-            difference, low, high = bootstrap_difference(right(reference), right(name))
+            difference, low, high = bootstrap_difference(of(reference), of(name))
             print(f"{name:<19}{100 * difference:+8.2f}  [{100 * low:+.2f}, {100 * high:+.2f}]")
 
 

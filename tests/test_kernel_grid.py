@@ -69,7 +69,7 @@ def test_a_machine_from_the_command_line_is_a_dense_solve(data, tmp_path, capsys
     assert record["train_accuracy"] == (fitted.argmax(1) == y.numpy()).mean()
     assert record["noise"] == pytest.approx(0.05 * K.diagonal().mean().item()) and record["ridge_table"] == []
     found = json.loads((tmp_path / "out" / "inf_predicted_inn-ntk-kernel-n300_npz.json").read_text())
-    assert found == predicted.argmax(1).tolist()
+    assert found == {"predicted": predicted.argmax(1).tolist(), "labels": d.y_test.tolist()}
 
 
 def test_the_grid_its_table_figure_resume_and_refusal(data, tmp_path, capsys):

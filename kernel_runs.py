@@ -6,17 +6,20 @@ kernel each and solve by conjugate gradients, which gives the same predictions b
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from distributed import Team
 from kernel_cg import choose_ridge_shared, fit_shared, predict_shared
+from kernel_interpolation import Interpolated
 from kernel_machine import BATCH, CHOICE, RIDGES, choose_ridge, fit, mean_diagonal, one_hot_targets, score
 from kernel_storage import HEIGHT, STRIP, FileRows, Layout, MemoryRows, form
 from kernels import explicit_blocks, implicit_blocks
 from utils import generator
 
+INTERPOLATED = 2500  # samples from which on a kernel is interpolated
 PROGRAM = 0.7e9  # bytes of Python with torch and what it allocates in passing
 
 
@@ -38,8 +41,8 @@ def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) 
     ------
     ValueError : they do not, even with the kernel on disk.
     """
-    # the samples in the run's order in float32; in float64 as they are, beside one another, and scaled
-    fixed = PROGRAM + loaded + 4 * n * p + 24 * (n + m) * (p + 1)
+    # the samples in the run's order in float32; in float64 as they are, beside one another, scaled, and of norm 1
+    fixed = PROGRAM + loaded + 4 * n * p + 32 * (n + m) * (p + 1)
     part = min(n, CHOICE)
     passing = max(4 * part * part, 4 * BATCH * n + 8 * BATCH * 8192)  # choosing the ridge; predicting a batch
     whole = fixed + passing + max(Layout(n, HEIGHT, rank, size).nbytes for rank in range(size))
@@ -61,6 +64,13 @@ def blocks_of(model, X: torch.Tensor, other: torch.Tensor | None = None):
         return implicit_blocks(X, model.activation, model.sigma_a2, tau0=model.tau0, other=other)
     scale = model.input_scale
     return explicit_blocks(X * scale, model.layers, other=None if other is None else other * scale)
+
+
+def float32_blocks(model, X: torch.Tensor, other: torch.Tensor | None = None):
+    """The same to the precision of float32, in which a kernel machine stores its kernel."""
+    # the tables take a second: as long as an exact kernel of so many samples
+    blocks = partial(blocks_of, model)
+    return Interpolated(blocks, X, other) if len(X) >= INTERPOLATED else blocks(X, other)
 
 
 def subset(n: int, size: int, seed: int) -> torch.Tensor:
@@ -112,7 +122,7 @@ def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tens
         times[f"{name}_seconds"], start = time.perf_counter() - start, time.perf_counter()
 
     try:
-        blocks = blocks_of(model, X)
+        blocks = float32_blocks(model, X)
         rows = MemoryRows(layout) if how.in_memory else kept
         form(blocks, kernel, rows, kept if how.in_memory else None)
         lap("kernel")
@@ -129,7 +139,7 @@ def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tens
             machine = fit(blocks, rows, labels, n_classes, kernel, ridge, kept, factor)
         lap("solve")
         del blocks
-        cross = blocks_of(model, X, X_test)
+        cross = float32_blocks(model, X, X_test)
         prediction = predict_shared(machine, cross, team) if team.size > 1 else machine.predict(cross)
         lap("prediction")
     except BaseException:

@@ -220,7 +220,7 @@ def rectangle(blocks, kernel: str, rows: slice, weights: torch.Tensor):
     for c in _spans(0, blocks.shape[1]):
         tile = blocks.tile(rows, c, kernel)
         values[:, c] = tile
-        product.addmm_(tile, weights[c])
+        product.addmm_(tile.double(), weights[c])
     return values, product
 
 
@@ -229,10 +229,10 @@ def exact_product(blocks, kernel: str, weights: torch.Tensor) -> torch.Tensor:
     out = torch.zeros(blocks.shape[0], weights.shape[1], dtype=torch.float64)
     for r in _spans(0, len(out), STRIP):
         for c in _spans(0, r.start):
-            tile = blocks.tile(r, c, kernel)
+            tile = blocks.tile(r, c, kernel).double()
             out[r].addmm_(tile, weights[c])
             out[c].addmm_(tile.T, weights[r])
-        out[r].addmm_(blocks.tile(r, r, kernel), weights[r])
+        out[r].addmm_(blocks.tile(r, r, kernel).double(), weights[r])
     return out
 
 

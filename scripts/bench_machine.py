@@ -22,9 +22,9 @@ def network(name):
 
 
 def formed(name, X, kernel):
-    from kernel_runs import blocks_of
+    from kernel_runs import float32_blocks
     from kernel_storage import Layout, MemoryRows, form
-    blocks, rows = blocks_of(network(name), X), MemoryRows(Layout(len(X)))
+    blocks, rows = float32_blocks(network(name), X), MemoryRows(Layout(len(X)))
     form(blocks, kernel, rows)
     return blocks, rows
 

@@ -1,10 +1,9 @@
 """What main.py prints and draws of a grid of runs: the scalars of the theory, test accuracies as a table and a figure.
 
-matplotlib is imported where it draws: scripts take the styles and the mean from here without it.
+matplotlib is imported where it draws: scripts take the styles from here without it.
 """
 
-import math
-from pathlib import Path
+from plotting import STYLE, curve_look, draw_band, mean_std, save
 
 # a family has one colour; its DEQ is solid, the matched network dashed, the unmatched one dotted
 LOOKS = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
@@ -13,9 +12,10 @@ LOOKS = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-R
 
 
 def print_theory(data, scales, theories):
-    """The data's size and its scales (names and numbers), then a line for each model, and one for each matched layer."""
+    """The data's size and its scales (names and numbers), then a line for each model and for each matched layer."""
+    scales = ", ".join(f"{name} = {value:.6g}" for name, value in scales.items())
     print(f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, "
-          f"p = {data.X_train.shape[1]}, {data.n_classes} classes; " + ", ".join(f"{name} = {value:.6g}" for name, value in scales.items()))
+          f"p = {data.X_train.shape[1]}, {data.n_classes} classes; {scales}")
     for name, theory in theories.items():
         # what is 0 but for rounding is shown as 0
         shown = {k: str(v) if isinstance(v, str) else f"{v if abs(v) > 1e-15 else 0:.6g}" for k, v in theory.items()
@@ -23,11 +23,6 @@ def print_theory(data, scales, theories):
         print(f"  {name:<13} " + "  ".join(f"{k} = {v}" for k, v in shown.items()))
         for index, layer in enumerate(theory.get("parameters", ()), 1):
             print(f"{'':16}layer {index}: {layer}")
-
-
-def mean_std(values):
-    mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
 
 
 def print_table(arguments, results):
@@ -57,41 +52,33 @@ def print_rates(arguments):
         print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
 
 
-def plot(arguments, data, results):
-    """Test accuracy against epoch at the largest width, and against width after the last epoch."""
+def plot(arguments, data, results, path):
+    """Test accuracy against epoch at the largest width, and against width after the last epoch; as a PNG file."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from utils import atomic_write
 
     short = arguments.activation.rpartition(":")[2]
     looks = LOOKS | {"deq": ("C2", "-", f"{short}-DEQ"),
                      "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
                      "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN")}
-    plt.style.use(Path(__file__).parent / "ck_ntk" / "paper.mplstyle")
+    plt.style.use(STYLE)
     panels = 2 if len(arguments.dim) > 1 else 1
     figure, axes = plt.subplots(1, panels, figsize=(3.4 * panels, 2.7), squeeze=False, layout="constrained")
     widths, widest = sorted(arguments.dim), max(arguments.dim)
     for model in arguments.model:
-        colour, line, label = looks.get(model, ("C2", "-", model))
-        look = {"color": colour, "linestyle": line, "label": label}
-        # a DEQ is a broad pale line, so that the network on top of it can be seen to be there
-        look |= {"linewidth": 3, "alpha": 0.4} if line == "-" and len(arguments.model) > 1 else {"linewidth": 1.3}
+        look = curve_look(*looks.get(model, ("C2", "-", model)))
+        if len(arguments.model) == 1:  # there is nothing on top of it to be seen
+            look |= {"linewidth": 1.3, "alpha": 1}
 
-        def curve(points):
-            return zip(*(mean_std([100 * run.history[epoch]["test_accuracy"] for run in runs])
-                         for epoch, runs in points))
+        def accuracies(dim):
+            """One list a seed, by epoch."""
+            return [[100 * record["test_accuracy"] for record in results[model, dim, seed].history]
+                    for seed in arguments.seed]
 
-        def runs(dim):
-            return [results[model, dim, seed] for seed in arguments.seed]
-
-        epochs = range(1, arguments.epoch + 1)
-        mean, std = curve((epoch - 1, runs(widest)) for epoch in epochs)
-        axes[0, 0].plot(epochs, mean, **look)
-        axes[0, 0].fill_between(epochs, [m - s for m, s in zip(mean, std)], [m + s for m, s in zip(mean, std)],
-                                color=colour, alpha=0.15, linewidth=0)
+        draw_band(axes[0, 0], range(1, arguments.epoch + 1), accuracies(widest), look)
         if panels == 2:
-            mean, std = curve((-1, runs(dim)) for dim in widths)
+            mean, std = zip(*(mean_std([curve[-1] for curve in accuracies(dim)]) for dim in widths))
             axes[0, 1].errorbar(widths, mean, std if len(arguments.seed) > 1 else None, **look)
     axes[0, 0].set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{data.name}, width {widest}")
     if panels == 2:
@@ -100,7 +87,4 @@ def plot(arguments, data, results):
         axes[0, 1].minorticks_off()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if panels == 2 else 2,
                   handlelength=3)
-    path = Path(arguments.output_path) / f"accuracy_{arguments.dataset}.png"
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=200)
-    return path
+    save(figure, path, dpi=200)

@@ -19,7 +19,7 @@ from typing import Sequence
 import torch
 
 from gaussian_integration import Activation, gaussian_moments
-from utils import estimate_tau0, get_tau
+from utils import check_stable, estimate_tau0, get_tau, jump_places
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def implicit_ck(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> K
     """Conjugate kernel of the DEQ z = phi(sigma_a A z + sigma_b B x)/sqrt(m), phi centred at tau_* (Theorem 1).
 
     alpha_2 goes with the square of alpha_4 (the slides have the first power).
-    Raises ValueError where tau_* does not exist or the kernel's fixed point is not stable.
+    Raises ValueError where tau_* does not exist or is not stable, or the DEQ has no stable equilibrium
+    (`utils.check_stable`), which an activation with a jump never has.
     """
     return _implicit(activation, sigma_a2, tau0)[0]
 
@@ -56,10 +57,7 @@ def implicit_ntk(activation: Activation, sigma_a2: float, tau0: float = 1.0, tra
     sigma_b2, d1, d2 = 1 - sigma_a2, moments.d1, moments.d2
     D = 1 - sigma_a2 * d1**2
     L = sigma_b2 / D
-    slack = 1 - sigma_a2 * moments.d1_sq
-    if slack <= 0:
-        raise ValueError(f"the NTK of {activation.name} at sigma_a^2 = {sigma_a2:g} is infinite: "
-                         f"sigma_a^2 E[phi'^2] = {1 - slack:.4g} must be below 1")
+    slack = 1 - sigma_a2 * moments.d1_sq  # positive: the equilibrium is stable
     kappa2 = ck.diag / slack
     b1, b2 = ck.c1 / D, ck.c2 / D
     if trained == "aAB":
@@ -76,6 +74,7 @@ def _implicit(activation, sigma_a2, tau0):
     moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
     sigma_b2, d1, d2 = 1 - sigma_a2, moments.d1, moments.d2
     D = 1 - sigma_a2 * d1**2
+    check_stable(activation, sigma_a2, moments.d1_sq, moments.jumps)
     growth = sigma_a2 * moments.sq_dd / 2
     if growth >= 1:  # (D > 0 wherever tau_* exists, by Cauchy-Schwarz)
         raise ValueError(f"the conjugate kernel of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable fixed "
@@ -90,7 +89,7 @@ def explicit_ck(layers: Sequence[Activation], tau0: float = 1.0) -> KernelCoeffi
     """Conjugate kernel of x_l = sigma_l(W_l x_{l-1})/sqrt(m) after the last of the layers, as given (Theorem 3).
 
     Raises ValueError for a layer whose mean at its input scale is not zero: its kernel has a constant part that
-    no choice of the four scalars describes. `gaussian_integration.centre` centres one.
+    no choice of the four scalars describes. `gaussian_integration.centre` centres one. A layer may have jumps.
     """
     return _explicit(layers, tau0, frozen_first=False)[0]
 
@@ -98,11 +97,15 @@ def explicit_ck(layers: Sequence[Activation], tau0: float = 1.0) -> KernelCoeffi
 def explicit_ntk(layers: Sequence[Activation], tau0: float = 1.0, trained: str = "all") -> KernelCoefficients:
     """Tangent kernel of the same network and its readout, with all weights trained, or all but W_1 ("frozen_first").
 
-    K_l = Sigma_l + K_{l-1} * Sigma_dot_l entry by entry, from K_0 = S, or 0 with the first layer frozen.
+    K_l = Sigma_l + K_{l-1} * Sigma_dot_l entry by entry, from K_0 = S, or 0 with the first layer frozen. Raises
+    ValueError as `explicit_ck` does, and for a layer with a jump unless it is the frozen one: E[sigma'^2] is infinite.
     """
     if trained not in ("all", "frozen_first"):
         raise ValueError(f"trained must be 'all' or 'frozen_first', got {trained!r}")
-    return _explicit(layers, tau0, frozen_first=trained == "frozen_first")[1]
+    _, ntk, infinite = _explicit(layers, tau0, frozen_first=trained == "frozen_first")
+    if infinite:
+        raise ValueError(f"the tangent kernel of this network is infinite: {infinite}")
+    return ntk
 
 
 def _explicit(layers, tau0, frozen_first):
@@ -113,9 +116,10 @@ def _explicit(layers, tau0, frozen_first):
     tau = tau0
     a1, a2, a3, a4 = 1.0, 0.0, 0.0, 1.0
     b1, b2, b3, kappa2 = (0.0, 0.0, 0.0, 0.0) if frozen_first else (1.0, 0.0, 0.0, tau0**2)
+    infinite = None
     for index, layer in enumerate(layers, 1):
         moments = gaussian_moments(layer, tau)
-        if abs(moments.mean) > 1e-9 * max(1.0, tau * layer.lipschitz):
+        if abs(moments.mean) > 1e-9 * math.sqrt(moments.variance) + 1e-13:
             raise ValueError(f"layer {index} ({layer.name}) is not centred at its input scale {tau:.6g}: its mean there "
                              f"is {moments.mean:.3g}; centre it with gaussian_integration.centre")
         if moments.variance <= 1e-300:
@@ -124,9 +128,11 @@ def _explicit(layers, tau0, frozen_first):
         b3 = s * b3 + b1 * e * a1
         a1, a2, a3, a4 = s * a1, s * a2 + e * a4**2 / 4, s * a3 + e * a1**2 / 2, w * a4
         b1, b2, b3 = a1 + s * b1, a2 + s * b2, a3 + b3
-        kappa2 = moments.variance + kappa2 * moments.d1_sq
+        if moments.jumps and kappa2:  # a frozen layer's derivative does not enter
+            infinite = infinite or f"E[f'^2] of layer {index} ({layer.name}) is, {jump_places(moments.jumps)}"
+        kappa2 = moments.variance + (kappa2 * moments.d1_sq if kappa2 else 0.0)
         tau = math.sqrt(moments.variance)
-    return KernelCoefficients(tau**2, a1, a2, a3), KernelCoefficients(kappa2, b1, b2, b3)
+    return KernelCoefficients(tau**2, a1, a2, a3), KernelCoefficients(kappa2, b1, b2, b3), infinite
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_p
     statistics = None
     if name == "gmm":
         if classes is not None:
-            raise DataError("classes cannot be picked from a Gaussian mixture: choose another preset")
+            raise DataError("classes cannot be picked from a Gaussian mixture, whose statistics are those of all its "
+                            f"classes: leave --classes out (--preset two_class has 2 classes, mixed {MIXED_CLASSES})")
         X, y, X_test, y_test, statistics = _gmm(preset, seed)
     elif name == "npz":
         X, y, X_test, y_test = _npz(path)
@@ -272,12 +273,15 @@ def _npz_rows(path, archive, key):
     array = _npz_array(path, archive, key)
     if array.ndim != 2 or not array.size:
         raise DataError(f"{path}: {key} has shape {array.shape}; store a non-empty (n, p) matrix")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is reported as infinite
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported
         rows = torch.from_numpy(array.astype(np.float32, order="C"))
     for start, chunk in zip(range(0, len(rows), 4096), rows.split(4096)):
         bad = (~chunk.isfinite()).nonzero()
         if len(bad):
-            raise DataError(f"{path}: {key} has a NaN or infinite entry in row {start + bad[0, 0]}, column {bad[0, 1]}")
+            row, column = start + bad[0, 0].item(), bad[0, 1].item()
+            what = (f"the entry {array[row, column]:g}, too large for float32 (up to 3.4e38: scale the array),"
+                    if np.isfinite(array[row, column]) else "a NaN or infinite entry")
+            raise DataError(f"{path}: {key} has {what} in row {row}, column {column}")
     return rows
 
 

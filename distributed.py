@@ -12,6 +12,7 @@ Nothing heavy is imported before the world is formed: main.py reads its flags fi
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -23,9 +24,9 @@ import uuid
 from datetime import timedelta
 from pathlib import Path
 
+from interrupts import RESUME
 from names import DEQS
 
-RESUME = "the same command with --resume goes on from here"
 ENDING = signal.SIGTERM, signal.SIGINT
 PATIENCE = 5  # seconds: for a network file system to show a file, for torchrun to stop a rank
 
@@ -221,10 +222,10 @@ class World:
         if self.rank == 0:
             return
         self._wait("start", 0)
-        token = self.store.get("start").decode().split()[0]
+        name, token = self.store.get("start").decode().split()
         for folder in map(Path, folders):
             deadline = time.monotonic() + PATIENCE  # a network file system may show it late
-            while not (folder / token).exists():
+            while not (folder / name).exists() or (folder / name).read_text() != token:
                 if time.monotonic() > deadline:
                     raise ValueError(f"rank {self.rank} on {socket.gethostname()} does not see the files of rank 0 in "
                                      f"{folder.absolute()}: --output_path and --save_path must be folders that all "
@@ -238,22 +239,27 @@ class World:
         if self.size == 1:
             return
         if self.rank:
-            if self.store.get("start").decode().split()[1] != grid_key:
+            if self.store.get("start").decode().split()[0] != self._token_name(grid_key):
                 raise ValueError(f"rank {self.rank} on {socket.gethostname()} has other flags or other data than "
                                  "rank 0")
             return
-        token = f".rank0-{uuid.uuid4().hex}"
-        files = [Path(folder) / token for folder in folders]
+        name, token = self._token_name(grid_key), uuid.uuid4().hex
+        files = [Path(folder) / name for folder in folders]
         try:
             for file in files:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.touch()
-            self.store.set("start", f"{token} {grid_key}")
+                file.write_text(token)
+            self.store.set("start", f"{name} {token}")
             for rank in range(1, self.size):
                 self._wait(f"sees/{rank}", rank)
         finally:
             for file in files:
                 file.unlink(missing_ok=True)
+
+    @staticmethod
+    def _token_name(grid_key):
+        """Of the same grid always, so that a token which a kill has left goes when the grid is resumed."""
+        return f".rank0-{hashlib.sha256(grid_key.encode()).hexdigest()[:16]}"
 
     @one_line_where_a_rank_is_gone()
     def team(self, device) -> Team:

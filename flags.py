@@ -7,9 +7,10 @@ import argparse
 import math
 from pathlib import Path
 
+from interrupts import INTERRUPTED  # noqa: F401
 from names import ACTIVATIONS, DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS, UNMATCHED
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses
+BAD_INPUT, FAILED = 2, 1  # exit statuses; the third is INTERRUPTED
 
 # What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
 # A kind of training is a row here and a grid of runs in grid.GRIDS.
@@ -130,7 +131,10 @@ def make_parser(world, description):
     add("--dataset_path", help="folder of the data, or the .npz file (default: data)")
     add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
     add("--output_path", default="results", help="folder for logs and figure (default: results)")
-    add("--save_path", default="checkpoints", help="folder for checkpoints (default: checkpoints)")
+    add("--save_path", default="checkpoints",
+        help="folder for checkpoints (default: checkpoints); and, where every weight is trained (--train full, pcDEQ), "
+             "for the weights that were best by test accuracy, NAME.best.pt, as the pcDEQs' published code keeps them, "
+             "while the last epoch is what is reported")
     add("--resume", action="store_true", help="skip finished runs and go on with a killed one")
     return parser
 

@@ -1,83 +1,54 @@
-"""Activations, Gaussian expectations and moments, Hermite coefficients.
+"""Gaussian expectations and moments, Hermite coefficients.
 
 Everything downstream (tau, the kernel coefficients, the matching, the exact kernels) sees an activation only
-through the integrals of this file. All of it is float64. An expectation over xi ~ N(0, 1) is a composite
-Gauss-Legendre rule whose panels end at the kinks of the integrand and are halved until they agree with
-themselves; sampling a grid across a kink, as is often done, stops at about 1e-4.
+through the integrals of this file. All of it is float64. An expectation over xi ~ N(0, 1) is a sum over panels that end
+at the kinks of the integrand, narrow towards them and towards 0, and are halved until they agree with themselves;
+sampling a grid across a kink, as is often done, stops at about 1e-4.
 """
 
 import math
-import runpy
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-import names
+from activations import ACTIVATIONS, Activation, Elementwise, from_function, load_activation, piecewise_linear
+from quadrature import EPS, SQRT_2PI, TOLERANCE, adapt, graded, lobatto
 
-Elementwise = Callable[[torch.Tensor], torch.Tensor]
+__all__ = ["ACTIVATIONS", "Activation", "GaussianMoments", "centre", "expectation", "from_function", "gaussian_moments",
+           "hermite_coefficients", "hermite_functions", "load_activation", "piecewise_linear"]
 
 
-@dataclass(frozen=True)
-class Activation:
-    """An elementwise nonlinearity, as the theory needs to know it.
+# ---------------------------------------------------------------------------------------------------------------
+# expectations
 
-    Attributes
+def expectation(f: Elementwise, kinks=()) -> float:
+    """E[f(xi)] for xi ~ N(0, 1), absolute error at most 1e-12 (relative, where E|f| exceeds 1).
+
+    Parameters
     ----------
-    name : str
-    fn, derivative : elementwise functions on torch tensors of any shape and float dtype. `fn` must be continuous.
-    kinks : points where `fn` or its derivative is not smooth; integrals are split there.
-    lipschitz : the best Lipschitz constant; if not given, the largest |derivative| seen on a fine grid of [-20, 20].
-    slopes : for a piecewise-linear `fn`, its slope on each of the len(kinks) + 1 intervals; else empty.
-        The exact kernels have a closed form for these.
+    f : elementwise function on a float64 tensor.
+    kinks : points where f is not smooth. Those left out are found by bisection, at some cost.
+
+    Raises
+    ------
+    ValueError : f is not finite, not elementwise, varies too quickly, or grows too fast.
+
+    Notes
+    -----
+    f is sampled: a peak away from 0 and from the kinks is seen only if it is wider than about 1e-2. Panels narrow to
+    1e-12 about 0 and the kinks, and there any peak is seen.
     """
 
-    name: str
-    fn: Elementwise
-    derivative: Elementwise
-    kinks: tuple[float, ...] = ()
-    lipschitz: float | None = None
-    slopes: tuple[float, ...] = ()
+    def row(x):
+        y = f(torch.from_numpy(x))
+        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+            raise ValueError("the function is not elementwise: it must map a tensor to a tensor of the same shape")
+        return y.detach().numpy()[None]
 
-    def __post_init__(self):
-        object.__setattr__(self, "kinks", tuple(sorted(float(k) for k in self.kinks)))
-        if self.slopes and len(self.slopes) != len(self.kinks) + 1:
-            raise ValueError(f"activation {self.name}: {len(self.kinks)} kinks need {len(self.kinks) + 1} slopes, "
-                             f"got {len(self.slopes)}")
-        if self.lipschitz is None:
-            if self.slopes:
-                bound = max(abs(s) for s in self.slopes)
-            else:
-                bound = self.derivative(torch.linspace(-20, 20, 40001, dtype=torch.float64)).abs().max().item()
-            object.__setattr__(self, "lipschitz", bound)
-
-    def __call__(self, x):
-        return self.fn(x)
-
-
-def piecewise_linear(name, kinks, slopes, value_at_zero=0.0) -> Activation:
-    """The continuous function with the given slopes between the given (sorted) kinks and the given value at 0."""
-    kinks, slopes = tuple(map(float, kinks)), tuple(map(float, slopes))
-    jumps = [right - left for left, right in zip(slopes, slopes[1:])]
-    # sum of ramps; the ramps' own values at 0 are taken off so that `value_at_zero` means what it says
-    offset = value_at_zero - sum(j * max(-k, 0.0) for j, k in zip(jumps, kinks))
-
-    def fn(x):
-        y = x * slopes[0] + offset
-        for jump, kink in zip(jumps, kinks):
-            y = y + jump * (x - kink).clamp_min(0)
-        return y
-
-    def derivative(x):
-        y = torch.full_like(x, slopes[0])
-        for jump, kink in zip(jumps, kinks):
-            y = y + jump * (x > kink).to(x.dtype)
-        return y
-
-    return Activation(name, fn, derivative, kinks, slopes=slopes)
+    # a panel's nodes lie so close at its ends that one of the next finer panel's width is seen there
+    panels, _ = adapt(row, graded({0.0, *kinks}, 256.0 ** -np.arange(1, 6)), np.ones(1))
+    return panels.sums(panels.values).sum()
 
 
 def centre(activation: Activation, tau: float) -> Activation:
@@ -90,175 +61,18 @@ def centre(activation: Activation, tau: float) -> Activation:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the registry
+# moments
 
-_SQRT_PI, _SQRT_2PI = math.sqrt(math.pi), math.sqrt(2 * math.pi)
-_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
-
-
-def _d_swish(x):
-    s = torch.sigmoid(x)
-    return s * (1 + x * (1 - s))
-
-
-def _d_gelu(x):
-    return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * torch.exp(-0.5 * x * x) / _SQRT_2PI
-
-
-def _d_mish(x):
-    t = torch.tanh(F.softplus(x))
-    return t + x * torch.sigmoid(x) * (1 - t * t)
-
-
-def _d_elu(x):
-    return torch.where(x > 0, torch.ones_like(x), torch.exp(x.clamp_max(0)))
-
-
-def _d_selu(x):
-    return _SELU_SCALE * torch.where(x > 0, torch.ones_like(x), _SELU_ALPHA * torch.exp(x.clamp_max(0)))
-
-
-def _softplus(x):
-    # torch's softplus turns linear above its threshold of 20, which is a jump of 2e-9
-    return x.clamp_min(0) + torch.log1p(torch.exp(-x.abs()))
-
-
-ACTIVATIONS: dict[str, Activation] = {a.name: a for a in (
-    Activation("relu", torch.relu, lambda x: (x > 0).to(x.dtype), (0,), 1.0, (0, 1)),
-    Activation("leaky_relu", F.leaky_relu, lambda x: 0.01 + 0.99 * (x > 0).to(x.dtype), (0,), 1.0, (0.01, 1)),
-    Activation("tanh", torch.tanh, lambda x: 1 - torch.tanh(x) ** 2, (), 1.0),
-    Activation("hardtanh", F.hardtanh, lambda x: (x.abs() < 1).to(x.dtype), (-1, 1), 1.0, (0, 1, 0)),
-    Activation("erf", torch.erf, lambda x: 2 / _SQRT_PI * torch.exp(-x * x), (), 2 / _SQRT_PI),
-    Activation("sigmoid", torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), (), 0.25),
-    Activation("swish", F.silu, _d_swish),
-    Activation("gelu", F.gelu, _d_gelu),
-    Activation("elu", F.elu, _d_elu, (0,), 1.0),
-    Activation("selu", F.selu, _d_selu, (0,), _SELU_SCALE * _SELU_ALPHA),
-    Activation("softplus", _softplus, torch.sigmoid, (), 1.0),
-    Activation("mish", F.mish, _d_mish),
-    Activation("softsign", F.softsign, lambda x: 1 / (1 + x.abs()) ** 2, (0,), 1.0),
-    Activation("sin", torch.sin, torch.cos, (), 1.0),
-)}
-ACTIVATIONS = {name: ACTIVATIONS[name] for name in names.ACTIVATIONS}  # those that the command line offers
-
-
-def from_function(fn: Elementwise, name: str | None = None, kinks=()) -> Activation:
-    """An Activation from an elementwise torch function, its derivative taken by autograd."""
-
-    def derivative(x):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            y = fn(x)
-            return torch.autograd.grad(y.sum(), x)[0] if y.requires_grad else torch.zeros_like(x)
-
-    return Activation(name or getattr(fn, "__name__", "activation"), fn, derivative, kinks)
-
-
-def load_activation(spec: str) -> Activation:
-    """A registry name, or "path/to/file.py:name", a function or `Activation` in a Python file, WHOSE CODE IS RUN.
-
-    Raises ValueError, in one line, for an unknown name, a missing file or name, or a file that does not run.
-    """
-    if spec in ACTIVATIONS:
-        return ACTIVATIONS[spec]
-    path, colon, name = spec.rpartition(":")
-    if not colon:
-        raise ValueError(f"unknown activation {spec!r}: choose from {', '.join(ACTIVATIONS)}, or give path/to/file.py:name")
-    try:
-        found = runpy.run_path(path).get(name)
-    except FileNotFoundError:
-        raise ValueError(f"activation {spec!r}: there is no file {path}") from None
-    except Exception as error:
-        raise ValueError(f"activation {spec!r}: {path} does not run: {type(error).__name__}: {error}") from None
-    if not callable(found):
-        raise ValueError(f"activation {spec!r}: {path} defines no function or Activation called {name}")
-    try:
-        return found if isinstance(found, Activation) else from_function(found, name)
-    except Exception as error:
-        raise ValueError(f"activation {spec!r}: {name} is not an elementwise torch function: {error}") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# expectations
-
-_TOLERANCE = 1e-14  # of each panel, so that the whole is within 1e-12
-_RANGE = 38.0       # beyond it the density is below the smallest normal float64
-_EDGES = [-38.0, -30, -23, -18, -14, -11, *range(-8, 9), 11, 14, 18, 23, 30, 38.0]
-
-
-@lru_cache(maxsize=None)
-def _legendre(n):
-    nodes, weights = np.polynomial.legendre.leggauss(n)
-    return torch.from_numpy(nodes), torch.from_numpy(weights)
-
-
-def _expectations(f, kinks):
-    """E[f(xi)] for f : (q,) nodes -> (k, q) values. Returns (k,)."""
-    nodes, weights = _legendre(20)
-
-    def integrate(left, right):  # (panels,) -> integrals (k, panels) and integrals of the absolute value
-        half = (right - left) / 2
-        x = (left + half)[:, None] + half[:, None] * nodes
-        density = torch.exp(-0.5 * x * x) * (weights * half[:, None]) / _SQRT_2PI
-        values = f(x.reshape(-1)).reshape(-1, *x.shape)
-        if not torch.isfinite(values).all():
-            bad = x[~torch.isfinite(values).all(0)]
-            raise ValueError(f"the integrand is not finite at x = {bad[bad.abs().argmin()].item():.6g}: "
-                             "it has no finite Gaussian moments, or is not defined on all of R")
-        values = values * density
-        return values.sum(-1), values.abs().sum(-1)
-
-    edges = torch.tensor(sorted({*_EDGES, *(k for k in kinks if -_RANGE < k < _RANGE)}), dtype=torch.float64)
-    left, right = edges[:-1], edges[1:]
-    value, size = integrate(left, right)
-    if (size[:, [0, -1]].amax() > _TOLERANCE * size.sum(-1).amax().clamp_min(1.0)).item():
-        raise ValueError("the integrand grows too fast for a Gaussian expectation: "
-                         "its tail does not decay within 38 standard deviations")
-    scale = size.sum(-1).amax().clamp_min(1.0)
-    total = torch.zeros_like(value[:, 0])
-    for _ in range(60):  # a kink that was not declared costs one panel a level
-        middle = (left + right) / 2
-        left, right = torch.stack([left, middle], 1).reshape(-1), torch.stack([middle, right], 1).reshape(-1)
-        halves, size = integrate(left, right)
-        refined = halves.reshape(len(value), -1, 2).sum(-1)
-        rough = ((refined - value).abs() > _TOLERANCE * scale).any(0)
-        total = total + refined[:, ~rough].sum(-1)
-        if not rough.any():
-            return total
-        keep = rough.repeat_interleave(2)
-        left, right, value = left[keep], right[keep], halves[:, keep]
-        if len(left) > 20000:
-            break
-    raise ValueError("the Gaussian expectation does not converge: the integrand is not piecewise smooth")
-
-
-def expectation(f: Elementwise, kinks=()) -> float:
-    """E[f(xi)] for xi ~ N(0, 1), absolute error at most 1e-12 (relative, where E|f| exceeds 1).
-
-    Parameters
-    ----------
-    f : elementwise function on a float64 tensor.
-    kinks : points where f is not smooth. Those left out are found by bisection, at some cost.
-
-    Raises
-    ------
-    ValueError : f is not finite, not elementwise, or grows too fast.
-    """
-
-    def row(x):
-        y = f(x)
-        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
-            raise ValueError("the function is not elementwise: it must map a tensor to a tensor of the same shape")
-        return y[None]
-
-    return _expectations(row, kinks).item()
+_AGREE = 1e-10  # of d1: a function and its derivative must agree to this
 
 
 @dataclass(frozen=True)
 class GaussianMoments:
     """Moments at tau*xi, xi ~ N(0, 1), of an activation f centred at tau: phi = f - E[f(tau xi)].
 
-    mean = E[f], variance = E[phi^2], d1 = E[phi'], d2 = E[phi''], d1_sq = E[phi'^2], sq_dd = E[(phi^2)''].
+    mean = E[f], variance = E[phi^2], d1 = E[phi'], d2 = E[phi''], d1_sq = E[phi'^2], sq_dd = E[(phi^2)''], where the
+    derivatives are those of distributions: a jump counts in each. jumps : the places where f jumps; if there is one,
+    d1_sq is infinite.
     """
 
     mean: float
@@ -267,33 +81,124 @@ class GaussianMoments:
     d2: float
     d1_sq: float
     sq_dd: float
+    jumps: tuple[float, ...] = ()
 
 
 def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
-    """Moments of the activation centred at tau, absolute error about 1e-12.
+    """Moments of the activation centred at tau. `tau` > 0 is the standard deviation of the pre-activation.
 
-    Second derivatives are taken by Stein's lemma, E[g'(tau xi)] = E[xi g(tau xi)] / tau, so that the kinks of a
-    piecewise-linear activation contribute as they must. `tau` > 0 is the standard deviation of the pre-activation.
+    Relative error about 1e-12, where no cancellation interferes (of E|f'|, say, in d1). Where tau is small, d2 has an
+    error of about 1e-17 d1/tau as well, the rounding of the derivative.
+
+    Raises
+    ------
+    ValueError : the function has no finite moments, varies too quickly at this scale (sin at 1e5), or `derivative` is
+        not that of `fn`: its integral is compared with `fn` panel by panel, and d1 with Stein's E[xi f(tau xi)]/tau.
+
+    Notes
+    -----
+    Where f is continuous: d1 = E[f'], and by Stein's lemma, E[g'(tau xi)] = E[xi g(tau xi)]/tau, d2 = E[xi f']/tau and
+    sq_dd = 2 E[xi phi f']/tau, so that the kinks of a piecewise-linear activation contribute as they must. phi is
+    the integral of f' where that is f - f(0) to rounding, as it keeps the digits which f - f(0) loses at small tau.
+
+    Where f jumps: d1 = E[xi phi]/tau, d2 = E[(xi^2 - 1) phi]/tau^2 and sq_dd = E[(xi^2 - 1) phi^2]/tau^2, which hold
+    for any f, and d1_sq = inf. A jump that makes less than 1e-10 of d1 is taken for rounding.
     """
     if not (tau > 0 and math.isfinite(tau)):
         raise ValueError(f"tau must be positive and finite, got {tau}")
+    panels, noise, spread = _resolve(activation, tau)
+    x, weights, (f, df, df_sq) = panels.x, panels.weights, panels.values
+
+    def mean_of(values):
+        return float(np.vdot(weights, values))
+
+    # the integral of df from 0, outwards panel by panel: f less this is constant but for jumps
+    integral, zero = _antiderivative(panels, tau), np.searchsorted(panels.left, 0.0)
+    ends = integral[:, -1]
+    integral += np.concatenate([-np.cumsum(ends[:zero][::-1])[::-1], [0.0], np.cumsum(ends[zero:-1])])[:, None]
+    shifted = f - f[zero, 0]
+    gap, density = (shifted - integral).reshape(-1), panels.density.reshape(-1)[1:] / tau
+    steps = (gap[1:] - gap[:-1]) * density  # what each makes of d1
+    tolerance = _AGREE * mean_of(abs(df))
+    jump = abs(steps) > tolerance + 2 * density * noise.reshape(-1)[1:]
+
+    slope, d1 = mean_of(df), mean_of(x * shifted) / tau
+    if spread or abs(slope + steps[jump].sum() - d1) > tolerance + mean_of((1 + abs(x)) * noise) / tau:
+        at = np.unravel_index(np.argmax(abs(shifted - integral) * panels.density), x.shape)
+        raise ValueError(
+            f"activation {activation.name}: its derivative is not that of its function. From x = 0 to "
+            f"{tau * x[at]:.6g} the function grows by {shifted[at]:.12g}, the integral of the derivative by "
+            f"{integral[at]:.12g}; at scale {tau:.6g}, E[f'] = {slope:.12g}, while by Stein's lemma E[xi f(tau xi)]/tau = {d1:.12g}")
+
+    mean = mean_of(f)
+    if jump.any():
+        phi, curved = f - mean, (x * x - 1) / tau**2
+        return GaussianMoments(mean, mean_of(phi**2), d1, mean_of(curved * phi), math.inf, mean_of(curved * phi**2),
+                               _places(activation, tau, (x.reshape(-1)[1:] + x.reshape(-1)[:-1])[jump] / 2))
+    phi = np.where(abs(gap.reshape(x.shape)) <= noise, integral, shifted)
+    phi = phi - mean_of(phi)
+    return GaussianMoments(mean, mean_of(phi**2), slope, mean_of(x * (df - slope)) / tau, mean_of(df_sq),
+                           2 * mean_of(x * phi * df) / tau)
+
+
+def _resolve(activation, tau):
+    """Panels on which f, f' and f'^2 are resolved and f is the integral of f' but for jumps; the rounding of f there;
+    and whether the two part in so many places that they do not belong together."""
 
     def integrands(xi):
-        x = tau * xi
+        x = torch.from_numpy(tau * xi)
         f, df = activation.fn(x), activation.derivative(x)
         if f.shape != x.shape or df.shape != x.shape:
             raise ValueError(f"activation {activation.name} is not elementwise")
-        return torch.stack([f, f * f, df, xi * df / tau, df * df, 2 * xi * f * df / tau])
+        f, df = f.detach().numpy(), df.detach().numpy()
+        with np.errstate(over="ignore"):  # what is not finite is refused
+            return np.stack([f, df, df * df])
 
+    bound = activation.lipschitz if math.isfinite(activation.lipschitz) else 0.0
+
+    def rounding(panels, largest):  # of f, of its argument, and of intermediate values such as the exp(x) in elu
+        f, df, _ = panels.values
+        return 64 * EPS * (abs(f) + tau * abs(df * panels.x) + bound + np.minimum(bound * tau * abs(panels.x), largest))
+
+    def inspect(panels, scale):
+        # the interpolant of f', and whether its integral is f
+        tail = abs(panels.values[1] @ lobatto().spectrum[-2:].T).max(1) * (panels.right - panels.left)
+        gap = panels.values[0] - _antiderivative(panels, tau)
+        gap = (gap.max(1) - gap.min(1)) * panels.density.max(1)
+        noise = (rounding(panels, largest) * panels.density).max(1)
+        return tail * panels.density.max(1) > 1e-12 * scale[1], gap > 0.01 * _AGREE * tau * scale[1] + noise
+
+    # the activation varies on a scale of 1 in x, about 0 and about its kinks
+    steps = () if activation.slopes else 2.0 ** np.arange(math.ceil(math.log2(max(tau, 1.0)))) / tau
+    edges = graded({0.0, *(k / tau for k in activation.kinks)}, steps)
     try:
-        mean, square, d1, d2, d1_sq, sq_dd = _expectations(integrands, [k / tau for k in activation.kinks]).tolist()
+        largest = abs(integrands(np.linspace(-38, 38, 39))[0]).max() if tau > 1 else math.inf
+        panels, spread = adapt(integrands, edges, np.array([bound, 0.0, 0.0]), inspect)
     except ValueError as error:
         raise ValueError(f"activation {activation.name} at scale {tau:.6g}: {error}") from None
-    return GaussianMoments(mean, square - mean * mean, d1, d2, d1_sq, sq_dd - 2 * mean * d2)
+    return panels, rounding(panels, largest), spread
+
+
+def _antiderivative(panels, tau):
+    """The integral of f' over x = tau xi, from the left end of each panel to each of its nodes."""
+    return tau * (panels.right - panels.left)[:, None] / 2 * (panels.values[1] @ lobatto().integral.T)
+
+
+def _places(activation, tau, jumps):
+    """Where the function jumps, in x: the declared kink or 0 if it is one, each place once."""
+    found = []
+    for place in (tau * jumps).tolist():
+        place = next((k for k in (0.0, *activation.kinks) if abs(place - k) < 1e-11 * tau), place)
+        if not found or place - found[-1] > 1e-11 * tau:
+            found.append(place)
+    return tuple(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Hermite coefficients
+
+_REACH = 16.0
+
 
 def hermite_functions(x: torch.Tensor, degree: int) -> torch.Tensor:
     """h_k(x) exp(-x^2/4) for k = 0 .. degree, shape (degree + 1, *x.shape), with h_k orthonormal under N(0, 1).
@@ -320,7 +225,12 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
 
     Returns
     -------
-    (n, degree + 1) float64 tensor, on the device of `scale`. Absolute error about 1e-13.
+    (n, degree + 1) float64 tensor, on the device of `scale`. Error about 1e-13 of the largest |f(s x)| e^(-x^2/4).
+
+    Raises
+    ------
+    ValueError : f(s xi) is not resolved by 2048 panels (sin at scale 1e3, or a kink that was not declared),
+        or grows too fast (exp at scale 10).
 
     Notes
     -----
@@ -331,28 +241,65 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
         raise ValueError("scale must be one or more positive finite numbers")
     if degree < 0:
         raise ValueError(f"degree must be at least 0, got {degree}")
+    distinct, where = torch.unique(scale, return_inverse=True)
+    kinks = torch.tensor([k for k in activation.kinks if k], dtype=torch.float64, device=scale.device)
+    spectrum = torch.from_numpy(lobatto().spectrum[-2:].T.copy()).to(scale.device)
+
+    def own_edges(edges, s):
+        """(n, panels + 1), or (1, panels + 1) shared by all scales s: kinks sit at another place for each scale."""
+        if not len(kinks):
+            return edges[None]
+        return torch.cat([edges.expand(len(s), -1), (kinks / s[:, None]).clamp(-_REACH, _REACH)], 1).sort(1).values
+
+    def chunks(edges):  # of scales, to bound memory
+        return distinct.split(max(1, int(2e7 / (20 * len(edges) * (degree + 1 if len(kinks) else 1)))))
+
+    def unresolved(edges):  # -> one bool for each panel: at some scale, f is no polynomial there
+        rough = torch.zeros(len(edges) - 1, dtype=torch.bool, device=edges.device)
+        for s in chunks(edges):
+            own = own_edges(edges, s)
+            x, half = _lobatto_panels(own)
+            f = activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4)
+            largest, ends = f.abs().amax((1, 2)), torch.stack([f[:, 0, 0], f[:, -1, -1]]).abs().amax(0)
+            if not (ends <= TOLERANCE * largest).all():
+                raise ValueError(f"activation {activation.name} grows too fast for its Hermite coefficients, or is not "
+                                 f"finite, at scale {s.max().item():.6g}")
+            at_fault = (f @ spectrum).abs().amax(-1) * half > TOLERANCE * largest[:, None]
+            middles = ((own[:, 1:] + own[:, :-1]) / 2).expand(len(s), -1)[at_fault]
+            rough[torch.searchsorted(edges, middles) - 1] = True
+        return rough
+
     # f * density * h_k = f * exp(-x^2/4) * (bounded), negligible beyond 16; h_k oscillates at frequency ~ sqrt(k)
     width = min(0.5, 4 / math.sqrt(degree + 1))
-    nodes, weights = (t.to(scale.device) for t in _legendre(20))
+    edges = np.linspace(-_REACH, _REACH, math.ceil(_REACH / width) * 2 + 1)  # 0 is an edge
+    if not activation.slopes:  # f(s x) varies on a scale of 1/s about 0
+        steps = width * 2.0 ** -np.arange(1, math.ceil(math.log2(max(1.0, 2 * width * scale.max().item()))))
+        edges = np.sort(np.concatenate([edges, steps, -steps]))
+    edges = torch.from_numpy(edges).to(scale.device)
+    while (rough := unresolved(edges)).any():
+        edges = torch.cat([edges, ((edges[1:] + edges[:-1]) / 2)[rough]]).sort().values
+        if len(edges) > 2048:
+            raise ValueError(f"the Hermite coefficients of {activation.name} at scale {scale.max().item():.6g} do not "
+                             "converge: it varies too quickly, or a kink of it is not declared")
 
-    def on_panels(edges, s):  # edges (..., panels + 1) shared by or one row for each of the scales s
-        half = edges.diff() / 2
-        x = ((edges[..., :-1] + half)[..., None] + half[..., None] * nodes).flatten(-2)
-        w = (half[..., None] * weights).flatten(-2) / _SQRT_2PI
-        f = activation.fn(s[:, None] * x) * torch.exp(-x * x / 4) * w
-        table = hermite_functions(x, degree)
-        return f @ table.T if x.ndim == 1 else torch.einsum("nq,knq->nk", f, table)
-
-    n_panels = math.ceil(32 / width / 2) * 2
-    edges = torch.linspace(-16, 16, n_panels + 1, dtype=torch.float64, device=scale.device)  # 0 is an edge
-    if all(k == 0 for k in activation.kinks):
-        return torch.cat([on_panels(edges, s) for s in scale.split(4096)])
-    # kinks sit at another place for each scale: each scale gets its own panels, empty where a kink is out of range
-    distinct, where = torch.unique(scale, return_inverse=True)
-    kinks = torch.tensor(activation.kinks, dtype=torch.float64, device=scale.device)
-    chunk = max(1, int(2e7 / ((degree + 1) * (n_panels + len(kinks)) * 20)))
     rows = []
-    for s in distinct.split(chunk):
-        own = (kinks / s[:, None]).clamp(-16, 16)
-        rows.append(on_panels(torch.cat([edges.expand(len(s), -1), own], 1).sort(1).values, s))
+    for s in chunks(edges):
+        own = own_edges(edges, s)
+        row = torch.zeros(len(s), degree + 1, dtype=torch.float64, device=scale.device)
+        block = max(1, int(2e7 / (20 * len(own) * (degree + 1))))
+        for start in range(0, own.shape[1] - 1, block):
+            x, half = _lobatto_panels(own[:, start:start + block + 1])
+            weights = half[..., None] * torch.from_numpy(lobatto().weights).to(half) / SQRT_2PI
+            f = (activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4) * weights).flatten(1)
+            table = hermite_functions(x.flatten(1), degree)
+            row += f @ table[:, 0].T if len(own) == 1 else torch.einsum("nq,knq->nk", f, table)
+        rows.append(row)
     return torch.cat(rows)[where]
+
+
+def _lobatto_panels(edges):
+    """Nodes (r, panels, 20) and half-widths (r, panels) of the panels between edges (r, panels + 1)."""
+    left, right = edges[:, :-1], edges[:, 1:]
+    half, margin = (right - left) / 2, 4 * EPS * torch.maximum(left.abs(), right.abs())
+    x = (left + half)[..., None] + half[..., None] * torch.from_numpy(lobatto().nodes).to(edges)
+    return torch.clamp(x, (left + margin)[..., None], (right - margin)[..., None]), half

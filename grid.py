@@ -7,16 +7,19 @@ there are.
 """
 
 import math
+from pathlib import Path
 
 from accuracy import plot, print_rates, print_table
 from data_prepare import load_dataset
 from distributed import cost
 from gaussian_integration import load_activation
 from learning_rate import with_own_rate
+from memory import available, shown
 from model import build_model
 from names import DEQS, GENERAL
 from pcdeq import WIDTHS, build_pcdeq
-from train import Config, Result, fingerprint, fingerprint_code, run
+from run_files import Config, Result, fingerprint, fingerprint_code, finished, sweep
+from train import run
 from utils import check_assumptions, estimate_tau0
 
 
@@ -26,6 +29,7 @@ class Grid:
     Attributes
     ----------
     data, tau0 : the data set and its scale, once `load` has been called.
+    narrow : for each model, its network of width 1, which holds all that does not depend on width.
     theories : for each model, the scalars that are printed and logged.
     """
 
@@ -42,7 +46,8 @@ class Grid:
         if a.batch_size > n:
             raise ValueError(f"--batch_size {a.batch_size} is larger than the training set of {n}")
         self.tau0 = estimate_tau0(self.data.X_train)
-        self.theories = {model: self.network(model, 1, 0).describe() for model in a.model}
+        self.narrow = {model: self.network(model, 1, 0) for model in a.model}
+        self.theories = {model: network.describe() for model, network in self.narrow.items()}
 
     def dataset(self) -> str:
         return self.arguments.dataset
@@ -79,7 +84,33 @@ class Grid:
         """The assumptions of the theory that do not hold."""
         a = self.arguments
         return [warning for model in a.model if model in DEQS
-                for warning in check_assumptions(self.network(model, 1, 0).activation, a.asquare, self.tau0)]
+                for warning in check_assumptions(self.narrow[model].activation, a.asquare, self.tau0)]
+
+    def memory(self, config) -> dict[str, int]:
+        """Bytes that the run takes at least, by what takes them."""
+        data, m = self.data, config.dim
+        # a first layer and a readout, and between them a square matrix for an equilibrium or for each further layer
+        squares = len([*self.narrow[config.model].parameters()]) - 2
+        weights = m * (data.X_train.shape[1] + data.n_classes) + squares * m * m
+        scaled = m * m if config.model in DEQS else 0  # sigma_a A/sqrt(m)
+        if config.train == "readout":
+            return {"weights": 4 * (weights + scaled), "features": 4 * m * (len(data.X_train) + len(data.X_test))}
+        return {"weights": 4 * (weights + scaled), "gradients": 4 * (weights + scaled),
+                "optimizer": {"sgd": 0, "adam": 8}[config.opt] * weights, "features": 4 * m * config.batch_size}
+
+    def check_memory(self, configs, device):
+        """Raises ValueError where a run that is still to be made cannot fit, before anything of it is allocated."""
+        free = available(device)
+        if free is None:
+            return
+        for config in configs:
+            parts = self.memory(config)
+            if sum(parts.values()) <= free or self.arguments.resume and finished(config, self.arguments.output_path):
+                continue
+            listed = ", ".join(f"{name} {shown(size)}" for name, size in parts.items() if size)
+            where = "" if device.type == "cpu" else "of the GPU "
+            raise ValueError(f"--dim {config.dim}: {config.model} takes at least {shown(sum(parts.values()))} of memory "
+                             f"({listed}), and {shown(free)} {where}are free: take a smaller width")
 
     def cost(self, config) -> float:
         """What the run takes, beside others."""
@@ -103,7 +134,10 @@ class Grid:
         print_table(self.arguments, results)
         if self.arguments.lr == "auto":
             print_rates(self.arguments)
-        print(f"\nlogs in {self.arguments.output_path}, figure {plot(self.arguments, self.data, results)}")
+        figure = Path(self.arguments.output_path) / f"accuracy_{self.arguments.dataset}.png"
+        sweep(figure)
+        plot(self.arguments, self.data, results, figure)
+        print(f"\nlogs in {self.arguments.output_path}, figure {figure}")
 
 
 class PcDEQGrid(Grid):
@@ -131,6 +165,10 @@ class PcDEQGrid(Grid):
 
     def warnings(self):
         return []  # its equilibrium exists whatever the data
+
+    def memory(self, config):
+        weights = self.theories[config.model]["weights"]
+        return {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
 
     def settings(self, model):
         a = self.arguments

@@ -6,6 +6,7 @@ ones, are a log of their own, `{dim}_predicted_{model}_{dataset}.json`: two netw
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +24,8 @@ from kernel_runs import plan, run_machine, subset
 from memory import available
 from model import build_model
 from names import DEQS, UNMATCHED
-from run_files import Config, Result, RunFiles, fingerprint, log_path
-from utils import atomic_write, check_assumptions, estimate_tau0
+from run_files import Config, RunFiles, fingerprint, finished, log_path, whole_file
+from utils import check_assumptions, estimate_tau0
 
 WIDTHLESS = "inf"  # what is called the width of a kernel machine
 
@@ -104,7 +105,7 @@ class ExactGrid(Grid):
 
     def _write_predicted(self, config, predicted, team):
         if team.rank == 0:
-            with atomic_write(log_path(config, self.arguments.output_path, "predicted"), "w") as file:
+            with whole_file(log_path(config, self.arguments.output_path, "predicted"), "w") as file:
                 json.dump({"predicted": predicted.tolist(), "labels": self.data.y_test.tolist()}, file)
 
     def report(self, results):
@@ -126,23 +127,23 @@ class KernelGrid(ExactGrid):
     def cost(self, config):
         return 1  # every rank shares every run
 
-    def plan(self, config, size=1):
-        """Raises ValueError where the run does not fit into memory."""
+    def plan(self, config, size):
+        """How the run fits into memory, shared by `size` ranks; ValueError where it does not."""
         (n, p), m = self.data.X_train.shape, len(self.data.X_test)
         loaded = 4 * (n + m) * p
         memory = self.arguments.memory or 0.9 * (available() or math.inf) + loaded
         return plan(config.train_size or n, m, p, memory, loaded, size)
 
-    def configs(self):
-        configs = super().configs()
-        for config in configs:  # before anything is computed
-            self.plan(config)
-        return configs
+    def check_memory(self, configs, device):
+        a = self.arguments
+        if a.device not in (None, "cpu"):
+            raise ValueError(f"--device {a.device}: --train kernel runs on the CPU")
+        for config in configs:
+            if not (a.resume and finished(config, a.output_path)):
+                self.plan(config, int(os.environ.get("WORLD_SIZE", 1)) if a.together else 1)
 
     def solve(self, config, device, team):
         a = self.arguments
-        if device.type != "cpu":
-            raise ValueError("--train kernel runs on the CPU: pass --device cpu")
         files = Path(a.save_path) / f"inf_{config.label}_{config.dataset}_seed{config.seed}_{config.key}"
         if not a.resume:
             for left in files.parent.glob(f"{files.name}.*"):  # of a killed run
@@ -158,6 +159,12 @@ class RidgeGrid(ExactGrid):
     def cost(self, config):
         n, m, p = config.train_size or len(self.data.X_train), config.dim, self.data.X_train.shape[1]
         return (n + len(self.data.X_test)) * m * (p + m * (13 if config.model in DEQS else 1)) + n * m * m
+
+    def memory(self, config):
+        m, p = config.dim, self.data.X_train.shape[1]
+        squares = len([*self.networks[config.model, config.depth].parameters()]) - 2
+        # the sums of the two parts and of all samples, and the matrix that is factorised
+        return {"weights": 4 * (m * (p + self.data.n_classes) + squares * m * m), "normal equations": 5 * 8 * m * m}
 
     def solve(self, config, device, team):
         model = self.network(config.model, config.dim, config.seed, config.depth).to(device)

@@ -10,15 +10,20 @@
 mathematics, and nothing heavy is imported before the flags are known to be good.
 """
 
-import sys
-import warnings
+import interrupts
+
+if __name__ == "__main__":
+    interrupts.leave_at_once()
+
+import sys  # noqa: E402
+import warnings  # noqa: E402
 
 # scripts take names of accuracy, flags and names from here
-from accuracy import LOOKS, mean_std, print_theory  # noqa: F401
-from distributed import RESUME, World
-from flags import (BAD_INPUT, FAILED, INTERRUPTED, bounded_float, natural_int, parse_arguments,  # noqa: F401
+from accuracy import LOOKS, mean_std, print_theory  # noqa: E402, F401
+from distributed import RESUME, World  # noqa: E402
+from flags import (BAD_INPUT, FAILED, INTERRUPTED, bounded_float, natural_int, parse_arguments,  # noqa: E402, F401
                    positive_int)
-from names import DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS  # noqa: F401
+from names import DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS  # noqa: E402, F401
 
 
 def main(argv=None):
@@ -33,6 +38,8 @@ def main(argv=None):
             parser.error(str(error))
         except (RuntimeError, OSError) as error:
             parser.exit(FAILED, f"{parser.prog}: failed: {error}\n")
+        except MemoryError as error:
+            parser.exit(FAILED, f"{parser.prog}: failed: out of memory ({error})\n")
         except KeyboardInterrupt as error:
             parser.exit(INTERRUPTED, f"{parser.prog}: {error if error.args else 'interrupted'}; {RESUME}\n")
 
@@ -44,6 +51,7 @@ def experiment(parser, arguments, world):
         from train import Result, check_output
         from utils import get_device
 
+        interrupts.raise_from_now_on()
         folders = arguments.output_path, arguments.save_path
         world.form()
         world.await_leader(*folders)
@@ -51,6 +59,7 @@ def experiment(parser, arguments, world):
         grid = GRIDS[arguments.train](arguments)
         grid.load(device)
         configs = grid.configs()
+        grid.check_memory(configs, device)
         if world.rank == 0:  # the others come when it may have begun to write there
             check_output(configs, arguments.output_path)
         world.let_start("-".join(config.key for config in configs), *folders)
@@ -66,4 +75,7 @@ def experiment(parser, arguments, world):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        interrupts.ignore()

@@ -23,7 +23,7 @@ import torch
 from gaussian_integration import Activation
 
 _REACH = 9.0  # exp(-r^2/2) is 3e-18 there
-_CHUNK = 4_000_000  # nodes at a time
+_CHUNK = 300_000  # nodes at a time, that stay in the cache
 
 
 def _legendre(n):
@@ -38,16 +38,16 @@ def _panels(edges, n):
     return ((edges[..., :-1, None] + width * nodes).flatten(-2), (width * weights).flatten(-2))
 
 
-def _graded(scale):
-    """1/2, 1/4, ... down to where an activation of this scale has its features, of size 1 about 0."""
-    return 0.5 ** torch.arange(1, 1 + max(1, math.ceil(math.log2(4 * scale + 1))), dtype=torch.float64)
+def _graded(scale, feature=1.0):
+    """1/2, 1/4, ... down to where an activation of this scale has its features, of this size about 0."""
+    return 0.5 ** torch.arange(1, 1 + max(1, math.ceil(math.log2(4 * scale / feature + 1))), dtype=torch.float64)
 
 
 def _angles(a, b, sign, theta, kinks, n):
     """Nodes and weights (pairs, n_w) of the angle w over a full turn."""
     pairs, pi = len(a), math.pi
     zero = torch.stack([-pi / 2 - theta / 2, -pi / 2 + theta / 2, pi / 2 - theta / 2, pi / 2 + theta / 2], 1)
-    offsets = pi / 2 * _graded(max(a.max().item(), b.max().item()))
+    offsets = pi / 2 * _graded(max(a.max().item(), b.max().item()), min([1.0, *(abs(k) for k in kinks if k)]))
     offsets = torch.cat([-offsets.flip(0), offsets])
     edges = [zero, (zero[..., None] + offsets).flatten(1)]
     for k in kinks:
@@ -70,11 +70,12 @@ def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes
     out = torch.empty(2, len(a), dtype=torch.float64)
     radii = torch.cat([torch.tensor([0, 1, 2, 3.5, 5.5, _REACH]), _graded(max(a.max().item(), b.max().item()))])
     radii = radii.unique()
-    breaks = [k for k in activation.kinks if k]
+    kinks = [k if abs(k) > 1e-12 * max(a.max().item(), b.max().item()) else 0.0 for k in activation.kinks]
+    breaks = [k for k in kinks if k]
     per_pair = nodes**2 * (12 + 8 * len(radii)) * (len(radii) + 2 * len(breaks))
     for chunk in torch.arange(len(a)).split(max(1, _CHUNK // per_pair)):
         a_, b_, sign_, theta_ = (t[chunk] for t in (a, b, sign, theta))
-        w, weight = _angles(a_, b_, sign_, theta_, activation.kinks, nodes)
+        w, weight = _angles(a_, b_, sign_, theta_, kinks, nodes)
         along = torch.stack([a_[:, None] * torch.cos(w - theta_[:, None] / 2),
                              (sign_ * b_)[:, None] * torch.cos(w + theta_[:, None] / 2)])  # u/r and v/r
         if breaks:
@@ -99,17 +100,20 @@ def _rounding(apart, dot, ab):
 
 
 def _resolved(activation, centre, a, b, sign, theta):
-    """The number of nodes a panel with which `pair_moments` agrees with a finer rule, tried on some of the pairs."""
+    """A number of nodes a panel with which `pair_moments` agrees, to 1e-10, with a coarser rule: tried on some of the pairs.
+
+    The error of a Gauss-Legendre rule falls geometrically, so that the finer of the two has about 1e-14.
+    """
     some = torch.cat([torch.stack([t.argmin(), t.argmax()]) for t in (a, b, theta)]).unique()
     a, b, sign, theta = (t[some] for t in (a, b, sign, theta))
-    nodes, coarse = 10, pair_moments(activation, centre, a, b, sign, theta, 10)
+    nodes, coarse = 8, pair_moments(activation, centre, a, b, sign, theta, 8)
     while nodes < 100:
         finer = math.ceil(1.5 * nodes)
         fine = pair_moments(activation, centre, a, b, sign, theta, finer)
         apart, dot = fine
         floor = torch.stack([_rounding(apart, dot, a * b), torch.zeros_like(a)])
-        if ((coarse - fine).abs() <= 1e-12 * fine.abs().amax(1, keepdim=True) + floor).all():
-            return nodes
+        if ((coarse - fine).abs() <= 1e-10 * fine.abs().amax(1, keepdim=True) + floor).all():
+            return finer
         nodes, coarse = finer, fine
     raise ValueError(f"the kernel of {activation.name} between nearly parallel samples does not converge: it is not smooth "
                      "between its declared kinks; declare them (Activation(..., kinks=...)), or remove such samples")
@@ -140,13 +144,13 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
             excess = 2 * ab * eta + radial - right
             noise = 1e-14 * (radial + right) + sigma_a2 * _rounding(apart, dot, ab)
             step = torch.where(excess.abs() <= noise, 0.0, excess / slope)  # parallel to rounding is parallel
-            eta = (eta - step).clamp(0, 1)
-            if (step.abs() <= 1e-13 * eta).all():
+            before, eta = eta, (eta - step).clamp(0, 1)
+            if ((eta - before).abs() <= 1e-13 * eta).all():
                 return eta, apart, dot
         raise ValueError(f"Newton's method did not converge for {activation.name} between nearly parallel samples: step "
                          f"{step.abs().max().item():.2g}")
 
-    nodes = 10
+    nodes = 12
     while True:
         eta, apart, dot = solve(nodes)
         needed = _resolved(activation, centre, a, b, sign, angle(eta))

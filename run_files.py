@@ -5,6 +5,8 @@ other than 0 in the folder `seed_s`), one line in `metrics.jsonl`, and a checkpo
 killed run goes on to the same bytes.
 """
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -14,6 +16,7 @@ from pathlib import Path
 import torch
 
 from data_prepare import Dataset
+from interrupts import RESUME
 from utils import atomic_write
 
 # settings that Config did not always have: where they are empty they do not enter the key, so that a run keeps the key,
@@ -98,7 +101,12 @@ def checkpoint_path(config: Config, save_path) -> Path:
 
 
 def best_path(config: Config, save_path) -> Path:
-    """The weights after the epoch of the best test accuracy, where every weight is trained."""
+    """Where the weights are kept that were best by test accuracy, of runs that train every weight.
+
+    The published code of the pcDEQs keeps such weights, so they are here too; but what is chosen on the test set is no
+    estimate of what a network does on new data. Logs, tables and figures report the last epoch, whatever the test
+    accuracy of the others.
+    """
     return checkpoint_path(config, save_path).with_suffix(".best.pt")
 
 
@@ -120,6 +128,26 @@ def _last_byte(path: Path) -> bytes:
         return file.read()
 
 
+@contextlib.contextmanager
+def whole_file(path: Path, mode: str = "wb"):
+    """`utils.atomic_write` for a log or a checkpoint, whose OSError says which file could not be written, and why."""
+    try:
+        with atomic_write(path, mode) as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save makes it a RuntimeError
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(f"{path} could not be written ({cause.strerror or cause}); {RESUME}") from None
+
+
+def sweep(*paths: Path) -> None:
+    """Removes the temporary files of `utils.atomic_write` that a kill has left beside these files."""
+    for path in paths:
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            stale.unlink(missing_ok=True)
+
+
 def check_output(configs: list[Config], output_path) -> None:
     """Raises ValueError if the folder holds a log of the same name that another configuration wrote."""
     owner = {(r["dim"], r["model"], r["dataset"], r["seed"]): r["run"]
@@ -138,15 +166,25 @@ class Result:
     seconds: float
 
 
+def finished(config: Config, output_path) -> bool:
+    """Whether the log has all epochs; whose log it is, `check_output` knows."""
+    path = log_path(config, output_path, "test")
+    return path.exists() and len(json.loads(path.read_text())) >= config.epoch
+
+
 class RunFiles:
-    """The files of one run: accuracy logs, metrics lines, checkpoint. Of ranks that share a run one `writes`."""
+    """The files of one run: accuracy logs, metrics lines, checkpoint, and the weights that were best by test accuracy
+    (`best_path`). Of ranks that share a run one `writes`."""
 
     def __init__(self, config: Config, output_path, save_path, writes: bool = True):
         self.config, self.output_path, self.writes = config, Path(output_path), writes
         self.checkpoint, self.best = checkpoint_path(config, save_path), best_path(config, save_path)
         self.history: list[dict] = []
         self.setup_seconds = 0.0  # building the network and its features, over all attempts
+        self.logs = {split: log_path(config, output_path, split) for split in ("train", "test")}
         self.output_path.mkdir(parents=True, exist_ok=True)
+        if writes:
+            sweep(self.checkpoint, self.best, *self.logs.values())
 
     def restore(self, device) -> dict | None:
         """State of the checkpoint, with the history and the logs brought up to it; None if there is none."""
@@ -172,10 +210,10 @@ class RunFiles:
             self.history.append(record)
             return
         if "model" in state and all(record["test_accuracy"] > r["test_accuracy"] for r in self.history):
-            with atomic_write(self.best) as file:
+            with whole_file(self.best) as file:
                 torch.save(state["model"], file)
         self.history.append(record)
-        with atomic_write(self.checkpoint) as file:
+        with whole_file(self.checkpoint) as file:
             torch.save({**state, "history": self.history, "setup_seconds": self.setup_seconds}, file)
         self._write_logs()
         self.note("epoch", **record)
@@ -186,10 +224,10 @@ class RunFiles:
     def _write_logs(self):
         if not self.writes:
             return
-        for split in ("train", "test"):
+        for split, path in self.logs.items():
             if f"{split}_accuracy" not in self.history[0]:  # an exact readout is not tried on its training samples
                 continue
-            with atomic_write(log_path(self.config, self.output_path, split), "w") as file:
+            with whole_file(path, "w") as file:
                 json.dump([record[f"{split}_accuracy"] for record in self.history], file)
 
     def note(self, event: str, **values) -> None:
@@ -201,8 +239,13 @@ class RunFiles:
                 **values}
         path = self.output_path / "metrics.jsonl"
         torn = b"\n" if path.exists() and _last_byte(path) not in (b"\n", b"") else b""  # a line cut short by a kill
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        data = torn + (json.dumps(line) + "\n").encode()
         try:
-            os.write(handle, torn + (json.dumps(line) + "\n").encode())
-        finally:
-            os.close(handle)
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                while data:  # a second time where the disk is full, for its error
+                    data = data[os.write(handle, data):]
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise OSError(f"{path} could not be written ({error.strerror}); {RESUME}") from None

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data_prepare import Dataset
 from distributed import Team
+from fixed_point import ConvergenceError
 from pcdeq import augment, keep_nonnegative
 from run_files import (Config, Result, RunFiles, best_path, check_output, checkpoint_path, fingerprint,  # noqa: F401
                        fingerprint_code, log_path, read_metrics)
@@ -24,7 +25,7 @@ from utils import generator
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (the loss is no longer a number); the logs so far are kept."""
+    """Training cannot go on (the loss is no longer a number, or an equilibrium is lost); the logs so far are kept."""
 
 
 def extract_features(model, X: torch.Tensor, device="cpu", batch_size: int = 512) -> tuple[torch.Tensor, int]:
@@ -186,6 +187,18 @@ class PcDEQTask(FullTask):
 TASKS = {"readout": ReadoutTask, "full": FullTask, "pcdeq": PcDEQTask}
 
 
+def has_equilibrium(model, data: Dataset, device) -> bool:
+    """Whether the solver finds the model's equilibrium for every sample."""
+    try:
+        with torch.no_grad():
+            for X in (data.X_train, data.X_test):
+                for x in X.split(512):
+                    model(x.to(device))
+    except ConvergenceError:
+        return False
+    return True
+
+
 def run(config: Config, data: Dataset, make_model, output_path, save_path, device="cpu", resume: bool = False,
         team: Team | None = None) -> Result:
     """Train one model and write its logs.
@@ -198,7 +211,8 @@ def run(config: Config, data: Dataset, make_model, output_path, save_path, devic
 
     Raises
     ------
-    TrainingError : the loss is no longer finite. ConvergenceError : an equilibrium was not found.
+    TrainingError : the loss is no longer finite, or an equilibrium that the initial weights have is lost.
+    ConvergenceError : the initial weights have no equilibrium that the solver finds.
     """
     files = RunFiles(config, output_path, save_path, writes=team is None or team.rank == 0)
     state = files.restore(device) if resume else None
@@ -216,9 +230,17 @@ def run(config: Config, data: Dataset, make_model, output_path, save_path, devic
     for epoch in tqdm(epochs, desc=config.title, leave=False, disable=None, delay=1):
         start = time.perf_counter()
         order = torch.randperm(len(data.X_train), generator=generator(config.seed, "order", epoch)).to(device)
-        record = {"epoch": epoch, **task.epoch(order), **task.evaluate()}
+        advice = f"take a smaller --lr (it was {config.lr:g}). The logs up to epoch {epoch - 1} are kept"
+        try:
+            record = {"epoch": epoch, **task.epoch(order), **task.evaluate()}
+        except ConvergenceError as error:
+            if config.train == "readout" or not has_equilibrium(make_model().to(device), data, device):
+                raise
+            worst, iterations = error.solution.residual.max().item(), error.solution.iterations
+            raise TrainingError(f"{config.title}: the steps of epoch {epoch} lost the equilibrium, which the initial "
+                                f"weights have (relative residual {worst:.3g} after {iterations} iterations); "
+                                f"{advice}") from None
         if not math.isfinite(record["train_loss"] + record["test_loss"]):
-            raise TrainingError(f"{config.title}: the loss became {record['train_loss']} in epoch {epoch}; "
-                                f"take a smaller --lr (it was {config.lr:g}). The logs up to epoch {epoch - 1} are kept")
+            raise TrainingError(f"{config.title}: the loss became {record['train_loss']} in epoch {epoch}; {advice}")
         files.epoch_done({**record, "seconds": time.perf_counter() - start}, task.state())
     return files.result()

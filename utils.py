@@ -28,6 +28,25 @@ def check_sigma_a2(sigma_a2: float) -> None:
         raise ValueError(f"sigma_a^2 must lie in (0, 1), got {sigma_a2}")
 
 
+def check_stable(activation: Activation, sigma_a2: float, d1_sq: float, jumps=()) -> None:
+    """Refuses a DEQ whose equilibrium is not stable: E[f'^2] at its scale tau_*, `d1_sq`, must be below 1/sigma_a^2.
+
+    A small change of the state grows by sigma_a^2 E[f'^2] with each application of a wide layer, so that from 1 on the
+    iteration does not settle, and the tangent kernel is infinite. `jumps` : the places where f jumps, for the message.
+    """
+    if math.isinf(d1_sq):
+        raise ValueError(f"E[f'^2] of {activation.name} is infinite, {jump_places(jumps)}: at no sigma_a^2 has the DEQ "
+                         "a stable equilibrium; take a continuous activation")
+    if sigma_a2 * d1_sq >= 1:
+        raise ValueError(f"the DEQ of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable equilibrium: "
+                         f"sigma_a^2 E[phi'^2] = {sigma_a2 * d1_sq:.4g} must be below 1; take a smaller sigma_a^2")
+
+
+def jump_places(jumps) -> str:
+    shown = ", ".join(f"{x:.6g}" for x in jumps[:3]) + (f" and {len(jumps) - 3} more places" if len(jumps) > 3 else "")
+    return f"as it jumps at x = {shown}" if jumps else "as it jumps"
+
+
 def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
     """tau_*, the positive solution of tau^2 = sigma_a^2 Var[f(tau xi)] + sigma_b^2 tau_0^2 (paper, before Theorem 1).
 
@@ -36,7 +55,8 @@ def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
 
     Raises
     ------
-    ValueError : sigma_a^2 outside (0, 1), tau_0 not positive, or no fixed point below 1e8 tau_0.
+    ValueError : sigma_a^2 outside (0, 1), tau_0 not positive, no fixed point below 1e8 max(tau_0, 1),
+        or an activation whose moments `gaussian_moments` refuses.
     """
     check_sigma_a2(sigma_a2)
     if not (tau0 > 0 and math.isfinite(tau0)):
@@ -51,7 +71,7 @@ def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
     high = low / math.sqrt(slack) * (1 + 1e-9) if slack > 0 else 1.1 * low
     while excess(high) > 0:
         low, high = high, 1.1 * high  # small steps: the excess may dip below 0 for a short while only
-        if high > 1e8 * tau0:
+        if high > 1e8 * max(tau0, 1.0):
             raise ValueError(f"no tau_* exists for activation {activation.name} at sigma_a^2 = {sigma_a2}: "
                              "sigma_a^2 Var[f(tau xi)] outgrows tau^2; take a smaller sigma_a^2")
     return brentq(excess, low, high, xtol=1e-16 * low, rtol=4 * torch.finfo(torch.float64).eps) if excess(low) > 0 else low
@@ -60,11 +80,11 @@ def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
 def check_assumptions(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> list[str]:
     """The conditions of the paper's Assumption (3) that fail, one sentence each; an empty list if all hold."""
     failed = []
-    bound = 1 / (4 * activation.lipschitz**2)
-    if sigma_a2 >= bound:
-        failed.append(f"sigma_a^2 = {sigma_a2:g} is not below 1/(4 L^2) = {bound:.4g} (L = {activation.lipschitz:.4g} "
-                      f"for {activation.name}): the equilibrium need not exist or be unique")
-    curvature = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0)).sq_dd
+    moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
+    lipschitz, curvature = math.inf if moments.jumps else activation.lipschitz, moments.sq_dd
+    if 4 * sigma_a2 * lipschitz**2 >= 1:
+        failed.append(f"sigma_a^2 = {sigma_a2:g} is not below 1/(4 L^2) = {1 / (4 * lipschitz**2):.4g} (L = "
+                      f"{lipschitz:.4g} for {activation.name}): the equilibrium need not exist or be unique")
     if curvature > 0 and sigma_a2 >= 2 / curvature:
         failed.append(f"sigma_a^2 = {sigma_a2:g} is not below 2/E[(phi^2)''] = {2 / curvature:.4g} at tau_*: "
                       "the diagonal of the kernel need not converge")

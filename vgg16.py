@@ -153,6 +153,6 @@ def _imagenet_vgg16():
     try:
         net = vgg16(weights=weights)
     except Exception as error:  # no network, no space: torch.hub raises many kinds
-        raise DataError(f"torchvision's VGG16 weights could not be downloaded ({one_line(error)}); leave --vgg_path out "
-                        f"to use the weights in {VGG16_WEIGHTS.parent}") from None
+        raise DataError(f"torchvision's VGG16 weights could not be downloaded ({one_line(error)}); leave --vgg_path "
+                        f"out to use the weights in {VGG16_WEIGHTS.parent}") from None
     return _ImageNetVGG16(net.features, weights.transforms().mean, weights.transforms().std)

@@ -7,7 +7,9 @@ The second is a warm restart (Loshchilov & Hutter, 2017): the schedule once more
 SGD with Nesterov momentum under a one-cycle schedule (Smith & Topin, 2018), label smoothing, random crops, flips and
 cutout (DeVries & Taylor, 2017); bfloat16 autocast and channels-last, which halve the time of an epoch on a CPU that has
 bfloat16.
-The test images are looked at once, at the end, with the weights as written and in float32.
+The test images are looked at once, at the end, with the weights as written and in float32. With --val, some training
+images are held out, and the epoch with the best accuracy on them is written, or the weights of --init, where no epoch
+is better: which epoch and which restart to keep is then decided without the test images. Without it, the last epoch is.
 After each epoch --checkpoint holds all that --resume needs to go on as if nothing had happened.
 """
 
@@ -23,7 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_prepare import CIFAR10_MEAN, VGG16, cifar10_images, load_vgg16  # noqa: E402
-from main import positive_int  # noqa: E402
+from main import natural_int, positive_int  # noqa: E402
 from utils import atomic_write, generator, get_device  # noqa: E402
 
 PAD = 4          # pixels of shift in random crops, either way
@@ -44,7 +46,8 @@ def augment(images, mirrored, size, draws, cutout=0):
     if cutout:
         first = torch.randint(size, (2, b, 1), generator=draws) - cutout // 2
         down, across = (pixel >= first) & (pixel < first + cutout)
-        crops[down[:, :, None] & across[:, None, :]] = torch.tensor([round(255 * m) for m in CIFAR10_MEAN], dtype=crops.dtype)
+        mean = torch.tensor([round(255 * m) for m in CIFAR10_MEAN], dtype=crops.dtype)
+        crops[down[:, :, None] & across[:, None, :]] = mean
     return crops.permute(0, 3, 1, 2)
 
 
@@ -60,10 +63,25 @@ def accuracy(net, images, labels, batch_size=500):
     net.eval()
     device = next(net.parameters()).device
     right = 0
-    for x, y in tqdm(zip(images.split(batch_size), labels.split(batch_size)), "test", -(-len(images) // batch_size),
+    for x, y in tqdm(zip(images.split(batch_size), labels.split(batch_size)), "accuracy", -(-len(images) // batch_size),
                      disable=None, leave=False):
         right += (net(x.to(device)).argmax(1).cpu() == y).sum().item()
     return right / len(images)
+
+
+def held_out(labels, count):
+    """Which of the labels (n,) are the validation set, (n,) bool: `count`, as evenly over the classes as it goes.
+
+    The same for every seed of the training: a warm restart must not train on what it is judged by.
+    """
+    found = torch.zeros(len(labels), dtype=torch.bool)
+    order, classes = torch.randperm(len(labels), generator=generator("validation")), labels.unique()
+    for index, label in enumerate(classes):
+        rows, share = order[labels[order] == label], count // len(classes) + (index < count % len(classes))
+        if share >= len(rows):
+            raise ValueError(f"--val {count} leaves no training image of class {label}, which has {len(rows)}")
+        found[rows[:share]] = True
+    return found
 
 
 def train(args):
@@ -72,11 +90,15 @@ def train(args):
         raise ValueError(f"--cutout must be 0 to 32 pixels, got {args.cutout}")
     start = load_vgg16(args.init).state_dict() if args.init else None  # before the images, which take a while
     data = cifar10_images(args.dataset_path)
-    if args.batch_size > len(data.train):
-        raise ValueError(f"--batch_size {args.batch_size} is more than the {len(data.train)} training images")
+    validation = held_out(data.train_labels, args.val)
+    train_images, train_labels = data.train[~validation], data.train_labels[~validation]
+    if args.batch_size > len(train_images):
+        raise ValueError(f"--batch_size {args.batch_size} is more than the {len(train_images)} training images")
     settings = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size", "lr", "warmup", "weight_decay",
                                                        "dropout", "small_crops", "cutout")}
     settings["init"] = hashlib.sha256(Path(args.init).read_bytes()).hexdigest() if args.init else ""
+    if args.val:  # checkpoints from before there was one have no such setting
+        settings["val"] = args.val
     torch.manual_seed(args.seed)  # initial weights and dropout
     draws = generator("vgg", args.seed)  # order, crops and flips
     net = VGG16(args.dropout)
@@ -84,24 +106,35 @@ def train(args):
         net.load_state_dict(start)
     net.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, nesterov=True, weight_decay=args.weight_decay)
-    checkpoint, first = Path(args.checkpoint), 0
+    checkpoint, first, best = Path(args.checkpoint), 0, {"accuracy": -1.0}  # the best epoch on the validation set
+
+    def validated(epoch):
+        reached = accuracy(net, data.train[validation], data.train_labels[validation])
+        net_now = {name: value.cpu().clone() for name, value in net.state_dict().items()}
+        return reached, {"accuracy": reached, "epoch": epoch, "net": net_now} if reached > best["accuracy"] else best
+
     if args.resume and checkpoint.exists():
         try:
             state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         except Exception as error:  # a damaged file raises many kinds
-            raise ValueError(f"{checkpoint}: damaged ({type(error).__name__}); delete it, or run without --resume") from None
+            raise ValueError(f"{checkpoint}: damaged ({type(error).__name__}); delete it, "
+                             "or run without --resume") from None
         if state["settings"] != settings:
-            raise ValueError(f"{checkpoint}: was written with {state['settings']}; resume with the same, or without --resume")
+            raise ValueError(f"{checkpoint}: was written with {state['settings']}; resume with the same, "
+                             "or without --resume")
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         draws.set_state(state["draws"])
-        first = state["epoch"]
+        first, best = state["epoch"], state.get("best", best)
+    elif args.val and args.init:
+        reached, best = validated(0)
+        print(f"{args.init}: validation accuracy {reached:.4f}", flush=True)
 
     # half of the images are mirrored in even epochs and the others in odd ones, so that two epochs show both sides of
     # each; worth more in a short training than fresh coin tosses (Jordan, arXiv 2404.00498)
-    mirrored = torch.rand(len(data.train), generator=generator("mirror", args.seed)) < 0.5
-    images = pad(data.train, (PAD,) * 4, mode="reflect").permute(0, 2, 3, 1).contiguous()
+    mirrored = torch.rand(len(train_images), generator=generator("mirror", args.seed)) < 0.5
+    images = pad(train_images, (PAD,) * 4, mode="reflect").permute(0, 2, 3, 1).contiguous()
     per_epoch = len(images) // args.batch_size  # the incomplete batch is left to another epoch's order
     steps = args.epochs * per_epoch
     for epoch in range(first, args.epochs):
@@ -113,7 +146,7 @@ def train(args):
         for i, index in enumerate(batches):
             optimizer.param_groups[0]["lr"] = args.lr * one_cycle(epoch * per_epoch + i, steps, args.warmup)
             x = augment(images[index], mirrored[index] ^ bool(epoch % 2), size, draws, args.cutout).to(device)
-            y = data.train_labels[index].to(device)
+            y = train_labels[index].to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 logits = net(x)
             loss = cross_entropy(logits.float(), y, label_smoothing=SMOOTHING)
@@ -124,12 +157,22 @@ def train(args):
             right += (logits.argmax(1) == y).sum().item()
         if not total < float("inf"):
             raise ValueError(f"the loss became {total / per_epoch} in epoch {epoch + 1}; take a smaller --lr")
+        state = {"settings": settings, "epoch": epoch + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict(),
+                 "rng": torch.get_rng_state(), "draws": draws.get_state()}
+        told = (f"epoch {epoch + 1}/{args.epochs}: loss {total / per_epoch:.4f}, "
+                f"training accuracy {right / len(order):.4f}, ")
+        if args.val:
+            reached, best = validated(epoch + 1)
+            state["best"] = best
+            told += f"validation accuracy {reached:.4f}, "
         with atomic_write(checkpoint) as file:
-            torch.save({"settings": settings, "epoch": epoch + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict(),
-                        "rng": torch.get_rng_state(), "draws": draws.get_state()}, file)
-        print(f"epoch {epoch + 1}/{args.epochs}: loss {total / per_epoch:.4f}, training accuracy {right / len(order):.4f}, "
-              f"{time.time() - began:.0f} s", flush=True)
+            torch.save(state, file)
+        print(f"{told}{time.time() - began:.0f} s", flush=True)
 
+    if args.val:
+        net.load_state_dict(best["net"])
+        kept = f"epoch {best['epoch']}" if best["epoch"] else f"{args.init}: no epoch is better"
+        print(f"kept by validation accuracy {best['accuracy']:.4f} on {args.val} images: {kept}", flush=True)
     with atomic_write(args.output) as file:
         torch.save({name: v.half() if v.is_floating_point() else v for name, v in net.state_dict().items()}, file)
     net.load_state_dict(torch.load(args.output, weights_only=True, map_location="cpu"))
@@ -148,7 +191,8 @@ def share(text):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_path", default="data", help="holds cifar10/{train,test}/<class>/ or torchvision's archive")
+    parser.add_argument("--dataset_path", default="data",
+                        help="holds cifar10/{train,test}/<class>/ or torchvision's archive")
     parser.add_argument("--output", default="pretrained/cifar10_vgg16.pth")
     parser.add_argument("--checkpoint", default="checkpoints/cifar10_vgg16.ckpt")
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
@@ -161,9 +205,13 @@ def main(argv=None):
     parser.add_argument("--weight_decay", type=float, default=5e-4)
     parser.add_argument("--dropout", type=float, default=0.2, help="in the head")
     parser.add_argument("--small_crops", type=share, default=0.75, metavar="SHARE",
-                        help="of the epochs, the first ones, that see 24 x 24 pixels, at two thirds of the cost (default: 0.75)")
+                        help="of the epochs, the first ones, that see 24 x 24 pixels, at two thirds of the cost "
+                             "(default: 0.75)")
     parser.add_argument("--cutout", type=int, default=0, metavar="PIXELS",
                         help="side of the square that is taken out of each training image (default: 0)")
+    parser.add_argument("--val", type=natural_int, default=0, metavar="IMAGES",
+                        help="training images, evenly over the classes, that are held out to choose the epoch that is "
+                             "written, such as 5000 (default: 0, the last epoch is written)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
     args = parser.parse_args(argv)

@@ -9,6 +9,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the full-size checks too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: a full-size check, run with --slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
 @pytest.fixture
 def real_data():
     """The folder with the real MNIST; the test is skipped where it is not."""

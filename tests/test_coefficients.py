@@ -168,11 +168,74 @@ def test_monte_carlo_deq_of_width_4000():
 
 
 def test_an_unstable_fixed_point_is_refused(monkeypatch):
-    square = Activation("square", lambda x: x * x, lambda x: 2 * x)
-    upper = math.sqrt((1 + math.sqrt(0.28)) / 3.6)  # the second root of tau^2 = 0.9 * 2 tau^4 + 0.1
-    monkeypatch.setattr("coefficients.get_tau", lambda *_: upper)
-    with pytest.raises(ValueError, match="no stable fixed point.* = 1.529"):
-        implicit_ck(square, 0.9)
+    fourth = Activation("fourth", lambda x: x**4, lambda x: 4 * x**3)
+    tau = (0.8 / 0.9 / 240) ** (1 / 6)  # sigma_a^2 E[phi'^2] = 0.9 * 240 tau^6 = 0.8, E[phi phi''] = 144 tau^6
+    monkeypatch.setattr("coefficients.get_tau", lambda *_: tau)
+    with pytest.raises(ValueError, match="no stable fixed point.* = 1.28 "):
+        implicit_ck(fourth, 0.9)
+
+
+@pytest.mark.parametrize("coefficients", [implicit_ck, implicit_ntk])
+def test_a_deq_without_a_stable_equilibrium_is_refused(coefficients):
+    selu, sigma_a2, tau0 = ACTIVATIONS["selu"], 0.946, 0.525
+    # its scalar fixed point is fine, and hides that small differences grow
+    tau = get_tau(selu, sigma_a2, tau0)
+    m = gaussian_moments(selu, tau)
+    assert sigma_a2 * m.sq_dd / 2 < 1 < sigma_a2 * m.d1_sq
+    # states of correlation 1 - distance, u, v = tau (sqrt(1 - distance/2) x +- sqrt(distance/2) y), part with each layer
+    x = torch.linspace(-9, 9, 20001, dtype=torch.float64)[:, None]
+    w = torch.exp(-x * x / 2) * (x[1] - x[0]) / math.sqrt(2 * math.pi) * torch.from_numpy(WEIGHTS)
+    distance = 1e-5
+    for _ in range(3):
+        middle, apart = tau * math.sqrt(1 - distance / 2) * x, tau * math.sqrt(distance / 2) * torch.from_numpy(NODES)
+        grown = sigma_a2 * (w * (selu.fn(middle + apart) - selu.fn(middle - apart)) ** 2).sum().item() / (2 * tau**2)
+        assert grown > 1.04 * distance
+        distance = grown
+    with pytest.raises(ValueError, match=r"selu at sigma_a\^2 = 0.946 has no stable equilibrium: .* = 1.046 must be below 1"):
+        coefficients(selu, sigma_a2, tau0)
+
+
+STEP = Activation("step", lambda x: (x > 0.3).to(x.dtype) - 0.3820885778110474, torch.zeros_like, (0.3,))
+
+
+def test_a_jump_has_a_conjugate_kernel_and_no_tangent_kernel():
+    # two layers, the first with a jump, against two-dimensional integrals: P(u > k, v > k) by Plackett's formula
+    tanh = ACTIVATIONS["tanh"]
+
+    def entry(Si, Sj, Sij):
+        def both(rho, h, k):  # dP/drho is the bivariate density
+            r, w = np.polynomial.legendre.leggauss(40)
+            r = rho * (r + 1) / 2
+            bivariate = np.exp(-(h * h - 2 * r * h * k + k * k) / (2 * (1 - r * r))) / (2 * math.pi * np.sqrt(1 - r * r))
+            return (bivariate * w).sum() * rho / 2
+        q = 0.3820885778110474
+        hi, hj = (0.3 / math.sqrt(S) for S in (Si, Sj))
+        pi, pj = (math.erfc(h / math.sqrt(2)) / 2 for h in (hi, hj))
+        Gij = both(Sij / math.sqrt(Si * Sj), hi, hj) + (pi - q) * (pj - q)
+        Gi, Gj = (p - 2 * p * q + q * q for p in (pi, pj))
+        return pair(tanh.fn, Gi, Gj, Gij)
+
+    ck = explicit_ck([STEP, tanh])
+    check(expansion(entry, 1.0), (ck.c1, ck.c2, ck.c3))
+    assert 0 < min(ck.c1, ck.c2, ck.c3)
+    with pytest.raises(ValueError, match=r"kernel .* infinite: E\[f'\^2\] of layer 1 \(step\) is, as it jumps at x = 0.3"):
+        explicit_ntk([STEP, tanh])
+    with pytest.raises(ValueError, match="layer 2 .sign. is, as it jumps at x = 0"):
+        explicit_ntk([tanh, Activation("sign", torch.sign, torch.zeros_like)])
+    # with the step frozen its derivative does not enter: K = E[t t] + E[s s] E[t' t']
+    frozen = explicit_ntk([STEP, tanh], 1.0, "frozen_first")
+    m = gaussian_moments(tanh, math.sqrt(explicit_ck([STEP]).diag))
+    assert frozen.diag == pytest.approx(ck.diag + explicit_ck([STEP]).diag * m.d1_sq, rel=1e-12)
+    for coefficients in (implicit_ck, implicit_ntk):
+        with pytest.raises(ValueError, match=r"E\[f'\^2\] of step is infinite, as it jumps at x = 0.3: at no sigma_a"):
+            coefficients(STEP, 0.2)
+
+
+def test_layers_at_small_scales_must_be_centred_as_at_others():
+    for tau0 in (1e-12, 1e-8, 1.0, 1e8):
+        with pytest.raises(ValueError, match="layer 1 .relu. is not centred"):
+            explicit_ck([ACTIVATIONS["relu"]], tau0)
+        assert explicit_ck([centre(ACTIVATIONS["relu"], tau0)], tau0).c1 == pytest.approx(0.25, rel=1e-12)
 
 
 @pytest.mark.parametrize("call, words", [

@@ -215,13 +215,16 @@ def test_classes_that_cannot_be_picked(tmp_path, classes):
 
 NAN, INFINITE = np.ones((30, 5)), np.ones((12, 5))
 NAN[17, 3], INFINITE[0, 0] = np.nan, np.inf
+LARGE = np.ones((12, 5))
+LARGE[4, 1] = -1e200
 
 
 @pytest.mark.parametrize("changes, what", [
     ({"X_test": None, "y_test": None}, "holds no X_test, y_test"),
     ({"X_train": NAN}, "X_train has a NaN or infinite entry in row 17, column 3"),
     ({"X_test": INFINITE}, "X_test has a NaN or infinite"),
-    ({"X_train": np.full((30, 5), 1e300)}, "infinite"),  # does not fit float32
+    ({"X_train": np.full((30, 5), 1e300)}, "X_train has the entry 1e\\+300, too large for float32"),
+    ({"X_test": LARGE}, "X_test has the entry -1e\\+200, too large for float32 .* in row 4, column 1"),
     ({"X_train": np.ones((29, 5))}, "29 rows, y_train 30"),
     ({"X_test": np.ones((12, 4))}, "5 columns, X_test 4"),
     ({"X_train": np.ones((30, 5, 1))}, "shape"),

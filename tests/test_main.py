@@ -39,10 +39,11 @@ def refused(capsys, tmp_path, *argv):
 
 
 def test_lists_of_names_are_found_where_they_were_and_are_one():
-    for name, places in {"MODELS": [model, main], "GENERAL": [model, main], "FAMILIES": [matching, main], "PCDEQS": [pcdeq, main],
-                         "DATASETS": [data_prepare, main], "PCDEQ_ACTIVATIONS": [pcdeq, main]}.items():
-        assert all(getattr(place, name) is getattr(names, name) for place in places)
-    assert tuple(gaussian_integration.ACTIVATIONS) == names.ACTIVATIONS and tuple(data_prepare.GMM_PRESETS) == names.PRESETS
+    for name, place in {"MODELS": model, "GENERAL": model, "FAMILIES": matching, "PCDEQS": pcdeq, "DATASETS": data_prepare,
+                        "PCDEQ_ACTIVATIONS": pcdeq}.items():
+        assert getattr(main, name) is getattr(place, name) is getattr(names, name)
+    assert tuple(gaussian_integration.ACTIVATIONS) == names.ACTIVATIONS
+    assert tuple(data_prepare.GMM_PRESETS) == names.PRESETS
     assert {kind: tuple(found) for kind, found in pcdeq.CONCAVE.items()} == names.PCDEQ_ACTIVATIONS
 
 
@@ -56,7 +57,8 @@ def test_defaults_follow_the_kind_of_training():
     readout, full, pc = parse(), parse("--train", "full"), parse("--model", "linear_pcdeq_1")
     assert (readout.train, readout.match, readout.lr, readout.aug) == ("readout", "ck", 1.0, None)
     assert (full.train, full.match, full.epoch, full.dim) == ("full", "ntk", 10, [256, 512, 1024])
-    assert (pc.train, pc.lr, pc.epoch, pc.weight_decay, pc.milestone, pc.aug, pc.dim) == ("pcdeq", 7e-4, 50, 1e-2, 0, False, None)
+    assert (pc.train, pc.lr, pc.epoch, pc.weight_decay, pc.dim) == ("pcdeq", 7e-4, 50, 1e-2, None)
+    assert (pc.milestone, pc.aug) == (0, False)
     assert parse("--train", "full", "--match", "ck").match == "ck"
 
 
@@ -88,6 +90,7 @@ def test_help_and_bad_flags_do_not_import_torch():
     (("--what",), "--what"),
     (("--model", "deq"), "deq needs one"),
     (("--activation", "swish"), "not a setting of inn"),
+    (("--classes", "0", "1"), "leave --classes out (--preset two_class has 2 classes, mixed 4)"),
     (("--aug",), "argument --aug: not a setting of inn"),
     (("--train", "full", "--milestone", "3"), "argument --milestone: not a setting of inn"),
     (("--model", "linear_pcdeq_1", "--train", "full"), "argument --train: not a setting of linear_pcdeq_1"),

@@ -62,6 +62,89 @@ def test_killed_and_resumed_ends_the_same(run, monkeypatch, step):
     assert same(whole, run("killed", "--resume"))
 
 
+def test_a_validation_set_is_even_and_the_same_for_every_seed():
+    labels = torch.arange(10).repeat(30)[torch.randperm(300, generator=torch.Generator().manual_seed(3))]
+    found = pretrain_vgg.held_out(labels, 53)
+    assert found.sum() == 53 and sorted(labels[found].bincount().tolist()) == [5] * 7 + [6] * 3
+    torch.manual_seed(5)
+    assert torch.equal(found, pretrain_vgg.held_out(labels, 53)) and not pretrain_vgg.held_out(labels, 0).any()
+    with pytest.raises(ValueError, match="--val 300 leaves no training image of class 0, which has 30"):
+        pretrain_vgg.held_out(labels, 300)
+
+
+@pytest.fixture
+def accuracies(monkeypatch):
+    """The accuracies that a validation after each epoch finds, and the numbers of images that they were asked of."""
+    found, asked = [], []
+    monkeypatch.setattr(pretrain_vgg, "accuracy", lambda net, images, labels: asked.append(images) or found.pop(0))
+    return found, asked
+
+
+def test_the_epoch_best_in_validation_is_written_and_the_test_set_is_read_once(run, tmp_path, monkeypatch, capsys,
+                                                                               accuracies):
+    found, asked = accuracies
+    written, write = [], pretrain_vgg.atomic_write
+
+    def watched(path):
+        if str(path).endswith(".pth"):
+            written.append(path)
+        return write(path)
+    monkeypatch.setattr(pretrain_vgg, "atomic_write", watched)
+    found += [0.3, 0.7, 0.7, 0.6, 0.5]  # four epochs, and the test; of equals, the first
+    kept = run("a", "--val", "10")
+    data = cifar10_images(tmp_path)
+    assert len(asked) == 5 and [len(images) for images in asked] == [10] * 5 and torch.equal(asked[4], data.test)
+    assert not any((image == data.test).flatten(1).all(1).any() for images in asked[:4] for image in images)
+    printed = capsys.readouterr().out
+    assert printed.count("validation accuracy 0.7000") == 3 and "on 10 images: epoch 2\n" in printed
+    assert len(written) == 1
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    best, last = ({k: v.half() if v.is_floating_point() else v for k, v in net.items()}
+                  for net in (state["best"]["net"], state["net"]))
+    assert state["best"]["epoch"] == 2 and same(kept, best) and not same(kept, last)
+
+
+def test_no_training_image_is_in_the_validation_set(run, monkeypatch, tmp_path):
+    seen, augment = [], pretrain_vgg.augment
+
+    def watched(images, *settings):
+        seen.append(images[:, 4:-4, 4:-4])
+        return augment(images, *settings)
+    monkeypatch.setattr(pretrain_vgg, "augment", watched)
+    run("a", "--val", "10")
+    data = cifar10_images(tmp_path)
+    hidden = data.train[pretrain_vgg.held_out(data.train_labels, 10)].permute(0, 2, 3, 1)
+    seen = torch.cat(seen)
+    assert len(seen) == 40 and not any((seen == image).flatten(1).all(1).any() for image in hidden)
+
+
+def test_a_restart_that_does_not_improve_leaves_the_weights_that_it_had(run, tmp_path, capsys, accuracies):
+    found, _ = accuracies
+    found += [0.5]
+    first = run("a")
+    found += [0.9, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert same(first, run("b", "--val", "10", "--init", str(tmp_path / "a.pth")))
+    assert "a.pth: no epoch is better" in capsys.readouterr().out
+
+
+def test_with_validation_killed_and_resumed_ends_the_same(run, monkeypatch, accuracies):
+    accuracies[0].extend([0.9, 0.1, 0.2, 0.3, 0.5])  # the first epoch is the best, of four; and the test
+    whole = run("whole", "--val", "10")
+    accuracies[0].extend([0.9, 0.1, 0.2, 0.3, 0.5])
+    steps, loss = [], pretrain_vgg.cross_entropy
+
+    def die(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == 6:  # of two an epoch
+            raise KeyboardInterrupt
+        return loss(*args, **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_vgg, "cross_entropy", die)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", "--val", "10")
+    assert same(whole, run("killed", "--val", "10", "--resume"))
+
+
 def test_learns(run, tmp_path):
     run("a", "--epochs", "60", "--lr", "0.05", "--batch_size", "20", "--dropout", "0")
     data = cifar10_images(tmp_path)
@@ -70,6 +153,8 @@ def test_learns(run, tmp_path):
 
 @pytest.mark.parametrize("flags, what", [
     (["--epochs", "0"], "positive"), (["--batch_size", "21"], "more than the 20 training images"), (["--epochs", "x"], "positive"),
+    (["--val", "20"], "leaves no training image of class 0"), (["--val", "-1"], "whole number from 0"),
+    (["--val", "10", "--batch_size", "11"], "more than the 10 training images"),
     (["--small_crops", "1.5"], "from 0 to 1"), (["--warmup", "-1"], "from 0 to 1"),
     (["--cutout", "33"], "0 to 32 pixels, got 33"), (["--init", "none.pth"], "none.pth"),
     (["--lr", "1e30"], "smaller --lr"), (["--device", "cuda:99"], "cuda:99")])

@@ -13,8 +13,9 @@ import torch
 import train
 from conftest import ROOT
 from data_prepare import Dataset
+from fixed_point import ConvergenceError
 from model import build_model
-from train import Config, ReadoutTask, TrainingError, check_output, log_path, read_metrics, run
+from train import Config, FullTask, ReadoutTask, TrainingError, check_output, log_path, read_metrics, run
 
 BASE = Config(dataset="toy", model="l_relu_enn", dim=16, lr=0.5, epoch=4, batch_size=32)
 
@@ -199,6 +200,37 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_logs(tmp_path, monkeypatch
 def test_full_training_that_blows_up_is_noticed(tmp_path):
     with pytest.raises(TrainingError, match="smaller --lr"):
         go(replace(BASE, train="full", lr=1e18, model="l_relu_enn"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["inn", "tanh_inn"])
+def test_an_equilibrium_lost_to_the_rate_is_put_down_to_the_rate(tmp_path, name):
+    with pytest.raises(TrainingError, match=r"the steps of epoch 1 lost the equilibrium, which the initial weights have"
+                                            r" .*; take a smaller --lr \(it was 1e\+30\)") as caught:
+        go(replace(BASE, train="full", lr=1e30, model=name), tmp_path)
+    assert "sigma_a" not in str(caught.value)
+
+
+def test_an_equilibrium_lost_in_a_later_epoch_is_put_down_to_the_rate_and_keeps_the_logs(tmp_path, monkeypatch):
+    config = replace(BASE, train="full", lr=0.1, model="tanh_inn")
+    epoch = FullTask.epoch
+
+    def blown_up(self, order):
+        if self.epochs_seen == 2:
+            with torch.no_grad():
+                self.model.A.mul_(1e3)
+        self.epochs_seen += 1
+        return epoch(self, order)
+    monkeypatch.setattr(FullTask, "epoch", blown_up)
+    monkeypatch.setattr(FullTask, "epochs_seen", 0, raising=False)
+    with pytest.raises(TrainingError, match="the steps of epoch 3 lost the equilibrium.* logs up to epoch 2 are kept"):
+        go(config, tmp_path)
+    assert len(json.loads(log_path(config, tmp_path / "out", "test").read_text())) == 2
+
+
+@pytest.mark.parametrize("mode", ["readout", "full"])
+def test_an_equilibrium_that_the_initial_weights_lack_is_put_down_to_sigma_a(tmp_path, mode):
+    with pytest.raises(ConvergenceError, match=r"take a smaller sigma_a\^2 \(--asquare, now 0.99999\)"):
+        go(replace(BASE, train=mode, lr=1e-3, model="tanh_inn", asquare=0.99999, dim=256), tmp_path)
 
 
 def test_damaged_checkpoint(tmp_path):

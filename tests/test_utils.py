@@ -3,8 +3,8 @@ import os
 import pytest
 import torch
 
-from gaussian_integration import ACTIVATIONS, Activation, gaussian_moments
-from utils import atomic_write, check_assumptions, estimate_tau0, generator, get_device, get_tau
+from gaussian_integration import ACTIVATIONS, Activation, from_function, gaussian_moments
+from utils import atomic_write, check_assumptions, check_stable, estimate_tau0, generator, get_device, get_tau
 
 
 def test_tau0_is_the_root_of_the_mean_squared_norm_also_across_chunks():
@@ -52,7 +52,45 @@ def test_no_tau():
         get_tau(ACTIVATIONS["relu"], 0.2, 0.0)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("tau0", [1e-8, 1e-5, 1e5, 1e8])
+def test_tau_at_small_and_large_scales(name, tau0):
+    a, sigma_a2 = ACTIVATIONS[name], 0.4
+    if name == "sin" and tau0 > 1:
+        with pytest.raises(ValueError, match="sin at scale .* does not converge"):
+            get_tau(a, sigma_a2, tau0)
+        return
+    tau = get_tau(a, sigma_a2, tau0)
+    right = sigma_a2 * gaussian_moments(a, tau).variance + (1 - sigma_a2) * tau0**2
+    assert tau**2 == pytest.approx(right, rel=1e-13, abs=0)
+    # where f is linear on either side of 0, tau is proportional to tau_0
+    left, right = a.derivative((-1) ** torch.arange(1, 3) * (1e-3 if tau0 < 1 else 1e3) * tau0).tolist()
+    k = (left**2 + right**2) / 2 - (right - left) ** 2 / (2 * torch.pi)
+    assert tau / tau0 == pytest.approx(((1 - sigma_a2) / (1 - sigma_a2 * k)) ** 0.5, rel=1e-4)
+
+
+def test_tau_of_an_activation_with_a_jump():
+    sign = from_function(torch.sign)
+    for tau0 in (1e-8, 1e-3, 1.0, 1e6):  # Var[2 sign] = 4 at every scale
+        tau = get_tau(Activation("2 sign", lambda x: 2 * torch.sign(x), sign.derivative, (0,)), 0.9, tau0)
+        assert tau == pytest.approx((3.6 + 0.1 * tau0**2) ** 0.5, rel=1e-13)
+
+
+def test_stability():
+    check_stable(ACTIVATIONS["relu"], 0.9, 0.5)
+    with pytest.raises(ValueError, match=r"selu at sigma_a\^2 = 0.9 has no stable equilibrium: sigma_a\^2 E\[phi'\^2\] = 1.08 "):
+        check_stable(ACTIVATIONS["selu"], 0.9, 1.2)
+    with pytest.raises(ValueError, match="no stable"):
+        check_stable(ACTIVATIONS["selu"], 0.5, 2.0)
+    with pytest.raises(ValueError, match=r"E\[f'\^2\] of relu is infinite, as it jumps at x = -1, 0.3, 2 and 1 more places"):
+        check_stable(ACTIVATIONS["relu"], 0.01, float("inf"), (-1.0, 0.3, 2.0, 5.0))
+
+
 def test_assumptions():
+    step = Activation("step", lambda x: (x > 0).to(x.dtype), torch.zeros_like, (0,))
+    assert "L = inf for step" in check_assumptions(step, 0.01)[0]
+    assert check_assumptions(Activation("flat", torch.ones_like, torch.zeros_like), 0.9) == []
+
     assert check_assumptions(ACTIVATIONS["relu"], 0.24) == []
     assert "1/(4 L^2) = 0.25" in check_assumptions(ACTIVATIONS["relu"], 0.25)[0]
     assert "0.08088" in check_assumptions(ACTIVATIONS["selu"], 0.2)[0]

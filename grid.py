@@ -1,9 +1,8 @@
 """The grid of runs that the flags ask for: models x widths x seeds, for each kind of training.
 
-A grid knows what its networks are built with, trained by, and called in the logs. A kind of training is a class here,
-in a table
-`GRIDS` (here or in kernel_grid.py), and a row of default flags in flags.DEFAULTS; nothing else of main.py knows which
-there are.
+A grid knows what its networks are built with, trained by, and called in the logs. A kind of training is a class in a
+table `GRIDS`, here or in kernel_grid.py, and a row of default flags in flags.DEFAULTS; nothing else of main.py knows
+which there are.
 """
 
 import math

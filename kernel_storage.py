@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from distributed import RESUME
 from utils import atomic_write
 
 HEIGHT = 1080  # of a block row: enough for matrix products at their full speed
@@ -135,13 +136,16 @@ class FileRows:
 
     def write(self, i: int, values: torch.Tensor) -> None:
         view, place = memoryview(values.numpy()).cast("B"), 4 * self.layout.offset(i)
-        while len(view):
-            count = os.pwrite(self._file, view, place)
-            view, place = view[count:], place + count
-        os.fdatasync(self._file)
+        try:
+            while len(view):
+                count = os.pwrite(self._file, view, place)
+                view, place = view[count:], place + count
+            os.fdatasync(self._file)
+            with atomic_write(self.list, "w") as file:
+                json.dump({**self.key, "finished_rows": [*self._finished, i]}, file)
+        except OSError as error:
+            raise OSError(f"{self.path} could not be written ({error.strerror}); {RESUME}") from None
         self._finished.append(i)
-        with atomic_write(self.list, "w") as file:
-            json.dump({**self.key, "finished_rows": self._finished}, file)
 
     def has(self, i: int) -> bool:
         return i in self._finished

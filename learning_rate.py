@@ -15,9 +15,9 @@ import torch
 from data_prepare import Dataset
 from distributed import Team
 from fixed_point import ConvergenceError
-from run_files import Config, checkpoint_path
+from run_files import Config, checkpoint_path, whole_file
 from train import FullTask, ReadoutTask, make_optimizer
-from utils import atomic_write, generator
+from utils import generator
 
 STEP = 10**0.5
 # exponents of STEP where the grid begins and ends
@@ -110,6 +110,6 @@ def with_own_rate(config: Config, data: Dataset, make_model, save_path, device="
     if rate is None:
         rate, table = choose_rate(config, data, make_model, device, team)
         if team.rank == 0:
-            with atomic_write(path, "w") as file:
+            with whole_file(path, "w") as file:
                 json.dump({"lr": rate, "table": table}, file)
     return replace(config, lr=rate)

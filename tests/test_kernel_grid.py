@@ -1,6 +1,8 @@
 """main.py with --train kernel and --train ridge: logs, table, figure, --resume, kills, memory, and what is refused."""
 
+import errno
 import json
+import os
 import re
 
 import numpy as np
@@ -148,6 +150,27 @@ def test_a_killed_run_goes_on_from_its_finished_tiles(data, tmp_path, capsys, mo
     assert written == [0, 1, 2, 3]
 
 
+def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(data, tmp_path, capsys, monkeypatch):
+    flags = ("--train", "kernel", "--model", "inn", "--ridge", 0.1)
+    monkeypatch.setattr(kernel_runs, "HEIGHT", 120)
+    real, calls = os.pwrite, []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_storage.os, "pwrite", full)
+        message = fails(capsys, tmp_path, data, *flags, status=1)
+    assert re.search(r"failed: \S+\.kernel could not be written \(No space left on device\); .*--resume", message)
+    finished = json.loads(next((tmp_path / "save").glob("*.json")).read_text())["finished_rows"]
+    assert finished == [0, 1]
+    call(tmp_path, data, *flags, "--resume")
+    assert "inn-ck-kernel" in records(tmp_path)
+
+
 def test_a_kernel_on_disk_gives_what_memory_gives(data, tmp_path, monkeypatch):
     flags = ("--train", "kernel", "--model", "tanh_inn", "--ridge", 0.01)
     monkeypatch.setattr(kernel_runs, "HEIGHT", 120)
@@ -166,7 +189,7 @@ def test_plans_fit_and_what_does_not_is_refused_with_both_sizes():
     assert roomy.in_memory and 7.2e9 < roomy.needed < 12e9
     assert not tight.in_memory and tight.needed <= 5e9 and tight.height >= 360
     assert plan(60_000, 10_000, 784, 8e9, size=2).in_memory
-    with pytest.raises(ValueError, match=r"60000 samples takes 9.\d* GB of memory, or 2.\d* GB with its kernel of 7.33 "
+    with pytest.raises(ValueError, match=r"60000 samples takes 10.\d GB of memory, or 3.\d* GB with its kernel of 7.33 "
                                          r"GB on disk, and --memory allows 2 GB: allow more, or .* --train_size"):
         plan(60_000, 10_000, 784, 2e9)
 

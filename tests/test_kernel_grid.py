@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,3 +246,22 @@ def test_exact_readouts_run_into_the_kernels_line(data, tmp_path, capsys):
         kernel_grid.kernel_report.limits = real
     assert lines == [{"inn": limit, "relu_enn": machines["relu_enn-ck-kernel-n300"]["test_accuracy"]}]
     assert (tmp_path / "out" / "ridge-ck_npz.png").exists()
+
+
+def test_the_table_of_a_folder_is_markdown_with_paired_intervals(data, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(main.__file__).parent / "scripts")
+    import kernel_table
+    flags = ("--train", "kernel", "--model", "inn", "relu_enn", "--ridge", 0.1, "--train_size")
+    for sizes in ((60, 200), (100,)):
+        call(tmp_path, data, *flags, *sizes)
+    lines = "\n".join(kernel_table.table(tmp_path / "out")).splitlines()
+    assert lines[1] == "**CK, networks of the paper, npz**"
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines[3:]}
+    found = records(tmp_path)
+    for name in ("inn", "relu_enn"):  # of the largest size alone
+        record = found[f"{name}-ck-kernel-n200"]
+        assert cells[name][:3] == ["200", "0.1", f"{100 * record['test_accuracy']:.2f}"]
+    difference = 100 * (found["inn-ck-kernel-n200"]["test_accuracy"] - found["relu_enn-ck-kernel-n200"]["test_accuracy"])
+    assert cells["relu_enn"][3].startswith(f"{difference:+.2f} [") and cells["inn"][3] == ""
+    with pytest.raises(ValueError, match="no kernel machines; make them with main.py --train kernel"):
+        list(kernel_table.table(tmp_path))

@@ -145,9 +145,9 @@ class KernelGrid(ExactGrid):
     def solve(self, config, device, team):
         a = self.arguments
         files = Path(a.save_path) / f"inf_{config.label}_{config.dataset}_seed{config.seed}_{config.key}"
-        if not a.resume:
-            for left in files.parent.glob(f"{files.name}.*"):  # of a killed run
-                left.unlink(missing_ok=True)
+        if not a.resume:  # what a killed run has left
+            for end in (f"rank{team.rank}.kernel", f"rank{team.rank}.json", *(("factor", "json") if team.rank == 0 else ())):
+                Path(f"{files}.{end}").unlink(missing_ok=True)
         d, ridges = self.data, self.ridges(kernel_machine.RIDGES)
         return run_machine(self.networks[config.model, config.depth], *self.samples(config), d.X_test, d.y_test,
                            d.n_classes, a.match, ridges, self.plan(config, team.size), files, config.key, team)

@@ -122,8 +122,8 @@ class FileRows:
                 free = os.statvfs(self.path.parent)
                 raise ValueError(
                     f"{self.path}: the kernel takes {layout.nbytes / 1e9:.3g} GB on disk ({error.strerror}; "
-                    f"{free.f_bavail * free.f_frsize / 1e9:.3g} GB are free): free some, pass another --save_path, or "
-                    "allow it in memory with --memory") from None
+                    f"{free.f_bavail * free.f_frsize / 1e9:.3g} GB are free): free some, or pass another --save_path"
+                ) from None
 
     def read(self, i: int) -> torch.Tensor:
         values = torch.empty(self.layout.shape(i))

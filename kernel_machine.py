@@ -167,7 +167,7 @@ def fit(blocks, rows: MemoryRows | FileRows, labels: torch.Tensor, n_classes: in
 
     Parameters
     ----------
-    blocks : the kernel's blocks, for its diagonal and, with `exact`, its tiles.
+    blocks : the kernel's blocks, for its diagonal and, with `exact`, its tiles, which are then not to be interpolated.
     rows : K, replaced by its factor, where `factor` is None and it is in memory.
     labels : (n,) in 0 .. n_classes - 1.
     ridge : a multiple of the mean diagonal.

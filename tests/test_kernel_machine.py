@@ -59,8 +59,10 @@ def test_layout_covers_the_triangle_once_and_evenly():
     assert Layout(10_000, 333).rows(30) == slice(9990, 10_000)
 
 
-def test_block_rows_hold_the_kernel_and_multiply(problem):
+@pytest.mark.parametrize("strip", [360, 40])  # a diagonal block in one piece, or in several
+def test_block_rows_hold_the_kernel_and_multiply(problem, monkeypatch, strip):
     square, *_, kernels = problem
+    monkeypatch.setattr("kernel_storage.STRIP", strip)
     rows = formed(square, "ntk")
     np.testing.assert_allclose(whole(rows), kernels["ntk"][:N, :N], rtol=1e-7)
     V = torch.randn(N, 4, dtype=torch.float64)
@@ -274,7 +276,7 @@ def test_ranks_find_what_one_process_finds(tmp_path):
     for one in found:
         assert one["ridge"] == alone["ridge"]
         np.testing.assert_allclose(one["table"], alone["table"], rtol=1e-5)
-        for name in ("weights", "mean", "scale2"):
+        for name in ("preconditioned", "weights", "mean", "scale2"):
             np.testing.assert_allclose(one[name], alone[name], rtol=1e-5, atol=1e-7)
     # and what the factor gives
     square, cross, y, *_ = make_problem()

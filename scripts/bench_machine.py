@@ -99,7 +99,7 @@ def shared(rank, size, n):
     return in_turns([once])[0]
 
 
-def ranks(head, row, n=5000):
+def ranks(head, row, n=3000):
     def world(size, threads):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

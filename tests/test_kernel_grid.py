@@ -93,6 +93,9 @@ def test_the_grid_its_table_figure_resume_and_refusal(data, tmp_path, capsys):
          for f in ("", "seed_1")])
     line = next(line for line in printed.splitlines() if line.startswith("deq   ") and "±" in line)
     assert f"{mean:.2f} ± " in line
+    one, other = (json.loads((tmp_path / "out" / f / "inf_predicted_deq-relu-ck-kernel-n100_npz.json").read_text())
+                  for f in ("", "seed_1"))
+    assert one["predicted"] != other["predicted"]  # each seed has a subset of its own
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     call(tmp_path, data, *flags, "--resume")
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
@@ -228,6 +231,7 @@ def test_duplicates_with_ridge_zero_are_named(tmp_path, capsys):
 
 def test_exact_readouts_run_into_the_kernels_line(data, tmp_path, capsys):
     common = ("--model", "inn", "relu_enn", "--train_size", 300)
+    call(tmp_path, data, "--train", "kernel", "--model", "inn", "--train_size", 100)  # not the limit of these
     call(tmp_path, data, "--train", "kernel", *common)
     machines = records(tmp_path)
     call(tmp_path, data, "--train", "ridge", *common, "--dim", 4, 600, "--seed", 0, 1)

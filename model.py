@@ -27,11 +27,9 @@ import two_layer_lrelu
 from coefficients import KernelCoefficients, explicit_ck, implicit_ck
 from fixed_point import ConvergenceError, FixedPoint, Picard
 from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments
-from names import GENERAL, MODELS
+from names import GENERAL, MODELS, UNMATCHED
 from off_centre import off_centre
 from utils import estimate_tau0, generator, get_tau
-
-UNMATCHED = {"relu_enn": 2, "tanh_enn": 1, "unmatched_enn": 2}  # their depths, as published
 
 
 def _normal(*shape, seed):

@@ -13,6 +13,7 @@ import pytest
 import data_prepare
 import flags
 import gaussian_integration
+import grid
 import kernel_grid
 import main
 import matching

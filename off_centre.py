@@ -7,8 +7,8 @@ has a mean m there, and the kernel a part of low rank beside the four coefficien
 
 with kappa = m/m', m' = d m/d|x|^2: the mean of phi is m + m' chi_i for sample i, and passes the weights again and
 again as chi does in Theorem 1, divided by the same 1 - sigma_a^2 E[phi']^2. So does the mean of every layer of a
-centred match at the data's tau_0: m_l' chi_i, m_l' = E[sigma_l'']/2 prod_{k<l} E[(sigma_k^2)'']/2. A constant kappa m_l' on
-each makes the same low-rank part of it, for the conjugate and for the tangent kernel.
+centred match at the data's tau_0: m_l' chi_i, m_l' = E[sigma_l'']/2 prod_{k<l} E[(sigma_k^2)'']/2. A constant
+kappa m_l' on each makes the same low-rank part of it, for the conjugate and for the tangent kernel.
 
 This is to first order in G_ij/G_ii = rho_0, the correlation of two orthogonal samples, which is not small. kappa is
 taken from the exact kernel, and the last constant so that G_ij of orthogonal samples is exact. What remains was

@@ -4,12 +4,30 @@ In a checkout this is a module beside the others. Installed (`pip install .`), i
 modules lie inside it: `deq_enn.kernels`, `deq_enn.train`, ... (setup.py).
 """
 
-from coefficients import (KernelCoefficients, MatchError, MixtureStatistics, equivalent_kernel, estimate_statistics,
-                          explicit_ck, explicit_ntk, implicit_ck, implicit_ntk)
+from coefficients import (
+                          KernelCoefficients,
+                          MatchError,
+                          MixtureStatistics,
+                          equivalent_kernel,
+                          estimate_statistics,
+                          explicit_ck,
+                          explicit_ntk,
+                          implicit_ck,
+                          implicit_ntk,
+)
 from data_prepare import Dataset, gaussian_mixture, load_dataset
 from fixed_point import Anderson, ConvergenceError, FixedPoint, Picard
-from gaussian_integration import (ACTIVATIONS, Activation, centre, expectation, from_function, gaussian_moments,
-                                  hermite_coefficients, load_activation, piecewise_linear)
+from gaussian_integration import (
+                          ACTIVATIONS,
+                          Activation,
+                          centre,
+                          expectation,
+                          from_function,
+                          gaussian_moments,
+                          hermite_coefficients,
+                          load_activation,
+                          piecewise_linear,
+)
 from kernels import explicit_kernels, implicit_kernels
 from matching import Match, fluctuation, match
 from model import DEQ, ENN, build_model, matched_enn

@@ -16,7 +16,7 @@ given depth).
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -192,7 +192,7 @@ def build_model(name: str, p: int, dim: int, n_classes: int, sigma_a2: float, ta
 
 
 def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", family: str = "auto") -> ENN:
-    """The explicit network that may stand in for a DEQ: same width, kernel, seed, first-layer weights, device and dtype.
+    """The explicit network that may stand in for a DEQ: of its width, kernel, seed, first-layer weights, device, dtype.
 
     Parameters
     ----------

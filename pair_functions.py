@@ -40,7 +40,7 @@ class PairFunction:
         self.s = torch.from_numpy(scales.s).to(device)
 
     def limit(self, rho: torch.Tensor, reach: float) -> float:
-        """Up to which |rho| to use this function on a tile; rho is what the correlations will be about, reach a bound."""
+        """Up to which |rho| to use this function on a tile; correlations will be about rho, and at most reach."""
         return min(reach, self.cut)
 
 
@@ -160,7 +160,10 @@ class Series(PairFunction):
 
     tolerance = 1e-11
     max_degree = 2048
-    pair_cost = 150, 15  # as many terms of a tile take as long as the first and each pair of parallel_pairs.py (measured)
+    pair_cost = (
+        150,
+        15,
+    )  # as many terms of a tile take as long as the first and each pair of parallel_pairs.py (measured)
 
     def __init__(self, activation, scales, device):
         super().__init__(activation, scales, device)

@@ -170,6 +170,8 @@ def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray,
     mean, *others = moments(s).T
     scales = Scales(s, mean - centre, *others)
     if (worst := sigma_a2 * scales.d1_sq.max()) >= 1:
-        raise ValueError(f"the equilibrium of {activation.name} at sigma_a^2 = {sigma_a2:g} is not stable, and its tangent "
-                         f"kernel is infinite: sigma_a^2 E[phi'^2] = {worst:.4g} must be below 1")
+        raise ValueError(
+            f"the equilibrium of {activation.name} at sigma_a^2 = {sigma_a2:g} is not stable, and its tangent "
+            f"kernel is infinite: sigma_a^2 E[phi'^2] = {worst:.4g} must be below 1"
+        )
     return scales

@@ -42,8 +42,10 @@ class BuildPackage(build_py):
     def finalize_options(self):
         super().finalize_options()
         if self.editable_mode:
-            raise SetupError("an editable install has no copy whose imports could be made relative: use `pip install .`, "
-                             "or put the checkout itself on PYTHONPATH")
+            raise SetupError(
+                "an editable install has no copy whose imports could be made relative: use `pip install .`, "
+                "or put the checkout itself on PYTHONPATH"
+            )
 
     def find_package_modules(self, package, package_dir):
         return [(package, "__init__" if name == PACKAGE else name, f"{name}.py")

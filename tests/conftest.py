@@ -24,6 +24,15 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
+@pytest.fixture(scope="session")
+def forks():
+    """main.py without the seconds that its imports take."""
+    from forks import Forks
+    server = Forks()
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def real_data():
     """The folder with the real MNIST; the test is skipped where it is not."""

@@ -45,7 +45,7 @@ class Forks:
     def run(self, *argv, **more):
         """status (minus the signal, where one ended it), out, err, seconds, and moments: the write points passed.
 
-        more : env; fault and at: what happens at which write point; kill_after: SIGKILL after so many seconds;
+        more : cwd; env; fault and at: what happens at which write point; kill_after: SIGKILL after so many seconds;
         setup: Python code that the child runs first; finalize: let the interpreter come to its own end.
         """
         return self.ranks({"argv": [*map(str, argv)], **more})[0]
@@ -121,6 +121,7 @@ def child(job, out, err, passed):
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
     os.environ.update(job.get("env", {}))
+    os.chdir(job.get("cwd") or os.curdir)
     sys.argv = ["main.py", *job["argv"]]
     plant(job.get("fault"), job.get("at"), passed)
     exec(job.get("setup", ""), {})
@@ -139,6 +140,7 @@ def serve():
     sys.path.insert(0, str(ROOT))
     import torch
     import torch.distributed  # noqa: F401
+
     import main
     torch.set_num_threads(1)  # a child would wait for threads that it does not have
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, even fonts
@@ -177,3 +179,4 @@ def serve():
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # as in `child`

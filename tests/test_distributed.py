@@ -346,7 +346,9 @@ def test_rank_0_does_not_wait_for_a_rank_that_is_silent(monkeypatch):
 
 
 def test_the_first_rank_that_fails_speaks_and_the_others_end(monkeypatch, capsys, impatient, request):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a background shell began the suite
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored, where a background shell began the suite
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     first, second = worlds(monkeypatch)
     for world, message in ((second, "rank 1 is out of luck\n"), (first, "so is rank 0\n")):

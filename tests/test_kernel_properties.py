@@ -3,12 +3,10 @@
 import math
 
 import numpy as np
-import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments, piecewise_linear
+from gaussian_integration import ACTIVATIONS, Activation, gaussian_moments, piecewise_linear
 from kernels import explicit_kernels, implicit_kernels
 from utils import estimate_tau0, get_tau
 
@@ -45,7 +43,9 @@ def quadrature(f, h, kinks, s, t, rho):
     own = np.concatenate([own, *(own + g / (t * across) for g in (-3, -1, -0.3, 0.3, 1, 3))], -1)
     inner = np.concatenate([np.broadcast_to(np.linspace(-reach, reach, 9), (len(x), 9)), own], -1)
     y, v = panels(np.sort(np.clip(inner, -reach, reach), -1))
-    return tuple((evaluate(g, s * x) * (evaluate(g, t * (rho * x[:, None] + across * y)) * v).sum(1)) @ w for g in (f, h))
+    return tuple(
+        (evaluate(g, s * x) * (evaluate(g, t * (rho * x[:, None] + across * y)) * v).sum(1)) @ w for g in (f, h)
+    )
 
 
 # -- what is drawn -----------------------------------------------------------------------------------------------
@@ -63,8 +63,12 @@ def activations(draw):
         return piecewise_linear("drawn", kinks, slopes, draw(st.floats(-1, 1)))
     a, b = draw(st.floats(0.3, 1.5)), draw(st.floats(-1, 1))
     inner = ACTIVATIONS[base]
-    return Activation(f"{base}({a:.2f} x + {b:.2f})", lambda x: inner.fn(a * x + b), lambda x: a * inner.derivative(a * x + b),
-                      [(k - b) / a for k in inner.kinks])
+    return Activation(
+        f"{base}({a:.2f} x + {b:.2f})",
+        lambda x: inner.fn(a * x + b),
+        lambda x: a * inner.derivative(a * x + b),
+        [(k - b) / a for k in inner.kinks],
+    )
 
 
 @st.composite

@@ -61,7 +61,7 @@ print(json.dumps(dict(
 
 
 def test_another_project_imports_it_and_keeps_its_own_modules(installed, tmp_path):
-    """From a folder whose modules have the names of ours: they stay what they are, and the numbers are the checkout's."""
+    """From a folder whose modules have the names of ours: those stay what they are, and the numbers are the same."""
     for name in FLAT:
         (tmp_path / f"{name}.py").write_text("raise ImportError('the module of another project')\n")
     (tmp_path / "utils.py").write_text("OWNER = 'me'\n")

@@ -89,14 +89,18 @@ def test_logs_metrics_and_names(tmp_path):
     assert records[0]["config"]["lr"] == 0.5 and records[0]["theory"]["root"] == 1 and "alpha1" in records[0]["theory"]
     assert {"train_loss", "test_loss", "seconds", "seed"} <= set(records[1])
     # the test accuracy counts every sample: 50 of them, the last batch included
-    assert all(abs(50 * v - round(50 * v)) < 1e-9 for v in json.loads((out / "16_test_l_relu_enn_toy.json").read_text()))
+    assert all(
+        abs(50 * v - round(50 * v)) < 1e-9 for v in json.loads((out / "16_test_l_relu_enn_toy.json").read_text())
+    )
 
 
 def snapshot(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.json")}
 
 
-@pytest.mark.parametrize("mode, name, opt", [("readout", "l_relu_enn", "adam"), ("full", "inn", "adam"), ("readout", "inn", "sgd")])
+@pytest.mark.parametrize(
+    "mode, name, opt", [("readout", "l_relu_enn", "adam"), ("full", "inn", "adam"), ("readout", "inn", "sgd")]
+)
 def test_stopped_at_any_write_a_run_resumes_to_the_same_bytes(tmp_path, monkeypatch, mode, name, opt):
     config = replace(BASE, train=mode, model=name, opt=opt, lr=0.05)
     go(config, tmp_path / "whole")
@@ -174,7 +178,7 @@ def test_logs_of_another_configuration_are_refused_by_name(tmp_path):
 
 
 def test_keys_of_configurations():
-    """A key names a checkpoint: those written by earlier versions must still be found, and code that changes must not be."""
+    """A key names a checkpoint: that of an earlier version must still be found, and that of changed code must not."""
     assert BASE.key == "85d8de682e4833a0"
     assert len({BASE.key, replace(BASE, code="a").key, replace(BASE, code="b").key, replace(BASE, lr=0.25).key}) == 4
 

@@ -44,7 +44,12 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr("data_prepare.load_dataset", lambda name, path: toy(256))
 
     def go(**settings):
-        return td.main(argparse.Namespace(**{"width": [16], "epoch": 1, "dataset_path": None, "lr": [0.3, 1.0], "seeds": 2, **settings}))
+        return td.main(
+            argparse.Namespace(
+                **{"width": [16], "epoch": 1, "dataset_path": None, "lr": [0.3, 1.0], "seeds": 2, **settings}
+            )
+        )
+
     return go
 
 

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def forks():
-    """main.py without the seconds that its imports take."""
+    """Scripts without the seconds that their imports take: see forks.py."""
     from forks import Forks
     server = Forks()
     yield server

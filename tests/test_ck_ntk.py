@@ -3,11 +3,11 @@
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,9 +136,9 @@ def test_full_and_centred_covariances_are_told_apart():
 
 # -- the scripts -------------------------------------------------------------------------------------------------
 
-def run(name, *flags):
-    return subprocess.run([sys.executable, f"ck_ntk/{name}.py", *flags], cwd=ROOT, capture_output=True, text=True,
-                          timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+@pytest.fixture
+def run(forks):
+    return lambda name, *flags: SimpleNamespace(**forks.run(*flags, program=f"ck_ntk/{name}.py", cwd=str(ROOT)))
 
 
 def test_help_comes_without_torch():
@@ -171,30 +171,30 @@ def test_help_comes_without_torch():
         (["--output", "ck_ntk/paper.mplstyle"], "not a folder"),
     ],
 )
-def test_bad_flags_are_one_line_and_status_2(tmp_path, flags, message):
+def test_bad_flags_are_one_line_and_status_2(run, tmp_path, flags, message):
     output = [] if "--output" in flags else ["--output", str(tmp_path / "figures")]
     done = run("ck_gmm_matching", *flags, *output)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert done.status == 2 and done.err.count("\n") == 1 and message in done.err
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_data_and_impossible_kernels_are_one_line_too(tmp_path):
+def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):
     for name, flags in (("ck_mnist_matching", ["--dataset_path", str(tmp_path / "none")]),
                         ("finite_width", ["--n", "64", "--width", "64", "--sigma_a2", "0.999999"])):
         done = run(name, *flags, "--output", str(tmp_path / "figures"))
         lines = [
             line
-            for line in done.stderr.replace("\r", "\n").split("\n")
+            for line in done.err.replace("\r", "\n").split("\n")
             if line and "it/s" not in line and "0/3" not in line
         ]
-        assert done.returncode == 2 and len(lines) == 1, done.stderr
+        assert done.status == 2 and len(lines) == 1, done.err
         assert not list(tmp_path.iterdir())
 
 
-def test_a_script_writes_its_numbers_and_figures(tmp_path):
+def test_a_script_writes_its_numbers_and_figures(run, tmp_path):
     flags = ["--n", "64", "128", "--seeds", "2", "--spectrum", "128", "--output", str(tmp_path)]
     done = run("gmm_two_layer_relu_matching", *flags)
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     assert sorted(f.name for f in tmp_path.iterdir()) == [
         f"gmm_two_layer_relu_matching.{kind}" for kind in ("json", "pdf", "png")
     ]
@@ -202,7 +202,7 @@ def test_a_script_writes_its_numbers_and_figures(tmp_path):
     assert numbers["settings"]["n"] == [64, 128] and numbers["settings"]["sigma_a2"] == 0.2
     assert np.max(numbers["errors"]["matched"]) < 1e-3 < np.min(numbers["errors"]["unmatched"])  # what matching buys
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
-    assert run("gmm_two_layer_relu_matching", *flags).returncode == 0
+    assert run("gmm_two_layer_relu_matching", *flags).status == 0
     assert before == {f.name: f.read_bytes() for f in tmp_path.iterdir()}
 
 

@@ -149,35 +149,16 @@ class SeriesReport:
     remainder: float
 
 
-class Series(PairFunction):
-    """The Mehler series: g = sum_k>=1 c_k(s_i) c_k(s_j) rho^k/(s_i s_j), with c_k the Hermite coefficients.
+class _Table:
+    """Hermite coefficients c_k(s)/s, k <= degree, of an activation at the samples' scales."""
 
-    Attributes
-    ----------
-    tolerance : what the kernels allow to be cut off, relative to E[f'^2].
-    max_degree : the number of coefficients computed at most; where |rho| would ask for more, `cut` stays below it.
-    """
+    def __init__(self, activation, scales, degree):
+        s = scales.s
 
-    tolerance = 1e-11
-    max_degree = 2048
-    pair_cost = (
-        150,
-        15,
-    )  # as many terms of a tile take as long as the first and each pair of parallel_pairs.py (measured)
+        def table(some):
+            return hermite_coefficients(activation, torch.from_numpy(some), degree).numpy() / some[:, None]
 
-    def __init__(self, activation, scales, device):
-        super().__init__(activation, scales, device)
-        self.lock = threading.Lock()
-        self.degree = self.told = 0
-        self._extend(64)
-
-    def _extend(self, degree):
-        s, activation = self.scales.s, self.activation
-
-        def table(scales):
-            return hermite_coefficients(activation, torch.from_numpy(scales), degree).numpy() / scales[:, None]
-
-        fit = OfScale(table, s.min(), s.max(), activation.name, lambda scales, values: np.abs(values).max(), s)
+        fit = OfScale(table, s.min(), s.max(), activation.name, lambda some, values: np.abs(values).max(), s)
         self.piece, u = fit.locate(s)
         self.basis = np.polynomial.chebyshev.chebvander(u, max(len(c) for *_, c in fit.pieces) - 1)
         self.coefficients = [c for *_, c in fit.pieces]
@@ -185,26 +166,22 @@ class Series(PairFunction):
             c[:, 0] = 0  # covariances, not second moments
         # at the samples' scales, of which 512 stand for all where there are more
         some = np.argsort(s)[np.unique(np.linspace(0, len(s) - 1, 512).astype(int))]
-        c, d1_sq = self._at(some), self.scales.d1_sq[some]
+        c, d1_sq = self.at(some), scales.d1_sq[some]
         order = np.arange(degree + 1)
         self.weights = order * (c**2).max(0) / d1_sq.min()
         # Parseval: what the table leaves of E[f'^2]; below 1e-12 it is rounding
         self.left = (1 - (order * c**2).sum(1) / d1_sq).max()
-        self.degree = degree
-        self.cut = 1 - 1e-6
-        if self.report(self.cut).remainder > self.tolerance:
+        self.cut = Series.cut
+        if self.report(self.cut).remainder > Series.tolerance:
             low, high = 0.0, self.cut
             while high - low > 1e-6:
                 middle = (low + high) / 2
-                low, high = (middle, high) if self.report(middle).remainder <= self.tolerance else (low, middle)
+                low, high = (middle, high) if self.report(middle).remainder <= Series.tolerance else (low, middle)
             self.cut = low
 
-    def _at(self, rows):
+    def at(self, rows):
         """c_k(s)/s of these samples, (len, degree + 1)."""
         piece, basis = self.piece[rows], self.basis[rows]
-        if (piece == piece[0]).all():
-            c = self.coefficients[piece[0]]
-            return basis[:, :len(c)] @ c
         out = np.empty((len(basis), self.coefficients[0].shape[1]))
         for number in np.unique(piece):
             c, here = self.coefficients[number], piece == number
@@ -220,20 +197,59 @@ class Series(PairFunction):
         kept = degree - int(np.searchsorted(tail, 1e-14))
         return SeriesReport(max(kept, 1), rho, remainder + 1e-14)
 
-    def limit(self, rho, reach):
+
+class Series(PairFunction):
+    """The Mehler series: g = sum_k>=1 c_k(s_i) c_k(s_j) rho^k/(s_i s_j), with c_k the Hermite coefficients.
+
+    Attributes
+    ----------
+    tolerance : what may be cut off, relative to E[f'^2].
+    degrees : of the tables of coefficients. A tile takes the first that does, so that its entries depend on nothing but
+        its own samples, whatever the other threads do; one that needs few pairs beyond it does not ask for the next.
+    """
+
+    tolerance = 1e-11
+    degrees = 64, 256, 1024, 2048
+    few = 20
+    pair_cost = 150, 15  # as many terms of a tile cost what the first and each pair of parallel_pairs.py do (measured)
+
+    def __init__(self, activation, scales, device):
+        super().__init__(activation, scales, device)
+        self.lock, self.tables, self.told = threading.Lock(), {}, 0
+        self.table(self.degrees[0])
+
+    def table(self, degree):
         with self.lock:
-            while reach > self.cut and self.degree < self.max_degree:
-                self._extend(4 * self.degree if self.degree < 1024 else self.max_degree)
-            reach = min(reach, self.cut)
-            most = self.report(reach)
+            if degree not in self.tables:
+                self.tables[degree] = _Table(self.activation, self.scales, degree)
+            return self.tables[degree]
+
+    def _table_for(self, limit):
+        """The first table that reaches so far; the last where none does."""
+        for degree in self.degrees:
+            if (table := self.table(degree)).cut >= limit:
+                break
+        return table
+
+    def limit(self, rho, reach):
+        size = None
+        for degree in self.degrees:
+            table = self.table(degree)
+            if table.cut >= reach:
+                break
+            size = rho.abs() if size is None else size
+            if (size > table.cut).sum().item() <= self.few:
+                break
+        reach = min(reach, table.cut)
+        most = table.report(reach)
         if most.degree > 100:  # as many terms as pay for the pairs that they spare
-            size = rho.abs()
+            size = rho.abs() if size is None else size
             choices = [limit for limit in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99) if limit < reach] + [reach]
             beyond = [(size > limit).sum().item() for limit in choices]
-            costs = [self.report(limit).degree * rho.numel() / 32400 + (count > 0) * self.pair_cost[0]
+            costs = [table.report(limit).degree * rho.numel() / 32400 + (count > 0) * self.pair_cost[0]
                      + count * self.pair_cost[1] for limit, count in zip(choices, beyond)]
             reach = choices[int(np.argmin(costs))]
-            most = self.report(reach)
+            most = table.report(reach)
         if most.degree > self.told:
             self.told = most.degree
             _log.info("Mehler series of %s: %d terms at |rho| <= %.6g, relative remainder %.1g", self.activation.name,
@@ -241,10 +257,11 @@ class Series(PairFunction):
         return reach
 
     def __call__(self, rows, cols, rho):
-        with self.lock:  # the table may be growing for another tile
-            degree = self.report(min(largest(rho), self.cut)).degree
-            left, right = (torch.from_numpy(np.ascontiguousarray(self._at(index).T[:degree + 1])).to(self.device)
-                           for index in (rows, cols))
+        limit = largest(rho)
+        table = self._table_for(limit)
+        degree = table.report(min(limit, table.cut)).degree
+        left, right = (torch.from_numpy(np.ascontiguousarray(table.at(index).T[:degree + 1])).to(self.device)
+                       for index in (rows, cols))
         g = torch.outer(left[degree], right[degree])
         dg, half_ddg, term = torch.zeros_like(g), torch.zeros_like(g), torch.empty_like(g)
         for k in range(degree - 1, -1, -1):
@@ -261,9 +278,7 @@ def series_report(activation: Activation, scales: torch.Tensor, rho: float) -> S
     to parallel_pairs.py.
     """
     series = Series(activation, explicit_scales(activation, np.asarray(scales, dtype=np.float64)), "cpu")
-    while series.report(rho).remainder > series.tolerance and series.degree < series.max_degree:
-        series._extend(4 * series.degree if series.degree < 1024 else series.max_degree)
-    return series.report(rho)
+    return series._table_for(rho).report(rho)
 
 
 def pair_function(activation: Activation, scales: Scales, device) -> PairFunction:

@@ -13,6 +13,7 @@ from numpy.polynomial import chebyshev
 from scipy.optimize import brentq
 
 from gaussian_integration import Activation, gaussian_moments
+from utils import check_stable, jump_places
 
 _EPS = np.finfo(np.float64).eps
 
@@ -104,9 +105,10 @@ class Scales:
 def _moments(activation, low, high, samples=None):
     def table(scales):
         found = [gaussian_moments(activation, s) for s in scales]
-        if any(not math.isfinite(m.d1_sq) for m in found):
-            raise ValueError(f"activation {activation.name} has a jump: E[f'^2] and with it its tangent kernel are "
-                             "infinite, and no equilibrium of a DEQ with it is stable")
+        for m in found:
+            if m.jumps:
+                raise ValueError(f"the tangent kernel of {activation.name} is infinite, {jump_places(m.jumps)}: "
+                                 "E[f'^2] is; coefficients.explicit_ck has the conjugate kernel of a network with it")
         return np.array([[m.mean, m.variance, m.d1, m.d2, m.d1_sq] for m in found])
 
     def floor(scales, values):
@@ -146,6 +148,9 @@ def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray,
         return brentq(excess, low, high, xtol=1e-14 * low) if high > low else low
 
     low, high = solve(norms2.min()), solve(norms2.max())
+    at_low = gaussian_moments(activation, low)
+    if at_low.jumps:
+        check_stable(activation, sigma_a2, at_low.d1_sq, at_low.jumps)
     moments = _moments(activation, low, high)
 
     def second_moment(s):  # and its derivative in log s
@@ -169,9 +174,5 @@ def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray,
     s = np.exp(log_s)
     mean, *others = moments(s).T
     scales = Scales(s, mean - centre, *others)
-    if (worst := sigma_a2 * scales.d1_sq.max()) >= 1:
-        raise ValueError(
-            f"the equilibrium of {activation.name} at sigma_a^2 = {sigma_a2:g} is not stable, and its tangent "
-            f"kernel is infinite: sigma_a^2 E[phi'^2] = {worst:.4g} must be below 1"
-        )
+    check_stable(activation, sigma_a2, scales.d1_sq.max())
     return scales

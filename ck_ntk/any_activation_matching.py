@@ -68,22 +68,6 @@ def distances(X, activation, sigma_a2, matches, unmatched):
     return found
 
 
-def fluctuations(activation, sigma_a2, match):
-    """{"deq", "matched"}: (off, on) as `matching.fluctuation` has them, of the DEQ's conjugate kernel and the match's.
-
-    Of the DEQ, at tau_0 = 1: the noise of a Gram entry enters the equation that its limit solves, and is amplified by
-    one over the slope of that equation.
-    """
-    from gaussian_integration import centre, expectation, gaussian_moments
-    from matching import fluctuation
-    from utils import get_tau
-    tau = get_tau(activation, sigma_a2, 1.0)
-    phi, m = centre(activation, tau), gaussian_moments(activation, tau)
-    fourth = expectation(lambda xi: phi.fn(tau * xi)**4, [kink / tau for kink in activation.kinks])
-    deq = 1 / (1 - sigma_a2 * m.d1**2)**2, (fourth / m.variance**2 - 1) / (1 - sigma_a2 * m.sq_dd / 2)**2
-    return {"deq": deq, "matched": fluctuation(match.layers, 1.0, "readout")}
-
-
 def geometric_mean(values):
     import numpy as np
     return np.exp(np.log(values).mean(-1))
@@ -94,7 +78,7 @@ def study_kernels(args):
     import numpy as np
     from tqdm import tqdm
 
-    from matching import match
+    from matching import fluctuation, implicit_fluctuation, match
     from model import build_model
     from spectra import fit_slope, mixture, slope_interval
     from utils import check_assumptions, estimate_tau0
@@ -122,7 +106,8 @@ def study_kernels(args):
                              "slope_interval": slope_interval(args.n, array[0]), **dict(zip(columns, array.tolist()))}
                       for name, array in rows.items()} for kernel, rows in values.items()}
     for name, row in table["ck"].items():
-        row["fluctuation"] = fluctuations(activations[name], args.sigma_a2, matches[name]["ck"])
+        row["fluctuation"] = {"deq": implicit_fluctuation(activations[name], args.sigma_a2),
+                              "matched": fluctuation(matches[name]["ck"].layers, 1.0, "readout")}
         row["violates"] = check_assumptions(activations[name], args.sigma_a2)
     return table, spread.tolist()
 

@@ -1,6 +1,7 @@
 """Tangent kernel of a DEQ against its high-dimensional equivalent on the paper's Gaussian mixture (Theorem 2).
 
-The relative spectral error falls like n^(-1/2) for each activation; beside it the spectrum and its limit.
+Its relative spectral error against n, with the slope for each activation (the theorem: O(n^(-1/2))); beside it the
+spectrum and its limit.
 """
 
 from experiment import run

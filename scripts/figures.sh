@@ -20,7 +20,7 @@ while (($#)); do
     esac
 done
 
-for name in ck_gmm_matching gmm_ntk_matching gmm_one_layer_matching gmm_two_layer_relu_matching finite_width \
+for name in ck_gmm_matching gmm_ntk_matching gmm_one_layer_matching gmm_two_layer_relu_matching finite_width_kernels \
             any_activation_matching; do
     "$python" "ck_ntk/$name.py" "${flags[@]}" "${output[@]}"
 done

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -55,18 +55,20 @@ class Experiment:
     folders: list
     runs: dict = field(default_factory=dict)  # (model, dim, seed): Run
     unfinished: list = field(default_factory=list)
+    first: int | None = None  # only so many epochs are looked at
 
     @property
     def epochs(self):
-        return self.settings.get("epoch") or max(len(run.test) for run in self.runs.values())
+        return self.first or self.settings.get("epoch") or max(len(run.test) for run in self.runs.values())
 
     @property
     def title(self):
         s = self.settings
+        epochs = f"after {self.first} epochs" if self.first else f"{self.epochs} epochs"
         if not s:
-            return f"{self.dataset}, {self.folders[0]}, {self.epochs} epochs"
+            return f"{self.dataset}, {self.folders[0]}, {epochs}"
         trained = "readout trained" if s["train"] == "readout" else "every weight trained"
-        return f"{self.dataset}, {trained} by {OPTIMIZERS[s['opt']]} at lr {s['lr']:g}, {s['epoch']} epochs"
+        return f"{self.dataset}, {trained} by {OPTIMIZERS[s['opt']]} at lr {s['lr']:g}, {epochs}"
 
     @property
     def slug(self):
@@ -236,6 +238,20 @@ def group(runs):
     if not finished:
         raise LogError(f"{runs[0].folder}: no run is finished (resume it with main.py --resume)")
     return sorted(finished, key=lambda e: (e.dataset, e.title))
+
+
+def first_epochs(experiment, epochs):
+    """The same runs as they stood after so many epochs.
+
+    Raises
+    ------
+    LogError : they were shorter.
+    """
+    if epochs > experiment.epochs:
+        raise LogError(f"--epoch {epochs}: the runs of {experiment.title} have no more")
+    runs = {name: replace(run, train=run.train[:epochs], test=run.test[:epochs])
+            for name, run in experiment.runs.items()}
+    return replace(experiment, runs=runs, first=epochs)
 
 
 def load(paths):

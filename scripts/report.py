@@ -48,7 +48,7 @@ KERNELS = [
      ["gmm_two_layer_relu_matching", "mnist_two_layer_matching"]),
     ("Finite width",
      "No claim: the paper's kernels are those of infinite width. Ours shows how networks of width m approach them.",
-     ["finite_width"]),
+     ["finite_width_kernels"]),
     ("Any DEQ",
      "The slides match a tanh-DEQ and a ReLU-DEQ, and say that two hidden layers are needed in general. Ours matches "
      "every activation of the registry.",
@@ -125,7 +125,7 @@ def kernel_blocks(stages, folder):
         blocks += [Heading(3, title), Text(claim, "Paper"),
                    *(Text(finding, "Measured") for finding in findings if finding)]
         if rows:
-            size = "width" if names == ["finite_width"] else "n"
+            size = "width" if names == ["finite_width_kernels"] else "n"
             blocks.append(Rows(Table("Relative spectral error, geometric mean over draws",
                                      ["figure", "curve", f"slope in log {size}", f"error (least {size})",
                                       f"error (largest {size})"], rows)))

@@ -38,13 +38,13 @@ SIZES = {"gmm": (6000, 4000, 200, 4), "mnist": (60000, 10000, 784, 10), "fashion
 # name: seconds at full size and with --quick on two cores of 2026, None: not part of --quick; data
 FIGURES = {"ck_gmm_matching": (60, 4, "gmm"), "gmm_ntk_matching": (60, 4, "gmm"),
            "gmm_one_layer_matching": (40, 4, "gmm"), "gmm_two_layer_relu_matching": (30, 4, "gmm"),
-           "finite_width": (20, 4, "gmm"),
+           "finite_width_kernels": (20, 4, "gmm"),
            "ck_mnist_matching": (40, 5, "mnist"), "mnist_ntk_matching": (40, 5, "mnist"),
            "mnist_one_layer_matching": (30, 5, "mnist"), "mnist_two_layer_matching": (30, 5, "mnist"),
            "cifar10_matching": (60, None, "cifar10"), "any_activation_matching": (120, None, "gmm"),
            "matching_map": (120, None, "gmm")}
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
-QUICK_FIGURE = {"finite_width": ["--n", "128", "--seeds", "2", "--width", "64", "128", "256", "512"]}
+QUICK_FIGURE = {"finite_width_kernels": ["--n", "128", "--seeds", "2", "--width", "64", "128", "256", "512"]}
 QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]
 MULTIPLICATIONS = 7.5e10  # a second, float32, on both of these cores
 PASS = 0.06  # seconds of an epoch over 60,000 samples, whatever the width

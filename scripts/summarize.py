@@ -2,6 +2,7 @@
 
     python scripts/summarize.py results/mnist-sgd                     one folder of logs
     python scripts/summarize.py results --output results/summary      every folder of logs below it
+    python scripts/summarize.py results/mnist-sgd --epoch 10          as it stood after 10 epochs
 
 A log is {dim}_test_{model}_{dataset}.json beside {dim}_train_..., lists of accuracies by epoch (seed s other than 0 in
 seed_{s}/), as main.py and the authors' code write them. metrics.jsonl beside them, where there is one, adds settings
@@ -20,8 +21,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from comparison import MARGIN  # noqa: E402  (none of these imports torch or matplotlib)
 from curves import KINDS, write_figures  # noqa: E402
-from logs import LogError, load  # noqa: E402
-from main import BAD_INPUT, bounded_float  # noqa: E402
+from logs import LogError, first_epochs, load  # noqa: E402
+from main import BAD_INPUT, bounded_float, positive_int  # noqa: E402
 from tables import tables, write_csv  # noqa: E402
 
 
@@ -39,10 +40,14 @@ def main(argv=None):
     parser.add_argument("--output", default="results/summary", metavar="DIR", help="default: results/summary")
     parser.add_argument("--margin", type=bounded_float(0, 100, "between 0 and 100"), default=MARGIN, metavar="POINTS",
                         help=f"within which accuracies count as equal, in percentage points (default: {MARGIN:g})")
+    parser.add_argument("--epoch", type=positive_int, metavar="E",
+                        help="accuracies as they stood after E epochs (default: after the last)")
     arguments = parser.parse_args(argv)
     output = Path(arguments.output)
     try:
         experiments = load(arguments.paths)
+        if arguments.epoch:
+            experiments = [first_epochs(experiment, arguments.epoch) for experiment in experiments]
         if output.exists() and not output.is_dir():
             raise LogError(f"--output {output} is a file, not a folder")
         from utils import atomic_write

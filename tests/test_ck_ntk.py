@@ -25,7 +25,8 @@ from gaussian_integration import ACTIVATIONS
 from kernels import implicit_kernels
 from utils import generator
 
-GMM = ["ck_gmm_matching", "gmm_ntk_matching", "gmm_one_layer_matching", "gmm_two_layer_relu_matching", "finite_width"]
+GMM = ["ck_gmm_matching", "gmm_ntk_matching", "gmm_one_layer_matching", "gmm_two_layer_relu_matching",
+       "finite_width_kernels"]
 MNIST = ["ck_mnist_matching", "mnist_ntk_matching", "mnist_one_layer_matching", "mnist_two_layer_matching"]
 
 
@@ -180,7 +181,7 @@ def test_bad_flags_are_one_line_and_status_2(run, tmp_path, flags, message):
 
 def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):
     for name, flags in (("ck_mnist_matching", ["--dataset_path", str(tmp_path / "none")]),
-                        ("finite_width", ["--n", "64", "--width", "64", "--sigma_a2", "0.999999"])):
+                        ("finite_width_kernels", ["--n", "64", "--width", "64", "--sigma_a2", "0.999999"])):
         done = run(name, *flags, "--output", str(tmp_path / "figures"))
         lines = [
             line
@@ -220,7 +221,7 @@ def test_the_other_mixture_scripts_run(name):
 def test_finite_width_approaches_the_exact_kernel():
     args = small()
     args.n = [64]
-    figure, numbers = __import__("finite_width").main(args)
+    figure, numbers = __import__("finite_width_kernels").main(args)
     spectra.plt.close(figure)
     for errors in numbers["errors"].values():
         assert np.mean(errors[1]) < 0.75 * np.mean(errors[0])

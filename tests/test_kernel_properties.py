@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -10,7 +11,7 @@ from gaussian_integration import ACTIVATIONS, Activation, gaussian_moments, piec
 from kernels import explicit_kernels, implicit_kernels
 from utils import estimate_tau0, get_tau
 
-EXAMPLES = settings(deadline=None, derandomize=True, max_examples=8, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(deadline=None, derandomize=True, max_examples=16, suppress_health_check=list(HealthCheck))
 
 
 # -- an integral over the plane, in the coordinates of one of the two and what the other adds ---------------------
@@ -39,13 +40,15 @@ def quadrature(f, h, kinks, s, t, rho):
     x, w = panels(np.unique(np.clip(edges, -reach, reach)))
     if across == 0:
         return tuple((evaluate(g, s * x) * evaluate(g, math.copysign(t, rho) * x)) @ w for g in (f, h))
-    own = np.stack([(k / t - rho * x) / across for k in [*kinks, 0.0]], -1)
-    own = np.concatenate([own, *(own + g / (t * across) for g in (-3, -1, -0.3, 0.3, 1, 3))], -1)
-    inner = np.concatenate([np.broadcast_to(np.linspace(-reach, reach, 9), (len(x), 9)), own], -1)
-    y, v = panels(np.sort(np.clip(inner, -reach, reach), -1))
-    return tuple(
-        (evaluate(g, s * x) * (evaluate(g, t * (rho * x[:, None] + across * y)) * v).sum(1)) @ w for g in (f, h)
-    )
+    inner = np.empty((2, len(x)))
+    for part in np.array_split(np.arange(len(x)), 1 + len(x) // 100):
+        own = np.stack([(k / t - rho * x[part]) / across for k in [*kinks, 0.0]], -1)
+        own = np.concatenate([own, *(own + g / (t * across) for g in (-3, -1, -0.3, 0.3, 1, 3))], -1)
+        edges = np.concatenate([np.broadcast_to(np.linspace(-reach, reach, 9), (len(part), 9)), own], -1)
+        y, v = panels(np.sort(np.clip(edges, -reach, reach), -1))
+        for g, row in zip((f, h), inner):
+            row[part] = (evaluate(g, t * (rho * x[part, None] + across * y)) * v).sum(1)
+    return tuple((evaluate(g, s * x) * row) @ w for g, row in zip((f, h), inner))
 
 
 # -- what is drawn -----------------------------------------------------------------------------------------------
@@ -63,12 +66,8 @@ def activations(draw):
         return piecewise_linear("drawn", kinks, slopes, draw(st.floats(-1, 1)))
     a, b = draw(st.floats(0.3, 1.5)), draw(st.floats(-1, 1))
     inner = ACTIVATIONS[base]
-    return Activation(
-        f"{base}({a:.2f} x + {b:.2f})",
-        lambda x: inner.fn(a * x + b),
-        lambda x: a * inner.derivative(a * x + b),
-        [(k - b) / a for k in inner.kinks],
-    )
+    return Activation(f"{base}({a:.2f} x + {b:.2f})", lambda x: inner.fn(a * x + b),
+                      lambda x: a * inner.derivative(a * x + b), [(k - b) / a for k in inner.kinks])
 
 
 @st.composite
@@ -104,7 +103,7 @@ def test_deq_kernels_solve_their_equations_or_are_refused(activation, X, sigma_a
     try:
         ck, ntk = implicit_kernels(X, activation, sigma_a2)
     except ValueError as error:
-        assert any(word in str(error) for word in ("fixed point", "tau_*", "stable"))
+        assert any(word in str(error) for word in ("fixed point", "tau_*", "stable equilibrium"))
         return
     independent(ck, activation.name), independent(ntk, activation.name)
     mean = gaussian_moments(activation, get_tau(activation, sigma_a2, estimate_tau0(X))).mean
@@ -150,3 +149,35 @@ def test_explicit_kernels_are_their_integrals_or_refused(layers, X):
         if sure:
             agree(ck[i, j].item(), c, math.sqrt(ck[i, i] * ck[j, j]))
             agree(ntk[i, j].item(), tangent, math.sqrt(ntk[i, i] * ntk[j, j]))
+
+
+@settings(EXAMPLES, max_examples=12)
+@given(activations(), samples(), st.floats(-1.5, 1.5), st.floats(0.05, 1), st.booleans())
+def test_a_jump_is_refused_with_its_reason(activation, X, place, height, declared):
+    broken = Activation("broken", lambda x: activation.fn(x) + height * (x > place), activation.derivative,
+                        (*activation.kinks, place) if declared else activation.kinks, lipschitz=1.0)
+    with pytest.raises(ValueError, match="E\\[f'\\^2\\]"):
+        explicit_kernels(X, [broken])
+    with pytest.raises(ValueError, match="infinite, as it jumps|no .*fixed point|no tau"):
+        implicit_kernels(X, broken, 0.1)
+
+
+@pytest.mark.parametrize("name", ["step", "sign"])
+def test_step_functions_have_no_tangent_kernel(name):
+    fn = {"step": lambda x: (x > 0).to(x.dtype), "sign": torch.sign}[name]
+    X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for kinks in ((), (0.0,)):
+        step = Activation(name, fn, torch.zeros_like, kinks, lipschitz=1.0)
+        with pytest.raises(ValueError, match="infinite, as it jumps at x = "):
+            implicit_kernels(X, step, 0.2)
+        with pytest.raises(ValueError, match="infinite, as it jumps at x = "):
+            explicit_kernels(X, [step])
+
+
+@pytest.mark.parametrize("derivative", [torch.sigmoid, lambda x: 1.001 * (1 - torch.tanh(x) ** 2)])
+def test_a_derivative_of_another_function_is_an_error(derivative):
+    X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wrong = Activation("wrong", torch.tanh, derivative, lipschitz=1.0)
+    for call in (lambda: implicit_kernels(X, wrong, 0.2), lambda: explicit_kernels(X, [wrong])):
+        with pytest.raises(ValueError, match="wrong.*derivative"):
+            call()

@@ -254,6 +254,20 @@ def test_an_unfinished_run_is_named_and_left_out(tmp_path):
         logs.load([alone])
 
 
+def test_the_tables_after_an_earlier_epoch(tmp_path, capsys):
+    """Runs of 3 epochs as they stood after 2 are runs of 2 epochs; an unfinished one is left out all the same."""
+    tests = write_grid(tmp_path / "a", dims=(16,))
+    write_run(tmp_path / "a", "inn", 16, 3, epochs=2)
+    summarize.main([str(tmp_path / "a"), "--output", str(tmp_path / "out"), "--epoch", "2"])
+    printed = capsys.readouterr().out
+    values = 100 * np.array([tests["inn", 16, s][1] for s in (0, 1, 2)])
+    assert f"| 16 | {values.mean():.2f} ± {values.std(ddof=1):.2f} |" in printed and "lr 1, after 2 epochs" in printed
+    [experiment] = logs.load([tmp_path / "a"])
+    [axis] = curves.epoch_figure(logs.first_epochs(experiment, 2)).axes
+    assert all(list(line.get_xdata()) == [1, 2] for line in axis.lines)
+    assert "have no more" in refused(capsys, tmp_path / "a", "--epoch", "4", output=tmp_path / "other")
+
+
 def test_nothing_to_read(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()

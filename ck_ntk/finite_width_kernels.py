@@ -47,7 +47,7 @@ def main(args):
     from utils import generator, get_tau
 
     if len(args.n) != 1:
-        raise ValueError("finite_width takes one --n")
+        raise ValueError("finite_width_kernels takes one --n")
     n, widths = args.n[0], sorted(set(args.width))
     sample = mixture(n, 0)
     X, tau0 = sample.X, sample.statistics.tau0

@@ -2,16 +2,12 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 
 import train
-from conftest import ROOT
 from data_prepare import Dataset
 from fixed_point import ConvergenceError
 from model import build_model
@@ -128,28 +124,26 @@ def test_stopped_at_any_write_a_run_resumes_to_the_same_bytes(tmp_path, monkeypa
         assert not list(folder.rglob("*.tmp"))
 
 
-def test_a_killed_process_resumes_to_the_same_bytes(tmp_path):
-    command = [sys.executable, str(ROOT / "main.py"), "--model", "relu_enn", "tanh_inn", "--dim", "64", "--epoch", "12",
-               "--device", "cpu", "--preset", "two_class"]
-    at = lambda name: ["--output_path", str(tmp_path / name / "out"), "--save_path", str(tmp_path / name / "ckpt")]
-    subprocess.run(command + at("whole"), check=True, capture_output=True)
-    process = subprocess.Popen(command + at("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = tmp_path / "killed" / "out" / "64_test_relu_enn_gmm.json"
-    deadline = time.time() + 120
-    while process.poll() is None and time.time() < deadline:
-        try:
-            if len(json.loads(log.read_text())) >= 3:
-                break
-        except (OSError, ValueError):
-            pass
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    done = subprocess.run(command + at("killed") + ["--resume"], check=True, capture_output=True, text=True)
+def test_a_killed_process_resumes_to_the_same_bytes(forks, tmp_path):
+    """SIGKILL halfway through the writes; tests/test_kills.py does it everywhere, on less data."""
+    def start(name, *argv, **more):
+        return forks.run("--model", "relu_enn", "tanh_inn", "--dim", 64, "--epoch", 12, "--device", "cpu",
+                         "--preset", "two_class", "--output_path", tmp_path / name / "out",
+                         "--save_path", tmp_path / name / "ckpt", *argv, **more)
+
+    whole = start("whole")
+    assert whole["status"] == 0
+    killed = start("killed", fault="kill", at=whole["moments"] // 2)
+    assert killed["status"] == -signal.SIGKILL
+    epochs = [record for record in read_metrics(tmp_path / "killed" / "out") if record["event"] == "epoch"]
+    assert 3 < len(epochs) < 24
+    done, again = start("killed", "--resume"), start("killed", "--resume")
+    assert done["status"] == again["status"] == 0
     assert snapshot(tmp_path / "killed" / "out") == snapshot(tmp_path / "whole" / "out")
-    again = subprocess.run(command + at("killed") + ["--resume"], check=True, capture_output=True, text=True)
-    strip = lambda text: [line.split(" s")[0] for line in text.splitlines()]
-    assert strip(again.stdout) == strip(done.stdout)
+
+    def strip(text):
+        return [line.split(" s")[0] for line in text.splitlines()]
+    assert strip(again["out"]) == strip(done["out"])
 
 
 def test_finished_runs_are_skipped_under_resume(tmp_path):

@@ -2,8 +2,8 @@
 
 import math
 import runpy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -147,7 +147,9 @@ def load_activation(spec: str) -> Activation:
         return ACTIVATIONS[spec]
     path, colon, name = spec.rpartition(":")
     if not colon:
-        raise ValueError(f"unknown activation {spec!r}: choose from {', '.join(ACTIVATIONS)}, or give path/to/file.py:name")
+        raise ValueError(
+            f"unknown activation {spec!r}: choose from {', '.join(ACTIVATIONS)}, or give path/to/file.py:name"
+        )
     try:
         found = runpy.run_path(path).get(name)
     except FileNotFoundError:

@@ -13,8 +13,8 @@ has for each a check that the printed variant fails.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 
@@ -24,7 +24,7 @@ from utils import check_stable, estimate_tau0, get_tau, jump_places
 
 @dataclass(frozen=True)
 class KernelCoefficients:
-    """(diag, c1, c2, c3): for a CK (gamma^2, alpha_1, alpha_2, alpha_3), for an NTK (kappa^2, beta_1, beta_2, beta_3)."""
+    """(diag, c1, c2, c3): of a CK (gamma^2, alpha_1, alpha_2, alpha_3), of an NTK (kappa^2, beta_1, beta_2, beta_3)."""
 
     diag: float
     c1: float
@@ -46,7 +46,9 @@ def implicit_ck(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> K
     return _implicit(activation, sigma_a2, tau0)[0]
 
 
-def implicit_ntk(activation: Activation, sigma_a2: float, tau0: float = 1.0, trained: str = "aAB") -> KernelCoefficients:
+def implicit_ntk(
+    activation: Activation, sigma_a2: float, tau0: float = 1.0, trained: str = "aAB"
+) -> KernelCoefficients:
     """Tangent kernel of the DEQ with readout a and weights A trained ("aA", Theorem 2), or B as well ("aAB").
 
     kappa^2 has gamma^2 where the slides have tau_*^2, and the cross term of beta_3 is beta_1 sigma_a^2 d2^2 L.
@@ -120,8 +122,10 @@ def _explicit(layers, tau0, frozen_first):
     for index, layer in enumerate(layers, 1):
         moments = gaussian_moments(layer, tau)
         if abs(moments.mean) > 1e-9 * math.sqrt(moments.variance) + 1e-13:
-            raise ValueError(f"layer {index} ({layer.name}) is not centred at its input scale {tau:.6g}: its mean there "
-                             f"is {moments.mean:.3g}; centre it with gaussian_integration.centre")
+            raise ValueError(
+                f"layer {index} ({layer.name}) is not centred at its input scale {tau:.6g}: its mean there "
+                f"is {moments.mean:.3g}; centre it with gaussian_integration.centre"
+            )
         if moments.variance <= 1e-300:
             raise ValueError(f"layer {index} ({layer.name}) is constant at its input scale {tau:.6g}")
         s, e, w = moments.d1**2, moments.d2**2, moments.sq_dd / 2

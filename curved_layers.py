@@ -10,7 +10,7 @@ Reference: Max, IRE Trans. Inf. Theory 6 (1960).
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from scipy.special import ndtr
@@ -93,7 +93,7 @@ class _Piecewise(_Basis):
         return layer, dict(kinks=layer.kinks, slopes=layer.slopes, value_at_zero=value)
 
 
-@lru_cache(maxsize=None)
+@cache
 def quantiser(ramps):
     """The positive thresholds and levels of the Lloyd-Max quantiser of N(0, 1) with 2 ramps + 1 levels."""
     levels = np.linspace(1.0, 2.0, ramps)
@@ -107,7 +107,7 @@ def quantiser(ramps):
     return thresholds, levels
 
 
-@lru_cache(maxsize=None)
+@cache
 def bases_of(family, ramps):
     if family == "hermite":
         return (_Cubic(),)
@@ -115,7 +115,7 @@ def bases_of(family, ramps):
     return tuple(_Piecewise(thresholds, np.diff(levels, prepend=0.0), knee) for knee in range(ramps))
 
 
-@lru_cache(maxsize=None)
+@cache
 def absolute_value():
     return _Piecewise([0.0], [1.0], 0)
 

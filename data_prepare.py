@@ -16,8 +16,21 @@ import torch
 from torch.nn.functional import one_hot
 
 from coefficients import MixtureStatistics
-from images import (CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, FASHION_CLASSES, IMAGES, MNIST_FILES,  # noqa: F401
-                    MNIST_FOLDERS, DataError, Images, cifar10_images, mnist_images, one_line, svhn_images)
+from images import (  # noqa: F401
+    CIFAR10_CLASSES,
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    FASHION_CLASSES,
+    IMAGES,
+    MNIST_FILES,
+    MNIST_FOLDERS,
+    DataError,
+    Images,
+    cifar10_images,
+    mnist_images,
+    one_line,
+    svhn_images,
+)
 from names import DATASETS, PRESETS
 from utils import estimate_tau0, generator as make_generator
 from vgg16 import FEATURE_CACHE, VGG16, VGG16_WEIGHTS, VGG16_WIDTHS, cifar10_features, load_vgg16  # noqa: F401

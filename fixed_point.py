@@ -66,7 +66,7 @@ class Picard:
     @torch.no_grad()
     def solve(self, f, z0: torch.Tensor) -> Solution:
         z = z0
-        for step in range(1, self.max_steps + 1):
+        for step in range(1, self.max_steps + 1):  # noqa: B007 (used after the loop)
             fz = f(z)
             residual = _residual(fz, z)
             worst = residual.max().item() if len(residual) else 0.0

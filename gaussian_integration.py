@@ -128,7 +128,9 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
         raise ValueError(
             f"activation {activation.name}: its derivative is not that of its function. From x = 0 to "
             f"{tau * x[at]:.6g} the function grows by {shifted[at]:.12g}, the integral of the derivative by "
-            f"{integral[at]:.12g}; at scale {tau:.6g}, E[f'] = {slope:.12g}, while by Stein's lemma E[xi f(tau xi)]/tau = {d1:.12g}")
+            f"{integral[at]:.12g}; at scale {tau:.6g}, E[f'] = {slope:.12g}, while by Stein's lemma "
+            f"E[xi f(tau xi)]/tau = {d1:.12g}"
+        )
 
     mean = mean_of(f)
     if jump.any():

@@ -108,8 +108,10 @@ class Grid:
                 continue
             listed = ", ".join(f"{name} {shown(size)}" for name, size in parts.items() if size)
             where = "" if device.type == "cpu" else "of the GPU "
-            raise ValueError(f"--dim {config.dim}: {config.model} takes at least {shown(sum(parts.values()))} of memory "
-                             f"({listed}), and {shown(free)} {where}are free: take a smaller width")
+            raise ValueError(
+                f"--dim {config.dim}: {config.model} takes at least {shown(sum(parts.values()))} of memory "
+                f"({listed}), and {shown(free)} {where}are free: take a smaller width"
+            )
 
     def cost(self, config) -> float:
         """What the run takes, beside others."""

@@ -5,19 +5,19 @@ covariance [[Lambda_ii, Lambda_ij], [Lambda_ij, Lambda_jj]] (Ling et al., ICML 2
 scalar fixed point per sample (scales.py). Given it, each off-diagonal entry is one scalar equation, here in the
 correlation rho_ij = Lambda_ij/(s_i s_j), s_i^2 = Lambda_ii:
 
-    rho = sigma_a^2 g(rho) + base,   g = Cov[f(u), f(v)]/(s_i s_j),   base = (sigma_b^2 S_ij + sigma_a^2 m_i m_j)/(s_i s_j)
+    rho = sigma_a^2 g(rho) + base, g = Cov[f(u), f(v)]/(s_i s_j),  base = (sigma_b^2 S_ij + sigma_a^2 m_i m_j)/(s_i s_j)
 
 with m_i the mean of phi at scale s_i. Its derivative needs g' = E[f'(u) f'(v)], the very factor of the tangent kernel,
 so Newton's method costs nothing extra; it runs on all entries of a tile that stays in the cache. g and g' are those of
 pair_functions.py, and of parallel_pairs.py where |rho| is next to 1.
 
-`implicit_kernels` and `explicit_kernels` give whole matrices, of one set of samples or between two. `implicit_blocks` and
+`implicit_kernels` and `explicit_kernels` give whole matrices, of one sample set or between two. `implicit_blocks` and
 `explicit_blocks` give any part of them, for matrices that do not fit twice, or not at all.
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -46,7 +46,10 @@ class Blocks(ABC):
 
     def __init__(self, X, other):
         X, norms2 = _check_input(X, "X")
-        self.shape, self.first = (len(X), len(X)), 0  # the rows are the samples from `first` on, the columns the first n
+        self.shape, self.first = (
+            (len(X), len(X)),
+            0,
+        )  # the rows are the samples from `first` on, the columns the first n
         if other is not None:
             other, other_norms2 = _check_input(other, "other")
             if other.shape[1] != X.shape[1]:
@@ -95,7 +98,7 @@ class Blocks(ABC):
         return out
 
     def both(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The whole conjugate and tangent kernel, float64. Of a square matrix one triangle is computed, and mirrored."""
+        """The whole conjugate and tangent kernel, float64. Of a square matrix one triangle is computed and mirrored."""
         ck = torch.empty(self.shape, dtype=torch.float64, device=self.device)
         ntk, square = torch.empty_like(ck), not self.first
         jobs = tiles(*(slice(0, length) for length in self.shape), tile_size(self.device), lower=square)
@@ -212,7 +215,9 @@ class _Explicit(Blocks):
         for index, layer in enumerate(layers, 1):
             scales = explicit_scales(layer, s)
             if scales.second.min() <= 0:
-                raise ValueError(f"layer {index} ({layer.name}) is zero at its input scale: there is no kernel after it")
+                raise ValueError(
+                    f"layer {index} ({layer.name}) is zero at its input scale: there is no kernel after it"
+                )
             self.stack.append((pair_function(layer, scales, self.device),
                                *self._tensors(s, scales.mean, 1 / np.sqrt(scales.second))))
             self.seconds.append(torch.from_numpy(scales.second))
@@ -279,7 +284,9 @@ def _check_elementwise(activation):
     for name, f in (("fn", activation.fn), ("derivative", activation.derivative)):
         whole, part = f(x), f(x[::7].flip(0))
         if whole.shape != x.shape or not torch.allclose(whole[::7].flip(0), part, rtol=1e-12, atol=1e-14):
-            raise ValueError(f"activation {activation.name} is not elementwise: its {name} at a point depends on the others")
+            raise ValueError(
+                f"activation {activation.name} is not elementwise: its {name} at a point depends on the others"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------

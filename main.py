@@ -21,8 +21,7 @@ import warnings  # noqa: E402
 # scripts take names of accuracy, flags and names from here
 from accuracy import LOOKS, mean_std, print_theory  # noqa: E402, F401
 from distributed import RESUME, World  # noqa: E402
-from flags import (BAD_INPUT, FAILED, INTERRUPTED, bounded_float, natural_int, parse_arguments,  # noqa: E402, F401
-                   positive_int)
+from flags import BAD_INPUT, FAILED, INTERRUPTED, bounded_float, natural_int, parse_arguments, positive_int  # noqa: E402, F401
 from names import DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS  # noqa: E402, F401
 
 

@@ -16,7 +16,7 @@ given depth).
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn

@@ -18,7 +18,7 @@ layers has the same linear part, the tangent kernel has the same v.
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 

@@ -40,7 +40,7 @@ class PairFunction:
         self.s = torch.from_numpy(scales.s).to(device)
 
     def limit(self, rho: torch.Tensor, reach: float) -> float:
-        """Up to which |rho| to use this function on a tile; rho is what the correlations will be about, reach a bound."""
+        """Up to which |rho| to use this function on a tile; correlations will be about rho, and at most reach."""
         return min(reach, self.cut)
 
 

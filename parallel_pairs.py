@@ -96,13 +96,13 @@ def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes
 
 
 def _rounding(apart, dot, ab):
-    """What rounding of f(u) and f(v), each of the order of sqrt(ab dot), does to the mean square of their difference."""
+    """What rounding of f(u) and f(v), each of the order sqrt(ab dot), does to the mean of their squared difference."""
     size = 1e-15 * (ab * dot.abs()).sqrt()
     return size * (apart.sqrt() + size)
 
 
 def _resolved(activation, centre, a, b, sign, theta):
-    """A number of nodes a panel with which `pair_moments` agrees, to 1e-10, with a coarser rule: tried on some of the pairs.
+    """A number of nodes a panel with which `pair_moments` agrees, to 1e-10, with a coarser rule: tried on some pairs.
 
     The error of a Gauss-Legendre rule falls geometrically, so that the finer of the two has about 1e-14.
     """
@@ -117,8 +117,10 @@ def _resolved(activation, centre, a, b, sign, theta):
         if ((coarse - fine).abs() <= 1e-10 * fine.abs().amax(1, keepdim=True) + floor).all():
             return finer
         nodes, coarse = finer, fine
-    raise ValueError(f"the kernel of {activation.name} between nearly parallel samples does not converge: it is not smooth "
-                     "between its declared kinks; declare them (Activation(..., kinks=...)), or remove such samples")
+    raise ValueError(
+        f"the kernel of {activation.name} between nearly parallel samples does not converge: it is not smooth "
+        "between its declared kinks; declare them (Activation(..., kinks=...)), or remove such samples"
+    )
 
 
 def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b, sign, distance2, second_a, second_b):
@@ -149,8 +151,10 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
             before, eta = eta, (eta - step).clamp(0, 1)
             if ((eta - before).abs() <= 1e-13 * eta).all():
                 return eta, apart, dot
-        raise ValueError(f"Newton's method did not converge for {activation.name} between nearly parallel samples: step "
-                         f"{step.abs().max().item():.2g}")
+        raise ValueError(
+            f"Newton's method did not converge for {activation.name} between nearly parallel samples: step "
+            f"{step.abs().max().item():.2g}"
+        )
 
     nodes = 12
     while True:

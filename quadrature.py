@@ -6,7 +6,7 @@ the next. All of it is float64 numpy.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.polynomial import legendre
@@ -30,7 +30,7 @@ class Rule:
     spectrum: np.ndarray
 
 
-@lru_cache(maxsize=None)
+@cache
 def lobatto(n=20):
     last = [0] * (n - 1) + [1]
     inner = legendre.legroots(legendre.legder(last))
@@ -77,9 +77,10 @@ def _sample(f, left, right):
 
 
 def adapt(f, edges, floors, inspect=None):
-    """Sorted panels on which f : (q,) nodes -> (k, q) values is resolved, each to TOLERANCE of E|f| or of `floors` (k,).
+    """Sorted panels on which f : (q,) nodes -> (k, q) values is resolved, each to TOLERANCE of E|f| or `floors` (k,).
 
-    `inspect` : (panels, E|f|) -> two (panels,) bool arrays: not resolved for a further reason; at fault. A fault is cut for as long as float64 allows, and may remain (a jump). Returns the panels, and whether faults
+    `inspect` : (panels, E|f|) -> two (panels,) bool arrays: not resolved for a further reason; at fault. A fault is cut
+    for as long as float64 allows, and may remain (a jump). Returns the panels, and whether faults
     spread over more than 1000 panels, which are then left wide.
     """
     edges = np.array(sorted(edges))

@@ -107,8 +107,8 @@ def _moments(activation, low, high, samples=None):
         found = [gaussian_moments(activation, s) for s in scales]
         for m in found:
             if m.jumps:
-                raise ValueError(f"the tangent kernel of {activation.name} is infinite, {jump_places(m.jumps)}: E[f'^2] is; "
-                                 "coefficients.explicit_ck has the conjugate kernel of a network with it")
+                raise ValueError(f"the tangent kernel of {activation.name} is infinite, {jump_places(m.jumps)}: "
+                                 "E[f'^2] is; coefficients.explicit_ck has the conjugate kernel of a network with it")
         return np.array([[m.mean, m.variance, m.d1, m.d2, m.d1_sq] for m in found])
 
     def floor(scales, values):

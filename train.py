@@ -19,8 +19,18 @@ from data_prepare import Dataset
 from distributed import Team
 from fixed_point import ConvergenceError
 from pcdeq import augment, keep_nonnegative
-from run_files import (Config, Result, RunFiles, best_path, check_output, checkpoint_path, fingerprint,  # noqa: F401
-                       fingerprint_code, log_path, read_metrics)
+from run_files import (  # noqa: F401
+    Config,
+    Result,
+    RunFiles,
+    best_path,
+    check_output,
+    checkpoint_path,
+    fingerprint,
+    fingerprint_code,
+    log_path,
+    read_metrics,
+)
 from utils import generator
 
 

@@ -74,7 +74,9 @@ def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
         if high > 1e8 * max(tau0, 1.0):
             raise ValueError(f"no tau_* exists for activation {activation.name} at sigma_a^2 = {sigma_a2}: "
                              "sigma_a^2 Var[f(tau xi)] outgrows tau^2; take a smaller sigma_a^2")
-    return brentq(excess, low, high, xtol=1e-16 * low, rtol=4 * torch.finfo(torch.float64).eps) if excess(low) > 0 else low
+    return (
+        brentq(excess, low, high, xtol=1e-16 * low, rtol=4 * torch.finfo(torch.float64).eps) if excess(low) > 0 else low
+    )
 
 
 def check_assumptions(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> list[str]:

@@ -5,7 +5,7 @@ square falls like 1/m. `fluctuation` and `implicit_fluctuation` are the factors 
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 from coefficients import implicit_ck
 from gaussian_integration import Activation, expectation, gaussian_moments

@@ -8,7 +8,7 @@ factor on a kernel is no more than another learning rate, so the unmatched netwo
 times the factor that makes it least.
 
 Accuracies: test accuracy on MNIST with a trained readout, by SGD at a learning rate of 1; the unmatched network also at
-the learning rate that makes up for its alpha_1. They are kept in results/any_activation, as main.py would keep them, and
+the learning rate that makes up for its alpha_1. They are kept in results/any_activation as main.py would keep them, and
 a killed script goes on from there. With eight seeds or more each DEQ is tested against its matched network: the paired
 difference, and two one-sided tests of equality within --margin percentage points. Beside it stand the finite-width
 terms of the two conjugate kernels, m times the mean squared relative error of an entry off the diagonal and on it.
@@ -19,8 +19,7 @@ An activation with a star violates the paper's Assumption 3 at this sigma_a^2; w
 import argparse
 
 from experiment import ROOT, _positive, run
-from matching_map import COLOURS
-from matching_map import NAMES as FAMILIES
+from matching_map import COLOURS, NAMES as FAMILIES
 
 RUNS = ROOT / "results" / "any_activation"
 LR, BATCH_SIZE = 1.0, 128
@@ -200,9 +199,12 @@ def print_equality(args, accuracies, kernels):
     found = {name: compare(*(dict(enumerate(100 * value for value in row[column])) for column in ("deq", "matched")),
                            args.margin) for name, row in accuracies.items()}
     adjusted = zip(*(holm([getattr(paired, p) for paired in found.values()]) for p in ("p_difference", "p_equality")))
-    print("\nDEQ - matched in percentage points, its 95% interval; p of no difference, and of one of "
-          f"{args.margin:g} or more (two one-sided\ntests), both by Holm's method over the {len(found)} activations; m times the squared "
-          "relative error of a kernel's entry at width m")
+    print(
+        "\nDEQ - matched in percentage points, its 95% interval; p of no difference, and of one of "
+        f"{args.margin:g} or more (two one-sided\n"
+        f"tests), both by Holm's method over the {len(found)} activations; m times the "
+        "squared relative error of a kernel's entry at width m"
+    )
     print(f"{'activation':<12}{'mean':>7}{'interval':>18}{'p, difference':>15}{'p, equality':>13}"
           f"{'off: DEQ':>10}{'matched':>9}{'on: DEQ':>9}{'matched':>9}  verdict")
     for (name, paired), p in zip(found.items(), adjusted):

@@ -2,7 +2,7 @@
 
 Top the conjugate kernel, bottom the tangent kernel with every weight trained. Left: the spectra of the ReLU-DEQ, of its
 matched and of its unmatched network. Right: relative distance to the DEQ, of matched networks (full lines, leaky-ReLU
-layers where they do and piecewise-linear ones elsewhere) and of two centred layers of the DEQ's own activation (dashed).
+layers where they do, piecewise-linear ones elsewhere) and of two centred layers of the DEQ's own activation (dashed).
 """
 
 from experiment import run
@@ -64,8 +64,8 @@ def main(args):
         for index, name in enumerate(NAMES):
             look = {"color": f"C{index}", "marker": MARKER[name]}
             draw_errors(right, args.n, errors[kernel, name, "matched"], f"{LABEL[name]}, matched", **look)
-            draw_errors(right, args.n, errors[kernel, name, "unmatched"], f"{LABEL[name]}, unmatched", ls="--", mfc="white",
-                        **look)
+            draw_errors(right, args.n, errors[kernel, name, "unmatched"], f"{LABEL[name]}, unmatched", ls="--",
+                        mfc="white", **look)
         log_sizes(right, args.n, "number of samples $n$")
         low, high = right.get_ylim()
         right.set_ylim(top=high * (high / low) ** 0.45)  # room for the legend
@@ -73,7 +73,8 @@ def main(args):
         right.set_title(f"({letters[1]}) {kernel.upper()}, cats and dogs")
         right.legend(loc="upper right", ncols=2, fontsize=6.5)
     for (kernel, name, kind), error in errors.items():
-        print(f"{kernel:3} {name:5} {kind:9} relative distance at n = {args.n[-1]}: {np.exp(np.log(error[-1]).mean()):.1e}")
+        mean = np.exp(np.log(error[-1]).mean())
+        print(f"{kernel:3} {name:5} {kind:9} relative distance at n = {args.n[-1]}: {mean:.1e}")
     return figure, {"errors": {" ".join(key): error.tolist() for key, error in errors.items()},
                     "slopes": {" ".join(key): fit_slope(args.n, error) for key, error in errors.items()},
                     "largest_eigenvalues": eigenvalues}

@@ -101,7 +101,7 @@ def slopes(cell):
 def draw_map(ax, cells, grid, title):
     from matplotlib.patches import Rectangle
     step = grid[1] - grid[0]
-    for row, (name, line) in enumerate(cells.items()):
+    for row, line in enumerate(cells.values()):
         before = None
         for cell in line:
             left = cell["sigma_a2"] - step / 2

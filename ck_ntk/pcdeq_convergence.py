@@ -9,12 +9,11 @@ spectral radius of the Jacobian J at the fixed point, and the bound that pcdeq.p
 
 import math
 
-from experiment import run
-
 import torch
 import torch.nn.functional as F
 
 from data_prepare import load_dataset
+from experiment import run
 from fixed_point import Picard
 from pcdeq import CONCAVE, PcDEQ, build_pcdeq, keep_nonnegative, rate_bound
 from utils import generator

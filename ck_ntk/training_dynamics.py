@@ -101,6 +101,7 @@ def train_network(config, data, tau0) -> dict:
     from dataclasses import replace
 
     import torch
+
     from fixed_point import ConvergenceError
     from train import FullTask
     from utils import generator
@@ -302,8 +303,9 @@ def draw(cells, widths, columns, epochs):
 
 
 def main(args):
-    from data_prepare import load_dataset
     from tqdm import tqdm
+
+    from data_prepare import load_dataset
     from train import Config, fingerprint
     from utils import estimate_tau0
 

@@ -10,7 +10,7 @@
     kernel_machine  kernels of kernel machines against X X^T, their solvers, two ranks against one process
     features   DEQ and ENN features against the float32 matrix-product peak
     cost       DEQ against matched ENN: seconds and memory of inference, of features, and of training every weight
-    solver     a forward solve to 1e-6: Picard, Anderson, and torchdeq's solvers where it is installed (pip install torchdeq)
+    solver     a forward solve to 1e-6: Picard, Anderson, and torchdeq's where it is installed (pip install torchdeq)
     readout    an epoch on 60,000 x m features against one product with them
     memory     peak memory of four jobs, each in a process of its own
     growth     log-log slopes of time in n, p and m
@@ -290,7 +290,8 @@ JOBS = {
 
 def memory():
     yield head("job", "peak memory", "of the arrays in and out")
-    floor = {"τ_0 of 60,000 × 784": 60000 * 784 * 4, "exact CK and NTK, relu, n = 4000, p = 5000": 8 * 4000 * (5000 + 2 * 4000),
+    floor = {"τ_0 of 60,000 × 784": 60000 * 784 * 4,
+             "exact CK and NTK, relu, n = 4000, p = 5000": 8 * 4000 * (5000 + 2 * 4000),
              "DEQ features, 60,000 × 784 to dim 1024": 4 * 60000 * (784 + 1024)}
     bare = None
     for name, job in JOBS.items():
@@ -381,7 +382,8 @@ def roots():
             for seed in range(5):
                 with tempfile.TemporaryDirectory() as folder:
                     config = Config("gmm", "root", dim, 1.0, 10, 128, seed)
-                    accuracy.append(run(config, data, lambda: make(dim, seed), folder, folder).history[-1]["test_accuracy"])
+                    history = run(config, data, lambda: make(dim, seed), folder, folder).history
+                    accuracy.append(history[-1]["test_accuracy"])
             std, mean = torch.std_mean(100 * torch.tensor(accuracy))
             cells.append(f"{mean:.2f} ± {std:.2f}")
         yield row(str(dim), *cells)
@@ -465,7 +467,8 @@ def main():
         parser.exit(2, f"bench.py: error: no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}\n")
     if args.report and args.report.is_dir():
         parser.exit(2, f"bench.py: error: --report {args.report} is a folder: name a file\n")
-    page = [f"# Ratios of speed\n\n`python scripts/bench.py {' '.join(sys.argv[1:])}` on {machine()}"] if args.report else []
+    command = f"python scripts/bench.py {' '.join(sys.argv[1:])}"
+    page = [f"# Ratios of speed\n\n`{command}` on {machine()}"] if args.report else []
     for name in chosen:
         page.append(f"\n## {name}\n")
         print(page[-1], flush=True)

@@ -123,9 +123,11 @@ def equality_table(experiment, margin=MARGIN):
         rows.append([str(dim), f"{name_of(deq)} − {name_of(enn)}", str(paired.n),
                      f"{paired.mean:+.2f}".replace("-", "−"), interval,
                      *(f"{value:.2g}" if paired.enough else "–" for value in p), verdict(paired, *p, margin)])
-    note = ("Paired t over the seeds. p, difference: two-sided, of no difference. p, equality: two one-sided tests (TOST) "
-            f"of a difference of {margin:g} or more, either way. Both adjusted by Holm's method over the {len(tested)} "
-            f"row{'s' * (len(tested) > 1)} tested; the verdicts are at 5%. A row needs {LEAST_SEEDS} seeds.")
+    note = (
+        "Paired t over the seeds. p, difference: two-sided, of no difference. p, equality: two one-sided tests (TOST) "
+        f"of a difference of {margin:g} or more, either way. Both adjusted by Holm's method over the {len(tested)} "
+        f"row{'s' * (len(tested) > 1)} tested; the verdicts are at 5%. A row needs {LEAST_SEEDS} seeds."
+    )
     return Table(f"Equal within {margin:g} percentage points? ({experiment.title})",
                  ["width", "pair", "seeds", "mean difference", "90% interval", "p, difference", "p, equality",
                   "verdict"], rows, note)

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# The whole test suite. Extra arguments go to pytest.
+# The whole test suite, a process a core. Extra arguments go to pytest: --slow for the full-size checks too, -n 0 for one
+# process (to debug).
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
-exec "$python" -m pytest -q "$@" tests
+export OMP_NUM_THREADS=1  # or the processes would fight over the cores
+# Whole files, since some share a fixture that takes long, in alphabetical order, which ends with no long one alone.
+exec "$python" -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@" tests

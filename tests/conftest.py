@@ -24,6 +24,15 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
+@pytest.fixture(scope="session")
+def forks():
+    """Scripts without the seconds that their imports take: see forks.py."""
+    from forks import Forks
+    server = Forks()
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def real_data():
     """The folder with the real MNIST; the test is skipped where it is not."""

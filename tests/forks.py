@@ -1,4 +1,5 @@
-"""main.py as `python main.py` runs it, without the seconds that its imports take, and with a fault where one is wanted.
+"""main.py or another script as `python main.py` runs it, without the seconds that its imports take, and with a fault
+where one is wanted.
 
 This file run as a program imports everything once, and then forks a child for each run that it is asked for. A child
 passes its write points one by one: a temporary file made, half of a checkpoint written, a rename, half of a metrics
@@ -45,8 +46,9 @@ class Forks:
     def run(self, *argv, **more):
         """status (minus the signal, where one ended it), out, err, seconds, and moments: the write points passed.
 
-        more : env; fault and at: what happens at which write point; kill_after: SIGKILL after so many seconds;
-        setup: Python code that the child runs first; finalize: let the interpreter come to its own end.
+        more : program, main.py if it is not given; cwd; env; fault and at: what happens at which write point;
+        kill_after: SIGKILL after so many seconds; setup: Python code that the child runs first; finalize: let the
+        interpreter come to its own end.
         """
         return self.ranks({"argv": [*map(str, argv)], **more})[0]
 
@@ -121,12 +123,15 @@ def child(job, out, err, passed):
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
     os.environ.update(job.get("env", {}))
-    sys.argv = ["main.py", *job["argv"]]
+    os.chdir(job.get("cwd") or os.curdir)
+    program = ROOT / job.get("program", "main.py")
+    sys.argv = [str(program), *job["argv"]]
+    sys.path.insert(0, str(program.parent))
     plant(job.get("fault"), job.get("at"), passed)
     exec(job.get("setup", ""), {})
     status = 0
     try:
-        runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+        runpy.run_path(str(program), run_name="__main__")
     except SystemExit as stop:
         status = stop.code or 0
     if job.get("finalize"):
@@ -139,6 +144,7 @@ def serve():
     sys.path.insert(0, str(ROOT))
     import torch
     import torch.distributed  # noqa: F401
+
     import main
     torch.set_num_threads(1)  # a child would wait for threads that it does not have
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, even fonts
@@ -177,3 +183,4 @@ def serve():
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # as in `child`

@@ -3,11 +3,11 @@
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,9 +239,9 @@ def test_what_violates_assumption_3_has_a_star(monkeypatch, capsys):
 
 # -- command lines -----------------------------------------------------------------------------------------------
 
-def call(name, *flags):
-    return subprocess.run([sys.executable, f"ck_ntk/{name}.py", *flags], cwd=ROOT, capture_output=True, text=True,
-                          timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+@pytest.fixture
+def call(forks):
+    return lambda name, *flags: SimpleNamespace(**forks.run(*flags, program=f"ck_ntk/{name}.py", cwd=str(ROOT)))
 
 
 @pytest.mark.parametrize("name, flags, message", [
@@ -252,10 +252,10 @@ def call(name, *flags):
     ("matching_map", ["--tau0", "nan"], "positive and finite"), ("matching_map", ["--n", "64"], "--n"),
     ("matching_map", ["--random", "-1"], "between 0 and 10000"),
 ])
-def test_bad_flags_are_one_line_and_status_2(tmp_path, name, flags, message):
+def test_bad_flags_are_one_line_and_status_2(call, tmp_path, name, flags, message):
     done = call(name, *flags, "--output", str(tmp_path / "figures"))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
-    assert not done.stdout and not list(tmp_path.iterdir())
+    assert done.status == 2 and done.err.count("\n") == 1 and message in done.err
+    assert not done.out and not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_done_is_said_before_the_kernels():

@@ -3,11 +3,11 @@
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,7 +65,9 @@ def test_density_of_two_anisotropic_classes_is_that_of_a_draw():
 def test_isolated_eigenvalues_are_where_they_are_predicted(which, name):
     sample = spectra.mixture(1200, 3)
     tau0 = sample.statistics.tau0
-    coefficients = implicit_ck(ACTIVATIONS[name], 0.2, tau0) if which == "ck" else implicit_ntk(ACTIVATIONS[name], 0.2, tau0)
+    coefficients = (
+        implicit_ck(ACTIVATIONS[name], 0.2, tau0) if which == "ck" else implicit_ntk(ACTIVATIONS[name], 0.2, tau0)
+    )
     values = torch.linalg.eigvalsh(equivalent_kernel(coefficients, sample.X, sample.statistics)).numpy()
     limit = limits.limiting_spectrum(sample, coefficients)
     assert len(limit.isolated) == (values > 1.1 * limit.x[-1]).sum() >= 2
@@ -109,7 +111,9 @@ def test_spectral_error_falls_like_the_square_root(which):
             sample = spectra.mixture(n, k)
             for name in names:
                 M, coefficients = spectra.deq_kernel(which, sample, name, 0.2)
-                errors[name][i, k] = spectra.relative_error(M, equivalent_kernel(coefficients, sample.X, sample.statistics))
+                errors[name][i, k] = spectra.relative_error(
+                    M, equivalent_kernel(coefficients, sample.X, sample.statistics)
+                )
     for name in names:
         slope, error = spectra.fit_slope(sizes, errors[name])
         assert -0.6 < slope < -0.4 and error < 0.05, (name, slope, error)
@@ -125,15 +129,17 @@ def test_full_and_centred_covariances_are_told_apart():
     coefficients = implicit_ck(ACTIVATIONS["relu"], 0.2, statistics.tau0)
     # along the direction that T is about, sqrt(n)^-1 (1, ..., 1), where the rest of the error is small
     ones = torch.ones(n, dtype=torch.float64) / math.sqrt(n)
-    right, wrong = (abs((ones @ (ck - equivalent_kernel(coefficients, X, s)) @ ones).item()) for s in (statistics, centred))
+    right, wrong = (
+        abs((ones @ (ck - equivalent_kernel(coefficients, X, s)) @ ones).item()) for s in (statistics, centred)
+    )
     assert right < 0.2 * wrong
 
 
 # -- the scripts -------------------------------------------------------------------------------------------------
 
-def run(name, *flags):
-    return subprocess.run([sys.executable, f"ck_ntk/{name}.py", *flags], cwd=ROOT, capture_output=True, text=True,
-                          timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+@pytest.fixture
+def run(forks):
+    return lambda name, *flags: SimpleNamespace(**forks.run(*flags, program=f"ck_ntk/{name}.py", cwd=str(ROOT)))
 
 
 def test_help_comes_without_torch():
@@ -152,37 +158,52 @@ def test_help_comes_without_torch():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--n", "0"], "between 16"), (["--n", "many"], "--n"), (["--n"], "--n"), (["--seeds", "0"], "positive"),
-    (["--sigma_a2", "1"], "(0, 1)"), (["--asquare", "nan"], "(0, 1)"), (["--wrong"], "--wrong"), (["--spectrum", "9"], "16"),
-    (["--output", "ck_ntk/paper.mplstyle"], "not a folder"),
-])
-def test_bad_flags_are_one_line_and_status_2(tmp_path, flags, message):
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--n", "0"], "between 16"),
+        (["--n", "many"], "--n"),
+        (["--n"], "--n"),
+        (["--seeds", "0"], "positive"),
+        (["--sigma_a2", "1"], "(0, 1)"),
+        (["--asquare", "nan"], "(0, 1)"),
+        (["--wrong"], "--wrong"),
+        (["--spectrum", "9"], "16"),
+        (["--output", "ck_ntk/paper.mplstyle"], "not a folder"),
+    ],
+)
+def test_bad_flags_are_one_line_and_status_2(run, tmp_path, flags, message):
     output = [] if "--output" in flags else ["--output", str(tmp_path / "figures")]
     done = run("ck_gmm_matching", *flags, *output)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert done.status == 2 and done.err.count("\n") == 1 and message in done.err
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_data_and_impossible_kernels_are_one_line_too(tmp_path):
+def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):
     for name, flags in (("ck_mnist_matching", ["--dataset_path", str(tmp_path / "none")]),
                         ("finite_width_kernels", ["--n", "64", "--width", "64", "--sigma_a2", "0.999999"])):
         done = run(name, *flags, "--output", str(tmp_path / "figures"))
-        lines = [line for line in done.stderr.replace("\r", "\n").split("\n") if line and "it/s" not in line and "0/3" not in line]
-        assert done.returncode == 2 and len(lines) == 1, done.stderr
+        lines = [
+            line
+            for line in done.err.replace("\r", "\n").split("\n")
+            if line and "it/s" not in line and "0/3" not in line
+        ]
+        assert done.status == 2 and len(lines) == 1, done.err
         assert not list(tmp_path.iterdir())
 
 
-def test_a_script_writes_its_numbers_and_figures(tmp_path):
+def test_a_script_writes_its_numbers_and_figures(run, tmp_path):
     flags = ["--n", "64", "128", "--seeds", "2", "--spectrum", "128", "--output", str(tmp_path)]
     done = run("gmm_two_layer_relu_matching", *flags)
-    assert done.returncode == 0, done.stderr
-    assert sorted(f.name for f in tmp_path.iterdir()) == [f"gmm_two_layer_relu_matching.{kind}" for kind in ("json", "pdf", "png")]
+    assert done.status == 0, done.err
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        f"gmm_two_layer_relu_matching.{kind}" for kind in ("json", "pdf", "png")
+    ]
     numbers = json.loads((tmp_path / "gmm_two_layer_relu_matching.json").read_text())
     assert numbers["settings"]["n"] == [64, 128] and numbers["settings"]["sigma_a2"] == 0.2
     assert np.max(numbers["errors"]["matched"]) < 1e-3 < np.min(numbers["errors"]["unmatched"])  # what matching buys
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
-    assert run("gmm_two_layer_relu_matching", *flags).returncode == 0
+    assert run("gmm_two_layer_relu_matching", *flags).status == 0
     assert before == {f.name: f.read_bytes() for f in tmp_path.iterdir()}
 
 
@@ -215,13 +236,17 @@ def test_mnist_scripts_run(real_data, name):
 
 def test_cifar10_script_tells_matched_from_unmatched(monkeypatch):
     asked = []
-    monkeypatch.setattr(spectra, "real_data", lambda *args: asked.append(args) or spectra.mixture)  # a mixture for features
+    monkeypatch.setattr(
+        spectra, "real_data", lambda *args: asked.append(args) or spectra.mixture
+    )  # a mixture for features
     figure, numbers = __import__("cifar10_matching").main(small(dataset_path="folder"))
     spectra.plt.close(figure)
     assert asked == [("cifar10", "folder", (3, 5))]
     for kernel in ("ck", "ntk"):
         for name in ("relu", "tanh", "swish"):
-            matched, unmatched = (np.mean(numbers["errors"][f"{kernel} {name} {kind}"]) for kind in ("matched", "unmatched"))
+            matched, unmatched = (
+                np.mean(numbers["errors"][f"{kernel} {name} {kind}"]) for kind in ("matched", "unmatched")
+            )
             assert matched < unmatched, (kernel, name)
     assert np.max(numbers["errors"]["ck relu matched"]) < 2e-3 < np.min(numbers["errors"]["ck relu unmatched"])
 

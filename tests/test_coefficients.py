@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from coefficients import (KernelCoefficients, MixtureStatistics, equivalent_kernel, explicit_ck, explicit_ntk, implicit_ck,
-                          implicit_ntk)
+from coefficients import (
+    KernelCoefficients,
+    MixtureStatistics,
+    equivalent_kernel,
+    explicit_ck,
+    explicit_ntk,
+    implicit_ck,
+    implicit_ntk,
+)
 from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments
 from utils import get_tau
 
@@ -37,7 +44,11 @@ def implicit_entry(activation, Si, Sj, Sij, trained=None, tau0=TAU0):
     for _ in range(200):
         vi, vj, vij = (SIGMA_A2 * g + SIGMA_B2 * s for g, s in ((Gi, Si), (Gj, Sj), (Gij, Sij)))
         old = Gij
-        Gi, Gj, Gij = pair(phi.fn, vi, vi, 0.999999999999 * vi), pair(phi.fn, vj, vj, 0.999999999999 * vj), pair(phi.fn, vi, vj, vij)
+        Gi, Gj, Gij = (
+            pair(phi.fn, vi, vi, 0.999999999999 * vi),
+            pair(phi.fn, vj, vj, 0.999999999999 * vj),
+            pair(phi.fn, vi, vj, vij),
+        )
         if abs(Gij - old) < 1e-15:
             break
     slope = pair(d, vi, vj, vij)
@@ -50,13 +61,17 @@ def explicit_entry(layers, Si, Sj, Sij, trained=None):
     K = 0.0 if trained == "frozen_first" else Sij
     for layer in layers:
         slope = pair(layer.derivative, Si, Sj, Sij)
-        Si, Sj, Sij = pair(layer.fn, Si, Si, 0.999999999999 * Si), pair(layer.fn, Sj, Sj, 0.999999999999 * Sj), pair(layer.fn, Si, Sj, Sij)
+        Si, Sj, Sij = (
+            pair(layer.fn, Si, Si, 0.999999999999 * Si),
+            pair(layer.fn, Sj, Sj, 0.999999999999 * Sj),
+            pair(layer.fn, Si, Sj, Sij),
+        )
         K = Sij + K * slope
     return Sij if trained is None else K
 
 
 def expansion(entry, tau0=TAU0):
-    """c1, c2, c3 of entry(Si, Sj, Sij) = c1 S_ij + c2 chi_i chi_j + c3 S_ij^2 + higher orders, by central differences."""
+    """c1, c2, c3 in entry(Si, Sj, Sij) = c1 S_ij + c2 chi_i chi_j + c3 S_ij^2 + higher orders (central differences)."""
     t, h, e = tau0**2, 2e-3, 1e-2
     c1 = (entry(t, t, h) - entry(t, t, -h)) / (2 * h)
     c3 = (entry(t, t, h) + entry(t, t, -h) - 2 * entry(t, t, 0.0)) / (2 * h * h)
@@ -118,7 +133,10 @@ def test_explicit_kernels_are_the_expansion_of_the_exact_ones(first, second):
 def test_the_slides_explicit_alphas_fail():
     layers = two_layers("swish", "softplus")
     _, c2, _ = expansion(lambda *S: explicit_entry(layers, *S))
-    s = [gaussian_moments(layer, tau) for layer, tau in zip(layers, (TAU0, math.sqrt(explicit_ck(layers[:1], TAU0).diag)))]
+    s = [
+        gaussian_moments(layer, tau)
+        for layer, tau in zip(layers, (TAU0, math.sqrt(explicit_ck(layers[:1], TAU0).diag)))
+    ]
     first_power = s[1].d1**2 * s[0].d2**2 / 4 + s[1].d2**2 / 4 * (s[0].sq_dd / 2)  # alpha_4, not its square
     no_half = s[1].d1**2 * s[0].d2**2 / 4 + s[1].d2**2 / 4 * s[0].sq_dd**2         # alpha_4 without its 1/2
     for wrong in (first_power, no_half):
@@ -182,7 +200,7 @@ def test_a_deq_without_a_stable_equilibrium_is_refused(coefficients):
     tau = get_tau(selu, sigma_a2, tau0)
     m = gaussian_moments(selu, tau)
     assert sigma_a2 * m.sq_dd / 2 < 1 < sigma_a2 * m.d1_sq
-    # states of correlation 1 - distance, u, v = tau (sqrt(1 - distance/2) x +- sqrt(distance/2) y), part with each layer
+    # states of correlation 1 - distance, u, v = tau (sqrt(1 - distance/2) x +- sqrt(distance/2) y), part in each layer
     x = torch.linspace(-9, 9, 20001, dtype=torch.float64)[:, None]
     w = torch.exp(-x * x / 2) * (x[1] - x[0]) / math.sqrt(2 * math.pi) * torch.from_numpy(WEIGHTS)
     distance = 1e-5
@@ -191,7 +209,9 @@ def test_a_deq_without_a_stable_equilibrium_is_refused(coefficients):
         grown = sigma_a2 * (w * (selu.fn(middle + apart) - selu.fn(middle - apart)) ** 2).sum().item() / (2 * tau**2)
         assert grown > 1.04 * distance
         distance = grown
-    with pytest.raises(ValueError, match=r"selu at sigma_a\^2 = 0.946 has no stable equilibrium: .* = 1.046 must be below 1"):
+    with pytest.raises(
+        ValueError, match=r"selu at sigma_a\^2 = 0.946 has no stable equilibrium: .* = 1.046 must be below 1"
+    ):
         coefficients(selu, sigma_a2, tau0)
 
 
@@ -206,7 +226,9 @@ def test_a_jump_has_a_conjugate_kernel_and_no_tangent_kernel():
         def both(rho, h, k):  # dP/drho is the bivariate density
             r, w = np.polynomial.legendre.leggauss(40)
             r = rho * (r + 1) / 2
-            bivariate = np.exp(-(h * h - 2 * r * h * k + k * k) / (2 * (1 - r * r))) / (2 * math.pi * np.sqrt(1 - r * r))
+            bivariate = np.exp(-(h * h - 2 * r * h * k + k * k) / (2 * (1 - r * r))) / (
+                2 * math.pi * np.sqrt(1 - r * r)
+            )
             return (bivariate * w).sum() * rho / 2
         q = 0.3820885778110474
         hi, hj = (0.3 / math.sqrt(S) for S in (Si, Sj))
@@ -218,7 +240,9 @@ def test_a_jump_has_a_conjugate_kernel_and_no_tangent_kernel():
     ck = explicit_ck([STEP, tanh])
     check(expansion(entry, 1.0), (ck.c1, ck.c2, ck.c3))
     assert 0 < min(ck.c1, ck.c2, ck.c3)
-    with pytest.raises(ValueError, match=r"kernel .* infinite: E\[f'\^2\] of layer 1 \(step\) is, as it jumps at x = 0.3"):
+    with pytest.raises(
+        ValueError, match=r"kernel .* infinite: E\[f'\^2\] of layer 1 \(step\) is, as it jumps at x = 0.3"
+    ):
         explicit_ntk([STEP, tanh])
     with pytest.raises(ValueError, match="layer 2 .sign. is, as it jumps at x = 0"):
         explicit_ntk([tanh, Activation("sign", torch.sign, torch.zeros_like)])

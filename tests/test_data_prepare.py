@@ -11,8 +11,20 @@ import torch
 import data_prepare
 import vgg16
 from conftest import ROOT
-from data_prepare import (CIFAR10_CLASSES, GMM_PRESETS, VGG16, DataError, cifar10_features, cifar10_images,
-                          gaussian_mixture, load_dataset, load_vgg16, mnist_images, mixed, two_class)
+from data_prepare import (
+    CIFAR10_CLASSES,
+    GMM_PRESETS,
+    VGG16,
+    DataError,
+    cifar10_features,
+    cifar10_images,
+    gaussian_mixture,
+    load_dataset,
+    load_vgg16,
+    mixed,
+    mnist_images,
+    two_class,
+)
 from utils import generator
 
 SMALL = (8, "M", 8, "M", 8, "M", 8, "M", 512, "M")  # a VGG that is cheap to run
@@ -58,7 +70,9 @@ def write_cifar(folder, per_class=(2, 1), size=32):
             place = folder / "cifar10" / part / name
             place.mkdir(parents=True)
             for i in range(n):
-                pixels = rng.integers(0, 100, (size, size, 3)) + np.array([15 * label, 70 * (label % 3), 30 * (label % 5)])
+                pixels = rng.integers(0, 100, (size, size, 3)) + np.array(
+                    [15 * label, 70 * (label % 3), 30 * (label % 5)]
+                )
                 Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i:04}.jpg")
 
 
@@ -262,12 +276,18 @@ def test_files_that_are_no_npz(tmp_path):
 
 # MNIST and Fashion-MNIST --------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, folder", [("mnist", "MNIST/raw"), ("fashion_mnist", "FashionMNIST/raw"), ("mnist", ".")])
+@pytest.mark.parametrize(
+    "name, folder", [("mnist", "MNIST/raw"), ("fashion_mnist", "FashionMNIST/raw"), ("mnist", ".")]
+)
 def test_idx_files_where_they_lie(tmp_path, name, folder):
     write_mnist(tmp_path / folder)
     images = mnist_images(tmp_path, name)
     pixels = np.frombuffer((tmp_path / folder / "train-images-idx3-ubyte").read_bytes()[16:], np.uint8)
-    assert images.train.dtype == torch.uint8 and images.train.shape == (60, 1, 28, 28) and images.test.shape == (20, 1, 28, 28)
+    assert (
+        images.train.dtype == torch.uint8
+        and images.train.shape == (60, 1, 28, 28)
+        and images.test.shape == (20, 1, 28, 28)
+    )
     assert np.array_equal(images.train.numpy().ravel(), pixels) and images.test_labels.tolist() == list(range(10)) * 2
     data = load_dataset(name, tmp_path, classes=[8, 6])
     assert data.X_train.shape == (12, 784) and data.y_train.tolist() == [1, 0] * 6 and data.n_classes == 2
@@ -318,7 +338,9 @@ def test_download_lands_in_torchvisions_layout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = load_dataset("fashion_mnist")  # the default folder is made
     assert data.X_train.shape == (60, 784)
-    assert sorted(os.listdir("data/FashionMNIST/raw")) == sorted(data_prepare.MNIST_FILES) and os.listdir("data") == ["FashionMNIST"]
+    assert sorted(os.listdir("data/FashionMNIST/raw")) == sorted(data_prepare.MNIST_FILES) and os.listdir("data") == [
+        "FashionMNIST"
+    ]
 
 
 def test_real_mnist_in_bounded_memory(real_data):
@@ -333,7 +355,9 @@ assert data.X_train.shape == (60000, 784) and data.X_test.shape == (10000, 784)
 assert abs(data.X_train.square().sum(1).mean() - 1) < 1e-5
 print(peak(), (peak() - before) / matrix)
 """
-    run = subprocess.run([sys.executable, "-c", code, str(real_data)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(real_data)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     peak, ratio = map(float, run.stdout.split())
     assert peak < 1.5e9 and ratio < 3
@@ -346,7 +370,9 @@ def test_image_folder(tmp_path):
     write_cifar(tmp_path)
     images = cifar10_images(tmp_path)
     assert images.train.shape == (20, 3, 32, 32) and images.train.dtype == torch.uint8
-    assert images.train_labels.tolist() == [a for a in range(10) for _ in range(2)] and images.test_labels.tolist() == list(range(10))
+    assert images.train_labels.tolist() == [
+        a for a in range(10) for _ in range(2)
+    ] and images.test_labels.tolist() == list(range(10))
     with Image.open(tmp_path / "cifar10" / "train" / "bird" / "0001.jpg") as image:
         assert np.array_equal(images.train[5].permute(1, 2, 0), np.asarray(image))
 
@@ -380,7 +406,11 @@ def test_vgg16_is_the_published_network():
     net = VGG16().eval()
     convolutions = [m.weight.shape[0] for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
     assert convolutions == [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-    assert [tuple(m.weight.shape) for m in net.modules() if isinstance(m, torch.nn.Linear)] == [(512, 512), (256, 512), (10, 256)]
+    assert [tuple(m.weight.shape) for m in net.modules() if isinstance(m, torch.nn.Linear)] == [
+        (512, 512),
+        (256, 512),
+        (10, 256),
+    ]
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         assert net.features(x).shape == (2, 256) and (net.features(x) >= 0).all()
@@ -405,7 +435,9 @@ def test_features_are_deterministic_and_kept(tmp_path, small_vgg, monkeypatch):
     state["hidden.0.bias"] += 1
     torch.save(state, small_vgg)
     assert not torch.equal(cifar10_features(tmp_path, small_vgg)[0], X) and len(calls) == 2  # other weights
-    (tmp_path / "cifar10" / "test" / "cat" / "0000.jpg").write_bytes((tmp_path / "cifar10" / "test" / "dog" / "0000.jpg").read_bytes())
+    (tmp_path / "cifar10" / "test" / "cat" / "0000.jpg").write_bytes(
+        (tmp_path / "cifar10" / "test" / "dog" / "0000.jpg").read_bytes()
+    )
     cifar10_features(tmp_path, small_vgg)
     assert len(calls) == 4 and len(list((tmp_path / "cache").iterdir())) == 3  # other images
     data = load_dataset("cifar10", tmp_path, vgg_path=small_vgg)

@@ -40,13 +40,12 @@ def rank_environment(rank, size=2, **more):
     return {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", **more}
 
 
-def two_ranks(*command, cwd):
+def two_ranks(forks, program, *argv, cwd):
     """Both ranks of a world started by hand: (status, stdout, stderr) of each."""
+    job = {"program": str(program), "argv": [*map(str, argv)], "cwd": str(cwd)}
     port = str(free_port())
-    ranks = [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, **PIPES,
-                              env={**ALONE, **rank_environment(rank, MASTER_PORT=port)}) for rank in (0, 1)]
-    told = [rank.communicate(timeout=300) for rank in ranks]
-    return [(rank.returncode, *texts) for rank, texts in zip(ranks, told)]
+    done = forks.ranks(*({**job, "env": rank_environment(rank, MASTER_PORT=port)} for rank in (0, 1)))
+    return [(rank["status"], rank["out"], rank["err"]) for rank in done]
 
 
 def torchrun(*argv, cwd):
@@ -162,14 +161,15 @@ if __name__ == "__main__":
         world.form()
         team = world.team(torch.device("cpu"))
         found = {name: weights_after_an_epoch(name, team) for name in ("deq", "enn")}
-        torch.save(found, f"{sys.argv[1]}/{world.rank}.pt")
+        with open(f"{sys.argv[1]}/{world.rank}.pt", "wb") as file:
+            torch.save(found, file)
 """
 
 
-def test_steps_of_two_ranks_are_those_of_one(tmp_path):
+def test_steps_of_two_ranks_are_those_of_one(forks, tmp_path):
     """To rounding in float64: the mean over shares of 4 and 3, and of 1 and 0; losses, accuracies, iterations."""
     (tmp_path / "steps.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + GRADIENTS)
-    for status, _, err in two_ranks(tmp_path / "steps.py", tmp_path, cwd=tmp_path):
+    for status, _, err in two_ranks(forks, tmp_path / "steps.py", tmp_path, cwd=tmp_path):
         assert status == 0, err
     scope = {"__name__": "steps"}
     exec(GRADIENTS, scope)
@@ -182,7 +182,7 @@ def test_steps_of_two_ranks_are_those_of_one(tmp_path):
     assert len(weights) == 3 and record["train_loss"] > 0.5
 
 
-def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(base, tmp_path, monkeypatch):
+def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, base, tmp_path, monkeypatch):
     alone(*base, *FULL, *at(tmp_path / "whole"))
     original, done = train.RunFiles.epoch_done, []
 
@@ -196,7 +196,7 @@ def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(base, tmp_path
         alone(*base, *FULL, *at(tmp_path / "both"))
     assert len(epochs(tmp_path / "both" / "out")) == 1
     command = ROOT / "main.py", *base, *FULL, *at(tmp_path / "both"), "--resume"
-    (status, out, err), second = two_ranks(*command, cwd=tmp_path)
+    (status, out, err), second = two_ranks(forks, *command, cwd=tmp_path)
     assert status == 0 and err == "" and out.count("inn  ") == 2  # the theory and the table
     assert second == (0, "", "")
     expected, got = ([{k: v for k, v in r.items() if isinstance(v, (int, float)) and k != "seconds"} for r in
@@ -217,11 +217,11 @@ def test_a_run_that_fails_is_told_once_and_ends_every_rank(base, tmp_path):
     assert process.returncode != 0 and "main.py\", line" not in err  # torchrun's own traceback, and none of ours
 
 
-def test_a_rank_without_a_world_gives_up_in_one_line(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "main.py")], capture_output=True, text=True, cwd=tmp_path,
-                          env={**ALONE, **rank_environment(1, MASTER_PORT=str(free_port()), WORLD_TIMEOUT="1")})
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
-    assert "rank 1 met no world of 2" in done.stderr and "start every rank within 1 s (WORLD_TIMEOUT)" in done.stderr
+def test_a_rank_without_a_world_gives_up_in_one_line(forks, tmp_path):
+    done = forks.run(cwd=str(tmp_path), env=rank_environment(1, MASTER_PORT=str(free_port()), WORLD_TIMEOUT="1"))
+    assert done["status"] == 1 and done["err"].count("\n") == 1 and not os.listdir(tmp_path)
+    assert "rank 1 met no world of 2" in done["err"]
+    assert "start every rank within 1 s (WORLD_TIMEOUT)" in done["err"]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -346,7 +346,9 @@ def test_rank_0_does_not_wait_for_a_rank_that_is_silent(monkeypatch):
 
 
 def test_the_first_rank_that_fails_speaks_and_the_others_end(monkeypatch, capsys, impatient, request):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a background shell began the suite
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored, where a background shell began the suite
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     first, second = worlds(monkeypatch)
     for world, message in ((second, "rank 1 is out of luck\n"), (first, "so is rank 0\n")):

@@ -4,8 +4,18 @@ import pytest
 import torch
 from scipy import integrate
 
-from gaussian_integration import (ACTIVATIONS, Activation, centre, expectation, from_function, gaussian_moments,
-                                  hermite_coefficients, hermite_functions, load_activation, piecewise_linear)
+from gaussian_integration import (
+    ACTIVATIONS,
+    Activation,
+    centre,
+    expectation,
+    from_function,
+    gaussian_moments,
+    hermite_coefficients,
+    hermite_functions,
+    load_activation,
+    piecewise_linear,
+)
 
 SCALES = (0.3, 1.0, 2.7)
 names = pytest.mark.parametrize("name", ACTIVATIONS)
@@ -15,7 +25,9 @@ def quad(f, kinks=()):
     """E[f(xi)] by scipy's adaptive Gauss-Kronrod, an independent rule."""
     edges = [-12, *sorted(k for k in kinks if abs(k) < 12), 12]
     density = lambda x: f(torch.tensor(x, dtype=torch.float64)).item() * math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-    return sum(integrate.quad(density, a, b, epsabs=1e-13, epsrel=1e-13, limit=400)[0] for a, b in zip(edges, edges[1:]))
+    return sum(
+        integrate.quad(density, a, b, epsabs=1e-13, epsrel=1e-13, limit=400)[0] for a, b in zip(edges, edges[1:])
+    )
 
 
 def test_polynomials_and_closed_forms():
@@ -146,7 +158,9 @@ def test_moments_at_small_scales(name, tau):
     assert m.d1 == pytest.approx((left + right) / 2, rel=4 * tau)
     assert m.d1_sq == pytest.approx(size, rel=5 * tau)
     assert m.variance == pytest.approx(tau**2 * (size - half**2), rel=5 * tau + 1e-15, abs=0)
-    assert m.mean == pytest.approx(a.fn(torch.zeros((), dtype=torch.float64)).item() + tau * half, abs=2 * tau**2 + 1e-15)
+    assert m.mean == pytest.approx(
+        a.fn(torch.zeros((), dtype=torch.float64)).item() + tau * half, abs=2 * tau**2 + 1e-15
+    )
     assert m.sq_dd / 2 == pytest.approx(size - half**2, rel=10 * tau)
     if half:
         assert m.d2 * tau == pytest.approx(half, rel=5 * tau)
@@ -155,7 +169,9 @@ def test_moments_at_small_scales(name, tau):
         assert m.d2 == pytest.approx((above - below) / 2e-5, abs=4 * tau + 1e-5 + 1e-16 / tau)
 
 
-@pytest.mark.parametrize("name, slope", [("tanh", 1.0), ("sigmoid", 0.25), ("sin", 1.0), ("erf", 2 / math.sqrt(math.pi))])
+@pytest.mark.parametrize(
+    "name, slope", [("tanh", 1.0), ("sigmoid", 0.25), ("sin", 1.0), ("erf", 2 / math.sqrt(math.pi))]
+)
 def test_the_variance_at_small_scales_keeps_its_digits(name, slope):
     # f - f(0) has lost half of them
     for tau in (1e-7, 1e-8):  # f = f(0) + slope x, up to x^3
@@ -218,7 +234,9 @@ TANH = ACTIVATIONS["tanh"]
     (torch.relu, torch.sign, ()),
 ])
 def test_a_derivative_that_is_not_its_functions_is_refused(fn, derivative, kinks, tau):
-    with pytest.raises(ValueError, match="activation w: its derivative is not that of its function. From x = 0 to .* by"):
+    with pytest.raises(
+        ValueError, match="activation w: its derivative is not that of its function. From x = 0 to .* by"
+    ):
         gaussian_moments(Activation("w", fn, derivative, kinks), tau)
 
 
@@ -227,7 +245,9 @@ def test_a_derivative_wrong_in_places_or_in_no_mean_is_refused_with_both_numbers
                   lambda x: (1 + 1e-8) * TANH.derivative(x),
                   # odd: E[f'] is right; and of no mean over any panel
                   lambda x: TANH.derivative(x) + 0.01 * torch.sin(8 * math.pi * x)):
-        with pytest.raises(ValueError, match=r"at scale 1, E\[f'\] = 0.60\d+, while by Stein's lemma .* = 0.605705509602"):
+        with pytest.raises(
+            ValueError, match=r"at scale 1, E\[f'\] = 0.60\d+, while by Stein's lemma .* = 0.605705509602"
+        ):
             gaussian_moments(Activation("w", torch.tanh, wrong), 1.0)
 
 
@@ -248,7 +268,9 @@ def test_a_steep_but_continuous_function_is_no_jump():
 
 def test_what_is_no_activation_is_refused_by_name():
     with pytest.raises(ValueError, match="activation explosive .*(too fast|not finite)"):
-        gaussian_moments(Activation("explosive", lambda x: torch.exp(x * x), lambda x: 2 * x * torch.exp(x * x), lipschitz=1.0), 1.0)
+        gaussian_moments(
+            Activation("explosive", lambda x: torch.exp(x * x), lambda x: 2 * x * torch.exp(x * x), lipschitz=1.0), 1.0
+        )
     with pytest.raises(ValueError, match="summed is not elementwise"):
         gaussian_moments(Activation("summed", lambda x: x.sum(), lambda x: x, lipschitz=1.0), 1.0)
     with pytest.raises(ValueError, match="tau must be positive"):
@@ -258,7 +280,7 @@ def test_what_is_no_activation_is_refused_by_name():
 
 
 def test_centre():
-    for name, a in ACTIVATIONS.items():
+    for a in ACTIVATIONS.values():
         assert abs(gaussian_moments(centre(a, 1.7), 1.7).mean) < 1e-14
     assert centre(ACTIVATIONS["tanh"], 2.0) is ACTIVATIONS["tanh"]
 
@@ -305,11 +327,18 @@ def test_hermite_coefficients_at_large_scales(name, scale):
         assert series == pytest.approx(limit, rel=30 / scale * math.log(scale))
 
 
-@pytest.mark.parametrize("activation, scale, words", [
-    (ACTIVATIONS["sin"], 1e5, "of sin at scale 100000 do not converge"),
-    (from_function(torch.exp), 10.0, "exp grows too fast"),
-    (from_function(lambda x: (x - 0.3).abs(), "bent"), torch.linspace(0.1, 3, 400), "bent .* a kink of it is not declared"),
-])
+@pytest.mark.parametrize(
+    "activation, scale, words",
+    [
+        (ACTIVATIONS["sin"], 1e5, "of sin at scale 100000 do not converge"),
+        (from_function(torch.exp), 10.0, "exp grows too fast"),
+        (
+            from_function(lambda x: (x - 0.3).abs(), "bent"),
+            torch.linspace(0.1, 3, 400),
+            "bent .* a kink of it is not declared",
+        ),
+    ],
+)
 def test_hermite_coefficients_that_are_not_resolved_are_refused(activation, scale, words):
     with pytest.raises(ValueError, match=words):
         hermite_coefficients(activation, scale, 30)
@@ -320,7 +349,9 @@ def test_hermite_coefficients_of_a_function_with_hidden_kinks_and_jumps():
         hidden = hermite_coefficients(from_function(fn), 1.0, 20)
         declared = hermite_coefficients(from_function(fn, kinks=(place,)), 1.0, 20)
         torch.testing.assert_close(hidden, declared, rtol=0, atol=1e-13)
-        assert hidden[0, 3].item() == pytest.approx(quad(lambda x: fn(x) * (x**3 - 3 * x) / math.sqrt(6), (place,)), abs=1e-12)
+        assert hidden[0, 3].item() == pytest.approx(
+            quad(lambda x: fn(x) * (x**3 - 3 * x) / math.sqrt(6), (place,)), abs=1e-12
+        )
 
 
 def test_hermite_series_reproduces_the_arc_cosine_kernel():
@@ -340,15 +371,22 @@ def test_hermite_bad_scales():
 
 
 def test_an_activation_from_a_file(tmp_path):
-    (tmp_path / "a.py").write_text("import torch\ndef cube(x):\n    return x**3 / 6 + x\nflat = 3\ndef flat_fn(x):\n    return torch.ones_like(x)\n")
+    (tmp_path / "a.py").write_text(
+        "import torch\ndef cube(x):\n    return x**3 / 6 + x\n"
+        "flat = 3\ndef flat_fn(x):\n    return torch.ones_like(x)\n"
+    )
     cube = load_activation(f"{tmp_path / 'a.py'}:cube")
     assert cube.name == "cube" and load_activation("relu") is ACTIVATIONS["relu"]
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
     torch.testing.assert_close(cube.derivative(x), x**2 / 2 + 1)
     assert gaussian_moments(cube, 1.0).d1 == pytest.approx(1.5, abs=1e-12)
     assert load_activation(f"{tmp_path / 'a.py'}:flat_fn").lipschitz == 0
-    for spec, words in (("nope", "unknown activation"), ("no/file.py:f", "there is no file"), (f"{tmp_path / 'a.py'}:flat", "no function"),
-                        (f"{tmp_path / 'a.py'}:none", "no function")):
+    for spec, words in (
+        ("nope", "unknown activation"),
+        ("no/file.py:f", "there is no file"),
+        (f"{tmp_path / 'a.py'}:flat", "no function"),
+        (f"{tmp_path / 'a.py'}:none", "no function"),
+    ):
         with pytest.raises(ValueError, match=words):
             load_activation(spec)
     (tmp_path / "broken.py").write_text("def f(x:\n")

@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments, piecewise_linear
+from gaussian_integration import ACTIVATIONS, Activation, gaussian_moments, piecewise_linear
 from kernels import explicit_kernels, implicit_kernels
 from utils import estimate_tau0, get_tau
 
@@ -67,8 +66,8 @@ def activations(draw):
         return piecewise_linear("drawn", kinks, slopes, draw(st.floats(-1, 1)))
     a, b = draw(st.floats(0.3, 1.5)), draw(st.floats(-1, 1))
     inner = ACTIVATIONS[base]
-    return Activation(f"{base}({a:.2f} x + {b:.2f})", lambda x: inner.fn(a * x + b), lambda x: a * inner.derivative(a * x + b),
-                      [(k - b) / a for k in inner.kinks])
+    return Activation(f"{base}({a:.2f} x + {b:.2f})", lambda x: inner.fn(a * x + b),
+                      lambda x: a * inner.derivative(a * x + b), [(k - b) / a for k in inner.kinks])
 
 
 @st.composite

@@ -134,7 +134,9 @@ def test_samples_of_one_norm_have_the_diagonal_of_the_theorem(name):
     for trained in ("aA", "aAB"):
         ck, ntk = implicit_kernels(X, ACTIVATIONS[name], SIGMA_A2, trained)
         assert ck[1, 1].item() == pytest.approx(implicit_ck(ACTIVATIONS[name], SIGMA_A2, 1.1).diag, rel=1e-10)
-        assert ntk[1, 1].item() == pytest.approx(implicit_ntk(ACTIVATIONS[name], SIGMA_A2, 1.1, trained).diag, rel=1e-10)
+        assert ntk[1, 1].item() == pytest.approx(
+            implicit_ntk(ACTIVATIONS[name], SIGMA_A2, 1.1, trained).diag, rel=1e-10
+        )
 
 
 @pytest.mark.parametrize("name", CLOSED)
@@ -153,7 +155,7 @@ ROWS = torch.block_diag(*[PAIR] * PLANES)  # the same two samples in each of 40 
 
 
 def check_against_random_features(z, ck):
-    """z (2 PLANES, m) of one network. Each plane is one draw of the 2 x 2 kernel; their spread is the standard error."""
+    """z (2 PLANES, m) of one network. Each plane is one draw of the 2 x 2 kernel; their spread: the standard error."""
     z = z.double().reshape(PLANES, 2, -1)
     i, j = torch.triu_indices(2, 2)
     draws = (z[:, i] * z[:, j]).sum(-1)
@@ -187,7 +189,9 @@ def test_random_explicit_network_of_width_8000():
 def empirical_ntk(f, parameters):
     """f() -> (n,) outputs; inner products of their gradients with respect to the parameters."""
     outputs = f()
-    rows = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(out, parameters, retain_graph=True)]) for out in outputs]
+    rows = [
+        torch.cat([g.reshape(-1) for g in torch.autograd.grad(out, parameters, retain_graph=True)]) for out in outputs
+    ]
     J = torch.stack(rows)
     return J @ J.T
 
@@ -238,7 +242,7 @@ def test_empirical_ntk_of_a_wide_explicit_network(trained):
 
 @pytest.fixture(scope="module")
 def white():
-    """White Gaussian data, and a regression of off-diagonal entries on S, S^2, chi chi^T and what else is of that order."""
+    """White Gaussian data, a regression of off-diagonal entries on S, S^2, chi chi^T and what else has that order."""
     n, p = 1600, 2000
     X = torch.randn(n, p, generator=generator("white"), dtype=torch.float64) / math.sqrt(p)
     S = X @ X.T
@@ -294,7 +298,10 @@ def test_coefficients_come_out_of_the_explicit_kernels(white):
         assert fit(ntk) == pytest.approx([b.c1, b.c2, b.c3], rel=0.01)
         assert ntk.diagonal().mean().item() == pytest.approx(b.diag, rel=1e-3)
     # alpha~_2 with the first power of alpha~_4, and with alpha~_4 lacking its factor 1/2
-    one, two = (gaussian_moments(layer, tau) for layer, tau in zip(layers, (tau0, math.sqrt(gaussian_moments(first, tau0).variance))))
+    one, two = (
+        gaussian_moments(layer, tau)
+        for layer, tau in zip(layers, (tau0, math.sqrt(gaussian_moments(first, tau0).variance)))
+    )
     s, e, w = two.d1**2, two.d2**2, one.sq_dd / 2
     measured = fit(explicit_kernels(X, layers)[0])[1]
     right = s * one.d2**2 / 4 + e * w**2 / 4
@@ -323,7 +330,9 @@ def test_parallel_opposite_and_repeated_samples(name):
     layers = [activation, activation]
     for kernel in (ck, ntk, *explicit_kernels(X, layers)):
         assert torch.equal(kernel, kernel.T)
-        torch.testing.assert_close(kernel[:3, 3:6], kernel[:3, :3], rtol=1e-11, atol=1e-13)  # a copy is the sample itself
+        torch.testing.assert_close(
+            kernel[:3, 3:6], kernel[:3, :3], rtol=1e-11, atol=1e-13
+        )  # a copy is the sample itself
         torch.testing.assert_close(kernel[3:6, 6:], kernel[:3, 6:], rtol=1e-11, atol=1e-13)
         assert torch.linalg.eigvalsh(kernel)[0] > -1e-11 * kernel.max()
 
@@ -375,7 +384,9 @@ def test_spread_norms_and_strong_feedback(name, sigma_a2):
     mean = gaussian_moments(ACTIVATIONS[name], get_tau(ACTIVATIONS[name], sigma_a2, estimate_tau0(X))).mean
     Lambda = sigma_a2 * ck + (1 - sigma_a2) * X @ X.T
     if f:
-        G = pair_expectation(lambda x: f(x) - mean, ACTIVATIONS[name].kinks, *(Lambda[k] .item() for k in ((i, i), (j, j), (i, j))))
+        G = pair_expectation(
+            lambda x: f(x) - mean, ACTIVATIONS[name].kinks, *(Lambda[k].item() for k in ((i, i), (j, j), (i, j)))
+        )
         assert ck[i, j].item() == pytest.approx(G, rel=1e-9)
 
 
@@ -404,7 +415,11 @@ def test_tiles_are_parts_of_the_kernel():
         for diagonal, kernel in zip(blocks.diagonal(), kernels.values()):
             assert torch.equal(diagonal, kernel.diagonal())
         for which, kernel in kernels.items():
-            for rows, cols in ((slice(0, 400), slice(0, 400)), (slice(10, 17), slice(15, 350)), (slice(390, 400), slice(0, 5))):
+            for rows, cols in (
+                (slice(0, 400), slice(0, 400)),
+                (slice(10, 17), slice(15, 350)),
+                (slice(390, 400), slice(0, 5)),
+            ):
                 torch.testing.assert_close(blocks.tile(rows, cols, which), kernel[rows, cols], rtol=1e-12, atol=1e-14)
                 out = torch.empty(kernel[rows, cols].shape)
                 assert blocks.tile(rows, cols, which, out) is out
@@ -432,20 +447,36 @@ GOOD = correlated(0.5, 0.1)
     (torch.cat([GOOD, torch.zeros(1, 2)]), "row 3 of X is zero"),
 ])
 def test_bad_data(X, message):
-    for call in (lambda: implicit_kernels(X, ACTIVATIONS["relu"], 0.2), lambda: explicit_kernels(X, [ACTIVATIONS["relu"]])):
+    for call in (
+        lambda: implicit_kernels(X, ACTIVATIONS["relu"], 0.2),
+        lambda: explicit_kernels(X, [ACTIVATIONS["relu"]]),
+    ):
         with pytest.raises(ValueError, match=message):
             call()
 
 
-@pytest.mark.parametrize("activation, sigma_a2, message", [
-    (Activation("softmax", lambda x: torch.softmax(x, -1), torch.ones_like, lipschitz=1.0), 0.2, "softmax is not elementwise"),
-    (Activation("sum", lambda x: x.sum(), torch.ones_like, lipschitz=1.0), 0.2, "sum is not elementwise"),
-    (Activation("wild", lambda x: torch.exp(x * x), lambda x: 2 * x * torch.exp(x * x), lipschitz=1.0), 0.2, "wild"),
-    (torch.tanh, 0.2, "gaussian_integration.Activation"),
-    (ACTIVATIONS["selu"], 0.99, "selu"),
-    (piecewise_linear("steep", (0.0,), (0.0, 3.0)), 0.9, "steep"),
-    (ACTIVATIONS["relu"], 1.0, "sigma_a"), (ACTIVATIONS["relu"], 0.0, "sigma_a"), (ACTIVATIONS["relu"], float("nan"), "sigma_a"),
-])
+@pytest.mark.parametrize(
+    "activation, sigma_a2, message",
+    [
+        (
+            Activation("softmax", lambda x: torch.softmax(x, -1), torch.ones_like, lipschitz=1.0),
+            0.2,
+            "softmax is not elementwise",
+        ),
+        (Activation("sum", lambda x: x.sum(), torch.ones_like, lipschitz=1.0), 0.2, "sum is not elementwise"),
+        (
+            Activation("wild", lambda x: torch.exp(x * x), lambda x: 2 * x * torch.exp(x * x), lipschitz=1.0),
+            0.2,
+            "wild",
+        ),
+        (torch.tanh, 0.2, "gaussian_integration.Activation"),
+        (ACTIVATIONS["selu"], 0.99, "selu"),
+        (piecewise_linear("steep", (0.0,), (0.0, 3.0)), 0.9, "steep"),
+        (ACTIVATIONS["relu"], 1.0, "sigma_a"),
+        (ACTIVATIONS["relu"], 0.0, "sigma_a"),
+        (ACTIVATIONS["relu"], float("nan"), "sigma_a"),
+    ],
+)
 def test_bad_activation_or_variance(activation, sigma_a2, message):
     with pytest.raises(ValueError, match=message):
         implicit_kernels(GOOD, activation, sigma_a2)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from forks import Forks
 from run_files import read_metrics
 
 JOBS = {"grid": ("--model", "inn", "relu_enn", "--dim", 8, "--seed", 0, 1, "--epoch", 3, "--opt", "adam", "--lr", 0.1),
@@ -21,13 +20,6 @@ JOBS = {"grid": ("--model", "inn", "relu_enn", "--dim", 8, "--seed", 0, 1, "--ep
                  "--train", "full")}
 JOBS["ranks"] = JOBS["grid"]
 RESUME = "the same command with --resume goes on from here\n"
-
-
-@pytest.fixture(scope="module")
-def forks():
-    server = Forks()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

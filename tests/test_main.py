@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +25,10 @@ from conftest import ROOT
 from distributed import World
 
 
-def call(*argv, cwd=None):
-    return subprocess.run([sys.executable, str(ROOT / "main.py"), *map(str, argv)], capture_output=True, text=True, cwd=cwd)
+@pytest.fixture
+def call(forks, tmp_path):
+    """main.py run in tmp_path, as `forks` runs it: status, out and err."""
+    return lambda *argv: SimpleNamespace(**forks.run(*argv, cwd=str(tmp_path)))
 
 
 def refused(capsys, tmp_path, *argv):
@@ -40,8 +43,8 @@ def refused(capsys, tmp_path, *argv):
 
 
 def test_lists_of_names_are_found_where_they_were_and_are_one():
-    for name, place in {"MODELS": model, "GENERAL": model, "FAMILIES": matching, "PCDEQS": pcdeq, "DATASETS": data_prepare,
-                        "PCDEQ_ACTIVATIONS": pcdeq}.items():
+    for name, place in {"MODELS": model, "GENERAL": model, "FAMILIES": matching, "PCDEQS": pcdeq,
+                        "DATASETS": data_prepare, "PCDEQ_ACTIVATIONS": pcdeq}.items():
         assert getattr(main, name) is getattr(place, name) is getattr(names, name)
     assert tuple(gaussian_integration.ACTIVATIONS) == names.ACTIVATIONS
     assert tuple(data_prepare.GMM_PRESETS) == names.PRESETS
@@ -64,7 +67,8 @@ def test_defaults_follow_the_kind_of_training():
 
 
 def test_help_and_bad_flags_do_not_import_torch():
-    code = "import sys; sys.argv = ['main.py', {}]; import main\ntry: main.main()\nexcept SystemExit as e: print(e.code, 'torch' in sys.modules)"
+    code = ("import sys; sys.argv = ['main.py', {}]; import main\ntry: main.main()\n"
+            "except SystemExit as e: print(e.code, 'torch' in sys.modules)")
     for flag, status in (("--help", "0"), ("--no_such_flag", "2")):
         done = subprocess.run([sys.executable, "-c", code.format(repr(flag))], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.splitlines()[-1] == f"{status} False"
@@ -105,7 +109,8 @@ def test_bad_flags(capsys, tmp_path, argv, words):
 
 
 def test_a_bad_flag_as_a_process(tmp_path):
-    done = call("--dim", "0", cwd=tmp_path)
+    done = subprocess.run([sys.executable, ROOT / "main.py", "--dim", "0"], capture_output=True, text=True,
+                          cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
 
 
@@ -118,16 +123,17 @@ def npz(path, **changes):
     return path
 
 
-def test_bad_values_that_need_the_data_or_the_device(capsys, tmp_path):
+def test_bad_values_that_need_the_data_or_the_device(call, capsys, tmp_path):
     good = npz(tmp_path / "good.npz")
     base = ("--dataset", "npz", "--dataset_path", good)
-    assert "--batch_size 61 is larger than the training set of 60" in refused(capsys, tmp_path, *base, "--batch_size", 61)
+    too_large = refused(capsys, tmp_path, *base, "--batch_size", 61)
+    assert "--batch_size 61 is larger than the training set of 60" in too_large
     assert "CUDA device" in refused(capsys, tmp_path, *base, "--device", "cuda:99")
     assert "not one that torch knows" in refused(capsys, tmp_path, *base, "--device", "abacus")
     (tmp_path / "file").touch()
     for flag in ("--output_path", "--save_path"):
-        done = call("--epoch", "1", flag, tmp_path / "file" / "below", cwd=tmp_path)
-        assert done.returncode == 2 and "is a file, not a folder" in done.stderr
+        done = call("--epoch", "1", flag, tmp_path / "file" / "below")
+        assert done.status == 2 and "is a file, not a folder" in done.err
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -163,11 +169,11 @@ def test_bad_dataset_folders(capsys, tmp_path):
     refused(capsys, tmp_path, "--dataset", "cifar10", "--dataset_path", tmp_path, "--vgg_path", tmp_path / "vgg.pth")
 
 
-def test_beyond_the_assumption_warns_and_goes_on(tmp_path):
+def test_beyond_the_assumption_warns_and_goes_on(call, tmp_path):
     path = npz(tmp_path / "good.npz")
-    done = call("--dataset", "npz", "--dataset_path", path, "--model", "tanh_inn", "--dim", 32, "--epoch", 1, "--asquare", 0.3,
-                "--batch_size", 10, "--device", "cpu", cwd=tmp_path)
-    assert done.returncode == 0 and "warning: sigma_a^2 = 0.3 is not below 1/(4 L^2) = 0.25" in done.stderr
+    done = call("--dataset", "npz", "--dataset_path", path, "--model", "tanh_inn", "--dim", 32, "--epoch", 1,
+                "--asquare", 0.3, "--batch_size", 10, "--device", "cpu")
+    assert done.status == 0 and "warning: sigma_a^2 = 0.3 is not below 1/(4 L^2) = 0.25" in done.err
     assert json.loads((tmp_path / "results" / "32_test_tanh_inn_npz.json").read_text())
 
 
@@ -178,87 +184,92 @@ def test_warnings_are_one_line(capsys, monkeypatch, tmp_path):
         warnings.warn("the features could not be kept")
         return whole(*args, **settings)
     monkeypatch.setattr(grid, "load_dataset", warned)
-    main.main(["--dataset", "npz", "--dataset_path", str(npz(tmp_path / "good.npz")), "--model", "relu_enn", "--dim", "4", "--epoch", "1",
-               "--batch_size", "10", "--device", "cpu", "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])
+    main.main(["--dataset", "npz", "--dataset_path", str(npz(tmp_path / "good.npz")), "--model", "relu_enn",
+               "--dim", "4", "--epoch", "1", "--batch_size", "10", "--device", "cpu",
+               "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])
     assert capsys.readouterr().err == "main.py: warning: the features could not be kept\n"
 
 
-def test_an_equilibrium_that_does_not_converge_fails_with_advice(tmp_path):
+def test_an_equilibrium_that_does_not_converge_fails_with_advice(call, tmp_path):
     path = npz(tmp_path / "good.npz")
-    done = call("--dataset", "npz", "--dataset_path", path, "--model", "relu_enn", "tanh_inn", "--dim", 256, "--epoch", 1, "--asquare", 0.99999,
-                "--batch_size", 10, "--device", "cpu", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "relative residual" in done.stderr and "smaller sigma_a^2" in done.stderr and "Traceback" not in done.stderr
+    done = call("--dataset", "npz", "--dataset_path", path, "--model", "relu_enn", "tanh_inn", "--dim", 256,
+                "--epoch", 1, "--asquare", 0.99999, "--batch_size", 10, "--device", "cpu")
+    assert done.status == 1
+    assert "relative residual" in done.err and "smaller sigma_a^2" in done.err and "Traceback" not in done.err
     assert (tmp_path / "results" / "256_test_relu_enn_npz.json").exists()  # what was computed is kept
 
 
-def test_a_loss_that_explodes_fails_and_keeps_the_logs(tmp_path):
+def test_a_loss_that_explodes_fails_and_keeps_the_logs(call, tmp_path):
     path = npz(tmp_path / "good.npz")
-    done = call("--dataset", "npz", "--dataset_path", path, "--model", "relu_enn", "--dim", 16, "--epoch", 3, "--lr", 1e30,
-                "--train", "full", "--batch_size", 10, "--device", "cpu", cwd=tmp_path)
-    assert done.returncode == 1 and "take a smaller --lr" in done.stderr and done.stderr.count("\n") == 1
+    done = call("--dataset", "npz", "--dataset_path", path, "--model", "relu_enn", "--dim", 16, "--epoch", 3,
+                "--lr", 1e30, "--train", "full", "--batch_size", 10, "--device", "cpu")
+    assert done.status == 1 and "take a smaller --lr" in done.err and done.err.count("\n") == 1
 
 
-def test_the_grid_its_table_and_its_figure(tmp_path):
+def test_the_grid_its_table_and_its_figure(call, tmp_path):
     path = npz(tmp_path / "good.npz")
-    flags = ["--dataset", "npz", "--dataset_path", path, "--dim", 16, 32, "--seed", 0, 1, "--epoch", 2, "--batch_size", 10,
-             "--device", "cpu"]
-    done = call(*flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # progress bars are silent where nobody watches
+    flags = ["--dataset", "npz", "--dataset_path", path, "--dim", 16, 32, "--seed", 0, 1, "--epoch", 2,
+             "--batch_size", 10, "--device", "cpu"]
+    done = call(*flags)
+    assert done.status == 0, done.err
+    assert done.err == ""  # progress bars are silent where nobody watches
     for name in model.MODELS:
-        assert f"\n{name:<13}" in done.stdout
+        assert f"\n{name:<13}" in done.out
         for dim in (16, 32):
             for folder in ("", "seed_1"):
                 values = json.loads((tmp_path / "results" / folder / f"{dim}_test_{name}_npz.json").read_text())
                 assert len(values) == 2
-    assert "a1 = " in done.stdout and "root = 1" in done.stdout and "tau_0 = 1" in done.stdout
+    assert "a1 = " in done.out and "root = 1" in done.out and "tau_0 = 1" in done.out
     png = (tmp_path / "results" / "accuracy_npz.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n" and len(png) > 20000
     # the table's numbers are the logs'
-    line = next(line for line in done.stdout.splitlines() if line.startswith("inn  "))
-    last = [100 * json.loads((tmp_path / "results" / f / "16_test_inn_npz.json").read_text())[-1] for f in ("", "seed_1")]
+    line = next(line for line in done.out.splitlines() if line.startswith("inn  "))
+    found = [tmp_path / "results" / folder / "16_test_inn_npz.json" for folder in ("", "seed_1")]
+    last = [100 * json.loads(log.read_text())[-1] for log in found]
     assert f"{sum(last) / 2:.2f} ± {abs(last[0] - last[1]) / 2**0.5:.2f}" in line
     # another configuration in the same folder is refused before anything is touched
     before = {p: p.read_bytes() for p in (tmp_path / "results").rglob("*") if p.is_file()}
-    clash = call(*flags, "--lr", 0.5, cwd=tmp_path)
-    assert clash.returncode == 2 and "another configuration" in clash.stderr
+    clash = call(*flags, "--lr", 0.5)
+    assert clash.status == 2 and "another configuration" in clash.err
     assert before == {p: p.read_bytes() for p in (tmp_path / "results").rglob("*") if p.is_file()}
 
 
-def test_any_activation_from_a_users_file(tmp_path):
+def test_any_activation_from_a_users_file(call, tmp_path):
     (tmp_path / "mine.py").write_text("import torch\ndef bent(x):\n    return x + 0.3 * torch.cos(x)\n")
-    flags = ("--dataset", "npz", "--dataset_path", npz(tmp_path / "good.npz"), "--model", "deq", "matched_enn", "unmatched_enn",
-             "--activation", "mine.py:bent", "--dim", 16, "--epoch", 1, "--batch_size", 10, "--device", "cpu")
-    done = call(*flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    flags = ("--dataset", "npz", "--dataset_path", npz(tmp_path / "good.npz"), "--model", "deq", "matched_enn",
+             "unmatched_enn", "--activation", "mine.py:bent", "--dim", 16, "--epoch", 1, "--batch_size", 10,
+             "--device", "cpu")
+    done = call(*flags)
+    assert done.status == 0, done.err
     assert (tmp_path / "results" / "16_test_matched_enn-bent-ck_npz.json").exists()
     deq, enn = (dict(pair.split(" = ") for pair in line.split("  ") if " = " in pair)
-                for line in done.stdout.splitlines()[1:3])
+                for line in done.out.splitlines()[1:3])
     assert all(abs(float(deq[k]) - float(enn[k])) < 1e-5 for k in ("gamma2", "alpha1", "alpha2", "alpha3"))
-    assert float(enn["residual"]) < 1e-10 and "layer 2: {" in done.stdout
-    full = call(*flags, "--train", "full", "--lr", 0.05, "--output_path", "full", cwd=tmp_path)
-    assert full.returncode == 0 and "kernel = ntk" in full.stdout
-    assert call(*flags, "--activation", "mine.py:bend", cwd=tmp_path).stderr.endswith("called bend\n")
+    assert float(enn["residual"]) < 1e-10 and "layer 2: {" in done.out
+    full = call(*flags, "--train", "full", "--lr", 0.05, "--output_path", "full")
+    assert full.status == 0 and "kernel = ntk" in full.out
+    assert call(*flags, "--activation", "mine.py:bend").err.endswith("called bend\n")
     (tmp_path / "mine.py").write_text("import torch\ndef bent(x):\n    return x + 0.2 * torch.cos(x)\n")
-    edited = call(*flags, "--resume", cwd=tmp_path)  # of the same name, and another activation
-    assert edited.returncode == 2 and "another configuration" in edited.stderr
+    edited = call(*flags, "--resume")  # of the same name, and another activation
+    assert edited.status == 2 and "another configuration" in edited.err
 
 
-def test_real_mnist(real_data, tmp_path):
+def test_real_mnist(call, real_data, tmp_path):
     """Two classes of the real images: the matched network follows its DEQ."""
-    done = call("--dataset", "mnist", "--dataset_path", real_data, "--classes", 6, 8, "--model", "inn", "l_relu_enn", "--dim", 128,
-                "--epoch", 2, "--device", "cpu", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    accuracy = [json.loads((tmp_path / "results" / f"128_test_{m}_mnist.json").read_text())[-1] for m in ("inn", "l_relu_enn")]
+    done = call("--dataset", "mnist", "--dataset_path", real_data, "--classes", 6, 8, "--model", "inn", "l_relu_enn",
+                "--dim", 128, "--epoch", 2, "--device", "cpu")
+    assert done.status == 0, done.err
+    accuracy = [json.loads((tmp_path / "results" / f"128_test_{name}_mnist.json").read_text())[-1]
+                for name in ("inn", "l_relu_enn")]
     assert min(accuracy) > 0.95 and abs(accuracy[0] - accuracy[1]) < 0.02
-    assert "11769 training and 1932 test samples, p = 784, 2 classes" in done.stdout
+    assert "11769 training and 1932 test samples, p = 784, 2 classes" in done.out
 
 
 def test_a_figure_that_cannot_be_written_is_one_line_and_costs_no_result(tmp_path, capsys):
     (tmp_path / "accuracy_gmm.png" / "in the way").mkdir(parents=True)
     with pytest.raises(SystemExit) as stop:
-        main.main(["--model", "tanh_enn", "--dim", "8", "--epoch", "1", "--output_path", str(tmp_path), "--save_path", str(tmp_path / "ckpt")])
+        main.main(["--model", "tanh_enn", "--dim", "8", "--epoch", "1", "--output_path", str(tmp_path),
+                   "--save_path", str(tmp_path / "ckpt")])
     captured = capsys.readouterr()
     assert stop.value.code == 1 and "accuracy_gmm.png" in captured.err and captured.err.count("\n") == 1
     assert (tmp_path / "8_test_tanh_enn_gmm.json").exists() and "tanh_enn" in captured.out

@@ -12,7 +12,7 @@ from scipy.io import savemat
 import main
 import train
 from conftest import ROOT
-from data_prepare import DATASETS, DataError, Dataset, load_dataset, svhn_images
+from data_prepare import DataError, Dataset, load_dataset, svhn_images
 from fixed_point import Picard
 from pcdeq import CONCAVE, PCDEQS, WIDTHS, PcDEQ, augment, build_pcdeq, keep_nonnegative, rate_bound
 from train import Config, best_path, run

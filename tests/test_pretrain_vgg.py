@@ -20,8 +20,23 @@ def run(tmp_path, monkeypatch):
 
     def run(name, *flags):
         output = tmp_path / f"{name}.pth"
-        pretrain_vgg.main(["--dataset_path", str(tmp_path), "--output", str(output), "--checkpoint", str(tmp_path / f"{name}.ckpt"),
-                           "--device", "cpu", "--batch_size", "5", "--epochs", "4", *flags])
+        pretrain_vgg.main(
+            [
+                "--dataset_path",
+                str(tmp_path),
+                "--output",
+                str(output),
+                "--checkpoint",
+                str(tmp_path / f"{name}.ckpt"),
+                "--device",
+                "cpu",
+                "--batch_size",
+                "5",
+                "--epochs",
+                "4",
+                *flags,
+            ]
+        )
         return torch.load(output, weights_only=True)
     return run
 
@@ -151,13 +166,23 @@ def test_learns(run, tmp_path):
     assert pretrain_vgg.accuracy(load_vgg16(tmp_path / "a.pth"), data.test, data.test_labels) > 0.5
 
 
-@pytest.mark.parametrize("flags, what", [
-    (["--epochs", "0"], "positive"), (["--batch_size", "21"], "more than the 20 training images"), (["--epochs", "x"], "positive"),
-    (["--val", "20"], "leaves no training image of class 0"), (["--val", "-1"], "whole number from 0"),
-    (["--val", "10", "--batch_size", "11"], "more than the 10 training images"),
-    (["--small_crops", "1.5"], "from 0 to 1"), (["--warmup", "-1"], "from 0 to 1"),
-    (["--cutout", "33"], "0 to 32 pixels, got 33"), (["--init", "none.pth"], "none.pth"),
-    (["--lr", "1e30"], "smaller --lr"), (["--device", "cuda:99"], "cuda:99")])
+@pytest.mark.parametrize(
+    "flags, what",
+    [
+        (["--epochs", "0"], "positive"),
+        (["--batch_size", "21"], "more than the 20 training images"),
+        (["--epochs", "x"], "positive"),
+        (["--val", "20"], "leaves no training image of class 0"),
+        (["--val", "-1"], "whole number from 0"),
+        (["--val", "10", "--batch_size", "11"], "more than the 10 training images"),
+        (["--small_crops", "1.5"], "from 0 to 1"),
+        (["--warmup", "-1"], "from 0 to 1"),
+        (["--cutout", "33"], "0 to 32 pixels, got 33"),
+        (["--init", "none.pth"], "none.pth"),
+        (["--lr", "1e30"], "smaller --lr"),
+        (["--device", "cuda:99"], "cuda:99"),
+    ],
+)
 def test_bad_flags(run, tmp_path, capsys, flags, what):
     with pytest.raises(SystemExit) as stop:
         run("a", *flags)
@@ -226,7 +251,9 @@ def test_crops_are_shifts_near_the_centre(size):
         crops = pretrain_vgg.augment(batch, torch.full((300,), mirrored), size, torch.Generator().manual_seed(0))
         assert crops.shape == (300, 3, size, size) and crops.is_contiguous(memory_format=torch.channels_last)
         crops = crops.flip(3) if mirrored else crops
-        found = {next(i for i, shift in enumerate(shifts) if torch.equal(crop.permute(1, 2, 0), shift)) for crop in crops}
+        found = {
+            next(i for i, shift in enumerate(shifts) if torch.equal(crop.permute(1, 2, 0), shift)) for crop in crops
+        }
         assert len(found) > 70  # of 81
 
 

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from coefficients import explicit_ck, implicit_ck, implicit_ntk
 from gaussian_integration import ACTIVATIONS, Activation, centre, from_function, gaussian_moments, piecewise_linear
@@ -151,7 +150,7 @@ def test_coefficients_are_right_or_refused(drawn, sigma_a2, tau0):
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.floats(-2, 2), st.floats(0.1, 2), scales)
 def test_a_layer_with_a_jump_has_the_conjugate_kernel_of_its_hermite_series(place, size, tau):
-    """A step at k tau: c_1 = density(k), c_2 = k density(k)/sqrt 2, and alpha_1 tau^2 = c_1^2, alpha_3 tau^4 = c_2^2."""
+    """A step at k tau: c_1 = density(k), c_2 = k density(k)/sqrt 2, alpha_1 tau^2 = c_1^2, alpha_3 tau^4 = c_2^2."""
     step = Activation("step", lambda x: size * (x > place * tau).to(x.dtype), torch.zeros_like, (place * tau,))
     ck = explicit_ck([centre(step, tau)], tau)
     p = math.erfc(place / math.sqrt(2)) / 2

@@ -46,7 +46,9 @@ def test_psi_membership_and_scale():
         assert found.psi[y == a].mean().abs() < 1e-14
     # centring by the sample's own mean moves psi by O(1/n_a) of its spread and its class mean
     difference = found.psi - truth.psi
-    assert difference.std() < 0.35 * truth.psi.std() and found.psi.std().item() == pytest.approx(truth.psi.std().item(), rel=0.1)
+    assert difference.std() < 0.35 * truth.psi.std() and found.psi.std().item() == pytest.approx(
+        truth.psi.std().item(), rel=0.1
+    )
 
 
 def test_labels_may_be_any_integers_in_any_order():

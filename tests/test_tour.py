@@ -122,7 +122,7 @@ def test_what_the_text_claims(tour):
                                for name in ("inn", "l_relu_enn", "relu_enn"))
     for a, b, c in zip(deq, matched, unmatched):
         assert abs(a - b) < (a - c) / 4
-    # section 9: the loss of the NTK-matched network is the nearest; the CK-matched one is below, the unmatched one above
+    # section 9: the loss of the NTK-matched network is nearest; the CK-matched one is below, the unmatched one above
     deq, ntk, ck_matched, unmatched = (names["losses"][name].mean(0)[-1]
                                        for name in ("inn", "matched_enn", "l_relu_enn", "relu_enn"))
     assert abs(ntk - deq) < 0.25 * min(deq - ck_matched, unmatched - deq)

@@ -2,16 +2,12 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 
 import train
-from conftest import ROOT
 from data_prepare import Dataset
 from fixed_point import ConvergenceError
 from model import build_model
@@ -89,14 +85,18 @@ def test_logs_metrics_and_names(tmp_path):
     assert records[0]["config"]["lr"] == 0.5 and records[0]["theory"]["root"] == 1 and "alpha1" in records[0]["theory"]
     assert {"train_loss", "test_loss", "seconds", "seed"} <= set(records[1])
     # the test accuracy counts every sample: 50 of them, the last batch included
-    assert all(abs(50 * v - round(50 * v)) < 1e-9 for v in json.loads((out / "16_test_l_relu_enn_toy.json").read_text()))
+    assert all(
+        abs(50 * v - round(50 * v)) < 1e-9 for v in json.loads((out / "16_test_l_relu_enn_toy.json").read_text())
+    )
 
 
 def snapshot(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.json")}
 
 
-@pytest.mark.parametrize("mode, name, opt", [("readout", "l_relu_enn", "adam"), ("full", "inn", "adam"), ("readout", "inn", "sgd")])
+@pytest.mark.parametrize(
+    "mode, name, opt", [("readout", "l_relu_enn", "adam"), ("full", "inn", "adam"), ("readout", "inn", "sgd")]
+)
 def test_stopped_at_any_write_a_run_resumes_to_the_same_bytes(tmp_path, monkeypatch, mode, name, opt):
     config = replace(BASE, train=mode, model=name, opt=opt, lr=0.05)
     go(config, tmp_path / "whole")
@@ -124,28 +124,26 @@ def test_stopped_at_any_write_a_run_resumes_to_the_same_bytes(tmp_path, monkeypa
         assert not list(folder.rglob("*.tmp"))
 
 
-def test_a_killed_process_resumes_to_the_same_bytes(tmp_path):
-    command = [sys.executable, str(ROOT / "main.py"), "--model", "relu_enn", "tanh_inn", "--dim", "64", "--epoch", "12",
-               "--device", "cpu", "--preset", "two_class"]
-    at = lambda name: ["--output_path", str(tmp_path / name / "out"), "--save_path", str(tmp_path / name / "ckpt")]
-    subprocess.run(command + at("whole"), check=True, capture_output=True)
-    process = subprocess.Popen(command + at("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = tmp_path / "killed" / "out" / "64_test_relu_enn_gmm.json"
-    deadline = time.time() + 120
-    while process.poll() is None and time.time() < deadline:
-        try:
-            if len(json.loads(log.read_text())) >= 3:
-                break
-        except (OSError, ValueError):
-            pass
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    done = subprocess.run(command + at("killed") + ["--resume"], check=True, capture_output=True, text=True)
+def test_a_killed_process_resumes_to_the_same_bytes(forks, tmp_path):
+    """SIGKILL halfway through the writes; tests/test_kills.py does it everywhere, on less data."""
+    def start(name, *argv, **more):
+        return forks.run("--model", "relu_enn", "tanh_inn", "--dim", 64, "--epoch", 12, "--device", "cpu",
+                         "--preset", "two_class", "--output_path", tmp_path / name / "out",
+                         "--save_path", tmp_path / name / "ckpt", *argv, **more)
+
+    whole = start("whole")
+    assert whole["status"] == 0
+    killed = start("killed", fault="kill", at=whole["moments"] // 2)
+    assert killed["status"] == -signal.SIGKILL
+    epochs = [record for record in read_metrics(tmp_path / "killed" / "out") if record["event"] == "epoch"]
+    assert 3 < len(epochs) < 24
+    done, again = start("killed", "--resume"), start("killed", "--resume")
+    assert done["status"] == again["status"] == 0
     assert snapshot(tmp_path / "killed" / "out") == snapshot(tmp_path / "whole" / "out")
-    again = subprocess.run(command + at("killed") + ["--resume"], check=True, capture_output=True, text=True)
-    strip = lambda text: [line.split(" s")[0] for line in text.splitlines()]
-    assert strip(again.stdout) == strip(done.stdout)
+
+    def strip(text):
+        return [line.split(" s")[0] for line in text.splitlines()]
+    assert strip(again["out"]) == strip(done["out"])
 
 
 def test_finished_runs_are_skipped_under_resume(tmp_path):
@@ -174,7 +172,7 @@ def test_logs_of_another_configuration_are_refused_by_name(tmp_path):
 
 
 def test_keys_of_configurations():
-    """A key names a checkpoint: those written by earlier versions must still be found, and code that changes must not be."""
+    """A key names a checkpoint: that of an earlier version must still be found, and that of changed code must not."""
     assert BASE.key == "85d8de682e4833a0"
     assert len({BASE.key, replace(BASE, code="a").key, replace(BASE, code="b").key, replace(BASE, lr=0.25).key}) == 4
 

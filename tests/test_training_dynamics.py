@@ -3,9 +3,9 @@
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,7 +44,12 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr("data_prepare.load_dataset", lambda name, path: toy(256))
 
     def go(**settings):
-        return td.main(argparse.Namespace(**{"width": [16], "epoch": 1, "dataset_path": None, "lr": [0.3, 1.0], "seeds": 2, **settings}))
+        return td.main(
+            argparse.Namespace(
+                **{"width": [16], "epoch": 1, "dataset_path": None, "lr": [0.3, 1.0], "seeds": 2, **settings}
+            )
+        )
+
     return go
 
 
@@ -200,9 +205,9 @@ def test_a_table_and_figure_of_networks_that_diverge(small, capsys):
     assert json.dumps(numbers, allow_nan=False)
 
 
-def start(*flags, program="ck_ntk/training_dynamics.py"):
-    return subprocess.run([sys.executable, program, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+@pytest.fixture
+def start(forks):
+    return lambda *flags: SimpleNamespace(**forks.run(*flags, program="ck_ntk/training_dynamics.py", cwd=str(ROOT)))
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -210,15 +215,15 @@ def start(*flags, program="ck_ntk/training_dynamics.py"):
     (["--seeds", "0"], "positive"), (["--width", "-1"], "positive"), (["--epoch", "0"], "positive"),
     (["--wrong"], "--wrong"),
 ])
-def test_bad_flags_are_one_line_and_status_2(tmp_path, flags, message):
+def test_bad_flags_are_one_line_and_status_2(start, tmp_path, flags, message):
     done = start(*flags, "--output", str(tmp_path / "figures"))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert done.status == 2 and done.err.count("\n") == 1 and message in done.err
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_data_is_one_line(tmp_path):
+def test_missing_data_is_one_line(start, tmp_path):
     done = start("--dataset_path", str(tmp_path / "none"), "--output", str(tmp_path / "figures"))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no such" in done.stderr
+    assert done.status == 2 and done.err.count("\n") == 1 and "no such" in done.err
     assert not list(tmp_path.iterdir())
 
 
@@ -226,5 +231,5 @@ def test_help_comes_without_torch():
     program = ("import runpy, sys; sys.path.insert(0, 'ck_ntk'); sys.argv = ['training_dynamics.py', '--help']\n"
                "try: runpy.run_path('ck_ntk/training_dynamics.py', run_name='__main__')\n"
                "except SystemExit: assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)")
-    done = start(program, program="-c")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--lr" in done.stdout and "--width" in done.stdout, done.stderr

@@ -78,11 +78,15 @@ def test_tau_of_an_activation_with_a_jump():
 
 def test_stability():
     check_stable(ACTIVATIONS["relu"], 0.9, 0.5)
-    with pytest.raises(ValueError, match=r"selu at sigma_a\^2 = 0.9 has no stable equilibrium: sigma_a\^2 E\[phi'\^2\] = 1.08 "):
+    with pytest.raises(
+        ValueError, match=r"selu at sigma_a\^2 = 0.9 has no stable equilibrium: sigma_a\^2 E\[phi'\^2\] = 1.08 "
+    ):
         check_stable(ACTIVATIONS["selu"], 0.9, 1.2)
     with pytest.raises(ValueError, match="no stable"):
         check_stable(ACTIVATIONS["selu"], 0.5, 2.0)
-    with pytest.raises(ValueError, match=r"E\[f'\^2\] of relu is infinite, as it jumps at x = -1, 0.3, 2 and 1 more places"):
+    with pytest.raises(
+        ValueError, match=r"E\[f'\^2\] of relu is infinite, as it jumps at x = -1, 0.3, 2 and 1 more places"
+    ):
         check_stable(ACTIVATIONS["relu"], 0.01, float("inf"), (-1.0, 0.3, 2.0, 5.0))
 
 

@@ -18,8 +18,18 @@ from tqdm import tqdm
 
 from distributed import Team
 from kernel_cholesky import NotPositiveDefinite
-from kernel_machine import (BATCH, CHOICE, RIDGES, Machine, Prediction, choice_size, held_out_errors, least_error,
-                            mean_diagonal, one_hot_targets)
+from kernel_machine import (
+    BATCH,
+    CHOICE,
+    RIDGES,
+    Machine,
+    Prediction,
+    choice_size,
+    held_out_errors,
+    least_error,
+    mean_diagonal,
+    one_hot_targets,
+)
 from kernel_storage import FileRows, Layout, MemoryRows, product, rectangle
 
 RANK = 1000  # of the preconditioner

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from kernel_storage import FileRows, MemoryRows
 
-
 ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a pivot, relative to the diagonal entry that it is left of
 
 

@@ -18,8 +18,7 @@ import kernel_report
 import ridge_features
 from data_prepare import load_dataset
 from distributed import Team
-from grid import GRIDS as STEPPED
-from grid import Grid
+from grid import GRIDS as STEPPED, Grid
 from kernel_runs import plan, run_machine, subset
 from memory import available
 from model import build_model
@@ -146,7 +145,8 @@ class KernelGrid(ExactGrid):
         a = self.arguments
         files = Path(a.save_path) / f"inf_{config.label}_{config.dataset}_seed{config.seed}_{config.key}"
         if not a.resume:  # what a killed run has left
-            for end in (f"rank{team.rank}.kernel", f"rank{team.rank}.json", *(("factor", "json") if team.rank == 0 else ())):
+            shared = ("factor", "json") if team.rank == 0 else ()
+            for end in (f"rank{team.rank}.kernel", f"rank{team.rank}.json", *shared):
                 Path(f"{files}.{end}").unlink(missing_ok=True)
         d, ridges = self.data, self.ridges(kernel_machine.RIDGES)
         return run_machine(self.networks[config.model, config.depth], *self.samples(config), d.X_test, d.y_test,

@@ -83,7 +83,7 @@ class Interpolated:
 
         None where H is not smooth enough on this reach.
         """
-        few, nodes = chebyshev.chebpts2(9), chebyshev.chebpts1(NORM_DEGREE + 1)  # with the ends, where H is least smooth
+        few, nodes = chebyshev.chebpts2(9), chebyshev.chebpts1(NORM_DEGREE + 1)  # with the ends: least smooth there
         C = self._values(kernel, reach * few, nodes, nodes)
         for axis in (1, 2):
             C = _transform(C, axis)

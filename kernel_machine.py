@@ -21,9 +21,17 @@ import torch
 from scipy.special import log_ndtr, logsumexp
 from tqdm import tqdm
 
-from kernel_cholesky import (NotPositiveDefinite, backward, factorise, forward, forward_rows_, held_out,
-                             inverse_diagonal, log_determinant)
-from kernel_storage import FileRows, Layout, MemoryRows, exact_product, form, product, rectangle
+from kernel_cholesky import (
+    NotPositiveDefinite,
+    backward,
+    factorise,
+    forward,
+    forward_rows_,
+    held_out,
+    inverse_diagonal,
+    log_determinant,
+)
+from kernel_storage import FileRows, Layout, MemoryRows, exact_product, product, rectangle
 
 RIDGES = tuple(10 ** (k / 2) for k in range(-10, 3))  # 1e-5 to 10, of the mean diagonal
 CHOICE = 8_000  # samples that choose the ridge, of which the last fifth is held out

@@ -38,11 +38,11 @@ import one_layer_tanh
 import two_layer_lrelu
 from coefficients import KernelCoefficients, MatchError, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from curved_layers import absolute_value, bases_of
-from width_error import fluctuation, implicit_fluctuation  # noqa: F401  (of the public names of this module)
 from gaussian_integration import Activation
 from layer_equations import Place, curve, is_odd, one_layer, roots, scale_free, two_layers
 from names import FAMILIES
 from norm_response import explicit_response, implicit_response, mismatch
+from width_error import fluctuation, implicit_fluctuation  # noqa: F401  (of the public names of this module)
 
 EXPLICIT_TRAINED = {"aAB": "all", "aA": "frozen_first"}  # what of the explicit net is trained when these of the DEQ are
 

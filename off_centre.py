@@ -20,8 +20,8 @@ tenth of the diagonal is refused; the tangent kernels of gelu and mish at 0.5 an
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Sequence
 
 import torch
 

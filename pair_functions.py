@@ -252,7 +252,8 @@ class Series(PairFunction):
         most = table.report(reach)
         if most.degree > 100:  # as many terms as pay for the pairs that they spare
             choices = [limit for limit in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99) if limit < reach] + [reach]
-            costs = [table.report(limit).degree * rho.numel() / self.tile + self._aside(size, limit) for limit in choices]
+            costs = [table.report(limit).degree * rho.numel() / self.tile + self._aside(size, limit)
+                     for limit in choices]
             reach = choices[int(np.argmin(costs))]
             most = table.report(reach)
         if most.degree > self.told:

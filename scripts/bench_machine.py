@@ -1,6 +1,6 @@
 """The section `kernel_machine` of bench.py: kernels formed, factorised and solved over ranks, each against its floor.
 
-As a program, `python scripts/bench_machine.py RANK SIZE PORT N`, it is one rank of a shared machine, and prints seconds.
+As a program, `python scripts/bench_machine.py RANK SIZE PORT N`, it is one rank of a shared machine; it prints seconds.
 """
 
 import os

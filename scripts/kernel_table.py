@@ -50,14 +50,14 @@ def table(folder):
         yield f"\n**{kernel.upper()}, {activation.rpartition(':')[2] or 'networks of the paper'}, {dataset}**\n"
         yield f"| network | {' | '.join(COLUMNS)} |\n| --- |{' --- |' * len(COLUMNS)}"
         reference = next((name for name in rows if name in DEQS), None)
-        for name, (config, record) in rows.items():
+        for name, (_, record) in rows.items():
             difference = ""
             if reference not in (None, name):
                 pair = (right([log_path(rows[n][0], folder, "predicted")]) for n in (reference, name))
                 difference = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * x for x in bootstrap_difference(*pair)))
             scores = (record.get(f"test_{score}") for score in ("log_likelihood", "calibration_error"))
-            cells = (f"{record['train_size']}", f"{record['ridge']:.2g}", f"{100 * record['test_accuracy']:.2f}", difference,
-                     *("" if score is None else f"{score:.4f}" for score in scores))
+            cells = (f"{record['train_size']}", f"{record['ridge']:.2g}", f"{100 * record['test_accuracy']:.2f}",
+                     difference, *("" if score is None else f"{score:.4f}" for score in scores))
             yield f"| {name} | {' | '.join(cells)} |"
 
 

@@ -265,7 +265,8 @@ def test_the_table_of_a_folder_is_markdown_with_paired_intervals(data, tmp_path,
     for name in ("inn", "relu_enn"):  # of the largest size alone
         record = found[f"{name}-ck-kernel-n200"]
         assert cells[name][:3] == ["200", "0.1", f"{100 * record['test_accuracy']:.2f}"]
-    difference = 100 * (found["inn-ck-kernel-n200"]["test_accuracy"] - found["relu_enn-ck-kernel-n200"]["test_accuracy"])
+    first, second = (found[f"{name}-ck-kernel-n200"]["test_accuracy"] for name in ("inn", "relu_enn"))
+    difference = 100 * (first - second)
     assert cells["relu_enn"][3].startswith(f"{difference:+.2f} [") and cells["inn"][3] == ""
     with pytest.raises(ValueError, match="no kernel machines; make them with main.py --train kernel"):
         list(kernel_table.table(tmp_path))

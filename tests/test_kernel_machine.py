@@ -14,10 +14,20 @@ from scipy import stats
 import kernel_cholesky
 from distributed import Team
 from kernel_cg import NoConvergence, Nystrom, conjugate_gradients
-from kernel_machine import (Prediction, bootstrap_difference, calibration_error, choose_ridge, class_probabilities, fit,
-                            leave_one_out, one_hot_targets, score)
+from kernel_machine import (
+    Prediction,
+    bootstrap_difference,
+    calibration_error,
+    choose_ridge,
+    class_probabilities,
+    fit,
+    leave_one_out,
+    one_hot_targets,
+    score,
+)
+from kernel_rank import CLASSES, HEIGHT, Dense, N, found_by, make_problem
 from kernel_storage import FileRows, Layout, MemoryRows, exact_product, form, product
-from kernel_rank import CLASSES, HEIGHT, N, Dense, found_by, make_problem
+
 
 @pytest.fixture(scope="module")
 def problem():

@@ -7,13 +7,11 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from scipy.optimize import brentq, least_squares
 
 import curved_layers
 import layer_equations
-import matching
 import norm_response
 import two_layer_lrelu
 from coefficients import MatchError, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk

@@ -6,10 +6,10 @@ import torch
 
 import ridge_features
 from kernel_machine import fit, one_hot_targets, score
+from kernel_rank import Dense
 from kernel_storage import Layout, MemoryRows, form
 from model import build_model
 from ridge_features import solve
-from kernel_rank import Dense
 
 
 @pytest.fixture(scope="module")

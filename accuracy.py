@@ -38,6 +38,20 @@ def print_table(arguments, results):
         print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
 
 
+def print_rates(arguments):
+    """The learning rates that were chosen for the runs, by model and width, over the seeds."""
+    from run_files import read_metrics
+    rates = {}
+    for line in read_metrics(arguments.output_path):
+        if line.get("event") == "run" and line["config"].get("own_rate") and line["seed"] in arguments.seed:
+            rates.setdefault((line["config"]["model"], line["dim"]), {})[line["seed"]] = line["config"]["lr"]
+    print("\nlearning rates chosen on held-out training samples")
+    for model in arguments.model:
+        found = [dict.fromkeys(rates.get((model, dim), {}).values()) for dim in arguments.dim]
+        cells = [" ".join(f"{rate:.3g}" for rate in each) for each in found]
+        print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
+
+
 def plot(arguments, data, results, path):
     """Test accuracy against epoch at the largest width, and against width after the last epoch; as a PNG file."""
     import matplotlib

@@ -8,7 +8,7 @@ with S = X X^T: Theorem 1 (implicit CK), Theorem 2 (implicit NTK) and Theorem 3 
 2024; the explicit NTK follows the same way. Entry by entry off the diagonal, M_ij = c1 S_ij + c2 chi_i chi_j +
 c3 S_ij^2 with chi_i = |x_i|^2 - tau_0^2.
 
-Where the printed formulas are wrong this file has what holds (README, "Corrections"); tests/test_coefficients.py
+Where the printed formulas are wrong this file has what holds (docs/corrections.md); tests/test_coefficients.py
 has for each a check that the printed variant fails.
 """
 

@@ -30,15 +30,16 @@ class _Basis:
         f, g = self._functions(xi, weight)
         ff, gg = (np.einsum("ix,jx->ijx", a, a).reshape(9, -1) for a in (f, g))
         second = weight * (xi**2 - 1) / 2  # E[F''(xi)]/2 = E[F (xi^2 - 1)]/2
-        self._quadratic = np.stack([ff @ weight, gg @ weight, ff @ second, gg @ second], 1)
-        self.N, self.mu, self.w = (form.reshape(3, 3) for form in self._quadratic.T[:3])
+        forms = [form.reshape(3, 3) for form in (ff @ weight, gg @ weight, ff @ second, gg @ second)]
+        self.N, self.mu, self.w, _ = forms
+        # by parity no product of e with xi or o contributes
+        self._forms = [(form[0, 0], 2 * form[0, 2], form[1, 1], form[2, 2]) for form in forms]
         self.third = g[2] @ (2 * second)
 
     def moments(self, q, r):
         """(N, mu, w, nu, t) of xi + q e + r o, as `norm_response.response_of` takes them."""
-        a = np.stack(np.broadcast_arrays(1.0, q, r), -1)
-        aa = (a[..., :, None] * a[..., None, :]).reshape(*a.shape[:-1], 9)
-        return *np.moveaxis(aa @ self._quadratic, -1, 0), self.third * a[..., 2]
+        q2, r2 = q * q, r * r
+        return *(one + b * r + qq * q2 + rr * r2 for one, b, qq, rr in self._forms), self.third * r
 
 
 class _Cubic(_Basis):

@@ -8,21 +8,26 @@ import math
 from pathlib import Path
 
 from interrupts import INTERRUPTED  # noqa: F401
-from names import ACTIVATIONS, DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS
+from names import ACTIVATIONS, DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS, UNMATCHED
 
 BAD_INPUT, FAILED = 2, 1  # exit statuses; the third is INTERRUPTED
 
 # What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
 # A kind of training is a row here and a grid of runs in grid.GRIDS.
-NETWORK = {"dim": [256, 512, 1024], "asquare": 0.2, "activation": "", "family": "auto"}
+THEORY = {"asquare": 0.2, "activation": "", "family": "auto"}
+NETWORK = THEORY | {"dim": [256, 512, 1024]}
+EXACT = {"ridge": ["auto"], "train_size": None, "depth": None}
 STEPS = {"lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd"}
 DEFAULTS = {
     "readout": NETWORK | STEPS | {"match": "ck"},
     "full": NETWORK | STEPS | {"match": "ntk"},
+    "ridge": NETWORK | EXACT | {"match": "ck"},
+    "kernel": THEORY | EXACT | {"match": "ck", "memory": None},
     "pcdeq": {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False,
               "activation": ""},
 }
-TRAININGS = "readout", "full"  # the values of --train, the default first; a positive concave DEQ has a kind of its own
+# the values of --train, the default first; a positive concave DEQ has a kind of its own
+TRAININGS = "readout", "full", "ridge", "kernel"
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,6 +67,25 @@ def bounded_float(low, high, what):
     return parse
 
 
+def rate(text):
+    return text if text == "auto" else bounded_float(0, math.inf, "auto, or positive and finite")(text)
+
+
+def ridge(text):
+    return text if text == "auto" else bounded_float(-1e-300, math.inf, "auto, or 0 or positive, and finite")(text)
+
+
+def byte_count(text):
+    """"8G" and the like: decimal multiples."""
+    try:
+        value = float(text[:-1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[text[-1:].upper()]
+    except (KeyError, ValueError):
+        value = 0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number with M, G or T, such as 8G, got {text!r}")
+    return value
+
+
 def make_parser(world, description):
     """The parser of all flags. A flag in DEFAULTS is None where it is not given."""
     parser = Parser(world, prog="main.py", description=description,
@@ -75,8 +99,10 @@ def make_parser(world, description):
              f"or one of {', '.join(PCDEQS)}")
     add("--dim", nargs="+", type=positive_int, help="width(s) (default: 256 512 1024)")
     add("--seed", nargs="+", type=natural_int, default=[0], help="seed(s) of weights and order (default: 0)")
-    add("--train", choices=TRAININGS, help="the readout on fixed features (default), or every weight")
-    add("--lr", type=bounded_float(0, math.inf, "positive and finite"), help="learning rate (default: 1; pcDEQ: 7e-4)")
+    add("--train", choices=TRAININGS, help="the readout on fixed features by steps (default), every weight (full), the "
+        "readout solved exactly (ridge), or the network at infinite width (kernel)")
+    add("--lr", type=rate, help="learning rate (default: 1; pcDEQ: 7e-4); auto: chosen for each run on a validation "
+        "part of the training set")
     add("--epoch", type=positive_int, help="epochs (default: 10; pcDEQ: 50)")
     add("--batch_size", type=positive_int, help="batch size (default: 128; pcDEQ: 64)")
     add("--opt", choices=("sgd", "adam"), help="optimizer (default: sgd; a pcDEQ has AdamW)")
@@ -85,8 +111,16 @@ def make_parser(world, description):
     add("--activation", metavar="NAME", help=f"of {', '.join(GENERAL)}: {', '.join(ACTIVATIONS)}, "
         "or path/to/file.py:name, whose code is run; "
         "of a pcDEQ-1: tanh (default), softsign, relu6; of a pcDEQ-2: sigmoid")
-    add("--match", choices=("ck", "ntk"), help="the kernel that matched_enn matches (default: ck with --train readout, "
-        "ntk with --train full)")
+    add("--match", choices=("ck", "ntk"), help="the kernel that matched_enn matches, and that --train kernel takes "
+        "(default: ck, ntk with --train full)")
+    add("--ridge", nargs="+", type=ridge, metavar="R", help="of --train ridge and kernel, relative to the kernel's "
+        "mean diagonal; of several the best on held-out training samples is taken (default: auto, a grid)")
+    add("--train_size", nargs="+", type=positive_int, metavar="N", help="of --train ridge and kernel: only so many "
+        "training samples; several are nested (default: all)")
+    add("--depth", nargs="+", type=positive_int, metavar="L", help="of --train ridge and kernel: layers of the "
+        "unmatched networks (default: as published)")
+    add("--memory", type=byte_count, metavar="BYTES", help="of --train kernel: what a process may take, such as 8G; a "
+        "kernel that does not fit goes to --save_path (default: 90%% of what is free)")
     add("--family", choices=FAMILIES, help="the layers of matched_enn (default: auto)")
     add("--weight_decay", type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"),
         help="of a pcDEQ (default: 1e-2)")
@@ -112,16 +146,23 @@ def parse_arguments(argv, world, description=None):
     arguments = parser.parse_args(argv)
     fill_in(parser, arguments)
     check_activation(parser, arguments)
-    for flag in ("model", "dim", "seed", "classes"):
+    for flag in ("model", "dim", "seed", "classes", "ridge", "train_size", "depth"):
         values = getattr(arguments, flag)
         if values and len(set(values)) < len(values):
             parser.error(f"argument --{flag}: a value is given twice")
+    if arguments.train == "pcdeq" and arguments.lr == "auto":
+        parser.error("argument --lr: auto is not for a positive concave DEQ; give it a rate")
+    if arguments.ridge and "auto" in arguments.ridge and len(arguments.ridge) > 1:
+        parser.error("argument --ridge: auto stands alone")
+    if arguments.depth and not any(name in UNMATCHED for name in arguments.model):
+        parser.error(f"argument --depth: only {', '.join(UNMATCHED)} have one to choose")
     check_paths(parser, arguments)
     runs = len(arguments.model) * len(arguments.dim or [None]) * len(arguments.seed)
-    arguments.together = world.size > 1 == runs and arguments.train == "full"  # every rank trains it, on its share
+    # every rank has a share of each run
+    arguments.together = world.size > 1 and (arguments.train == "kernel" or runs == 1 and arguments.train == "full")
     if world.size > runs and not arguments.together:
         parser.error(f"{world.size} ranks for {runs} run{'s' * (runs > 1)} (models x dims x seeds): start at most one "
-                     "rank a run; only a single run with --train full is shared by ranks")
+                     "rank a run; only a single run with --train full, and those with --train kernel, are shared")
     return parser, arguments
 
 

@@ -1,16 +1,18 @@
 """The grid of runs that the flags ask for: models x widths x seeds, for each kind of training.
 
-A grid knows what its networks are built with, trained by, and called in the logs. A kind of training is a class here,
-in `GRIDS`, and a row of default flags in flags.DEFAULTS; nothing else of main.py knows which there are.
+A grid knows what its networks are built with, trained by, and called in the logs. A kind of training is a class in a
+table `GRIDS`, here or in kernel_grid.py, and a row of default flags in flags.DEFAULTS; nothing else of main.py knows
+which there are.
 """
 
 import math
 from pathlib import Path
 
-from accuracy import plot, print_table
+from accuracy import plot, print_rates, print_table
 from data_prepare import load_dataset
 from distributed import cost
 from gaussian_integration import load_activation
+from learning_rate import with_own_rate
 from memory import available, shown
 from model import build_model
 from names import DEQS, GENERAL
@@ -63,6 +65,8 @@ class Grid:
         a = self.arguments
         found = {"train": a.train, "lr": a.lr, "epoch": a.epoch, "batch_size": a.batch_size, "opt": a.opt,
                  "asquare": a.asquare}
+        if a.lr == "auto":
+            found |= {"lr": 0.0, "own_rate": True}
         if model in GENERAL:
             found |= {"activation": a.activation, "code": fingerprint_code(a.activation)}
         if model == "matched_enn":
@@ -117,12 +121,20 @@ class Grid:
     def train(self, config, device, team=None) -> Result:
         """The run, with its logs; with `team`, shared by its ranks."""
         a = self.arguments
-        return run(config, self.data, lambda: self.network(config.model, config.dim, config.seed), a.output_path,
-                   a.save_path, device, a.resume, team)
+
+        def make_model():
+            return self.network(config.model, config.dim, config.seed)
+
+        if config.own_rate:
+            config = with_own_rate(config, self.data, make_model, a.save_path, device, a.resume, team)
+        return run(config, self.data, make_model, a.output_path, a.save_path, device, a.resume, team)
 
     def report(self, results):
-        """Table and figure of the results, a `Result` for each (model, dim, seed)."""
+        """Table and figure of the results, a `Result` for each configuration."""
+        results = {(config.model, config.dim, config.seed): result for config, result in results.items()}
         print_table(self.arguments, results)
+        if self.arguments.lr == "auto":
+            print_rates(self.arguments)
         figure = Path(self.arguments.output_path) / f"accuracy_{self.arguments.dataset}.png"
         sweep(figure)
         plot(self.arguments, self.data, results, figure)

@@ -23,11 +23,11 @@ Where two layers have too large a diagonal whatever the share:
 
 - in the tangent kernel a linear layer ahead of, between or behind them helps: it changes the integer weights;
 - in the conjugate kernel it changes nothing, but k odd layers xi + r_0 o ahead do. They multiply w by (w_0)^k and the
-  diagonal by (N_0)^k = (1 + r_0^2 |o|^2)^k. A w that is far from 1, as c2/c3 far from 1/2 asks for, costs one layer
-  a diagonal of first order; k layers reach it with r_0 = O(1/k), at (N_0)^k = 1 + O(1/k). As k grows the least
-  diagonal falls to (1 + y_1)(1 + y_2/(1 + y_1)) = 1 + c3/c1 in units of tau_0, and since a kernel's power series in the
-  correlation has no negative coefficient, every DEQ has gamma^2 >= tau_0^2 alpha_1 + tau_0^4 alpha_3. So some depth
-  matches every conjugate kernel for which this is not an equality.
+  diagonal by (N_0)^k = (1 + r_0^2 E[o^2])^k. A c2/c3 far from 1/2 asks for a product of w far from 1, which k layers
+  reach with r_0 = O(1/k), at (N_0)^k = 1 + O(1/k). With all of c3 in the last layer the least diagonal falls to
+  tau_0^2 c1 (1 + tau_0^2 c3/c1) as k grows. Since the kernel of a DEQ is a power series in the correlation without a
+  negative coefficient, and alpha_1, alpha_3 are its first two, every DEQ has gamma^2 >= tau_0^2 alpha_1 + tau_0^4
+  alpha_3: some depth matches every conjugate kernel for which this is not an equality.
 """
 
 import math
@@ -42,6 +42,7 @@ from curved_layers import linear_layer
 from norm_response import mismatch, response_of
 
 _ZERO = 1e-13  # c2 and c3 below it, in scale-free units, are those of an odd activation
+_GRID, _STEPS = np.linspace(0, 1, 65)[:-1], np.geomspace(1e-8, 0.1, 57)  # of shares
 _STRAIGHT = (1.0, 1.0, 1.0, 0.0, 0.0)  # the moments of a linear layer
 
 
@@ -157,32 +158,36 @@ def _too_large(place, bases, least, diag):
                                        f"{least / place.c1:.9g}, the target has {diag / place.c1:.9g}")
 
 
+def _excess(place, first, scaled, share):
+    """(y_1, y_2), and the w that layer 1 has at r_1 = 0 less the w_1 that c2 asks for; NaN where it can have none."""
+    _, c2, c3 = scaled
+    (A, C), (B, D) = place.weights(0), place.weights(1)
+    y1, y2 = share * c3 / A, (1 - share) * c3 / B
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return y1, y2, 1 + y1 * first.w[1, 1] - np.sqrt((c2 - C * y1) / (D * y2))
+
+
 def curve(place, first, second, scaled, share):
     """The two layers of which the first makes the given share of c3.
 
     Returns (q_1, r_1, q_2, r_2^2), the least diagonal, and the w that layer 1 has at r_1 = 0 less the w_1 that c2 asks
     for. Where no layer has that w_1, r_1 is NaN, and so is what follows from it.
     """
-    diag, c2, c3 = scaled
-    (A, C), (B, D) = place.weights(0), place.weights(1)
-    y1, y2 = share * c3 / A, (1 - share) * c3 / B
-    q1 = np.sqrt(y1)
+    y1, y2, excess = _excess(place, first, scaled, share)
+    q1, b = np.sqrt(y1), first.w[0, 2]
     with np.errstate(invalid="ignore", divide="ignore"):
-        w1 = np.sqrt((c2 - C * y1) / (D * y2))
         # w = 1 + y w_ee + 2 r w_xo + r^2 w_oo = w_1. The root nearer 0; the other layer has hardly a linear part.
-        excess = 1 + y1 * first.w[1, 1] - w1
-        b = first.w[0, 2]
         r1 = -excess / (b + np.sqrt(b * b - first.w[2, 2] * excess))
         moments = first.moments(q1, r1)
         q2 = np.sqrt(y2 * moments[0])
-        r2_squared, least = closing(place, second, [moments], q2, diag)
+        r2_squared, least = closing(place, second, [moments], q2, scaled[0])
     return (q1, r1, q2, r2_squared), least, excess
 
 
 def _shares(place, first, second, scaled):
     """A grid of shares in [0, 1), fine where r_1 = 0: a nearly linear DEQ has its matches in a narrow window there."""
-    grid, steps = np.linspace(0, 1, 65)[:-1], np.geomspace(1e-8, 0.1, 57)
-    centres = roots(lambda share: curve(place, first, second, scaled, share)[2], grid)
+    grid, steps = _GRID, _STEPS
+    centres = roots(lambda share: _excess(place, first, scaled, share)[2], grid)
     grid = np.concatenate([grid, steps, 1 - steps, *(c * np.concatenate([[1], 1 + steps, 1 - steps]) for c in centres)])
     grid = np.unique(grid[grid < 1])
     for _ in range(2):  # and finer where the diagonal is least, so that no window falls between two points

@@ -44,9 +44,9 @@ def main(argv=None):
 
 
 def experiment(parser, arguments, world):
-    """The grid, and on rank 0 the result of each (model, dim, seed)."""
+    """The grid, and on rank 0 the result of each configuration."""
     try:
-        from grid import GRIDS
+        from kernel_grid import GRIDS
         from train import Result, check_output
         from utils import get_device
 
@@ -70,7 +70,7 @@ def experiment(parser, arguments, world):
     team = world.team(device) if arguments.together else None
     done = world.map(lambda config: vars(grid.train(config, device, team)), configs, [grid.cost(c) for c in configs],
                      together=arguments.together)
-    return grid, {(config.model, config.dim, config.seed): Result(**values) for config, values in zip(configs, done)}
+    return grid, {config: Result(**values) for config, values in zip(configs, done)}
 
 
 if __name__ == "__main__":

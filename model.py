@@ -27,10 +27,9 @@ import two_layer_lrelu
 from coefficients import KernelCoefficients, explicit_ck, implicit_ck
 from fixed_point import ConvergenceError, FixedPoint, Picard
 from gaussian_integration import ACTIVATIONS, Activation, centre, gaussian_moments
-from names import GENERAL, MODELS
+from names import GENERAL, MODELS, UNMATCHED
+from off_centre import off_centre
 from utils import estimate_tau0, generator, get_tau
-
-UNMATCHED = {"relu_enn": 2, "tanh_enn": 1, "unmatched_enn": 2}  # their depths, as published
 
 
 def _normal(*shape, seed):
@@ -105,14 +104,15 @@ class ENN(nn.Module):
     tau0 : scale of the data.
     input_scale : factor on the input (sigma_b for the paper's unmatched networks).
     seed : of the weights.
-    match : the match that the layers come from, a dataclass, for `describe`.
+    match : the match that the layers come from, a dataclass, for `describe`. Its layers are centred, and fix the
+        coefficients; `layers` may then have constants beside them.
     """
 
     def __init__(self, layers: Sequence[Activation], p: int, dim: int, n_classes: int, tau0: float = 1.0,
                  input_scale: float = 1.0, seed: int = 0, match=None):
         super().__init__()
         self.layers, self.tau0, self.input_scale, self.match = tuple(layers), tau0, input_scale, match
-        ck = explicit_ck(self.layers, tau0 * input_scale)
+        ck = explicit_ck(self.layers if match is None else match.layers, tau0 * input_scale)
         # the kernel of the scaled input, as a function of the input itself
         self.coefficients = KernelCoefficients(ck.diag, ck.c1 * input_scale**2, ck.c2 * input_scale**4,
                                                ck.c3 * input_scale**4)
@@ -192,7 +192,7 @@ def build_model(name: str, p: int, dim: int, n_classes: int, sigma_a2: float, ta
 
 
 def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", family: str = "auto") -> ENN:
-    """The explicit network that may stand in for a DEQ: of its width, kernel, seed, first-layer weights, device, dtype.
+    """The explicit network that may stand in for a DEQ: same width, kernel, seed, first weights, device and dtype.
 
     Parameters
     ----------
@@ -206,44 +206,23 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
 
     Raises
     ------
-    ValueError : X has another scale than the one that the DEQ is centred at, and its activation is not centred at both.
+    ValueError : the DEQ is centred at another scale than that of X, too far from it for any network to follow.
 
     Notes
     -----
     Replacement is in distribution, not pointwise. At width 512 the trained outputs of a DEQ and its matched network
     differ by 0.53 to 0.55 (root mean square), those of two seeds of one DEQ by 0.54 to 0.58.
 
-    The DEQ keeps its constant E[f(tau_* xi)], with the tau_* of its own tau_0. At another scale of the data its phi has
-    a mean m, which acts as a bias sigma_a m N(0, 1) on each unit, common to all samples: the pre-activations of any two
-    samples are correlated by rho_0 > 0, and the kernel is to be expanded there instead of at 0. It has a constant,
-    terms in |x_i|^2 + |x_j|^2 and its second powers beside the four coefficients of the theory, seven numbers that two
-    centred layers cannot have. A centred match with a constant added misses by more than the four that it meets
-    are worth (tests/test_model.py), so it is refused. An odd activation is centred at every scale and has no m.
+    The DEQ keeps its constant E[f(tau_* xi)], with the tau_* of its own tau_0. At another scale of X its phi has a
+    mean, and so have the layers returned (`off_centre`); `coefficients` are then those of the kernel without it.
     """
-    tau0 = deq.tau0
-    if X is not None:
-        tau0 = estimate_tau0(X)
-        _check_centring(deq, X, tau0)
+    tau0 = deq.tau0 if X is None else estimate_tau0(X)
     found = matching.match(deq.activation, deq.sigma_a2, tau0, kernel, family)
+    layers = found.layers
+    if X is not None:
+        layers = off_centre(layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
     dim, p = deq.B.shape
-    enn = ENN(found.layers, p, dim, deq.readout.out_features, tau0, seed=deq.seed, match=found).to(deq.B)
+    enn = ENN(layers, p, dim, deq.readout.out_features, tau0, seed=deq.seed, match=found).to(deq.B)
     with torch.no_grad():
         enn.weights[0].copy_(deq.B)
     return enn
-
-
-def _check_centring(deq, X, tau0):
-    """Raises ValueError where the mean of the DEQ's phi at the scale tau_0 of X is more than X's noise explains."""
-    norms2 = X.double().square().sum(1)
-    # the standard error of the mean squared norm; and a per cent in tau_0, at which m^2 is 1e-4 of the kernel at most
-    noise = 4 * norms2.std(correction=0).item() / math.sqrt(len(X))
-    if abs(tau0**2 - deq.tau0**2) <= max(noise, 0.02 * tau0**2):
-        return
-    f, tau = deq.activation, get_tau(deq.activation, deq.sigma_a2, tau0)
-    moments = gaussian_moments(f, tau)
-    mean = moments.mean - gaussian_moments(f, deq.tau).mean
-    if mean**2 > 1e-9 * moments.variance:
-        raise ValueError(
-            f"X has tau_0 = {tau0:.6g}, but the DEQ is centred at tau_0 = {deq.tau0:.6g}: there {f.name} has a mean of "
-            f"{mean:.3g} that no centred network has. Build the DEQ with tau0={tau0:.6g}, or give it X times "
-            f"{deq.tau0 / tau0:.6g}")

@@ -13,6 +13,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "tanh", "hardtanh", "erf", "sigmoid", "swis
 MODELS = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")  # model.build_model
 GENERAL = ("deq", "matched_enn", "unmatched_enn")  # model.build_model, of any activation
 DEQS = ("inn", "tanh_inn", "deq")  # those of the two that have an equilibrium
+UNMATCHED = {"relu_enn": 2, "tanh_enn": 1, "unmatched_enn": 2}  # those of a depth to choose; as published
 FAMILIES = ("auto", "l_relu", "hard_tanh", "hermite", "piecewise")  # the layers of a match, matching.match
 
 PCDEQS = ("linear_pcdeq_1", "linear_pcdeq_2", "single_conv_pcdeq_1", "single_conv_pcdeq_2",

@@ -8,7 +8,9 @@ Two networks with the same (diag, c1, c2, c3) have kernels that agree where all 
 a diagonal matrix and D_chi S + S D_chi, both of spectral norm max |chi|, O(p^(-1/2)) on a mixture and far from small on
 features of real data. No other term is as large: c2 and c3 are matched, and S^3 and chi S^2 are O(p^(-1)). Of the many
 networks with the same four coefficients `matching.match` therefore takes the one whose (u, v) is nearest to the DEQ's.
-Where it has been tried, this distance and that of the exact kernels are correlated at 0.9 (tests/test_matching.py).
+
+Measured (40 matches of the swish-DEQ, sigma_a^2 = 0.2, by two piecewise-linear layers): this distance and that
+of the exact kernels are correlated at 0.87 on a mixture and 0.82 on features with cosines up to 0.95.
 
 Conjugate kernel of layers: u = prod_l w_l/s_l and v = sum_l (tau_{l-1}^2 E[sigma_l''']/(2 E[sigma_l'])) prod_{k<l}
 (w_k/N_k), with s = E[sigma']^2, w = E[(sigma^2)'']/2 and N = tau_l^2/tau_{l-1}^2. Because every path through the
@@ -92,6 +94,11 @@ def response_of(layers, trained):
 
 
 def mismatch(goal, found):
-    """The distance of (u, v) from a goal, the terms weighed by their spectral norms: v stands before two matrices."""
+    """The distance of (u, v) from a goal; v weighs four times as much.
+
+    It stands before two matrices, whose S has a spectral norm of several tau_0^2 where n and p are alike. Weights of 1,
+    2, 3 and 4 were tried on 13 matches: relative distance of the exact kernels on the paper's mixture 2.4, 1.7, 1.1 and
+    1.0 times 1e-3 (geometric mean), on features with spread norms 8.1, 9.8, 10.6 and 10.7 times 1e-3.
+    """
     du, dv = (a - b for a, b in zip(goal, found))
-    return (du * du + 4 * dv * dv)**0.5
+    return (du * du + 16 * dv * dv)**0.5

@@ -153,7 +153,7 @@ class _Table:
     """Hermite coefficients c_k(s)/s, k <= degree, of an activation at the samples' scales."""
 
     def __init__(self, activation, scales, degree):
-        s = scales.s
+        s, self.d1 = scales.s, scales.d1
 
         def table(some):
             return hermite_coefficients(activation, torch.from_numpy(some), degree).numpy() / some[:, None]
@@ -186,6 +186,7 @@ class _Table:
         for number in np.unique(piece):
             c, here = self.coefficients[number], piece == number
             out[here] = basis[here][:, :len(c)] @ c
+        out[:, 1] = self.d1[rows]  # is E[f'], which a constant in f much larger than s f' does not blur
         return out
 
     def report(self, rho):
@@ -205,13 +206,17 @@ class Series(PairFunction):
     ----------
     tolerance : what may be cut off, relative to E[f'^2].
     degrees : of the tables of coefficients. A tile takes the first that does, so that its entries depend on nothing but
-        its own samples, whatever the other threads do; one that needs few pairs beyond it does not ask for the next.
+        its own samples, whatever the other threads do; one with few pairs beyond a table does not ask for the next.
+
+    Notes
+    -----
+    What is dearest is weighed in terms of the series on a tile of 180 x 180, about 0.1 ms each. As measured, the first
+    pair of parallel_pairs.py takes as long as 150 of them and each further one 15; a table takes 5 for each degree.
     """
 
     tolerance = 1e-11
-    degrees = 64, 256, 1024, 2048
-    few = 20
-    pair_cost = 150, 15  # as many terms of a tile cost what the first and each pair of parallel_pairs.py do (measured)
+    degrees = 64, 128, 256, 512, 1024, 2048
+    tile = 180 * 180
 
     def __init__(self, activation, scales, device):
         super().__init__(activation, scales, device)
@@ -231,23 +236,24 @@ class Series(PairFunction):
                 break
         return table
 
+    def _aside(self, size, limit):
+        """The cost of the pairs of a tile with |rho| beyond the limit."""
+        count = (size > limit).sum().item()
+        return count and 150 + 15 * count
+
     def limit(self, rho, reach):
-        size = None
-        for degree in self.degrees:
+        size, tiles = rho.abs(), max(1.0, len(self.s)**2 / self.tile / 2)
+        for degree, following in zip(self.degrees, (*self.degrees[1:], math.inf)):
             table = self.table(degree)
-            if table.cut >= reach:
-                break
-            size = rho.abs() if size is None else size
-            if (size > table.cut).sum().item() <= self.few:
+            longer = (following - degree) * rho.numel() / self.tile + 5 * following / tiles
+            if table.cut >= reach or self._aside(size, table.cut) <= longer:
                 break
         reach = min(reach, table.cut)
         most = table.report(reach)
         if most.degree > 100:  # as many terms as pay for the pairs that they spare
-            size = rho.abs() if size is None else size
             choices = [limit for limit in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99) if limit < reach] + [reach]
-            beyond = [(size > limit).sum().item() for limit in choices]
-            costs = [table.report(limit).degree * rho.numel() / 32400 + (count > 0) * self.pair_cost[0]
-                     + count * self.pair_cost[1] for limit, count in zip(choices, beyond)]
+            costs = [table.report(limit).degree * rho.numel() / self.tile + self._aside(size, limit)
+                     for limit in choices]
             reach = choices[int(np.argmin(costs))]
             most = table.report(reach)
         if most.degree > self.told:

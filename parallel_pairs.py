@@ -16,6 +16,7 @@ Parallel samples (theta = 0) are a case like any other. About 1 ms a pair: right
 """
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ _REACH = 9.0  # exp(-r^2/2) is 3e-18 there
 _CHUNK = 300_000  # nodes at a time, that stay in the cache
 
 
+@cache
 def _legendre(n):
     nodes, weights = np.polynomial.legendre.leggauss(n)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)

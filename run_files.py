@@ -21,7 +21,7 @@ from utils import atomic_write
 
 # settings that Config did not always have: where they are empty they do not enter the key, so that a run keeps the key,
 # and the checkpoint, that it had before them
-LATER = "code",
+LATER = "code", "ridge", "train_size", "depth", "own_rate"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Config:
 
     dataset: str
     model: str
-    dim: int
+    dim: int | str  # "inf" for a kernel machine
     lr: float
     epoch: int
     batch_size: int
@@ -45,11 +45,17 @@ class Config:
     milestone: int = 0
     aug: bool = False
     data: str = ""
+    ridge: str = ""  # this and the next two: of --train ridge and kernel, where they are given
+    train_size: int = 0
+    depth: int = 0
+    own_rate: bool = False  # `lr` is chosen for this run, and follows from the rest
     code: str = ""  # fingerprint of the user's file that `activation` names
 
     @property
     def key(self) -> str:
         settings = asdict(self)
+        if self.own_rate:
+            del settings["lr"]
         for name in LATER:
             if not settings[name]:
                 del settings[name]
@@ -60,7 +66,10 @@ class Config:
         """The model in file names: with its activation, and its kernel, where these are the user's choice."""
         if self.train == "pcdeq":
             return self.model
-        return "-".join([self.model, *filter(None, (self.activation.rpartition(":")[2], self.match))])
+        exact = self.train if self.train in ("ridge", "kernel") else ""
+        parts = (self.activation.rpartition(":")[2], self.depth and f"depth{self.depth}", self.match, exact,
+                 self.train_size and f"n{self.train_size}")
+        return "-".join([self.model, *filter(None, parts)])
 
     @property
     def title(self) -> str:
@@ -216,6 +225,8 @@ class RunFiles:
         if not self.writes:
             return
         for split, path in self.logs.items():
+            if f"{split}_accuracy" not in self.history[0]:  # an exact readout is not tried on its training samples
+                continue
             with whole_file(path, "w") as file:
                 json.dump([record[f"{split}_accuracy"] for record in self.history], file)
 

@@ -7,6 +7,7 @@
     start      the command line: --help and a bad flag, against the bare interpreter
     matching   tau, coefficients and match of a DEQ: the paper's two, one by quadrature, one tangent kernel
     kernels    exact kernels against X X^T and against Monte Carlo
+    kernel_machine  kernels of kernel machines against X X^T, their solvers, two ranks against one process
     features   DEQ and ENN features against the float32 matrix-product peak
     cost       DEQ against matched ENN: seconds and memory of inference, of features, and of training every weight
     solver     a forward solve to 1e-6: Picard, Anderson, and torchdeq's where it is installed (pip install torchdeq)
@@ -28,7 +29,9 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from bench_machine import kernel_machine  # noqa: E402
 
 
 def seconds(call, repeats=5):
@@ -438,7 +441,8 @@ def kernels():
         yield row(name, *cells)
 
 
-SECTIONS = {f.__name__: f for f in (start, matching, kernels, features, cost, solver, readout, memory, growth, roots)}
+SECTIONS = {f.__name__: f for f in (start, matching, kernels, kernel_machine, features, cost, solver, readout, memory,
+                                    growth, roots)}
 
 
 def machine():

@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 from main import DATASETS, LOOKS  # noqa: E402  (imports neither torch nor matplotlib)
 
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
-PER_RUN = ("model", "dim", "seed", "activation", "match", "family")  # of a configuration: what differs inside a table
+# of a configuration: what differs inside a table
+PER_RUN = ("model", "dim", "seed", "activation", "match", "family", "depth")
 
 # fashion_mnist before mnist, as both end a name; another code's dataset is what follows the last underscore
 NAME = rf"(.+?)_({'|'.join(sorted(DATASETS, key=len, reverse=True))}|[^_]+)"
@@ -67,12 +68,17 @@ class Experiment:
         epochs = f"after {self.first} epochs" if self.first else f"{self.epochs} epochs"
         if not s:
             return f"{self.dataset}, {self.folders[0]}, {epochs}"
+        if s["train"] == "ridge":
+            return f"{self.dataset}, readout solved exactly" + (f", n = {s['train_size']}" if s["train_size"] else "")
         trained = "readout trained" if s["train"] == "readout" else "every weight trained"
-        return f"{self.dataset}, {trained} by {OPTIMIZERS[s['opt']]} at lr {s['lr']:g}, {epochs}"
+        rate = "each at its own lr" if s["lr"] == "auto" else f"at lr {s['lr']:g}"
+        return f"{self.dataset}, {trained} by {OPTIMIZERS[s['opt']]} {rate}, {epochs}"
 
     @property
     def slug(self):
-        return f"{self.dataset}-{self.settings['opt']}" if self.settings else f"{self.dataset}-{self.folders[0].name}"
+        if not self.settings:
+            return f"{self.dataset}-{self.folders[0].name}"
+        return f"{self.dataset}-{self.settings['opt'] or self.settings['train']}"
 
     @property
     def models(self):
@@ -159,6 +165,8 @@ def read_times(folder):
         key = record["run"]
         if record["event"] == "run":
             owner[record["dataset"], record["model"], record["dim"], record["seed"]] = record
+            if record["config"].get("own_rate"):  # chosen, so not a setting that a table's runs share
+                record["config"]["lr"] = "auto"
             # a resumed run adds its set-ups up; the least is that of one
             setup[key] = min(record["setup_seconds"], setup.get(key, math.inf))
         elif record["event"] == "epoch":

@@ -15,6 +15,7 @@ import data_prepare
 import flags
 import gaussian_integration
 import grid
+import kernel_grid
 import main
 import matching
 import model
@@ -51,7 +52,7 @@ def test_lists_of_names_are_found_where_they_were_and_are_one():
 
 
 def test_every_kind_of_training_has_flags_and_a_grid():
-    assert grid.GRIDS.keys() == flags.DEFAULTS.keys() == {*flags.TRAININGS, "pcdeq"}
+    assert kernel_grid.GRIDS.keys() == flags.DEFAULTS.keys() == {*flags.TRAININGS, "pcdeq"}
 
 
 def test_defaults_follow_the_kind_of_training():

@@ -6,7 +6,7 @@ import torch
 import two_layer_lrelu
 from coefficients import explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from fixed_point import Anderson, ConvergenceError, Picard
-from gaussian_integration import ACTIVATIONS
+from gaussian_integration import ACTIVATIONS, gaussian_moments
 from model import DEQ, ENN, MODELS, build_model, matched_enn
 from utils import get_tau
 
@@ -113,7 +113,34 @@ def test_matched_enn_of_a_deq_module(kernel):
     found = {"ck": implicit_ck, "ntk": implicit_ntk}[kernel](ACTIVATIONS["swish"], 0.15, 0.9)
     made = {"ck": explicit_ck, "ntk": explicit_ntk}[kernel](enn.layers, 0.9)
     assert vars(made) == pytest.approx(vars(found), abs=1e-10)
-    assert matched_enn(deq, X=3 * data()).tau0 == pytest.approx(3)
+    assert matched_enn(deq, X=0.95 * data()).tau0 == pytest.approx(0.95)
+
+
+def test_matched_enn_has_the_deqs_seed():
+    deqs = [DEQ(ACTIVATIONS["swish"], P, M, K, 0.2, seed=seed) for seed in (4, 4, 5)]
+    first, again, other = map(matched_enn, deqs)
+    for a, b, c in zip(first.parameters(), again.parameters(), other.parameters()):
+        assert torch.equal(a, b) and not torch.equal(a, c)
+    built = build_model("matched_enn", P, M, K, 0.2, seed=4, activation=ACTIVATIONS["swish"])
+    assert torch.equal(built.weights[1], first.weights[1])
+
+
+def test_unmatched_networks_of_a_given_depth():
+    for name, own, published in (("relu_enn", "relu", 2), ("tanh_enn", "tanh", 1), ("unmatched_enn", "swish", 2)):
+        for depth in (None, 1, 3):
+            enn = build_model(name, P, M, K, 0.2, 0.9, activation=ACTIVATIONS["swish"], depth=depth)
+            assert len(enn.layers) == len(enn.weights) == (depth or published)
+            tau, x = 0.9 * math.sqrt(0.8), torch.linspace(-3, 3, 31, dtype=torch.float64)
+            for layer in enn.layers:
+                moments = gaussian_moments(layer, tau)
+                assert abs(moments.mean) < 1e-12  # centred at its input scale, and the activation but for a constant
+                difference = layer.fn(x) - ACTIVATIONS[own].fn(x)
+                assert difference.std() < 1e-12
+                tau = math.sqrt(moments.variance)
+    with pytest.raises(ValueError, match="depth of at least 1, got 0"):
+        build_model("relu_enn", P, M, K, 0.2, depth=0)
+    with pytest.raises(ValueError, match="the depth of inn is not free"):
+        build_model("inn", P, M, K, 0.2, depth=3)
 
 
 def test_input_scale_enters_the_coefficients():

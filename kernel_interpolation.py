@@ -1,0 +1,152 @@
+"""Kernels to the precision of float32, by interpolation: what kernel machines store, at the cost of the product X X^T.
+
+Every kernel here is a function of three numbers, K_ij = H(cos_ij, |x_i|, |x_j|), whatever it takes to compute it: a
+Newton solve with a Mehler series of a hundred terms, or three layers of quadrature. H over the square root of the two
+diagonals is smooth and the same for all pairs, so it is computed once, exactly, on a grid of Chebyshev nodes,
+
+    K_ij = sqrt(K_ii K_jj) sum_k T_k(cos_ij/reach) M_k(log |x_i|, log |x_j|),    M_k of low rank
+
+and evaluated by Clenshaw's recurrence in float32 on tiles that stay in the cache (Trefethen, Approximation Theory and
+Approximation Practice, 2013, chapters 3 and 8; the low rank is that of Townsend & Trefethen, SIAM J. Sci. Comput. 35,
+2013). The closer a cosine comes to 1 the more terms it takes: each tile takes those of its own largest. A tile beyond
+the last reach, with nearly parallel samples in it, is computed exactly.
+"""
+
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.polynomial import chebyshev
+
+from tiles import for_each, largest, tile_size, tiles
+
+REACHES = 0.9, 0.96, 0.99
+DEGREE, NORM_DEGREE = 128, 40  # of the grid on which H is computed
+TOLERANCE = 5e-8  # relative to the square root of the two diagonals: a unit of float32
+
+
+def _transform(values, axis):
+    """Chebyshev coefficients along an axis of values at the nodes of the first kind."""
+    nodes = values.shape[axis]
+    inverse = np.linalg.inv(chebyshev.chebvander(chebyshev.chebpts1(nodes), nodes - 1))
+    return np.moveaxis(np.tensordot(inverse, values, (1, axis)), 0, axis)
+
+
+def _needed(sizes):
+    """The degree after which the coefficients of these sizes add up to half the tolerance; the last, if they do not."""
+    tails = np.cumsum(sizes[::-1])[::-1]
+    return max(1, int((tails > TOLERANCE / 2).sum()) - 1)
+
+
+class Interpolated:
+    """`kernels.Blocks` of which `tile` is in float32, its errors relative to the diagonal below 5e-7.
+
+    Parameters
+    ----------
+    make : (X, other) -> `kernels.Blocks`, of one network.
+    X, other : as those of `kernels.implicit_blocks`, on the CPU.
+
+    Attributes
+    ----------
+    exact : the blocks that are interpolated. shape : as theirs.
+    """
+
+    def __init__(self, make, X: torch.Tensor, other: torch.Tensor | None = None):
+        self._make, self.exact = make, make(X, other)
+        self.shape, self._square = self.exact.shape, other is None
+        norms = [Z.double().norm(dim=1) for Z in ([X] if other is None else [X, other])]
+        low, high = (f(torch.cat(norms)).log().item() for f in (torch.min, torch.max))
+        self._middle, self._half = (low + high) / 2, (high - low) / 2 + 1e-6
+        self._diagonals = [[d.sqrt() for d in blocks.diagonal()] for blocks in
+                           ([self.exact] if other is None else [make(X, None), self.exact])]
+        self._units = [Z.double() / norm[:, None] for Z, norm in zip([X] if other is None else [X, other], norms)]
+        self._positions = [(norm.log() - self._middle).numpy() / self._half for norm in norms]
+        self._tables, self._lock = {}, Lock()
+
+    def diagonal(self):
+        return self.exact.diagonal()
+
+    def _values(self, kernel, cosines, u, v):
+        """H over the root of the diagonals, (cosines, u, v), float64."""
+        which = kernel == "ntk"
+        norms_u, norms_v = (np.exp(self._middle + self._half * w) for w in (u, v))
+        X = torch.from_numpy(np.stack([norms_v, 0 * norms_v], 1))
+        directions = np.stack([cosines, np.sqrt(1 - cosines**2)], 1)
+        other = torch.from_numpy((directions[:, None] * norms_u[:, None]).reshape(-1, 2))
+        blocks = self._make(X, other)
+        tile = blocks.tile(slice(None), slice(None), kernel)
+        roots = torch.outer(blocks.diagonal()[which].sqrt(), self._make(X, None).diagonal()[which].sqrt())
+        return (tile / roots).numpy().reshape(len(cosines), len(u), len(v))
+
+    def _table(self, kernel, reach):
+        """Left and right factors (degree of the norms + 1, sum of ranks) of all M_k, and where each k begins.
+
+        None where H is not smooth enough on this reach.
+        """
+        few, nodes = chebyshev.chebpts2(9), chebyshev.chebpts1(NORM_DEGREE + 1)  # and the ends: least smooth
+        C = self._values(kernel, reach * few, nodes, nodes)
+        for axis in (1, 2):
+            C = _transform(C, axis)
+        size = _needed(np.maximum(np.abs(C).max((0, 1)), np.abs(C).max((0, 2))))
+        nodes = chebyshev.chebpts1(size + 1)
+        C = self._values(kernel, reach * chebyshev.chebpts1(DEGREE + 1), nodes, nodes)
+        for axis in range(3):
+            C = _transform(C, axis)
+        degree = _needed(np.abs(C).max((1, 2)))
+        random = np.random.default_rng(0)
+        tests = [np.append(random.uniform(-1, 1, n), (-1, 1)) for n in (20, 5, 5)]
+        basis = [chebyshev.chebvander(t, d) for t, d in zip(tests, (degree, size, size))]
+        found = np.einsum("kab,xk,ua,vb->xuv", C[:degree + 1], *basis, optimize=True)
+        if np.abs(found - self._values(kernel, reach * tests[0], *tests[1:])).max() > 2 * TOLERANCE:
+            return None
+        left, right, starts = [], [], [0]
+        for M in C[:degree + 1]:
+            U, values, V = np.linalg.svd(M)
+            rank = max(1, int((values > TOLERANCE / 16).sum()))
+            left.append(U[:, :rank] * values[:rank])
+            right.append(V[:rank].T)
+            starts.append(starts[-1] + rank)
+        return np.concatenate(left, 1), np.concatenate(right, 1), starts
+
+    def tile(self, rows: slice, cols: slice, kernel: str = "ck", out: torch.Tensor | None = None) -> torch.Tensor:
+        """As `kernels.Blocks.tile`, in float32."""
+        rows, cols = (slice(*span.indices(size)[:2]) for span, size in zip((rows, cols), self.shape))
+        cosines = (self._units[-1][rows] @ self._units[0][cols].T).float()
+        same = range(max(rows.start, cols.start), min(rows.stop, cols.stop)) if self._square else []
+        for i in same:
+            cosines[i - rows.start, i - cols.start] = 0
+        out = torch.empty_like(cosines) if out is None else out
+
+        def work(r, c):
+            mine = (slice(r.start + rows.start, r.stop + rows.start), slice(c.start + cols.start, c.stop + cols.start))
+            out[r, c] = self._entries(*mine, cosines[r, c].contiguous(), kernel)
+
+        for_each(work, tiles(*(slice(0, size) for size in cosines.shape), tile_size(cosines.device)), cosines.device)
+        for i in same:
+            out[i - rows.start, i - cols.start] = self._diagonals[0][kernel == "ntk"][i] ** 2
+        return out
+
+    def _entries(self, rows, cols, cosines, kernel):
+        bound = largest(cosines)
+        for reach in [reach for reach in REACHES if reach >= bound]:
+            with self._lock:  # the first thread that needs a table makes it
+                if (kernel, reach) not in self._tables:
+                    self._tables[kernel, reach] = self._table(kernel, reach)
+            if self._tables[kernel, reach]:
+                break
+        else:
+            return self.exact.tile(rows, cols, kernel)
+        left, right, starts = self._tables[kernel, reach]
+        size = len(left) - 1
+        A, B = (torch.from_numpy((chebyshev.chebvander(position[span], size) @ factor)
+                                 * diagonal[kernel == "ntk"][span].numpy()[:, None]).float()
+                for position, span, factor, diagonal in ((self._positions[-1], rows, left, self._diagonals[-1]),
+                                                         (self._positions[0], cols, right, self._diagonals[0])))
+        twice = cosines * (2 / reach)
+        one, two = torch.zeros_like(cosines), torch.zeros_like(cosines)
+        for k in range(len(starts) - 2, -1, -1):  # Clenshaw: b_k = 2 x b_{k+1} - b_{k+2} + M_k
+            part = slice(starts[k], starts[k + 1])
+            two = torch.addmm(two, A[:, part], B[:, part].T, beta=-1, out=two)
+            if k:
+                one, two = two.addcmul_(twice, one), one
+        return two.addcmul_(twice, one, value=0.5)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# "Matched, unmatched, or plain?" at infinite width: kernel_machines.sh DATASET ACTIVATION [flags of main.py].
+# The DEQ, its match and unmatched networks of depth 1 to 3 as kernel machines (conjugate and tangent kernel), the same
+# networks of width 64 to 4096 with their exact readout, and the table. What is finished is not made again.
+#   WIDTHS="64 256"   other widths; WIDTHS="" none
+set -euo pipefail
+dataset=$1 activation=$2
+shift 2
+. "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+folder=results/kernels-$dataset-$activation
+common=(--dataset "$dataset" --model deq matched_enn unmatched_enn --activation "$activation" --depth 1 2 3 --resume
+        --output_path "$folder" --save_path "checkpoints/kernels-$dataset-$activation")
+for kernel in ck ntk; do
+    "$python" main.py --train kernel --match "$kernel" "${common[@]}" "$@"
+done
+if [[ -n ${WIDTHS-all} ]]; then
+    # shellcheck disable=SC2086
+    "$python" main.py --train ridge --dim ${WIDTHS:-64 128 256 512 1024 2048 4096} "${common[@]}" "$@"
+fi
+"$python" scripts/kernel_table.py "$folder" | tee "$folder/table.md"

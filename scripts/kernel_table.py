@@ -1,0 +1,75 @@
+"""The table "Matched, unmatched, or plain?" from folders of kernel machines: accuracies and paired differences.
+
+    python scripts/kernel_table.py results/kernels-mnist-relu [FOLDER ...]
+
+Of each folder, which main.py --train kernel has written, the largest training size is taken. Rows are networks;
+columns are, for the conjugate and the tangent kernel, the test accuracy in %, and DEQ less network in points with the
+95% interval of the paired bootstrap over the test samples.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+COLUMNS = ("n", "ridge", "accuracy", "DEQ less it", "log P(label)", "calibration error")
+
+
+def machines(folder):
+    """{(kernel, activation, network): (config, record)} of the largest training size, of the least seed."""
+    from kernel_report import entry
+    from run_files import Config, read_metrics
+
+    configs, found = {}, {}
+    for line in read_metrics(folder):
+        if line.get("event") == "run" and line["config"]["train"] == "kernel":
+            configs[line["run"]] = Config(**line["config"])
+        elif line.get("event") == "epoch" and line["run"] in configs:
+            c = configs[line["run"]]
+            place, best = (c.match, c.activation, entry(c.model, c.depth)), (-line["train_size"], c.seed)
+            if place not in found or best < found[place][0]:
+                found[place] = best, c, line
+    if not found:
+        raise ValueError(f"{folder}: no kernel machines; make them with main.py --train kernel --output_path {folder}")
+    return {place: (c, line) for place, (_, c, line) in found.items()}
+
+
+def table(folder):
+    """Lines of Markdown."""
+    from kernel_machine import bootstrap_difference
+    from kernel_report import right
+    from names import DEQS
+    from run_files import log_path
+
+    found = machines(folder)
+    for kernel, activation in dict.fromkeys((kernel, activation) for kernel, activation, _ in found):
+        rows = {name: value for (k, a, name), value in found.items() if (k, a) == (kernel, activation)}
+        dataset = next(iter(rows.values()))[0].dataset
+        yield f"\n**{kernel.upper()}, {activation.rpartition(':')[2] or 'networks of the paper'}, {dataset}**\n"
+        yield f"| network | {' | '.join(COLUMNS)} |\n| --- |{' --- |' * len(COLUMNS)}"
+        reference = next((name for name in rows if name in DEQS), None)
+        for name, (_, record) in rows.items():
+            difference = ""
+            if reference not in (None, name):
+                pair = (right([log_path(rows[n][0], folder, "predicted")]) for n in (reference, name))
+                difference = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * x for x in bootstrap_difference(*pair)))
+            scores = (record.get(f"test_{score}") for score in ("log_likelihood", "calibration_error"))
+            cells = (f"{record['train_size']}", f"{record['ridge']:.2g}", f"{100 * record['test_accuracy']:.2f}",
+                     difference, *("" if score is None else f"{score:.4f}" for score in scores))
+            yield f"| {name} | {' | '.join(cells)} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="+", type=Path)
+    for folder in parser.parse_args().folder:
+        try:
+            print("\n".join(table(folder)))
+        except (ValueError, OSError) as error:
+            parser.exit(2, f"kernel_table.py: error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

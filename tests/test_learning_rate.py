@@ -1,0 +1,95 @@
+"""`--lr auto`: the rate is that of the best held-out training samples, and no test sample has a part in it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import learning_rate
+import main
+from data_prepare import Dataset
+from learning_rate import STEP, choose_rate, split, with_own_rate
+from model import build_model
+from run_files import Config
+from train import run
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = torch.Generator().manual_seed(0)
+    y = torch.randint(3, (700,), generator=random)
+    X = 0.5 * torch.randn(3, 10, generator=random)[y] + torch.randn(700, 10, generator=random)
+    X /= X.square().sum(1).mean().sqrt()
+    return Dataset("toy", X[:500], y[:500], X[500:], y[500:], 3, None)
+
+
+def config(**changes):
+    return Config("toy", "relu_enn", 16, lr=0.0, epoch=2, batch_size=50, own_rate=True, **changes)
+
+
+def make_model():
+    return build_model("relu_enn", 10, 16, 3, 0.2)
+
+
+def test_the_split_is_of_training_samples_alone(data):
+    parts = split(data, 0)
+    rows = torch.cat([parts.X_train, parts.X_test])
+    assert len(parts.X_test) == 100 and len(rows.unique(dim=0)) == 500
+    assert torch.equal(rows.unique(dim=0), data.X_train.unique(dim=0))
+    assert not torch.equal(split(data, 1).X_test, parts.X_test)
+
+
+@pytest.mark.parametrize("train", ["readout", "full"])
+def test_it_is_the_rate_of_the_best_run_on_the_held_out_samples(data, train, tmp_path):
+    """Each entry of the table equals an ordinary run whose test samples are the held-out ones."""
+    rate, table = choose_rate(config(train=train), data, make_model)
+    tried = [row["lr"] for row in table]
+    assert tried == sorted(tried) and rate in tried
+    for row in table[:: 3]:
+        plain = replace(config(train=train), lr=row["lr"], own_rate=False)
+        last = run(plain, split(data, 0), make_model, tmp_path, tmp_path).history[-1]
+        assert last["test_accuracy"] == row["validation_accuracy"]
+        assert last["test_loss"] == pytest.approx(row["validation_loss"], rel=1e-6)
+    best = max(table, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    assert rate == best["lr"]
+    other = replace(data, X_test=-data.X_test, y_test=data.y_test.roll(1))
+    assert choose_rate(config(train=train), other, make_model) == (rate, table)
+
+
+def test_the_grid_goes_on_where_its_end_is_best(data, monkeypatch):
+    rate, table = choose_rate(config(), data, make_model)
+    monkeypatch.setitem(learning_rate.GRIDS, ("readout", "sgd"), (-6, -5))  # rates far too small
+    low, table = choose_rate(config(), data, make_model)
+    assert STEP**-5 < low and len(table) == 2 + learning_rate.FURTHER
+    monkeypatch.setitem(learning_rate.GRIDS, ("full", "sgd"), (60, 61))
+    with pytest.raises(ValueError, match="diverges at every rate.*--lr"):
+        choose_rate(config(train="full"), data, make_model)
+
+
+def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypatch):
+    first = with_own_rate(config(), data, make_model, tmp_path)
+    assert first.lr > 0 and first.key == config().key != replace(first, own_rate=False).key
+    monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (123.0, []))
+    assert with_own_rate(config(), data, make_model, tmp_path, resume=True) == first
+    assert with_own_rate(config(), data, make_model, tmp_path).lr == 123.0  # without --resume it is begun again
+
+
+def test_the_gateway_runs_resumes_and_prints_the_rates(tmp_path, capsys):
+    flags = ["--model", "relu_enn", "tanh_enn", "--dim", "16", "--epoch", "1", "--lr", "auto", "--device", "cpu",
+             "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "save")]
+    main.main(flags)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["config"]["model"]: line["config"]["lr"] for line in lines if line["event"] == "run"}
+    tail = printed.split("learning rates chosen")[1]
+    assert all(f"{rate:.3g}" in tail for rate in rates.values()) and all(rate > 0 for rate in rates.values())
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    main.main([*flags, "--resume"])
+    assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    with pytest.raises(SystemExit):  # the folder's logs are those of chosen rates
+        main.main([*flags[:8], "1", *flags[9:]])
+    assert "another configuration" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main.main(["--model", "linear_pcdeq_1", "--lr", "auto"])
+    assert "--lr: auto is not for a positive concave DEQ" in capsys.readouterr().err

@@ -13,8 +13,8 @@ y_l counts L-l+1 + 2(l-1+b) times in beta_3 and L-l+1 times in beta_2; kappa_l^2
 Two layers have (q_1, r_1, q_2, r_2) for three equations. Given the share of layer 1 in c3, y_2 follows from c3, w_1
 from c2, r_1 from w_1 (a quadratic), r_2^2 from the diagonal (linear): nothing is iterated, nothing guessed. Where
 r_2^2 >= 0 there is a match. Of all these curves of matches, over every number of kinks, knee and sign of r_2, the point
-nearest to the DEQ in `norm_response` is taken: a minimum over continuous functions, so that the match changes with the
-target without a jump in what it is worth.
+nearest to the DEQ in `norm_response` is taken. Each curve's least distance is continuous in the target as long as the
+curve has a match, so the distance of the match taken can only jump where such a window opens or closes.
 
 One layer does where c2 and c3 are zero (an odd activation) or stand as one layer has them (2 alpha_2 = alpha_3,
 6 beta_2 = beta_3).

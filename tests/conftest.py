@@ -40,3 +40,15 @@ def real_data():
     if not (path / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
         pytest.skip(f"no real MNIST under {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_npz(tmp_path_factory):
+    """A data file of three classes that are easily told apart: 60 training and 30 test samples in 5 dimensions."""
+    import numpy as np
+    g = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    X = (g.normal(size=(90, 5)) + 2 * np.eye(5)[y]).astype("f4")
+    path = tmp_path_factory.mktemp("data") / "data.npz"
+    np.savez(path, X_train=X[:60], y_train=y[:60], X_test=X[60:], y_test=y[60:])
+    return path

@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -54,14 +53,9 @@ def torchrun(*argv, cwd):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    g = np.random.default_rng(0)
-    y = np.arange(90) % 3
-    X = (g.normal(size=(90, 5)) + 2 * np.eye(5)[y]).astype("f4")
-    path = tmp_path_factory.mktemp("data") / "data.npz"
-    np.savez(path, X_train=X[:60], y_train=y[:60], X_test=X[60:], y_test=y[60:])
+def base(small_npz):
     # the last batch has one sample, so that one of two ranks has none
-    return "--dataset", "npz", "--dataset_path", path, "--batch_size", 59, "--device", "cpu"
+    return "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 59, "--device", "cpu"
 
 
 def at(folder):

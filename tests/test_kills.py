@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from conftest import ROOT
@@ -23,13 +22,8 @@ RESUME = "the same command with --resume goes on from here\n"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    g = np.random.default_rng(0)
-    y = np.arange(90) % 3
-    X = (g.normal(size=(90, 5)) + 2 * np.eye(5)[y]).astype("f4")
-    path = tmp_path_factory.mktemp("data") / "data.npz"
-    np.savez(path, X_train=X[:60], y_train=y[:60], X_test=X[60:], y_test=y[60:])
-    return "--dataset", "npz", "--dataset_path", path, "--batch_size", 16, "--device", "cpu"
+def base(small_npz):
+    return "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 16, "--device", "cpu"
 
 
 def at(folder):

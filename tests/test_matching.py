@@ -45,7 +45,7 @@ def test_every_deq_of_the_registry_is_matched(name, tau0, kernel, trained):
         assert residual(activation, sigma_a2, tau0, kernel, trained, found.layers) < 1e-12
         assert found.residual < 1e-12 and len(found.layers) == len(found.parameters)
         assert len(found.layers) <= (2 if kernel == "ck" else 3 if trained == "aAB" else 4)
-        assert 0 < found.fluctuation < 12
+        assert 0 < found.fluctuation < 10.1  # the largest is 10.06, of gelu with (a, A) trained
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu", "elu", "sin", "tanh", "softplus"])

@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from bench_tools import head, noise, row  # noqa: E402
+
 P = 784
 
 
@@ -48,7 +50,7 @@ def in_turns(calls, repeats=3):
     return least
 
 
-def formation(head, row, noise, n=5000):
+def formation(n=5000):
     yield head("network", "kernel", "kernel formation / X X^T")
     X = noise(n)
     for name in ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn"):
@@ -57,7 +59,7 @@ def formation(head, row, noise, n=5000):
             yield row(name, kernel.upper(), f"{taken / floor:.2f}")
 
 
-def factorisation(head, row, noise, n=6000):
+def factorisation(n=6000):
     import torch
 
     from kernel_cholesky import factorise
@@ -99,7 +101,7 @@ def shared(rank, size, n):
     return in_turns([once])[0]
 
 
-def ranks(head, row, n=3000):
+def ranks(n=3000):
     def world(size, threads):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -115,10 +117,9 @@ def ranks(head, row, n=3000):
 
 
 def kernel_machine():
-    from bench import head, noise, row
-    yield from formation(head, row, noise)
-    yield from factorisation(head, row, noise)
-    yield from ranks(head, row)
+    yield from formation()
+    yield from factorisation()
+    yield from ranks()
 
 
 if __name__ == "__main__":

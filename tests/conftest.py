@@ -9,6 +9,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
+def one_line(error):
+    """The message of a caught exception, which has one line."""
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    return str(error.value)
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the full-size checks too")
 

@@ -67,5 +67,6 @@ def found_by(team):
 if __name__ == "__main__":
     rank, size, port, folder = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=int(size))
-    torch.save(found_by(Team(int(rank), int(size))), Path(folder) / f"{rank}.pt")
+    with Path(folder, f"{rank}.pt").open("wb") as file:
+        torch.save(found_by(Team(int(rank), int(size))), file)
     dist.destroy_process_group()

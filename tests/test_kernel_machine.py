@@ -1,10 +1,6 @@
 """Kernel machines against dense float64 algebra written apart, scipy's multivariate normal, and n explicit refits."""
 
 import math
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +9,7 @@ from scipy import stats
 
 import kernel_cholesky
 from distributed import Team
+from forks import free_port
 from kernel_cg import NoConvergence, Nystrom, conjugate_gradients
 from kernel_machine import (
     Prediction,
@@ -290,17 +287,13 @@ def test_conjugate_gradients_that_cannot_reach_the_tolerance_say_so(problem, mon
         conjugate_gradients(rows, 1e-3, one_hot_targets(y, CLASSES)[0], lambda V: V)
 
 
-def test_ranks_find_what_one_process_finds(tmp_path):
+def test_ranks_find_what_one_process_finds(forks, tmp_path):
     """Two ranks, each with half of the block rows: the same ridge, weights and predictions."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = Path(__file__).parent / "kernel_rank.py"
-    ranks = [subprocess.Popen([sys.executable, script, str(rank), "2", str(port), tmp_path], stderr=subprocess.PIPE,
-                              text=True) for rank in range(2)]
+    port = str(free_port())
+    ranks = forks.ranks(*({"program": "tests/kernel_rank.py", "argv": [str(rank), "2", port, str(tmp_path)]}
+                          for rank in range(2)))
+    assert all(rank["status"] == 0 for rank in ranks), ranks
     alone = found_by(Team())
-    for rank in ranks:
-        assert rank.wait(120) == 0, rank.stderr.read()
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert sorted(one["held"] for one in found) == [2, 3] and alone["held"] == 5
     assert sum(one["entries"] for one in found) == alone["entries"]  # the kernel is not formed by each of them

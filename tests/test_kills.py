@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +11,7 @@ from collections import Counter
 import pytest
 
 from conftest import ROOT
+from forks import free_port, rank_environment
 from run_files import read_metrics
 
 JOBS = {"grid": ("--model", "inn", "relu_enn", "--dim", 8, "--seed", 0, 1, "--epoch", 3, "--opt", "adam", "--lr", 0.1),
@@ -35,11 +35,8 @@ def start(forks, job, argv, faults=({},)):
     argv = [str(a) for a in argv]
     if job != "ranks":
         return [forks.run(*argv, **faults[0])]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    return forks.ranks(*({"argv": argv, "env": {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                                                "MASTER_PORT": port}, **fault}
+    port = str(free_port())
+    return forks.ranks(*({"argv": argv, "env": rank_environment(rank, MASTER_PORT=port), **fault}
                          for rank, fault in enumerate((*faults, {})[:2])))
 
 

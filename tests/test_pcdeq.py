@@ -1,24 +1,16 @@
-import json
+"""Positive concave DEQs: the guarantee, gradients, weights that stay nonnegative, and the six networks."""
 import math
 import sys
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.io import savemat
 
-import main
-import train
 from conftest import ROOT
-from data_prepare import DataError, Dataset, load_dataset, svhn_images
 from fixed_point import Picard
 from pcdeq import CONCAVE, PCDEQS, WIDTHS, PcDEQ, augment, build_pcdeq, keep_nonnegative, rate_bound
-from train import Config, best_path, run
 
 sys.path.insert(0, str(ROOT / "ck_ntk"))
-import pcdeq_convergence
 
 ACTIVATIONS = [*CONCAVE["1"], *CONCAVE["2"]]
 
@@ -313,61 +305,6 @@ def test_images_of_another_shape_are_refused():
         network(torch.zeros(2, 3, 32, 32))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# data and training
-
-def write_svhn(folder, n=20, **changes):
-    g = np.random.default_rng(0)
-    for split in ("train", "test"):
-        arrays = {"X": g.integers(0, 256, (32, 32, 3, n), dtype=np.uint8), "y": (np.arange(n) % 10 + 1)[:, None]}
-        savemat(folder / f"{split}_32x32.mat", {**arrays, **changes})
-    return arrays
-
-
-def test_svhn_from_mat_files(tmp_path):
-    arrays = write_svhn(tmp_path)
-    images = svhn_images(tmp_path)
-    assert images.test.shape == (20, 3, 32, 32) and images.test.dtype == torch.uint8
-    assert images.test[7, 2, 5, 9].item() == arrays["X"][5, 9, 2, 7]
-    assert images.test_labels.tolist() == [*range(1, 10), 0] * 2
-    data = load_dataset("svhn", tmp_path)
-    assert data.X_train.shape == (20, 3072) and data.n_classes == 10
-    # a row is the image, pixel by pixel, so that a network may take it back
-    centred = images.train.float() - images.train.float().mean(0)
-    rows = data.X_train.view(-1, 3, 32, 32)
-    torch.testing.assert_close(rows, centred * (rows[0, 0, 0, 0] / centred[0, 0, 0, 0]), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("changes, words", [
-    ({"X": np.zeros((32, 32, 3, 5), np.uint8)}, "for 20 labels"),
-    ({"X": np.zeros((32, 32, 3, 20))}, "not uint8"),
-    ({"y": np.arange(20)[:, None]}, "not in 1 .. 10"),
-])
-def test_bad_mat_files_are_named_in_one_line(tmp_path, changes, words):
-    write_svhn(tmp_path, **changes)
-    with pytest.raises(DataError, match="train_32x32.mat.*" + words) as caught:
-        svhn_images(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_and_damaged_mat_files(tmp_path, monkeypatch):
-    import torchvision
-
-    def offline(*args, **kwargs):
-        raise OSError("no\nnetwork")
-
-    monkeypatch.setattr(torchvision.datasets, "SVHN", offline)
-    with pytest.raises(DataError, match=r"train_32x32.mat: no such file and its download failed \(no network\)"):
-        svhn_images(tmp_path)
-    assert not list(tmp_path.iterdir())
-    write_svhn(tmp_path)
-    content = (tmp_path / "test_32x32.mat").read_bytes()
-    (tmp_path / "test_32x32.mat").write_bytes(content[:len(content) // 2])
-    with pytest.raises(DataError, match="test_32x32.mat: not a .mat file") as caught:
-        svhn_images(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
 def test_augmentation_shifts_and_flips_each_image_by_its_own_draw():
     images = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     before = images.clone()
@@ -382,150 +319,3 @@ def test_augmentation_shifts_and_flips_each_image_by_its_own_draw():
         seen |= set(found)
     downs, rights, flips = map(set, zip(*seen))
     assert downs == rights == set(range(9)) and flips == {False, True}
-
-
-def toy_digits():
-    x, y = small_problem((1, 28, 28), n=80)
-    return Dataset("toy", x[:60].flatten(1), y[:60], x[60:].flatten(1), y[60:], 2)
-
-
-CONFIG = Config(dataset="toy", model="linear_pcdeq_1", dim=80, lr=0.01, epoch=4, batch_size=16, opt="adamw",
-                train="pcdeq", activation="tanh", weight_decay=0.1, milestone=2, aug=True)
-
-
-def train_toy(folder, config=CONFIG, **options):
-    networks = []
-
-    def make():
-        networks.append(build_pcdeq(config.model, config.activation, (1, 28, 28), 2, config.seed))
-        return networks[0]
-
-    return run(config, toy_digits(), make, folder / "out", folder / "ckpt", **options), networks[0]
-
-
-def test_training_is_adamw_with_a_milestone_and_logs_iterations(tmp_path, monkeypatch):
-    rates, decays = [], []
-    step = torch.optim.AdamW.step
-
-    def spy(self, *args):
-        rates.append(self.param_groups[0]["lr"])
-        decays.append(self.param_groups[0]["weight_decay"])
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    result, network = train_toy(tmp_path)
-    assert rates == pytest.approx([0.01] * 8 + [0.001] * 8) and set(decays) == {0.1}  # 4 batches of 60, 4 epochs
-    assert all(r["forward_iterations"] >= 1 and r["backward_iterations"] >= 1 for r in result.history)
-    layer = network.equilibria[0]
-    assert layer.inner.parametrizations.weight.original1.min() == 0 <= layer.inner.weight.min()
-
-
-def test_the_best_weights_are_kept(tmp_path):
-    config = replace(CONFIG, epoch=6, lr=0.03)
-    result, network = train_toy(tmp_path, config)
-    accuracies = [r["test_accuracy"] for r in result.history]
-    network.load_state_dict(torch.load(best_path(config, tmp_path / "ckpt"), weights_only=True))
-    data = toy_digits()
-    with torch.no_grad():
-        accuracy = (network.eval()(data.X_test).argmax(1) == data.y_test).double().mean().item()
-    assert accuracy == pytest.approx(max(accuracies)) and accuracies[-1] <= max(accuracies)
-
-
-def test_a_resumed_run_writes_the_same_numbers(tmp_path, monkeypatch):
-    config = replace(CONFIG, epoch=5, milestone=3)  # killed in epoch 4: the resumed run itself must lower the rate
-    whole, network = train_toy(tmp_path / "whole", config)
-    plain, _ = train_toy(tmp_path / "plain", replace(config, aug=False))
-    assert whole.history[0]["train_loss"] != plain.history[0]["train_loss"]
-    real, calls = train.PcDEQTask.epoch, []
-
-    def killed(self, order):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(self, order)
-
-    monkeypatch.setattr(train.PcDEQTask, "epoch", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_toy(tmp_path / "parts", config)
-    monkeypatch.setattr(train.PcDEQTask, "epoch", real)
-    parts, resumed = train_toy(tmp_path / "parts", config, resume=True)
-
-    def numbers(result):
-        return [{k: v for k, v in r.items() if k != "seconds"} for r in result.history]
-
-    assert numbers(parts) == numbers(whole)
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), resumed.state_dict().values()))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# the command line
-
-def refused(capsys, tmp_path, *argv):
-    with pytest.raises(SystemExit) as stop:
-        main.main([*map(str, argv), "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])
-    captured = capsys.readouterr()
-    assert stop.value.code == 2 and captured.err.count("\n") == 1 and captured.out == ""
-    assert not (tmp_path / "out").exists()
-    return captured.err
-
-
-def test_bad_input_gets_one_line(capsys, tmp_path):
-    (tmp_path / "data").mkdir()
-    write_svhn(tmp_path / "data", n=80)
-    svhn = ("--dataset", "svhn", "--dataset_path", tmp_path / "data")
-    for argv, words in [
-        ((*svhn, "--model", "linear_pcdeq_2", "--activation", "relu6"), "linear_pcdeq_2 cannot use activation 'relu6'"),
-        ((*svhn, "--model", "multi_conv_pcdeq_1", "--activation", "sigmoid"), "cannot use activation 'sigmoid'"),
-        (("--dataset", "gmm", "--preset", "two_class", "--model", "linear_pcdeq_1"), "1x28x28 or 3x32x32, got 1600"),
-        ((*svhn, "--model", "linear_pcdeq_1", "linear_pcdeq_2"), "trained alone"),
-        ((*svhn, "--model", "linear_pcdeq_1", "--dim", "64"), "--dim: not a setting of linear_pcdeq_1"),
-        ((*svhn, "--model", "inn", "--aug"), "--aug: not a setting of inn"),
-        ((*svhn, "--model", "linear_pcdeq_1", "--weight_decay", "-1"), "--weight_decay"),
-        ((*svhn, "--model", "linear_pcdeq_1", "--milestone", "0"), "--milestone"),
-    ]:
-        assert words in refused(capsys, tmp_path, *argv)
-    (tmp_path / "data" / "test_32x32.mat").write_bytes(b"")
-    assert "test_32x32.mat" in refused(capsys, tmp_path, *svhn, "--model", "linear_pcdeq_1")
-
-
-def test_a_whole_run_and_its_resumption(capsys, tmp_path):
-    write_svhn(tmp_path, n=80)
-    argv = ["--dataset", "svhn", "--dataset_path", tmp_path, "--model", "linear_pcdeq_2", "--epoch", 2,
-            "--batch_size", 32, "--aug", "--milestone", 1, "--weight_decay", 0.03,
-            "--output_path", tmp_path / "out", "--save_path", tmp_path / "ckpt"]
-    main.main([*map(str, argv)])
-    printed = capsys.readouterr().out
-    assert "weights = 253450" in printed and "linear_pcdeq_2" in printed
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"80_train_linear_pcdeq_2_svhn.json", "80_test_linear_pcdeq_2_svhn.json", "metrics.jsonl",
-                     "accuracy_svhn.png"}
-    config = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])["config"]
-    expected = {"activation": "sigmoid", "weight_decay": 0.03, "milestone": 1, "aug": True, "opt": "adamw", "lr": 7e-4,
-                "dim": 80}
-    assert expected.items() <= config.items()
-    log = (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text()
-    main.main([*map(str, argv), "--resume"])
-    assert (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text() == log
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# the figure
-
-def test_fitted_rate_of_a_geometric_sequence_and_of_a_finite_one():
-    assert pcdeq_convergence.fitted_rate([3 * 0.7**k for k in range(30)]) == pytest.approx(0.7)
-    assert pcdeq_convergence.fitted_rate([1.0, 0.5, 1e-3, 0.0]) == 0
-
-
-@pytest.mark.parametrize("index", range(5))
-def test_the_rate_seen_is_that_of_the_jacobian_and_below_the_bound(index):
-    name, s, W, b = pcdeq_convergence.random_layers()[index]
-    record = pcdeq_convergence.study(name, s, 0.7 * W, b)
-    assert record["converged"] and record["radius"] == pytest.approx(0.7)
-    assert record["rate"] == pytest.approx(record["jacobian_radius"], rel=0.03)
-    assert name == "plain" or record["rate"] <= record["bound"] + 1e-3
-
-
-def test_only_the_plain_deq_stops_converging():
-    for name, s, W, b in pcdeq_convergence.random_layers():
-        record = pcdeq_convergence.study(name, s, 5.0 * W, b)
-        assert record["converged"] == (name != "plain")

@@ -6,7 +6,8 @@ import torch
 import vgg16
 from conftest import ROOT
 from data_prepare import VGG16, cifar10_images, load_vgg16
-from test_data_prepare import SMALL, write_cifar
+from image_files import write_cifar
+from test_vgg16 import SMALL
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import pretrain_vgg  # noqa: E402

@@ -1,0 +1,31 @@
+"""What the sections of bench.py share: a median time, and the rows of a Markdown table.
+
+A section is a generator of the lines of Markdown tables.
+"""
+
+import time
+from statistics import median
+
+
+def seconds(call, repeats=5):
+    """Median time of a call, after one that is not counted."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def row(*cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*cells):
+    return f"{row(*cells)}\n{row(*('---' for _ in cells))}"
+
+
+def noise(n, p=784):
+    import torch
+    return torch.randn(n, p) / p**0.5

@@ -1,0 +1,62 @@
+"""Pairs of samples that are parallel, opposite, or nearly so."""
+
+
+import pytest
+import torch
+
+from data_prepare import two_class
+from gaussian_integration import ACTIVATIONS, gaussian_moments
+from kernels import explicit_kernels, implicit_kernels
+from pair_quadrature import EVERY, SCALAR, correlated, pair_expectation
+from utils import estimate_tau0, generator, get_tau
+
+SIGMA_A2 = 0.2
+
+
+# at this tolerance quad notes its own rounding
+pytestmark = pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "clipped"])
+def test_parallel_opposite_and_repeated_samples(name):
+    activation = {a.name: a for a in EVERY}[name]
+    base = correlated(0.6, -0.3)
+    X = torch.cat([base, base, -base[:2], 2 * base[:1], base[:1] * (1 + 1e-9)])
+    ck, ntk = implicit_kernels(X, activation, SIGMA_A2)
+    layers = [activation, activation]
+    for kernel in (ck, ntk, *explicit_kernels(X, layers)):
+        assert torch.equal(kernel, kernel.T)
+        torch.testing.assert_close(
+            kernel[:3, 3:6], kernel[:3, :3], rtol=1e-11, atol=1e-13
+        )  # a copy is the sample itself
+        torch.testing.assert_close(kernel[3:6, 6:], kernel[:3, 6:], rtol=1e-11, atol=1e-13)
+        assert torch.linalg.eigvalsh(kernel)[0] > -1e-11 * kernel.max()
+
+
+@pytest.mark.parametrize("name", ["elu", "softsign", "hardtanh", "tanh", "relu", "clipped"])
+@pytest.mark.parametrize("cosine", [0.9995, -0.9995])
+def test_nearly_parallel_samples_under_quadrature(name, cosine):
+    activation = {a.name: a for a in EVERY}[name]
+    f, df = SCALAR[name]
+    X = correlated(cosine)
+    (a, c), (_, b) = (X @ X.T).tolist()
+    ck, ntk = explicit_kernels(X, [activation])
+    expected, dot = (pair_expectation(h, activation.kinks, a, b, c) for h in (f, df))
+    assert ck[0, 1].item() == pytest.approx(expected, rel=1e-10)
+    assert ntk[0, 1].item() == pytest.approx(expected + c * dot, rel=1e-9)
+    if cosine > 0:
+        ck, ntk = implicit_kernels(X, activation, SIGMA_A2)
+        mean = gaussian_moments(activation, get_tau(activation, SIGMA_A2, estimate_tau0(X))).mean
+        Lambda = (SIGMA_A2 * ck + (1 - SIGMA_A2) * X @ X.T).tolist()
+        G = pair_expectation(lambda x: f(x) - mean, activation.kinks, Lambda[0][0], Lambda[1][1], Lambda[0][1])
+        dot = pair_expectation(df, activation.kinks, Lambda[0][0], Lambda[1][1], Lambda[0][1])
+        assert ck[0, 1].item() == pytest.approx(G, rel=1e-10)
+        assert ntk[0, 1].item() == pytest.approx((G + 0.8 * c * dot) / (1 - SIGMA_A2 * dot), rel=1e-9)
+
+
+def test_the_pairs_set_aside_do_not_change_the_others():
+    X = torch.cat([two_class(100, generator("aside"))[0], 3 * two_class(100, generator("aside"))[0][:5]])
+    for name in ("elu", "relu"):
+        for part, whole in zip(implicit_kernels(X[:100], ACTIVATIONS[name], SIGMA_A2, tau0=1.0),
+                               implicit_kernels(X, ACTIVATIONS[name], SIGMA_A2, tau0=1.0)):
+            torch.testing.assert_close(part, whole[:100, :100], rtol=1e-12, atol=1e-14)

@@ -335,8 +335,9 @@ def main(args):
               f"{clock[name]:9.4f}")
     for cell in cells.values():
         show(cell)
-    return draw(cells, widths, columns, args.epoch), {"coefficients": {name: vars(k) for name, k in ntks.items()},
-                                          "rescaled_by": clock, "cells": finite_only(list(cells.values()))}
+    numbers = {"names": NETWORKS, "coefficients": {name: vars(k) for name, k in ntks.items()}, "rescaled_by": clock,
+               "cells": finite_only(list(cells.values()))}
+    return draw(cells, widths, columns, args.epoch), numbers
 
 
 def _rate(text):

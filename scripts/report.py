@@ -18,120 +18,47 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from curves import KINDS, write_figures  # noqa: E402  (none of these imports torch or matplotlib)
+from findings import ACCURACY, CLAIMED, KERNELS, TRAINING, figure_tables, finding, sweep_finding  # noqa: E402
 from logs import OPTIMIZERS, load  # noqa: E402
 from page import Code, Figure, Heading, Rows, Text, page  # noqa: E402
-from plotting import geometric_mean  # noqa: E402
 from summarize import Parser  # noqa: E402
-from tables import Table, cost_table, difference_table, equality_table, tables  # noqa: E402
+from tables import Table, tables  # noqa: E402
 
 PAPER = ("Ling et al., *Deep Equilibrium Models are Almost Equivalent to Not-so-deep Explicit Models for "
          "High-dimensional Gaussian Mixtures*, ICML 2024, arXiv 2402.02697")
-# section, what the paper claims, its stages; the authors' slides show pictures without numbers
-KERNELS = [
-    ("Theorem 1: the conjugate kernel of a DEQ and its equivalent on a Gaussian mixture",
-     "‖G − Ḡ‖ is O(n^(−1/2)). A figure of the slides shows the relative error ‖G − Ḡ‖/‖G‖ against n for DEQs of "
-     "several activations at σ_a² = 0.2, on a two-class mixture with p/n = 0.8.",
-     ["ck_gmm_matching"]),
-    ("Theorem 2: the neural tangent kernel of a DEQ and its equivalent on a Gaussian mixture",
-     "‖K − K̄‖ is O(n^(−1/2)). The slides state the theorem; the authors' code has a script for its figure.",
-     ["gmm_ntk_matching"]),
-    ("The same two kernels on images",
-     "The authors' code has scripts for both kernels on MNIST; the slides claim nothing beyond mixtures.",
-     ["ck_mnist_matching", "mnist_ntk_matching", "cifar10_matching"]),
-    ("Example 1: a tanh-DEQ and its hard-tanh network of one hidden layer",
-     "‖G − Σ‖ is O(n^(−1/2)) once the activation of the explicit network is matched. A figure of the slides shows "
-     "the two kernels to be close.",
-     ["gmm_one_layer_matching", "mnist_one_layer_matching"]),
-    ("Example 2: a ReLU-DEQ and its leaky-ReLU network of two hidden layers",
-     "‖G − Σ‖ is O(n^(−1/2)) once the activations of both layers are matched. A figure of the slides shows the two "
-     "kernels to be close.",
-     ["gmm_two_layer_relu_matching", "mnist_two_layer_matching"]),
-    ("Finite width",
-     "No claim: the paper's kernels are those of infinite width. Ours shows how networks of width m approach them.",
-     ["finite_width_kernels"]),
-    ("Any DEQ",
-     "The slides match a tanh-DEQ and a ReLU-DEQ, and say that two hidden layers are needed in general. Ours matches "
-     "every activation of the registry.",
-     ["any_activation_matching", "matching_map"]),
-]
-ACCURACY = ("A figure of the slides shows classification accuracies of DEQs and explicit networks trained with SGD; "
-            "the authors' code has scripts for MNIST, Fashion-MNIST and CIFAR-10 (features of a VGG16). The take-away "
-            "is that the equivalence makes implicit networks explicit and reduces the computation significantly. The "
-            "sweeps on a Gaussian mixture, those with Adam, and the three seeds are ours.")
-CLAIMED = "A figure of accuracies; the equivalence makes implicit networks explicit, and their computation much less."
 NAMES = {"gmm": "Gaussian mixture", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # what was measured
 
-def kernel_rows(record, name):
-    """Rows [script, curve, slope, error at the least size, at the largest] of a figure's JSON."""
-    if "errors" not in record:  # a map, not curves against n
-        return []
-    sizes, fits = record.get("widths") or record["settings"]["n"], record.get("slopes") or {}
-    rows = []
-    for curve, errors in record["errors"].items():
-        fit = fits.get(curve) or (record.get("slope") if curve == "matched" else None)
-        rows.append([f"`{name}`", curve, f"{fit[0]:+.3f} ± {fit[1]:.3f}".replace("-", "−") if fit else "–",
-                     *(f"{geometric_mean(errors[i]):.3g} ({sizes[i]})" for i in (0, -1))])
-    return rows
+def read_figure(folder, name):
+    """The numbers of a figure, and a sentence on them."""
+    path = folder / "figures" / f"{name}.json"
+    try:
+        record = json.loads(path.read_bytes())
+        figure_tables({name: record})  # what is not there is missed here
+        return record, finding(record, name)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: not the numbers of that figure ({type(error).__name__}): delete it and run "
+                         "scripts/reproduce.sh again") from None
 
 
-def kernel_finding(record, name):
-    """A sentence on a figure's JSON, or ""."""
-    if "errors" not in record:
-        return ""
-    errors, sizes = record["errors"], record["settings"].get("n")
-    if "matched" in errors:
-        matched, unmatched = (geometric_mean(errors[key][-1]) for key in ("matched", "unmatched"))
-        slope = f", with slope {signed(record['slope'][0])}" if record.get("slope") else ""
-        gap = 1 - min(record["overlaps"])
-        return (f"`{name}`: at n = {sizes[-1]} the matched network's kernel is {matched:.2g} from the DEQ's{slope}, "
-                f"the unmatched one's {unmatched:.2g}; the overlaps of the two largest eigenvectors are within "
-                f"{gap:.1g} of 1.")
-    slopes = [fit[0] for fit in (record.get("slopes") or {}).values() if fit]
-    if slopes and "relu" in errors:
-        last = [geometric_mean(e[-1]) for e in errors.values()]
-        return (f"`{name}`: slopes from {signed(min(slopes))} to {signed(max(slopes))} over {len(slopes)} activations; "
-                f"at n = {sizes[-1]} errors from {min(last):.2g} to {max(last):.2g}.")
-    return ""
-
-
-def signed(value):
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def kernel_blocks(stages, folder):
-    """The section on kernels, and a line (section, claim, findings) for each part of it."""
+def figure_blocks(parts, stages, folder):
+    """The section on figures, and a line (part, claim, findings) for each part of it that has been run."""
     blocks, lines = [], []
-    for title, claim, names in KERNELS:
+    for title, claim, names in parts:
         names = [name for name in names if name in stages]
-        rows, findings, figures = [], [], []
-        for name in names:
-            if stages[name]["status"] != "done":
-                continue
-            path = folder / "figures" / f"{name}.json"
-            try:
-                record = json.loads(path.read_bytes())
-                rows += kernel_rows(record, name)
-                findings.append(kernel_finding(record, name))
-            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-                raise ValueError(f"{path}: not the numbers of that figure ({type(error).__name__}): delete it and run "
-                                 "scripts/reproduce.sh again") from None
-            figures.append(Figure(path.with_suffix(".png"), name))
         if not names:
             continue
-        blocks += [Heading(3, title), Text(claim, "Paper"),
-                   *(Text(finding, "Measured") for finding in findings if finding)]
-        if rows:
-            size = "width" if names == ["finite_width_kernels"] else "n"
-            blocks.append(Rows(Table("Relative spectral error, geometric mean over draws",
-                                     ["figure", "curve", f"slope in log {size}", f"error (least {size})",
-                                      f"error (largest {size})"], rows)))
-        blocks += figures + [block for name in names for block in stage_blocks(name, stages[name])]
-        if any(findings):
-            lines.append([title, claim, " ".join(filter(None, findings))])
+        done = {name: read_figure(folder, name) for name in names if stages[name]["status"] == "done"}
+        findings = [sentence for _, sentence in done.values() if sentence]
+        blocks += [Heading(3, title), Text(claim, "Paper"), *(Text(sentence, "Measured") for sentence in findings)]
+        blocks += [Rows(table) for table in figure_tables({name: record for name, (record, _) in done.items()})]
+        blocks += [Figure(folder / "figures" / f"{name}.png", name) for name in done]
+        blocks += [block for name in names for block in stage_blocks(name, stages[name])]
+        if findings:
+            lines.append([title, claim, " ".join(findings)])
     return blocks, lines
 
 
@@ -147,20 +74,6 @@ def seconds(record):
 
 def gigabytes(record):
     return f"{record['peak_memory'] / 1e9:.2f}" if record["peak_memory"] else "–"
-
-
-def sweep_finding(experiment):
-    """The paired differences at the largest width and what they show, in a sentence or two, or ""."""
-    table, equality, cost = difference_table(experiment), equality_table(experiment), cost_table(experiment)
-    if table is None:
-        return ""
-    width, *cells = table.rows[-1]
-    pairs = "; ".join(f"{pair}: {cell}" for pair, cell in zip(table.header[1:], cells))
-    verdicts = "; ".join(f"{row[1]}: {row[-1]}" for row in equality.rows if row[0] == width) if equality else \
-        "too few seeds for a claim of equality"
-    ratios = [f"{row[4]} times ({row[1]})" for row in cost.rows if row[0] == width] if cost else []
-    features = f" A DEQ's features take {' and '.join(ratios)} the time of its matched network's." if ratios else ""
-    return f"At width {width}, in percentage points: {pairs}. Two one-sided tests: {verdicts}.{features}"
 
 
 def sweep_blocks(stages, folder):
@@ -253,12 +166,15 @@ def write_report(folder):
     states = [r["status"] for r in stages.values()]
     summary = ", ".join(f"{states.count(status)} {status}" for status in dict.fromkeys(sorted(states)))
     absent = [block for name, r in stages.items() if r["status"] != "done" for block in stage_blocks(name, r)]
-    kernels, kernel_lines = kernel_blocks(stages, folder)
+    kernels, kernel_lines = figure_blocks(KERNELS, stages, folder)
     sweeps, sweep_lines = sweep_blocks(stages, folder)
+    training, training_lines = figure_blocks(TRAINING, stages, folder)
+    if training:
+        training.insert(0, Heading(2, "Beyond the readout"))
     blocks = [Heading(1, title), Text(f"Of {PAPER}. Of {len(stages)} stages: {summary}."), *absent,
               Rows(Table("What the paper claims, and what was measured", ["", "paper", "measured"],
-                         kernel_lines + sweep_lines)),
-              Heading(2, "Kernels"), *kernels, Heading(2, "Classification accuracies"), *sweeps,
+                         kernel_lines + sweep_lines + training_lines)),
+              Heading(2, "Kernels"), *kernels, Heading(2, "Classification accuracies"), *sweeps, *training,
               Heading(2, "How this was made"), Rows(stage_table(stages)),
               Rows(Table("Machine and software of this report", ["what", "value"], [list(line) for line in machine()]))]
     with atomic_write(folder / "report.md", "w") as file:

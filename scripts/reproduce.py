@@ -9,249 +9,26 @@ OUTPUT/logs. The same command goes on where it was stopped: finished stages are 
 last epoch. A stage that fails does not stop the others; data that is not there is skipped, with its reason.
 """
 
-import functools
-import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from comparison import LEAST_SEEDS  # noqa: E402  (none of these imports torch)
-from distributed import cost  # noqa: E402
-from main import FAILED, INTERRUPTED, MODELS, positive_int  # noqa: E402
+from main import FAILED, INTERRUPTED, positive_int  # noqa: E402
 from processes import error_line, memory, stop  # noqa: E402
 from report import write_report  # noqa: E402
+from stage_records import Records, SweepProgress, clock, commit, time_left  # noqa: E402
+from stages import SEEDS, missing, plan  # noqa: E402
 from summarize import Parser  # noqa: E402
 
-DIMS, EPOCHS, SEEDS = (32, 128, 256, 1024, 4096), 100, 3  # scripts/sweep.sh, and how many seeds
-SGD, ADAM = {"gmm": 1, "mnist": 1, "fashion_mnist": 1, "cifar10": 0.1}, 0.001  # learning rates, of those that source it
-SIZES = {"gmm": (6000, 4000, 200, 4), "mnist": (60000, 10000, 784, 10), "fashion_mnist": (60000, 10000, 784, 10),
-         "cifar10": (50000, 10000, 256, 10)}  # training and test samples, p, classes
-# name: seconds at full size and with --quick on two cores of 2026, None: not part of --quick; data
-FIGURES = {"ck_gmm_matching": (60, 4, "gmm"), "gmm_ntk_matching": (60, 4, "gmm"),
-           "gmm_one_layer_matching": (40, 4, "gmm"), "gmm_two_layer_relu_matching": (30, 4, "gmm"),
-           "finite_width_kernels": (20, 4, "gmm"),
-           "ck_mnist_matching": (40, 5, "mnist"), "mnist_ntk_matching": (40, 5, "mnist"),
-           "mnist_one_layer_matching": (30, 5, "mnist"), "mnist_two_layer_matching": (30, 5, "mnist"),
-           "cifar10_matching": (60, None, "cifar10"), "any_activation_matching": (120, None, "gmm"),
-           "matching_map": (120, None, "gmm")}
-QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
-QUICK_FIGURE = {"finite_width_kernels": ["--n", "128", "--seeds", "2", "--width", "64", "128", "256", "512"]}
-QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]
-MULTIPLICATIONS = 7.5e10  # a second, float32, on both of these cores
-PASS = 0.06  # seconds of an epoch over 60,000 samples, whatever the width
 POLL, SAY = 1, 60  # seconds between looks at a stage, and between lines where nobody watches
 
-
-# ---------------------------------------------------------------------------------------------------------------
-# what is to be done
-
-@dataclass(frozen=True)
-class Stage:
-    """One command. `cost`: expected seconds; `outputs`: files that are there once it is finished."""
-
-    name: str
-    kind: str  # "sweep" or "figure"
-    command: list
-    outputs: list
-    cost: float
-    data: str = "gmm"
-    folder: str = ""  # of a sweep's logs
-
-
-def seconds(dataset, model, dim, epochs=0):
-    """Expected of a run: its features, and its epochs."""
-    n, n_test, p, n_classes = SIZES[dataset]
-    work = cost(SimpleNamespace(model=model, dim=dim, train="readout", epoch=epochs), n + n_test, p, n_classes)
-    return work / MULTIPLICATIONS + epochs * n / 60000 * PASS
-
-
-def sweep_cost(dataset, dims, epochs, seeds=SEEDS):
-    return 5 + seeds * sum(seconds(dataset, model, dim, epochs) for model in MODELS for dim in dims)
-
-
-def launch(script, processes):
-    """The start of a command: torchrun deals the runs of a grid out over processes of one thread each."""
-    if processes == 1:
-        return [sys.executable, script]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), script]
-
-
-def plan(arguments):
-    """Every stage, in order: what is cheap first."""
-    output, data = arguments.output, ["--dataset_path", str(arguments.dataset_path)] if arguments.dataset_path else []
-    stages = []
-    for name, (full, quick, dataset) in FIGURES.items():
-        if arguments.quick and quick is None:
-            continue
-        flags = QUICK_FIGURE.get(name, QUICK_FIGURE_FLAGS) if arguments.quick else []
-        folder = output / "figures"
-        command = [sys.executable, f"ck_ntk/{name}.py", *flags, *(data if dataset != "gmm" else []),
-                   "--output", str(folder)]
-        outputs = [folder / f"{name}.json", folder / f"{name}.png"]
-        stages.append(Stage(name, "figure", command, outputs, quick if arguments.quick else full, dataset))
-    dims, epochs = (QUICK_DIMS, QUICK_EPOCHS) if arguments.quick else (DIMS, EPOCHS)
-    for dataset in QUICK_DATA if arguments.quick else SIZES:
-        for opt, lr in (("sgd", SGD[dataset]), ("adam", ADAM)):
-            name = f"{dataset}-{opt}"
-            processes = min(arguments.processes, len(MODELS) * len(dims) * arguments.seeds)  # a run is not shared
-            command = [*launch("main.py", processes), "--dataset", dataset, *(data if dataset != "gmm" else []),
-                       "--dim", *map(str, dims), "--seed", *map(str, range(arguments.seeds)), "--epoch", str(epochs),
-                       "--opt", opt, "--lr", str(lr), "--output_path", str(output / name),
-                       "--save_path", str(output / "checkpoints" / name), "--resume"]
-            stages.append(Stage(name, "sweep", command, [output / name / f"accuracy_{dataset}.png"],
-                                sweep_cost(dataset, dims, epochs, arguments.seeds), dataset, str(output / name)))
-    return stages
-
-
-@functools.cache
-def missing(dataset, path):
-    """Why the data set is not there, or "". MNIST and its like are downloaded where there is a network."""
-    path = Path(path or "data")
-    if dataset == "gmm":
-        return ""
-    if dataset == "cifar10":
-        from data_prepare import VGG16_WEIGHTS
-        if not (path / "cifar10").is_dir() and not (path / "cifar-10-batches-py").is_dir():
-            return f"neither cifar10/ nor cifar-10-batches-py/ in {path}"
-        missing_weights = f"no {VGG16_WEIGHTS.relative_to(ROOT)} (scripts/pretrain_vgg.py makes it)"
-        return "" if VGG16_WEIGHTS.exists() else missing_weights
-    from data_prepare import DataError, mnist_images
-    try:
-        mnist_images(path, dataset)
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# what has been done
-
-class Records:
-    """OUTPUT/stages.json: {stage: what is known of it}, written after every change."""
-
-    def __init__(self, path):
-        self.path, self.stages = path, {}
-        try:
-            if path.exists():
-                self.stages = json.loads(path.read_bytes())["stages"]
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{path} is damaged: delete it (finished sweeps resume all the same)") from None
-
-    def finished(self, stage):
-        record = self.stages.get(stage.name, {})
-        return (record.get("status") == "done" and record["task"] == task(stage)
-                and all(Path(output).exists() for output in stage.outputs))
-
-    def note(self, stage, seconds=0.0, peak_memory=0, **values):
-        """Seconds and memory are those of all attempts at the same command."""
-        before = self.stages.get(stage.name, {})
-        if before.get("task") != task(stage):
-            before = {"seconds": 0.0, "peak_memory": 0}
-        self.stages[stage.name] = {**before, "kind": stage.kind, "data": stage.data, "task": task(stage),
-                                   "cost": stage.cost, "command": shown(stage.command), "folder": stage.folder,
-                                   "seconds": before["seconds"] + seconds,
-                                   "peak_memory": max(before["peak_memory"], peak_memory), **values}
-
-    def save(self, stages):
-        from utils import atomic_write
-        order = [stage.name for stage in stages]
-        with atomic_write(self.path, "w") as file:
-            json.dump({"stages": {name: self.stages[name] for name in order if name in self.stages}}, file, indent=1)
-
-
-def task(stage):
-    """The command without its launcher: as many processes as you like make the same logs."""
-    script = next(i for i, word in enumerate(stage.command) if word.endswith(".py"))
-    return stage.command[script:]
-
-
-def shown(command):
-    """For the report, to be typed in the repository root."""
-    python = Path(command[0])
-    return shlex.join([str(python.relative_to(ROOT)) if python.is_relative_to(ROOT) else command[0], *command[1:]])
-
-
-def commit():
-    def git(*words):
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
-    try:
-        changed = " with changes" if git("status", "--porcelain", "-uno") else ""
-        return git("rev-parse", "--short=12", "HEAD") + changed
-    except OSError:  # no git here
-        return ""
-
-
-class SweepProgress:
-    """Seconds of a sweep's cost that its metrics.jsonl shows to be done, read on from where the last look ended."""
-
-    def __init__(self, stage):
-        self.path, self.data = Path(stage.folder) / "metrics.jsonl", stage.data
-        self.position, self.seen, self.done = 0, set(), 0.0
-
-    def __call__(self):
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                file.seek(self.position)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # being written
-                    self.position += len(line)
-                    self.count(line)
-        return self.done
-
-    def count(self, line):
-        try:
-            r = json.loads(line)
-            what = r["event"], r["model"], r["dim"], r["seed"], r.get("epoch")
-        except (ValueError, KeyError):
-            return
-        if what not in self.seen:
-            self.seen.add(what)
-            features = seconds(self.data, r["model"], r["dim"])
-            self.done += features if r["event"] == "run" else seconds(self.data, r["model"], r["dim"], 1) - features
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# time left
-
-def rate(work, prior=1.0):
-    """Seconds that a second of cost takes, from [(cost, seconds)]; 5 s of cost count as taken at the prior rate."""
-    return (5 * prior + sum(seconds for _, seconds in work)) / (5 + sum(cost for cost, _ in work))
-
-
-def time_left(todo, work, current=None, behind=0.0, fresh=0.0, elapsed=0.0):
-    """Seconds expected for the stages `todo` and for the rest of the `current` one.
-
-    work : [(kind, cost, seconds)] of what is done.
-    behind : cost of the current stage that is done; `fresh` of it was done in the `elapsed` seconds since its start.
-    A figure tells nothing of its progress: it is never nearer to its end than a tenth of the time that it has taken.
-    """
-    rates = {kind: rate([w[1:] for w in work if w[0] == kind]) for kind in ("figure", "sweep")}
-    left = sum(stage.cost * rates[stage.kind] for stage in todo)
-    if current and current.kind == "sweep":
-        left += max(current.cost - behind, 0) * rate([(fresh, elapsed)] if fresh else [], rates["sweep"])
-    elif current:
-        left += max(current.cost * rates["figure"] - elapsed, elapsed / 10)
-    return left
-
-
-def clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# running
 
 def run_stage(stage, processes, log, tell):
     """(exit status, seconds, peak memory in bytes). `tell(done, elapsed)` is called while it runs."""

@@ -1,6 +1,7 @@
 """The figure scripts: their limits and predictions against actual spectra, their slopes, their command line."""
 
 import argparse
+import functools
 import json
 import math
 import subprocess
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT / "ck_ntk"))
 import limits
 import spectra
 from coefficients import KernelCoefficients, equivalent_kernel, implicit_ck, implicit_ntk
-from data_prepare import gaussian_mixture
+from data_prepare import gaussian_mixture, load_dataset
 from gaussian_integration import ACTIVATIONS
 from kernels import implicit_kernels
 from utils import generator
@@ -142,19 +143,32 @@ def run(forks):
     return lambda name, *flags: SimpleNamespace(**forks.run(*flags, program=f"ck_ntk/{name}.py", cwd=str(ROOT)))
 
 
+HELP = """
+import contextlib, io, runpy, sys
+path, loaded = sys.path[1:], set(sys.modules)
+for script, flags in {scripts}.items():
+    sys.path[:] = ["ck_ntk", *path]  # its own folder and nothing of this project beside it, as a user starts it
+    for name in set(sys.modules) - loaded:
+        del sys.modules[name]
+    sys.argv, text = [script, "--help"], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            runpy.run_path(f"ck_ntk/{{script}}.py", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
+    assert all(flag in text.getvalue() for flag in ["--output", *flags]), script
+    assert not {{"torch", "numpy", "matplotlib"}} & set(sys.modules), script
+"""
+
+
 def test_help_comes_without_torch():
-    program = "\n".join([
-        "import contextlib, io, runpy, sys",
-        "sys.path.insert(0, 'ck_ntk')",
-        f"for name in {GMM + MNIST}:",
-        "    sys.argv = [f'{name}.py', '--help']",
-        "    text = io.StringIO()",
-        "    try:",
-        "        with contextlib.redirect_stdout(text): runpy.run_path(f'ck_ntk/{name}.py', run_name='__main__')",
-        "    except SystemExit as end: assert not end.code",
-        "    assert '--sigma_a2' in text.getvalue() and '--output' in text.getvalue(), name",
-        "assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)"])
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    scripts = {path.stem: [] for path in (ROOT / "ck_ntk").glob("*.py") if "__main__" in path.read_text()}
+    scripts |= {name: ["--sigma_a2"] for name in GMM + MNIST}
+    scripts |= {"training_dynamics": ["--lr", "--width"], "pcdeq_convergence": ["--epoch"],
+                "any_activation_matching": ["--width"], "matching_map": ["--points"]}
+    assert len(scripts) == 15
+    program = HELP.format(scripts=scripts)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -227,8 +241,12 @@ def test_finite_width_approaches_the_exact_kernel():
         assert np.mean(errors[1]) < 0.75 * np.mean(errors[0])
 
 
+read_once = functools.cache(load_dataset)
+
+
 @pytest.mark.parametrize("name", MNIST)
-def test_mnist_scripts_run(real_data, name):
+def test_mnist_scripts_run(real_data, name, monkeypatch):
+    monkeypatch.setattr(spectra, "load_dataset", read_once)
     figure, numbers = __import__(name).main(small(dataset_path=str(real_data)))
     spectra.plt.close(figure)
     assert np.max([np.max(e) for e in numbers["errors"].values()]) < 1

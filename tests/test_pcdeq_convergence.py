@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import subprocess
 import sys
 
 import pytest
@@ -51,11 +50,3 @@ def test_the_scripts_numbers_and_panels(monkeypatch, capsys):
     assert len(numbers["rates"]["tanh"]) == 3 and len(numbers["rates"]["plain"]) == 2
     assert len(findings.pcdeq_table(numbers).rows) == 4
     assert "every positive concave layer converges" in findings.pcdeq_finding(numbers, "")
-
-
-def test_help_comes_without_torch():
-    """As a user starts it, with nothing but its own folder on the path."""
-    done = subprocess.run([sys.executable, "-X", "importtime", "ck_ntk/pcdeq_convergence.py", "--help"], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert done.returncode == 0 and "--epoch" in done.stdout, done.stderr
-    assert not [line for line in done.stderr.splitlines() if line.split("|")[-1].strip() in ("torch", "matplotlib")]

@@ -3,9 +3,7 @@
 import numpy as np
 from scipy.io import savemat
 
-from data_prepare import (
-    CIFAR10_CLASSES,
-)
+from data_prepare import CIFAR10_CLASSES
 
 
 def idx_bytes(array):

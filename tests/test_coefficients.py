@@ -1,5 +1,5 @@
 """Formulas against independent computations: dense quadrature in two dimensions, regression on exact kernels,
-wide random networks. The variants listed as wrong in the README are computed too, and must fail."""
+wide random networks. The variants listed as wrong in docs/corrections.md are computed too, and must fail."""
 
 import math
 from dataclasses import astuple

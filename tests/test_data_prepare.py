@@ -6,14 +6,7 @@ import pytest
 import torch
 
 from conftest import one_line
-from data_prepare import (
-    GMM_PRESETS,
-    DataError,
-    gaussian_mixture,
-    load_dataset,
-    mixed,
-    two_class,
-)
+from data_prepare import GMM_PRESETS, DataError, gaussian_mixture, load_dataset, mixed, two_class
 from utils import generator
 
 

@@ -211,7 +211,7 @@ def test_costs_put_what_is_long_before_what_is_short():
     price = lambda **changes: cost(Config(**{**usual, **changes}), 70000, 784, 10)
     assert price() > price(model="relu_enn") > price(dim=256) > price(dim=256, model="relu_enn") > price(dim=32)
     assert price(train="full") > 50 * price() and price(epoch=200) > price()
-    # README: at width 4096 an ENN's features are 10 times as fast
+    # docs/training.md: at width 4096 an ENN's features are 10 times as fast
     assert price(dim=4096, epoch=1) / price(dim=4096, epoch=1, model="relu_enn") == pytest.approx(10, rel=0.3)
 
 

@@ -7,13 +7,7 @@ import torch
 
 import data_prepare
 from conftest import one_line
-from data_prepare import (
-    DataError,
-    cifar10_images,
-    load_dataset,
-    mnist_images,
-    svhn_images,
-)
+from data_prepare import DataError, cifar10_images, load_dataset, mnist_images, svhn_images
 from image_files import idx_bytes, write_cifar, write_mnist, write_svhn
 
 

@@ -7,14 +7,7 @@ import torch
 
 import vgg16
 from conftest import one_line
-from data_prepare import (
-    VGG16,
-    DataError,
-    cifar10_features,
-    cifar10_images,
-    load_dataset,
-    load_vgg16,
-)
+from data_prepare import VGG16, DataError, cifar10_features, cifar10_images, load_dataset, load_vgg16
 from image_files import write_cifar
 
 SMALL = (8, "M", 8, "M", 8, "M", 8, "M", 512, "M")  # a VGG that is cheap to run

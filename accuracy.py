@@ -68,7 +68,7 @@ def plot(arguments, data, results, path):
     widths, widest = sorted(arguments.dim), max(arguments.dim)
     for model in arguments.model:
         look = curve_look(*looks.get(model, ("C2", "-", model)))
-        if len(arguments.model) == 1:  # there is nothing on top of it to be seen
+        if len(arguments.model) == 1:  # no other curve lies on top of it
             look |= {"linewidth": 1.3, "alpha": 1}
 
         def accuracies(dim):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from plotting import mean_std
 
-MARGIN = 0.5    # percentage points
-LEAST_SEEDS = 8  # that a claim of equality rests on
+MARGIN = 0.5  # percentage points within which accuracies count as equal
+LEAST_SEEDS = 8  # fewer make no claim of equality
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Paired:
 
 
 def compare(one, other, margin=MARGIN):
-    """Paired of one - other over the seeds that both {seed: value} have; None if they share none.
+    """The differences one - other, over the seeds that both {seed: value} have; None if they share no seed.
 
     p_difference is two-sided, of a mean of 0. p_equality is the larger of the two one-sided ones, so that it is below
     5% exactly where the 90% interval lies inside (-margin, margin).
@@ -52,7 +52,7 @@ def compare(one, other, margin=MARGIN):
     error = std / math.sqrt(n)
 
     def above(distance):
-        """p of a mean that far above the bound; of seeds that all agree, 0 or 1."""
+        """The p-value of a mean this far above the bound; where all seeds agree it is 0 or 1."""
         return float(t.sf(distance / error, n - 1)) if error else float(distance <= 0)
 
     return Paired(n, mean, float(t.ppf(0.975, n - 1)) * error, float(t.ppf(0.95, n - 1)) * error,
@@ -70,7 +70,7 @@ def holm(p_values):
 
 
 def verdict(paired, p_difference, p_equality, margin=MARGIN, level=0.05):
-    """In words, what the adjusted p-values say; two answers may both hold, as a small difference can be a sure one."""
+    """What the adjusted p-values say, in words; both answers may hold, as a small difference can be a sure one."""
     if not paired.enough:
         return f"not enough seeds ({paired.n} of {LEAST_SEEDS})"
     found = [f"equal within {margin:g}"] if p_equality < level else []

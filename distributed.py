@@ -51,7 +51,7 @@ class Team:
         self.rank, self.size = rank, size
 
     def share(self, rows):
-        """This rank's rows; none, where there are fewer rows than ranks."""
+        """The rows that are this rank's share; none, where there are fewer rows than ranks."""
         return rows[self.rank::self.size]
 
     def wrap(self, model):
@@ -193,7 +193,10 @@ class World:
                 self.store.add(f"beat/{self.rank}", 1)
 
     def _wait(self, key, rank):
-        """Until that rank has set the key. Ends this process where another has failed; RuntimeError if it is silent."""
+        """Waits until that rank has set the key. Ends this process where another has failed.
+
+        Raises RuntimeError where that rank is silent.
+        """
         beat, heard = None, time.monotonic()
         while not self.store.check([key]):
             if self.store.check(["failed"]):
@@ -207,7 +210,7 @@ class World:
             time.sleep(0.05)
 
     def device(self, name):
-        """The device flag, where it names no GPU by number: one GPU a rank, as far as they go."""
+        """This rank's device: where the flag names no GPU by number, each rank takes one, as far as there are any."""
         if self.size == 1 or name not in (None, "cuda"):
             return name
         import torch
@@ -258,7 +261,7 @@ class World:
 
     @staticmethod
     def _token_name(grid_key):
-        """Of the same grid always, so that a token which a kill has left goes when the grid is resumed."""
+        """A name that is always the same for one grid, so that a token left by a kill goes when the grid is resumed."""
         return f".rank0-{hashlib.sha256(grid_key.encode()).hexdigest()[:16]}"
 
     @one_line_where_a_rank_is_gone()

@@ -37,7 +37,7 @@ class Grid:
         self.activation = load_activation(arguments.activation) if arguments.activation else None
 
     def load(self, device):
-        """The data, and what it decides. Raises ValueError where the data or its shape is wrong."""
+        """Loads the data, and settles what depends on it. Raises ValueError where the data or its shape is wrong."""
         a = self.arguments
         self.data = load_dataset(self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes,
                                  vgg_path=a.vgg_path, device=device)
@@ -52,7 +52,7 @@ class Grid:
         return self.arguments.dataset
 
     def scales(self) -> dict:
-        """What is printed of the data, beside its size."""
+        """{name: number} that is printed of the data beside its size."""
         return {"tau_0": self.tau0, "sigma_a^2": self.arguments.asquare}
 
     def network(self, model, dim, seed):
@@ -61,7 +61,7 @@ class Grid:
                            self.activation, a.match, a.family)
 
     def settings(self, model) -> dict:
-        """What a run's Config has beside data, model, width and seed."""
+        """The settings of a run's Config beside its data, model, width and seed."""
         a = self.arguments
         found = {"train": a.train, "lr": a.lr, "epoch": a.epoch, "batch_size": a.batch_size, "opt": a.opt,
                  "asquare": a.asquare}
@@ -74,7 +74,7 @@ class Grid:
         return found
 
     def configs(self) -> list[Config]:
-        """One for each run."""
+        """The Config of each run of the grid."""
         a, key = self.arguments, fingerprint(self.data)
         return [Config(dataset=a.dataset, model=model, dim=dim, seed=seed, data=key, **self.settings(model))
                 for seed in a.seed for dim in a.dim for model in a.model]
@@ -114,12 +114,12 @@ class Grid:
             )
 
     def cost(self, config) -> float:
-        """What the run takes, beside others."""
+        """The cost of a run, by which the longest is begun first (`distributed.cost`)."""
         data = self.data
         return cost(config, len(data.X_train) + len(data.X_test), data.X_train.shape[1], data.n_classes)
 
     def train(self, config, device, team=None) -> Result:
-        """The run, with its logs; with `team`, shared by its ranks."""
+        """Does the run and writes its logs; a `team` of ranks shares it."""
         a = self.arguments
 
         def make_model():
@@ -130,7 +130,7 @@ class Grid:
         return run(config, self.data, make_model, a.output_path, a.save_path, device, a.resume, team)
 
     def report(self, results):
-        """Table and figure of the results, a `Result` for each configuration."""
+        """Prints the table and draws the figure of the results, a `Result` for each configuration."""
         results = {(config.model, config.dim, config.seed): result for config, result in results.items()}
         print_table(self.arguments, results)
         if self.arguments.lr == "auto":

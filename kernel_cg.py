@@ -33,9 +33,9 @@ from kernel_machine import (
 )
 from kernel_storage import FileRows, Layout, MemoryRows, product, rectangle
 
-RANK = 1000  # of the preconditioner
+RANK = 1000  # rank of the preconditioner
 TOLERANCE = 1e-9  # of the residual, relative to the targets'
-MOST = 2000  # iterations
+MOST = 2000  # iterations, after which it gives up
 
 
 class NoConvergence(RuntimeError):
@@ -43,7 +43,7 @@ class NoConvergence(RuntimeError):
 
 
 def add_up(team: Team, tensor: torch.Tensor) -> torch.Tensor:
-    """In place, the sum of the tensor over the ranks."""
+    """Replaces the tensor by its sum over the ranks."""
     if team.size > 1:
         import torch.distributed as dist
         dist.all_reduce(tensor)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from distributed import RESUME
 from utils import atomic_write
 
-HEIGHT = 1080  # of a block row: enough for matrix products at their full speed
+HEIGHT = 1080  # rows of a block row: enough for matrix products at their full speed
 STRIP, WIDTH = 360, 4320  # rows and columns of a kernel that are computed at once: multiples of the tiles of tiles.py
 
 
@@ -167,7 +167,7 @@ def _spans(start, stop, step=WIDTH):
 
 
 def form(blocks, kernel: str, rows: MemoryRows | FileRows, kept: FileRows | None = None) -> None:
-    """Writes the lower triangle of a kernel into `rows`, those block rows that it lacks.
+    """Writes the lower triangle of a kernel into `rows`, as far as its block rows are not there yet.
 
     Parameters
     ----------

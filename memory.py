@@ -35,7 +35,7 @@ def _machine():
 
 
 def _control_groups(root=CGROUPS, membership=Path("/proc/self/cgroup")):
-    """What each limit on the way from this process's group to the root leaves."""
+    """Bytes that each memory limit leaves, on the way from this process's control group to the root."""
     try:
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:

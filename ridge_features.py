@@ -18,12 +18,15 @@ from tqdm import tqdm
 from kernel_machine import Prediction, one_hot_targets
 
 RIDGES = tuple(10 ** (k / 2) for k in range(-16, 5))  # 1e-8 to 100, of the mean squared norm of the features
-BATCH = 512  # of samples: their features stay in cache
+BATCH = 512  # samples at a time, so that their features stay in cache
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Of samples: gram F^T F (m, m), moment F^T Y (m, c), power tr Y^T Y and count n, in float64."""
+    """The normal equations of n samples with features F and targets Y, in float64.
+
+    gram F^T F (m, m), moment F^T Y (m, c), power tr Y^T Y, and the count n.
+    """
 
     gram: torch.Tensor
     moment: torch.Tensor
@@ -53,7 +56,7 @@ def _batches(model, X, device):
 
 
 def sums(model, X: torch.Tensor, targets: torch.Tensor, device="cpu") -> Sums:
-    """Of the model's features at X (n, p) and targets (n, c)."""
+    """The normal equations of the model's features at X (n, p) with targets (n, c)."""
     m = model.readout.in_features
     gram = torch.zeros(m, m, dtype=torch.float64, device=device)
     moment = torch.zeros(m, targets.shape[1], dtype=torch.float64, device=device)
@@ -86,7 +89,7 @@ class Readout:
     root: torch.Tensor
 
     def predict(self, model, X: torch.Tensor, device="cpu") -> Prediction:
-        """For the samples X (m, p) through the network that the readout was solved for."""
+        """Predictions for the samples X (m, p), passed through the network that the readout was solved for."""
         means, variances = [], []
         for _, F in _batches(model, X, device):
             means.append((F @ self.weights).cpu() + self.mean)

@@ -98,7 +98,7 @@ class Scales:
 
     @property
     def second(self):
-        """E[(f - centre)^2]."""
+        """E[(f - centre)^2] at each scale."""
         return self.variance + self.mean**2
 
 

@@ -138,5 +138,6 @@ def test_a_whole_run_and_its_resumption(capsys, tmp_path):
                 "dim": 80}
     assert expected.items() <= config.items()
     log = (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text()
+    assert f"{100 * json.loads(log)[-1]:.2f} ± 0.00" in printed  # the last epoch's, whatever the best was
     main.main([*map(str, argv), "--resume"])
     assert (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text() == log

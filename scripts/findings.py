@@ -32,18 +32,18 @@ KERNELS = [
      "No claim: the paper's kernels are those of infinite width. Ours shows how networks of width m approach them.",
      ["finite_width_kernels"]),
     ("Any DEQ",
-     "The slides match a tanh-DEQ and a ReLU-DEQ, and say that two hidden layers are needed in general. Ours matches "
-     "every activation of the registry.",
+     "The slides match a tanh-DEQ and a ReLU-DEQ, and say that two hidden layers are needed in general. Ours "
+     "matches every activation of the registry.",
      ["any_activation_matching", "matching_map"]),
 ]
 TRAINING = [
     ("Every weight trained",
      "No claim: the authors' code trains the readout alone, which the conjugate kernel governs. Ours trains every "
-     "weight by SGD on MNIST, where a network with the DEQ's tangent kernel should follow its curve of training loss.",
+     "weight by SGD on MNIST, where a network with the DEQ's tangent kernel should follow the DEQ's curve.",
      ["training_dynamics"]),
     ("Positive concave DEQs",
      "Not of this paper but of Gabor, Piotrowski & Cavalcante, ICML 2024: with nonnegative weights and a concave "
-     "activation there is one fixed point, and plain iteration reaches it geometrically, however large the weights.",
+     "activation there is one fixed point, which plain iteration reaches geometrically, however large they are.",
      ["pcdeq_convergence"]),
 ]
 ACCURACY = ("A figure of the slides shows classification accuracies of DEQs and explicit networks trained with SGD; "

@@ -11,8 +11,6 @@ CLIPPED = piecewise_linear("clipped", (-0.5, 0.0, 2.0), (0.0, 0.1, 1.0, 0.2), 0.
 EVERY = [*ACTIVATIONS.values(), CLIPPED]
 
 
-# -- adaptive two-dimensional quadrature -------------------------------------------------------------------------
-
 def pair_expectation(f, kinks, variance, other, covariance):
     """E[f(u) f(v)] by nested adaptive quadrature, split where f is not smooth."""
     s, t = math.sqrt(variance), math.sqrt(other)

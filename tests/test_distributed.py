@@ -17,9 +17,6 @@ from distributed import World, cost
 from forks import free_port, rank_environment
 from train import Config
 
-# ---------------------------------------------------------------------------------------------------------------
-# parts, in this process
-
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(distributed, "PATIENCE", 0)

@@ -66,9 +66,6 @@ def without_seconds(text):
     return re.sub(r" +[\d.]+ s\b", "", text).rpartition("\nlogs in")[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# two processes
-
 def test_two_ranks_write_the_bytes_of_one_process(forks, base, whole, tmp_path, capsys):
     alone(*base, *GRID, *at(whole), "--resume")
     expected = capsys.readouterr().out

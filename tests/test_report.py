@@ -34,9 +34,6 @@ def test_a_report_of_nothing(tmp_path, capsys):
         assert not list(tmp_path.glob("report.*"))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the report
-
 class Page(HTMLParser):
     """What a page refers to, and whether its tags are closed."""
 

@@ -17,6 +17,7 @@ from distributed import World, cost
 from forks import free_port, rank_environment
 from train import Config
 
+
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(distributed, "PATIENCE", 0)

@@ -16,6 +16,7 @@ import stages  # noqa: E402
 from test_reproduce import arguments  # noqa: E402
 from test_summarize import write_grid  # noqa: E402
 
+
 def test_the_plan_is_that_of_the_scripts():
     everything = stages.plan(arguments(ROOT, quick=False, processes=2, dataset_path="D"))
     sweeps = {s.name: " ".join(s.command) for s in everything if s.kind == "sweep"}

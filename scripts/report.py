@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from curves import KINDS, write_figures  # noqa: E402  (none of these imports torch or matplotlib)
-from findings import ACCURACY, CLAIMED, KERNELS, TRAINING, figure_tables, finding, sweep_finding  # noqa: E402
 from logs import OPTIMIZERS, load  # noqa: E402
 from page import Code, Figure, Heading, Rows, Text, page  # noqa: E402
+from paper_claims import ACCURACY, CLAIMED, KERNELS, TRAINING, figure_tables, finding, sweep_finding  # noqa: E402
 from summarize import Parser  # noqa: E402
 from tables import Table, tables  # noqa: E402
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 sys.path[:0] = [str(ROOT / "ck_ntk"), str(ROOT / "scripts")]
 import convergence_rates
-import findings
+import paper_claims
 import pcdeq_convergence
 from test_pcdeq_training import toy_digits
 
@@ -48,5 +48,5 @@ def test_the_scripts_numbers_and_panels(monkeypatch, capsys):
     assert [r["layer"] for r in numbers["trained"]] == layers[:-1] == convergence_rates.ACTIVATIONS
     assert set(numbers["rates"]) == set(layers) and 0.9 < numbers["plain_converges_up_to"] < 2
     assert len(numbers["rates"]["tanh"]) == 3 and len(numbers["rates"]["plain"]) == 2
-    assert len(findings.pcdeq_table(numbers).rows) == 4
-    assert "every positive concave layer converges" in findings.pcdeq_finding(numbers, "")
+    assert len(paper_claims.pcdeq_table(numbers).rows) == 4
+    assert "every positive concave layer converges" in paper_claims.pcdeq_finding(numbers, "")

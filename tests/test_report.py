@@ -14,7 +14,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import findings  # noqa: E402
+import paper_claims  # noqa: E402
 import report  # noqa: E402
 import stage_records  # noqa: E402
 from page import inline  # noqa: E402
@@ -143,7 +143,7 @@ def test_the_report_claims_equality_where_eight_seeds_show_it(tmp_path):
     for seeds, words in ((8, "Two one-sided tests: ReLU-DEQ − matched L-ReLU-ENN: equal within 0.5."),
                          (3, "Two one-sided tests: too few seeds for a claim of equality.")):
         experiment = made_up(tmp_path / str(seeds), {16: (2.0, 0.1), 64: (0.0, 0.1)}, seeds)
-        assert findings.sweep_finding(experiment).endswith(words)
+        assert paper_claims.sweep_finding(experiment).endswith(words)
 
 
 def test_what_is_trained_whole_has_its_tables_and_sentences(tmp_path):
@@ -180,7 +180,7 @@ def test_what_is_trained_whole_has_its_tables_and_sentences(tmp_path):
     assert "the trained ones at rates from 0.21 to 0.40, random ones up to a spectral radius of 4; a plain DEQ" in text
     assert page.read_text().count("data:image/png;base64") == 2
     random[0]["converged"] = False
-    assert "not every positive concave layer converges: tanh;" in findings.pcdeq_finding(pcdeq, "")
+    assert "not every positive concave layer converges: tanh;" in paper_claims.pcdeq_finding(pcdeq, "")
     write_figure(tmp_path, "training_dynamics", {"cells": [{}]})
     with pytest.raises(ValueError, match="training_dynamics.json: not the numbers of that figure"):
         report.write_report(tmp_path)

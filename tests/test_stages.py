@@ -10,7 +10,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import findings  # noqa: E402
+import paper_claims  # noqa: E402
 import stage_records  # noqa: E402
 import stages  # noqa: E402
 from test_reproduce import arguments  # noqa: E402
@@ -35,7 +35,7 @@ def test_the_plan_is_that_of_the_scripts():
     shell = set(re.findall(r"\w+", (ROOT / "scripts" / "figures.sh").read_text()))
     assert shell & scripts <= set(stages.FIGURES) <= scripts
     assert {s.name for s in everything if s.kind == "figure"} == set(stages.FIGURES)
-    named = {name for _, _, names in findings.KERNELS + findings.TRAINING for name in names}
+    named = {name for _, _, names in paper_claims.KERNELS + paper_claims.TRAINING for name in names}
     assert named == set(stages.FIGURES)  # each has its place in the report
     quick = stages.plan(arguments(ROOT, processes=64))
     assert {s.data for s in quick} == {"gmm", "mnist"} and sum(s.cost for s in quick) < 300

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 sys.path[:0] = [str(ROOT / "ck_ntk"), str(ROOT / "scripts")]
 
-import findings
+import paper_claims
 import training_curves
 import training_dynamics as td
 from data_prepare import Dataset
@@ -205,11 +205,11 @@ def test_a_table_and_figure_of_networks_that_diverge(small, capsys):
     _, numbers = small(lr=[0.3, 1e4], seeds=1)
     assert "stopped after 0.0 epochs" in capsys.readouterr().out
     numbers = json.loads(json.dumps(numbers, allow_nan=False))
-    table = findings.training_table(numbers)  # of the report of scripts/reproduce.py
+    table = paper_claims.training_table(numbers)  # of the report of scripts/reproduce.py
     assert table.header == ["network", "lr 0.3, centred", "lr 0.3", "lr 10000"]
     assert [row[0] for row in table.rows] == [td.NETWORKS["ntk"], td.NETWORKS["unmatched"]]
     assert "–" in (row[3] for row in table.rows)
-    assert findings.training_finding(numbers, "").startswith("``: at width 16 and a learning rate of 0.3 ")
+    assert paper_claims.training_finding(numbers, "").startswith("``: at width 16 and a learning rate of 0.3 ")
 
 
 @pytest.fixture

@@ -33,12 +33,13 @@ class LeftOut:
 class Targets:
     """Centred one-hot targets of labels (n,), and which samples are copies of one another.
 
-    copies : (n,) an integer a sample, the same for those that are left out together.
+    copies : (n,) an integer a sample, the same for those that are left out together; by default none.
     """
 
-    def __init__(self, labels: torch.Tensor, n_classes: int, copies: torch.Tensor):
+    def __init__(self, labels: torch.Tensor, n_classes: int, copies: torch.Tensor | None = None):
         self.labels = labels
         self.Y, self.mean = one_hot_targets(labels, n_classes)
+        copies = torch.arange(len(labels)) if copies is None else copies
         _, self.group, self.size = copies.unique(return_inverse=True, return_counts=True)
         self.first = len(labels) - max(len(labels) // 5, 1)  # of the held-out samples that choose the ridge
 
@@ -53,8 +54,8 @@ class Targets:
 
 def copies(X: torch.Tensor) -> torch.Tensor:
     """(n,) the number of the first row of X (n, p) that is the same as this one."""
-    first: dict[bytes, int] = {}
-    return torch.tensor([first.setdefault(row.tobytes(), i) for i, row in enumerate(X.contiguous().numpy())])
+    first: dict[int, int] = {}  # by a hash of 64 bits of the row's bytes
+    return torch.tensor([first.setdefault(hash(row.tobytes()), i) for i, row in enumerate(X.contiguous().numpy())])
 
 
 def from_kernel(K: torch.Tensor, targets: Targets, guess: float = 1e-2) -> LeftOut:

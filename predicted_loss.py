@@ -77,7 +77,7 @@ class Interval:
     high: float
 
 
-def measured(width: float, differences: np.ndarray, group: np.ndarray, discordant: float,
+def measured(width: float, differences: np.ndarray, group: np.ndarray,
              constants: Discrepancy = CONSTANTS) -> Measured:
     """Of the differences of being right.
 
@@ -85,7 +85,6 @@ def measured(width: float, differences: np.ndarray, group: np.ndarray, discordan
     ----------
     differences : (seeds, n), 1 where the DEQ alone is right, -1 where the network alone is.
     group : (n,) integers, the same for copies of a sample.
-    discordant : share of the samples on which the two are not both right or both wrong.
     """
     seeds, n = differences.shape
     each = 100 * differences.mean(0)
@@ -94,7 +93,7 @@ def measured(width: float, differences: np.ndarray, group: np.ndarray, discordan
     of_samples = (np.bincount(group, each - loss)**2).sum() / n**2 + (100 / n)**2 / seeds
     if math.isinf(width):
         return Measured(width, n, loss, of_samples, 0.0, seeds)
-    of_one = (constants.seeds * 100 * discordant)**2
+    of_one = (constants.seeds * 100 * np.abs(differences).mean())**2
     if seeds > 1:
         means = 100 * differences.mean(1)
         rest = (100 * differences - each - means[:, None] + loss)**2

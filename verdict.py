@@ -1,366 +1,142 @@
 """Should this DEQ be replaced, by what, and what will it cost? One command, within a minute, from the training set.
 
-    python verdict.py --dataset npz --dataset_path mine.npz --activation swish --asquare 0.3 --dim 1024
+    python verdict.py --dataset mnist --activation swish --asquare 0.3 --dim 1024
+    python verdict.py --dataset npz --dataset_path mine.npz --activation my_file.py:my_function --asquare 0.1
 
-`verdict(deq, X, y)` is the same from Python. Five questions: does the theory apply (applicability.py), what could
-replace the DEQ (candidates.py), how far are their kernels from the DEQ's on these data (kernel_distance.py), what is
-lost (exact kernel ridge regression at infinite width, and small real measurements: leave_one_out.py, width_ladder.py,
-predicted_loss.py), and what is saved. docs/verdict.md says how the answer is reached.
+`verdict(deq, X, y)` is the same from Python. Does the theory apply, what could replace the DEQ, how far are their
+kernels from the DEQ's on these data, what is lost, what is saved: docs/verdict.md says how the answer is reached.
 """
 
-import math
-import time
-from dataclasses import dataclass, field
+import interrupts
 
-import torch
-from tqdm import tqdm
+if __name__ == "__main__":
+    interrupts.leave_at_once("verdict.py: interrupted, before anything was found")
 
-from applicability import applicability
-from candidates import Network, networks
-from kernel_distance import label_alignment, least_distance, relative_error
-from kernel_runs import blocks_of
-from leave_one_out import Targets, copies, from_kernel
-from model import DEQ, ENN
-from predicted_loss import CONSTANTS, LEVEL, Interval, predict, width_from
-from utils import estimate_tau0, generator
-from width_error import implicit_fluctuation
-from width_ladder import Ladder, climb
+import json  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+import warnings  # noqa: E402
+from pathlib import Path  # noqa: E402
 
-LEAST = 50            # samples, below which nothing can be said
-DISTANCES = 600       # samples whose kernels are compared
-MACHINE = 1500        # samples of the networks at infinite width
-# without labels: relative spectral distance of the conjugate kernels, times the best factor, that is small, and large
-NEAR, FAR = 0.05, 0.5
-
-
-@dataclass
-class Candidate:
-    """A network that may replace the DEQ, and what was found of it.
-
-    name, kind, kernel, family, depth, layers, input_scale, match : of the network (`candidates.Network`).
-    distance : {"ck": {relative, factor, with_factor}, "ntk": ...}, spectral, of its exact kernel to the DEQ's.
-    alignment : of the leading eigenvectors of its CK with the labels, 0 to 1 (`kernel_distance.label_alignment`).
-    fluctuation : m times the squared relative error of its CK at width m.
-    infinite : {accuracy, difference, interval, rms}: by exact kernel ridge regression; difference in points, DEQ less
-        candidate, with its 90% interval; rms of the difference of the predictions.
-    loss, loss_interval : in points, at the width asked for, and its 90% interval.
-    width_from : the width from which on the upper end is below the tolerance, or None.
-    measured : the points that the loss rests on.
-    cost : ratios DEQ/candidate.
-    """
-
-    name: str
-    kind: str
-    kernel: str | None
-    family: str | None
-    depth: int
-    layers: tuple
-    input_scale: float
-    match: object
-    distance: dict
-    alignment: float | None = None
-    fluctuation: float | None = None
-    infinite: dict | None = None
-    loss: float | None = None
-    loss_interval: tuple | None = None
-    width_from: int | None = None
-    measured: tuple = ()
-    cost: dict | None = None
-    network: Network = field(default=None, repr=False)
-
-    def build(self, p: int, width: int, classes: int, seed: int = 0) -> ENN:
-        """The network for inputs (n, p), to be trained."""
-        return self.network.build(p, width, classes, seed)
-
-    def work(self, p: int, width: int) -> int:
-        """Multiplications of the features of one sample."""
-        return width * (p + (self.depth - 1) * width)
-
-    def to_dict(self) -> dict:
-        keys = ("name", "kind", "kernel", "family", "depth", "input_scale", "distance", "alignment", "fluctuation",
-                "infinite", "loss", "loss_interval", "width_from", "cost")
-        return {key: getattr(self, key) for key in keys} | {
-            "layers": [layer.name for layer in self.layers],
-            "parameters": None if self.match is None else list(self.match.parameters),
-            "measured": [{k: v if math.isfinite(v) else "inf" for k, v in vars(point).items()}
-                         for point in self.measured]}
+from findings import Candidate, Verdict  # noqa: E402, F401  (of the public names of this module)
+from flags import (  # noqa: E402
+    FAILED,
+    INTERRUPTED,
+    OneLineParser,
+    add_data_flags,
+    bounded_float,
+    check_data_flags,
+    check_folder,
+    duration,
+    natural_int,
+    positive_int,
+)
+from names import ACTIVATIONS  # noqa: E402
 
 
-@dataclass
-class Verdict:
-    """The answer, and all that it rests on.
-
-    answer : "replace", "keep" or "undecided". reason : sentences. applies : `applicability.applicability`.
-    candidates, chosen : `Candidate`s. refused : {kernel and family: why it has no match}. drift : of a trained DEQ.
-    settings : what was asked. deq : accuracies of the DEQ as measured. seconds : taken.
-    """
-
-    answer: str
-    reason: list[str]
-    applies: dict
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate | None
-    settings: dict
-    seconds: float
-    refused: dict = field(default_factory=dict)
-    deq: dict = field(default_factory=dict)
-    drift: dict | None = None
-
-    def to_dict(self) -> dict:
-        """JSON-ready."""
-        return {"answer": self.answer, "reason": self.reason, "applies": self.applies,
-                "candidates": [one.to_dict() for one in self.candidates],
-                "chosen": None if self.chosen is None else self.chosen.name, "refused": self.refused, "deq": self.deq,
-                "drift": self.drift, "settings": self.settings, "seconds": self.seconds}
-
-    def table(self) -> str:
-        """A line for each candidate, and the answer."""
-        lines = [f"{'candidate':<28}{'CK distance':>12}{'x factor':>10}{'NTK':>9}{'inf. width':>11}"
-                 f"{'loss, points':>14}{'90% interval':>18}{'from width':>11}"]
-        for one in self.candidates:
-            ck, ntk = one.distance["ck"], one.distance["ntk"]
-            infinite = "-" if one.infinite is None else f"{one.infinite['difference']:+.2f}"
-            loss = "-" if one.loss is None else f"{one.loss:+.2f}"
-            interval = "-" if one.loss is None else "[{:+.2f}, {:+.2f}]".format(*one.loss_interval)
-            lines.append(f"{one.name:<28}{ck['relative']:>12.1e}{ck['with_factor']:>10.1e}{ntk['relative']:>9.1e}"
-                         f"{infinite:>11}{loss:>14}{interval:>18}{one.width_from or '-':>11}")
-        return "\n".join([*lines, "", f"{self.answer}: " + " ".join(self.reason)])
-
-
-def verdict(deq: DEQ, X, y=None, *, width: int | None = None, budget: float = 60.0, tolerance: float = 0.5,
-            seed: int = 0, progress: bool = False) -> Verdict:
+def verdict(deq, X, y=None, *, width: int | None = None, budget: float = 60.0, tolerance: float = 0.5, seed: int = 0,
+            progress: bool = False, clock=time.perf_counter) -> Verdict:
     """Whether an explicit network should replace a DEQ for these data, and which.
 
     Parameters
     ----------
-    deq : at initialisation: its activation, sigma_a^2, width and tau_0 count.
+    deq : model.DEQ at initialisation: its activation, sigma_a^2, width and tau_0 count.
     X, y : (n, p) training samples, scaled as the DEQ has them, and (n,) integer labels or None.
     width : by default that of the DEQ.
     budget : seconds, for all of it.
     tolerance : the loss of accuracy that may be had, in percentage points.
     seed : of the subsamples and of the weights that are drawn.
     progress : whether a bar is shown.
+    clock : that the budget is measured by; time.process_time on a machine that others use.
 
     Raises
     ------
     ValueError : the samples or labels cannot be used, or the DEQ has no stable equilibrium; says why.
     """
-    inquiry = Inquiry(deq, X, y, width=width, budget=budget, tolerance=tolerance, seed=seed)
+    from inquiry import Inquiry
+    inquiry = Inquiry(deq, X, y, width=width, budget=budget, tolerance=tolerance, seed=seed, clock=clock)
     inquiry.run(progress)
     return inquiry.conclude()
 
 
-class Inquiry:
-    """A verdict in the making: `run`, then `conclude`; after an interruption `conclude` says what is known so far."""
-
-    def __init__(self, deq, X, y, *, width=None, budget=60.0, tolerance=0.5, seed=0):
-        self.start = time.perf_counter()
-        self.end = self.start + budget
-        check_deq(deq)
-        X, y, n_classes = check_data(X, y, deq.B.shape[1])
-        if not (budget > 0 and tolerance > 0 and math.isfinite(budget + tolerance)):
-            raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
-        width = len(deq.A) if width is None else width
-        if width < 1:
-            raise ValueError(f"the width must be positive, got {width}")
-        self.deq, self.width, self.tolerance, self.seed, self.classes = deq, width, tolerance, seed, n_classes
-        order = torch.randperm(len(X), generator=generator("verdict", seed))
-        self.X, self.y = X[order], None if y is None else y[order]
-        self.n, self.p = X.shape
-        self.tau0 = estimate_tau0(X)
-        self.settings = {"activation": deq.activation.name, "sigma_a2": deq.sigma_a2, "width": width,
-                         "tolerance": tolerance, "budget": budget, "n": self.n, "p": self.p, "classes": n_classes,
-                         "seed": seed, "level": LEVEL}
-        self.applies, self.candidates, self.refused, self.deq_found = {}, [], {}, {}
-        self.ladder, self.complete = None, False
-
-    # ------------------------------------------------------------------------------------------------------------
-
-    def run(self, progress=False):
-        with tqdm(total=self.end - self.start, desc="verdict", unit="s", leave=False, disable=not progress,
-                  bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}") as bar:
-            for step in self.steps():
-                bar.n = min(time.perf_counter() - self.start, bar.total)
-                bar.set_postfix_str(step)
-        self.complete = True
-
-    def steps(self):
-        """Does the work, and yields what comes next."""
-        yield "assumptions"
-        some = self.X[self.X.square().sum(1) > 0]  # an exact kernel has no entry for a sample that is zero
-        if len(some) < LEAST:
-            raise ValueError(f"only {len(some)} samples are not zero: at least {LEAST} are needed")
-        self.applies = applicability(self.deq.activation, self.deq.sigma_a2, self.deq.tau0, some[:MACHINE], self.seed)
-        yield "matched networks"
-        found, self.refused = networks(self.deq, self.tau0)
-        yield "kernels"
-        deq = blocks_of(self.deq, some[:DISTANCES]).both()
-        for network in found:
-            self.candidates.append(self._compared(network, deq, some[:DISTANCES]))
-            yield f"kernel of {network.name}"
-        if self.y is None:
-            return
-        self.ladder = Ladder(self.deq, found, self.X, self.y, self.classes, copies(self.X), self.seed)
-        yield from self._infinite()
-        for _ in climb(self.ladder, self.width, self.end - 0.05 * (self.end - self.start), self._settled):
-            yield f"{len(self.ladder.passes)} widths, {sum(map(len, self.ladder.accuracy.values()))} passes"
-
-    def _compared(self, network, deq, X):
-        own = blocks_of(network.build(self.p, 1, self.classes or 2), X).both()
-        distance = {}
-        for kernel, K, other in zip(("ck", "ntk"), deq, own):
-            least, factor = least_distance(K, other)
-            distance[kernel] = {"relative": relative_error(K, other), "factor": factor, "with_factor": least}
-        alignment = None
-        if self.y is not None:
-            targets = Targets(self.y[:len(X)], self.classes, torch.arange(len(X)))
-            alignment = label_alignment(own[0], targets.Y)
-        return Candidate(network.name, network.kind, network.kernel, network.family, network.depth, network.layers,
-                         network.input_scale, network.match, distance, alignment, network.fluctuation, network=network)
-
-    def _infinite(self):
-        """Exact kernel ridge regression of all networks on the same samples, each predicted by the others."""
-        rows = (self.X.square().sum(1) > 0).nonzero()[:MACHINE, 0]
-        X, count = self.X[rows], len(rows)
-        targets = Targets(self.y[rows], self.classes, self.ladder.copies[rows])
-        deq = from_kernel(blocks_of(self.deq, X).both()[0], targets)
-        right = {}
-        for one in self.candidates:
-            yield f"infinite width, {one.name}"
-            network = one.build(self.p, 1, self.classes)
-            found = from_kernel(blocks_of(network, X).both()[0], targets, deq.ridge)
-            right[one.name] = found.right
-            one.infinite = {"accuracy": found.right.double().mean().item(), "samples": count, "ridge": found.ridge,
-                            "rms": (found.predicted - deq.predicted).square().mean().sqrt().item()
-                            / deq.predicted.square().mean().sqrt().item()}
-        self.ladder.record(math.inf, right, deq.right)
-        for one in self.candidates:
-            point, = self.ladder.points(one.name)
-            half = 1.645 * math.sqrt(point.of_samples)
-            one.infinite |= {"difference": point.loss, "interval": (point.loss - half, point.loss + half)}
-        self.deq_found["infinite"] = {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
-
-    def _interval(self, one) -> Interval:
-        return predict(self.ladder.points(one.name), self.width, self.n, CONSTANTS)
-
-    def _settled(self):
-        """No interval is wider than a fifth of the tolerance."""
-        found = [self._interval(one) for one in self.candidates]
-        return all(interval.high - interval.low < self.tolerance / 5 for interval in found)
-
-    # ------------------------------------------------------------------------------------------------------------
-
-    def conclude(self) -> Verdict:
-        """The verdict on what has been measured so far."""
-        if self.ladder is not None and self.ladder.passes:
-            for one in self.candidates:
-                interval = self._interval(one)
-                one.loss, one.loss_interval = interval.mean, (interval.low, interval.high)
-                one.measured = tuple(self.ladder.points(one.name))
-                one.width_from = width_from(list(one.measured), self.n, self.tolerance)
-            self.deq_found["measured"] = [
-                {"width": "inf" if math.isinf(width) else width, "samples": count, "seeds": len(values),
-                 "accuracy": sum(values) / len(values)} for (width, count), values in self.ladder.accuracy.items()]
-            self.settings["samples"] = max((count for width, count in self.ladder.passes if width == self.width),
-                                           default=0)
-        self.deq_found["fluctuation"] = float(sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2,
-                                                                       self.deq.tau0)))
-        answer, chosen, reason = (self._by_distance if self.y is None else self._by_loss)()
-        return Verdict(answer, reason, self.applies, tuple(self.candidates), chosen, self.settings,
-                       time.perf_counter() - self.start, self.refused, self.deq_found)
-
-    def _cheapest(self, accepted, by):
-        """Of the least work; of those the best `by`."""
-        return min(accepted, key=lambda one: (one.work(self.p, self.width), by(one)))
-
-    def _by_loss(self):
-        known = [one for one in self.candidates if one.loss is not None]
-        if not known:
-            return "undecided", None, ["Nothing has been measured yet: allow more time (--budget)."]
-        accepted = [one for one in known if one.loss_interval[1] < self.tolerance]
-        if accepted:
-            one = self._cheapest(accepted, lambda one: one.loss)
-            low, high = one.loss_interval
-            return "replace", one, [
-                f"{one.name} at width {self.width} loses {one.loss:+.2f} points ({100 * LEVEL:.0f}% interval {low:+.2f} "
-                f"to {high:+.2f}), less than {self.tolerance:g}."]
-        best = min(known, key=lambda one: one.loss_interval[1])
-        if all(one.loss_interval[0] > self.tolerance for one in known):
-            return "keep", None, [
-                f"Every candidate loses more than {self.tolerance:g} points at width {self.width}; the best, {best.name}, "
-                f"{best.loss:+.2f} ({best.loss_interval[0]:+.2f} to {best.loss_interval[1]:+.2f}).",
-                *self._failing()]
-        low, high = best.loss_interval
-        return "undecided", None, [
-            f"{best.name} loses {best.loss:+.2f} points, but its interval, {low:+.2f} to {high:+.2f}, holds "
-            f"{self.tolerance:g}.", self._would_decide(best)]
-
-    def _failing(self):
-        fails = self.applies.get("fails", [])
-        return [sentence[0].upper() + sentence[1:] + "." for sentence in fails]
-
-    def _would_decide(self, best):
-        at = [point for point in best.measured if point.width == self.width]
-        point = max(at, key=lambda point: point.count, default=None)
-        if point is None or point.count < self.n:
-            return (f"Only {point.count if point else 0} of {self.n} samples could be measured at width {self.width}: "
-                    "allow more time (--budget).")
-        if point.of_seeds > point.of_samples:
-            return "The seeds of the weights differ by more than the samples: allow more time (--budget)."
-        return f"All {self.n} samples were used: more samples would decide it, or a larger tolerance."
-
-    def _by_distance(self):
-        """Without labels: by the distance of the conjugate kernels alone."""
-        said = "There are no labels, so this rests on the distance of the kernels alone, and no loss is predicted."
-        if not self.candidates:
-            return "undecided", None, ["No kernel has been computed yet: allow more time (--budget).", said]
-
-        def distance(one):
-            return one.distance["ck"]["with_factor"]
-        best = min(self.candidates, key=distance)
-        near = [one for one in self.candidates if distance(one) < NEAR]
-        if near:
-            one = self._cheapest(near, distance)
-            return "replace", one, [f"The conjugate kernel of {one.name} is within {distance(one):.2g} of the DEQ's "
-                                    f"(relative, spectral, with the factor {one.distance['ck']['factor']:.3g}).", said]
-        if distance(best) > FAR:
-            return "keep", None, [f"No candidate's kernel is nearer to the DEQ's than {distance(best):.2g} "
-                                  f"({best.name}).", *self._failing(), said]
-        return "undecided", None, [f"The nearest kernel, that of {best.name}, is {distance(best):.2g} from the DEQ's: "
-                                   "labels would decide it.", said]
+def make_parser():
+    parser = OneLineParser(prog="verdict.py", description=__doc__)
+    add = parser.add_argument
+    add_data_flags(add)
+    add("--activation", required=True, metavar="NAME", help=f"of the DEQ: {', '.join(ACTIVATIONS)}, or "
+        "path/to/file.py:name, whose code is run")
+    add("--asquare", type=bounded_float(0, 1, "between 0 and 1"), default=0.2,
+        help="sigma_a^2 of the DEQ; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)")
+    add("--dim", type=positive_int, default=1024, help="width of the DEQ and of what replaces it (default: 1024)")
+    add("--budget", type=duration, default=60.0, metavar="TIME", help="time to take, such as 30s or 5m (default: 60s)")
+    add("--tolerance", type=bounded_float(0, 100, "between 0 and 100"), default=0.5, metavar="POINTS",
+        help="loss of test accuracy that may be had, in percentage points (default: 0.5)")
+    add("--seed", type=natural_int, default=0, help="of subsamples and weights (default: 0)")
+    add("--output", default="results/verdict", help="folder for verdict.json (default: results/verdict)")
+    return parser
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# what is refused
+def main(argv=None):
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    check_data_flags(parser, arguments)
+    check_folder(parser, "output", arguments.output)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"verdict.py: warning: {message}", file=sys.stderr)
+        try:
+            inquiry = prepare(arguments)
+            try:
+                inquiry.run(progress=sys.stderr.isatty())
+            except KeyboardInterrupt:
+                print("interrupted; known so far:")
+                print(inquiry.conclude().table())
+                parser.exit(INTERRUPTED, "verdict.py: interrupted, nothing was written\n")
+            finish(inquiry.conclude(), arguments)
+        except ValueError as error:
+            parser.error(str(error))
+        except (RuntimeError, OSError) as error:
+            parser.exit(FAILED, f"verdict.py: failed: {error}\n")
+        except MemoryError as error:
+            parser.exit(FAILED, f"verdict.py: failed: out of memory ({error})\n")
+        except KeyboardInterrupt:
+            parser.exit(INTERRUPTED, "verdict.py: interrupted, before anything was found\n")
 
-def check_deq(deq) -> None:
-    missing = [name for name in ("activation", "sigma_a2", "tau0", "A", "B") if not hasattr(deq, name)]
-    if missing:
-        raise ValueError(f"{type(deq).__name__} is not a DEQ of the form z = phi(sigma_a A z + sigma_b B x)/sqrt(m): it "
-                         f"has no {', '.join(missing)}")
+
+def prepare(arguments):
+    """The inquiry that the flags ask for; ValueError for what is wrong with the data or the DEQ."""
+    from data_prepare import load_training
+    from gaussian_integration import load_activation
+    from inquiry import Inquiry
+    from model import DEQ
+
+    interrupts.raise_from_now_on()
+    a = arguments
+    activation = load_activation(a.activation)
+    try:
+        X, y = load_training(a.dataset, a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path)
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    deq = DEQ(activation, X.shape[1], a.dim, 2 if y is None else int(y.max()) + 1, a.asquare, seed=a.seed)
+    print(f"{a.dataset}: {len(X)} training samples, p = {X.shape[1]}; DEQ of {activation.name}, sigma_a^2 = "
+          f"{a.asquare:g}, width {a.dim}", flush=True)
+    return Inquiry(deq, X, y, budget=a.budget, tolerance=a.tolerance, seed=a.seed)
 
 
-def check_data(X, y, p: int) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:
-    """X float32 (n, p), y in 0 .. classes - 1 or None, the number of classes or None; ValueError for what is wrong."""
-    X = torch.as_tensor(X)
-    if X.ndim != 2 or X.shape[1] != p:
-        raise ValueError(f"X must be an (n, {p}) matrix, as the DEQ's B has {p} columns; got shape {tuple(X.shape)}")
-    if len(X) < LEAST:
-        raise ValueError(f"{len(X)} samples are too few to say anything: at least {LEAST} are needed")
-    X = X.detach().to("cpu", torch.float32)
-    bad = next((start + int((~rows.isfinite().all(1)).nonzero()[0]) for start, rows in
-                zip(range(0, len(X), 4096), X.split(4096)) if not rows.isfinite().all()), None)
-    if bad is not None:
-        raise ValueError(f"X has NaN or infinite entries, first in row {bad}")
-    if y is None:
-        return X, None, None
-    y = torch.as_tensor(y)
-    if y.shape != X.shape[:1]:
-        raise ValueError(f"y must have one label a row of X, ({len(X)},); got shape {tuple(y.shape)}")
-    if y.is_floating_point() and not (y.isfinite().all() and (y == y.round()).all()):
-        raise ValueError("the labels y must be integers")
-    values, y = y.long().cpu().unique(return_inverse=True)
-    if len(values) < 2:
-        raise ValueError(f"all labels are {int(values[0])}: a verdict on accuracy needs at least two classes; give "
-                         "y=None for one on kernels alone")
-    return X, y, len(values)
+def finish(found: Verdict, arguments):
+    """Prints the verdict and writes it."""
+    from utils import atomic_write
+    for sentence in found.applies["fails"]:
+        print(f"assumption: {sentence}")
+    print(found.table())
+    path = Path(arguments.output) / "verdict.json"
+    settings = {"dataset": arguments.dataset, "dataset_path": arguments.dataset_path, **found.settings}
+    with atomic_write(path, "w") as file:
+        json.dump(found.to_dict() | {"settings": settings}, file, indent=1, allow_nan=False)
+    print(f"\n{found.seconds:.0f} s; {path}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        interrupts.ignore()

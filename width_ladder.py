@@ -12,7 +12,7 @@ import torch
 
 from candidates import Network
 from fixed_point import Picard
-from leave_one_out import Targets, from_features
+from leave_one_out import Targets, copies, from_features
 from model import DEQ
 from predicted_loss import CONSTANTS, Discrepancy, Measured, measured
 
@@ -29,17 +29,19 @@ class Ladder:
     Parameters
     ----------
     deq : its activation, sigma_a^2 and tau_0 count.
-    networks : the candidates. X (n, p) float32, y (n,) in 0 .. classes - 1, in random order; copies : see `Targets`.
+    networks : the candidates. X (n, p) float32, y (n,) in 0 .. classes - 1, taken in the order of `order` (n,).
+    clock : that times are measured by.
 
     Attributes
     ----------
     passes : {(width, count): {name: [differences of being right (count,) int8, one a seed]}}
     """
 
-    def __init__(self, deq: DEQ, networks: list[Network], X: torch.Tensor, y: torch.Tensor, classes: int,
-                 copies: torch.Tensor, seed: int = 0, constants: Discrepancy = CONSTANTS):
-        self.deq, self.networks, self.X, self.y, self.classes, self.copies = deq, networks, X, y, classes, copies
-        self.first_seed, self.constants = _OWN_SEEDS * (1 + seed), constants
+    def __init__(self, deq: DEQ, networks: list[Network], X: torch.Tensor, y: torch.Tensor, order: torch.Tensor,
+                 classes: int, seed: int = 0, clock=time.perf_counter, constants: Discrepancy = CONSTANTS):
+        self.deq, self.networks, self.X, self.y, self.classes = deq, networks, X, y[order], classes
+        self.order, self.copies = order, copies(X)[order]
+        self.first_seed, self.clock, self.constants = _OWN_SEEDS * (1 + seed), clock, constants
         self.passes: dict[tuple, dict[str, list]] = {}
         self.ridges: dict[str, float] = {}   # where the search begins
         self.accuracy: dict[tuple, list] = {}  # of the DEQ
@@ -57,7 +59,7 @@ class Ladder:
 
     def measure(self, width: int, count: int) -> float:
         """One more seed at this width with the first `count` samples; the seconds that it took."""
-        start = time.perf_counter()
+        start = self.clock()
         seed = self.first_seed + len(self.accuracy.get((width, count), ()))
         p, targets = self.X.shape[1], Targets(self.y[:count], self.classes, self.copies[:count])
         deq = DEQ(self.deq.activation, p, width, self.classes, self.deq.sigma_a2, self.deq.tau0, seed,
@@ -68,7 +70,7 @@ class Ladder:
         for network in self.networks:
             right[network.name] = self._right(network.name, network.build(p, width, self.classes, seed), targets, count)
         self.record(width, right, deq_right)
-        seconds = time.perf_counter() - start
+        seconds = self.clock() - start
         self.rate = seconds / self.work(width, count)
         return seconds
 
@@ -77,7 +79,7 @@ class Ladder:
         with torch.no_grad():
             for start in range(0, count, BATCH):
                 rows = slice(start, min(start + BATCH, count))
-                features[rows] = model.features(self.X[rows])
+                features[rows] = model.features(self.X[self.order[rows]])
         found = from_features(features, targets, self.ridges.get(name, 1e-2))
         self.ridges[name] = found.ridge
         return found.right
@@ -107,15 +109,8 @@ class Ladder:
 
     def points(self, name: str) -> list[Measured]:
         """What has been measured of a candidate, for `predicted_loss.predict`."""
-        found = []
-        for (width, count), networks in self.passes.items():
-            differences = np.stack(networks[name])
-            if not math.isinf(width):
-                discordant = np.abs(differences).mean()
-                found.append(measured(width, differences, self.copies[:count].numpy(), discordant, self.constants))
-            else:
-                found.append(measured(width, differences, self.copies[:count].numpy(), 0.0, self.constants))
-        return found
+        return [measured(width, np.stack(networks[name]), self.copies[:count].numpy(), self.constants)
+                for (width, count), networks in self.passes.items()]
 
 
 def climb(ladder: Ladder, width: int, until: float, settled=lambda: False):
@@ -127,7 +122,7 @@ def climb(ladder: Ladder, width: int, until: float, settled=lambda: False):
     least = min(n, max(200, 10 * ladder.classes))
 
     def left():
-        return until - time.perf_counter()
+        return until - ladder.clock()
 
     begin = max(min(width // 4, 64), 1)
     ladder.measure(begin, min(n, 1000))  # and learns the rate

@@ -27,7 +27,7 @@ from torch.nn.functional import linear
 
 from activations import ACTIVATIONS, Activation, piecewise_linear
 from model import ENN
-from ridge_features import RIDGES, solve
+from ridge_features import Readout
 from utils import atomic_write
 
 FORMAT = 1
@@ -64,9 +64,14 @@ class Network(nn.Module):
 
 
 @torch.no_grad()
-def network_of(enn: ENN, mean=None, scale: float = 1.0) -> Network:
-    """The explicit network as it stands, for rows of which it would be given (x - mean)/scale.
+def network_of(enn: ENN, readout: Readout | None = None, mean=None, scale: float = 1.0) -> Network:
+    """The explicit network, calibrated to its data as it is built, for rows x of which it is given (x - mean)/scale.
 
+    Parameters
+    ----------
+    enn : with layers that are centred, or not, as the DEQ asks.
+    readout : of `ridge_features.solve` for `enn`, whose outputs estimate one-hot rows: the bias is their mean in
+        training. By default the readout is that of `enn`, without a bias.
     mean, scale : what `data_prepare` normalised the data by, `Dataset.mean` and `Dataset.scale`.
     """
     dims = [len(weight) for weight in enn.weights]
@@ -74,25 +79,11 @@ def network_of(enn: ENN, mean=None, scale: float = 1.0) -> Network:
     if mean is not None:
         network.mean.copy_(mean)
     network.scale.fill_(scale)
-    factors = [enn.input_scale, *(1 / math.sqrt(dim) for dim in dims)]
+    *factors, last = [enn.input_scale, *(1 / math.sqrt(dim) for dim in dims)]
     for ours, weight, factor in zip(network.weights, enn.weights, factors):
         ours.copy_(weight * factor)
-    network.readout.weight.copy_(enn.readout.weight * factors[-1])
-    network.readout.bias.zero_()
-    return network
-
-
-@torch.no_grad()
-def with_readout(enn: ENN, X, labels, n_classes: int, ridges=RIDGES, mean=None, scale: float = 1.0) -> Network:
-    """The network with the readout that `ridge_features.solve` finds for X (n, p), normalised, and its labels (n,).
-
-    Its outputs estimate one-hot rows: the bias is their mean in training. Rows must be in random order, as their last
-    fifth chooses the ridge.
-    """
-    found, _ = solve(enn, X, labels, n_classes, ridges, enn.readout.weight.device)
-    network = network_of(enn, mean, scale)
-    network.readout.weight.copy_(found.weights.T / math.sqrt(len(enn.weights[-1])))
-    network.readout.bias.copy_(found.mean)
+    network.readout.weight.copy_(last * (enn.readout.weight if readout is None else readout.weights.T))
+    network.readout.bias.copy_(torch.zeros(()) if readout is None else readout.mean)
     return network
 
 
@@ -168,7 +159,7 @@ def export(network: Network | ENN, path, X_example: torch.Tensor) -> dict:
 
     Parameters
     ----------
-    network : with its readout; an ENN as it stands, or what `with_readout` makes of it.
+    network : of `network_of`, or an ENN with a trained readout.
     path : ends in .pt.
     X_example : (n, p), two rows or more, that the programs are traced and checked with. They take any number of rows.
 

@@ -11,7 +11,7 @@ import torch
 
 import export_network
 from data_prepare import load_dataset
-from export_network import describe_layer, export, make_layer, network_of, rebuild, with_readout
+from export_network import describe_layer, export, make_layer, network_of, rebuild
 from gaussian_integration import ACTIVATIONS, from_function
 from model import DEQ, build_model, matched_enn
 from ridge_features import solve
@@ -71,14 +71,14 @@ def test_the_families_are_there():
 def test_the_network_is_the_enn_on_rows_before_they_are_normalised(name):
     enn, mean = network(name).double(), torch.linspace(-1, 1, P, dtype=torch.float64)
     x = X.double()
-    torch.testing.assert_close(network_of(enn, mean, 2.5)(2.5 * x + mean), enn(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(network_of(enn, mean=mean, scale=2.5)(2.5 * x + mean), enn(x), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(network_of(enn).features(x) / math.sqrt(M), enn.features(x), rtol=1e-10, atol=1e-10)
     enn.float()
 
 
 @pytest.mark.parametrize("name", ["leaky ReLU", "cubic", "plain tanh"])
 def test_files_make_the_network_again(name, tmp_path):
-    made = network_of(network(name), torch.ones(P), 0.5)
+    made = network_of(network(name), None, torch.ones(P), 0.5)
     found = export(made, tmp_path / "folder" / "enn.pt", X[:4])
     assert found["difference"]["pt2"] <= 1e-6
     again = rebuild(tmp_path / "folder" / "enn.pt")
@@ -109,7 +109,7 @@ def test_a_network_in_double_precision_stays_in_it(tmp_path):
 def test_onnxruntime_gives_the_same(name, tmp_path):
     for module in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
-    made = network_of(network(name), 0.1 * torch.ones(P), 0.8)
+    made = network_of(network(name), None, 0.1 * torch.ones(P), 0.8)
     found = export(made, tmp_path / "enn.pt", X[:4])
     assert found["difference"]["onnx"] <= 1e-5 and found["skipped"] is None
     program = (tmp_path / "enn.onnx").read_bytes()
@@ -126,8 +126,8 @@ def test_the_readout_is_that_of_its_ridge_regression_on_the_users_rows(small_npz
     enn = build_model("matched_enn", 5, 32, 3, 0.2, activation=ACTIVATIONS["swish"])
     order = torch.randperm(len(data.X_train), generator=torch.Generator().manual_seed(0))
     X_train, y_train = data.X_train[order], data.y_train[order]
-    made = with_readout(enn, X_train, y_train, 3, mean=data.mean, scale=data.scale)
-    expected = solve(enn, X_train, y_train, 3)[0].predict(enn, data.X_test).mean
+    readout, _ = solve(enn, X_train, y_train, 3)
+    made, expected = network_of(enn, readout, data.mean, data.scale), readout.predict(enn, data.X_test).mean
     raw = torch.from_numpy(np.load(small_npz)["X_test"])  # as the user has them
     with torch.no_grad():
         torch.testing.assert_close(made(raw).double(), expected, rtol=1e-4, atol=1e-4)
@@ -195,7 +195,7 @@ def test_damaged_files_are_said_in_one_line_and_nothing_is_unpickled(tmp_path):
         def __reduce__(self):
             return (tmp_path / "harm").write_text, ("done",)
 
-    for content in (good[:-200], b"", pickle.dumps(Harm()), export_network._saved(torch.save, {"mean": torch.ones(2)})):
+    for content in (good[:-200], b"", pickle.dumps(Harm(), 2), export_network._saved(torch.save, {"mean": torch.ones(2)})):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="enn.pt is damaged, or not of enn.json") as caught:
             rebuild(path)

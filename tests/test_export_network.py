@@ -195,7 +195,8 @@ def test_damaged_files_are_said_in_one_line_and_nothing_is_unpickled(tmp_path):
         def __reduce__(self):
             return (tmp_path / "harm").write_text, ("done",)
 
-    for content in (good[:-200], b"", pickle.dumps(Harm(), 2), export_network._saved(torch.save, {"mean": torch.ones(2)})):
+    other = export_network._saved(torch.save, {"mean": torch.ones(2)})
+    for content in (good[:-200], b"", pickle.dumps(Harm(), 2), other):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="enn.pt is damaged, or not of enn.json") as caught:
             rebuild(path)

@@ -98,7 +98,8 @@ def changed(**values):
 @pytest.mark.parametrize("module, message", [
     (nn.Linear(3, 3), "Linear is not a DEQ of the form z = .* it has no A, B, activation, readout; .*example"),
     (changed(B=None), "it has no B;"), (changed(readout=None, activation=None), "it has no activation, readout;"),
-    (changed(A=nn.Linear(M, M + 1)), r"A must be \(m, m\).*\(25, 24\)"), (changed(B=[1]), "its B must be an nn.Linear or"),
+    (changed(A=nn.Linear(M, M + 1)), r"A must be \(m, m\).*\(25, 24\)"),
+    (changed(B=[1]), "its B must be an nn.Linear or"),
     (changed(readout=nn.Linear(M + 1, K)), r"readout \(c, m\); they are .*\(3, 25\)"),
     (changed(activation="rely"), "its activation is 'rely', not one of relu"),
     (changed(activation=lambda x: x.undefined), "its activation is not an elementwise torch function"),
@@ -129,7 +130,8 @@ def test_the_checkpoint_of_a_run(small_npz, tmp_path):
     (tmp_path / "other.pt").write_bytes(pickle.dumps({"model": 1}, 2)[:-4])
     torch.save({"model": {"B": torch.ones(2, 2)}}, tmp_path / "half.pt")
     for path, message in ((readout, "holds a readout alone"), (tmp_path / "other.pt", "is no checkpoint of main.py"),
-                          (tmp_path / "half.pt", "it has no A, readout.weight"), (tmp_path / "no.pt", "cannot be read")):
+                          (tmp_path / "half.pt", "it has no A, readout.weight"),
+                          (tmp_path / "no.pt", "cannot be read")):
         with pytest.raises(ValueError, match=message) as caught:
             load_checkpoint(path, ACTIVATIONS["relu"], 0.2)
         assert "\n" not in str(caught.value)

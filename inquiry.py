@@ -15,7 +15,7 @@ from findings import Candidate, Verdict
 from kernel_distance import label_alignment, least_distance, relative_error
 from kernel_runs import blocks_of
 from leave_one_out import Targets, copies, from_kernel
-from predicted_loss import CONSTANTS, LEVEL, Interval, predict, width_from
+from predicted_loss import LEVEL, Interval, width_from
 from utils import estimate_tau0, generator
 from width_error import implicit_fluctuation
 from width_ladder import Ladder, climb
@@ -78,7 +78,7 @@ class Inquiry:
             return
         self.ladder = Ladder(self.deq, found, self.X, self.y, self.order, self.classes, self.seed, self.clock)
         yield from self._infinite(rows)
-        for _ in climb(self.ladder, self.width, self.end - 0.05 * budget, self._settled):
+        for _ in climb(self.ladder, self.width, self.end - 0.05 * budget, self._open):
             yield f"{sum(map(len, self.ladder.accuracy.values()))} measurements"
 
     def _nonzero(self, count):
@@ -121,12 +121,15 @@ class Inquiry:
         self.deq_found["infinite"] = {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
 
     def _interval(self, one) -> Interval:
-        return predict(self.ladder.points(one.name), self.width, self.n, CONSTANTS)
+        return self.ladder.posterior(one.name, self.width).interval()
 
-    def _settled(self):
-        """No interval is wider than a fifth of the tolerance."""
-        found = [self._interval(one) for one in self.candidates]
-        return all(interval.high - interval.low < self.tolerance / 5 for interval in found)
+    def _open(self):
+        """The candidates whose loss is to be known better: all, until each is on one side of the tolerance."""
+        found = {one: self._interval(one) for one in self.candidates}
+        wide = [one.name for one, interval in found.items()
+                if interval.high - interval.low > self.tolerance / 2 and interval.low < self.tolerance]
+        across = [one.name for one, interval in found.items() if interval.low < self.tolerance < interval.high]
+        return across or wide
 
     # ------------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ Stat. Soc. B 63 (2001), for the discrepancy of a computer model.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq
@@ -40,6 +40,7 @@ class Discrepancy:
     floor : standard deviation of what no measurement here tells.
     seeds : prior standard deviation of the loss of one seed, as a share of the samples that the two networks of a seed
         tell apart; weight : of this prior, in seeds.
+    common : prior share of the variance over samples that all seeds have in common.
     shared : correlation of the samples' part of the error at different widths.
     """
 
@@ -50,6 +51,7 @@ class Discrepancy:
     floor: float = 0.05
     seeds: float = 0.04
     weight: float = 2.0
+    common: float = 0.05
     shared: float = 0.7
 
 
@@ -58,14 +60,29 @@ CONSTANTS = Discrepancy()
 
 @dataclass(frozen=True)
 class Measured:
-    """The loss at one width (math.inf: the exact kernel) and number of samples, and the variance of its error."""
+    """The loss at one width (math.inf: the exact kernel) and number of samples, and the variances of its error.
+
+    one : variance of the difference on one sample with one seed; common : its part that all seeds have.
+    of_samples : of the loss, from the samples. of_one_seed : of the loss of one seed, from the weights.
+    """
 
     width: float
     count: int
     loss: float
-    of_samples: float
-    of_seeds: float
     seeds: int
+    one: float
+    common: float
+    of_samples: float
+    of_one_seed: float
+
+    @property
+    def of_seeds(self) -> float:
+        return self.of_one_seed / self.seeds
+
+    def supposed(self, width: int, count: int, seeds: int) -> "Measured":
+        """What a measurement elsewhere would know, if its samples and seeds spread as those of this one."""
+        of_samples = (self.common + (self.one - self.common) / seeds) / count
+        return replace(self, width=width, count=count, seeds=seeds, of_samples=of_samples)
 
 
 @dataclass(frozen=True)
@@ -88,19 +105,20 @@ def measured(width: float, differences: np.ndarray, group: np.ndarray,
     """
     seeds, n = differences.shape
     each = 100 * differences.mean(0)
-    loss = each.mean()
+    loss, one = each.mean(), (100 * differences).var(1).mean()
     # one more sample on which they differ, since there may be some where none was seen
-    of_samples = (np.bincount(group, each - loss)**2).sum() / n**2 + (100 / n)**2 / seeds
+    unseen = (100 / n)**2 / seeds
+    of_samples = (np.bincount(group, each - loss)**2).sum() / n**2 + unseen
     if math.isinf(width):
-        return Measured(width, n, loss, of_samples, 0.0, seeds)
-    of_one = (constants.seeds * 100 * np.abs(differences).mean())**2
+        return Measured(width, n, loss, seeds, one, one, of_samples, 0.0)
+    common, of_one = constants.common * one, (constants.seeds * 100 * np.abs(differences).mean())**2
     if seeds > 1:
         means = 100 * differences.mean(1)
-        rest = (100 * differences - each - means[:, None] + loss)**2
-        noise = rest.sum() / ((seeds - 1) * (n - 1)) / n  # of the mean of one seed, from samples alone
-        found = max(means.var(ddof=1) - noise, 0.0)
+        rest = ((100 * differences - each - means[:, None] + loss)**2).sum() / ((seeds - 1) * (n - 1))
+        common = max(each.var() - rest / seeds, 0.0)
+        found = max(means.var(ddof=1) - rest / n, 0.0)  # without what the samples alone make of one seed's mean
         of_one = (constants.weight * of_one + (seeds - 1) * found) / (constants.weight + seeds - 1)
-    return Measured(width, n, loss, of_samples, of_one / seeds, seeds)
+    return Measured(width, n, loss, seeds, one, common, of_samples, of_one)
 
 
 def _coordinates(points):
@@ -120,31 +138,60 @@ def _error_covariance(points, constants):
     return common * np.outer(of_samples, of_samples) + np.diag([p.of_seeds for p in points])
 
 
-def predict(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> Interval:
-    """The loss at this width and number of samples, given measurements at others (none: the prior)."""
-    powers = np.arange(-3, 7)
-    log_weights = -0.5 * (powers / constants.spread)**2
-    amplitudes2 = (constants.amplitude * 2.0**powers)**2
-    means, variances = np.zeros(len(powers)), amplitudes2.copy()
-    if points:
+class Posterior:
+    """The loss at a width and number of samples, given measurements at others (none: the prior).
+
+    Attributes
+    ----------
+    weights, means, variances : of the Gaussians whose mixture it is, one for each amplitude.
+    """
+
+    def __init__(self, points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS):
+        powers = np.arange(-3, 7)
+        self.target, self.constants = (width, count), constants
+        self.amplitudes2 = (constants.amplitude * 2.0**powers)**2
+        log_weights = -0.5 * (powers / constants.spread)**2
+        self.means, self.variances = np.zeros(len(powers)), self.amplitudes2.copy()
+        if points:
+            losses = np.array([p.loss for p in points])
+            for k, (root, across) in enumerate(self._factors(points)):
+                y, c = (np.linalg.solve(root, v) for v in (losses, across))
+                self.means[k], self.variances[k] = c @ y, self.variances[k] - c @ c
+                log_weights[k] -= 0.5 * y @ y + np.log(root.diagonal()).sum()
+        weights = np.exp(log_weights - log_weights.max())
+        self.weights = weights / weights.sum()
+
+    def _factors(self, points):
+        """For each amplitude the Cholesky factor of the measurements' covariance, and theirs with the target."""
         at = _coordinates([(p.width, p.count) for p in points])
-        among = _correlation(at, at, constants)
-        across = _correlation(at, _coordinates([(width, count)]), constants)[:, 0]
-        errors, losses = _error_covariance(points, constants), np.array([p.loss for p in points])
-        for k, amplitude2 in enumerate(amplitudes2):
-            root = np.linalg.cholesky(amplitude2 * among + errors)
-            y, c = (np.linalg.solve(root, v) for v in (losses, amplitude2 * across))
-            means[k], variances[k] = c @ y, amplitude2 - c @ c
-            log_weights[k] -= 0.5 * y @ y + np.log(root.diagonal()).sum()
-    weights = np.exp(log_weights - log_weights.max())
-    weights /= weights.sum()
-    deviations = np.sqrt(np.maximum(variances, 0) + constants.floor**2)
+        among = _correlation(at, at, self.constants)
+        across = _correlation(at, _coordinates([self.target]), self.constants)[:, 0]
+        errors = _error_covariance(points, self.constants)
+        return [(np.linalg.cholesky(a2 * among + errors), a2 * across) for a2 in self.amplitudes2]
 
-    def quantile(level):
-        low, high = (means - 9 * deviations).min(), (means + 9 * deviations).max()
-        return brentq(lambda x: weights @ ndtr((x - means) / deviations) - level, low, high, xtol=1e-6)
+    @property
+    def variance(self) -> float:
+        """Mean of those of the mixture."""
+        return float(self.weights @ self.variances) + self.constants.floor**2
 
-    return Interval(float(weights @ means), quantile((1 - LEVEL) / 2), quantile((1 + LEVEL) / 2))
+    def variance_given(self, points: list[Measured]) -> float:
+        """What the variance would be with these measurements instead, whatever they find."""
+        explained = [((c := np.linalg.solve(root, across)) @ c) for root, across in self._factors(points)]
+        return float(self.weights @ (self.amplitudes2 - explained)) + self.constants.floor**2
+
+    def interval(self) -> Interval:
+        deviations = np.sqrt(np.maximum(self.variances, 0) + self.constants.floor**2)
+        ends = (self.means - 9 * deviations).min(), (self.means + 9 * deviations).max()
+
+        def quantile(level):
+            return brentq(lambda x: self.weights @ ndtr((x - self.means) / deviations) - level, *ends, xtol=1e-6)
+
+        return Interval(float(self.weights @ self.means), quantile((1 - LEVEL) / 2), quantile((1 + LEVEL) / 2))
+
+
+def predict(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> Interval:
+    """The loss at this width and number of samples, given measurements at others."""
+    return Posterior(points, width, count, constants).interval()
 
 
 def width_from(points: list[Measured], count: int, tolerance: float, constants: Discrepancy = CONSTANTS) -> int | None:
@@ -155,3 +202,10 @@ def width_from(points: list[Measured], count: int, tolerance: float, constants: 
             break
         found = width
     return found
+
+
+def nearest(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> Measured:
+    """The measurement of finite width that is correlated most with one at this width and number of samples."""
+    finite = [p for p in points if not math.isinf(p.width)]
+    at = _coordinates([(p.width, p.count) for p in finite])
+    return finite[int(_correlation(at, _coordinates([(width, count)]), constants)[:, 0].argmax())]

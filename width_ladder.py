@@ -4,7 +4,6 @@ One pass draws the weights of one seed, of all networks with common first-layer 
 of the first so many samples, and predicts each sample by the others. What a pass will take is known from those before.
 """
 
-import math
 import time
 
 import numpy as np
@@ -14,11 +13,13 @@ from candidates import Network
 from fixed_point import Picard
 from leave_one_out import Targets, copies, from_features
 from model import DEQ
-from predicted_loss import CONSTANTS, Discrepancy, Measured, measured
+from predicted_loss import CONSTANTS, Discrepancy, Measured, Posterior, measured, nearest
 
 BATCH = 512           # of samples: their features stay in cache
 TOLERANCE = 1e-4      # of the equilibrium, far below what the weights' randomness does to it
-MOST_SEEDS = 40       # at the width that is asked for
+MOST_SEEDS = 40       # at one width and number of samples
+FEWEST = 500          # samples of a pass, where there are so many: the ridge is chosen on a fifth
+WORTH = 0.98          # of the variance, which what is measured next has to promise to bring it below
 FEATURES = 1e9        # bytes that the features of a pass may take
 _OWN_SEEDS = 10_000   # the weights are not those of seeds that a user will train
 
@@ -95,15 +96,12 @@ class Ladder:
         solve = n * n * m + 2 * n**3 if n <= m else 2 * n * m * m + m**3
         return total + 2 * solve * (1 + len(self.networks))
 
-    def affordable(self, width: int, seconds: float) -> int:
-        """The most samples of a pass at this width that takes so long."""
-        low, high = 0, min(len(self.X), int(FEATURES / (4 * width)))
-        if self.rate * self.work(width, high) <= seconds:
-            return high
-        while high - low > max(1, low // 100):
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.rate * self.work(width, middle) <= seconds else (low, middle)
-        return low
+    def seconds(self, width: int, count: int) -> float:
+        """That a pass may take, by the last one."""
+        return self.rate * self.work(width, count)
+
+    def most_seeds(self) -> int:
+        return max(map(len, self.accuracy.values()))
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -112,33 +110,47 @@ class Ladder:
         return [measured(width, np.stack(networks[name]), self.copies[:count].numpy(), self.constants)
                 for (width, count), networks in self.passes.items()]
 
+    def posterior(self, name: str, width: int) -> Posterior:
+        """The loss of a candidate at this width, with all samples."""
+        return Posterior(self.points(name), width, len(self.order), self.constants)
 
-def climb(ladder: Ladder, width: int, until: float, settled=lambda: False):
-    """Passes at a few smaller widths, then at the one asked for, until the time `until` or `settled()`.
 
-    Yields after each pass. With all samples where they can be afforded, and then as many seeds as there is time for.
+def climb(ladder: Ladder, width: int, until: float, open_questions):
+    """Passes until the time `until`, or until `open_questions()`, names of candidates, is empty. Yields after each.
+
+    The first few, at small widths, learn what a pass takes. Then each is the one of which, repeated for the rest of the
+    time, would leave the least variance of the open losses at `width` with all samples: as many samples there as can
+    be afforded, more seeds, or a narrower width with more samples.
     """
-    n = len(ladder.X)
-    least = min(n, max(200, 10 * ladder.classes))
-
-    def left():
-        return until - ladder.clock()
-
-    begin = max(min(width // 4, 64), 1)
-    ladder.measure(begin, min(n, 1000))  # and learns the rate
-    ladder.measure(begin, min(n, 1000))
-    yield
-    for rung in sorted({max(width // 16, begin), max(width // 4, begin)}):
-        count = max(ladder.affordable(rung, 0.06 * left()), least)
-        for _ in range(2):
-            if ladder.rate * ladder.work(rung, count) < left() / 3:
-                ladder.measure(rung, count)
-                yield
-    count = ladder.affordable(width, 0.45 * left())
-    if count < least:
-        count = least
-    for _ in range(MOST_SEEDS):
-        if settled() or ladder.rate * ladder.work(width, count) > left():
+    n = len(ladder.order)
+    widths = sorted({max(width >> k, min(width, 32)) for k in range(6)})
+    counts = sorted({max(n >> k, min(n, FEWEST)) for k in range(10)})
+    for rung in widths[:-1:2] or widths:
+        count = min(n, 1000)
+        if ladder.rate is None or ladder.seconds(rung, count) < 0.05 * (until - ladder.clock()):
+            ladder.measure(rung, count)
+            yield
+    while names := open_questions():
+        left = until - ladder.clock()
+        options = [(w, c) for w in widths for c in counts
+                   if 4 * c * w <= FEATURES and ladder.seconds(w, c) < 0.6 * left]
+        if not options or ladder.most_seeds() >= MOST_SEEDS:
             break
-        ladder.measure(width, count)
+        variances = {point: _variance(ladder, names, width, *point, left) for point in options}
+        best = min(options, key=variances.get)
+        if variances[best] > WORTH * sum(ladder.posterior(name, width).variance for name in names):
+            break
+        ladder.measure(*best)
         yield
+
+
+def _variance(ladder, names, width, rung, count, left):
+    """Mean variance of the losses of these candidates, if the time left were spent at this rung and count."""
+    more, total = max(int(left / ladder.seconds(rung, count)), 1), 0.0
+    for name in names:
+        points = ladder.points(name)
+        known = [p for p in points if (p.width, p.count) != (rung, count)]
+        seeds = more + sum(p.seeds for p in points if (p.width, p.count) == (rung, count))
+        supposed = nearest(points, rung, count, ladder.constants).supposed(rung, count, min(seeds, MOST_SEEDS))
+        total += ladder.posterior(name, width).variance_given([*known, supposed])
+    return total

@@ -13,7 +13,7 @@ from candidates import Network
 from fixed_point import Picard
 from leave_one_out import Targets, copies, from_features
 from model import DEQ
-from predicted_loss import CONSTANTS, Discrepancy, Measured, Posterior, measured, nearest
+from predicted_loss import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
 
 BATCH = 512           # of samples: their features stay in cache
 TOLERANCE = 1e-4      # of the equilibrium, far below what the weights' randomness does to it
@@ -151,6 +151,7 @@ def _variance(ladder, names, width, rung, count, left):
         points = ladder.points(name)
         known = [p for p in points if (p.width, p.count) != (rung, count)]
         seeds = more + sum(p.seeds for p in points if (p.width, p.count) == (rung, count))
-        supposed = nearest(points, rung, count, ladder.constants).supposed(rung, count, min(seeds, MOST_SEEDS))
+        apart = expected_apart(points, rung, count, ladder.constants)
+        supposed = nearest(points, rung, count, ladder.constants).supposed(rung, count, min(seeds, MOST_SEEDS), apart)
         total += ladder.posterior(name, width).variance_given([*known, supposed])
     return total

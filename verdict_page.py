@@ -14,7 +14,7 @@ from utils import atomic_write
 COLOURS = {"matched": "C0", "plain": "C1"}
 JOBS = {"inference": "one row", "features": "batch", "training_step": "training step", "memory": "memory"}
 ANSWERS = {"replace": "Replace it", "keep": "Keep it", "undecided": "Undecided"}
-SHOWN = 14  # candidates in the figure, at most
+SHOWN = 12  # candidates in the figure, at most
 
 
 def write(found: dict, folder) -> list[Path]:
@@ -45,27 +45,29 @@ def draw(found: dict, path) -> bool:
     import matplotlib.pyplot as plt
 
     shown = _shown(found)
-    if not shown:
+    known = {_losses: any(one["loss"] is not None for one in shown), _savings: any(one["cost"] for one in shown),
+             _distances: any(one["distance"] for one in shown), _scores: bool(found["drift"])}
+    # one row; a second where there are the weights of a trained DEQ to be shown
+    layout = [[_losses, _distances], [_scores, _savings]] if found["drift"] else [[_losses, _distances, _savings]]
+    rows = [row for row in ([panel for panel in row if known[panel]] for row in layout) if row]
+    if not rows:
         return False
-    panels = [panel for panel, known in ((_losses, any(one["loss"] is not None for one in shown)),
-                                         (_distances, any(one["distance"] for one in shown)),
-                                         (_scores, found["drift"]), (_savings, any(one["cost"] for one in shown)))
-              if known]
-    if not panels:
-        return False
+    heights = [max(1.9, 0.9 + 0.19 * len(shown)), 2.0][:len(rows)]
     with plt.style.context(STYLE):
-        named = [panel in (_losses, _distances) for panel in panels]
-        figure, axes = plt.subplots(1, len(panels), figsize=(7.0, max(1.9, 0.9 + 0.19 * len(shown))), squeeze=False,
-                                    width_ratios=[1.25 if left else 1.0 for left in named], layout="constrained")
-        for number, (panel, ax) in enumerate(zip(panels, axes[0])):
+        figure, axes = plt.subplot_mosaic(
+            [[panel.__name__ for panel in row for _ in range(len(rows[-1 - number]) if len(rows) > 1 else 1)]
+             for number, row in enumerate(rows)], figsize=(7.0, sum(heights)), height_ratios=heights,
+            layout="constrained")
+        for number, panel in enumerate(panel for row in rows for panel in row):
+            ax = axes[panel.__name__]
             title = panel(ax, shown, found)
             if panel in (_losses, _distances):
+                first = not number
                 ax.set_ylim(len(shown) - 0.4, -0.6)
-                ax.set_yticks(range(len(shown)), [_label(one) for one in shown] if not number else [])
-                ax.tick_params(axis="y", length=0)
-                if not number:
-                    for text, one in zip(ax.get_yticklabels(), shown):
-                        text.set_fontweight("bold" if one["name"] == found["chosen"] else "normal")
+                ax.set_yticks(range(len(shown)), [_label(one) for one in shown] if first else [])
+                for text, one in zip(ax.get_yticklabels(), shown):
+                    text.set_fontweight("bold" if one["name"] == found["chosen"] else "normal")
+            ax.tick_params(axis="y", length=0)
             ax.set_title(f"({'abcd'[number]}) {title}", loc="left")
         save(figure, path, dpi=200)
         plt.close(figure)
@@ -89,8 +91,9 @@ def _label(one):
 def _losses(ax, shown, found):
     tolerance = found["settings"]["tolerance"]
     ends = [end for one in shown if one["loss"] is not None for end in one["loss_interval"]]
-    reach = 1.15 * max(3 * tolerance, min(max(map(abs, ends)), 40 * tolerance))
-    ax.axvspan(-reach, tolerance, color="0.93", linewidth=0)
+    least, most = max(min(-2 * tolerance, *ends), -60 * tolerance), min(max(2 * tolerance, *ends), 60 * tolerance)
+    margin = 0.06 * (most - least)
+    ax.axvspan(least - margin, tolerance, color="0.93", linewidth=0)
     ax.axvline(0, color="0.6", linewidth=0.6)
     for row, one in enumerate(shown):
         colour = COLOURS[one["kind"]]
@@ -100,14 +103,18 @@ def _losses(ax, shown, found):
             low, high = one["loss_interval"]
             ax.errorbar(one["loss"], row, xerr=[[one["loss"] - low], [high - one["loss"]]], fmt="o", color=colour,
                         elinewidth=1.8 if one["name"] == found["chosen"] else 1.0)
-    ax.set_xlim(-reach, reach)
+    ax.set_xlim(least - margin, most + margin)
     ax.set_xlabel("loss of accuracy (points)")
     handles = [ax.plot([], [], "o-", color=colour, label=kind)[0] for kind, colour in COLOURS.items()
                if any(one["kind"] == kind for one in shown)]
     if any(one["infinite"] for one in shown):
         handles += ax.plot([], [], "o", mfc="white", mec="0.3", label="infinite width")
-    ax.figure.legend(handles=handles, loc="outside lower left", ncols=3)
+    _legend(ax, handles, "left")
     return f"loss at width {found['settings']['width']}"
+
+
+def _legend(ax, handles, side):
+    ax.figure.legend(handles=handles, loc=f"outside lower {side}", ncols=3, handletextpad=0.4)
 
 
 def _distances(ax, shown, found):
@@ -121,24 +128,20 @@ def _distances(ax, shown, found):
     ax.set(xscale="log", xlabel="relative spectral distance")
     handles = [ax.plot([], [], marker, color=colour, label=label)[0] for colour, marker, label in looks.values()]
     handles += ax.plot([], [], "o", mfc="white", mec="0.3", label="times the best factor")
-    ax.figure.legend(handles=handles, loc="outside lower right", ncols=3, handletextpad=0.2)
+    _legend(ax, handles, "right")
     return "kernels beside the DEQ's"
 
 
 def _scores(ax, shown, found):
     """Of a trained DEQ: its statistics, in standard deviations of the shuffled copies."""
     statistics = found["drift"]["statistics"]
-    names = list(statistics)
-    scores = [statistics[name]["score"] for name in names]
+    scores = [one["score"] for one in statistics.values()]
     ax.axvspan(-2, 2, color="0.93", linewidth=0)
-    ax.barh(range(len(names)), scores, 0.55, color=["C3" if score > 3 else "0.55" for score in scores])
-    for row, (name, score) in enumerate(zip(names, scores)):
-        ax.text(0.0, row - 0.42, f"{name} ({score:+.1f})", fontsize=7, va="center")
-    ax.set_ylim(len(names) - 0.3, -0.9)
-    ax.set_yticks([])
-    ax.set_xscale("symlog", linthresh=4)
-    ax.set_xlim(min(-4, *scores), 2 * max(4, *scores))
-    ax.set_xlabel("standard deviations of random ones")
+    ax.barh(range(len(scores)), scores, 0.6, color=["C3" if score > 3 else "0.55" for score in scores])
+    ax.set_yticks(range(len(scores)), [name.replace("largest singular value", "largest s. v.") for name in statistics])
+    ax.set_ylim(len(scores) - 0.4, -0.6)
+    ax.set_xlim(1.1 * min(-4, *scores), 1.1 * max(4, *scores))
+    ax.set_xlabel("standard deviations of shuffled ones")
     return "trained weights"
 
 
@@ -151,7 +154,6 @@ def _savings(ax, shown, found):
     for row, value in enumerate(values):
         ax.text(value, row, f" {_factor(value)}", va="center", fontsize=7.5)
     ax.set_yticks(range(len(jobs)), [JOBS[job] for job in jobs])
-    ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(jobs) - 0.4, -0.6)
     ax.set_xlim(0, 1.3 * max(values))
     ax.set_xlabel("DEQ / network")
@@ -200,12 +202,14 @@ def blocks(found: dict, figures) -> list:
 
 
 def _caption(found):
-    said = ("Loss of each candidate with its 90% interval (in the grey area it is tolerated), its kernels' distance "
-            "from the DEQ's, and the time and memory of the DEQ beside its own.")
+    said = ["Loss of each candidate with its 90% interval; in the grey area it is tolerated"]
+    if any(one["distance"] for one in found["candidates"]):
+        said.append("the distance of its kernels from the DEQ's on these data")
     if found["drift"]:
-        said = ("Measured loss of each candidate with its 90% interval (in the grey area it is tolerated), and how far "
-                "the statistics of the trained weights are from those of shuffled copies.")
-    return said
+        said.append("how far statistics of the trained weights are from those of shuffled copies")
+    if any(one["cost"] for one in found["candidates"]):
+        said.append(f"time and memory of the DEQ over those of {_label(_costed(found))}")
+    return "; ".join(said) + "."
 
 
 def _candidates(found):

@@ -197,6 +197,16 @@ def test_a_direction_that_training_might_have_made_is_seen(where, statistic):
     assert after["statistics"][statistic]["score"] > max(5, before["statistics"][statistic]["score"] + 3)
 
 
+def test_a_spectrum_without_a_large_value_is_seen_too():
+    """All singular values of an orthogonal matrix are the same, which only their law knows."""
+    deq = DEQ(ACTIVATIONS["tanh"], P, 100, K, 0.2)
+    with torch.no_grad():
+        deq.A.copy_(torch.linalg.qr(deq.A)[0] * 10)
+    found = drift(adapt(deq), data())
+    assert found["left"] and found["statistics"]["singular values of A"]["score"] > 20
+    assert found["statistics"]["largest singular value of A"]["value"] == pytest.approx(0.5, rel=1e-3)
+
+
 def test_the_kernel_is_that_of_infinite_width_within_what_random_weights_do():
     for name, sigma_a2, tau0 in (("relu", 0.2, 1.0), ("tanh", 0.5, 1.0), ("swish", 0.3, 1.3)):
         found = drift(adapt(DEQ(ACTIVATIONS[name], P, 300, K, sigma_a2, tau0)), data(30))

@@ -67,7 +67,8 @@ class Inquiry:
         """Does the work, and yields what comes next."""
         yield "assumptions"
         budget = self.end - self.start
-        rows = self._nonzero(min(MACHINE, LEAST + int(25 * budget)))
+        self.copies = copies(self.X)
+        rows = self._distinct(min(MACHINE, LEAST + int(25 * budget)))
         some = self.X[rows[:min(COMPARED, LEAST + int(12 * budget))]]
         self.applies = applicability(self.deq.activation, self.deq.sigma_a2, self.deq.tau0, self.X[rows], self.seed)
         yield "matched networks"
@@ -81,18 +82,19 @@ class Inquiry:
         if self.y is None:
             yield from self._costs(COSTS * budget)
             return
-        self.ladder = Ladder(self.deq, found, self.X, self.y, self.order, self.classes, self.seed, self.clock)
+        self.ladder = Ladder(self.deq, found, self.X, self.y, self.order, self.copies, self.classes, self.seed,
+                             self.clock)
         yield from self._infinite(rows)
         for _ in climb(self.ladder, self.width, self.end - COSTS * budget, self._open):
             yield f"{sum(map(len, self.ladder.accuracy.values()))} measurements"
         yield from self._costs(COSTS * budget / 2)
 
-    def _nonzero(self, count):
-        """The first samples of the order, but for zero ones: an exact kernel has no entry for them."""
-        rows = self.order[:2 * count]
-        rows = rows[self.X[rows].square().sum(1) > 0][:count]
+    def _distinct(self, count):
+        """The first samples of the order, without copies, which exact kernels take long for, and zero ones."""
+        rows = self.order[:5 * count]
+        rows = rows[(self.copies[rows] == rows) & (self.X[rows].square().sum(1) > 0)][:count]
         if len(rows) < LEAST:
-            raise ValueError(f"nearly all samples are zero: at least {LEAST} others are needed")
+            raise ValueError(f"nearly all samples are zero or the same: at least {LEAST} others are needed")
         return rows
 
     def _compared(self, network, deq, X, targets):
@@ -110,7 +112,7 @@ class Inquiry:
     def _infinite(self, rows):
         """Exact kernel ridge regression of all networks on the same samples, each predicted by the others."""
         X, count = self.X[rows], len(rows)
-        targets = Targets(self.y[rows], self.classes, copies(X))
+        targets = Targets(self.y[rows], self.classes)
         deq = from_kernel(blocks_of(self.deq, X).both()[0], targets)
         right = {}
         for one in self.candidates:

@@ -11,7 +11,7 @@ import torch
 
 from candidates import Network
 from fixed_point import ConvergenceError, Picard
-from leave_one_out import Targets, copies, from_features
+from leave_one_out import Targets, from_features
 from model import DEQ
 from predicted_loss import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
 
@@ -30,7 +30,8 @@ class Ladder:
     Parameters
     ----------
     deq : its activation, sigma_a^2 and tau_0 count.
-    networks : the candidates. X (n, p) float32, y (n,) in 0 .. classes - 1, taken in the order of `order` (n,).
+    networks : the candidates.
+    X (n, p) float32, y (n,) in 0 .. classes - 1, copies (n,) of `leave_one_out.copies`, taken in the order `order`.
     clock : that times are measured by.
 
     Attributes
@@ -40,9 +41,10 @@ class Ladder:
     """
 
     def __init__(self, deq: DEQ, networks: list[Network], X: torch.Tensor, y: torch.Tensor, order: torch.Tensor,
-                 classes: int, seed: int = 0, clock=time.perf_counter, constants: Discrepancy = CONSTANTS):
+                 copies: torch.Tensor, classes: int, seed: int = 0, clock=time.perf_counter,
+                 constants: Discrepancy = CONSTANTS):
         self.deq, self.networks, self.X, self.y, self.classes = deq, networks, X, y[order], classes
-        self.order, self.copies = order, copies(X)[order]
+        self.order, self.copies = order, copies[order]
         self.first_seed, self.clock, self.constants = _OWN_SEEDS * (1 + seed), clock, constants
         self.passes: dict[tuple, dict[str, list]] = {}
         self.ridges: dict[str, float] = {}   # where the search begins
@@ -142,6 +144,8 @@ def climb(ladder: Ladder, width: int, until: float, open_questions):
         best = min(options, key=variances.get)
         if variances[best] > WORTH * sum(ladder.posterior(name, width).variance for name in names):
             break
+        if best not in ladder.passes and ladder.seconds(*best, everything) < 0.4 * left:
+            names = everything  # one seed, so that of no candidate nothing is known near what is asked
         _measure(ladder, widths, *best, names)
         yield
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from torch.nn.functional import one_hot
+from tqdm import tqdm
 
 from candidates import PLAIN_DEPTHS, Network, networks
 from model import ENN, build_model
@@ -23,6 +24,7 @@ BATCH = 512
 FIT = 10_000    # samples that a readout is solved on, at most
 HELD = 10_000   # samples that the loss is measured on, at most
 TAIL = 1.6449   # of a 90% interval
+_OWN_SEEDS = 10_000  # the weights are not those of seeds that a user trains
 
 
 @dataclass(eq=False)
@@ -91,12 +93,12 @@ def replacements(deq, X, y, held=None, *, width: int | None = None, seed: int = 
         loss is then too large: hand in others, here or as `held`.
     held : (X, y) of test samples; by default the last fifth of a random order of the samples.
     width : of the networks; by default the DEQ's.
-    budget : seconds; each candidate is tried with one seed at least.
+    budget : seconds; one network is tried at least, and then as many, with up to `most_seeds` seeds, as there is time.
 
     Returns
     -------
     (replacements, facts); facts : {"accuracy" of the DEQ, in %, "fit", "choose", "held": numbers of samples, "labels":
-    whether there were any (else the DEQ's own classes stand for them), "refused"}.
+    whether there were any (else the DEQ's own classes stand for them), "untried": number of networks, "refused"}.
 
     Raises
     ------
@@ -119,22 +121,21 @@ def replacements(deq, X, y, held=None, *, width: int | None = None, seed: int = 
     if y is not None:
         targets = {"labels": one_hot(labels[0], classes).double()} | targets
     tried: dict[tuple, list] = {}
-    firsts = ("drawn", "B") if width == len(deq.W) else ("drawn",)
-    for number in range(most_seeds):
-        for first in firsts:
-            for network in found:
-                if number and clock() > end:
-                    break
-                enn = network.build(X.shape[1], width, classes, 10_000 + seed + number).to(deq.W)
-                if first == "B":
-                    with torch.no_grad():
-                        enn.weights[0].copy_(deq.U / deq.U.square().mean().sqrt())
-                for name, target in targets.items():
-                    mean = target.mean(0)
-                    readout, _ = solve_targets(enn, fit, target - mean, mean, device=deq.W.device)
-                    chosen, said = (readout.predict(enn, part, deq.W.device).mean.argmax(1) for part in (choose, test))
-                    tried.setdefault((network.name, first, name), []).append(
-                        ((chosen == labels[1].cpu()).double().mean().item(), said, network, enn, readout))
+    firsts = ("B", "drawn") if width == len(deq.W) else ("drawn",)
+    trials = [(number, first, network) for number in range(most_seeds) for first in firsts for network in found]
+    for number, first, network in tqdm(trials, desc="replacements", leave=False, disable=None, delay=1):
+        if tried and clock() > end:
+            break
+        enn = network.build(X.shape[1], width, classes, _OWN_SEEDS + seed + number).to(deq.W)
+        if first == "B":
+            with torch.no_grad():
+                enn.weights[0].copy_(deq.U / deq.U.square().mean().sqrt())
+        for name, target in targets.items():
+            mean = target.mean(0)
+            readout, _ = solve_targets(enn, fit, target - mean, mean, device=deq.W.device)
+            chosen, said = (readout.predict(enn, part, deq.W.device).mean.argmax(1) for part in (choose, test))
+            right = (chosen == labels[1].cpu()).double().mean().item()
+            tried.setdefault((network.name, first, name), []).append((right, said, network, enn, readout))
     deq_right, deq_said = deq_right.cpu(), outputs[2].argmax(1).cpu()
     results = []
     for (own_name, first, target), rows in tried.items():
@@ -147,6 +148,7 @@ def replacements(deq, X, y, held=None, *, width: int | None = None, seed: int = 
                                    loss, (loss - half, loss + half), len(rows), enn, readout, gain))
     results.sort(key=lambda one: -one.chosen_by)
     facts = {"accuracy": 100 * deq_right.double().mean().item(), "labels": y is not None, "refused": refused,
+             "untried": len(found) * len(firsts) - len(tried) // len(targets),
              **dict(zip(("fit", "choose", "held"), (len(part) for part, _ in parts)))}
     return results, facts
 

@@ -4,7 +4,6 @@ import math
 import time
 
 import torch
-from tqdm import tqdm
 
 from candidates import Network
 from findings import Candidate, Verdict
@@ -60,9 +59,8 @@ class TrainedInquiry:
             return
         self.drift["unlike"] = None if self.drift["left"] else unlike
         left = max(self.end - self.clock(), 1.0)
-        with tqdm(total=1, desc="verdict: replacements", leave=False, disable=not progress):
-            self.found, self.facts = replacements(self.deq, self.X, self.y, self.held, width=self.width, seed=self.seed,
-                                                  budget=(1 - COSTS) * left, clock=self.clock)
+        self.found, self.facts = replacements(self.deq, self.X, self.y, self.held, width=self.width, seed=self.seed,
+                                              budget=(1 - COSTS) * left, clock=self.clock)
         best = self.found[0]
         self.cost = costs(self.deq, best.enn, self.X[:BATCH], COSTS * left)
 
@@ -105,6 +103,8 @@ class TrainedInquiry:
             return found
         if not self.found:
             reason = ["Nothing has been measured yet: allow more time (--budget)."]
+            if self.drift:
+                reason.insert(0, self._why_measured())
             return Verdict("undecided", reason, {}, (), None, self.settings, self.clock() - self.start, {}, {},
                            self.drift)
         candidates = tuple(map(_candidate, self.found))
@@ -115,13 +115,18 @@ class TrainedInquiry:
                        self.facts["refused"], {key: self.facts[key] for key in ("accuracy", "fit", "choose", "held")},
                        self.drift)
 
+    def _why_measured(self):
+        if not self.drift["left"]:
+            return f"The network is not one of the theory: {self.drift['unlike']}. The loss is measured."
+        name, worst = max(self.drift["statistics"].items(), key=lambda item: item[1]["score"])
+        return (f"The weights have left the random regime: {name}, {worst['value']:.3g}, is {worst['score']:.1f} "
+                "standard deviations above that of shuffled ones. No loss is predicted; it is measured.")
+
     def _answer(self, best):
         low, high = best.loss_interval
-        name, worst = max(self.drift["statistics"].items(), key=lambda item: item[1]["score"])
-        said = [f"The weights have left the random regime: {name}, {worst['value']:.3g}, is {worst['score']:.1f} "
-                "standard deviations above that of shuffled ones. No loss is predicted; it is measured."
-                if self.drift["left"] else
-                f"The network is not one of the theory: {self.drift['unlike']}. The loss is measured."]
+        said = [self._why_measured()]
+        if self.facts["untried"]:
+            said.append(f"{self.facts['untried']} networks were not tried for want of time (--budget).")
         if self.y is None:
             said.append("There are no labels: the loss is the share of samples on which it says another class than the "
                         "DEQ.")

@@ -13,6 +13,7 @@ import math
 import numpy as np
 import torch
 from scipy.optimize import brentq
+from tqdm import tqdm
 
 from gaussian_integration import expectation, gaussian_moments
 from kernels import implicit_kernels
@@ -104,7 +105,8 @@ def drift(deq, X: torch.Tensor, seed: int = 0, copies: int = COPIES) -> dict:
     rows, columns = (torch.randperm(size, generator=random)[:BLOCK] for size in (m, p))
     X = X[torch.randperm(len(X), generator=random)[:ROWS]].to(deq.W)
     draws, kernels = [], []
-    for one in (deq, *(deq.shuffled(seed, number) for number in range(copies))):
+    for number in tqdm(range(copies + 1), desc="weights", leave=False, disable=None, delay=1):
+        one = deq.shuffled(seed, number) if number else deq
         draws.append(_spectrum(one, rows, columns))
         kernels.append(_kernel(one, X))
     mean = sum(kernels) / len(kernels)  # of all, so that each is treated alike

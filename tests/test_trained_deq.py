@@ -249,8 +249,11 @@ def test_the_loss_is_that_of_readouts_solved_apart(mixture):
     data, deq = mixture
     X, y = data.X_train[:2000], data.y_train[:2000]
     found, facts = replacements(deq, X, y, (data.X_test, data.y_test), most_seeds=1)
-    assert facts == {"accuracy": facts["accuracy"], "labels": True, "refused": facts["refused"], "fit": 1600,
-                     "choose": 400, "held": 4000}
+    assert facts == {"accuracy": facts["accuracy"], "labels": True, "refused": facts["refused"], "untried": 0,
+                     "fit": 1600, "choose": 400, "held": 4000}
+    few, facts_of_few = replacements(deq, X, y, (data.X_test, data.y_test), budget=0)
+    assert {(one.name, one.first) for one in few} == {(few[0].name, "B")}
+    assert facts_of_few["untried"] == len(found) // 2 - 1
     own = (deq(data.X_test).argmax(1) == data.y_test).double()
     assert facts["accuracy"] == pytest.approx(100 * own.mean().item())
     assert {(one.first, one.fitted_to) for one in found} == {(first, fit) for first in ("drawn", "B")

@@ -35,7 +35,7 @@ class Replacement:
     fitted_to : "labels" or "outputs". chosen_by : accuracy in % on the samples that choose.
     accuracy, loss, loss_interval : on the held-out samples, in %; the DEQ's accuracy less its own, in points, with the
         90% interval over samples and seeds. agreement : share of samples, in %, on which it says what the DEQ says.
-    seeds : that the last four are means over. enn, readout : of the first seed, for rows times `gain`.
+    seeds : that all of these are means over. enn, readout : of the first seed, for rows times `gain`.
     """
 
     name: str
@@ -102,7 +102,8 @@ def replacements(deq, X, y, held=None, *, width: int | None = None, seed: int = 
 
     Raises
     ------
-    ValueError : too few samples, or a class without one. ConvergenceError : the DEQ has no equilibrium for a sample.
+    ValueError : too few samples, or labels beyond the DEQ's outputs.
+    ConvergenceError : the DEQ has no equilibrium for a sample.
     """
     end = clock() + budget
     X = X.to(deq.W)

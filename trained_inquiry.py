@@ -37,6 +37,8 @@ class TrainedInquiry:
 
     def __init__(self, deq, X, y=None, *, held=None, width=None, budget=60.0, tolerance=0.5, seed=0,
                  clock=time.perf_counter):
+        if not (budget > 0 and tolerance > 0 and math.isfinite(budget + tolerance)):
+            raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
         self.clock, self.start, self.end = clock, clock(), clock() + budget
         self.original, self.deq = deq, adapt(deq)
         self.p = self.deq.U.shape[1]
@@ -45,7 +47,7 @@ class TrainedInquiry:
         if held is not None and (y is None) != (held[1] is None):
             raise ValueError("the samples and those held out must both have labels, or neither")
         self.width = len(self.deq.W) if width is None else width
-        self.tolerance, self.seed, self.clock = tolerance, seed, clock
+        self.tolerance, self.seed = tolerance, seed
         self.settings = {"activation": self.deq.activation.name, "sigma_a2": self.deq.sigma_a2, "width": self.width,
                          "tolerance": tolerance, "budget": budget, "n": len(self.X), "p": self.p,
                          "classes": None if y is None else self.deq.readout.out_features, "seed": seed, "level": LEVEL}
@@ -118,6 +120,9 @@ class TrainedInquiry:
     def _why_measured(self):
         if not self.drift["left"]:
             return f"The network is not one of the theory: {self.drift['unlike']}. The loss is measured."
+        if not self.drift["settle"]:
+            return ("The weights have left the random regime: in random places they have no equilibrium. No loss is "
+                    "predicted; it is measured.")
         name, worst = max(self.drift["statistics"].items(), key=lambda item: item[1]["score"])
         return (f"The weights have left the random regime: {name}, {worst['value']:.3g}, is {worst['score']:.1f} "
                 "standard deviations above that of shuffled ones. No loss is predicted; it is measured.")

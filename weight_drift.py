@@ -15,6 +15,7 @@ import torch
 from scipy.optimize import brentq
 from tqdm import tqdm
 
+from fixed_point import ConvergenceError
 from gaussian_integration import expectation, gaussian_moments
 from kernels import implicit_kernels
 from utils import estimate_tau0, generator
@@ -90,28 +91,35 @@ def drift(deq, X: torch.Tensor, seed: int = 0, copies: int = COPIES) -> dict:
     Returns
     -------
     dict, ready for JSON:
-        "left" : bool. "p" : of the most extreme statistic. "score" : of that one, in standard deviations of the copies.
-        "statistics" : {name: {"value", "random", "spread", "score"}}, the last three of the copies; radius and largest
-            singular values are relative to those of infinite width, "singular values" the distance to their law,
+        "left" : bool. "settle" : whether all copies have an equilibrium; if not, random weights could not be like these,
+            and there is no "kernel". "p" : of the most extreme statistic; "score" : the largest of the statistics'.
+        "statistics" : {name: {"value", "random", "spread", "score"}}: its own, mean and standard deviation of the copies,
+            and how many of the latter it is above the mean. Radius and largest singular values are relative to those of infinite width, "singular values" the distance to their law,
             "kernel" the relative distance (Frobenius) of the conjugate kernel to the mean one of all draws.
-        "sigma_a2", "gain" : as of TrainedDEQ. "infinite" : {"trained", "random"}, the relative distance of the
+        "sigma_a2", "gain" : as of TrainedDEQ, or None. "infinite" : {"trained", "random"}, the relative distance of the
             conjugate kernel to that of infinite width; None where the theory has none (a bias, or no centred phi).
 
     Raises
     ------
-    ConvergenceError : no equilibrium, of the network or of a copy.
+    ConvergenceError : the network itself has no equilibrium.
     """
     random, (m, p) = generator("drift", seed), deq.U.shape
     rows, columns = (torch.randperm(size, generator=random)[:BLOCK] for size in (m, p))
     X = X[torch.randperm(len(X), generator=random)[:ROWS]].to(deq.W)
-    draws, kernels = [], []
+    draws, kernels, settle = [], [], True
     for number in tqdm(range(copies + 1), desc="weights", leave=False, disable=None, delay=1):
         one = deq.shuffled(seed, number) if number else deq
         draws.append(_spectrum(one, rows, columns))
-        kernels.append(_kernel(one, X))
-    mean = sum(kernels) / len(kernels)  # of all, so that each is treated alike
-    for draw, K in zip(draws, kernels):
-        draw["kernel"] = ((K - mean).norm() / mean.norm()).item()
+        try:
+            kernels += [_kernel(one, X)] if settle else []
+        except ConvergenceError:
+            if one is deq:
+                raise
+            settle = False
+    if settle:
+        mean = sum(kernels) / len(kernels)  # of all, so that each is treated alike
+        for draw, K in zip(draws, kernels):
+            draw["kernel"] = ((K - mean).norm() / mean.norm()).item()
     table = np.array([[draw[name] for name in draws[0]] for draw in draws])
     extremes = ((table - table.mean(0)) / table.std(0).clip(1e-300)).max(1)
     own, others = table[0], table[1:]
@@ -119,8 +127,10 @@ def drift(deq, X: torch.Tensor, seed: int = 0, copies: int = COPIES) -> dict:
     p_value = float((extremes >= extremes[0]).mean())
     statistics = {name: {"value": float(v), "random": float(r), "spread": float(s), "score": float(score)}
                   for name, v, r, s, score in zip(draws[0], own, others.mean(0), others.std(0, ddof=1), scores)}
-    return {"left": p_value <= 1 / (copies + 1), "p": p_value, "score": float(scores.max()), "statistics": statistics,
-            "sigma_a2": deq.sigma_a2, "gain": deq.gain, "infinite": _to_infinite_width(deq, X, kernels)}
+    return {"left": p_value <= 1 / (copies + 1) or not settle, "p": p_value, "score": float(scores.max()),
+            "settle": settle, "statistics": statistics, "sigma_a2": deq.sigma_a2,
+            "gain": deq.gain if deq.sigma_a2 < 1 else None,
+            "infinite": _to_infinite_width(deq, X, kernels) if settle else None}
 
 
 def _to_infinite_width(deq, X, kernels):

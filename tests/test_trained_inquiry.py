@@ -18,6 +18,7 @@ from run_files import Config, checkpoint_path
 from train import run
 from trained_inquiry import TrainedInquiry, inquire
 from utils import generator
+from verdict_page import write
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,17 @@ def test_modules_of_other_makers(blobs):
     again = gateway.verdict(module, X / 10, y, budget=1.5, tolerance=5.0)
     one, other = (verdict.candidates[0].distance["ck"]["relative"] for verdict in (first, again))
     assert one == pytest.approx(other, rel=0.1)  # the number of samples that are compared depends on the time
+
+
+def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
+    """A shift ends after so many steps; its entries in random places make circles, in which the state grows."""
+    module = Module(torch.relu, bias=False)
+    module.A.weight.data.copy_(torch.diag(torch.full((31,), 1.5), 1))
+    found = gateway.verdict(module, *blobs, budget=1.5)
+    assert found.drift["left"] and not found.drift["settle"] and "they have no equilibrium" in found.reason[0]
+    assert found.settings["sigma_a2"] > 2 and {one.kind for one in found.candidates} == {"plain"}
+    json.dumps(found.to_dict(), allow_nan=False)
+    write(found.to_dict(), tmp_path)
 
 
 def test_without_labels_the_deqs_classes_are_followed(blobs, moved):

@@ -35,7 +35,7 @@ FOUND = {
     "settings": {"dataset": "mine <b>", "activation": "swish", "sigma_a2": 0.3, "width": 256, "tolerance": 0.5,
                  "n": 6000, "p": 784, "classes": 10, "seed": 0, "level": 0.9, "budget": 60}, "seconds": 41.7}
 
-DRIFT = {"left": True, "p": 0.05, "score": 34.7, "sigma_a2": 0.198, "gain": 1.0,
+DRIFT = {"left": True, "settle": True, "p": 0.05, "score": 34.7, "sigma_a2": 0.198, "gain": 1.0,
          "infinite": {"trained": 2.2, "random": 0.85}, "statistics": {
              name: {"value": 1.02, "random": 1.03, "spread": 0.02, "score": score} for name, score in (
                  ("radius of A", -0.4), ("largest singular value of A", 1.2), ("kernel", 34.7))}}

@@ -146,7 +146,7 @@ class Inquiry:
             if one.depth in seen or seen and self.clock() + seconds > self.end:
                 continue
             seen.add(one.depth)
-            found = costs(deq, one.build(self.p, self.width, self.classes or 2), X, seconds)
+            found = costs(deq, one.build(self.p, self.width, self.classes or 2).to(deq.B), X, seconds)
             one.cost = found["ratios"] | {"measured": found}
             yield f"cost of {one.name}"
 

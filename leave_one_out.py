@@ -24,9 +24,9 @@ from ridge_features import RIDGES
 from utils import generator
 
 BATCH = 2048  # rows of features that are in float64 at once
-# a near copy is nearer than the first of these, in units of two samples' distance, while the last of so many
-# neighbours is beyond the second: in few dimensions all samples have near neighbours, new ones too
-NEAR, FAR, NEIGHBOURS = 0.05, 0.2, 12
+# A near copy is nearer than the first of these, in units of two samples' distance, while between it and the second
+# there are few others: in few dimensions samples have neighbours at all distances, and new ones have too.
+NEAR, FAR, NEIGHBOURS = 0.05, 0.15, 20
 DIMENSIONS = 8  # that neighbours are looked for in
 
 
@@ -84,7 +84,8 @@ def _near_copies(X, kept):
     shadow = (X[kept] @ projection / math.sqrt(DIMENSIONS)).numpy()
     distance, index = cKDTree(shadow).query(shadow, NEIGHBOURS + 1, distance_upper_bound=FAR * unit,
                                              workers=torch.get_num_threads())
-    lonely = np.isinf(distance[:, -1])
+    near, within = (np.sum(distance < limit, axis=1) - 1 for limit in (NEAR * unit, np.inf))  # but for itself
+    lonely = (within < NEIGHBOURS) & (within <= 3 * near)
     row, column = (lonely[:, None] & (distance < 2 * NEAR * unit)).nonzero()
     i, j = row, index[row, column]
     edges = [np.empty((2, 0), int)]

@@ -91,11 +91,12 @@ def drift(deq, X: torch.Tensor, seed: int = 0, copies: int = COPIES) -> dict:
     Returns
     -------
     dict, ready for JSON:
-        "left" : bool. "settle" : whether all copies have an equilibrium; if not, random weights could not be like these,
-            and there is no "kernel". "p" : of the most extreme statistic; "score" : the largest of the statistics'.
-        "statistics" : {name: {"value", "random", "spread", "score"}}: its own, mean and standard deviation of the copies,
-            and how many of the latter it is above the mean. Radius and largest singular values are relative to those of infinite width, "singular values" the distance to their law,
-            "kernel" the relative distance (Frobenius) of the conjugate kernel to the mean one of all draws.
+        "left" : bool. "settle" : whether all copies have an equilibrium; if not, random weights could not be like
+            these, and there is no "kernel". "p" : of the most extreme statistic. "score" : the largest of them.
+        "statistics" : {name: {"value", "random", "spread", "score"}}: its own; mean and standard deviation of the
+            copies; by how many of the latter it is above the mean. Radius and largest singular value are relative to
+            those of infinite width, "singular values" the distance to their law, "kernel" the relative distance
+            (Frobenius) of the conjugate kernel to the mean one of all draws.
         "sigma_a2", "gain" : as of TrainedDEQ, or None. "infinite" : {"trained", "random"}, the relative distance of the
             conjugate kernel to that of infinite width; None where the theory has none (a bias, or no centred phi).
 

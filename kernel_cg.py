@@ -25,6 +25,7 @@ from kernel_machine import (
     Machine,
     Prediction,
     choice_size,
+    coarse_to_fine,
     held_out_errors,
     least_error,
     mean_diagonal,
@@ -142,12 +143,16 @@ def choose_ridge_shared(rows, targets: torch.Tensor, unit: float, ridges=RIDGES,
         height, width = part.layout.shape(i)
         mine = i in rows.layout.owned
         part.write(i, add_up(team, rows.read(i)[:height, :width].clone() if mine else torch.zeros(height, width)))
-    found = torch.zeros(len(ridges), 3, dtype=torch.float64)  # whether it could be factorised, squared error, accuracy
-    for k in team.share(range(len(ridges))):
-        with contextlib.suppress(NotPositiveDefinite):
-            found[k] = torch.tensor([1, *held_out_errors(part, targets, ridges[k] * unit, first)])
-    table = [{"ridge": ridge, "mse": mse, "accuracy": accuracy}
-             for ridge, (done, mse, accuracy) in zip(ridges, add_up(team, found).tolist()) if done]
+
+    def evaluate(some):
+        found = torch.zeros(len(some), 3, dtype=torch.float64)  # whether it can be factorised, squared error, accuracy
+        for k in team.share(range(len(some))):
+            with contextlib.suppress(NotPositiveDefinite):
+                found[k] = torch.tensor([1, *held_out_errors(part, targets, some[k] * unit, first)])
+        return [{"ridge": ridge, "mse": mse, "accuracy": accuracy}
+                for ridge, (done, mse, accuracy) in zip(some, add_up(team, found).tolist()) if done]
+
+    table = coarse_to_fine(ridges, evaluate)
     if not table:
         raise NotPositiveDefinite(f"the kernel is not positive definite to float32 rounding with any ridge of "
                                   f"{', '.join(f'{ridge:.3g}' for ridge in ridges)}: take a larger --ridge")

@@ -92,7 +92,7 @@ class Interpolated:
         C = self._values(kernel, reach * chebyshev.chebpts1(DEGREE + 1), nodes, nodes)
         for axis in range(3):
             C = _transform(C, axis)
-        degree = _needed(np.abs(C).max((1, 2)))
+        degree = _needed(np.abs(C).sum((1, 2)))  # all coefficients of the norms may add up
         random = np.random.default_rng(0)
         tests = [np.append(random.uniform(-1, 1, n), (-1, 1)) for n in (20, 5, 5)]
         basis = [chebyshev.chebvander(t, d) for t, d in zip(tests, (degree, size, size))]

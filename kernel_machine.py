@@ -143,7 +143,8 @@ def choose_ridge(rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: 
 
     Returns
     -------
-    (ridge, table), one {"ridge", "mse", "accuracy"} a ridge; a ridge that float32 cannot factorise is left out.
+    (ridge, table), one {"ridge", "mse", "accuracy"} a ridge that was tried (`coarse_to_fine`) and that float32 can
+    factorise.
 
     Raises
     ------
@@ -151,21 +152,41 @@ def choose_ridge(rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: 
     """
     size, first = choice_size(len(targets), size)
     part = leading(rows, size)
-    table, failure = [], None
-    for ridge in tqdm(ridges, desc="ridge", leave=False, disable=None, delay=1):
-        try:
-            mse, accuracy = held_out_errors(part, targets, ridge * unit, first)
-        except NotPositiveDefinite as error:
-            failure = error
-        else:
-            table.append({"ridge": ridge, "mse": mse, "accuracy": accuracy})
+    failures = []
+
+    def evaluate(some):
+        found = []
+        for ridge in tqdm(some, desc="ridge", leave=False, disable=None, delay=1):
+            try:
+                mse, accuracy = held_out_errors(part, targets, ridge * unit, first)
+            except NotPositiveDefinite as error:
+                failures.append(error)
+            else:
+                found.append({"ridge": ridge, "mse": mse, "accuracy": accuracy})
+        return found
+
+    table = coarse_to_fine(ridges, evaluate)
     if not table:
-        raise failure
+        raise failures[-1]
     return least_error(table), table
 
 
 def least_error(table: list[dict]) -> float:
     return min(table, key=lambda row: row["mse"])["ridge"]
+
+
+def coarse_to_fine(ridges, evaluate) -> list[dict]:
+    """The table of every second ridge, from the least on, and then of those beside the best of these.
+
+    evaluate : a list of ridges to the rows of a table; a ridge without a solution has none. As the ridge grows, bias
+    takes over from variance and the held-out error falls, then rises: the least of the grid is beside the coarse one.
+    """
+    ridges = sorted(ridges)
+    table, rest = evaluate(ridges[::2]), ridges[1::2]
+    if table:
+        best = ridges.index(least_error(table))
+        rest = [ridges[i] for i in (best - 1, best + 1) if 0 <= i < len(ridges)]
+    return sorted(table + evaluate(rest), key=lambda row: row["ridge"])
 
 
 def fit(blocks, rows: MemoryRows | FileRows, labels: torch.Tensor, n_classes: int, kernel: str, ridge: float,

@@ -12,9 +12,12 @@ y_l counts L-l+1 + 2(l-1+b) times in beta_3 and L-l+1 times in beta_2; kappa_l^2
 
 Two layers have (q_1, r_1, q_2, r_2) for three equations. Given the share of layer 1 in c3, y_2 follows from c3, w_1
 from c2, r_1 from w_1 (a quadratic), r_2^2 from the diagonal (linear): nothing is iterated, nothing guessed. Where
-r_2^2 >= 0 there is a match. Of all these curves of matches, over every number of kinks, knee and sign of r_2, the point
-nearest to the DEQ in `norm_response` is taken. Each curve's least distance is continuous in the target as long as the
-curve has a match, so the distance of the match taken can only jump where such a window opens or closes.
+r_2^2 >= 0 there is a match. Of all these curves of matches, over every number of kinks, knee and sign of r_2, the one
+is taken that comes nearest to the DEQ in `norm_response` at the points of a grid, unless that leaves a mismatch above
+`NOISE` and another, with all that lies between the points, comes nearer by a tenth. So the mismatch is within a tenth
+of the least, or below NOISE: it only jumps by more where the nearest matches begin or end. They do at a fold, r_2 = 0,
+where those of both signs meet. Example: of gelu in NTK, sigma_a^2 = 0.2, those with two kinks a layer begin at
+tau_0 = 0.96591 with a mismatch of 0.08; for smaller tau_0 their largest r_2^2 is negative, and the others have 0.15.
 
 One layer does where c2 and c3 are zero (an odd activation) or stand as one layer has them (2 alpha_2 = alpha_3,
 6 beta_2 = beta_3).
@@ -30,19 +33,22 @@ Where two layers have too large a diagonal whatever the share:
   alpha_3: some depth matches every conjugate kernel for which this is not an equality.
 """
 
+import heapq
 import math
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
 from coefficients import MatchError
 from curved_layers import linear_layer
-from norm_response import mismatch, response_of
+from norm_response import NOISE, chord, mismatch, response_of
 
 _ZERO = 1e-13  # c2 and c3 below it, in scale-free units, are those of an odd activation
 _GRID, _STEPS = np.linspace(0, 1, 65)[:-1], np.geomspace(1e-8, 0.1, 57)  # of shares
+_SHORT = 0.005  # a chord of (u, v) that is as good as its arc
+_NEARER = 0.9  # of the mismatch: what makes another match worth a switch
 _STRAIGHT = (1.0, 1.0, 1.0, 0.0, 0.0)  # the moments of a linear layer
 
 
@@ -213,31 +219,55 @@ class _Curve:
         diag, c2, c3 = (place.c1 * value for value in scale_free(target, tau0))
         # behind the bends the problem is that of two layers again, with another target
         self.scaled = diag / N, c2 * N / w**2, c3 * N
-        self.share = _shares(place, first, second, self.scaled)
-        (*_, r2_squared), least, _ = curve(place, first, second, self.scaled, self.share)
-        self.least = np.fmin.reduce(least) / self.scaled[0]
-        self.cost = math.inf
+        self.least = self.sample(_shares(place, first, second, self.scaled))
+
+    def sample(self, share):
+        """Take these shares as the grid and find its best point. Returns the least diagonal, 1 for the target's."""
+        (*_, r2_squared), least, _ = curve(self.place, self.first, self.second, self.scaled, share)
+        self.share, self.cost, self.answers = share, math.inf, {}
         if (feasible := np.flatnonzero(r2_squared >= 0)).size:
-            costs = {sign: self.costs(self.share[feasible], sign) for sign in (1, -1)}
-            self.sign = min(costs, key=lambda sign: costs[sign].min())
-            self.cost, self.at = costs[self.sign].min(), feasible[np.argmin(costs[self.sign])]
+            self.answers = {sign: np.full((2, len(share)), np.nan) for sign in (1, -1)}
+            for sign, answers in self.answers.items():
+                answers[:, feasible] = self.answer(share[feasible], sign)
+            costs = {sign: mismatch(self.goal, answers) for sign, answers in self.answers.items()}
+            self.sign = min(costs, key=lambda sign: np.nanmin(costs[sign]))
+            self.at = np.nanargmin(costs[self.sign])
+            self.cost = costs[self.sign][self.at]
+        return np.fmin.reduce(least) / self.scaled[0]
+
+    def between(self):
+        """Of each interval of the grid, the least mismatch on a chord of (u, v) and that chord's length.
+
+        Where the matches end, those of both signs of r_2 meet at r_2 = 0: there the chord is from one to the other.
+        Infinite where neither end of the interval has a match.
+        """
+        up, down = self.answers[1], self.answers[-1]
+        left, right = np.isnan(up[0, :-1]), np.isnan(up[0, 1:])
+        at = np.arange(len(left)) + left
+        ends = [np.where(left != right, answers[:, at], np.nan) for answers in (up, down)]
+        starts, stops = (np.stack(points, axis=1) for points in ((up[:, :-1], down[:, :-1], ends[0]),
+                                                                 (up[:, 1:], down[:, 1:], ends[1])))
+        near, length = chord(self.goal, starts, stops)
+        near = np.nan_to_num(near, nan=math.inf)
+        which = np.argmin(near, axis=0), np.arange(len(left))
+        return near[which], length[which]
 
     def solve(self, share, sign):
         (q1, r1, q2, r2_squared), *_ = curve(self.place, self.first, self.second, self.scaled, share)
         return q1, r1, q2, sign * np.sqrt(np.where(r2_squared >= 0, r2_squared, np.nan))
 
-    def costs(self, share, sign):
-        """The mismatch of the answers to the norm, NaN where there is no match."""
+    def answer(self, share, sign):
+        """(u, v) of `norm_response`, NaN where there is no match."""
         q1, r1, q2, r2 = self.solve(share, sign)
         place = self.place
         layers = [*self.ahead, *[_STRAIGHT] * place.before, self.first.moments(q1, r1), *[_STRAIGHT] * place.between,
                   self.second.moments(q2, r2), *[_STRAIGHT] * place.behind]
-        return mismatch(self.goal, response_of(layers, place.trained))
+        return response_of(layers, place.trained)
 
     def refined(self):
         """The best (cost, share), between grid points too, so that parameters vary smoothly with the target."""
         share = self.share[[max(self.at - 1, 0), self.at, min(self.at + 1, len(self.share) - 1)]]
-        found = minimize_scalar(lambda s: np.nan_to_num(self.costs(s, self.sign), nan=1e300),
+        found = minimize_scalar(lambda s: np.nan_to_num(mismatch(self.goal, self.answer(s, self.sign)), nan=1e300),
                                 bounds=(share[0], share[2]), method="bounded",
                                 options=dict(xatol=1e-6 * (share[2] - share[0]), maxiter=60))
         return min((self.cost, share[1]), (float(found.fun), float(found.x)))
@@ -261,11 +291,42 @@ def two_layers(places, families, target, tau0, goal):
                          f"c3/c1 = {c3:.6g}: no first layer has the w that it takes")
     if best.place.bends:
         best = _bent(best, target, tau0)
-    _, share = best.refined()
-    q1, r1, q2, r2 = best.solve(share, best.sign)
+    cost, share = best.refined()
+    sign = best.sign
+    if cost > NOISE and (other := _between_points(curves, _NEARER * cost)):
+        found = other.refined()
+        if found[0] < _NEARER * cost:
+            best, share, sign = other, found[1], other.sign
+    q1, r1, q2, r2 = best.solve(share, sign)
     bends = best.place.bends
     return build(best.place, [best.first] * (bends + 1) + [best.second], [0.0] * bends + [q1, q2],
                  [best.bend] * bends + [r1, r2], target, tau0)
+
+
+def _between_points(curves, below):
+    """The curve that comes nearest to the goal, sampled about that point; None where none comes nearer than `below`.
+
+    Best first: the interval of the least mismatch on its chord, less what an arc bulges, is cut in eight until it is
+    short.
+    """
+    number, waiting = count(), []
+
+    def look(curve):
+        near, length = curve.between()
+        bound = near - length / 8
+        for i in np.flatnonzero(bound < below):
+            heapq.heappush(waiting, (bound[i], next(number), length[i], curve, curve.share[i:i + 2]))
+
+    for curve in curves:
+        if curve.answers:
+            look(curve)
+    while waiting:
+        _, _, length, curve, (low, high) = heapq.heappop(waiting)
+        curve.sample(np.linspace(low, high, 9))
+        if length < _SHORT:
+            return curve
+        look(curve)
+    return None
 
 
 def _bends(place, basis, target):

@@ -20,6 +20,7 @@ layers has the same linear part, the tangent kernel has the same v.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from coefficients import implicit_ck, implicit_ntk
@@ -93,6 +94,12 @@ def response_of(layers, trained):
     return d_kappa / (len(layers) + (trained == "all")), v
 
 
+# Below it a mismatch does not say which of two networks has the nearer kernel: on 120 MNIST images, sigma_a^2 = 0.2,
+# matches of selu with 0.004 and 0.013 are at a distance of 0.0075 and 0.0041, of softplus with 0.002 and 0.004 at
+# 0.0022 and 0.0004. Above it, of gelu: 0.045 at 0.009, 0.1 at 0.02, 0.2 at 0.04.
+NOISE = 0.02
+
+
 def mismatch(goal, found):
     """The distance of (u, v) from a goal; v weighs four times as much.
 
@@ -102,3 +109,12 @@ def mismatch(goal, found):
     """
     du, dv = (a - b for a, b in zip(goal, found))
     return (du * du + 16 * dv * dv)**0.5
+
+
+def chord(goal, start, stop):
+    """The least `mismatch` on the straight line between two (u, v), and its length in the same measure."""
+    start, stop = ((u - goal[0]) + 4j * (v - goal[1]) for u, v in (start, stop))
+    along = stop - start
+    length = np.abs(along)
+    where = np.clip(-(along.conj() * start).real / np.maximum(length**2, 1e-300), 0, 1)
+    return np.abs(start + where * along), length

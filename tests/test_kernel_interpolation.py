@@ -46,6 +46,16 @@ def test_every_entry_is_exact_to_float32(model, activation, kernel):
     assert relative_error(part, exact[60:100, 30:130], diagonal[60:100], diagonal[30:130]) < 5e-7
 
 
+@pytest.mark.parametrize("model, kernel", [("inn", "ntk"), ("tanh_inn", "ck"), ("h_tanh_enn", "ck"),
+                                           ("h_tanh_enn", "ntk")])
+def test_no_reach_is_given_up_for_norms_like_those_of_images(model, kernel):
+    """Log norms in an interval of half length 0.37, as MNIST has them; a table that is None costs an exact tile."""
+    X = samples(60)
+    X *= torch.exp(torch.linspace(-0.37, 0.37, 60) - X.norm(dim=1).log())[:, None]
+    blocks = Interpolated(partial(blocks_of, build_model(model, 30, 1, 3, 0.2)), X)
+    assert all(blocks._table(kernel, reach) for reach in kernel_interpolation.REACHES)
+
+
 def test_parallel_samples_and_equal_norms(monkeypatch):
     """Duplicates, opposites and scaled copies go through the exact tiles; one norm for all is a scale of no length."""
     network = build_model("tanh_inn", 30, 1, 3, 0.5)

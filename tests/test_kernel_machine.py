@@ -20,6 +20,7 @@ from kernel_machine import (
     calibration_error,
     choose_ridge,
     class_probabilities,
+    coarse_to_fine,
     fit,
     leave_one_out,
     one_hot_targets,
@@ -164,6 +165,26 @@ def test_held_out_rows_are_predicted_from_the_factor_of_all(problem):
     _, variances = kernel_cholesky.held_out(factor, kernel_cholesky.forward(factor, targets), 333)
     _, expected = dense_posterior(kernels["ck"][:N, :N], 0.1, y.numpy()[:333], 333)
     np.testing.assert_allclose(variances, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", range(2, 15))
+def test_the_least_of_a_falling_and_rising_error_is_found_without_trying_every_ridge(size):
+    ridges = [10.0 ** k for k in range(size)]
+    for least in range(size):
+        for refused in range(size - 1):  # ridges too small to factorise the kernel with
+            tried = []
+
+            def evaluate(some):
+                tried.extend(some)
+                return [{"ridge": r, "mse": abs(ridges.index(r) - least - 0.2)} for r in some
+                        if ridges.index(r) >= refused]
+
+            table = coarse_to_fine(ridges[::-1], evaluate)
+            found = min(table, key=lambda row: row["mse"])["ridge"]
+            assert found == ridges[max(least, refused)], (least, refused)
+            assert [row["ridge"] for row in table] == sorted(tried)[-len(table):]
+            assert len(tried) == len(set(tried)) <= (size + 1) // 2 + 2
+    assert coarse_to_fine(ridges, lambda some: []) == []
 
 
 def test_duplicates_without_a_ridge_are_named(problem):

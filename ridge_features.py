@@ -100,12 +100,18 @@ class Readout:
 
 def solve(model, X: torch.Tensor, labels: torch.Tensor, n_classes: int, ridges=RIDGES, device="cpu",
           ) -> tuple[Readout, list[dict]]:
+    """The readout of one-hot targets: `solve_targets` for labels (n,) in 0 .. n_classes - 1."""
+    return solve_targets(model, X, *one_hot_targets(labels, n_classes), ridges, device)
+
+
+def solve_targets(model, X: torch.Tensor, targets: torch.Tensor, mean: torch.Tensor, ridges=RIDGES, device="cpu",
+                  ) -> tuple[Readout, list[dict]]:
     """The readout of the ridge with the least squared error on the last fifth of the samples, solved on all of them.
 
     Parameters
     ----------
     model : its `features` (n, m) are used as they are.
-    X, labels : (n, p) and (n,), in random order.
+    X, targets : (n, p) and (n, c), float64, in random order. mean : (c,), which predictions have added.
     ridges : multiples of the features' mean squared norm, 0 or positive. One alone is not chosen but taken.
 
     Returns
@@ -116,7 +122,6 @@ def solve(model, X: torch.Tensor, labels: torch.Tensor, n_classes: int, ridges=R
     ------
     ValueError : the normal equations are singular at the ridge.
     """
-    targets, mean = one_hot_targets(labels, n_classes)
     first = len(X) - max(len(X) // 5, 1)
     fitted, held_out = (sums(model, X[part], targets[part], device) for part in (slice(first), slice(first, None)))
     whole = fitted + held_out

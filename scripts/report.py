@@ -19,10 +19,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from curves import KINDS, write_figures  # noqa: E402  (none of these imports torch or matplotlib)
 from logs import OPTIMIZERS, load  # noqa: E402
-from page import Code, Figure, Heading, Rows, Text, page  # noqa: E402
+from page import Code, Figure, Heading, Rows, Table, Text, page  # noqa: E402
 from paper_claims import ACCURACY, CLAIMED, KERNELS, TRAINING, figure_tables, finding, sweep_finding  # noqa: E402
 from summarize import Parser  # noqa: E402
-from tables import Table, tables  # noqa: E402
+from tables import tables  # noqa: E402
 
 PAPER = ("Ling et al., *Deep Equilibrium Models are Almost Equivalent to Not-so-deep Explicit Models for "
          "High-dimensional Gaussian Mixtures*, ICML 2024, arXiv 2402.02697")

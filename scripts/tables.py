@@ -3,38 +3,16 @@
 import csv
 import math
 import re
-from dataclasses import dataclass
 from statistics import median
 
 from comparison import LEAST_SEEDS, MARGIN, compare, holm, verdict
 from logs import LOOKS
+from page import Table
 from plotting import mean_std
 
 PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")]
 # of models that are named with their activation
 LINES = {"deq": ("-", "{}-DEQ"), "matched_enn": ("--", "matched {}-ENN"), "unmatched_enn": (":", "unmatched {}-ENN")}
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    header: list
-    rows: list  # of lists of str
-    note: str = ""
-
-    @property
-    def numeric(self):
-        """For each column, whether its cells are numbers (set to the right); the first names the row."""
-        return [False] + [all(re.match(r"[+−]?\d|–?$", row[i]) for row in self.rows)
-                          for i in range(1, len(self.header))]
-
-    def markdown(self):
-        def line(cells):
-            return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-        rule = ["---:" if numeric else "---" for numeric in self.numeric]
-        note = f"\n\n{self.note}" if self.note else ""
-        return f"**{self.title}**\n\n" + "\n".join(map(line, [self.header, rule, *self.rows])) + note + "\n"
 
 
 def name_of(model):

@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tables import Table
-
 FULL_WIDTH = 7.0  # inches of a figure as wide as the page
 
 
@@ -19,6 +17,28 @@ def inline(text):
                          (r"(?<=σ)_(\w)", "sub")):
         text = re.sub(pattern, rf"<{tag}>\1</{tag}>", text)
     return text
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: list
+    rows: list  # of lists of str
+    note: str = ""
+
+    @property
+    def numeric(self):
+        """For each column, whether its cells are numbers (set to the right); the first names the row."""
+        return [False] + [all(re.match(r"[+−]?\d|–?$", row[i]) for row in self.rows)
+                          for i in range(1, len(self.header))]
+
+    def markdown(self):
+        def line(cells):
+            return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+        rule = ["---:" if numeric else "---" for numeric in self.numeric]
+        note = f"\n\n{self.note}" if self.note else ""
+        return f"**{self.title}**\n\n" + "\n".join(map(line, [self.header, rule, *self.rows])) + note + "\n"
 
 
 @dataclass(frozen=True)

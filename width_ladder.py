@@ -1,0 +1,188 @@
+"""Small real measurements of a DEQ and its candidates: ridge readouts of features, at several widths, within a time.
+
+One pass draws the weights of one seed, of all networks with common first-layer weights, at a width, takes the features
+of the first so many samples, and predicts each sample by the others. What a pass will take is known from those before.
+"""
+
+import math
+import time
+
+import numpy as np
+import torch
+
+from candidates import Network
+from fixed_point import ConvergenceError, Picard
+from leave_one_out import Targets, from_features
+from model import DEQ
+from predicted_loss import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
+
+BATCH = 512           # of samples: their features stay in cache
+SOLVER = Picard(1e-4, max_steps=1000)  # far below what the weights' randomness does to the equilibrium
+MOST_SEEDS = 40       # at one width and number of samples
+FEWEST = 500          # samples of a pass, where there are so many: the ridge is chosen on a fifth
+WORTH = 0.98          # of the variance, which what is measured next has to promise to bring it below
+FEATURES = 1e9        # bytes that the features of a pass may take
+_OWN_SEEDS = 10_000   # the weights are not those of seeds that a user will train
+
+
+class Ladder:
+    """Passes so far, and the means to make more.
+
+    Parameters
+    ----------
+    deq : its activation, sigma_a^2 and tau_0 count.
+    networks : the candidates.
+    X (n, p) float32, y (n,) in 0 .. classes - 1, copies (n,) of `leave_one_out.copies`, taken in the order `order`.
+    clock : that times are measured by.
+
+    Attributes
+    ----------
+    deadline : time after which no network more is begun.
+    passes : {(width, count): {name: [differences of being right (count,) int8, one a seed]}}. A candidate that a pass
+        has left out has fewer seeds there.
+    """
+
+    def __init__(self, deq: DEQ, networks: list[Network], X: torch.Tensor, y: torch.Tensor, order: torch.Tensor,
+                 copies: torch.Tensor, classes: int, seed: int = 0, clock=time.perf_counter,
+                 constants: Discrepancy = CONSTANTS):
+        self.deq, self.networks, self.X, self.y, self.classes = deq, networks, X, y[order], classes
+        self.order, self.copies = order, copies[order]
+        self.first_seed, self.clock, self.constants = _OWN_SEEDS * (1 + seed), clock, constants
+        self.passes: dict[tuple, dict[str, list]] = {}
+        self.ridges: dict[str, float] = {}   # where the search begins
+        self.accuracy: dict[tuple, list] = {}  # of the DEQ
+        self.iterations, self.rate = 15.0, None  # of the equilibrium; seconds a multiplication
+        self.deadline = math.inf
+
+    # ------------------------------------------------------------------------------------------------------------
+    # a pass
+
+    def record(self, width: float, right: dict[str, torch.Tensor], deq_right: torch.Tensor) -> None:
+        """Keeps which samples each network has right, in one pass."""
+        point = self.passes.setdefault((width, len(deq_right)), {})
+        for name, one in right.items():
+            point.setdefault(name, []).append((deq_right.to(torch.int8) - one.to(torch.int8)).numpy())
+        self.accuracy.setdefault((width, len(deq_right)), []).append(deq_right.double().mean().item())
+
+    def measure(self, width: int, count: int, names=None) -> None:
+        """One more seed at this width with the first `count` samples, of these candidates (default: all).
+
+        Where it takes far longer than the pass before told, fewer samples, or some of the candidates, have to do.
+        """
+        networks = [network for network in self.networks if names is None or network.name in names]
+        start = self.clock()
+        seed = self.first_seed + len(self.accuracy.get((width, count), ()))
+        p = self.X.shape[1]
+        deq = DEQ(self.deq.activation, p, width, self.classes, self.deq.sigma_a2, self.deq.tau0, seed, SOLVER)
+        F = self._features(deq, count, (start + self.deadline) / 2)
+        self.iterations, count = float(deq.fixed_point.iterations), len(F)
+        targets = Targets(self.y[:count], self.classes, self.copies[:count])
+        deq_right, right = self._right("DEQ", F, targets), {}
+        for network in networks:
+            if right and self.clock() > self.deadline:
+                break
+            F = self._features(network.build(p, width, self.classes, seed), count)
+            right[network.name] = self._right(network.name, F, targets)
+        self.record(width, right, deq_right)
+        self.rate = (self.clock() - start) / self.work(width, count, right)
+
+    @torch.no_grad()
+    def _features(self, model, count, deadline=math.inf):
+        """Of the first `count` samples, or of fewer, but FEWEST at least, where the deadline has come."""
+        out = torch.empty(count, model.readout.in_features)
+        for start in range(0, count, BATCH):
+            if start >= FEWEST and self.clock() > deadline:
+                return out[:start]
+            rows = slice(start, min(start + BATCH, count))
+            out[rows] = model.features(self.X[self.order[rows]])
+        return out
+
+    def _right(self, name, features, targets):
+        found = from_features(features, targets, self.ridges.get(name, 1e-2))
+        self.ridges[name] = found.ridge
+        return found.right
+
+    # ------------------------------------------------------------------------------------------------------------
+    # what a pass takes
+
+    def work(self, width: int, count: int, names) -> float:
+        """Multiplications of a pass, those in float64 twice."""
+        p, n, m = self.X.shape[1], count, width
+        total = n * m * (p + self.iterations * m)
+        total += sum(n * m * (p + (network.depth - 1) * m) for network in self.networks if network.name in names)
+        solve = n * n * m + 2 * n**3 if n <= m else 1.5 * n * m * m + m**3
+        return total + 2 * solve * (1 + len(names))
+
+    def seconds(self, width: int, count: int, names) -> float:
+        """That a pass may take, by the last one."""
+        return self.rate * self.work(width, count, names)
+
+    def most_seeds(self) -> int:
+        return max(map(len, self.accuracy.values()))
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def points(self, name: str) -> list[Measured]:
+        """What has been measured of a candidate, for `predicted_loss.predict`."""
+        return [measured(width, np.stack(networks[name]), self.copies[:count].numpy(), self.constants)
+                for (width, count), networks in self.passes.items() if name in networks]
+
+    def posterior(self, name: str, width: int) -> Posterior:
+        """The loss of a candidate at this width, with all samples."""
+        return Posterior(self.points(name), width, len(self.order), self.constants)
+
+
+def climb(ladder: Ladder, width: int, open_questions):
+    """Passes until the deadline, or until `open_questions()`, names of candidates, is empty. Yields after each.
+
+    The first few, at small widths, learn what a pass takes. Then each is of the open candidates, and the one of which,
+    repeated for the rest of the time, would leave the least variance of their losses at `width` with all samples: as
+    many samples there as can be afforded, more seeds, or a narrower width with more samples.
+    """
+    n, everything = len(ladder.order), [network.name for network in ladder.networks]
+    widths = sorted({max(width >> k, min(width, 32)) for k in range(6)})
+    counts = sorted({max(n >> k, min(n, FEWEST)) for k in range(10)})
+    for rung in widths[:-1:2] or widths[:]:
+        count = min(n, 1000)
+        if ladder.rate is None or ladder.seconds(rung, count, everything) < 0.05 * (ladder.deadline - ladder.clock()):
+            _measure(ladder, widths, rung, count, everything)
+            yield
+    if ladder.rate is None:  # no equilibrium at any narrow width
+        ladder.measure(width, min(n, FEWEST))
+    while names := open_questions():
+        left = ladder.deadline - ladder.clock()
+        options = [(w, c) for w in widths for c in counts
+                   if 4 * c * w <= FEATURES and ladder.seconds(w, c, names) < 0.8 * left]
+        if not options or ladder.most_seeds() >= MOST_SEEDS:
+            break
+        variances = {point: _variance(ladder, names, width, *point, left) for point in options}
+        best = min(options, key=variances.get)
+        if variances[best] > WORTH * sum(ladder.posterior(name, width).variance for name in names):
+            break
+        if best not in ladder.passes and ladder.seconds(*best, everything) < 0.4 * left:
+            names = everything  # one seed, so that of no candidate nothing is known near what is asked
+        _measure(ladder, widths, *best, names)
+        yield
+
+
+def _measure(ladder, widths, rung, count, names):
+    """A pass; a narrow width at which a DEQ has no equilibrium is left out from then on."""
+    try:
+        ladder.measure(rung, count, names)
+    except ConvergenceError:
+        if rung == widths[-1]:
+            raise
+        widths.remove(rung)
+
+
+def _variance(ladder, names, width, rung, count, left):
+    """Mean variance of the losses of these candidates, if the time left were spent at this rung and count."""
+    more, total = max(int(left / ladder.seconds(rung, count, names)), 1), 0.0
+    for name in names:
+        points = ladder.points(name)
+        known = [p for p in points if (p.width, p.count) != (rung, count)]
+        seeds = more + sum(p.seeds for p in points if (p.width, p.count) == (rung, count))
+        apart = expected_apart(points, rung, count, ladder.constants)
+        supposed = nearest(points, rung, count, ladder.constants).supposed(rung, count, min(seeds, MOST_SEEDS), apart)
+        total += ladder.posterior(name, width).variance_given([*known, supposed])
+    return total

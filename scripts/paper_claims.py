@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from plotting import geometric_mean  # noqa: E402  (none of these imports torch or matplotlib)
 from page import Table  # noqa: E402
+from plotting import geometric_mean  # noqa: E402
 from tables import cost_table, difference_table, equality_table  # noqa: E402
 
 # section, what the paper claims, its stages; the authors' slides show pictures without numbers

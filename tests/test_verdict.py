@@ -261,13 +261,13 @@ def flags_of(path, out, *more):
             "--output", str(out), *more]
 
 
-def test_a_run_prints_a_table_and_writes_json(capsys, tmp_path, small_npz):
+def test_a_run_prints_a_table_and_writes_what_it_found(capsys, tmp_path, small_npz):
     gateway.main(flags_of(small_npz, tmp_path / "out", "--tolerance", "20"))
     out = capsys.readouterr().out
     assert "60 training samples" in out and "plain, depth 1" in out and "replace: " in out
     read = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert read["answer"] == "replace" and read["settings"]["dataset"] == "npz" and read["chosen"] in out
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["verdict.json"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "verdict.png", "verdict.html"}
 
 
 def test_a_file_without_labels_or_test_set(capsys, tmp_path, small_npz):

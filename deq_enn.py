@@ -32,13 +32,16 @@ from kernels import explicit_kernels, implicit_kernels
 from matching import Match, fluctuation, match
 from model import DEQ, ENN, build_model, matched_enn
 from pcdeq import PcDEQ, build_pcdeq
+from trained_deq import adapt
 from utils import check_assumptions, estimate_tau0, get_tau
+from verdict import verdict
 
 __all__ = [
     "ACTIVATIONS", "DEQ", "ENN", "Activation", "Anderson", "ConvergenceError", "Dataset", "FixedPoint",
-    "KernelCoefficients", "Match", "MatchError", "MixtureStatistics", "PcDEQ", "Picard", "build_model", "build_pcdeq",
+    "KernelCoefficients", "Match", "MatchError", "MixtureStatistics", "PcDEQ", "Picard", "adapt", "build_model",
+    "build_pcdeq",
     "centre", "check_assumptions", "equivalent_kernel", "estimate_statistics", "estimate_tau0", "expectation",
     "explicit_ck", "explicit_kernels", "explicit_ntk", "fluctuation", "from_function", "gaussian_mixture",
     "gaussian_moments", "get_tau", "hermite_coefficients", "implicit_ck", "implicit_kernels", "implicit_ntk",
-    "load_activation", "load_dataset", "match", "matched_enn", "piecewise_linear",
+    "load_activation", "load_dataset", "match", "matched_enn", "piecewise_linear", "verdict",
 ]

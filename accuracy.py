@@ -6,28 +6,40 @@ matplotlib is imported where it draws: scripts take the styles from here without
 from plotting import STYLE, curve_look, draw_band, mean_std, save
 
 # a family has one colour; its DEQ is solid, the matched network dashed, the unmatched one dotted
-LOOKS = {"inn": ("C0", "-", "ReLU-DEQ"), "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
-         "relu_enn": ("C0", ":", "unmatched ReLU-ENN"), "tanh_inn": ("C1", "-", "tanh-DEQ"),
-         "h_tanh_enn": ("C1", "--", "matched hard-tanh-ENN"), "tanh_enn": ("C1", ":", "unmatched tanh-ENN")}
+LOOKS = {
+    "inn": ("C0", "-", "ReLU-DEQ"),
+    "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
+    "relu_enn": ("C0", ":", "unmatched ReLU-ENN"),
+    "tanh_inn": ("C1", "-", "tanh-DEQ"),
+    "h_tanh_enn": ("C1", "--", "matched hard-tanh-ENN"),
+    "tanh_enn": ("C1", ":", "unmatched tanh-ENN"),
+}
 
 
 def print_theory(data, scales, theories):
     """The data's size and its scales (names and numbers), then a line for each model and for each matched layer."""
     scales = ", ".join(f"{name} = {value:.6g}" for name, value in scales.items())
-    print(f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, "
-          f"p = {data.X_train.shape[1]}, {data.n_classes} classes; {scales}")
+    print(
+        f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, "
+        f"p = {data.X_train.shape[1]}, {data.n_classes} classes; {scales}"
+    )
     for name, theory in theories.items():
         # what is 0 but for rounding is shown as 0
-        shown = {k: str(v) if isinstance(v, str) else f"{v if abs(v) > 1e-15 else 0:.6g}" for k, v in theory.items()
-                 if isinstance(v, (int, float, str)) and k != "tau0"}
+        shown = {
+            k: str(v) if isinstance(v, str) else f"{v if abs(v) > 1e-15 else 0:.6g}"
+            for k, v in theory.items()
+            if isinstance(v, (int, float, str)) and k != "tau0"
+        }
         print(f"  {name:<13} " + "  ".join(f"{k} = {v}" for k, v in shown.items()))
         for index, layer in enumerate(theory.get("parameters", ()), 1):
             print(f"{'':16}layer {index}: {layer}")
 
 
 def print_table(arguments, results):
-    print(f"\ntest accuracy in % after {arguments.epoch} epochs (mean ± std over {len(arguments.seed)} seed(s)), "
-          "and seconds a run")
+    print(
+        f"\ntest accuracy in % after {arguments.epoch} epochs (mean ± std over {len(arguments.seed)} seed(s)), "
+        "and seconds a run"
+    )
     print(f"{'model':<19}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
     for model in arguments.model:
         cells = []
@@ -41,6 +53,7 @@ def print_table(arguments, results):
 def print_rates(arguments):
     """The learning rates that were chosen for the runs, by model and width, over the seeds."""
     from run_files import read_metrics
+
     rates = {}
     for line in read_metrics(arguments.output_path):
         if line.get("event") == "run" and line["config"].get("own_rate") and line["seed"] in arguments.seed:
@@ -55,13 +68,16 @@ def print_rates(arguments):
 def plot(arguments, data, results, path):
     """Test accuracy against epoch at the largest width, and against width after the last epoch; as a PNG file."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     short = arguments.activation.rpartition(":")[2]
-    looks = LOOKS | {"deq": ("C2", "-", f"{short}-DEQ"),
-                     "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
-                     "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN")}
+    looks = LOOKS | {
+        "deq": ("C2", "-", f"{short}-DEQ"),
+        "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
+        "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN"),
+    }
     plt.style.use(STYLE)
     panels = 2 if len(arguments.dim) > 1 else 1
     figure, axes = plt.subplots(1, panels, figsize=(3.4 * panels, 2.7), squeeze=False, layout="constrained")
@@ -73,8 +89,10 @@ def plot(arguments, data, results, path):
 
         def accuracies(dim):
             """One list a seed, by epoch."""
-            return [[100 * record["test_accuracy"] for record in results[model, dim, seed].history]
-                    for seed in arguments.seed]
+            return [
+                [100 * record["test_accuracy"] for record in results[model, dim, seed].history]
+                for seed in arguments.seed
+            ]
 
         draw_band(axes[0, 0], range(1, arguments.epoch + 1), accuracies(widest), look)
         if panels == 2:
@@ -85,6 +103,10 @@ def plot(arguments, data, results, path):
         axes[0, 1].set(xlabel="width $m$", title=f"after {arguments.epoch} epochs", xscale="log")
         axes[0, 1].set_xticks(widths, widths)
         axes[0, 1].minorticks_off()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3 if panels == 2 else 2,
-                  handlelength=3)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3 if panels == 2 else 2,
+        handlelength=3,
+    )
     save(figure, path, dpi=200)

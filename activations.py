@@ -38,8 +38,10 @@ class Activation:
     def __post_init__(self):
         object.__setattr__(self, "kinks", tuple(sorted(float(k) for k in self.kinks)))
         if self.slopes and len(self.slopes) != len(self.kinks) + 1:
-            raise ValueError(f"activation {self.name}: {len(self.kinks)} kinks need {len(self.kinks) + 1} slopes, "
-                             f"got {len(self.slopes)}")
+            raise ValueError(
+                f"activation {self.name}: {len(self.kinks)} kinks need {len(self.kinks) + 1} slopes, "
+                f"got {len(self.slopes)}"
+            )
         if self.lipschitz is None:
             if self.slopes:
                 bound = max(abs(s) for s in self.slopes)
@@ -107,22 +109,25 @@ def _softplus(x):
     return x.clamp_min(0) + torch.log1p(torch.exp(-x.abs()))
 
 
-ACTIVATIONS: dict[str, Activation] = {a.name: a for a in (
-    Activation("relu", torch.relu, lambda x: (x > 0).to(x.dtype), (0,), 1.0, (0, 1)),
-    Activation("leaky_relu", F.leaky_relu, lambda x: 0.01 + 0.99 * (x > 0).to(x.dtype), (0,), 1.0, (0.01, 1)),
-    Activation("tanh", torch.tanh, lambda x: 1 - torch.tanh(x) ** 2, (), 1.0),
-    Activation("hardtanh", F.hardtanh, lambda x: (x.abs() < 1).to(x.dtype), (-1, 1), 1.0, (0, 1, 0)),
-    Activation("erf", torch.erf, lambda x: 2 / _SQRT_PI * torch.exp(-x * x), (), 2 / _SQRT_PI),
-    Activation("sigmoid", torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), (), 0.25),
-    Activation("swish", F.silu, _d_swish),
-    Activation("gelu", F.gelu, _d_gelu),
-    Activation("elu", F.elu, _d_elu, (0,), 1.0),
-    Activation("selu", F.selu, _d_selu, (0,), _SELU_SCALE * _SELU_ALPHA),
-    Activation("softplus", _softplus, torch.sigmoid, (), 1.0),
-    Activation("mish", F.mish, _d_mish),
-    Activation("softsign", F.softsign, lambda x: 1 / (1 + x.abs()) ** 2, (0,), 1.0),
-    Activation("sin", torch.sin, torch.cos, (), 1.0),
-)}
+ACTIVATIONS: dict[str, Activation] = {
+    a.name: a
+    for a in (
+        Activation("relu", torch.relu, lambda x: (x > 0).to(x.dtype), (0,), 1.0, (0, 1)),
+        Activation("leaky_relu", F.leaky_relu, lambda x: 0.01 + 0.99 * (x > 0).to(x.dtype), (0,), 1.0, (0.01, 1)),
+        Activation("tanh", torch.tanh, lambda x: 1 - torch.tanh(x) ** 2, (), 1.0),
+        Activation("hardtanh", F.hardtanh, lambda x: (x.abs() < 1).to(x.dtype), (-1, 1), 1.0, (0, 1, 0)),
+        Activation("erf", torch.erf, lambda x: 2 / _SQRT_PI * torch.exp(-x * x), (), 2 / _SQRT_PI),
+        Activation("sigmoid", torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), (), 0.25),
+        Activation("swish", F.silu, _d_swish),
+        Activation("gelu", F.gelu, _d_gelu),
+        Activation("elu", F.elu, _d_elu, (0,), 1.0),
+        Activation("selu", F.selu, _d_selu, (0,), _SELU_SCALE * _SELU_ALPHA),
+        Activation("softplus", _softplus, torch.sigmoid, (), 1.0),
+        Activation("mish", F.mish, _d_mish),
+        Activation("softsign", F.softsign, lambda x: 1 / (1 + x.abs()) ** 2, (0,), 1.0),
+        Activation("sin", torch.sin, torch.cos, (), 1.0),
+    )
+}
 ACTIVATIONS = {name: ACTIVATIONS[name] for name in names.ACTIVATIONS}  # those that the command line offers
 
 

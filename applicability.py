@@ -31,7 +31,7 @@ def concentration(X: torch.Tensor, tau0: float, seed: int = 0) -> dict:
     X = X.double()
     white = torch.randn(X.shape, dtype=torch.float64, generator=generator("white", seed)) / math.sqrt(X.shape[1])
     found, gaussian = _spread(X / tau0), _spread(white)
-    return found | {"dimensions": 2 / max(found["norm_spread"], 1e-12)**2, "gaussian": gaussian}
+    return found | {"dimensions": 2 / max(found["norm_spread"], 1e-12) ** 2, "gaussian": gaussian}
 
 
 def _spread(X):
@@ -41,9 +41,13 @@ def _spread(X):
     cosines.fill_diagonal_(0)
     n = len(U)
     chi = norms2 - 1
-    return {"norm_mean": chi.mean().item(), "norm_spread": chi.std().item(), "norm_farthest": chi.abs().max().item(),
-            "cosine": math.sqrt(cosines.square().sum().item() / (n * (n - 1))),
-            "cosine_largest": cosines.abs().max().item()}
+    return {
+        "norm_mean": chi.mean().item(),
+        "norm_spread": chi.std().item(),
+        "norm_farthest": chi.abs().max().item(),
+        "cosine": math.sqrt(cosines.square().sum().item() / (n * (n - 1))),
+        "cosine_largest": cosines.abs().max().item(),
+    }
 
 
 def stability(activation: Activation, sigma_a2: float, tau0: float, norms2) -> dict:
@@ -65,8 +69,12 @@ def stability(activation: Activation, sigma_a2: float, tau0: float, norms2) -> d
     tau = get_tau(activation, sigma_a2, tau0)
     moments = gaussian_moments(activation, tau)
     scales = implicit_scales(activation, sigma_a2, norms2, moments.mean)
-    return {"tau": tau, "growth": sigma_a2 * moments.d1_sq, "growth_largest": sigma_a2 * float(scales.d1_sq.max()),
-            "lipschitz": 2 * math.sqrt(sigma_a2) * activation.lipschitz}
+    return {
+        "tau": tau,
+        "growth": sigma_a2 * moments.d1_sq,
+        "growth_largest": sigma_a2 * float(scales.d1_sq.max()),
+        "lipschitz": 2 * math.sqrt(sigma_a2) * activation.lipschitz,
+    }
 
 
 def applicability(activation: Activation, sigma_a2: float, tau0: float, X: torch.Tensor, seed: int = 0) -> dict:
@@ -75,18 +83,25 @@ def applicability(activation: Activation, sigma_a2: float, tau0: float, X: torch
     tau0 : that the DEQ is centred at. X : (n, p), a subsample of a thousand or two is enough.
     """
     norms2 = X.double().square().sum(1)
-    found = {"concentration": concentration(X, tau0, seed),
-             "stability": stability(activation, sigma_a2, tau0, norms2[norms2 > 0].numpy())}
+    found = {
+        "concentration": concentration(X, tau0, seed),
+        "stability": stability(activation, sigma_a2, tau0, norms2[norms2 > 0].numpy()),
+    }
     c, p = found["concentration"], X.shape[1]
     fails = check_assumptions(activation, sigma_a2, tau0)
     if c["norm_spread"] > _TIMES * c["gaussian"]["norm_spread"]:
-        fails.append(f"the squared norms do not concentrate: they spread by {c['norm_spread']:.2g} of tau_0^2, those "
-                     f"of Gaussian data of p = {p} by {c['gaussian']['norm_spread']:.2g}; as much as in "
-                     f"{max(c['dimensions'], 1):.0f} dimensions")
+        fails.append(
+            f"the squared norms do not concentrate: they spread by {c['norm_spread']:.2g} of tau_0^2, those "
+            f"of Gaussian data of p = {p} by {c['gaussian']['norm_spread']:.2g}; as much as in "
+            f"{max(c['dimensions'], 1):.0f} dimensions"
+        )
     if c["cosine"] > _TIMES * c["gaussian"]["cosine"]:
-        fails.append(f"two samples are not nearly orthogonal: their cosine is {c['cosine']:.2g} (root mean square), "
-                     f"that of Gaussian data of p = {p} {c['gaussian']['cosine']:.2g}")
+        fails.append(
+            f"two samples are not nearly orthogonal: their cosine is {c['cosine']:.2g} (root mean square), "
+            f"that of Gaussian data of p = {p} {c['gaussian']['cosine']:.2g}"
+        )
     if abs(c["norm_mean"]) > 0.1:
-        fails.append(f"the data's mean squared norm is {1 + c['norm_mean']:.3g} times the tau_0^2 that the DEQ is "
-                     "centred at")
+        fails.append(
+            f"the data's mean squared norm is {1 + c['norm_mean']:.3g} times the tau_0^2 that the DEQ is centred at"
+        )
     return found | {"fails": fails}

@@ -99,11 +99,16 @@ def _matches(deq, tau0, kernel, family):
     out = []
     for found in two_layer_lrelu.solutions(one.target, tau0):
         layers = found.layers
-        out.append(replace(
-            one, layers=layers, achieved=explicit_ck(layers, tau0),
-            fluctuation=sum(fluctuation(layers, tau0, "readout")),
-            parameters=(dict(a=found.a1, b=found.b1), dict(a=found.a2, b=found.b2)),
-            mismatch=mismatch(goal, explicit_response(layers, tau0, "readout"))))
+        out.append(
+            replace(
+                one,
+                layers=layers,
+                achieved=explicit_ck(layers, tau0),
+                fluctuation=sum(fluctuation(layers, tau0, "readout")),
+                parameters=(dict(a=found.a1, b=found.b1), dict(a=found.a2, b=found.b2)),
+                mismatch=mismatch(goal, explicit_response(layers, tau0, "readout")),
+            )
+        )
     return out
 
 

@@ -79,8 +79,10 @@ def _implicit(activation, sigma_a2, tau0):
     check_stable(activation, sigma_a2, moments.d1_sq, moments.jumps)
     growth = sigma_a2 * moments.sq_dd / 2
     if growth >= 1:  # (D > 0 wherever tau_* exists, by Cauchy-Schwarz)
-        raise ValueError(f"the conjugate kernel of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable fixed "
-                         f"point: sigma_a^2 E[(phi^2)'']/2 = {growth:.4g} must be below 1")
+        raise ValueError(
+            f"the conjugate kernel of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable fixed "
+            f"point: sigma_a^2 E[(phi^2)'']/2 = {growth:.4g} must be below 1"
+        )
     a1 = sigma_b2 * d1**2 / D
     a4 = sigma_b2 / (1 - growth)
     L = sigma_b2 / D  # Lambda_ij = L S_ij to first order
@@ -141,6 +143,7 @@ def _explicit(layers, tau0, frozen_first):
 
 # ---------------------------------------------------------------------------------------------------------------
 # the equivalent matrix
+
 
 @dataclass(frozen=True)
 class MixtureStatistics:

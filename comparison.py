@@ -49,14 +49,21 @@ def compare(one, other, margin=MARGIN):
     if n == 1:
         return Paired(1, mean, *[math.nan] * 4)
     from scipy.stats import t
+
     error = std / math.sqrt(n)
 
     def above(distance):
         """The p-value of a mean this far above the bound; where all seeds agree it is 0 or 1."""
         return float(t.sf(distance / error, n - 1)) if error else float(distance <= 0)
 
-    return Paired(n, mean, float(t.ppf(0.975, n - 1)) * error, float(t.ppf(0.95, n - 1)) * error,
-                  min(1.0, 2 * above(abs(mean))), max(above(margin + mean), above(margin - mean)))
+    return Paired(
+        n,
+        mean,
+        float(t.ppf(0.975, n - 1)) * error,
+        float(t.ppf(0.95, n - 1)) * error,
+        min(1.0, 2 * above(abs(mean))),
+        max(above(margin + mean), above(margin - mean)),
+    )
 
 
 def holm(p_values):

@@ -26,7 +26,7 @@ class _Basis:
         x, weight = np.polynomial.legendre.leggauss(20)  # exact to rounding: polynomials times a Gaussian on each panel
         half = np.diff(edges) / 2
         xi = ((edges[:-1] + half)[:, None] + half[:, None] * x).ravel()
-        weight = (half[:, None] * weight).ravel() * np.exp(-xi**2 / 2) / math.sqrt(2 * math.pi)
+        weight = (half[:, None] * weight).ravel() * np.exp(-(xi**2) / 2) / math.sqrt(2 * math.pi)
         f, g = self._functions(xi, weight)
         ff, gg = (np.einsum("ix,jx->ijx", a, a).reshape(9, -1) for a in (f, g))
         second = weight * (xi**2 - 1) / 2  # E[F''(xi)]/2 = E[F (xi^2 - 1)]/2
@@ -46,8 +46,10 @@ class _Cubic(_Basis):
     name = "cubic layers"
 
     def _functions(self, xi, weight):
-        return (np.stack([xi, (xi**2 - 1) / math.sqrt(2), (xi**3 - 3 * xi) / math.sqrt(6)]),
-                np.stack([xi**0, math.sqrt(2) * xi, math.sqrt(1.5) * (xi**2 - 1)]))
+        return (
+            np.stack([xi, (xi**2 - 1) / math.sqrt(2), (xi**3 - 3 * xi) / math.sqrt(6)]),
+            np.stack([xi**0, math.sqrt(2) * xi, math.sqrt(1.5) * (xi**2 - 1)]),
+        )
 
     def layer(self, index, q, r, tau, gain):
         a2, a3 = q / math.sqrt(2), r / math.sqrt(6)
@@ -79,8 +81,10 @@ class _Piecewise(_Basis):
         self.mean, self.unit = e @ weight, 1 / (e * (xi**2 - 1) / math.sqrt(2) @ weight)
         o, do = sign * ramps[self.knee], sign * steps[self.knee]
         self.linear = do @ weight
-        return (np.stack([xi, self.unit * (e - self.mean), o - self.linear * xi]),
-                np.stack([xi**0, self.unit * de, do - self.linear]))
+        return (
+            np.stack([xi, self.unit * (e - self.mean), o - self.linear * xi]),
+            np.stack([xi**0, self.unit * de, do - self.linear]),
+        )
 
     def layer(self, index, q, r, tau, gain):
         even = q * self.unit * np.cumsum(self.jumps)
@@ -101,7 +105,7 @@ def quantiser(ramps):
         before = levels
         thresholds = (np.append(0.0, levels[:-1]) + levels) / 2
         edges = np.append(thresholds, np.inf)
-        levels = np.diff(np.exp(-edges**2 / 2)) / math.sqrt(2 * math.pi) / np.diff(ndtr(-edges))
+        levels = np.diff(np.exp(-(edges**2) / 2)) / math.sqrt(2 * math.pi) / np.diff(ndtr(-edges))
         if np.abs(levels - before).max() < 1e-15:
             break
     return thresholds, levels

@@ -39,7 +39,7 @@ from vgg16 import FEATURE_CACHE, VGG16, VGG16_WEIGHTS, VGG16_WIDTHS, cifar10_fea
 # The preset `mixed`: what its classes differ in, sized so that ten epochs of SGD at the default flags end between 70%
 # and 97%
 MIXED_P, MIXED_CLASSES, MIXED_TRAIN, MIXED_TEST = 200, 4, 6000, 4000
-MIXED_MEAN = 3.0   # the entry of mu_a at coordinate a
+MIXED_MEAN = 3.0  # the entry of mu_a at coordinate a
 MIXED_TRACE = 6.0  # sqrt(p) times the step of tr C_a / p from class to class
 MIXED_SHAPE = 0.5  # relative spread of the eigenvalues of C_a, whose large half differs by class
 
@@ -51,6 +51,7 @@ class Dataset:
     statistics : of the mixture that the training rows, as normalised, come from; None for real data.
     mean, scale : what was subtracted from the rows (p,), and what they were then divided by; None and 1 if nothing was.
     """
+
     name: str
     X_train: torch.Tensor
     y_train: torch.Tensor
@@ -85,8 +86,10 @@ def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_p
     statistics = None
     if name == "gmm":
         if classes is not None:
-            raise DataError("classes cannot be picked from a Gaussian mixture, whose statistics are those of all its "
-                            f"classes: leave --classes out (--preset two_class has 2 classes, mixed {MIXED_CLASSES})")
+            raise DataError(
+                "classes cannot be picked from a Gaussian mixture, whose statistics are those of all its "
+                f"classes: leave --classes out (--preset two_class has 2 classes, mixed {MIXED_CLASSES})"
+            )
         X, y, X_test, y_test, statistics = _gmm(preset, seed)
     elif name == "npz":
         X, y, X_test, y_test = _npz(path)
@@ -100,8 +103,13 @@ def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_p
     X, X_test = (Z.flatten(1).to(torch.float32, copy=True) if Z.dtype != torch.float32 else Z for Z in (X, X_test))
     mean, scale = _normalise(X, X_test)
     if statistics is not None:
-        statistics = replace(statistics, t=statistics.t / scale**2, T=statistics.T / scale**4,
-                             psi=statistics.psi / scale**2, tau0=statistics.tau0 / scale)
+        statistics = replace(
+            statistics,
+            t=statistics.t / scale**2,
+            T=statistics.T / scale**4,
+            psi=statistics.psi / scale**2,
+            tau0=statistics.tau0 / scale,
+        )
     return Dataset(name, X, y, X_test, y_test, n_classes, statistics, mean, scale)
 
 
@@ -127,8 +135,11 @@ def _pick(X, y, X_test, y_test, classes):
     present = y.unique()
     wanted = present if classes is None else torch.tensor(list(classes), dtype=torch.int64)
     if len(wanted) < 2 or len(wanted.unique()) < len(wanted):
-        raise DataError(f"classes {wanted.tolist()}: give two or more different labels" if classes is not None
-                        else f"the training labels are all {present.tolist()}: at least two classes are needed")
+        raise DataError(
+            f"classes {wanted.tolist()}: give two or more different labels"
+            if classes is not None
+            else f"the training labels are all {present.tolist()}: at least two classes are needed"
+        )
     absent = wanted[~torch.isin(wanted, present)]
     if len(absent):
         raise DataError(f"class {absent[0]} has no training sample: the labels are {present.tolist()}")
@@ -160,6 +171,7 @@ def _normalise(X, *others):
 
 # Gaussian mixtures --------------------------------------------------------------------------------------------
 
+
 def gaussian_mixture(means, covariances, counts, generator, dtype=torch.float64):
     """Samples of a K-class mixture, sqrt(p) x ~ N(mu_a, C_a), with the statistics of the theory beside them.
 
@@ -182,15 +194,17 @@ def gaussian_mixture(means, covariances, counts, generator, dtype=torch.float64)
     p, n = means.shape[1], sum(counts)
     covariances = [torch.as_tensor(C, dtype=torch.float64) for C in covariances]
     if not len(means) == len(covariances) == len(counts):
-        raise DataError(f"{len(means)} means, {len(covariances)} covariances and {len(counts)} counts: "
-                        "give one of each per class")
+        raise DataError(
+            f"{len(means)} means, {len(covariances)} covariances and {len(counts)} counts: give one of each per class"
+        )
     X, psi = torch.empty(n, p, dtype=dtype), torch.empty(n, dtype=torch.float64)
     y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     for a, (mu, C, rows) in enumerate(zip(means, covariances, torch.arange(n).split(list(counts)))):
         z = torch.randn(len(rows), p, generator=generator, dtype=torch.float64)
         if C.shape not in ((), (p,), (p, p)):
-            raise DataError(f"the covariance of class {a} has shape {tuple(C.shape)}: "
-                            f"give a number, ({p},) or ({p}, {p})")
+            raise DataError(
+                f"the covariance of class {a} has shape {tuple(C.shape)}: give a number, ({p},) or ({p}, {p})"
+            )
         if C.ndim < 2:
             if not (C >= 0).all():
                 raise DataError(f"the covariance of class {a} has a negative entry")
@@ -258,6 +272,7 @@ def _gmm(preset, seed):
 
 # a user's own arrays ------------------------------------------------------------------------------------------
 
+
 def _npz(path):
     if path is None:
         raise DataError("the dataset npz needs --dataset_path: a file with X_train, y_train, X_test and y_test")
@@ -316,10 +331,12 @@ def _npz_array(path, archive, key):
         array = archive[key]
     except (ValueError, EOFError, MemoryError, zlib.error) as error:
         if "allow_pickle" in str(error):
-            raise DataError(f"{path}: {key} is a pickled object, which is not read; "
-                            "store an array of numbers") from None
-        raise DataError(f"{path}: {key} cannot be read ({one_line(error)}); "
-                        "write the file again with numpy.savez") from None
+            raise DataError(
+                f"{path}: {key} is a pickled object, which is not read; store an array of numbers"
+            ) from None
+        raise DataError(
+            f"{path}: {key} cannot be read ({one_line(error)}); write the file again with numpy.savez"
+        ) from None
     if array.dtype.kind not in "biuf":
         raise DataError(f"{path}: {key} is of type {array.dtype}; store real numbers")
     return array
@@ -335,8 +352,11 @@ def _npz_rows(path, archive, key):
         bad = (~chunk.isfinite()).nonzero()
         if len(bad):
             row, column = start + bad[0, 0].item(), bad[0, 1].item()
-            what = (f"the entry {array[row, column]:g}, too large for float32 (up to 3.4e38: scale the array),"
-                    if np.isfinite(array[row, column]) else "a NaN or infinite entry")
+            what = (
+                f"the entry {array[row, column]:g}, too large for float32 (up to 3.4e38: scale the array),"
+                if np.isfinite(array[row, column])
+                else "a NaN or infinite entry"
+            )
             raise DataError(f"{path}: {key} has {what} in row {row}, column {column}")
     return rows
 

@@ -52,13 +52,14 @@ class Team:
 
     def share(self, rows):
         """The rows that are this rank's share; none, where there are fewer rows than ranks."""
-        return rows[self.rank::self.size]
+        return rows[self.rank :: self.size]
 
     def wrap(self, model):
         """The model with gradients that are means over the ranks once `backward` is through."""
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
+
         return DistributedDataParallel(model)
 
     def total(self, values):
@@ -72,6 +73,7 @@ class Team:
     def _reduce(self, values, kind):
         if self.size > 1:
             import torch.distributed as dist
+
             dist.all_reduce(values, getattr(dist.ReduceOp, kind))
         return values.tolist()
 
@@ -83,6 +85,7 @@ def one_line_where_a_rank_is_gone():
         yield
     except RuntimeError as error:
         from torch.distributed import DistError
+
         if isinstance(error, DistError):
             detail = f" ({str(error).splitlines()[0]})"
         elif "gloo" in str(error):  # it raises plain RuntimeErrors that name its source files
@@ -119,8 +122,11 @@ class World:
             if not good:
                 self.size = 1  # there is nobody to agree with
                 shown = ", ".join(f"{name}={value!r}" for name, value in zip(names, given))
-                self.exit(2, f"main.py: error: {shown}: RANK and WORLD_SIZE must be whole numbers, 0 <= RANK < "
-                             "WORLD_SIZE, and WORLD_TIMEOUT positive; torchrun sets the first three\n")
+                self.exit(
+                    2,
+                    f"main.py: error: {shown}: RANK and WORLD_SIZE must be whole numbers, 0 <= RANK < "
+                    "WORLD_SIZE, and WORLD_TIMEOUT positive; torchrun sets the first three\n",
+                )
         self.speaks = self.rank == 0  # until there is a store, what is wrong is wrong on every rank
         self.ended = threading.Event()
 
@@ -172,6 +178,7 @@ class World:
         if self.size == 1:
             return
         import torch.distributed as dist
+
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         try:
             store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=self.timeout)))
@@ -205,8 +212,9 @@ class World:
             if now != beat:
                 beat, heard = now, time.monotonic()
             elif time.monotonic() - heard > self.timeout:
-                raise RuntimeError(f"rank {rank} has given no sign of life for {self.timeout:g} s (WORLD_TIMEOUT); "
-                                   f"{RESUME}")
+                raise RuntimeError(
+                    f"rank {rank} has given no sign of life for {self.timeout:g} s (WORLD_TIMEOUT); {RESUME}"
+                )
             time.sleep(0.05)
 
     def device(self, name):
@@ -214,6 +222,7 @@ class World:
         if self.size == 1 or name not in (None, "cuda"):
             return name
         import torch
+
         return f"cuda:{self.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else name
 
     @one_line_where_a_rank_is_gone()
@@ -230,9 +239,11 @@ class World:
             deadline = time.monotonic() + PATIENCE  # a network file system may show it late
             while not (folder / name).exists() or (folder / name).read_text() != token:
                 if time.monotonic() > deadline:
-                    raise ValueError(f"rank {self.rank} on {socket.gethostname()} does not see the files of rank 0 in "
-                                     f"{folder.absolute()}: --output_path and --save_path must be folders that all "
-                                     "ranks share")
+                    raise ValueError(
+                        f"rank {self.rank} on {socket.gethostname()} does not see the files of rank 0 in "
+                        f"{folder.absolute()}: --output_path and --save_path must be folders that all "
+                        "ranks share"
+                    )
                 time.sleep(0.05)
         self.store.set(f"sees/{self.rank}", "")
 
@@ -243,8 +254,9 @@ class World:
             return
         if self.rank:
             if self.store.get("start").decode().split()[0] != self._token_name(grid_key):
-                raise ValueError(f"rank {self.rank} on {socket.gethostname()} has other flags or other data than "
-                                 "rank 0")
+                raise ValueError(
+                    f"rank {self.rank} on {socket.gethostname()} has other flags or other data than rank 0"
+                )
             return
         name, token = self._token_name(grid_key), uuid.uuid4().hex
         files = [Path(folder) / name for folder in folders]
@@ -268,8 +280,14 @@ class World:
     def team(self, device) -> Team:
         """All ranks, for one run."""
         import torch.distributed as dist
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore("team", self.store),
-                                rank=self.rank, world_size=self.size, timeout=timedelta(seconds=self.timeout))
+
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("team", self.store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=self.timeout),
+        )
         self.group = dist
         return Team(self.rank, self.size)
 

@@ -107,8 +107,9 @@ def describe_layer(layer: Activation) -> dict:
         found.append({"kind": "piecewise_linear", "kinks": layer.kinks, "slopes": layer.slopes, "value_at_zero": value})
     one, minus, two, less = layer.fn(torch.tensor([1.0, -1, 2, -2], dtype=torch.float64)).tolist()
     cubic = ((two - less) / 2 - (one - minus)) / 6
-    found.append({"kind": "polynomial",
-                  "coefficients": (value, (one - minus) / 2 - cubic, (one + minus) / 2 - value, cubic)})
+    found.append(
+        {"kind": "polynomial", "coefficients": (value, (one - minus) / 2 - cubic, (one + minus) / 2 - value, cubic)}
+    )
     expected = layer.fn(_PROBE)
     for numbers in found:
         if (make_layer(layer.name, numbers).fn(_PROBE) - expected).abs().max() <= 1e-12 * expected.abs().max():
@@ -117,8 +118,14 @@ def describe_layer(layer: Activation) -> dict:
 
 
 def _with_constant(activation, constant):
-    return Activation(activation.name, lambda x: activation.fn(x) + constant, activation.derivative, activation.kinks,
-                      activation.lipschitz, activation.slopes)
+    return Activation(
+        activation.name,
+        lambda x: activation.fn(x) + constant,
+        activation.derivative,
+        activation.kinks,
+        activation.lipschitz,
+        activation.slopes,
+    )
 
 
 def _polynomial(name, coefficients):
@@ -140,6 +147,7 @@ def make_layer(name: str, numbers: dict) -> Activation:
 
 # ---------------------------------------------------------------------------------------------------------------
 # files
+
 
 def check_path(path) -> None:
     """Raises ValueError where `export` could not write; to be called before an hour of work."""
@@ -186,9 +194,11 @@ def export(network: Network | ENN, path, X_example: torch.Tensor) -> dict:
         expected = network(X_example)
     with quiet():
         program = torch.export.export(network, (X_example,), dynamic_shapes=({0: torch.export.Dim("rows")},))
-    contents = {".pt": _saved(torch.save, network.state_dict()),
-                ".json": json.dumps(describe(network), indent=1).encode(),
-                ".pt2": _saved(torch.export.save, program)}
+    contents = {
+        ".pt": _saved(torch.save, network.state_dict()),
+        ".json": json.dumps(describe(network), indent=1).encode(),
+        ".pt2": _saved(torch.export.save, program),
+    }
     with torch.no_grad():
         difference = {"pt2": _difference("the torch.export program", program.module()(X_example), expected)}
     contents[".onnx"], skipped = _onnx(program)
@@ -208,12 +218,17 @@ def export(network: Network | ENN, path, X_example: torch.Tensor) -> dict:
 
 def describe(network: Network) -> dict:
     """What `rebuild` needs beside the state_dict."""
-    return {"format": FORMAT, "inputs": len(network.mean), "widths": [len(weight) for weight in network.weights],
-            "classes": network.readout.out_features, "dtype": str(network.mean.dtype).removeprefix("torch."),
-            "layers": [describe_layer(layer) for layer in network.layers],
-            "input": "rows (n, inputs) of the data set before it is normalised; the network itself subtracts `mean` "
-                     "and divides by `scale`, both in the state_dict",
-            "output": "scores (n, classes), in the order of the sorted labels; the predicted class has the largest"}
+    return {
+        "format": FORMAT,
+        "inputs": len(network.mean),
+        "widths": [len(weight) for weight in network.weights],
+        "classes": network.readout.out_features,
+        "dtype": str(network.mean.dtype).removeprefix("torch."),
+        "layers": [describe_layer(layer) for layer in network.layers],
+        "input": "rows (n, inputs) of the data set before it is normalised; the network itself subtracts `mean` "
+        "and divides by `scale`, both in the state_dict",
+        "output": "scores (n, classes), in the order of the sorted labels; the predicted class has the largest",
+    }
 
 
 def rebuild(path) -> Network:
@@ -238,8 +253,9 @@ def rebuild(path) -> Network:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except Exception as error:  # whatever a damaged file makes of the unpickler
-        raise ValueError(f"{path} is damaged, or not of {path.with_suffix('.json').name} "
-                         f"({type(error).__name__}): export it again") from None
+        raise ValueError(
+            f"{path} is damaged, or not of {path.with_suffix('.json').name} ({type(error).__name__}): export it again"
+        ) from None
     return network.eval()
 
 

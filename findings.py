@@ -52,14 +52,33 @@ class Candidate:
         return width * (p + (self.depth - 1) * width)
 
     def to_dict(self) -> dict:
-        keys = ("name", "kind", "kernel", "family", "depth", "input_scale", "distance", "alignment", "fluctuation",
-                "infinite", "loss", "loss_interval", "width_from", "cost")
-        return ({} if self.replacement is None else self.replacement.to_dict()) | {
-            key: getattr(self, key) for key in keys} | {
-            "layers": [layer.name for layer in self.layers],
-            "parameters": None if self.match is None else list(self.match.parameters),
-            "measured": [{k: v if math.isfinite(v) else "inf" for k, v in vars(point).items()}
-                         for point in self.measured]}
+        keys = (
+            "name",
+            "kind",
+            "kernel",
+            "family",
+            "depth",
+            "input_scale",
+            "distance",
+            "alignment",
+            "fluctuation",
+            "infinite",
+            "loss",
+            "loss_interval",
+            "width_from",
+            "cost",
+        )
+        return (
+            ({} if self.replacement is None else self.replacement.to_dict())
+            | {key: getattr(self, key) for key in keys}
+            | {
+                "layers": [layer.name for layer in self.layers],
+                "parameters": None if self.match is None else list(self.match.parameters),
+                "measured": [
+                    {k: v if math.isfinite(v) else "inf" for k, v in vars(point).items()} for point in self.measured
+                ],
+            }
+        )
 
 
 @dataclass(eq=False)
@@ -84,35 +103,51 @@ class Verdict:
 
     def to_dict(self) -> dict:
         """JSON-ready."""
-        return {"answer": self.answer, "reason": self.reason, "applies": self.applies,
-                "candidates": [one.to_dict() for one in self.candidates],
-                "chosen": None if self.chosen is None else self.chosen.name, "refused": self.refused, "deq": self.deq,
-                "drift": self.drift, "settings": self.settings, "seconds": self.seconds}
+        return {
+            "answer": self.answer,
+            "reason": self.reason,
+            "applies": self.applies,
+            "candidates": [one.to_dict() for one in self.candidates],
+            "chosen": None if self.chosen is None else self.chosen.name,
+            "refused": self.refused,
+            "deq": self.deq,
+            "drift": self.drift,
+            "settings": self.settings,
+            "seconds": self.seconds,
+        }
 
     def table(self) -> str:
         """A line for each candidate, and the answer."""
         if any(one.replacement for one in self.candidates):
             return "\n".join([*self._measured(), "", f"{self.answer}: " + " ".join(self.reason)])
-        lines = [f"{'candidate':<28}{'CK distance':>12}{'x factor':>10}{'NTK':>9}{'inf. width':>11}"
-                 f"{'loss, points':>14}{'90% interval':>18}{'from width':>11}{'speed':>7}"]
+        lines = [
+            f"{'candidate':<28}{'CK distance':>12}{'x factor':>10}{'NTK':>9}{'inf. width':>11}"
+            f"{'loss, points':>14}{'90% interval':>18}{'from width':>11}{'speed':>7}"
+        ]
         for one in self.candidates:
             ck, ntk = one.distance["ck"], one.distance["ntk"]
             infinite = "-" if one.infinite is None else f"{one.infinite['difference']:+.2f}"
             loss = "-" if one.loss is None else f"{one.loss:+.2f}"
             interval = "-" if one.loss is None else "[{:+.2f}, {:+.2f}]".format(*one.loss_interval)
             speed = "-" if one.cost is None else f"x{one.cost['features']:.3g}"
-            lines.append(f"{one.name:<28}{ck['relative']:>12.1e}{ck['with_factor']:>10.1e}{ntk['relative']:>9.1e}"
-                         f"{infinite:>11}{loss:>14}{interval:>18}{one.width_from or '-':>11}{speed:>7}")
+            lines.append(
+                f"{one.name:<28}{ck['relative']:>12.1e}{ck['with_factor']:>10.1e}{ntk['relative']:>9.1e}"
+                f"{infinite:>11}{loss:>14}{interval:>18}{one.width_from or '-':>11}{speed:>7}"
+            )
         return "\n".join([*lines, "", f"{self.answer}: " + " ".join(self.reason)])
 
     def _measured(self):
         """Lines of the replacements of a trained DEQ, those that did best on the samples that choose."""
         shown = self.candidates[:10]
-        lines = [f"{'replacement':<56}{'chosen by, %':>13}{'accuracy, %':>12}{'as the DEQ, %':>14}{'loss, points':>13}"
-                 f"{'90% interval':>18}"]
+        lines = [
+            f"{'replacement':<56}{'chosen by, %':>13}{'accuracy, %':>12}{'as the DEQ, %':>14}{'loss, points':>13}"
+            f"{'90% interval':>18}"
+        ]
         for one in shown:
             r, interval = one.replacement, "[{:+.2f}, {:+.2f}]".format(*one.loss_interval)
-            lines.append(f"{one.name:<56}{r.chosen_by:>13.2f}{r.accuracy:>12.2f}{r.agreement:>14.2f}{one.loss:>+13.2f}"
-                         f"{interval:>18}")
+            lines.append(
+                f"{one.name:<56}{r.chosen_by:>13.2f}{r.accuracy:>12.2f}{r.agreement:>14.2f}{one.loss:>+13.2f}"
+                f"{interval:>18}"
+            )
         rest = len(self.candidates) - len(shown)
         return [*lines, f"and {rest} that did worse on the samples that choose"] if rest else lines

@@ -47,8 +47,10 @@ def _finish(value, residual, iterations, tol, strict) -> Solution:
     solution = Solution(value, residual, iterations, worst <= tol)
     if strict and not solution.converged:
         how = "diverged" if not math.isfinite(worst) else "did not converge"
-        raise ConvergenceError(f"the equilibrium {how}: relative residual {worst:.3g} after {iterations} iterations "
-                               f"(tolerance {tol:g})", solution)
+        raise ConvergenceError(
+            f"the equilibrium {how}: relative residual {worst:.3g} after {iterations} iterations (tolerance {tol:g})",
+            solution,
+        )
     return solution
 
 
@@ -94,8 +96,8 @@ class Anderson:
     def solve(self, f, z0: torch.Tensor) -> Solution:
         n, memory = len(z0), self.memory
         shape, z = z0.shape, z0.flatten(1)
-        values = z.new_zeros(n, memory, z.shape[1])     # f(z_j), the latest `memory` of them, in a ring
-        residuals = torch.zeros_like(values)            # f(z_j) - z_j
+        values = z.new_zeros(n, memory, z.shape[1])  # f(z_j), the latest `memory` of them, in a ring
+        residuals = torch.zeros_like(values)  # f(z_j) - z_j
         gram = z.new_zeros(n, memory, memory).double()  # of the residuals; one row is new each step
         for step in range(1, self.max_steps + 1):
             fz = f(z.view(shape)).flatten(1)

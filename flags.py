@@ -24,8 +24,15 @@ DEFAULTS = {
     "full": NETWORK | STEPS | {"match": "ntk"},
     "ridge": NETWORK | EXACT | {"match": "ck"},
     "kernel": THEORY | EXACT | {"match": "ck", "memory": None},
-    "pcdeq": {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False,
-              "activation": ""},
+    "pcdeq": {
+        "lr": 7e-4,
+        "epoch": 50,
+        "batch_size": 64,
+        "weight_decay": 1e-2,
+        "milestone": 0,
+        "aug": False,
+        "activation": "",
+    },
 }
 # the values of --train, the default first; a positive concave DEQ has a kind of its own
 TRAININGS = "readout", "full", "ridge", "kernel"
@@ -70,6 +77,7 @@ def bounded_float(low, high, what):
         if not low < value < high:
             raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
         return value
+
     return parse
 
 
@@ -82,7 +90,7 @@ def ridge(text):
 
 
 def byte_count(text):
-    """"8G" and the like: decimal multiples."""
+    """ "8G" and the like: decimal multiples."""
     try:
         value = float(text[:-1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[text[-1:].upper()]
     except (KeyError, ValueError):
@@ -117,45 +125,100 @@ def make_parser(world, description):
     parser = Parser(world, prog="main.py", description=description)
     add = parser.add_argument
     add_data_flags(add)
-    add("--model", nargs="+", default=list(MODELS), choices=MODELS + GENERAL + PCDEQS, metavar="MODEL",
+    add(
+        "--model",
+        nargs="+",
+        default=list(MODELS),
+        choices=MODELS + GENERAL + PCDEQS,
+        metavar="MODEL",
         help=f"from {', '.join(MODELS)} (default: these), {', '.join(GENERAL)} (of --activation), "
-             f"or one of {', '.join(PCDEQS)}")
+        f"or one of {', '.join(PCDEQS)}",
+    )
     add("--dim", nargs="+", type=positive_int, help="width(s) (default: 256 512 1024)")
     add("--seed", nargs="+", type=natural_int, default=[0], help="seed(s) of weights and order (default: 0)")
-    add("--train", choices=TRAININGS, help="the readout on fixed features by steps (default), every weight (full), the "
-        "readout solved exactly (ridge), or the network at infinite width (kernel)")
-    add("--lr", type=rate, help="learning rate (default: 1; pcDEQ: 7e-4); auto: chosen for each run on a validation "
-        "part of the training set")
+    add(
+        "--train",
+        choices=TRAININGS,
+        help="the readout on fixed features by steps (default), every weight (full), the "
+        "readout solved exactly (ridge), or the network at infinite width (kernel)",
+    )
+    add(
+        "--lr",
+        type=rate,
+        help="learning rate (default: 1; pcDEQ: 7e-4); auto: chosen for each run on a validation "
+        "part of the training set",
+    )
     add("--epoch", type=positive_int, help="epochs (default: 10; pcDEQ: 50)")
     add("--batch_size", type=positive_int, help="batch size (default: 128; pcDEQ: 64)")
     add("--opt", choices=("sgd", "adam"), help="optimizer (default: sgd; a pcDEQ has AdamW)")
-    add("--asquare", type=bounded_float(0, 1, "between 0 and 1"),
-        help="sigma_a^2, for everything in the run; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)")
-    add("--activation", metavar="NAME", help=f"of {', '.join(GENERAL)}: {', '.join(ACTIVATIONS)}, "
+    add(
+        "--asquare",
+        type=bounded_float(0, 1, "between 0 and 1"),
+        help="sigma_a^2, for everything in the run; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)",
+    )
+    add(
+        "--activation",
+        metavar="NAME",
+        help=f"of {', '.join(GENERAL)}: {', '.join(ACTIVATIONS)}, "
         "or path/to/file.py:name, whose code is run; "
-        "of a pcDEQ-1: tanh (default), softsign, relu6; of a pcDEQ-2: sigmoid")
-    add("--match", choices=("ck", "ntk"), help="the kernel that matched_enn matches, and that --train kernel takes "
-        "(default: ck, ntk with --train full)")
-    add("--ridge", nargs="+", type=ridge, metavar="R", help="of --train ridge and kernel, relative to the kernel's "
-        "mean diagonal; of several the best on held-out training samples is taken (default: auto, a grid)")
-    add("--train_size", nargs="+", type=positive_int, metavar="N", help="of --train ridge and kernel: only so many "
-        "training samples; several are nested (default: all)")
-    add("--depth", nargs="+", type=positive_int, metavar="L", help="of --train ridge and kernel: layers of the "
-        "unmatched networks (default: as published)")
-    add("--memory", type=byte_count, metavar="BYTES", help="of --train kernel: what a process may take, such as 8G; a "
-        "kernel that does not fit goes to --save_path (default: 90%% of what is free)")
+        "of a pcDEQ-1: tanh (default), softsign, relu6; of a pcDEQ-2: sigmoid",
+    )
+    add(
+        "--match",
+        choices=("ck", "ntk"),
+        help="the kernel that matched_enn matches, and that --train kernel takes (default: ck, ntk with --train full)",
+    )
+    add(
+        "--ridge",
+        nargs="+",
+        type=ridge,
+        metavar="R",
+        help="of --train ridge and kernel, relative to the kernel's "
+        "mean diagonal; of several the best on held-out training samples is taken (default: auto, a grid)",
+    )
+    add(
+        "--train_size",
+        nargs="+",
+        type=positive_int,
+        metavar="N",
+        help="of --train ridge and kernel: only so many training samples; several are nested (default: all)",
+    )
+    add(
+        "--depth",
+        nargs="+",
+        type=positive_int,
+        metavar="L",
+        help="of --train ridge and kernel: layers of the unmatched networks (default: as published)",
+    )
+    add(
+        "--memory",
+        type=byte_count,
+        metavar="BYTES",
+        help="of --train kernel: what a process may take, such as 8G; a "
+        "kernel that does not fit goes to --save_path (default: 90%% of what is free)",
+    )
     add("--family", choices=FAMILIES, help="the layers of matched_enn (default: auto)")
-    add("--weight_decay", type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"),
-        help="of a pcDEQ (default: 1e-2)")
-    add("--milestone", type=positive_int, metavar="EPOCH",
-        help="after it a pcDEQ's learning rate is a tenth (default: never)")
+    add(
+        "--weight_decay",
+        type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"),
+        help="of a pcDEQ (default: 1e-2)",
+    )
+    add(
+        "--milestone",
+        type=positive_int,
+        metavar="EPOCH",
+        help="after it a pcDEQ's learning rate is a tenth (default: never)",
+    )
     add("--aug", action="store_true", default=None, help="a pcDEQ's training images are shifted and flipped at random")
     add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
     add("--output_path", default="results", help="folder for logs and figure (default: results)")
-    add("--save_path", default="checkpoints",
+    add(
+        "--save_path",
+        default="checkpoints",
         help="folder for checkpoints (default: checkpoints); and, where every weight is trained (--train full, pcDEQ), "
-             "for the weights that were best by test accuracy, NAME.best.pt, as the pcDEQs' published code keeps them, "
-             "while the last epoch is what is reported")
+        "for the weights that were best by test accuracy, NAME.best.pt, as the pcDEQs' published code keeps them, "
+        "while the last epoch is what is reported",
+    )
     add("--resume", action="store_true", help="skip finished runs and go on with a killed one")
     return parser
 
@@ -182,8 +245,10 @@ def parse_arguments(argv, world, description=None):
     # every rank has a share of each run
     arguments.together = world.size > 1 and (arguments.train == "kernel" or runs == 1 and arguments.train == "full")
     if world.size > runs and not arguments.together:
-        parser.error(f"{world.size} ranks for {runs} run{'s' * (runs > 1)} (models x dims x seeds): start at most one "
-                     "rank a run; only a single run with --train full, and those with --train kernel, are shared")
+        parser.error(
+            f"{world.size} ranks for {runs} run{'s' * (runs > 1)} (models x dims x seeds): start at most one "
+            "rank a run; only a single run with --train full, and those with --train kernel, are shared"
+        )
     return parser, arguments
 
 
@@ -195,7 +260,7 @@ def fill_in(parser, arguments):
             parser.error(f"argument --model: a positive concave DEQ is trained alone, got {' '.join(arguments.model)}")
         if arguments.train:
             parser.error(f"argument --train: not a setting of {arguments.model[0]}")
-        trainings = "pcdeq",
+        trainings = ("pcdeq",)
     arguments.train = arguments.train or trainings[0]
     for flag in dict.fromkeys(flag for row in DEFAULTS.values() for flag in row):
         if flag not in DEFAULTS[arguments.train] and getattr(arguments, flag) is not None:
@@ -213,8 +278,10 @@ def check_activation(parser, arguments):
     if arguments.activation and arguments.train == "pcdeq":
         known = sum(PCDEQ_ACTIVATIONS.values(), ())
         if arguments.activation not in known:
-            parser.error(f"argument --activation: a positive concave DEQ has one of {', '.join(known)}, "
-                         f"got {arguments.activation!r}")
+            parser.error(
+                f"argument --activation: a positive concave DEQ has one of {', '.join(known)}, "
+                f"got {arguments.activation!r}"
+            )
     elif arguments.activation and not general:
         parser.error(f"argument --activation: not a setting of {arguments.model[0]}, which has its own")
 

@@ -15,12 +15,24 @@ import torch
 from activations import ACTIVATIONS, Activation, Elementwise, from_function, load_activation, piecewise_linear
 from quadrature import EPS, SQRT_2PI, TOLERANCE, adapt, graded, lobatto
 
-__all__ = ["ACTIVATIONS", "Activation", "GaussianMoments", "centre", "expectation", "from_function", "gaussian_moments",
-           "hermite_coefficients", "hermite_functions", "load_activation", "piecewise_linear"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "GaussianMoments",
+    "centre",
+    "expectation",
+    "from_function",
+    "gaussian_moments",
+    "hermite_coefficients",
+    "hermite_functions",
+    "load_activation",
+    "piecewise_linear",
+]
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # expectations
+
 
 def expectation(f: Elementwise, kinks=()) -> float:
     """E[f(xi)] for xi ~ N(0, 1), absolute error at most 1e-12 (relative, where E|f| exceeds 1).
@@ -135,12 +147,20 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
     mean = mean_of(f)
     if jump.any():
         phi, curved = f - mean, (x * x - 1) / tau**2
-        return GaussianMoments(mean, mean_of(phi**2), d1, mean_of(curved * phi), math.inf, mean_of(curved * phi**2),
-                               _places(activation, tau, (x.reshape(-1)[1:] + x.reshape(-1)[:-1])[jump] / 2))
+        return GaussianMoments(
+            mean,
+            mean_of(phi**2),
+            d1,
+            mean_of(curved * phi),
+            math.inf,
+            mean_of(curved * phi**2),
+            _places(activation, tau, (x.reshape(-1)[1:] + x.reshape(-1)[:-1])[jump] / 2),
+        )
     phi = np.where(abs(gap.reshape(x.shape)) <= noise, integral, shifted)
     phi = phi - mean_of(phi)
-    return GaussianMoments(mean, mean_of(phi**2), slope, mean_of(x * (df - slope)) / tau, mean_of(df_sq),
-                           2 * mean_of(x * phi * df) / tau)
+    return GaussianMoments(
+        mean, mean_of(phi**2), slope, mean_of(x * (df - slope)) / tau, mean_of(df_sq), 2 * mean_of(x * phi * df) / tau
+    )
 
 
 def _resolve(activation, tau):
@@ -264,8 +284,10 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
             f = activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4)
             largest, ends = f.abs().amax((1, 2)), torch.stack([f[:, 0, 0], f[:, -1, -1]]).abs().amax(0)
             if not (ends <= TOLERANCE * largest).all():
-                raise ValueError(f"activation {activation.name} grows too fast for its Hermite coefficients, or is not "
-                                 f"finite, at scale {s.max().item():.6g}")
+                raise ValueError(
+                    f"activation {activation.name} grows too fast for its Hermite coefficients, or is not "
+                    f"finite, at scale {s.max().item():.6g}"
+                )
             at_fault = (f @ spectrum).abs().amax(-1) * half > TOLERANCE * largest[:, None]
             middles = ((own[:, 1:] + own[:, :-1]) / 2).expand(len(s), -1)[at_fault]
             rough[torch.searchsorted(edges, middles) - 1] = True
@@ -281,8 +303,10 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
     while (rough := unresolved(edges)).any():
         edges = torch.cat([edges, ((edges[1:] + edges[:-1]) / 2)[rough]]).sort().values
         if len(edges) > 2048:
-            raise ValueError(f"the Hermite coefficients of {activation.name} at scale {scale.max().item():.6g} do not "
-                             "converge: it varies too quickly, or a kink of it is not declared")
+            raise ValueError(
+                f"the Hermite coefficients of {activation.name} at scale {scale.max().item():.6g} do not "
+                "converge: it varies too quickly, or a kink of it is not declared"
+            )
 
     rows = []
     for s in chunks(edges):
@@ -290,7 +314,7 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
         row = torch.zeros(len(s), degree + 1, dtype=torch.float64, device=scale.device)
         block = max(1, int(2e7 / (20 * len(own) * (degree + 1))))
         for start in range(0, own.shape[1] - 1, block):
-            x, half = _lobatto_panels(own[:, start:start + block + 1])
+            x, half = _lobatto_panels(own[:, start : start + block + 1])
             weights = half[..., None] * torch.from_numpy(lobatto().weights).to(half) / SQRT_2PI
             f = (activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4) * weights).flatten(1)
             table = hermite_functions(x.flatten(1), degree)

@@ -39,8 +39,9 @@ class Grid:
     def load(self, device):
         """Loads the data, and settles what depends on it. Raises ValueError where the data or its shape is wrong."""
         a = self.arguments
-        self.data = load_dataset(self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes,
-                                 vgg_path=a.vgg_path, device=device)
+        self.data = load_dataset(
+            self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path, device=device
+        )
         n = len(self.data.X_train)
         if a.batch_size > n:
             raise ValueError(f"--batch_size {a.batch_size} is larger than the training set of {n}")
@@ -57,14 +58,30 @@ class Grid:
 
     def network(self, model, dim, seed):
         a = self.arguments
-        return build_model(model, self.data.X_train.shape[1], dim, self.data.n_classes, a.asquare, self.tau0, seed,
-                           self.activation, a.match, a.family)
+        return build_model(
+            model,
+            self.data.X_train.shape[1],
+            dim,
+            self.data.n_classes,
+            a.asquare,
+            self.tau0,
+            seed,
+            self.activation,
+            a.match,
+            a.family,
+        )
 
     def settings(self, model) -> dict:
         """The settings of a run's Config beside its data, model, width and seed."""
         a = self.arguments
-        found = {"train": a.train, "lr": a.lr, "epoch": a.epoch, "batch_size": a.batch_size, "opt": a.opt,
-                 "asquare": a.asquare}
+        found = {
+            "train": a.train,
+            "lr": a.lr,
+            "epoch": a.epoch,
+            "batch_size": a.batch_size,
+            "opt": a.opt,
+            "asquare": a.asquare,
+        }
         if a.lr == "auto":
             found |= {"lr": 0.0, "own_rate": True}
         if model in GENERAL:
@@ -76,14 +93,22 @@ class Grid:
     def configs(self) -> list[Config]:
         """The Config of each run of the grid."""
         a, key = self.arguments, fingerprint(self.data)
-        return [Config(dataset=a.dataset, model=model, dim=dim, seed=seed, data=key, **self.settings(model))
-                for seed in a.seed for dim in a.dim for model in a.model]
+        return [
+            Config(dataset=a.dataset, model=model, dim=dim, seed=seed, data=key, **self.settings(model))
+            for seed in a.seed
+            for dim in a.dim
+            for model in a.model
+        ]
 
     def warnings(self) -> list[str]:
         """The assumptions of the theory that do not hold."""
         a = self.arguments
-        return [warning for model in a.model if model in DEQS
-                for warning in check_assumptions(self.narrow[model].activation, a.asquare, self.tau0)]
+        return [
+            warning
+            for model in a.model
+            if model in DEQS
+            for warning in check_assumptions(self.narrow[model].activation, a.asquare, self.tau0)
+        ]
 
     def memory(self, config) -> dict[str, int]:
         """Bytes that the run takes at least, by what takes them."""
@@ -94,8 +119,12 @@ class Grid:
         scaled = m * m if config.model in DEQS else 0  # sigma_a A/sqrt(m)
         if config.train == "readout":
             return {"weights": 4 * (weights + scaled), "features": 4 * m * (len(data.X_train) + len(data.X_test))}
-        return {"weights": 4 * (weights + scaled), "gradients": 4 * (weights + scaled),
-                "optimizer": {"sgd": 0, "adam": 8}[config.opt] * weights, "features": 4 * m * config.batch_size}
+        return {
+            "weights": 4 * (weights + scaled),
+            "gradients": 4 * (weights + scaled),
+            "optimizer": {"sgd": 0, "adam": 8}[config.opt] * weights,
+            "features": 4 * m * config.batch_size,
+        }
 
     def check_memory(self, configs, device):
         """Raises ValueError where a run that is still to be made cannot fit, before anything of it is allocated."""
@@ -173,8 +202,17 @@ class PcDEQGrid(Grid):
 
     def settings(self, model):
         a = self.arguments
-        return {"train": a.train, "lr": a.lr, "epoch": a.epoch, "batch_size": a.batch_size, "opt": "adamw",
-                "weight_decay": a.weight_decay, "milestone": a.milestone, "aug": a.aug, "activation": self.activation}
+        return {
+            "train": a.train,
+            "lr": a.lr,
+            "epoch": a.epoch,
+            "batch_size": a.batch_size,
+            "opt": "adamw",
+            "weight_decay": a.weight_decay,
+            "milestone": a.milestone,
+            "aug": a.aug,
+            "activation": self.activation,
+        }
 
 
 GRIDS = {"readout": Grid, "full": Grid, "pcdeq": PcDEQGrid}

@@ -22,6 +22,7 @@ class DataError(ValueError):
 @dataclass(frozen=True)
 class Images:
     """Images as uint8 (n, c, h, w) with labels int64 (n,) in 0..K-1, and the names of the K classes."""
+
     train: torch.Tensor
     train_labels: torch.Tensor
     test: torch.Tensor
@@ -37,8 +38,18 @@ def one_line(error):
 
 MNIST_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
-                   "ankle boot")
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 
 
 def mnist_images(path, name="mnist") -> Images:
@@ -56,16 +67,19 @@ def mnist_images(path, name="mnist") -> Images:
     if present is None:
         _download_mnist(path, folder, name)
         present = folder
-    train, train_labels, test, test_labels = (_idx(present / file, 3 if "images" in file else 1)
-                                              for file in MNIST_FILES)
+    train, train_labels, test, test_labels = (
+        _idx(present / file, 3 if "images" in file else 1) for file in MNIST_FILES
+    )
     for images, labels, files in ((train, train_labels, MNIST_FILES[:2]), (test, test_labels, MNIST_FILES[2:])):
         if len(images) != len(labels):
             raise DataError(f"{present / files[1]}: {len(labels)} labels for the {len(images)} images of {files[0]}")
         if labels.max() > 9:
             raise DataError(f"{present / files[1]}: label {labels.max()} is not a digit; not a file of {name}")
     if train.shape[1:] != test.shape[1:]:
-        raise DataError(f"{present / MNIST_FILES[2]}: images of {tuple(test.shape[1:])} pixels, "
-                        f"for training {tuple(train.shape[1:])}")
+        raise DataError(
+            f"{present / MNIST_FILES[2]}: images of {tuple(test.shape[1:])} pixels, "
+            f"for training {tuple(train.shape[1:])}"
+        )
     classes = FASHION_CLASSES if name == "fashion_mnist" else tuple("0123456789")
     return Images(train[:, None], train_labels.long(), test[:, None], test_labels.long(), classes)
 
@@ -75,21 +89,27 @@ def _idx(file, ndim):
     try:
         content = np.fromfile(file, dtype=np.uint8)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error}); "
-                        "put the uncompressed idx file there") from None
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror or error}); put the uncompressed idx file there"
+        ) from None
     if content[:4].tolist() != [0, 0, 8, ndim]:
-        raise DataError(f"{file}: magic number {content[:4].tobytes().hex() or 'missing'}, not 0000080{ndim}: "
-                        "not the uncompressed idx file of that name; replace it")
-    sizes = content[4:4 + 4 * ndim].view(">u4").tolist() if len(content) >= 4 + 4 * ndim else []
-    data = content[4 + 4 * ndim:]
+        raise DataError(
+            f"{file}: magic number {content[:4].tobytes().hex() or 'missing'}, not 0000080{ndim}: "
+            "not the uncompressed idx file of that name; replace it"
+        )
+    sizes = content[4 : 4 + 4 * ndim].view(">u4").tolist() if len(content) >= 4 + 4 * ndim else []
+    data = content[4 + 4 * ndim :]
     if not sizes or len(data) != math.prod(sizes) or not len(data):
-        raise DataError(f"{file}: {len(data)} bytes of data where its header {tuple(sizes)} promises "
-                        f"{math.prod(sizes)}: truncated or damaged; replace it")
+        raise DataError(
+            f"{file}: {len(data)} bytes of data where its header {tuple(sizes)} promises "
+            f"{math.prod(sizes)}: truncated or damaged; replace it"
+        )
     return torch.from_numpy(data).view(sizes)
 
 
 def _download_mnist(path, folder, name):
     from torchvision import datasets
+
     try:
         path.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path) as temporary:  # torchvision trusts a half-written file: move whole
@@ -98,11 +118,14 @@ def _download_mnist(path, folder, name):
             for file in MNIST_FILES:
                 os.replace(Path(temporary) / MNIST_FOLDERS[name] / "raw" / file, folder / file)
     except Exception as error:  # no network, no space, read-only: torchvision raises many kinds
-        raise DataError(f"{path}: no {name} found and its download failed ({one_line(error)}); "
-                        f"put {', '.join(MNIST_FILES)} into {folder}") from None
+        raise DataError(
+            f"{path}: no {name} found and its download failed ({one_line(error)}); "
+            f"put {', '.join(MNIST_FILES)} into {folder}"
+        ) from None
 
 
 # SVHN ---------------------------------------------------------------------------------------------------------
+
 
 def svhn_images(path) -> Images:
     """SVHN from <path>/train_32x32.mat and test_32x32.mat; torchvision downloads what is not there.
@@ -117,10 +140,12 @@ def svhn_images(path) -> Images:
 
 def _svhn(path, split):
     from scipy.io import loadmat
+
     file = path / f"{split}_32x32.mat"
     if not file.exists():
         try:
             from torchvision.datasets import SVHN
+
             path.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path) as temporary:
                 SVHN(temporary, split=split, download=True)
@@ -131,11 +156,13 @@ def _svhn(path, split):
         content = loadmat(file)
         images, labels = content["X"], content["y"].reshape(-1)
     except Exception as error:  # scipy raises many kinds on a damaged file
-        raise DataError(f"{file}: not a .mat file with X and y ({type(error).__name__}: {one_line(error)}); "
-                        "replace it") from None
+        raise DataError(
+            f"{file}: not a .mat file with X and y ({type(error).__name__}: {one_line(error)}); replace it"
+        ) from None
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)) or not len(labels):
-        raise DataError(f"{file}: X is {images.dtype} {images.shape} for {len(labels)} labels, "
-                        "not uint8 (32, 32, 3, n)")
+        raise DataError(
+            f"{file}: X is {images.dtype} {images.shape} for {len(labels)} labels, not uint8 (32, 32, 3, n)"
+        )
     if not np.isin(labels, range(1, 11)).all():
         raise DataError(f"{file}: a label is not in 1 .. 10 (10 is the digit 0)")
     return torch.from_numpy(images).permute(3, 2, 0, 1).contiguous(), torch.from_numpy(labels.astype(np.int64) % 10)
@@ -164,14 +191,20 @@ def cifar10_images(path) -> Images:
 
 def _image_folder(folder):
     from PIL import Image, UnidentifiedImageError
+
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; put the images under {folder}/<class>/")
     missing = [name for name in CIFAR10_CLASSES if not (folder / name).is_dir()]
     if missing:
-        raise DataError(f"{folder}: class folder missing: {', '.join(missing)}; "
-                        "CIFAR-10 has one for each of its 10 classes")
-    files = [(file, label) for label, name in enumerate(CIFAR10_CLASSES)
-             for file in sorted((folder / name).iterdir()) if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        raise DataError(
+            f"{folder}: class folder missing: {', '.join(missing)}; CIFAR-10 has one for each of its 10 classes"
+        )
+    files = [
+        (file, label)
+        for label, name in enumerate(CIFAR10_CLASSES)
+        for file in sorted((folder / name).iterdir())
+        if file.suffix.lower() in (".jpg", ".jpeg", ".png")
+    ]
     empty = set(range(10)) - {label for _, label in files}
     if empty:
         raise DataError(f"{folder / CIFAR10_CLASSES[min(empty)]}: holds no .jpg or .png image")
@@ -190,17 +223,24 @@ def _image_folder(folder):
 
 def _cifar10_archive(path):
     from torchvision.datasets import CIFAR10
+
     parts = []
     for train in (True, False):
         try:
             data = CIFAR10(path, train=train, download=True)
         except Exception as error:  # no network, no space, a broken archive: torchvision raises many kinds
-            raise DataError(f"{path}: no CIFAR-10 found and its download failed ({one_line(error)}); put the images "
-                            f"under {path}/cifar10/{{train,test}}/<class>/ or torchvision's cifar-10-batches-py under "
-                            f"{path}") from None
+            raise DataError(
+                f"{path}: no CIFAR-10 found and its download failed ({one_line(error)}); put the images "
+                f"under {path}/cifar10/{{train,test}}/<class>/ or torchvision's cifar-10-batches-py under "
+                f"{path}"
+            ) from None
         parts.append((torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)))
     return parts
 
 
-IMAGES = {"mnist": mnist_images, "fashion_mnist": partial(mnist_images, name="fashion_mnist"),
-          "cifar10_images": cifar10_images, "svhn": svhn_images}
+IMAGES = {
+    "mnist": mnist_images,
+    "fashion_mnist": partial(mnist_images, name="fashion_mnist"),
+    "cifar10_images": cifar10_images,
+    "svhn": svhn_images,
+}

@@ -18,7 +18,7 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it war
 from torch.utils.benchmark import Measurement, Timer  # noqa: E402
 
 BATCH, STEP = 512, 128  # rows of a batch of features, and of a training step
-ROUNDS = 3              # in which the networks take turns, if there is time
+ROUNDS = 3  # in which the networks take turns, if there is time
 
 
 def inference(network, X):
@@ -147,8 +147,9 @@ def costs(deq, enn, X: torch.Tensor, budget: float = 10.0) -> dict:
                 held[name] = weights + peak_bytes(call)
             found = dict(zip(networks, _measure(calls, start + budget / len(JOBS) - time.perf_counter())))
             seconds[job] = {name: measurement.median for name, measurement in found.items()}
-            spread[job] = {name: measurement.iqr if len(measurement.times) > 1 else None
-                           for name, measurement in found.items()}
+            spread[job] = {
+                name: measurement.iqr if len(measurement.times) > 1 else None for name, measurement in found.items()
+            }
             memory[job] = held
     finally:
         for parameter, gradient in before.items():
@@ -156,5 +157,13 @@ def costs(deq, enn, X: torch.Tensor, budget: float = 10.0) -> dict:
     ratios = {job: times["deq"] / times["enn"] for job, times in seconds.items()}
     ratios["memory"] = memory["features"]["deq"] / memory["features"]["enn"]
     rows = {"inference": 1, "features": len(X), "training_step": min(len(X), STEP)}
-    return {"ratios": ratios, "seconds": seconds, "spread": spread, "memory": memory, "rows": rows,
-            "width": deq.readout.in_features, "threads": torch.get_num_threads(), "device": str(device)}
+    return {
+        "ratios": ratios,
+        "seconds": seconds,
+        "spread": spread,
+        "memory": memory,
+        "rows": rows,
+        "width": deq.readout.in_features,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }

@@ -22,13 +22,13 @@ from utils import estimate_tau0, generator
 from width_error import implicit_fluctuation
 from width_ladder import Ladder, climb
 
-LEAST = 50       # samples, below which nothing can be said
-TRIED = 150      # samples whose kernel tells how fast this machine is
-COMPARED = 600   # samples whose kernels are compared, at most
-MACHINE = 1500   # samples of the networks at infinite width, at most
-KERNELS = 0.2    # of the time, at most, for either
-COSTS = 0.15     # of the time is for what the networks cost
-RIVALS = 4       # candidates that are measured at once where time is dear
+LEAST = 50  # samples, below which nothing can be said
+TRIED = 150  # samples whose kernel tells how fast this machine is
+COMPARED = 600  # samples whose kernels are compared, at most
+MACHINE = 1500  # samples of the networks at infinite width, at most
+KERNELS = 0.2  # of the time, at most, for either
+COSTS = 0.15  # of the time is for what the networks cost
+RIVALS = 4  # candidates that are measured at once where time is dear
 # without labels: relative spectral distance of the conjugate kernels, times the best factor, that is small, and large
 NEAR, FAR = 0.05, 0.5
 
@@ -49,17 +49,32 @@ class Inquiry:
         self.X, self.y, (self.n, self.p) = X, y, X.shape
         self.order = torch.randperm(self.n, generator=generator("verdict", seed))
         self.tau0 = estimate_tau0(X)
-        self.settings = {"activation": deq.activation.name, "sigma_a2": deq.sigma_a2, "width": width,
-                         "tolerance": tolerance, "budget": budget, "n": self.n, "p": self.p, "classes": n_classes,
-                         "seed": seed, "level": LEVEL}
+        self.settings = {
+            "activation": deq.activation.name,
+            "sigma_a2": deq.sigma_a2,
+            "width": width,
+            "tolerance": tolerance,
+            "budget": budget,
+            "n": self.n,
+            "p": self.p,
+            "classes": n_classes,
+            "seed": seed,
+            "level": LEVEL,
+        }
         self.applies, self.candidates, self.refused, self.deq_found = {}, [], {}, {}
         self.ladder, self.complete = None, False
 
     # ------------------------------------------------------------------------------------------------------------
 
     def run(self, progress=False):
-        with tqdm(total=self.end - self.start, desc="verdict", unit="s", leave=False, disable=not progress,
-                  bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}") as bar:
+        with tqdm(
+            total=self.end - self.start,
+            desc="verdict",
+            unit="s",
+            leave=False,
+            disable=not progress,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}",
+        ) as bar:
             for step in self.steps():
                 bar.n = min(self.clock() - self.start, bar.total)
                 bar.set_postfix_str(step)
@@ -78,20 +93,21 @@ class Inquiry:
         start = self.clock()
         deq = blocks_of(self.deq, self.X[rows[:TRIED]]).both()
         affordable = KERNELS * budget / ((self.clock() - start) * (1 + len(found)))
-        some = self.X[rows[:max(LEAST, min(COMPARED, int(TRIED * math.sqrt(affordable))))]]
+        some = self.X[rows[: max(LEAST, min(COMPARED, int(TRIED * math.sqrt(affordable))))]]
         start = self.clock()
         deq = blocks_of(self.deq, some).both()
-        targets = None if self.y is None else Targets(self.y[rows[:len(some)]], self.classes)
+        targets = None if self.y is None else Targets(self.y[rows[: len(some)]], self.classes)
         for network in found:
             self.candidates.append(self._compared(network, deq, some, targets))
             yield f"kernel of {network.name}"
         if self.y is None:
             yield from self._costs(COSTS * budget)
             return
-        self.ladder = Ladder(self.deq, found, self.X, self.y, self.order, self.copies, self.classes, self.seed,
-                             self.clock)
+        self.ladder = Ladder(
+            self.deq, found, self.X, self.y, self.order, self.copies, self.classes, self.seed, self.clock
+        )
         affordable = KERNELS * budget / (self.clock() - start)
-        yield from self._infinite(rows[:max(LEAST, int(len(some) * math.sqrt(affordable)))])
+        yield from self._infinite(rows[: max(LEAST, int(len(some) * math.sqrt(affordable)))])
         self.ladder.deadline = self.end - COSTS * budget
         for _ in climb(self.ladder, self.width, self._open):
             yield f"{sum(map(len, self.ladder.accuracy.values()))} measurements"
@@ -99,7 +115,7 @@ class Inquiry:
 
     def _distinct(self, count):
         """The first samples of the order, without copies, which exact kernels take long for, and zero ones."""
-        rows = self.order[:5 * count]
+        rows = self.order[: 5 * count]
         rows = rows[(self.copies[rows] == rows) & (self.X[rows].square().sum(1) > 0)][:count]
         if len(rows) < LEAST:
             raise ValueError(f"nearly all samples are zero or the same: at least {LEAST} others are needed")
@@ -114,8 +130,20 @@ class Inquiry:
                 least, factor = own_distance, 1.0
             distance[kernel] = {"relative": own_distance, "factor": factor, "with_factor": least}
         alignment = None if targets is None else label_alignment(own[0], targets.Y)
-        return Candidate(network.name, network.kind, network.kernel, network.family, network.depth, network.layers,
-                         network.input_scale, network.match, distance, alignment, network.fluctuation, network=network)
+        return Candidate(
+            network.name,
+            network.kind,
+            network.kernel,
+            network.family,
+            network.depth,
+            network.layers,
+            network.input_scale,
+            network.match,
+            distance,
+            alignment,
+            network.fluctuation,
+            network=network,
+        )
 
     def _infinite(self, rows):
         """Exact kernel ridge regression of all networks on the same samples, each predicted by the others."""
@@ -131,10 +159,15 @@ class Inquiry:
         for one in self.candidates:
             found, (point,) = machines[one.name], self.ladder.points(one.name)
             half = 1.645 * math.sqrt(point.of_samples)
-            one.infinite = {"accuracy": found.right.double().mean().item(), "samples": count, "ridge": found.ridge,
-                            "rms": (found.predicted - deq.predicted).square().mean().sqrt().item()
-                            / deq.predicted.square().mean().sqrt().item(),
-                            "difference": point.loss, "interval": (point.loss - half, point.loss + half)}
+            one.infinite = {
+                "accuracy": found.right.double().mean().item(),
+                "samples": count,
+                "ridge": found.ridge,
+                "rms": (found.predicted - deq.predicted).square().mean().sqrt().item()
+                / deq.predicted.square().mean().sqrt().item(),
+                "difference": point.loss,
+                "interval": (point.loss - half, point.loss + half),
+            }
         self.deq_found["infinite"] = {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
 
     def _costs(self, seconds):
@@ -173,10 +206,16 @@ class Inquiry:
         work = {one: one.work(self.p, self.width) for one in found}
         accepted = [one for one, interval in found.items() if interval.high < self.tolerance]
         least = min((work[one] for one in accepted), default=math.inf)
-        rivals = [one for one, interval in found.items()
-                  if interval.low < self.tolerance < interval.high and work[one] < least]
-        wide = [one for one, interval in found.items() if interval.high - interval.low > self.tolerance / 2
-                and interval.low < self.tolerance]
+        rivals = [
+            one
+            for one, interval in found.items()
+            if interval.low < self.tolerance < interval.high and work[one] < least
+        ]
+        wide = [
+            one
+            for one, interval in found.items()
+            if interval.high - interval.low > self.tolerance / 2 and interval.low < self.tolerance
+        ]
         if rivals:
             wide = sorted(rivals, key=lambda one: (found[one].high, work[one]))[:RIVALS]
         elif now := [one for one in wide if work[one] == least]:
@@ -193,21 +232,40 @@ class Inquiry:
                 one.measured = tuple(self.ladder.points(one.name))
                 one.width_from = width_from(list(one.measured), self.n, self.tolerance)
             self.deq_found["measured"] = [
-                {"width": "inf" if math.isinf(width) else width, "samples": count, "seeds": len(values),
-                 "accuracy": sum(values) / len(values)} for (width, count), values in self.ladder.accuracy.items()]
-            self.settings["samples"] = max((count for width, count in self.ladder.passes if width == self.width),
-                                           default=0)
-        self.deq_found["fluctuation"] = float(sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2,
-                                                                       self.deq.tau0)))
+                {
+                    "width": "inf" if math.isinf(width) else width,
+                    "samples": count,
+                    "seeds": len(values),
+                    "accuracy": sum(values) / len(values),
+                }
+                for (width, count), values in self.ladder.accuracy.items()
+            ]
+            self.settings["samples"] = max(
+                (count for width, count in self.ladder.passes if width == self.width), default=0
+            )
+        self.deq_found["fluctuation"] = float(
+            sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2, self.deq.tau0))
+        )
         if chosen is not None and chosen.cost:
-            reason.append("The DEQ takes {inference:.3g} times its time for one sample, {features:.3g} times for "
-                          "features, {training_step:.3g} times for a training step, and {memory:.3g} times its "
-                          "memory.".format(**chosen.cost))
-        return Verdict(answer, reason, self.applies, tuple(self.candidates), chosen, self.settings,
-                       self.clock() - self.start, self.refused, self.deq_found)
+            reason.append(
+                "The DEQ takes {inference:.3g} times its time for one sample, {features:.3g} times for "
+                "features, {training_step:.3g} times for a training step, and {memory:.3g} times its "
+                "memory.".format(**chosen.cost)
+            )
+        return Verdict(
+            answer,
+            reason,
+            self.applies,
+            tuple(self.candidates),
+            chosen,
+            self.settings,
+            self.clock() - self.start,
+            self.refused,
+            self.deq_found,
+        )
 
     def _answer(self):
-        """"replace", "keep" or "undecided"; the chosen candidate or None; sentences."""
+        """ "replace", "keep" or "undecided"; the chosen candidate or None; sentences."""
         if self.y is None:
             return self._by_distance()
         if self.ladder is not None and self.ladder.passes:
@@ -228,19 +286,35 @@ class Inquiry:
         if accepted:
             one = self._cheapest(accepted, lambda one: one.loss)
             low, high = one.loss_interval
-            return "replace", one, [
-                f"{one.name} at width {self.width} loses {one.loss:+.2f} points ({100 * LEVEL:.0f}% interval "
-                f"{low:+.2f} to {high:+.2f}), less than {self.tolerance:g}."]
+            return (
+                "replace",
+                one,
+                [
+                    f"{one.name} at width {self.width} loses {one.loss:+.2f} points ({100 * LEVEL:.0f}% interval "
+                    f"{low:+.2f} to {high:+.2f}), less than {self.tolerance:g}."
+                ],
+            )
         best = min(known, key=lambda one: one.loss_interval[1])
         if all(one.loss_interval[0] > self.tolerance for one in known):
-            return "keep", None, [
-                f"Every candidate loses more than {self.tolerance:g} points at width {self.width}; the best, "
-                f"{best.name}, {best.loss:+.2f} ({best.loss_interval[0]:+.2f} to {best.loss_interval[1]:+.2f}).",
-                *self._failing()]
+            return (
+                "keep",
+                None,
+                [
+                    f"Every candidate loses more than {self.tolerance:g} points at width {self.width}; the best, "
+                    f"{best.name}, {best.loss:+.2f} ({best.loss_interval[0]:+.2f} to {best.loss_interval[1]:+.2f}).",
+                    *self._failing(),
+                ],
+            )
         low, high = best.loss_interval
-        return "undecided", None, [
-            f"{best.name} loses {best.loss:+.2f} points, but its interval, {low:+.2f} to {high:+.2f}, holds "
-            f"{self.tolerance:g}.", self._would_decide(best)]
+        return (
+            "undecided",
+            None,
+            [
+                f"{best.name} loses {best.loss:+.2f} points, but its interval, {low:+.2f} to {high:+.2f}, holds "
+                f"{self.tolerance:g}.",
+                self._would_decide(best),
+            ],
+        )
 
     def _failing(self):
         fails = self.applies.get("fails", [])
@@ -250,8 +324,10 @@ class Inquiry:
         at = [point for point in best.measured if point.width == self.width]
         point = max(at, key=lambda point: point.count, default=None)
         if point is None or point.count < self.n:
-            return (f"Only {point.count if point else 0} of {self.n} samples could be measured at width {self.width}: "
-                    "allow more time (--budget).")
+            return (
+                f"Only {point.count if point else 0} of {self.n} samples could be measured at width {self.width}: "
+                "allow more time (--budget)."
+            )
         if point.of_seeds > point.of_samples:
             return "The seeds of the weights differ by more than the samples: allow more time (--budget)."
         return f"All {self.n} samples were used: more samples would decide it, or a larger tolerance."
@@ -264,27 +340,52 @@ class Inquiry:
 
         def distance(one):
             return one.distance["ck"]["with_factor"]
+
         best = min(self.candidates, key=distance)
         near = [one for one in self.candidates if distance(one) < NEAR]
         if near:
             one = self._cheapest(near, distance)
-            return "replace", one, [f"The conjugate kernel of {one.name} is within {distance(one):.2g} of the DEQ's "
-                                    f"(relative, spectral, with the factor {one.distance['ck']['factor']:.3g}).", said]
+            return (
+                "replace",
+                one,
+                [
+                    f"The conjugate kernel of {one.name} is within {distance(one):.2g} of the DEQ's "
+                    f"(relative, spectral, with the factor {one.distance['ck']['factor']:.3g}).",
+                    said,
+                ],
+            )
         if distance(best) > FAR:
-            return "keep", None, [f"No candidate's kernel is nearer to the DEQ's than {distance(best):.2g} "
-                                  f"({best.name}).", *self._failing(), said]
-        return "undecided", None, [f"The nearest kernel, that of {best.name}, is {distance(best):.2g} from the DEQ's: "
-                                   "labels would decide it.", said]
+            return (
+                "keep",
+                None,
+                [
+                    f"No candidate's kernel is nearer to the DEQ's than {distance(best):.2g} ({best.name}).",
+                    *self._failing(),
+                    said,
+                ],
+            )
+        return (
+            "undecided",
+            None,
+            [
+                f"The nearest kernel, that of {best.name}, is {distance(best):.2g} from the DEQ's: "
+                "labels would decide it.",
+                said,
+            ],
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # what is refused
 
+
 def check_deq(deq) -> None:
     missing = [name for name in ("activation", "sigma_a2", "tau0", "A", "B") if not hasattr(deq, name)]
     if missing:
-        raise ValueError(f"{type(deq).__name__} is not a DEQ of the form z = phi(sigma_a A z + sigma_b B x)/sqrt(m): "
-                         f"it has no {', '.join(missing)}")
+        raise ValueError(
+            f"{type(deq).__name__} is not a DEQ of the form z = phi(sigma_a A z + sigma_b B x)/sqrt(m): "
+            f"it has no {', '.join(missing)}"
+        )
 
 
 def check_data(X, y, p: int) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:
@@ -295,8 +396,14 @@ def check_data(X, y, p: int) -> tuple[torch.Tensor, torch.Tensor | None, int | N
     if len(X) < LEAST:
         raise ValueError(f"{len(X)} samples are too few to say anything: at least {LEAST} are needed")
     X = X.detach().to("cpu", torch.float32)
-    bad = next((start + int((~rows.isfinite().all(1)).nonzero()[0]) for start, rows in
-                zip(range(0, len(X), 4096), X.split(4096)) if not rows.isfinite().all()), None)
+    bad = next(
+        (
+            start + int((~rows.isfinite().all(1)).nonzero()[0])
+            for start, rows in zip(range(0, len(X), 4096), X.split(4096))
+            if not rows.isfinite().all()
+        ),
+        None,
+    )
     if bad is not None:
         raise ValueError(f"X has NaN or infinite entries, first in row {bad}")
     if y is None:
@@ -308,6 +415,8 @@ def check_data(X, y, p: int) -> tuple[torch.Tensor, torch.Tensor | None, int | N
         raise ValueError("the labels y must be integers")
     values, y = y.long().cpu().unique(return_inverse=True)
     if len(values) < 2:
-        raise ValueError(f"all labels are {int(values[0])}: a verdict on accuracy needs at least two classes; give "
-                         "y=None for one on kernels alone")
+        raise ValueError(
+            f"all labels are {int(values[0])}: a verdict on accuracy needs at least two classes; give "
+            "y=None for one on kernels alone"
+        )
     return X, y, len(values)

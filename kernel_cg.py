@@ -46,6 +46,7 @@ def add_up(team: Team, tensor: torch.Tensor) -> torch.Tensor:
     """Replaces the tensor by its sum over the ranks."""
     if team.size > 1:
         import torch.distributed as dist
+
         dist.all_reduce(tensor)
     return tensor
 
@@ -53,8 +54,9 @@ def add_up(team: Team, tensor: torch.Tensor) -> torch.Tensor:
 class Nystrom:
     """P^-1 for the block rows of all ranks together; called with (n, c) float64, the same on every rank."""
 
-    def __init__(self, rows: MemoryRows | FileRows, diagonal: torch.Tensor, noise: float, rank: int = RANK,
-                 team: Team = Team()):
+    def __init__(
+        self, rows: MemoryRows | FileRows, diagonal: torch.Tensor, noise: float, rank: int = RANK, team: Team = Team()
+    ):
         layout = rows.layout
         rank = min(rank, layout.n)
         self.team, self.spans, self.parts = team, [layout.rows(i) for i in layout.owned], []
@@ -64,9 +66,9 @@ class Nystrom:
             part = rows.read(i)[:, :rank].double()
             columns.append(part)
             if r.start < rank:
-                part = part[:rank - r.start]
-                W[r.start:r.stop, :part.shape[1]] = part
-                W[:r.start, r.start:r.stop] = part[:, :r.start].T
+                part = part[: rank - r.start]
+                W[r.start : r.stop, : part.shape[1]] = part
+                W[: r.start, r.start : r.stop] = part[:, : r.start].T
         add_up(team, W)
         jitter = 1e-7 * W.diagonal().mean()  # K is rounded to float32
         root = torch.linalg.cholesky(W + jitter * torch.eye(rank, dtype=torch.float64))
@@ -75,8 +77,8 @@ class Nystrom:
             if r.start < rank:  # of the landmarks themselves only the lower triangle is stored
                 inside = min(r.stop, rank) - r.start
                 whole = torch.zeros(len(part), rank, dtype=torch.float64)
-                whole[:, :part.shape[1]] = part
-                whole[:inside] = W[r.start:r.start + inside]
+                whole[:, : part.shape[1]] = part
+                whole[:inside] = W[r.start : r.start + inside]
                 part = whole
             B = torch.linalg.solve_triangular(root.T, part, upper=True, left=False)
             gram.addmm_(B.T, B)
@@ -97,8 +99,14 @@ class Nystrom:
         return add_up(self.team, out)
 
 
-def conjugate_gradients(rows: MemoryRows | FileRows, noise: float, Y: torch.Tensor, preconditioner, team: Team = Team(),
-                        tolerance: float = TOLERANCE) -> tuple[torch.Tensor, int]:
+def conjugate_gradients(
+    rows: MemoryRows | FileRows,
+    noise: float,
+    Y: torch.Tensor,
+    preconditioner,
+    team: Team = Team(),
+    tolerance: float = TOLERANCE,
+) -> tuple[torch.Tensor, int]:
     """(K + noise I)^-1 Y for Y (n, c) float64, the same on every rank, and the iterations taken.
 
     The columns have steps of their own and share the products.
@@ -127,14 +135,18 @@ def conjugate_gradients(rows: MemoryRows | FileRows, noise: float, Y: torch.Tens
         previous, rho = rho, (R * Z).sum(0)
         P = Z + rho / previous.clamp_min(1e-300) * P
     bar.close()
-    raise NoConvergence(f"conjugate gradients left a residual of {worst:.1e} after {MOST} iterations, above "
-                        f"{tolerance:g}: take a larger --ridge")
+    raise NoConvergence(
+        f"conjugate gradients left a residual of {worst:.1e} after {MOST} iterations, above "
+        f"{tolerance:g}: take a larger --ridge"
+    )
 
 
 # the machine, over ranks: every rank calls these, and has the answer ----------------------------------------------
 
-def choose_ridge_shared(rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE,
-                        team: Team = Team()) -> tuple[float, list[dict]]:
+
+def choose_ridge_shared(
+    rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE, team: Team = Team()
+) -> tuple[float, list[dict]]:
     """`kernel_machine.choose_ridge`, the ridges dealt out to the ranks. Of the kernel only its part on the first `size`
     samples is sent to every rank."""
     size, first = choice_size(len(targets), size)
@@ -149,18 +161,30 @@ def choose_ridge_shared(rows, targets: torch.Tensor, unit: float, ridges=RIDGES,
         for k in team.share(range(len(some))):
             with contextlib.suppress(NotPositiveDefinite):
                 found[k] = torch.tensor([1, *held_out_errors(part, targets, some[k] * unit, first)])
-        return [{"ridge": ridge, "mse": mse, "accuracy": accuracy}
-                for ridge, (done, mse, accuracy) in zip(some, add_up(team, found).tolist()) if done]
+        return [
+            {"ridge": ridge, "mse": mse, "accuracy": accuracy}
+            for ridge, (done, mse, accuracy) in zip(some, add_up(team, found).tolist())
+            if done
+        ]
 
     table = coarse_to_fine(ridges, evaluate)
     if not table:
-        raise NotPositiveDefinite(f"the kernel is not positive definite to float32 rounding with any ridge of "
-                                  f"{', '.join(f'{ridge:.3g}' for ridge in ridges)}: take a larger --ridge")
+        raise NotPositiveDefinite(
+            f"the kernel is not positive definite to float32 rounding with any ridge of "
+            f"{', '.join(f'{ridge:.3g}' for ridge in ridges)}: take a larger --ridge"
+        )
     return least_error(table), table
 
 
-def fit_shared(blocks, rows: MemoryRows | FileRows, labels: torch.Tensor, n_classes: int, kernel: str, ridge: float,
-               team: Team = Team()) -> Machine:
+def fit_shared(
+    blocks,
+    rows: MemoryRows | FileRows,
+    labels: torch.Tensor,
+    n_classes: int,
+    kernel: str,
+    ridge: float,
+    team: Team = Team(),
+) -> Machine:
     """`kernel_machine.fit` by conjugate gradients: without a factor, so without log_evidence and variances.
 
     rows : those of this rank; they stay as they are.

@@ -45,15 +45,15 @@ def factorise(rows: MemoryRows | FileRows, ridge: float, factor: MemoryRows | Fi
             span = layout.rows(i)
             if factor is rows or not factor.has(i):
                 A = rows.read(i)
-                own = A[:, span.start:].diagonal().clone()
+                own = A[:, span.start :].diagonal().clone()
                 for j in range(i):
                     c, L = layout.rows(j), factor.read(j)
                     if j:
-                        A[:, c].addmm_(A[:, :c.start], L[:, :c.start].T, alpha=-1)
+                        A[:, c].addmm_(A[:, : c.start], L[:, : c.start].T, alpha=-1)
                     A[:, c] = torch.linalg.solve_triangular(L[:, c].T, A[:, c], upper=True, left=False)
-                D = A[:, span.start:]
+                D = A[:, span.start :]
                 if i:
-                    D.addmm_(A[:, :span.start], A[:, :span.start].T, alpha=-1)
+                    D.addmm_(A[:, : span.start], A[:, : span.start].T, alpha=-1)
                 D.diagonal().add_(ridge)
                 L, info = torch.linalg.cholesky_ex(D)
                 lost = ~(L.diagonal().square() > ROUNDING * own)  # NaN too
@@ -61,7 +61,8 @@ def factorise(rows: MemoryRows | FileRows, ridge: float, factor: MemoryRows | Fi
                     row = span.start + (int(info) - 1 if info else int(lost.nonzero()[0]))
                     raise NotPositiveDefinite(
                         f"the kernel with ridge {ridge:.3g} is not positive definite at sample {row} to float32 "
-                        "rounding: it is a duplicate of another sample, or nearly; take a larger --ridge")
+                        "rounding: it is a duplicate of another sample, or nearly; take a larger --ridge"
+                    )
                 D.copy_(L)
                 if factor is not rows or isinstance(factor, FileRows):
                     factor.write(i, A)
@@ -74,7 +75,7 @@ def forward(factor, Y: torch.Tensor) -> torch.Tensor:
     Z = Y.clone()
     for i in range(factor.layout.blocks):
         r, L = factor.layout.rows(i), factor.read(i)
-        Z[r] -= (L[:, :r.start] @ Z[:r.start].float()).to(Z)
+        Z[r] -= (L[:, : r.start] @ Z[: r.start].float()).to(Z)
         Z[r] = torch.linalg.solve_triangular(L[:, r].to(Z), Z[r], upper=False)
     return Z
 
@@ -85,7 +86,7 @@ def backward(factor, Z: torch.Tensor) -> torch.Tensor:
     for i in reversed(range(factor.layout.blocks)):
         r, L = factor.layout.rows(i), factor.read(i)
         X[r] = torch.linalg.solve_triangular(L[:, r].to(X).T, X[r], upper=True)
-        X[:r.start] -= (L[:, :r.start].T @ X[r].float()).to(X)
+        X[: r.start] -= (L[:, : r.start].T @ X[r].float()).to(X)
     return X
 
 
@@ -94,7 +95,7 @@ def forward_rows_(factor, V: torch.Tensor) -> torch.Tensor:
     for i in range(factor.layout.blocks):
         r, L = factor.layout.rows(i), factor.read(i)
         if i:
-            V[:, r].addmm_(V[:, :r.start], L[:, :r.start].T, alpha=-1)
+            V[:, r].addmm_(V[:, : r.start], L[:, : r.start].T, alpha=-1)
         V[:, r] = torch.linalg.solve_triangular(L[:, r].T, V[:, r], upper=True, left=False)
     return V
 
@@ -114,8 +115,8 @@ def held_out(factor, Z: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.T
     errors, variances = [], []
     for i in range(first // factor.layout.height, factor.layout.blocks):
         r = factor.layout.rows(i)
-        L = factor.read(i)[max(first - r.start, 0):, first:].double()
-        errors.append(L @ Z[first:r.stop].double())
+        L = factor.read(i)[max(first - r.start, 0) :, first:].double()
+        errors.append(L @ Z[first : r.stop].double())
         variances.append(L.square().sum(1))
     return torch.cat(errors), torch.cat(variances)
 
@@ -126,12 +127,12 @@ def inverse_diagonal(factor) -> torch.Tensor:
     for j in tqdm(range(layout.blocks), desc="leave-one-out", leave=False, disable=None, delay=1):
         c = layout.rows(j)
         W = torch.zeros(layout.n - c.start, c.stop - c.start)  # columns c of L^-1, from row c.start on
-        W[:c.stop - c.start].fill_diagonal_(1)
+        W[: c.stop - c.start].fill_diagonal_(1)
         for i in range(j, layout.blocks):
             r, L = layout.rows(i), factor.read(i)
             local = slice(r.start - c.start, r.stop - c.start)
             if i > j:
-                W[local].addmm_(L[:, c.start:r.start], W[:local.start], alpha=-1)
+                W[local].addmm_(L[:, c.start : r.start], W[: local.start], alpha=-1)
             W[local] = torch.linalg.solve_triangular(L[:, r], W[local], upper=False)
         out[c] = W.double().square().sum(0)
     return out

@@ -20,8 +20,9 @@ def least_distance(M, other):
     """min_c |M - c other|/|M| in spectral norm, and its c, to 1e-4 of |M|."""
     norm, unit = spectral_norm(M), spectral_norm(M) / spectral_norm(other)
     # convex in c, and above c = 2 unit larger than at 0
-    found = minimize_scalar(lambda c: spectral_norm(M - c * other), bounds=(0, 2 * unit), method="bounded",
-                            options=dict(xatol=1e-4 * unit))
+    found = minimize_scalar(
+        lambda c: spectral_norm(M - c * other), bounds=(0, 2 * unit), method="bounded", options=dict(xatol=1e-4 * unit)
+    )
     return float(found.fun / norm), float(found.x)
 
 
@@ -33,4 +34,4 @@ def label_alignment(K: torch.Tensor, targets: torch.Tensor) -> float:
     centred = K - K.mean(0) - K.mean(1)[:, None] + K.mean()
     c = min(targets.shape[1], len(K) - 1)
     _, vectors = eigsh(centred.numpy(), k=c, v0=np.linspace(1, 2, len(K)))
-    return float(((vectors.T @ targets.numpy())**2).sum() / targets.square().sum().item())
+    return float(((vectors.T @ targets.numpy()) ** 2).sum() / targets.square().sum().item())

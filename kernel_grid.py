@@ -34,8 +34,9 @@ class ExactGrid(Grid):
 
     def load(self, device):
         a = self.arguments
-        self.data = load_dataset(self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes,
-                                 vgg_path=a.vgg_path, device=device)
+        self.data = load_dataset(
+            self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path, device=device
+        )
         n = len(self.data.X_train)
         for size in a.train_size or ():
             if size > n:
@@ -43,15 +44,30 @@ class ExactGrid(Grid):
         if min(a.train_size or [n]) < 5:
             raise ValueError("a ridge needs at least 5 training samples to be chosen on")
         self.tau0 = estimate_tau0(self.data.X_train)
-        self.networks = {(model, depth): self.network(model, 1, 0, depth) for model in a.model
-                         for depth in (a.depth if a.depth and model in UNMATCHED else [0])}
-        self.theories = {kernel_report.entry(model, depth): network.describe()
-                         for (model, depth), network in self.networks.items()}
+        self.networks = {
+            (model, depth): self.network(model, 1, 0, depth)
+            for model in a.model
+            for depth in (a.depth if a.depth and model in UNMATCHED else [0])
+        }
+        self.theories = {
+            kernel_report.entry(model, depth): network.describe() for (model, depth), network in self.networks.items()
+        }
 
     def network(self, model, dim, seed, depth=0):
         a = self.arguments
-        return build_model(model, self.data.X_train.shape[1], dim, self.data.n_classes, a.asquare, self.tau0, seed,
-                           self.activation, a.match, a.family, depth or None)
+        return build_model(
+            model,
+            self.data.X_train.shape[1],
+            dim,
+            self.data.n_classes,
+            a.asquare,
+            self.tau0,
+            seed,
+            self.activation,
+            a.match,
+            a.family,
+            depth or None,
+        )
 
     def settings(self, model):
         a = self.arguments
@@ -60,17 +76,33 @@ class ExactGrid(Grid):
 
     def configs(self) -> list[Config]:
         a, key = self.arguments, fingerprint(self.data)
-        return [Config(dataset=a.dataset, model=model, dim=dim, seed=seed, data=key, train_size=size, depth=depth,
-                       **self.settings(model))
-                for seed in a.seed for size in a.train_size or [0] for dim in self.widths()
-                for model, depth in self.networks]
+        return [
+            Config(
+                dataset=a.dataset,
+                model=model,
+                dim=dim,
+                seed=seed,
+                data=key,
+                train_size=size,
+                depth=depth,
+                **self.settings(model),
+            )
+            for seed in a.seed
+            for size in a.train_size or [0]
+            for dim in self.widths()
+            for model, depth in self.networks
+        ]
 
     def widths(self):
         return self.arguments.dim
 
     def warnings(self):
-        return [warning for (model, _), network in self.networks.items() if model in DEQS
-                for warning in check_assumptions(network.activation, self.arguments.asquare, self.tau0)]
+        return [
+            warning
+            for (model, _), network in self.networks.items()
+            if model in DEQS
+            for warning in check_assumptions(network.activation, self.arguments.asquare, self.tau0)
+        ]
 
     def ridges(self, grid):
         """Those to choose from: the grid, or what was given."""
@@ -94,8 +126,14 @@ class ExactGrid(Grid):
         if state:
             self._write_predicted(config, state["predicted"], team)
             return files.result()
-        files.note("run", config=asdict(config), theory=self.networks[config.model, config.depth].describe(),
-                   device=str(device), resumed_at=0, setup_seconds=0.0)
+        files.note(
+            "run",
+            config=asdict(config),
+            theory=self.networks[config.model, config.depth].describe(),
+            device=str(device),
+            resumed_at=0,
+            setup_seconds=0.0,
+        )
         start = time.perf_counter()
         record, predicted = self.solve(config, device, team)
         files.epoch_done({"epoch": 1, **record, "seconds": time.perf_counter() - start}, {"predicted": predicted})
@@ -149,8 +187,19 @@ class KernelGrid(ExactGrid):
             for end in (f"rank{team.rank}.kernel", f"rank{team.rank}.json", *shared):
                 Path(f"{files}.{end}").unlink(missing_ok=True)
         d, ridges = self.data, self.ridges(kernel_machine.RIDGES)
-        return run_machine(self.networks[config.model, config.depth], *self.samples(config), d.X_test, d.y_test,
-                           d.n_classes, a.match, ridges, self.plan(config, team.size), files, config.key, team)
+        return run_machine(
+            self.networks[config.model, config.depth],
+            *self.samples(config),
+            d.X_test,
+            d.y_test,
+            d.n_classes,
+            a.match,
+            ridges,
+            self.plan(config, team.size),
+            files,
+            config.key,
+            team,
+        )
 
 
 class RidgeGrid(ExactGrid):
@@ -173,10 +222,18 @@ class RidgeGrid(ExactGrid):
         readout, table = ridge_features.solve(model, X, y, self.data.n_classes, ridges, device)
         prediction = readout.predict(model, self.data.X_test, device)
         scores = kernel_machine.score(prediction, self.data.y_test)
-        return ({f"test_{name}": value for name, value in scores.items()}
-                | {"ridge": readout.ridge, "noise": readout.noise, "scale2": readout.scale2,
-                   "log_evidence": readout.log_evidence, "ridge_table": table, "train_size": len(X)},
-                prediction.mean.argmax(1))
+        return (
+            {f"test_{name}": value for name, value in scores.items()}
+            | {
+                "ridge": readout.ridge,
+                "noise": readout.noise,
+                "scale2": readout.scale2,
+                "log_evidence": readout.log_evidence,
+                "ridge_table": table,
+                "train_size": len(X),
+            },
+            prediction.mean.argmax(1),
+        )
 
 
 GRIDS = STEPPED | {"kernel": KernelGrid, "ridge": RidgeGrid}

@@ -57,8 +57,10 @@ class Interpolated:
         norms = [Z.double().norm(dim=1) for Z in ([X] if other is None else [X, other])]
         low, high = (f(torch.cat(norms)).log().item() for f in (torch.min, torch.max))
         self._middle, self._half = (low + high) / 2, (high - low) / 2 + 1e-6
-        self._diagonals = [[d.sqrt() for d in blocks.diagonal()] for blocks in
-                           ([self.exact] if other is None else [make(X, None), self.exact])]
+        self._diagonals = [
+            [d.sqrt() for d in blocks.diagonal()]
+            for blocks in ([self.exact] if other is None else [make(X, None), self.exact])
+        ]
         self._units = [Z.double() / norm[:, None] for Z, norm in zip([X] if other is None else [X, other], norms)]
         self._positions = [(norm.log() - self._middle).numpy() / self._half for norm in norms]
         self._tables, self._lock = {}, Lock()
@@ -96,11 +98,11 @@ class Interpolated:
         random = np.random.default_rng(0)
         tests = [np.append(random.uniform(-1, 1, n), (-1, 1)) for n in (20, 5, 5)]
         basis = [chebyshev.chebvander(t, d) for t, d in zip(tests, (degree, size, size))]
-        found = np.einsum("kab,xk,ua,vb->xuv", C[:degree + 1], *basis, optimize=True)
+        found = np.einsum("kab,xk,ua,vb->xuv", C[: degree + 1], *basis, optimize=True)
         if np.abs(found - self._values(kernel, reach * tests[0], *tests[1:])).max() > 2 * TOLERANCE:
             return None
         left, right, starts = [], [], [0]
-        for M in C[:degree + 1]:
+        for M in C[: degree + 1]:
             U, values, V = np.linalg.svd(M)
             rank = max(1, int((values > TOLERANCE / 16).sum()))
             left.append(U[:, :rank] * values[:rank])
@@ -138,10 +140,15 @@ class Interpolated:
             return self.exact.tile(rows, cols, kernel)
         left, right, starts = self._tables[kernel, reach]
         size = len(left) - 1
-        A, B = (torch.from_numpy((chebyshev.chebvander(position[span], size) @ factor)
-                                 * diagonal[kernel == "ntk"][span].numpy()[:, None]).float()
-                for position, span, factor, diagonal in ((self._positions[-1], rows, left, self._diagonals[-1]),
-                                                         (self._positions[0], cols, right, self._diagonals[0])))
+        A, B = (
+            torch.from_numpy(
+                (chebyshev.chebvander(position[span], size) @ factor) * diagonal[kernel == "ntk"][span].numpy()[:, None]
+            ).float()
+            for position, span, factor, diagonal in (
+                (self._positions[-1], rows, left, self._diagonals[-1]),
+                (self._positions[0], cols, right, self._diagonals[0]),
+            )
+        )
         twice = cosines * (2 / reach)
         one, two = torch.zeros_like(cosines), torch.zeros_like(cosines)
         for k in range(len(starts) - 2, -1, -1):  # Clenshaw: b_k = 2 x b_{k+1} - b_{k+2} + M_k

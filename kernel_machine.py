@@ -35,7 +35,7 @@ from kernel_storage import FileRows, Layout, MemoryRows, exact_product, product,
 
 RIDGES = tuple(10 ** (k / 2) for k in range(-10, 3))  # 1e-5 to 10, of the mean diagonal
 CHOICE = 8_000  # samples that choose the ridge, of which the last fifth is held out
-BATCH = 1024     # test samples at a time
+BATCH = 1024  # test samples at a time
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ class Machine:
             values, mean = rectangle(cross, self.kernel, rows, self.weights)
             means.append(mean + self.mean)
             if self.factor is not None:
-                explained = sum(part.double().square().sum(1) for part in
-                                forward_rows_(self.factor, values).split(8192, dim=1))
+                explained = sum(
+                    part.double().square().sum(1) for part in forward_rows_(self.factor, values).split(8192, dim=1)
+                )
                 # below the noise only by rounding
                 variances.append((prior[rows] - explained).clamp_min(0).add(self.noise).mul(self.scale2))
         return Prediction(torch.cat(means), torch.cat(variances) if variances else None)
@@ -102,6 +103,7 @@ def mean_diagonal(blocks, kernel: str) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------
+
 
 def choice_size(n: int, size: int = CHOICE) -> tuple[int, int]:
     """How many of n samples choose the ridge, and the first of them that is held out."""
@@ -123,15 +125,16 @@ def held_out_errors(part: MemoryRows, targets: torch.Tensor, noise: float, first
 
     part : their kernel, which stays as it is. targets : (n, c), of `one_hot_targets`.
     """
-    Y = targets[:part.layout.n]
+    Y = targets[: part.layout.n]
     factor = factorise(part.copy(), noise)
     errors, _ = held_out(factor, forward(factor, Y), first)
     right = (Y[first:] - errors).argmax(1) == Y[first:].argmax(1)
     return errors.square().mean().item(), right.double().mean().item()
 
 
-def choose_ridge(rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE,
-                 ) -> tuple[float, list[dict]]:
+def choose_ridge(
+    rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE
+) -> tuple[float, list[dict]]:
     """The ridge of the least squared error on held-out training samples, and what each ridge had there.
 
     Parameters
@@ -189,9 +192,18 @@ def coarse_to_fine(ridges, evaluate) -> list[dict]:
     return sorted(table + evaluate(rest), key=lambda row: row["ridge"])
 
 
-def fit(blocks, rows: MemoryRows | FileRows, labels: torch.Tensor, n_classes: int, kernel: str, ridge: float,
-        kept: MemoryRows | FileRows | None = None, factor: MemoryRows | FileRows | None = None, exact: bool = False,
-        refinements: int = 2) -> Machine:
+def fit(
+    blocks,
+    rows: MemoryRows | FileRows,
+    labels: torch.Tensor,
+    n_classes: int,
+    kernel: str,
+    ridge: float,
+    kept: MemoryRows | FileRows | None = None,
+    factor: MemoryRows | FileRows | None = None,
+    exact: bool = False,
+    refinements: int = 2,
+) -> Machine:
     """The machine of an n x n kernel that `kernel_storage.form` has written into `rows`.
 
     Parameters
@@ -244,6 +256,7 @@ def leave_one_out(machine: Machine) -> torch.Tensor:
 
 # ---------------------------------------------------------------------------------------------------------------
 
+
 def class_probabilities(prediction: Prediction) -> torch.Tensor:
     """log P(class c has the largest target) (m, c), for targets that are independent given the input.
 
@@ -292,7 +305,8 @@ def score(prediction: Prediction, labels: torch.Tensor) -> dict:
         "log_density": -(squares + torch.log(2 * math.pi * prediction.variance)[:, None]).sum().item() / (2 * m),
         "coverage": (squares <= 1.959963984540054**2).double().mean().item(),
         "log_likelihood": logs.gather(1, labels[:, None]).mean().item(),
-        "calibration_error": calibration_error(logs, labels)}
+        "calibration_error": calibration_error(logs, labels),
+    }
 
 
 def bootstrap_difference(first: torch.Tensor, second: torch.Tensor, draws: int = 20_000, seed: int = 0) -> tuple:

@@ -13,10 +13,15 @@ from plotting import STYLE, curve_look, mean_std, save
 from run_files import Config, log_path, read_metrics
 
 # in the order of `kernel_machine.score`
-SCORES = {"test_accuracy": ("accuracy %", 100, ".2f"), "test_mse": ("mse", 1, ".5f"),
-          "test_log_density": ("log density", 1, ".3f"), "test_coverage": ("95% covers %", 100, ".2f"),
-          "test_log_likelihood": ("log P(label)", 1, ".4f"), "test_calibration_error": ("calib. error", 1, ".4f"),
-          "ridge": ("ridge", 1, ".2g")}
+SCORES = {
+    "test_accuracy": ("accuracy %", 100, ".2f"),
+    "test_mse": ("mse", 1, ".5f"),
+    "test_log_density": ("log density", 1, ".3f"),
+    "test_coverage": ("95% covers %", 100, ".2f"),
+    "test_log_likelihood": ("log P(label)", 1, ".4f"),
+    "test_calibration_error": ("calib. error", 1, ".4f"),
+    "ridge": ("ridge", 1, ".2g"),
+}
 
 
 def entry(model: str, depth: int) -> str:
@@ -63,6 +68,7 @@ def print_report(arguments, results) -> None:
 def right(paths):
     """Whether each test sample is classified rightly, (m,) bool, from logs of predictions, one after the other."""
     import torch
+
     logs = [json.loads(Path(path).read_text()) for path in paths]
     return torch.cat([torch.tensor(log["predicted"]) == torch.tensor(log["labels"]) for log in logs])
 
@@ -78,8 +84,10 @@ def print_differences(arguments, runs) -> None:
     def of(name):
         return right(log_path(config, arguments.output_path, "predicted") for config, _ in runs[name])
 
-    print(f"\n{reference} less the other, in points; 95% interval of the paired bootstrap over test samples"
-          + (", seeds as further samples" if len(runs[reference]) > 1 else ""))
+    print(
+        f"\n{reference} less the other, in points; 95% interval of the paired bootstrap over test samples"
+        + (", seeds as further samples" if len(runs[reference]) > 1 else "")
+    )
     for name in runs:
         if name != reference:
             difference, low, high = bootstrap_difference(of(reference), of(name))
@@ -108,6 +116,7 @@ def plot(arguments, data, results, data_key) -> Path:
     the training size is the axis; with one of each, a point with its binomial interval for each network.
     """
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -120,9 +129,11 @@ def plot(arguments, data, results, data_key) -> Path:
     axis = "width" if len(widths) > 1 else "size" if len(sizes) > 1 else None
     lines = limits(arguments, data_key, results) if arguments.train == "ridge" else {}
     short = arguments.activation.rpartition(":")[2]
-    looks = LOOKS | {"deq": ("C2", "-", f"{short}-DEQ"),
-                     "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
-                     "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN")}
+    looks = LOOKS | {
+        "deq": ("C2", "-", f"{short}-DEQ"),
+        "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
+        "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN"),
+    }
     seen = {}
     for place, (name, at) in enumerate(runs.items()):
         config = next(iter(at.values()))[0][0]

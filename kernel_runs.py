@@ -53,9 +53,11 @@ def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) 
         needed = fixed + passing + 12 * height * n
         if needed <= memory:
             return Plan(False, height, needed)
-    raise ValueError(f"the kernel machine of {n} samples takes {whole / 1e9:.3g} GB of memory, or "
-                     f"{needed / 1e9:.3g} GB with its kernel of {Layout(n).nbytes / 1e9:.3g} GB on disk, and --memory "
-                     f"allows {memory / 1e9:.3g} GB: allow more, or take a smaller --train_size")
+    raise ValueError(
+        f"the kernel machine of {n} samples takes {whole / 1e9:.3g} GB of memory, or "
+        f"{needed / 1e9:.3g} GB with its kernel of {Layout(n).nbytes / 1e9:.3g} GB on disk, and --memory "
+        f"allows {memory / 1e9:.3g} GB: allow more, or take a smaller --train_size"
+    )
 
 
 def blocks_of(model, X: torch.Tensor, other: torch.Tensor | None = None):
@@ -88,9 +90,20 @@ def find_duplicate(X: torch.Tensor) -> tuple[int, int] | None:
     return None
 
 
-def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tensor, labels_test: torch.Tensor,
-                n_classes: int, kernel: str, ridges=RIDGES, how: Plan | None = None, files: Path | None = None,
-                key: str = "", team: Team = Team()) -> tuple[dict, torch.Tensor]:
+def run_machine(
+    model,
+    X: torch.Tensor,
+    labels: torch.Tensor,
+    X_test: torch.Tensor,
+    labels_test: torch.Tensor,
+    n_classes: int,
+    kernel: str,
+    ridges=RIDGES,
+    how: Plan | None = None,
+    files: Path | None = None,
+    key: str = "",
+    team: Team = Team(),
+) -> tuple[dict, torch.Tensor]:
     """Fits the machine of a network's kernel and scores it on test samples.
 
     Parameters
@@ -107,8 +120,10 @@ def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tens
     """
     n, how = len(X), how or Plan(True, HEIGHT, 0)
     if min(ridges) == 0 and (pair := find_duplicate(X)):
-        raise ValueError(f"training samples {pair[0]} and {pair[1]} are the same: with --ridge 0 there is no solution, "
-                         "take a positive one")
+        raise ValueError(
+            f"training samples {pair[0]} and {pair[1]} are the same: with --ridge 0 there is no solution, "
+            "take a positive one"
+        )
     if files is None and not how.in_memory:
         raise ValueError("a kernel that does not fit in memory needs files")
     layout = Layout(n, how.height, team.rank, team.size)
@@ -150,9 +165,17 @@ def run_machine(model, X: torch.Tensor, labels: torch.Tensor, X_test: torch.Tens
         file.remove()
     targets, mean = one_hot_targets(labels, n_classes)
     fitted = targets - machine.noise * machine.weights + mean  # K weights + mean
-    record = {"train_accuracy": (fitted.argmax(1) == labels).double().mean().item(),
-              **{f"test_{name}": value for name, value in score(prediction, labels_test).items()},
-              "ridge": ridge, "noise": machine.noise, "scale2": machine.scale2, "residual": machine.residual,
-              "log_evidence": machine.log_evidence, "ridge_table": table, "train_size": n, "in_memory": how.in_memory,
-              **times}
+    record = {
+        "train_accuracy": (fitted.argmax(1) == labels).double().mean().item(),
+        **{f"test_{name}": value for name, value in score(prediction, labels_test).items()},
+        "ridge": ridge,
+        "noise": machine.noise,
+        "scale2": machine.scale2,
+        "residual": machine.residual,
+        "log_evidence": machine.log_evidence,
+        "ridge_table": table,
+        "train_size": n,
+        "in_memory": how.in_memory,
+        **times,
+    }
     return record, prediction.mean.argmax(1)

@@ -43,8 +43,7 @@ class Layout:
     @property
     def owned(self) -> list[int]:
         turns = [(i // self.size % 2, i % self.size) for i in range(self.blocks)]
-        return [i for i, (back, place) in enumerate(turns)
-                if self.rank == (self.size - 1 - place if back else place)]
+        return [i for i, (back, place) in enumerate(turns) if self.rank == (self.size - 1 - place if back else place)]
 
     def rows(self, i: int) -> slice:
         return slice(i * self.height, min((i + 1) * self.height, self.n))
@@ -162,6 +161,7 @@ class FileRows:
 
 # ---------------------------------------------------------------------------------------------------------------
 
+
 def _spans(start, stop, step=WIDTH):
     return [slice(a, min(a + step, stop)) for a in range(start, stop, step)]
 
@@ -177,8 +177,10 @@ def form(blocks, kernel: str, rows: MemoryRows | FileRows, kept: FileRows | None
     """
     layout = rows.layout
     entries = sum(math.prod(layout.shape(i)) for i in layout.owned)
-    with (ThreadPoolExecutor(1) as writer,
-          tqdm(total=entries, desc=f"{kernel} kernel", unit_scale=True, leave=False, disable=None, delay=1) as bar):
+    with (
+        ThreadPoolExecutor(1) as writer,
+        tqdm(total=entries, desc=f"{kernel} kernel", unit_scale=True, leave=False, disable=None, delay=1) as bar,
+    ):
         writing = None
         for i in layout.owned:
             if not rows.has(i):
@@ -202,8 +204,8 @@ def _block_row(blocks, kernel, layout, i):
         blocks.tile(rows, c, kernel, out=values[:, c])
     for r in _spans(rows.start, rows.stop, STRIP):  # the diagonal block is stored whole, and computed half
         local = slice(r.start - rows.start, r.stop - rows.start)
-        blocks.tile(r, slice(rows.start, r.stop), kernel, out=values[local, rows.start:r.stop])
-        values[:local.start, r] = values[local, rows.start:r.start].T
+        blocks.tile(r, slice(rows.start, r.stop), kernel, out=values[local, rows.start : r.stop])
+        values[: local.start, r] = values[local, rows.start : r.start].T
     return values
 
 
@@ -247,7 +249,7 @@ def product(rows: MemoryRows | FileRows, weights: torch.Tensor) -> torch.Tensor:
         mine, values = rows.layout.rows(i), rows.read(i)
         for a in range(mine.start, mine.stop, STRIP):
             b = min(a + STRIP, mine.stop)
-            part = values[a - mine.start:b - mine.start].double()
-            out[a:b].addmm_(part, weights[:mine.stop])
-            out[:mine.start].addmm_(part[:, :mine.start].T, weights[a:b])
+            part = values[a - mine.start : b - mine.start].double()
+            out[a:b].addmm_(part, weights[: mine.stop])
+            out[: mine.start].addmm_(part[:, : mine.start].T, weights[a:b])
     return out

@@ -64,7 +64,7 @@ class Blocks(ABC):
 
     def diagonal(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(ck, ntk) of each of the rows' samples with itself, float64."""
-        return tuple(values[self.first:] for values in self._diagonals)
+        return tuple(values[self.first :] for values in self._diagonals)
 
     def tile(self, rows: slice, cols: slice, kernel: str = "ck", out: torch.Tensor | None = None) -> torch.Tensor:
         """The kernel "ck" or "ntk" at these rows and columns.
@@ -125,7 +125,7 @@ class Blocks(ABC):
         return ck, ntk
 
     def _product(self, rows, cols, out=None):
-        return torch.mm(self._Y[rows.start + self.first:rows.stop + self.first], self._Y[cols].T, out=out)
+        return torch.mm(self._Y[rows.start + self.first : rows.stop + self.first], self._Y[cols].T, out=out)
 
     def _tensors(self, *arrays):
         return [torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays]
@@ -134,7 +134,7 @@ class Blocks(ABC):
 class _Implicit(Blocks):
     def __init__(self, X, activation, sigma_a2, trained, tau0, other):
         super().__init__(X, other)
-        tau = get_tau(activation, sigma_a2, estimate_tau0(self._X[:self.shape[1]]) if tau0 is None else tau0)
+        tau = get_tau(activation, sigma_a2, estimate_tau0(self._X[: self.shape[1]]) if tau0 is None else tau0)
         self.activation, self.sigma_a2, self.trained = activation, sigma_a2, trained
         self.centre = gaussian_moments(activation, tau).mean
         scales = self.scales = implicit_scales(activation, sigma_a2, self._norms2, self.centre)
@@ -143,10 +143,11 @@ class _Implicit(Blocks):
         self.m, self.half_d2 = mean / self.s, d2 * self.s * math.sqrt(sigma_a2 / 2)
         # |rho| <= |base|/sqrt(q_i q_j) with q = 1 - sigma_a^2 V/s^2, for |g(rho)| <= |rho| sqrt(V_i V_j)/(s_i s_j) and
         # 1 - sqrt(ab) >= sqrt((1 - a)(1 - b))
-        self.reach, = self._tensors(1 / np.sqrt(1 - sigma_a2 * scales.variance / scales.s**2))
+        (self.reach,) = self._tensors(1 / np.sqrt(1 - sigma_a2 * scales.variance / scales.s**2))
         self.rounding = 16 * _EPS / (1 - sigma_a2 * scales.d1_sq.max())
-        self._Y = torch.cat([self._X * (math.sqrt(1 - sigma_a2) / self.s)[:, None],
-                             math.sqrt(sigma_a2) * self.m[:, None]], 1)
+        self._Y = torch.cat(
+            [self._X * (math.sqrt(1 - sigma_a2) / self.s)[:, None], math.sqrt(sigma_a2) * self.m[:, None]], 1
+        )
         del self._X
         second, d1_sq = self._tensors(scales.second, scales.d1_sq)
         slack = 1 - sigma_a2 * d1_sq
@@ -193,10 +194,13 @@ class _Implicit(Blocks):
         """G/(s_i s_j), G_dot and rho between the samples of two lists."""
         sign = torch.where(opposite, -1.0, 1.0).double()
         distance2 = _distance2(self._Y[:, :-1], self.s, i, j, sign)
-        (s_i, second_i), (s_j, second_j) = ([torch.from_numpy(values[index.cpu().numpy()]) for values in
-                                             (self.scales.s, self.scales.second)] for index in (i, j))
-        found = implicit_pairs(self.activation, self.centre, self.sigma_a2, s_i, s_j, sign.cpu(), distance2.cpu(),
-                               second_i, second_j)
+        (s_i, second_i), (s_j, second_j) = (
+            [torch.from_numpy(values[index.cpu().numpy()]) for values in (self.scales.s, self.scales.second)]
+            for index in (i, j)
+        )
+        found = implicit_pairs(
+            self.activation, self.centre, self.sigma_a2, s_i, s_j, sign.cpu(), distance2.cpu(), second_i, second_j
+        )
         G, dot, covariance = (values.to(self.device) for values in found)
         ss = self.s[i] * self.s[j]
         return G / ss, dot, covariance / ss
@@ -207,7 +211,7 @@ class _Explicit(Blocks):
         super().__init__(X, other)
         self.layers, self.trained = layers, trained
         s = np.sqrt(self._norms2)
-        self.s, = self._tensors(s)
+        (self.s,) = self._tensors(s)
         self._Y = self._X / self.s[:, None]
         del self._X
         diagonal = self._norms2 if trained == "all" else 0 * self._norms2
@@ -218,8 +222,9 @@ class _Explicit(Blocks):
                 raise ValueError(
                     f"layer {index} ({layer.name}) is zero at its input scale: there is no kernel after it"
                 )
-            self.stack.append((pair_function(layer, scales, self.device),
-                               *self._tensors(s, scales.mean, 1 / np.sqrt(scales.second))))
+            self.stack.append(
+                (pair_function(layer, scales, self.device), *self._tensors(s, scales.mean, 1 / np.sqrt(scales.second)))
+            )
             self.seconds.append(torch.from_numpy(scales.second))
             diagonal = scales.second + diagonal * scales.d1_sq
             s = np.sqrt(scales.second)
@@ -249,13 +254,21 @@ class _Explicit(Blocks):
         closeness = 1 - rho.abs() if index else _distance2(self._Y, None, i, j, sign) / 2
         scale = self.stack[index][1]
         seconds = [(second[i.cpu()], second[j.cpu()]) for second in self.seconds[index:]]
-        found = explicit_pairs(self.layers[index:], scale[i].cpu(), scale[j].cpu(), sign.cpu(), angle(closeness.cpu()),
-                               linear.cpu(), seconds)
+        found = explicit_pairs(
+            self.layers[index:],
+            scale[i].cpu(),
+            scale[j].cpu(),
+            sign.cpu(),
+            angle(closeness.cpu()),
+            linear.cpu(),
+            seconds,
+        )
         return (values.to(self.device) for values in found)
 
 
 def _distance2(Y, s, i, j, sign):
     """|y_i - sign y_j|^2 between the samples of two lists, y the rows of Y, times s where given."""
+
     def rows(index):
         return Y[index] if s is None else Y[index] * s[index, None]
 
@@ -291,8 +304,15 @@ def _check_elementwise(activation):
 
 # ---------------------------------------------------------------------------------------------------------------
 
-def implicit_blocks(X: torch.Tensor, activation: Activation, sigma_a2: float, trained: str = "aAB",
-                    tau0: float | None = None, other: torch.Tensor | None = None) -> Blocks:
+
+def implicit_blocks(
+    X: torch.Tensor,
+    activation: Activation,
+    sigma_a2: float,
+    trained: str = "aAB",
+    tau0: float | None = None,
+    other: torch.Tensor | None = None,
+) -> Blocks:
     """The kernels of `implicit_kernels`, part by part: see `Blocks.tile`, and `implicit_kernels` for the parameters."""
     check_sigma_a2(sigma_a2)
     if trained not in ("aA", "aAB"):
@@ -301,8 +321,14 @@ def implicit_blocks(X: torch.Tensor, activation: Activation, sigma_a2: float, tr
     return _Implicit(X, activation, sigma_a2, trained, tau0, other)
 
 
-def implicit_kernels(X: torch.Tensor, activation: Activation, sigma_a2: float, trained: str = "aAB",
-                     tau0: float | None = None, other: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def implicit_kernels(
+    X: torch.Tensor,
+    activation: Activation,
+    sigma_a2: float,
+    trained: str = "aAB",
+    tau0: float | None = None,
+    other: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact conjugate and tangent kernels of the DEQ z = phi(sigma_a A z + sigma_b B x)/sqrt(m), m -> infinity.
 
     Parameters
@@ -333,8 +359,9 @@ def implicit_kernels(X: torch.Tensor, activation: Activation, sigma_a2: float, t
     return implicit_blocks(X, activation, sigma_a2, trained, tau0, other).both()
 
 
-def explicit_blocks(X: torch.Tensor, layers: Sequence[Activation], trained: str = "all",
-                    other: torch.Tensor | None = None) -> Blocks:
+def explicit_blocks(
+    X: torch.Tensor, layers: Sequence[Activation], trained: str = "all", other: torch.Tensor | None = None
+) -> Blocks:
     """The kernels of `explicit_kernels`, part by part: see `Blocks.tile`, and `explicit_kernels` for the parameters."""
     if trained not in ("all", "frozen_first"):
         raise ValueError(f"trained must be 'all' or 'frozen_first', got {trained!r}")
@@ -345,8 +372,9 @@ def explicit_blocks(X: torch.Tensor, layers: Sequence[Activation], trained: str 
     return _Explicit(X, layers, trained, other)
 
 
-def explicit_kernels(X: torch.Tensor, layers: Sequence[Activation], trained: str = "all",
-                     other: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def explicit_kernels(
+    X: torch.Tensor, layers: Sequence[Activation], trained: str = "all", other: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact conjugate and tangent kernels of x_l = sigma_l(W_l x_{l-1})/sqrt(m), x_0 the data, m -> infinity.
 
     Parameters

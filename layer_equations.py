@@ -100,9 +100,12 @@ class Place:
         return (scale, 0.0) if self.trained == "readout" else ((1 + self.behind) * scale, kappa)
 
     def describe(self, bases):
-        curved = 'one of the' if self.curved == 1 else ('two', 'three', 'four', 'five', 'six')[self.bends]
-        linear = [f"{n} linear {'one' if n == 1 else 'ones'} {where}" for n, where in
-                  ((self.before, "ahead"), (self.between, "between"), (self.behind, "behind")) if n]
+        curved = "one of the" if self.curved == 1 else ("two", "three", "four", "five", "six")[self.bends]
+        linear = [
+            f"{n} linear {'one' if n == 1 else 'ones'} {where}"
+            for n, where in ((self.before, "ahead"), (self.between, "between"), (self.behind, "behind"))
+            if n
+        ]
         return " and ".join([f"{curved} {bases[0].name}", *linear])
 
 
@@ -117,7 +120,7 @@ def is_odd(target, tau0):
 def build(place, bases, q, r, target, tau0):
     """The layers and their parameters, from the (q, r) of the curved ones, those of `place.bends` first."""
     curved = list(zip(bases, q, r))
-    bends, (first, *rest) = curved[:place.bends], curved[place.bends:]
+    bends, (first, *rest) = curved[: place.bends], curved[place.bends :]
     order = [*bends, *[None] * place.before, first, *[None] * place.between, *rest, *[None] * place.behind]
     layers, tau = [], tau0
     for index, item in enumerate(order, 1):
@@ -160,8 +163,11 @@ def one_layer(place, bases, target, tau0, goal):
 
 
 def _too_large(place, bases, least, diag):
-    return TooLarge(least / diag - 1, f"{place.describe(bases)} with this c2 and c3 have diag/(tau_0^2 c1) >= "
-                                       f"{least / place.c1:.9g}, the target has {diag / place.c1:.9g}")
+    return TooLarge(
+        least / diag - 1,
+        f"{place.describe(bases)} with this c2 and c3 have diag/(tau_0^2 c1) >= "
+        f"{least / place.c1:.9g}, the target has {diag / place.c1:.9g}",
+    )
 
 
 def _excess(place, first, scaled, share):
@@ -205,8 +211,11 @@ def _shares(place, first, second, scaled):
 
 def roots(f, grid):
     values = f(grid)
-    return [brentq(f, left, right, xtol=1e-17, rtol=1e-15)
-            for left, right, u, v in zip(grid, grid[1:], values, values[1:]) if u * v < 0]
+    return [
+        brentq(f, left, right, xtol=1e-17, rtol=1e-15)
+        for left, right, u, v in zip(grid, grid[1:], values, values[1:])
+        if u * v < 0
+    ]
 
 
 class _Curve:
@@ -245,8 +254,10 @@ class _Curve:
         left, right = np.isnan(up[0, :-1]), np.isnan(up[0, 1:])
         at = np.arange(len(left)) + left
         ends = [np.where(left != right, answers[:, at], np.nan) for answers in (up, down)]
-        starts, stops = (np.stack(points, axis=1) for points in ((up[:, :-1], down[:, :-1], ends[0]),
-                                                                 (up[:, 1:], down[:, 1:], ends[1])))
+        starts, stops = (
+            np.stack(points, axis=1)
+            for points in ((up[:, :-1], down[:, :-1], ends[0]), (up[:, 1:], down[:, 1:], ends[1]))
+        )
         near, length = chord(self.goal, starts, stops)
         near = np.nan_to_num(near, nan=math.inf)
         which = np.argmin(near, axis=0), np.arange(len(left))
@@ -260,16 +271,25 @@ class _Curve:
         """(u, v) of `norm_response`, NaN where there is no match."""
         q1, r1, q2, r2 = self.solve(share, sign)
         place = self.place
-        layers = [*self.ahead, *[_STRAIGHT] * place.before, self.first.moments(q1, r1), *[_STRAIGHT] * place.between,
-                  self.second.moments(q2, r2), *[_STRAIGHT] * place.behind]
+        layers = [
+            *self.ahead,
+            *[_STRAIGHT] * place.before,
+            self.first.moments(q1, r1),
+            *[_STRAIGHT] * place.between,
+            self.second.moments(q2, r2),
+            *[_STRAIGHT] * place.behind,
+        ]
         return response_of(layers, place.trained)
 
     def refined(self):
         """The best (cost, share), between grid points too, so that parameters vary smoothly with the target."""
         share = self.share[[max(self.at - 1, 0), self.at, min(self.at + 1, len(self.share) - 1)]]
-        found = minimize_scalar(lambda s: np.nan_to_num(mismatch(self.goal, self.answer(s, self.sign)), nan=1e300),
-                                bounds=(share[0], share[2]), method="bounded",
-                                options=dict(xatol=1e-6 * (share[2] - share[0]), maxiter=60))
+        found = minimize_scalar(
+            lambda s: np.nan_to_num(mismatch(self.goal, self.answer(s, self.sign)), nan=1e300),
+            bounds=(share[0], share[2]),
+            method="bounded",
+            options=dict(xatol=1e-6 * (share[2] - share[0]), maxiter=60),
+        )
         return min((self.cost, share[1]), (float(found.fun), float(found.x)))
 
 
@@ -277,9 +297,13 @@ def two_layers(places, families, target, tau0, goal):
     """Two curved layers at one of the places, with bases out of the same one of the families, nearest to the goal."""
     if is_odd(target, tau0):
         raise MatchError("an odd activation is matched by one layer")
-    curves = [_Curve(place, first, second, target, tau0, goal, bend)
-              for place in places for bases in families for first, second in product(bases, bases)
-              for bend in _bends(place, first, target)]
+    curves = [
+        _Curve(place, first, second, target, tau0, goal, bend)
+        for place in places
+        for bases in families
+        for first, second in product(bases, bases)
+        for bend in _bends(place, first, target)
+    ]
     best = min(curves, key=lambda found: found.cost)
     if best.cost == math.inf:
         nearest = min(curves, key=lambda found: np.nan_to_num(found.least, nan=math.inf))
@@ -287,8 +311,10 @@ def two_layers(places, families, target, tau0, goal):
         if math.isfinite(nearest.least):
             diag *= nearest.place.c1
             raise _too_large(nearest.place, (nearest.first,), nearest.least * diag, diag)
-        raise MatchError(f"{nearest.place.describe([nearest.first])} cannot have c2/c3 = {c2 / c3:.6g} with tau_0^2 "
-                         f"c3/c1 = {c3:.6g}: no first layer has the w that it takes")
+        raise MatchError(
+            f"{nearest.place.describe([nearest.first])} cannot have c2/c3 = {c2 / c3:.6g} with tau_0^2 "
+            f"c3/c1 = {c3:.6g}: no first layer has the w that it takes"
+        )
     if best.place.bends:
         best = _bent(best, target, tau0)
     cost, share = best.refined()
@@ -299,8 +325,14 @@ def two_layers(places, families, target, tau0, goal):
             best, share, sign = other, found[1], other.sign
     q1, r1, q2, r2 = best.solve(share, sign)
     bends = best.place.bends
-    return build(best.place, [best.first] * (bends + 1) + [best.second], [0.0] * bends + [q1, q2],
-                 [best.bend] * bends + [r1, r2], target, tau0)
+    return build(
+        best.place,
+        [best.first] * (bends + 1) + [best.second],
+        [0.0] * bends + [q1, q2],
+        [best.bend] * bends + [r1, r2],
+        target,
+        tau0,
+    )
 
 
 def _between_points(curves, below):
@@ -315,7 +347,7 @@ def _between_points(curves, below):
         near, length = curve.between()
         bound = near - length / 8
         for i in np.flatnonzero(bound < below):
-            heapq.heappush(waiting, (bound[i], next(number), length[i], curve, curve.share[i:i + 2]))
+            heapq.heappush(waiting, (bound[i], next(number), length[i], curve, curve.share[i : i + 2]))
 
     for curve in curves:
         if curve.answers:
@@ -340,10 +372,15 @@ def _bends(place, basis, target):
 
 def _bent(best, target, tau0):
     """The curve of the bend near that of `best` whose best match is best of all."""
+
     def at(bend):
         return _Curve(best.place, best.first, best.second, target, tau0, best.goal, bend)
 
     step = abs(_bends(best.place, best.first, target)[1])
-    found = minimize_scalar(lambda bend: min(at(bend).cost, 1e300), bounds=(best.bend - step, best.bend + step),
-                            method="bounded", options=dict(xatol=1e-4 * step, maxiter=25))
+    found = minimize_scalar(
+        lambda bend: min(at(bend).cost, 1e300),
+        bounds=(best.bend - step, best.bend + step),
+        method="bounded",
+        options=dict(xatol=1e-4 * step, maxiter=25),
+    )
     return at(found.x) if found.fun < best.cost else best

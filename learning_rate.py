@@ -21,8 +21,12 @@ from utils import generator
 
 STEP = 10**0.5
 # exponents of STEP where the grid begins and ends
-GRIDS = {("readout", "sgd"): (-2, 4), ("readout", "adam"): (-8, -2), ("full", "sgd"): (-4, 1),
-         ("full", "adam"): (-9, -4)}
+GRIDS = {
+    ("readout", "sgd"): (-2, 4),
+    ("readout", "adam"): (-8, -2),
+    ("full", "sgd"): (-4, 1),
+    ("full", "adam"): (-9, -4),
+}
 FURTHER = 4  # steps beyond the grid, at most
 
 
@@ -31,8 +35,13 @@ def split(data: Dataset, seed: int) -> Dataset:
     order = torch.randperm(len(data.X_train), generator=generator(seed, "validation"))
     fifth = max(len(order) // 5, 1)
     held, kept = order[:fifth], order[fifth:]
-    return replace(data, X_train=data.X_train[kept], y_train=data.y_train[kept], X_test=data.X_train[held],
-                   y_test=data.y_train[held])
+    return replace(
+        data,
+        X_train=data.X_train[kept],
+        y_train=data.y_train[kept],
+        X_test=data.X_train[held],
+        y_test=data.y_train[held],
+    )
 
 
 def _trainer(config: Config, data: Dataset, make_model, device, team: Team):
@@ -66,8 +75,9 @@ def _trainer(config: Config, data: Dataset, make_model, device, team: Team):
     return attempt
 
 
-def choose_rate(config: Config, data: Dataset, make_model, device="cpu", team: Team = Team(),
-                ) -> tuple[float, list[dict]]:
+def choose_rate(
+    config: Config, data: Dataset, make_model, device="cpu", team: Team = Team()
+) -> tuple[float, list[dict]]:
     """The rate for a run, and what each rate of the grid had on the validation samples.
 
     Parameters
@@ -87,8 +97,10 @@ def choose_rate(config: Config, data: Dataset, make_model, device="cpu", team: T
     def best():
         usable = [exponent for exponent, result in found.items() if result]
         if not usable:
-            raise ValueError(f"{config.title}: training diverges at every rate from {STEP**first:.2g} to "
-                             f"{STEP**last:.2g}; give --lr a smaller one")
+            raise ValueError(
+                f"{config.title}: training diverges at every rate from {STEP**first:.2g} to "
+                f"{STEP**last:.2g}; give --lr a smaller one"
+            )
         return max(usable, key=lambda e: (found[e]["validation_accuracy"], -found[e]["validation_loss"]))
 
     for _ in range(FURTHER):
@@ -99,8 +111,9 @@ def choose_rate(config: Config, data: Dataset, make_model, device="cpu", team: T
     return STEP ** best(), [found[exponent] for exponent in sorted(found) if found[exponent]]
 
 
-def with_own_rate(config: Config, data: Dataset, make_model, save_path, device="cpu", resume: bool = False,
-                  team: Team | None = None) -> Config:
+def with_own_rate(
+    config: Config, data: Dataset, make_model, save_path, device="cpu", resume: bool = False, team: Team | None = None
+) -> Config:
     """The configuration with the rate chosen for it, which is kept beside the run's checkpoint."""
     path, team = checkpoint_path(config, save_path).with_suffix(".rate.json"), team or Team()
     try:

@@ -82,8 +82,9 @@ def _near_copies(X, kept):
     # distances are kept by a random projection on the average, and its neighbours are then measured
     projection = torch.randn(p, DIMENSIONS, generator=generator("near copies"))
     shadow = (X[kept] @ projection / math.sqrt(DIMENSIONS)).numpy()
-    distance, index = cKDTree(shadow).query(shadow, NEIGHBOURS + 1, distance_upper_bound=FAR * unit,
-                                             workers=torch.get_num_threads())
+    distance, index = cKDTree(shadow).query(
+        shadow, NEIGHBOURS + 1, distance_upper_bound=FAR * unit, workers=torch.get_num_threads()
+    )
     near, within = (np.sum(distance < limit, axis=1) - 1 for limit in (NEAR * unit, np.inf))  # but for itself
     lonely = (within < NEIGHBOURS) & (within <= 3 * near)
     row, column = (lonely[:, None] & (distance < 2 * NEAR * unit)).nonzero()

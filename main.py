@@ -68,8 +68,12 @@ def experiment(parser, arguments, world):
         print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
     print_theory(grid.data, grid.scales(), grid.theories)
     team = world.team(device) if arguments.together else None
-    done = world.map(lambda config: vars(grid.train(config, device, team)), configs, [grid.cost(c) for c in configs],
-                     together=arguments.together)
+    done = world.map(
+        lambda config: vars(grid.train(config, device, team)),
+        configs,
+        [grid.cost(c) for c in configs],
+        together=arguments.together,
+    )
     return grid, {config: Result(**values) for config, values in zip(configs, done)}
 
 

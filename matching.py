@@ -79,8 +79,14 @@ class Match:
     passed_over: tuple[str, ...] = ()
 
 
-def match(activation: Activation, sigma_a2: float, tau0: float = 1.0, kernel: str = "ck", family: str = "auto",
-          trained: str = "aAB") -> Match:
+def match(
+    activation: Activation,
+    sigma_a2: float,
+    tau0: float = 1.0,
+    kernel: str = "ck",
+    family: str = "auto",
+    trained: str = "aAB",
+) -> Match:
     """The shallow explicit network whose kernel has the DEQ's four coefficients, to machine precision.
 
     Parameters
@@ -108,9 +114,11 @@ def match(activation: Activation, sigma_a2: float, tau0: float = 1.0, kernel: st
     else:
         target, mode = implicit_ntk(activation, sigma_a2, tau0, trained), EXPLICIT_TRAINED[trained]
     if not target.c1 * tau0**2 > 1e-12 * abs(target.diag):
-        raise MatchError(f"the kernel of {activation.name} at sigma_a^2 = {sigma_a2:g}, tau_0 = {tau0:g} has no linear "
-                         f"part (c1 = {target.c1:.3g}, diag = {target.diag:.3g}): the activation is constant or even "
-                         "there, and no family here matches that; add a linear term")
+        raise MatchError(
+            f"the kernel of {activation.name} at sigma_a^2 = {sigma_a2:g}, tau_0 = {tau0:g} has no linear "
+            f"part (c1 = {target.c1:.3g}, diag = {target.diag:.3g}): the activation is constant or even "
+            "there, and no family here matches that; add a linear term"
+        )
     goal = implicit_response(activation, sigma_a2, tau0, kernel, trained)
     best, passed_over = None, {}  # family -> its nearest miss
     for name, depth in _ATTEMPTS:
@@ -130,16 +138,30 @@ def match(activation: Activation, sigma_a2: float, tau0: float = 1.0, kernel: st
             continue
         missed = mismatch(goal, explicit_response(layers, tau0, mode))
         if not best or missed < best.mismatch / 2:
-            best = Match(layers, target, achieved, residual, name, kernel, mode, tau0, parameters,
-                         sum(fluctuation(layers, tau0, mode)), missed, tuple(map(str, passed_over.values())))
+            best = Match(
+                layers,
+                target,
+                achieved,
+                residual,
+                name,
+                kernel,
+                mode,
+                tau0,
+                parameters,
+                sum(fluctuation(layers, tau0, mode)),
+                missed,
+                tuple(map(str, passed_over.values())),
+            )
         if best.mismatch < _NEAR:
             break
     if best:
         return best
-    raise MatchError(f"no {'explicit' if family == 'auto' else family} network matches the {kernel.upper()} of "
-                     f"{activation.name} at sigma_a^2 = {sigma_a2:g}, tau_0 = {tau0:g}: "
-                     f"{'; '.join(map(str, passed_over.values()))}. Try "
-                     + ("a larger tau_0 or trained='aAB'" if family == "auto" else "family='auto'"))
+    raise MatchError(
+        f"no {'explicit' if family == 'auto' else family} network matches the {kernel.upper()} of "
+        f"{activation.name} at sigma_a^2 = {sigma_a2:g}, tau_0 = {tau0:g}: "
+        f"{'; '.join(map(str, passed_over.values()))}. Try "
+        + ("a larger tau_0 or trained='aAB'" if family == "auto" else "family='auto'")
+    )
 
 
 def _gap(error):
@@ -148,29 +170,42 @@ def _gap(error):
 
 def _residual(target, achieved, tau0):
     unit = tau0**2 / target.c1
-    return max(abs(achieved.diag / target.diag - 1), abs(achieved.c1 / target.c1 - 1),
-               abs(achieved.c2 - target.c2) * unit, abs(achieved.c3 - target.c3) * unit)
+    return max(
+        abs(achieved.diag / target.diag - 1),
+        abs(achieved.c1 / target.c1 - 1),
+        abs(achieved.c2 - target.c2) * unit,
+        abs(achieved.c3 - target.c3) * unit,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # the families: (target, tau0, trained, depth, goal) -> layers and their parameters, or a MatchError
+
 
 def _solve(family, most_ramps, target, tau0, trained, depth, goal):
     """Two curved layers of `depth`, or one of one, with any number of kinks and the others at any place."""
     families, others = [bases_of(family, ramps) for ramps in range(1, most_ramps + 1)], depth - 2
     if depth == 1:
         return one_layer(Place(trained, 1), sum(families, ()), target, tau0, goal)
-    places = [Place(trained, 2, bends=others)] if trained == "readout" else [
-        Place(trained, 2, before, between, others - before - between)
-        for before in range(others + 1) for between in range(others + 1 - before)]
+    places = (
+        [Place(trained, 2, bends=others)]
+        if trained == "readout"
+        else [
+            Place(trained, 2, before, between, others - before - between)
+            for before in range(others + 1)
+            for between in range(others + 1 - before)
+        ]
+    )
     return two_layers(places, families, target, tau0, goal)
 
 
 def _solve_hard_tanh(target, tau0, trained, depth, goal):
     ratio, c2, c3 = scale_free(target, tau0)
     if not is_odd(target, tau0):
-        raise MatchError(f"a hard tanh is odd and has c2 = c3 = 0, the target has tau_0^2 c2/c1 = {c2:.6g} and "
-                         f"tau_0^2 c3/c1 = {c3:.6g}")
+        raise MatchError(
+            f"a hard tanh is odd and has c2 = c3 = 0, the target has tau_0^2 c2/c1 = {c2:.6g} and "
+            f"tau_0^2 c3/c1 = {c3:.6g}"
+        )
     if trained != "all":  # with its only layer frozen, the tangent kernel is the conjugate one
         found = one_layer_tanh.match(target, tau0)
         return found.layers, (dict(a=found.a, c=found.c),)
@@ -182,8 +217,10 @@ def _solve_hard_tanh(target, tau0, trained, depth, goal):
 
     low, high = 0.3, 8.0  # a sharper step would do, but its few sloping units make the finite-width error explode
     if not excess(low) > 0 > excess(high):
-        raise MatchError(f"a hard tanh with c >= {low} tau_0 has kappa^2/(tau_0^2 beta_1) in (1, "
-                         f"{ratio + excess(low) / 2:.4g}), the target has {ratio:.9g}")
+        raise MatchError(
+            f"a hard tanh with c >= {low} tau_0 has kappa^2/(tau_0^2 beta_1) in (1, "
+            f"{ratio + excess(low) / 2:.4g}), the target has {ratio:.9g}"
+        )
     u = brentq(excess, low, high, xtol=1e-16, rtol=4 * 2.0**-52)
     found = one_layer_tanh.HardTanhMatch(math.sqrt(target.c1 / 2) / math.erf(u / math.sqrt(2)), u * tau0)
     return found.layers, (dict(a=found.a, c=found.c),)
@@ -191,14 +228,19 @@ def _solve_hard_tanh(target, tau0, trained, depth, goal):
 
 def _solve_l_relu(target, tau0, trained, depth, goal):
     if trained == "readout":
-        found = min(two_layer_lrelu.solutions(target, tau0, _TOLERANCE),
-                    key=lambda match: sum(fluctuation(match.layers, tau0, trained)))
+        found = min(
+            two_layer_lrelu.solutions(target, tau0, _TOLERANCE),
+            key=lambda match: sum(fluctuation(match.layers, tau0, trained)),
+        )
         return found.layers, (dict(a=found.a1, b=found.b1), dict(a=found.a2, b=found.b2))
     # xi + q e has two parameters in two layers: c2 and c3 fix them, and the diagonal is what it is
     place, basis = Place(trained, 2), absolute_value()
     scaled = tuple(place.c1 * value for value in scale_free(target, tau0))
-    shares = [] if is_odd(target, tau0) else roots(lambda s: curve(place, basis, basis, scaled, s)[2],
-                                                     np.linspace(0, 1, 65)[:-1])
+    shares = (
+        []
+        if is_odd(target, tau0)
+        else roots(lambda s: curve(place, basis, basis, scaled, s)[2], np.linspace(0, 1, 65)[:-1])
+    )
     if not shares:
         raise MatchError("no pair of leaky-ReLU layers has this beta_2/beta_3")
     has = []
@@ -207,11 +249,28 @@ def _solve_l_relu(target, tau0, trained, depth, goal):
         second = basis.moments(math.sqrt((1 - share) * scaled[2] / place.weights(1)[0] * first[0]), 0.0)
         a, b = place.diagonal(first)
         has.append((a * second[0] + b * second[1]) / place.c1)
-    raise MatchError(f"two leaky-ReLU layers with this c2 and c3 have diag/(tau_0^2 c1) = "
-                     f"{' or '.join(f'{value:.9g}' for value in has)}, the target has {scaled[0] / place.c1:.9g}")
+    raise MatchError(
+        f"two leaky-ReLU layers with this c2 and c3 have diag/(tau_0^2 c1) = "
+        f"{' or '.join(f'{value:.9g}' for value in has)}, the target has {scaled[0] / place.c1:.9g}"
+    )
 
 
-_SOLVERS = {"hard_tanh": _solve_hard_tanh, "l_relu": _solve_l_relu,
-            "piecewise": partial(_solve, "piecewise", 4), "hermite": partial(_solve, "hermite", 1)}
-_ATTEMPTS = [("hard_tanh", 1), ("l_relu", 2), ("piecewise", 1), ("hermite", 1), ("piecewise", 2), ("hermite", 2),
-             ("piecewise", 3), ("hermite", 3), ("hermite", 4), ("hermite", 5), ("hermite", 6)]
+_SOLVERS = {
+    "hard_tanh": _solve_hard_tanh,
+    "l_relu": _solve_l_relu,
+    "piecewise": partial(_solve, "piecewise", 4),
+    "hermite": partial(_solve, "hermite", 1),
+}
+_ATTEMPTS = [
+    ("hard_tanh", 1),
+    ("l_relu", 2),
+    ("piecewise", 1),
+    ("hermite", 1),
+    ("piecewise", 2),
+    ("hermite", 2),
+    ("piecewise", 3),
+    ("hermite", 3),
+    ("hermite", 4),
+    ("hermite", 5),
+    ("hermite", 6),
+]

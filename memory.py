@@ -7,8 +7,10 @@ import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
 # for each version: limit, use, and the statistic that counts what of the use can be taken back
-FILES = {"memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-         "": ("memory.max", "memory.current", "inactive_file")}
+FILES = {
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "": ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def available(device="cpu") -> int | None:
@@ -50,8 +52,11 @@ def _control_groups(root=CGROUPS, membership=Path("/proc/self/cgroup")):
             folder = root / controllers / folder
             try:
                 statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                left.append(int((folder / limit).read_text()) - int((folder / use).read_text())
-                            + int(statistics.get(reclaimable, 0)))
+                left.append(
+                    int((folder / limit).read_text())
+                    - int((folder / use).read_text())
+                    + int(statistics.get(reclaimable, 0))
+                )
             except (OSError, ValueError):  # no such file, as in a container that sees its group as the root; or "max"
                 continue
     return left

@@ -59,8 +59,17 @@ class DEQ(nn.Module):
     fixed_point : solver and iteration counts of the last call.
     """
 
-    def __init__(self, activation: Activation, p: int, dim: int, n_classes: int, sigma_a2: float, tau0: float = 1.0,
-                 seed: int = 0, solver=Picard()):
+    def __init__(
+        self,
+        activation: Activation,
+        p: int,
+        dim: int,
+        n_classes: int,
+        sigma_a2: float,
+        tau0: float = 1.0,
+        seed: int = 0,
+        solver=Picard(),
+    ):
         super().__init__()
         self.activation, self.sigma_a2, self.tau0, self.seed = activation, sigma_a2, tau0, seed
         self.tau = get_tau(activation, sigma_a2, tau0)
@@ -80,8 +89,9 @@ class DEQ(nn.Module):
         try:
             return self.fixed_point(self._step, self.phi.fn(u.detach()), W, u) / root
         except ConvergenceError as error:
-            raise ConvergenceError(f"{error}; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})",
-                                   error.solution) from None
+            raise ConvergenceError(
+                f"{error}; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})", error.solution
+            ) from None
 
     def _step(self, v, W, u):
         return self.phi.fn(torch.addmm(u, v, W.T))
@@ -108,14 +118,24 @@ class ENN(nn.Module):
         coefficients; `layers` may then have constants beside them.
     """
 
-    def __init__(self, layers: Sequence[Activation], p: int, dim: int, n_classes: int, tau0: float = 1.0,
-                 input_scale: float = 1.0, seed: int = 0, match=None):
+    def __init__(
+        self,
+        layers: Sequence[Activation],
+        p: int,
+        dim: int,
+        n_classes: int,
+        tau0: float = 1.0,
+        input_scale: float = 1.0,
+        seed: int = 0,
+        match=None,
+    ):
         super().__init__()
         self.layers, self.tau0, self.input_scale, self.match = tuple(layers), tau0, input_scale, match
         ck = explicit_ck(self.layers if match is None else match.layers, tau0 * input_scale)
         # the kernel of the scaled input, as a function of the input itself
-        self.coefficients = KernelCoefficients(ck.diag, ck.c1 * input_scale**2, ck.c2 * input_scale**4,
-                                               ck.c3 * input_scale**4)
+        self.coefficients = KernelCoefficients(
+            ck.diag, ck.c1 * input_scale**2, ck.c2 * input_scale**4, ck.c3 * input_scale**4
+        )
         self.weights = nn.ParameterList([_normal(dim, p, seed=(seed, "first"))])
         self.weights.extend(_normal(dim, dim, seed=(seed, "hidden", index)) for index in range(2, len(self.layers) + 1))
         self.readout = _readout(dim, n_classes, seed)
@@ -133,16 +153,24 @@ class ENN(nn.Module):
 
     def describe(self) -> dict:
         """The scalars of the theory, as they are printed and logged."""
-        return {"layers": [layer.name for layer in self.layers], "tau0": self.tau0, "input_scale": self.input_scale,
-                **_named(self.coefficients), **_scalars(self.match)}
+        return {
+            "layers": [layer.name for layer in self.layers],
+            "tau0": self.tau0,
+            "input_scale": self.input_scale,
+            **_named(self.coefficients),
+            **_scalars(self.match),
+        }
 
 
 def _scalars(match) -> dict:
     """The parameters of a match that can be printed and logged."""
     if match is None:
         return {}
-    return {name: value for name, value in vars(match).items()
-            if isinstance(value, (int, float, str)) or name == "parameters"}
+    return {
+        name: value
+        for name, value in vars(match).items()
+        if isinstance(value, (int, float, str)) or name == "parameters"
+    }
 
 
 def _named(ck: KernelCoefficients) -> dict:
@@ -157,9 +185,19 @@ def _centred_layers(activations, tau):
     return layers
 
 
-def build_model(name: str, p: int, dim: int, n_classes: int, sigma_a2: float, tau0: float = 1.0, seed: int = 0,
-                activation: Activation | None = None, kernel: str = "ck", family: str = "auto",
-                depth: int | None = None) -> nn.Module:
+def build_model(
+    name: str,
+    p: int,
+    dim: int,
+    n_classes: int,
+    sigma_a2: float,
+    tau0: float = 1.0,
+    seed: int = 0,
+    activation: Activation | None = None,
+    kernel: str = "ck",
+    family: str = "auto",
+    depth: int | None = None,
+) -> nn.Module:
     """One of `MODELS` or `GENERAL` for data of dimension p and scale tau_0, float32 on the CPU.
 
     Parameters

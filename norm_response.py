@@ -28,8 +28,9 @@ from gaussian_integration import Activation, expectation, gaussian_moments
 from utils import get_tau
 
 
-def implicit_response(activation: Activation, sigma_a2: float, tau0: float = 1.0, kernel: str = "ck",
-                      trained: str = "aAB") -> tuple[float, float]:
+def implicit_response(
+    activation: Activation, sigma_a2: float, tau0: float = 1.0, kernel: str = "ck", trained: str = "aAB"
+) -> tuple[float, float]:
     """(u, v) of a DEQ, scale-free: d K_ii/d|x_i|^2 / c1, and tau_0^2 d log c1/d|x_i|^2 for one of the two samples.
 
     Parameters
@@ -54,7 +55,7 @@ def implicit_response(activation: Activation, sigma_a2: float, tau0: float = 1.0
         u, power = dG / implicit_ck(activation, sigma_a2, tau0).c1, 1 / D
     else:
         target = implicit_ntk(activation, sigma_a2, tau0, trained)
-        dmu = a4 * expectation(lambda xi: activation.derivative(tau * xi)**2 * (xi**2 - 1) / 2, kinks) / tau**2
+        dmu = a4 * expectation(lambda xi: activation.derivative(tau * xi) ** 2 * (xi**2 - 1) / 2, kinks) / tau**2
         dK, power = dG + sigma_a2 * dmu * target.diag, 1 + 2 * h / D
         if trained == "aAB":
             dK += sigma_b2 * (m.d1_sq + tau0**2 * dmu)
@@ -69,10 +70,19 @@ def explicit_response(layers: Sequence[Activation], tau0: float = 1.0, trained: 
     for layer in layers:
         m = gaussian_moments(layer, tau)
         kinks = [k / tau for k in layer.kinks]
-        second, third = (expectation(lambda xi: f(layer.derivative(tau * xi)) * (xi**2 - 1), kinks)
-                         for f in (torch.square, lambda slope: slope))
-        columns.append((m.variance / (tau * m.d1)**2, m.d1_sq / m.d1**2, m.sq_dd / 2 / m.d1**2, second / 2 / m.d1**2,
-                        third / m.d1))
+        second, third = (
+            expectation(lambda xi: f(layer.derivative(tau * xi)) * (xi**2 - 1), kinks)
+            for f in (torch.square, lambda slope: slope)
+        )
+        columns.append(
+            (
+                m.variance / (tau * m.d1) ** 2,
+                m.d1_sq / m.d1**2,
+                m.sq_dd / 2 / m.d1**2,
+                second / 2 / m.d1**2,
+                third / m.d1,
+            )
+        )
         tau = math.sqrt(m.variance)
     return response_of(columns, trained)
 
@@ -84,7 +94,7 @@ def response_of(layers, trained):
     E[f''']. trained : "readout" for the conjugate kernel, "all" or "frozen_first" for the tangent kernel.
     """
     scale, kappa = 1.0, 1.0 if trained == "all" else 0.0  # tau_l^2 and kappa_l^2 where E[sigma'] = tau_0 = 1
-    d_scale, d_kappa, v = 1.0, kappa, 0.0                 # and their derivatives in |x|^2
+    d_scale, d_kappa, v = 1.0, kappa, 0.0  # and their derivatives in |x|^2
     for N, mu, w, nu, t in layers:
         v = v + t / 2 * d_scale / scale
         d_kappa, kappa = d_kappa * mu + kappa * nu * d_scale / scale + w * d_scale, scale * N + kappa * mu
@@ -108,7 +118,7 @@ def mismatch(goal, found):
     1.0 times 1e-3 (geometric mean), on features with spread norms 8.1, 9.8, 10.6 and 10.7 times 1e-3.
     """
     du, dv = (a - b for a, b in zip(goal, found))
-    return (du * du + 16 * dv * dv)**0.5
+    return (du * du + 16 * dv * dv) ** 0.5
 
 
 def chord(goal, start, stop):

@@ -31,8 +31,14 @@ from kernels import explicit_kernels, implicit_kernels
 _TOLERANCE = 0.1  # of an entry's error, relative to the diagonal
 
 
-def off_centre(layers: Sequence[Activation], activation: Activation, sigma_a2: float, tau0: float,
-               centred_at: float, kernel: str = "ck") -> tuple[Activation, ...]:
+def off_centre(
+    layers: Sequence[Activation],
+    activation: Activation,
+    sigma_a2: float,
+    tau0: float,
+    centred_at: float,
+    kernel: str = "ck",
+) -> tuple[Activation, ...]:
     """The layers of a centred match, with the constants of the DEQ that is centred at another scale.
 
     Parameters
@@ -53,9 +59,11 @@ def off_centre(layers: Sequence[Activation], activation: Activation, sigma_a2: f
     constant, slope = ck[2, 3].item(), (ck[0, 2] - ck[1, 2]).item() / (2 * h * tau0**2)
     if abs(constant) < 1e-12 * ck[2, 2].item():
         return tuple(layers)
-    remedy = (f"the data have tau_0 = {tau0:.6g}, the DEQ is centred at {centred_at:.6g}, and no explicit network has "
-              f"its kernel there. Build the DEQ with tau0={tau0:.6g}, or give it the data times "
-              f"{centred_at / tau0:.6g}")
+    remedy = (
+        f"the data have tau_0 = {tau0:.6g}, the DEQ is centred at {centred_at:.6g}, and no explicit network has "
+        f"its kernel there. Build the DEQ with tau0={tau0:.6g}, or give it the data times "
+        f"{centred_at / tau0:.6g}"
+    )
     if not abs(slope) * tau0**2 > 1e-3 * abs(constant):
         raise ValueError(remedy)
     shifted, tau, response = [], tau0, 1.0

@@ -13,8 +13,12 @@ FULL_WIDTH = 7.0  # inches of a figure as wide as the page
 def inline(text):
     """HTML of a text with *emphasis*, `code`, n^(-1/2) and σ_a."""
     text = html.escape(text)
-    for pattern, tag in ((r"`([^`]+)`", "code"), (r"\*([^*]+)\*", "em"), (r"\^\(([^)]+)\)", "sup"),
-                         (r"(?<=σ)_(\w)", "sub")):
+    for pattern, tag in (
+        (r"`([^`]+)`", "code"),
+        (r"\*([^*]+)\*", "em"),
+        (r"\^\(([^)]+)\)", "sup"),
+        (r"(?<=σ)_(\w)", "sub"),
+    ):
         text = re.sub(pattern, rf"<{tag}>\1</{tag}>", text)
     return text
 
@@ -29,8 +33,9 @@ class Table:
     @property
     def numeric(self):
         """For each column, whether its cells are numbers (set to the right); the first names the row."""
-        return [False] + [all(re.match(r"[+−]?\d|–?$", row[i]) for row in self.rows)
-                          for i in range(1, len(self.header))]
+        return [False] + [
+            all(re.match(r"[+−]?\d|–?$", row[i]) for row in self.rows) for i in range(1, len(self.header))
+        ]
 
     def markdown(self):
         def line(cells):
@@ -86,15 +91,20 @@ class Rows:
 
     def html(self):
         def row(cells, tag):
-            kinds = ["number" if numeric else "prose" if len(cell) > 60 else "text"
-                     for numeric, cell in zip(self.table.numeric, cells)]
+            kinds = [
+                "number" if numeric else "prose" if len(cell) > 60 else "text"
+                for numeric, cell in zip(self.table.numeric, cells)
+            ]
             # a non-breaking hyphen keeps ReLU-DEQ on one line
             texts = [inline(cell).replace("-", "&#8209;") if tag == "th" else inline(cell) for cell in cells]
             return "<tr>" + "".join(f"<{tag} class={kind}>{text}</{tag}>" for kind, text in zip(kinds, texts)) + "</tr>"
+
         note = f"<p class=note>{inline(self.table.note)}</p>" if self.table.note else ""
         head, body = row(self.table.header, "th"), "".join(row(cells, "td") for cells in self.table.rows)
-        return (f"<div class=table><table><caption>{inline(self.table.title)}</caption><thead>{head}</thead>"
-                f"<tbody>{body}</tbody></table></div>{note}")
+        return (
+            f"<div class=table><table><caption>{inline(self.table.title)}</caption><thead>{head}</thead>"
+            f"<tbody>{body}</tbody></table></div>{note}"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,12 +117,15 @@ class Figure:
 
     def html(self):
         from PIL import Image
+
         data = base64.b64encode(self.path.read_bytes()).decode()
         with Image.open(self.path) as image:  # all figures at one scale, so that their letters are of one size
             share = min(1, image.width / image.info.get("dpi", (200, 200))[0] / FULL_WIDTH)
         caption = html.escape(self.caption)
-        return (f'<figure><img style="width: {100 * share:.0f}%" alt="{caption}" src="data:image/png;base64,{data}">'
-                f"<figcaption>{caption}</figcaption></figure>")
+        return (
+            f'<figure><img style="width: {100 * share:.0f}%" alt="{caption}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
 
 
 STYLE = """
@@ -148,6 +161,8 @@ figure img { height: auto; }
 
 def page(blocks, title):
     body = "\n".join(block.html() for block in blocks)
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n'
-            f"<body>\n{body}\n</body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n'
+        f"<body>\n{body}\n</body></html>\n"
+    )

@@ -85,8 +85,10 @@ class Sin(PairFunction):
     def __init__(self, activation, scales, device):
         super().__init__(activation, scales, device)
         if scales.s.max() > self.largest_scale:
-            raise ValueError(f"the kernel of sin at scale {scales.s.max():.4g} is not computed: above a scale of "
-                             f"{self.largest_scale:g} rounding turns its phase; scale the data down")
+            raise ValueError(
+                f"the kernel of sin at scale {scales.s.max():.4g} is not computed: above a scale of "
+                f"{self.largest_scale:g} rounding turns its phase; scale the data down"
+            )
 
     def __call__(self, rows, cols, rho):
         ss = torch.outer(self.s[rows], self.s[cols])
@@ -185,7 +187,7 @@ class _Table:
         out = np.empty((len(basis), self.coefficients[0].shape[1]))
         for number in np.unique(piece):
             c, here = self.coefficients[number], piece == number
-            out[here] = basis[here][:, :len(c)] @ c
+            out[here] = basis[here][:, : len(c)] @ c
         out[:, 1] = self.d1[rows]  # is E[f'], which a constant in f much larger than s f' does not blur
         return out
 
@@ -242,7 +244,7 @@ class Series(PairFunction):
         return count and 150 + 15 * count
 
     def limit(self, rho, reach):
-        size, tiles = rho.abs(), max(1.0, len(self.s)**2 / self.tile / 2)
+        size, tiles = rho.abs(), max(1.0, len(self.s) ** 2 / self.tile / 2)
         for degree, following in zip(self.degrees, (*self.degrees[1:], math.inf)):
             table = self.table(degree)
             longer = (following - degree) * rho.numel() / self.tile + 5 * following / tiles
@@ -252,22 +254,30 @@ class Series(PairFunction):
         most = table.report(reach)
         if most.degree > 100:  # as many terms as pay for the pairs that they spare
             choices = [limit for limit in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99) if limit < reach] + [reach]
-            costs = [table.report(limit).degree * rho.numel() / self.tile + self._aside(size, limit)
-                     for limit in choices]
+            costs = [
+                table.report(limit).degree * rho.numel() / self.tile + self._aside(size, limit) for limit in choices
+            ]
             reach = choices[int(np.argmin(costs))]
             most = table.report(reach)
         if most.degree > self.told:
             self.told = most.degree
-            _log.info("Mehler series of %s: %d terms at |rho| <= %.6g, relative remainder %.1g", self.activation.name,
-                      most.degree, reach, most.remainder)
+            _log.info(
+                "Mehler series of %s: %d terms at |rho| <= %.6g, relative remainder %.1g",
+                self.activation.name,
+                most.degree,
+                reach,
+                most.remainder,
+            )
         return reach
 
     def __call__(self, rows, cols, rho):
         limit = largest(rho)
         table = self._table_for(limit)
         degree = table.report(min(limit, table.cut)).degree
-        left, right = (torch.from_numpy(np.ascontiguousarray(table.at(index).T[:degree + 1])).to(self.device)
-                       for index in (rows, cols))
+        left, right = (
+            torch.from_numpy(np.ascontiguousarray(table.at(index).T[: degree + 1])).to(self.device)
+            for index in (rows, cols)
+        )
         g = torch.outer(left[degree], right[degree])
         dg, half_ddg, term = torch.zeros_like(g), torch.zeros_like(g), torch.empty_like(g)
         for k in range(degree - 1, -1, -1):

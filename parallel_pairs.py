@@ -78,8 +78,12 @@ def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes
     for chunk in torch.arange(len(a)).split(max(1, _CHUNK // per_pair)):
         a_, b_, sign_, theta_ = (t[chunk] for t in (a, b, sign, theta))
         w, weight = _angles(a_, b_, sign_, theta_, kinks, nodes)
-        along = torch.stack([a_[:, None] * torch.cos(w - theta_[:, None] / 2),
-                             (sign_ * b_)[:, None] * torch.cos(w + theta_[:, None] / 2)])  # u/r and v/r
+        along = torch.stack(
+            [
+                a_[:, None] * torch.cos(w - theta_[:, None] / 2),
+                (sign_ * b_)[:, None] * torch.cos(w + theta_[:, None] / 2),
+            ]
+        )  # u/r and v/r
         if breaks:
             crossing = torch.cat([(k / along[i])[..., None] for k in breaks for i in (0, 1)], -1)
             crossing = torch.where((crossing > 0) & (crossing < _REACH), crossing, 0.0)

@@ -129,14 +129,18 @@ class PcDEQNetwork(nn.Sequential):
 
     def describe(self) -> dict:
         """What is printed and logged."""
-        return {"equilibrium": self.equilibria[0].activation, "image_shape": list(self.image_shape),
-                "widths": [len(layer.inner.weight) for layer in self.equilibria],
-                "weights": sum(p.numel() for p in self.parameters())}
+        return {
+            "equilibrium": self.equilibria[0].activation,
+            "image_shape": list(self.image_shape),
+            "widths": [len(layer.inner.weight) for layer in self.equilibria],
+            "weights": sum(p.numel() for p in self.parameters()),
+        }
 
     def forward(self, x):
         if x[0].numel() != math.prod(self.image_shape):
-            raise ValueError(f"this network takes images of shape {_show(self.image_shape)}, "
-                             f"got {_show(tuple(x.shape[1:]))}")
+            raise ValueError(
+                f"this network takes images of shape {_show(self.image_shape)}, got {_show(tuple(x.shape[1:]))}"
+            )
         return super().forward(x.reshape(-1, *self.image_shape))
 
 
@@ -165,8 +169,9 @@ def _show(shape):
     return "x".join(map(str, shape))
 
 
-def build_pcdeq(name: str, activation: str, image_shape, n_classes: int, seed: int = 0,
-                augmented: bool = False) -> PcDEQNetwork:
+def build_pcdeq(
+    name: str, activation: str, image_shape, n_classes: int, seed: int = 0, augmented: bool = False
+) -> PcDEQNetwork:
     """One of `PCDEQS` with the published architecture, float32 on the CPU.
 
     Parameters
@@ -188,8 +193,10 @@ def build_pcdeq(name: str, activation: str, image_shape, n_classes: int, seed: i
     body, kind = name.split("_pcdeq_")
     if activation not in CONCAVE[kind]:
         needs = "vanishes at 0 as tanh does" if kind == "1" else "is positive at 0, as only the sigmoid is"
-        raise ValueError(f"{name} cannot use activation {activation!r}: pcDEQ-{kind} takes a concave activation that "
-                         f"{needs}; choose from {', '.join(CONCAVE[kind])}")
+        raise ValueError(
+            f"{name} cannot use activation {activation!r}: pcDEQ-{kind} takes a concave activation that "
+            f"{needs}; choose from {', '.join(CONCAVE[kind])}"
+        )
     shape = tuple(image_shape)
     if shape not in WIDTHS:
         raise ValueError(f"{name} takes images of shape {' or '.join(map(_show, WIDTHS))}, got {_show(shape)}")
@@ -203,14 +210,25 @@ def build_pcdeq(name: str, activation: str, image_shape, n_classes: int, seed: i
 def _layers(body, activation, shape, widths, n_classes):
     channels, side, _ = shape
     if body == "linear":
-        m, = widths
-        return [nn.Flatten(), nn.Linear(math.prod(shape), m), nn.BatchNorm1d(m), PcDEQ(m, activation, conv=False),
-                nn.BatchNorm1d(m), nn.Linear(m, n_classes)]
+        (m,) = widths
+        return [
+            nn.Flatten(),
+            nn.Linear(math.prod(shape), m),
+            nn.BatchNorm1d(m),
+            PcDEQ(m, activation, conv=False),
+            nn.BatchNorm1d(m),
+            nn.Linear(m, n_classes),
+        ]
     layers = []
     for m in widths:
         shrink = {"stride": 2} if layers else {"padding": 1}
-        layers += [nn.Conv2d(channels, m, 3, **shrink), nn.BatchNorm2d(m), PcDEQ(m, activation, conv=True),
-                   nn.MaxPool2d(3, stride=1, padding=1), nn.BatchNorm2d(m)]
+        layers += [
+            nn.Conv2d(channels, m, 3, **shrink),
+            nn.BatchNorm2d(m),
+            PcDEQ(m, activation, conv=True),
+            nn.MaxPool2d(3, stride=1, padding=1),
+            nn.BatchNorm2d(m),
+        ]
         channels, side = m, (side - 1) // 2 if "stride" in shrink else side
     window = 8 if body == "single_conv" else 4
     return [*layers, nn.AvgPool2d(window), nn.Flatten(), nn.Linear(channels * (side // window) ** 2, n_classes)]

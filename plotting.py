@@ -30,8 +30,14 @@ def draw_band(ax, x, curves, look):
     """The mean over `curves` (one a seed, each as long as x) as a line, and a band of one standard deviation."""
     mean, std = zip(*map(mean_std, zip(*curves)))
     ax.plot(x, mean, **look)
-    ax.fill_between(x, [m - s for m, s in zip(mean, std)], [m + s for m, s in zip(mean, std)], color=look["color"],
-                    alpha=0.15, linewidth=0)
+    ax.fill_between(
+        x,
+        [m - s for m, s in zip(mean, std)],
+        [m + s for m, s in zip(mean, std)],
+        color=look["color"],
+        alpha=0.15,
+        linewidth=0,
+    )
 
 
 def save(figure, path, **settings):
@@ -40,8 +46,10 @@ def save(figure, path, **settings):
     The same numbers make the same file.
     """
     from utils import atomic_write
+
     path = Path(path)
     kind = path.suffix[1:]
     with atomic_write(path) as file:
-        figure.savefig(file, format=kind, metadata={"Software": None} if kind == "png" else {"CreationDate": None},
-                       **settings)
+        figure.savefig(
+            file, format=kind, metadata={"Software": None} if kind == "png" else {"CreationDate": None}, **settings
+        )

@@ -92,8 +92,15 @@ class Measured:
         """What a measurement elsewhere would know, if its samples and seeds spread in proportion to this one's."""
         ratio = apart / self.apart
         of_samples = ratio * (self.common + (self.one - self.common) / seeds) / count
-        return replace(self, width=width, count=count, seeds=seeds, apart=apart, of_samples=of_samples,
-                       of_one_seed=ratio**2 * self.of_one_seed)
+        return replace(
+            self,
+            width=width,
+            count=count,
+            seeds=seeds,
+            apart=apart,
+            of_samples=of_samples,
+            of_one_seed=ratio**2 * self.of_one_seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,7 @@ class Interval:
     high: float
 
 
-def measured(width: float, differences: np.ndarray, group: np.ndarray,
-             constants: Discrepancy = CONSTANTS) -> Measured:
+def measured(width: float, differences: np.ndarray, group: np.ndarray, constants: Discrepancy = CONSTANTS) -> Measured:
     """Of the differences of being right.
 
     Parameters
@@ -118,14 +124,14 @@ def measured(width: float, differences: np.ndarray, group: np.ndarray,
     each = 100 * differences.mean(0)
     loss, one = each.mean(), (100 * differences).var(1).mean()
     # one more sample on which they differ, since there may be some where none was seen
-    apart, unseen = 100 * (np.abs(differences).mean() + 1 / n), (100 / n)**2 / seeds
-    of_samples = (np.bincount(group, each - loss)**2).sum() / n**2 + unseen
+    apart, unseen = 100 * (np.abs(differences).mean() + 1 / n), (100 / n) ** 2 / seeds
+    of_samples = (np.bincount(group, each - loss) ** 2).sum() / n**2 + unseen
     if math.isinf(width):
         return Measured(width, n, loss, seeds, apart, one, one, of_samples, 0.0)
-    common, of_one = constants.common * one, (constants.seeds * apart)**2
+    common, of_one = constants.common * one, (constants.seeds * apart) ** 2
     if seeds > 1:
         means = 100 * differences.mean(1)
-        rest = ((100 * differences - each - means[:, None] + loss)**2).sum() / ((seeds - 1) * (n - 1))
+        rest = ((100 * differences - each - means[:, None] + loss) ** 2).sum() / ((seeds - 1) * (n - 1))
         common = max(each.var() - rest / seeds, 0.0)
         found = max(means.var(ddof=1) - rest / n, 0.0)  # without what the samples alone make of one seed's mean
         of_one = (constants.weight * of_one + (seeds - 1) * found) / (constants.weight + seeds - 1)
@@ -176,8 +182,8 @@ class Posterior:
         powers = np.arange(-3, 4)  # a loss is at most d
         self.target, self.constants = (width, count), constants
         self.apart = expected_apart(points, width, count, constants)
-        self.amplitudes2 = (constants.amplitude * 2.0**powers)**2  # of loss/d
-        log_weights = -0.5 * (powers / constants.spread)**2
+        self.amplitudes2 = (constants.amplitude * 2.0**powers) ** 2  # of loss/d
+        log_weights = -0.5 * (powers / constants.spread) ** 2
         log_weights -= np.logaddexp.reduce(log_weights)
         self.means, self.variances = np.zeros(len(powers)), self.amplitudes2 * self.apart**2
         if points:

@@ -13,7 +13,7 @@ from numpy.polynomial import legendre
 
 TOLERANCE = 1e-14  # of each panel, so that the whole is within 1e-12
 EPS, SQRT_2PI = 2.0**-52, math.sqrt(2 * math.pi)
-_RANGE = 38.0       # beyond it the density is below the smallest normal float64
+_RANGE = 38.0  # beyond it the density is below the smallest normal float64
 _EDGES = [-38.0, -30, -23, -18, -14, -11, *range(-8, 9), 11, 14, 18, 23, 30, 38.0]
 
 
@@ -53,8 +53,14 @@ class Panels:
     values: np.ndarray
 
     def pick(self, index):
-        return Panels(self.left[index], self.right[index], self.x[index], self.density[index], self.weights[index],
-                      self.values[:, index])
+        return Panels(
+            self.left[index],
+            self.right[index],
+            self.x[index],
+            self.density[index],
+            self.weights[index],
+            self.values[:, index],
+        )
 
     def sums(self, values):
         return np.einsum("...pq,pq->...p", values, self.weights)
@@ -70,8 +76,10 @@ def _sample(f, left, right):
     values = values.reshape(len(values), *x.shape)
     if not np.isfinite(values).all():
         bad = x[~np.isfinite(values).all(0)]
-        raise ValueError(f"the integrand is not finite at x = {bad[abs(bad).argmin()]:.6g}: "
-                         "it has no finite Gaussian moments, or is not defined on all of R")
+        raise ValueError(
+            f"the integrand is not finite at x = {bad[abs(bad).argmin()]:.6g}: "
+            "it has no finite Gaussian moments, or is not defined on all of R"
+        )
     density = np.exp(-0.5 * x * x) / SQRT_2PI
     return Panels(left, right, x, density, density * (half[:, None] * rule.weights), values)
 
@@ -88,8 +96,10 @@ def adapt(f, edges, floors, inspect=None):
     value, size = panels.sums(panels.values), panels.sums(abs(panels.values))
     scale = np.maximum(size.sum(-1), floors)
     if (size[:, [0, -1]].max(1) > TOLERANCE * scale).any():
-        raise ValueError("the integrand grows too fast for a Gaussian expectation: "
-                         "its tail does not decay within 38 standard deviations")
+        raise ValueError(
+            "the integrand grows too fast for a Gaussian expectation: "
+            "its tail does not decay within 38 standard deviations"
+        )
     done, spread = [], False
     for _ in range(120):
         parts = 8 if len(panels.left) <= 8 else 2  # around the last few points that are left, in larger steps
@@ -115,8 +125,9 @@ def adapt(f, edges, floors, inspect=None):
             break
         panels, value = panels.pick(keep), sums[:, keep]
     if rough.any() and not spread:
-        raise ValueError("the Gaussian expectation does not converge: the integrand is not piecewise smooth, or "
-                         "varies too quickly")
+        raise ValueError(
+            "the Gaussian expectation does not converge: the integrand is not piecewise smooth, or varies too quickly"
+        )
     if len(done) == 1:
         return done[0], spread
     joined = [np.concatenate([getattr(p, name) for p in done]) for name in ("left", "right", "x", "density", "weights")]

@@ -21,9 +21,9 @@ from ridge_features import Readout, solve_targets
 from utils import estimate_tau0, generator
 
 BATCH = 512
-FIT = 10_000    # samples that a readout is solved on, at most
-HELD = 10_000   # samples that the loss is measured on, at most
-TAIL = 1.6449   # of a 90% interval
+FIT = 10_000  # samples that a readout is solved on, at most
+HELD = 10_000  # samples that the loss is measured on, at most
+TAIL = 1.6449  # of a 90% interval
 _OWN_SEEDS = 10_000  # the weights are not those of seeds that a user trains
 
 
@@ -82,8 +82,18 @@ def _outputs(model, X):
         return torch.cat([model(rows) for rows in X.split(BATCH)])
 
 
-def replacements(deq, X, y, held=None, *, width: int | None = None, seed: int = 0, budget: float = 60.0, most_seeds=3,
-                 clock=time.perf_counter) -> tuple[list[Replacement], dict]:
+def replacements(
+    deq,
+    X,
+    y,
+    held=None,
+    *,
+    width: int | None = None,
+    seed: int = 0,
+    budget: float = 60.0,
+    most_seeds=3,
+    clock=time.perf_counter,
+) -> tuple[list[Replacement], dict]:
     """Every candidate's measured loss, the one to choose first.
 
     Parameters
@@ -112,8 +122,10 @@ def replacements(deq, X, y, held=None, *, width: int | None = None, seed: int = 
     labels = [out.argmax(1) if one is None else one.to(out.device) for out, (_, one) in zip(outputs, parts)]
     classes = deq.readout.out_features
     if max(one.max().item() for one in labels) >= classes:
-        raise ValueError(f"the labels go up to {max(one.max().item() for one in labels)}, and the DEQ has {classes} "
-                         "outputs: labels 0, 1, ... in the order of its outputs are needed")
+        raise ValueError(
+            f"the labels go up to {max(one.max().item() for one in labels)}, and the DEQ has {classes} "
+            "outputs: labels 0, 1, ... in the order of its outputs are needed"
+        )
     found, refused, gain = candidates_of(deq, X)
     fit, choose, test = (part * gain for part, _ in parts)
     deq_right = outputs[2].argmax(1) == labels[2]
@@ -145,12 +157,31 @@ def replacements(deq, X, y, held=None, *, width: int | None = None, seed: int = 
         loss, half = paired(deq_right.double() - right)
         network, enn, readout = rows[0][2:]
         chosen_by = 100 * sum(row[0] for row in rows) / len(rows)
-        results.append(Replacement(own_name, network, first, target, chosen_by, 100 * right.mean().item(), 100 * agree,
-                                   loss, (loss - half, loss + half), len(rows), enn, readout, gain))
+        results.append(
+            Replacement(
+                own_name,
+                network,
+                first,
+                target,
+                chosen_by,
+                100 * right.mean().item(),
+                100 * agree,
+                loss,
+                (loss - half, loss + half),
+                len(rows),
+                enn,
+                readout,
+                gain,
+            )
+        )
     results.sort(key=lambda one: -one.chosen_by)
-    facts = {"accuracy": 100 * deq_right.double().mean().item(), "labels": y is not None, "refused": refused,
-             "untried": len(found) * len(firsts) - len(tried) // len(targets),
-             **dict(zip(("fit", "choose", "held"), (len(part) for part, _ in parts)))}
+    facts = {
+        "accuracy": 100 * deq_right.double().mean().item(),
+        "labels": y is not None,
+        "refused": refused,
+        "untried": len(found) * len(firsts) - len(tried) // len(targets),
+        **dict(zip(("fit", "choose", "held"), (len(part) for part, _ in parts))),
+    }
     return results, facts
 
 
@@ -161,7 +192,7 @@ def paired(differences: torch.Tensor) -> tuple[float, float]:
     """
     seeds, n = differences.shape
     each = 100 * differences.mean(0)
-    variance = each.var().item() / n + (100 / n)**2 / seeds
+    variance = each.var().item() / n + (100 / n) ** 2 / seeds
     if seeds > 1:
         variance += (100 * differences).mean(1).var().item() / seeds
     return each.mean().item(), TAIL * math.sqrt(variance)
@@ -174,10 +205,12 @@ def _parts(X, y, held, seed):
         count = max(len(X) // 5, 1)
         order, last = order[:-count], order[-count:]
         held = X[last], None if y is None else y[last]
-    order = order[:FIT + FIT // 4]
+    order = order[: FIT + FIT // 4]
     count = max(len(order) // 5, 1)
     if len(order) < 40 or len(held[0]) < 20:
         raise ValueError(f"{len(X)} samples are too few to measure a loss: at least 60 are needed")
     parts = order[:-count], order[-count:]
-    return [*((X[part], None if y is None else y[part]) for part in parts),
-            (held[0][:HELD].to(X), None if held[1] is None else held[1][:HELD])]
+    return [
+        *((X[part], None if y is None else y[part]) for part in parts),
+        (held[0][:HELD].to(X), None if held[1] is None else held[1][:HELD]),
+    ]

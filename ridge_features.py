@@ -34,8 +34,9 @@ class Sums:
     count: int
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.gram + other.gram, self.moment + other.moment, self.power + other.power,
-                    self.count + other.count)
+        return Sums(
+            self.gram + other.gram, self.moment + other.moment, self.power + other.power, self.count + other.count
+        )
 
     @property
     def unit(self) -> float:
@@ -71,8 +72,10 @@ def _root(found: Sums, noise: float) -> torch.Tensor:
     A.diagonal().add_(noise)
     root, info = torch.linalg.cholesky_ex(A)
     if info:
-        raise ValueError(f"the features' normal equations are singular at ridge {noise / found.unit:.3g}: "
-                         "take a larger --ridge, or a width below the number of samples")
+        raise ValueError(
+            f"the features' normal equations are singular at ridge {noise / found.unit:.3g}: "
+            "take a larger --ridge, or a width below the number of samples"
+        )
     return root
 
 
@@ -98,14 +101,16 @@ class Readout:
         return Prediction(torch.cat(means), torch.cat(variances) if self.noise else None)
 
 
-def solve(model, X: torch.Tensor, labels: torch.Tensor, n_classes: int, ridges=RIDGES, device="cpu",
-          ) -> tuple[Readout, list[dict]]:
+def solve(
+    model, X: torch.Tensor, labels: torch.Tensor, n_classes: int, ridges=RIDGES, device="cpu"
+) -> tuple[Readout, list[dict]]:
     """The readout of one-hot targets: `solve_targets` for labels (n,) in 0 .. n_classes - 1."""
     return solve_targets(model, X, *one_hot_targets(labels, n_classes), ridges, device)
 
 
-def solve_targets(model, X: torch.Tensor, targets: torch.Tensor, mean: torch.Tensor, ridges=RIDGES, device="cpu",
-                  ) -> tuple[Readout, list[dict]]:
+def solve_targets(
+    model, X: torch.Tensor, targets: torch.Tensor, mean: torch.Tensor, ridges=RIDGES, device="cpu"
+) -> tuple[Readout, list[dict]]:
     """The readout of the ridge with the least squared error on the last fifth of the samples, solved on all of them.
 
     Parameters

@@ -39,7 +39,7 @@ class Config:
     asquare: float = 0.2
     train: str = "readout"
     activation: str = ""  # where the model's name does not say it
-    match: str = ""   # kernel and family of a matched_enn
+    match: str = ""  # kernel and family of a matched_enn
     family: str = ""
     weight_decay: float = 0.0  # this and the next two: of a positive concave DEQ
     milestone: int = 0
@@ -67,8 +67,13 @@ class Config:
         if self.train == "pcdeq":
             return self.model
         exact = self.train if self.train in ("ridge", "kernel") else ""
-        parts = (self.activation.rpartition(":")[2], self.depth and f"depth{self.depth}", self.match, exact,
-                 self.train_size and f"n{self.train_size}")
+        parts = (
+            self.activation.rpartition(":")[2],
+            self.depth and f"depth{self.depth}",
+            self.match,
+            exact,
+            self.train_size and f"n{self.train_size}",
+        )
         return "-".join([self.model, *filter(None, parts)])
 
     @property
@@ -150,8 +155,11 @@ def sweep(*paths: Path) -> None:
 
 def check_output(configs: list[Config], output_path) -> None:
     """Raises ValueError if the folder holds a log of the same name that another configuration wrote."""
-    owner = {(r["dim"], r["model"], r["dataset"], r["seed"]): r["run"]
-             for r in read_metrics(output_path) if r.get("event") == "run"}
+    owner = {
+        (r["dim"], r["model"], r["dataset"], r["seed"]): r["run"]
+        for r in read_metrics(output_path)
+        if r.get("event") == "run"
+    }
     for config in configs:
         path = log_path(config, output_path, "test")
         if path.exists() and owner.get((config.dim, config.label, config.dataset, config.seed)) != config.key:
@@ -194,10 +202,14 @@ class RunFiles:
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
             self.history, self.setup_seconds = state.pop("history"), state.pop("setup_seconds")
         except Exception as error:
-            raise ValueError(f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, "
-                             "or run without --resume") from None
-        known = {r["epoch"] for r in read_metrics(self.output_path)
-                 if r.get("event") == "epoch" and r["run"] == self.config.key}
+            raise ValueError(
+                f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, or run without --resume"
+            ) from None
+        known = {
+            r["epoch"]
+            for r in read_metrics(self.output_path)
+            if r.get("event") == "epoch" and r["run"] == self.config.key
+        }
         for record in self.history:
             if record["epoch"] not in known:
                 self.note("epoch", **record)
@@ -235,8 +247,15 @@ class RunFiles:
         if not self.writes:
             return
         c = self.config
-        line = {"event": event, "run": c.key, "dataset": c.dataset, "model": c.label, "dim": c.dim, "seed": c.seed,
-                **values}
+        line = {
+            "event": event,
+            "run": c.key,
+            "dataset": c.dataset,
+            "model": c.label,
+            "dim": c.dim,
+            "seed": c.seed,
+            **values,
+        }
         path = self.output_path / "metrics.jsonl"
         torn = b"\n" if path.exists() and _last_byte(path) not in (b"\n", b"") else b""  # a line cut short by a kill
         data = torn + (json.dumps(line) + "\n").encode()
@@ -244,7 +263,7 @@ class RunFiles:
             handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 while data:  # a second time where the disk is full, for its error
-                    data = data[os.write(handle, data):]
+                    data = data[os.write(handle, data) :]
             finally:
                 os.close(handle)
         except OSError as error:

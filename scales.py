@@ -43,8 +43,10 @@ class OfScale:
             if coefficients is not None:
                 self.pieces.append((left, right, coefficients))
             elif right - left < 0.01:
-                raise ValueError(f"activation {name}: its Gaussian moments vary too quickly over the scales "
-                                 f"{math.exp(left):.3g} to {math.exp(right):.3g} of these samples")
+                raise ValueError(
+                    f"activation {name}: its Gaussian moments vary too quickly over the scales "
+                    f"{math.exp(left):.3g} to {math.exp(right):.3g} of these samples"
+                )
             else:
                 middle = (left + right) / 2
                 waiting += [(middle, right), (left, middle)]
@@ -107,8 +109,10 @@ def _moments(activation, low, high, samples=None):
         found = [gaussian_moments(activation, s) for s in scales]
         for m in found:
             if m.jumps:
-                raise ValueError(f"the tangent kernel of {activation.name} is infinite, {jump_places(m.jumps)}: "
-                                 "E[f'^2] is; coefficients.explicit_ck has the conjugate kernel of a network with it")
+                raise ValueError(
+                    f"the tangent kernel of {activation.name} is infinite, {jump_places(m.jumps)}: "
+                    "E[f'^2] is; coefficients.explicit_ck has the conjugate kernel of a network with it"
+                )
         return np.array([[m.mean, m.variance, m.d1, m.d2, m.d1_sq] for m in found])
 
     def floor(scales, values):
@@ -132,8 +136,10 @@ def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray,
         equilibrium is not stable, and the tangent kernel is infinite.
     """
     sigma_b2 = 1 - sigma_a2
-    missing = (f"the diagonal of the kernel has no {{}}fixed point for activation {activation.name} at sigma_a^2 = "
-               f"{sigma_a2:g}: sigma_a^2 E[phi(s xi)^2] outgrows s^2; take a smaller sigma_a^2")
+    missing = (
+        f"the diagonal of the kernel has no {{}}fixed point for activation {activation.name} at sigma_a^2 = "
+        f"{sigma_a2:g}: sigma_a^2 E[phi(s xi)^2] outgrows s^2; take a smaller sigma_a^2"
+    )
 
     def solve(norm2):
         def excess(s):

@@ -31,10 +31,10 @@ def with_relative_imports(source, name):
         else:
             continue
         line = lines[node.lineno - 1]
-        start = len(line.encode()[:node.col_offset].decode())  # ast counts bytes
+        start = len(line.encode()[: node.col_offset].decode())  # ast counts bytes
         if not line.startswith(old, start):
             raise SetupError(f"{name}, line {node.lineno}: write the import as '{old} ...'")
-        lines[node.lineno - 1] = line[:start] + new + line[start + len(old):]
+        lines[node.lineno - 1] = line[:start] + new + line[start + len(old) :]
     return "".join(lines)
 
 
@@ -48,8 +48,9 @@ class BuildPackage(build_py):
             )
 
     def find_package_modules(self, package, package_dir):
-        return [(package, "__init__" if name == PACKAGE else name, f"{name}.py")
-                for name in sorted(MODULES | {PACKAGE})]
+        return [
+            (package, "__init__" if name == PACKAGE else name, f"{name}.py") for name in sorted(MODULES | {PACKAGE})
+        ]
 
     def check_package(self, package, package_dir):
         return None  # it looks for an __init__.py, which deq_enn.py becomes

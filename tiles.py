@@ -13,6 +13,7 @@ def tile_size(device) -> int:
 
 def tiles(rows: slice, cols: slice, size: int, lower: bool = False):
     """Pairs of slices that cover rows x cols, or of them only those that touch the lower triangle."""
+
     def cut(span):
         n = span.stop - span.start
         step = math.ceil(n / max(1, math.ceil(n / size)))
@@ -23,6 +24,7 @@ def tiles(rows: slice, cols: slice, size: int, lower: bool = False):
 
 def for_each(work, jobs, device) -> None:
     """work(*job) for each of the jobs, on as many threads as torch has; the first error ends it."""
+
     @torch.no_grad()
     def guarded(job):
         return work(*job)

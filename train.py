@@ -93,14 +93,18 @@ class ReadoutTask:
             delta = log_p.exp_().scatter_add_(1, labels[rows], minus_one[:size])
             self.weight.grad = (delta.T @ x).div_(size)
             self.optimizer.step()
-        return {"train_loss": -log_likelihood.double().mean().item(),
-                "train_accuracy": (predicted == labels[:, 0]).sum().item() / len(order)}
+        return {
+            "train_loss": -log_likelihood.double().mean().item(),
+            "train_accuracy": (predicted == labels[:, 0]).sum().item() / len(order),
+        }
 
     @torch.no_grad()
     def evaluate(self) -> dict:
         logits = self.test @ self.weight.T
-        return {"test_loss": F.cross_entropy(logits, self.y_test).item(),
-                "test_accuracy": (logits.argmax(1) == self.y_test).sum().item() / len(logits)}
+        return {
+            "test_loss": F.cross_entropy(logits, self.y_test).item(),
+            "test_accuracy": (logits.argmax(1) == self.y_test).sum().item() / len(logits),
+        }
 
 
 class FullTask:
@@ -133,8 +137,9 @@ class FullTask:
         sums = torch.zeros(2, dtype=torch.float64, device=order.device)  # of the loss, and of correct predictions
         solvers = [layer.fixed_point for layer in self.model.modules() if hasattr(layer, "fixed_point")]
         forward, backward = [], []
-        for index in tqdm(order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None,
-                          delay=1):
+        for index in tqdm(
+            order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None, delay=1
+        ):
             share = self.team.share(index)
             y = self.y_train[share]
             logits = self.network(self.batch(share))
@@ -150,8 +155,10 @@ class FullTask:
         record = {"train_loss": loss_sum / len(order), "train_accuracy": correct / len(order)}
         if solvers:  # a batch takes as many iterations as its slowest share
             forward, backward = self.team.most(torch.tensor([forward, backward], device=order.device))
-            record |= {"forward_iterations": sum(forward) / len(forward),
-                       "backward_iterations": sum(backward) / len(backward)}
+            record |= {
+                "forward_iterations": sum(forward) / len(forward),
+                "backward_iterations": sum(backward) / len(backward),
+            }
         return record
 
     @torch.no_grad()
@@ -209,8 +216,16 @@ def has_equilibrium(model, data: Dataset, device) -> bool:
     return True
 
 
-def run(config: Config, data: Dataset, make_model, output_path, save_path, device="cpu", resume: bool = False,
-        team: Team | None = None) -> Result:
+def run(
+    config: Config,
+    data: Dataset,
+    make_model,
+    output_path,
+    save_path,
+    device="cpu",
+    resume: bool = False,
+    team: Team | None = None,
+) -> Result:
     """Train one model and write its logs.
 
     Parameters
@@ -234,8 +249,15 @@ def run(config: Config, data: Dataset, make_model, output_path, save_path, devic
     if state:
         task.load(state)
     files.setup_seconds += time.perf_counter() - start
-    files.note("run", config=asdict(config), theory=model.describe(), device=str(device), resumed_at=len(files.history),
-               setup_seconds=files.setup_seconds, solver_iterations=getattr(task, "iterations", None))
+    files.note(
+        "run",
+        config=asdict(config),
+        theory=model.describe(),
+        device=str(device),
+        resumed_at=len(files.history),
+        setup_seconds=files.setup_seconds,
+        solver_iterations=getattr(task, "iterations", None),
+    )
     epochs = range(len(files.history) + 1, config.epoch + 1)
     for epoch in tqdm(epochs, desc=config.title, leave=False, disable=None, delay=1):
         start = time.perf_counter()
@@ -247,9 +269,11 @@ def run(config: Config, data: Dataset, make_model, output_path, save_path, devic
             if config.train == "readout" or not has_equilibrium(make_model().to(device), data, device):
                 raise
             worst, iterations = error.solution.residual.max().item(), error.solution.iterations
-            raise TrainingError(f"{config.title}: the steps of epoch {epoch} lost the equilibrium, which the initial "
-                                f"weights have (relative residual {worst:.3g} after {iterations} iterations); "
-                                f"{advice}") from None
+            raise TrainingError(
+                f"{config.title}: the steps of epoch {epoch} lost the equilibrium, which the initial "
+                f"weights have (relative residual {worst:.3g} after {iterations} iterations); "
+                f"{advice}"
+            ) from None
         if not math.isfinite(record["train_loss"] + record["test_loss"]):
             raise TrainingError(f"{config.title}: the loss became {record['train_loss']} in epoch {epoch}; {advice}")
         files.epoch_done({**record, "seconds": time.perf_counter() - start}, task.state())

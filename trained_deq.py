@@ -69,16 +69,27 @@ class TrainedDEQ(nn.Module):
 
     def shuffled(self, *seed) -> "TrainedDEQ":
         """The same network with the entries of each weight in random places."""
+
         def shuffle(tensor, name):
             order = torch.randperm(tensor.numel(), generator=generator("shuffle", name, *seed))
             return tensor.detach().flatten()[order.to(tensor.device)].view_as(tensor)
+
         bias = None if self.bias is None else shuffle(self.bias, "bias")
-        return TrainedDEQ(self.activation, self.phi, shuffle(self.W, "A"), shuffle(self.U, "B"), bias, self.readout,
-                          self.scale, self.fixed_point.solver)
+        return TrainedDEQ(
+            self.activation,
+            self.phi,
+            shuffle(self.W, "A"),
+            shuffle(self.U, "B"),
+            bias,
+            self.readout,
+            self.scale,
+            self.fixed_point.solver,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # modules
+
 
 def adapt(module) -> TrainedDEQ:
     """A model.DEQ, or a module of the form above, with the weights that it has.
@@ -89,9 +100,16 @@ def adapt(module) -> TrainedDEQ:
         return module
     if isinstance(module, DEQ):
         root = math.sqrt(len(module.A))
-        return TrainedDEQ(module.activation, module.phi.fn, module.A * (math.sqrt(module.sigma_a2) / root),
-                          module.B * math.sqrt(1 - module.sigma_a2), None, module.readout, 1 / root,
-                          module.fixed_point.solver)
+        return TrainedDEQ(
+            module.activation,
+            module.phi.fn,
+            module.A * (math.sqrt(module.sigma_a2) / root),
+            module.B * math.sqrt(1 - module.sigma_a2),
+            None,
+            module.readout,
+            1 / root,
+            module.fixed_point.solver,
+        )
     name = type(module).__name__
     form = f"{name} is not a DEQ of the form z = phi(A z + B x + b) with a readout"
     missing = [key for key in ("A", "B", "activation", "readout") if getattr(module, key, None) is None]
@@ -100,10 +118,13 @@ def adapt(module) -> TrainedDEQ:
     A, B, readout = (_weight(getattr(module, key), f"{form}: its {key}") for key in ("A", "B", "readout"))
     m = len(A)
     if A.shape != (m, m) or len(B) != m or readout.shape[1] != m:
-        raise ValueError(f"{form}: A must be (m, m), B (m, p) and the readout (c, m); they are {tuple(A.shape)}, "
-                         f"{tuple(B.shape)} and {tuple(readout.shape)}")
+        raise ValueError(
+            f"{form}: A must be (m, m), B (m, p) and the readout (c, m); they are {tuple(A.shape)}, "
+            f"{tuple(B.shape)} and {tuple(readout.shape)}"
+        )
     biases = [getattr(module, key, None) for key in ("bias", "b")] + [
-        getattr(getattr(module, key), "bias", None) for key in ("A", "B")]
+        getattr(getattr(module, key), "bias", None) for key in ("A", "B")
+    ]
     biases = [bias for bias in biases if isinstance(bias, torch.Tensor)]
     if any(bias.shape != (m,) for bias in biases):
         raise ValueError(f"{form}: its bias must have shape ({m},), it has {[tuple(bias.shape) for bias in biases]}")
@@ -168,6 +189,9 @@ def as_drawn(deq) -> bool:
     """Whether A and B of a model.DEQ are those that its seed draws."""
     if not isinstance(deq, DEQ):
         return False
-    return all(torch.equal(weight.detach().cpu(), torch.randn(weight.shape, generator=generator(deq.seed, name)
-                                                              ).to(weight.dtype))
-               for weight, name in ((deq.A, "A"), (deq.B, "first")))
+    return all(
+        torch.equal(
+            weight.detach().cpu(), torch.randn(weight.shape, generator=generator(deq.seed, name)).to(weight.dtype)
+        )
+        for weight, name in ((deq.A, "A"), (deq.B, "first"))
+    )

@@ -41,8 +41,10 @@ class LReLUMatch:
     @cached_property
     def layers(self) -> tuple[Activation, Activation]:
         # tau_1 = tau_0 by the choice of scale, so both layers are centred at the same scale
-        return tuple(piecewise_linear(f"l_relu_{index}", (0.0,), (b, a), -(a - b) * self.tau1 / math.sqrt(2 * math.pi))
-                     for index, (a, b) in enumerate(((self.a1, self.b1), (self.a2, self.b2)), 1))
+        return tuple(
+            piecewise_linear(f"l_relu_{index}", (0.0,), (b, a), -(a - b) * self.tau1 / math.sqrt(2 * math.pi))
+            for index, (a, b) in enumerate(((self.a1, self.b1), (self.a2, self.b2)), 1)
+        )
 
 
 def solutions(target: KernelCoefficients, tau0: float = 1.0, tolerance: float = 1e-9) -> tuple[LReLUMatch, ...]:
@@ -64,8 +66,10 @@ def solutions(target: KernelCoefficients, tau0: float = 1.0, tolerance: float = 
     Q = 4 * math.pi * tau0**2 * target.c3 / target.c1
     needed = tau0**2 * target.c1 * (1 + _K * P)
     if abs(target.diag / needed - 1) > tolerance:
-        raise MatchError(f"leaky-ReLU layers need gamma^2 = tau_0^2 alpha_1 + 8 pi k tau_0^4 alpha_2 = {needed:.9g}, "
-                         f"the target has {target.diag:.9g} (relative difference {target.diag / needed - 1:.2g})")
+        raise MatchError(
+            f"leaky-ReLU layers need gamma^2 = tau_0^2 alpha_1 + 8 pi k tau_0^4 alpha_2 = {needed:.9g}, "
+            f"the target has {target.diag:.9g} (relative difference {target.diag / needed - 1:.2g})"
+        )
     # q^3 - (1 + kQ) q^2 - q + 1 + kP = 0 with q = 1 + k r, written in r so that r = 0 keeps its digits
     cubic = np.poly1d([_K**2, 2 * _K - _K**2 * Q, -2 * _K * Q, P - Q])
     slope = cubic.deriv()
@@ -84,9 +88,11 @@ def solutions(target: KernelCoefficients, tau0: float = 1.0, tolerance: float = 
             continue
         curvatures.append((max(r1, 0.0), max(r2, 0.0)))
     if not curvatures:
-        raise MatchError(f"no leaky-ReLU pair has P = 8 pi tau_0^2 alpha_2/alpha_1 = {P:.6g} with Q = 4 pi tau_0^2 "
-                         f"alpha_3/alpha_1 = {Q:.6g}: every root of the cubic has a negative r_1 or r_2 "
-                         "(P >= Q >= 0 is necessary)")
+        raise MatchError(
+            f"no leaky-ReLU pair has P = 8 pi tau_0^2 alpha_2/alpha_1 = {P:.6g} with Q = 4 pi tau_0^2 "
+            f"alpha_3/alpha_1 = {Q:.6g}: every root of the cubic has a negative r_1 or r_2 "
+            "(P >= Q >= 0 is necessary)"
+        )
     return tuple(_from_curvatures(r1, r2, target.c1, tau0, root) for root, (r1, r2) in enumerate(sorted(curvatures), 1))
 
 

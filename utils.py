@@ -35,11 +35,15 @@ def check_stable(activation: Activation, sigma_a2: float, d1_sq: float, jumps=()
     iteration does not settle, and the tangent kernel is infinite. `jumps` : the places where f jumps, for the message.
     """
     if math.isinf(d1_sq):
-        raise ValueError(f"E[f'^2] of {activation.name} is infinite, {jump_places(jumps)}: at no sigma_a^2 has the DEQ "
-                         "a stable equilibrium; take a continuous activation")
+        raise ValueError(
+            f"E[f'^2] of {activation.name} is infinite, {jump_places(jumps)}: at no sigma_a^2 has the DEQ "
+            "a stable equilibrium; take a continuous activation"
+        )
     if sigma_a2 * d1_sq >= 1:
-        raise ValueError(f"the DEQ of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable equilibrium: "
-                         f"sigma_a^2 E[phi'^2] = {sigma_a2 * d1_sq:.4g} must be below 1; take a smaller sigma_a^2")
+        raise ValueError(
+            f"the DEQ of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable equilibrium: "
+            f"sigma_a^2 E[phi'^2] = {sigma_a2 * d1_sq:.4g} must be below 1; take a smaller sigma_a^2"
+        )
 
 
 def jump_places(jumps) -> str:
@@ -72,8 +76,10 @@ def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
     while excess(high) > 0:
         low, high = high, 1.1 * high  # small steps: the excess may dip below 0 for a short while only
         if high > 1e8 * max(tau0, 1.0):
-            raise ValueError(f"no tau_* exists for activation {activation.name} at sigma_a^2 = {sigma_a2}: "
-                             "sigma_a^2 Var[f(tau xi)] outgrows tau^2; take a smaller sigma_a^2")
+            raise ValueError(
+                f"no tau_* exists for activation {activation.name} at sigma_a^2 = {sigma_a2}: "
+                "sigma_a^2 Var[f(tau xi)] outgrows tau^2; take a smaller sigma_a^2"
+            )
     return (
         brentq(excess, low, high, xtol=1e-16 * low, rtol=4 * torch.finfo(torch.float64).eps) if excess(low) > 0 else low
     )
@@ -85,15 +91,20 @@ def check_assumptions(activation: Activation, sigma_a2: float, tau0: float = 1.0
     moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
     lipschitz, curvature = math.inf if moments.jumps else activation.lipschitz, moments.sq_dd
     if 4 * sigma_a2 * lipschitz**2 >= 1:
-        failed.append(f"sigma_a^2 = {sigma_a2:g} is not below 1/(4 L^2) = {1 / (4 * lipschitz**2):.4g} (L = "
-                      f"{lipschitz:.4g} for {activation.name}): the equilibrium need not exist or be unique")
+        failed.append(
+            f"sigma_a^2 = {sigma_a2:g} is not below 1/(4 L^2) = {1 / (4 * lipschitz**2):.4g} (L = "
+            f"{lipschitz:.4g} for {activation.name}): the equilibrium need not exist or be unique"
+        )
     if curvature > 0 and sigma_a2 >= 2 / curvature:
-        failed.append(f"sigma_a^2 = {sigma_a2:g} is not below 2/E[(phi^2)''] = {2 / curvature:.4g} at tau_*: "
-                      "the diagonal of the kernel need not converge")
+        failed.append(
+            f"sigma_a^2 = {sigma_a2:g} is not below 2/E[(phi^2)''] = {2 / curvature:.4g} at tau_*: "
+            "the diagonal of the kernel need not converge"
+        )
     return failed
 
 
 # ---------------------------------------------------------------------------------------------------------------
+
 
 def generator(*seeds) -> torch.Generator:
     """A CPU generator for this tuple of integers and strings; other tuples give independent streams."""

@@ -36,8 +36,19 @@ from flags import (  # noqa: E402
 from names import ACTIVATIONS  # noqa: E402
 
 
-def verdict(deq, X, y=None, *, held=None, width: int | None = None, budget: float = 60.0, tolerance: float = 0.5,
-            seed: int = 0, progress: bool = False, clock=time.perf_counter) -> Verdict:
+def verdict(
+    deq,
+    X,
+    y=None,
+    *,
+    held=None,
+    width: int | None = None,
+    budget: float = 60.0,
+    tolerance: float = 0.5,
+    seed: int = 0,
+    progress: bool = False,
+    clock=time.perf_counter,
+) -> Verdict:
     """Whether an explicit network should replace a DEQ for these data, and which.
 
     Parameters
@@ -59,6 +70,7 @@ def verdict(deq, X, y=None, *, held=None, width: int | None = None, budget: floa
     ValueError : the samples or labels cannot be used, or the DEQ has no stable equilibrium; says why.
     """
     from trained_inquiry import inquire
+
     inquiry = inquire(deq, X, y, held=held, width=width, budget=budget, tolerance=tolerance, seed=seed, clock=clock)
     inquiry.run(progress)
     return inquiry.conclude()
@@ -68,21 +80,44 @@ def make_parser():
     parser = OneLineParser(prog="verdict.py", description=__doc__)
     add = parser.add_argument
     add_data_flags(add)
-    add("--activation", required=True, metavar="NAME", help=f"of the DEQ: {', '.join(ACTIVATIONS)}, or "
-        "path/to/file.py:name, whose code is run")
-    add("--asquare", type=bounded_float(0, 1, "between 0 and 1"), default=0.2,
-        help="sigma_a^2 of the DEQ; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)")
-    add("--dim", type=positive_int, help="width of the DEQ and of what replaces it (default: 1024, or that of the "
-        "checkpoint)")
-    add("--checkpoint", metavar="FILE", help="the DEQ as main.py --train full has trained it, with this --activation "
-        "and --asquare; losses are measured on the test set")
+    add(
+        "--activation",
+        required=True,
+        metavar="NAME",
+        help=f"of the DEQ: {', '.join(ACTIVATIONS)}, or path/to/file.py:name, whose code is run",
+    )
+    add(
+        "--asquare",
+        type=bounded_float(0, 1, "between 0 and 1"),
+        default=0.2,
+        help="sigma_a^2 of the DEQ; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)",
+    )
+    add(
+        "--dim",
+        type=positive_int,
+        help="width of the DEQ and of what replaces it (default: 1024, or that of the checkpoint)",
+    )
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help="the DEQ as main.py --train full has trained it, with this --activation "
+        "and --asquare; losses are measured on the test set",
+    )
     add("--budget", type=duration, default=60.0, metavar="TIME", help="time to take, such as 30s or 5m (default: 60s)")
-    add("--tolerance", type=bounded_float(0, 100, "between 0 and 100"), default=0.5, metavar="POINTS",
-        help="loss of test accuracy that may be had, in percentage points (default: 0.5)")
+    add(
+        "--tolerance",
+        type=bounded_float(0, 100, "between 0 and 100"),
+        default=0.5,
+        metavar="POINTS",
+        help="loss of test accuracy that may be had, in percentage points (default: 0.5)",
+    )
     add("--seed", type=natural_int, default=0, help="of subsamples and weights (default: 0)")
     add("--output", default="results/verdict", help="folder of verdict.json, .png and .html (default: results/verdict)")
-    add("--export", metavar="FILE.pt", help="write the network that replaces the DEQ, with its readout: FILE.pt, "
-        "FILE.json, FILE.pt2 and FILE.onnx")
+    add(
+        "--export",
+        metavar="FILE.pt",
+        help="write the network that replaces the DEQ, with its readout: FILE.pt, FILE.json, FILE.pt2 and FILE.onnx",
+    )
     return parser
 
 
@@ -154,8 +189,11 @@ def prepare(arguments):
     if deq is None:
         classes = 2 if y is None else int(y.max()) + 1
         deq = DEQ(activation, X.shape[1], a.dim or 1024, classes, a.asquare, seed=a.seed)
-    print(f"{a.dataset}: {len(X)} training samples, p = {X.shape[1]}; {'trained ' * bool(a.checkpoint)}DEQ of "
-          f"{activation.name}, sigma_a^2 = {a.asquare:g}, width {len(deq.A)}", flush=True)
+    print(
+        f"{a.dataset}: {len(X)} training samples, p = {X.shape[1]}; {'trained ' * bool(a.checkpoint)}DEQ of "
+        f"{activation.name}, sigma_a^2 = {a.asquare:g}, width {len(deq.A)}",
+        flush=True,
+    )
     return inquire(deq, X, y, held=held, budget=a.budget, tolerance=a.tolerance, seed=a.seed), normalised
 
 
@@ -163,6 +201,7 @@ def finish(found: Verdict, arguments):
     """Prints the verdict and writes it, with its figure and its page."""
     from utils import atomic_write
     from verdict_page import write
+
     for sentence in found.applies.get("fails", ()):
         print(f"assumption: {sentence}")
     print(found.table())
@@ -178,6 +217,7 @@ def write_network(found: Verdict, inquiry, arguments, normalised):
     """Writes the chosen network with its readout, and prints what was written; says so where there is none."""
     from export_network import export, network_of
     from ridge_features import solve
+
     if found.chosen is None:
         print(f"{arguments.export} is not written: the answer is {found.answer}, so that no network was chosen")
         return

@@ -38,26 +38,37 @@ def _title(found):
 # ---------------------------------------------------------------------------------------------------------------
 # the figure
 
+
 def draw(found: dict, path) -> bool:
     """The figure as a PNG; False, and none, where no candidate is known."""
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     shown = _shown(found)
-    known = {_losses: any(one["loss"] is not None for one in shown), _savings: any(one["cost"] for one in shown),
-             _distances: any(one["distance"] for one in shown), _scores: bool(found["drift"])}
+    known = {
+        _losses: any(one["loss"] is not None for one in shown),
+        _savings: any(one["cost"] for one in shown),
+        _distances: any(one["distance"] for one in shown),
+        _scores: bool(found["drift"]),
+    }
     # one row; a second where there are the weights of a trained DEQ to be shown
     layout = [[_losses, _distances], [_scores, _savings]] if found["drift"] else [[_losses, _distances, _savings]]
     rows = [row for row in ([panel for panel in row if known[panel]] for row in layout) if row]
     if not rows:
         return False
-    heights = [max(1.9, 0.9 + 0.19 * len(shown)), 2.0][:len(rows)]
+    heights = [max(1.9, 0.9 + 0.19 * len(shown)), 2.0][: len(rows)]
     with plt.style.context(STYLE):
         figure, axes = plt.subplot_mosaic(
-            [[panel.__name__ for panel in row for _ in range(len(rows[-1 - number]) if len(rows) > 1 else 1)]
-             for number, row in enumerate(rows)], figsize=(7.0, sum(heights)), height_ratios=heights,
-            layout="constrained")
+            [
+                [panel.__name__ for panel in row for _ in range(len(rows[-1 - number]) if len(rows) > 1 else 1)]
+                for number, row in enumerate(rows)
+            ],
+            figsize=(7.0, sum(heights)),
+            height_ratios=heights,
+            layout="constrained",
+        )
         for number, panel in enumerate(panel for row in rows for panel in row):
             ax = axes[panel.__name__]
             title = panel(ax, shown, found)
@@ -79,8 +90,10 @@ def _shown(found):
     candidates = found["candidates"]
     if len(candidates) <= SHOWN:
         return candidates
-    order = sorted(candidates, key=lambda one: (one["name"] != found["chosen"],
-                                                math.inf if one["loss"] is None else one["loss_interval"][1]))
+    order = sorted(
+        candidates,
+        key=lambda one: (one["name"] != found["chosen"], math.inf if one["loss"] is None else one["loss_interval"][1]),
+    )
     return sorted(order[:SHOWN], key=candidates.index)
 
 
@@ -101,12 +114,21 @@ def _losses(ax, shown, found):
             ax.plot(one["infinite"]["difference"], row, "o", mfc="white", mec=colour, ms=4, mew=0.8, clip_on=True)
         if one["loss"] is not None:
             low, high = one["loss_interval"]
-            ax.errorbar(one["loss"], row, xerr=[[one["loss"] - low], [high - one["loss"]]], fmt="o", color=colour,
-                        elinewidth=1.8 if one["name"] == found["chosen"] else 1.0)
+            ax.errorbar(
+                one["loss"],
+                row,
+                xerr=[[one["loss"] - low], [high - one["loss"]]],
+                fmt="o",
+                color=colour,
+                elinewidth=1.8 if one["name"] == found["chosen"] else 1.0,
+            )
     ax.set_xlim(least - margin, most + margin)
     ax.set_xlabel("loss of accuracy (points)")
-    handles = [ax.plot([], [], "o-", color=colour, label=kind)[0] for kind, colour in COLOURS.items()
-               if any(one["kind"] == kind for one in shown)]
+    handles = [
+        ax.plot([], [], "o-", color=colour, label=kind)[0]
+        for kind, colour in COLOURS.items()
+        if any(one["kind"] == kind for one in shown)
+    ]
     if any(one["infinite"] for one in shown):
         handles += ax.plot([], [], "o", mfc="white", mec="0.3", label="infinite width")
     _legend(ax, handles, "left")
@@ -173,6 +195,7 @@ def _factor(value):
 # ---------------------------------------------------------------------------------------------------------------
 # the page
 
+
 def blocks(found: dict, figures) -> list:
     """The blocks of the page (`page.py`)."""
     s = found["settings"]
@@ -180,24 +203,34 @@ def blocks(found: dict, figures) -> list:
     data += f", {s['classes']} classes" if s["classes"] else ", no labels"
     if s.get("dataset"):
         data = f"{s['dataset']}: {data}"
-    out = [Heading(1, _title(found)), *(Text(sentence) for sentence in found["reason"]),
-           Text(f"{data}. Loss: test accuracy of the DEQ less that of the network in its place, in percentage points, "
-                f"each with its best readout; tolerated are {s['tolerance']:g}. Found in {found['seconds']:.0f} s.")]
+    out = [
+        Heading(1, _title(found)),
+        *(Text(sentence) for sentence in found["reason"]),
+        Text(
+            f"{data}. Loss: test accuracy of the DEQ less that of the network in its place, in percentage points, "
+            f"each with its best readout; tolerated are {s['tolerance']:g}. Found in {found['seconds']:.0f} s."
+        ),
+    ]
     out += [Figure(path, _caption(found)) for path in figures]
     if found["candidates"]:
         out += [Heading(2, "What may replace it"), Rows(_candidates(found))]
     if known := [one for one in found["candidates"] if one["cost"]]:
         out += [Heading(2, "What is saved"), Rows(_costs(known))]
     if found["drift"]:
-        out += [Heading(2, "Are its weights still random?"), Text(_drift_sentence(found["drift"])),
-                Rows(_drift(found["drift"]))]
+        out += [
+            Heading(2, "Are its weights still random?"),
+            Text(_drift_sentence(found["drift"])),
+            Rows(_drift(found["drift"])),
+        ]
     if found["applies"]:
         out += [Heading(2, "Does the theory apply?"), *_applies(found["applies"])]
     if layers := _layers(found["candidates"]):
         out += [Heading(2, "The matched layers"), Rows(layers)]
     if found["refused"]:
-        out += [Heading(2, "Families without a match"),
-                *(Text(f"*{name}*: {why}") for name, why in found["refused"].items())]
+        out += [
+            Heading(2, "Families without a match"),
+            *(Text(f"*{name}*: {why}") for name, why in found["refused"].items()),
+        ]
     return out
 
 
@@ -215,9 +248,19 @@ def _caption(found):
 def _candidates(found):
     trained = any(one.get("agreement") is not None for one in found["candidates"])
     header = ["candidate", "loss, points", "90% interval"]
-    header += ["accuracy, %", "says as the DEQ, %"] if trained else [
-        "from width", "at infinite width", "CK distance", "times factor", "NTK distance", "times factor",
-        "labels in CK"]
+    header += (
+        ["accuracy, %", "says as the DEQ, %"]
+        if trained
+        else [
+            "from width",
+            "at infinite width",
+            "CK distance",
+            "times factor",
+            "NTK distance",
+            "times factor",
+            "labels in CK",
+        ]
+    )
     rows = []
     for one in found["candidates"]:
         row = [_label(one), _signed(one["loss"]), _interval(one["loss_interval"])]
@@ -225,45 +268,74 @@ def _candidates(found):
             row += [_number(one.get("accuracy"), ".2f"), _number(one.get("agreement"), ".2f")]
         else:
             distance = one["distance"] or {}
-            row += [_number(one["width_from"], "d"), _signed((one["infinite"] or {}).get("difference")),
-                    *(_number(distance.get(kernel, {}).get(key), ".2g") for kernel in ("ck", "ntk")
-                      for key in ("relative", "with_factor")), _number(one["alignment"], ".2f")]
+            row += [
+                _number(one["width_from"], "d"),
+                _signed((one["infinite"] or {}).get("difference")),
+                *(
+                    _number(distance.get(kernel, {}).get(key), ".2g")
+                    for kernel in ("ck", "ntk")
+                    for key in ("relative", "with_factor")
+                ),
+                _number(one["alignment"], ".2f"),
+            ]
         rows.append(row)
-    note = ("From width: the width from which on the interval is below the tolerance. Distances are spectral, relative "
-            "to the DEQ's kernel on these data. Labels in CK: alignment of its leading eigenvectors with the labels.")
+    note = (
+        "From width: the width from which on the interval is below the tolerance. Distances are spectral, relative "
+        "to the DEQ's kernel on these data. Labels in CK: alignment of its leading eigenvectors with the labels."
+    )
     if trained:
-        note = ("B: the first layer has the weights of the DEQ's B, else its own. The loss is measured on samples that "
-                "no readout was solved on.")
+        note = (
+            "B: the first layer has the weights of the DEQ's B, else its own. The loss is measured on samples that "
+            "no readout was solved on."
+        )
     return Table("Candidates" + (f"; chosen: {found['chosen']}" if found["chosen"] else ""), header, rows, note)
 
 
 def _costs(known):
     header = ["network", *(f"{title}: DEQ / network" for title in JOBS.values())]
     rows = [[_label(one), *(_number(one["cost"].get(job), ".1f") for job in JOBS)] for one in known]
-    return Table("Time and memory, measured on this machine at this width", header, rows,
-                 "Batch: features of 512 rows. Training step: every weight, 128 rows. Memory: of the batch and the "
-                 "weights.")
+    return Table(
+        "Time and memory, measured on this machine at this width",
+        header,
+        rows,
+        "Batch: features of 512 rows. Training step: every weight, 128 rows. Memory: of the batch and the weights.",
+    )
 
 
 def _drift_sentence(drift):
     said = "have left" if drift["left"] else "are within"
     if not drift["settle"]:
         return "The weights have left the random regime: with their entries shuffled there is no equilibrium."
-    return (f"The weights {said} the random regime: among 19 copies of the network with the entries of its weights "
-            f"shuffled, its most extreme statistic has p = {drift['p']:.2g}, {drift['score']:.1f} standard deviations "
-            f"from theirs. The weights have the mean square of σ_a² = {drift['sigma_a2']:.3g}.")
+    return (
+        f"The weights {said} the random regime: among 19 copies of the network with the entries of its weights "
+        f"shuffled, its most extreme statistic has p = {drift['p']:.2g}, {drift['score']:.1f} standard deviations "
+        f"from theirs. The weights have the mean square of σ_a² = {drift['sigma_a2']:.3g}."
+    )
 
 
 def _drift(drift):
-    rows = [[name, f"{v['value']:.3g}", f"{v['random']:.3g}", f"{v['spread']:.2g}", f"{v['score']:+.1f}"]
-            for name, v in drift["statistics"].items()]
+    rows = [
+        [name, f"{v['value']:.3g}", f"{v['random']:.3g}", f"{v['spread']:.2g}", f"{v['score']:+.1f}"]
+        for name, v in drift["statistics"].items()
+    ]
     if drift["infinite"]:
-        rows.append(["kernel, from infinite width", f"{drift['infinite']['trained']:.3g}",
-                     f"{drift['infinite']['random']:.3g}", "–", "–"])
-    return Table("Statistics of the trained weights", ["statistic", "trained", "shuffled", "spread", "score"], rows,
-                 "Radius (largest |eigenvalue|) and largest singular values relative to the laws of random matrices; "
-                 "singular values: Kolmogorov distance to Marchenko and Pastur's law; kernel: relative distance of the "
-                 "conjugate kernel to the mean one.")
+        rows.append(
+            [
+                "kernel, from infinite width",
+                f"{drift['infinite']['trained']:.3g}",
+                f"{drift['infinite']['random']:.3g}",
+                "–",
+                "–",
+            ]
+        )
+    return Table(
+        "Statistics of the trained weights",
+        ["statistic", "trained", "shuffled", "spread", "score"],
+        rows,
+        "Radius (largest |eigenvalue|) and largest singular values relative to the laws of random matrices; "
+        "singular values: Kolmogorov distance to Marchenko and Pastur's law; kernel: relative distance of the "
+        "conjugate kernel to the mean one.",
+    )
 
 
 def _applies(applies):
@@ -273,13 +345,21 @@ def _applies(applies):
     rows = []
     if c := applies.get("concentration"):
         gaussian = c["gaussian"]
-        rows += [[title, f"{c[key]:.3g}", f"{gaussian[key]:.3g} (Gaussian data)"] for key, title in (
-            ("norm_spread", "spread of |x|²/τ_0²"), ("norm_farthest", "farthest of |x|²/τ_0² from 1"),
-            ("cosine", "cosine of two samples, root mean square"), ("cosine_largest", "largest cosine"))]
+        rows += [
+            [title, f"{c[key]:.3g}", f"{gaussian[key]:.3g} (Gaussian data)"]
+            for key, title in (
+                ("norm_spread", "spread of |x|²/τ_0²"),
+                ("norm_farthest", "farthest of |x|²/τ_0² from 1"),
+                ("cosine", "cosine of two samples, root mean square"),
+                ("cosine_largest", "largest cosine"),
+            )
+        ]
     if t := applies.get("stability"):
-        rows += [["growth σ_a² E[φ'²] at τ_*", f"{t['growth']:.3g}", "below 1: stable"],
-                 ["the same at the worst sample", f"{t['growth_largest']:.3g}", "below 1"],
-                 ["2 σ_a L", f"{t['lipschitz']:.3g}", "below 1: exists and is unique"]]
+        rows += [
+            ["growth σ_a² E[φ'²] at τ_*", f"{t['growth']:.3g}", "below 1: stable"],
+            ["the same at the worst sample", f"{t['growth_largest']:.3g}", "below 1"],
+            ["2 σ_a L", f"{t['lipschitz']:.3g}", "below 1: exists and is unique"],
+        ]
     return [*out, Rows(Table("Numbers behind it", ["what", "here", "asked or usual"], rows))] if rows else out
 
 

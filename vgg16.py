@@ -33,8 +33,11 @@ class VGG16(nn.Module):
             if width == "M":
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))  # 24 x 24 images too end as 1 x 1
                 continue
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
-                       nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
             channels = width
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         self.hidden = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Dropout(dropout), nn.Linear(512, 256), nn.ReLU())
@@ -72,14 +75,16 @@ def cifar10_features(path, vgg_path=None, device="cpu"):
     cache = FEATURE_CACHE / f"cifar10_vgg16_{digest.hexdigest()[:24]}.pt"
     features = _cached(cache, (len(data.train), len(data.test)))
     if features is None:
-        features = tuple(_extract(net, images, device, part)
-                         for images, part in ((data.train, "train"), (data.test, "test")))
+        features = tuple(
+            _extract(net, images, device, part) for images, part in ((data.train, "train"), (data.test, "test"))
+        )
         try:
             with atomic_write(cache) as file:
                 torch.save(features, file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            warnings.warn(f"{cache}: the features could not be kept ({one_line(error)}); "
-                          "the next run computes them again")
+            warnings.warn(
+                f"{cache}: the features could not be kept ({one_line(error)}); the next run computes them again"
+            )
     return features[0], data.train_labels, features[1], data.test_labels
 
 
@@ -100,8 +105,9 @@ def _cached(cache, sizes):
 def _extract(net, images, device, part, batch_size=250):
     net = net.to(device, memory_format=torch.channels_last).eval()
     batches = tqdm(images.split(batch_size), f"VGG16 features, {part}", disable=None, leave=False)
-    return torch.cat([net.features(x.to(device).contiguous(memory_format=torch.channels_last)).float().cpu()
-                      for x in batches])
+    return torch.cat(
+        [net.features(x.to(device).contiguous(memory_format=torch.channels_last)).float().cpu() for x in batches]
+    )
 
 
 def load_vgg16(file) -> VGG16:
@@ -117,21 +123,26 @@ def load_vgg16(file) -> VGG16:
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # truncated, foreign or pickled files raise many kinds
-        raise DataError(f"{file}: not a readable weight file ({one_line(error)[:80]}); "
-                        "it must be a state_dict saved by torch") from None
+        raise DataError(
+            f"{file}: not a readable weight file ({one_line(error)[:80]}); it must be a state_dict saved by torch"
+        ) from None
     net = VGG16()
     wanted = net.state_dict()
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise DataError(f"{file}: not a state_dict (a dictionary of tensors)")
     for key in sorted(wanted.keys() | state.keys()):
         if key not in state or key not in wanted:
-            raise DataError(f"{file}: does not fit data_prepare.VGG16: "
-                            f"key {key} is {'missing' if key in wanted else 'not one of its'}"
-                            f" ({len(wanted.keys() - state.keys())} missing, "
-                            f"{len(state.keys() - wanted.keys())} unknown)")
+            raise DataError(
+                f"{file}: does not fit data_prepare.VGG16: "
+                f"key {key} is {'missing' if key in wanted else 'not one of its'}"
+                f" ({len(wanted.keys() - state.keys())} missing, "
+                f"{len(state.keys() - wanted.keys())} unknown)"
+            )
         if state[key].shape != wanted[key].shape:
-            raise DataError(f"{file}: does not fit data_prepare.VGG16: {key} has shape {tuple(state[key].shape)}, "
-                            f"not {tuple(wanted[key].shape)}")
+            raise DataError(
+                f"{file}: does not fit data_prepare.VGG16: {key} has shape {tuple(state[key].shape)}, "
+                f"not {tuple(wanted[key].shape)}"
+            )
     net.load_state_dict(state)
     return net.eval()
 
@@ -149,10 +160,13 @@ class _ImageNetVGG16(nn.Module):
 
 def _imagenet_vgg16():
     from torchvision.models import VGG16_Weights, vgg16
+
     weights = VGG16_Weights.IMAGENET1K_V1
     try:
         net = vgg16(weights=weights)
     except Exception as error:  # no network, no space: torch.hub raises many kinds
-        raise DataError(f"torchvision's VGG16 weights could not be downloaded ({one_line(error)}); leave --vgg_path "
-                        f"out to use the weights in {VGG16_WEIGHTS.parent}") from None
+        raise DataError(
+            f"torchvision's VGG16 weights could not be downloaded ({one_line(error)}); leave --vgg_path "
+            f"out to use the weights in {VGG16_WEIGHTS.parent}"
+        ) from None
     return _ImageNetVGG16(net.features, weights.transforms().mean, weights.transforms().std)

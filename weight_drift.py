@@ -20,10 +20,10 @@ from gaussian_integration import expectation, gaussian_moments
 from kernels import implicit_kernels
 from utils import estimate_tau0, generator
 
-COPIES = 19      # shuffled ones; of 20 networks the most extreme is called trained
-BLOCK = 512      # units whose spectrum is taken: of a random network a block is as random
-ROWS = 200       # samples of the kernel
-SQUARINGS = 11   # |A^k|^(1/k) for k = 2^11 is the largest |eigenvalue| to a few thousandths
+COPIES = 19  # shuffled ones; of 20 networks the most extreme is called trained
+BLOCK = 512  # units whose spectrum is taken: of a random network a block is as random
+ROWS = 200  # samples of the kernel
+SQUARINGS = 11  # |A^k|^(1/k) for k = 2^11 is the largest |eigenvalue| to a few thousandths
 
 
 def singular_law(values, ratio: float):
@@ -35,7 +35,7 @@ def singular_law(values, ratio: float):
     middle, half = 1 + ratio, 2 * math.sqrt(ratio)
     edges = np.linspace(0, math.pi, 4001)
     theta = (edges[1:] + edges[:-1]) / 2
-    mass = half**2 * np.sin(theta)**2 / (2 * math.pi * ratio * (middle - half * np.cos(theta))) * np.diff(edges)
+    mass = half**2 * np.sin(theta) ** 2 / (2 * math.pi * ratio * (middle - half * np.cos(theta))) * np.diff(edges)
     at = np.arccos(np.clip((middle - np.square(values)) / half, -1, 1))
     return np.interp(at, edges, np.append(0, np.cumsum(mass)))
 
@@ -70,8 +70,13 @@ def _spectrum(deq, rows, columns):
     A, B = deq.W.detach()[rows][:, rows], deq.U.detach()[rows][:, columns]
     radius = spectral_radius(A / A.double().square().mean().sqrt() / math.sqrt(len(A)))
     (edge_a, law_a), (edge_b, law_b) = _singular(A), _singular(B)
-    return {"radius of A": radius, "largest singular value of A": edge_a, "singular values of A": law_a,
-            "largest singular value of B": edge_b, "singular values of B": law_b}
+    return {
+        "radius of A": radius,
+        "largest singular value of A": edge_a,
+        "singular values of A": law_a,
+        "largest singular value of B": edge_b,
+        "singular values of B": law_b,
+    }
 
 
 def _kernel(deq, X):
@@ -126,12 +131,20 @@ def drift(deq, X: torch.Tensor, seed: int = 0, copies: int = COPIES) -> dict:
     own, others = table[0], table[1:]
     scores = (own - others.mean(0)) / others.std(0, ddof=1).clip(1e-300)
     p_value = float((extremes >= extremes[0]).mean())
-    statistics = {name: {"value": float(v), "random": float(r), "spread": float(s), "score": float(score)}
-                  for name, v, r, s, score in zip(draws[0], own, others.mean(0), others.std(0, ddof=1), scores)}
-    return {"left": p_value <= 1 / (copies + 1) or not settle, "p": p_value, "score": float(scores.max()),
-            "settle": settle, "statistics": statistics, "sigma_a2": deq.sigma_a2,
-            "gain": deq.gain if deq.sigma_a2 < 1 else None,
-            "infinite": _to_infinite_width(deq, X, kernels) if settle else None}
+    statistics = {
+        name: {"value": float(v), "random": float(r), "spread": float(s), "score": float(score)}
+        for name, v, r, s, score in zip(draws[0], own, others.mean(0), others.std(0, ddof=1), scores)
+    }
+    return {
+        "left": p_value <= 1 / (copies + 1) or not settle,
+        "p": p_value,
+        "score": float(scores.max()),
+        "settle": settle,
+        "statistics": statistics,
+        "sigma_a2": deq.sigma_a2,
+        "gain": deq.gain if deq.sigma_a2 < 1 else None,
+        "infinite": _to_infinite_width(deq, X, kernels) if settle else None,
+    }
 
 
 def _to_infinite_width(deq, X, kernels):

@@ -31,12 +31,19 @@ def fluctuation(layers: Sequence[Activation], tau0: float = 1.0, trained: str = 
     for layer in layers:
         m = gaussian_moments(layer, tau)
         kinks = [k / tau for k in layer.kinks]
-        f = lambda xi: (layer.fn(tau * xi) - m.mean) / (tau * m.d1)   # noqa: E731
-        g = lambda xi: layer.derivative(tau * xi) / m.d1              # noqa: E731
-        columns.append((m.variance / (tau * m.d1)**2, m.d1_sq / m.d1**2, m.sq_dd / 2 / m.d1**2,
-                        expectation(lambda xi: g(xi)**2 * (xi**2 - 1) / 2, kinks),
-                        expectation(lambda xi: f(xi)**4, kinks), expectation(lambda xi: (f(xi) * g(xi))**2, kinks),
-                        expectation(lambda xi: g(xi)**4, kinks)))
+        f = lambda xi: (layer.fn(tau * xi) - m.mean) / (tau * m.d1)  # noqa: E731
+        g = lambda xi: layer.derivative(tau * xi) / m.d1  # noqa: E731
+        columns.append(
+            (
+                m.variance / (tau * m.d1) ** 2,
+                m.d1_sq / m.d1**2,
+                m.sq_dd / 2 / m.d1**2,
+                expectation(lambda xi: g(xi) ** 2 * (xi**2 - 1) / 2, kinks),
+                expectation(lambda xi: f(xi) ** 4, kinks),
+                expectation(lambda xi: (f(xi) * g(xi)) ** 2, kinks),
+                expectation(lambda xi: g(xi) ** 4, kinks),
+            )
+        )
         tau = math.sqrt(m.variance)
     return propagate(columns, trained)
 
@@ -66,8 +73,8 @@ def implicit_fluctuation(activation: Activation, sigma_a2: float, tau0: float = 
     diag = implicit_ck(activation, sigma_a2, tau0).diag
     tau = get_tau(activation, sigma_a2, tau0)
     m = gaussian_moments(activation, tau)
-    fourth = expectation(lambda xi: (activation.fn(tau * xi) - m.mean)**4, [k / tau for k in activation.kinks])
-    return 1 / (1 - sigma_a2 * m.d1**2)**2, (fourth / diag**2 - 1) / (1 - sigma_a2 * m.sq_dd / 2)**2
+    fourth = expectation(lambda xi: (activation.fn(tau * xi) - m.mean) ** 4, [k / tau for k in activation.kinks])
+    return 1 / (1 - sigma_a2 * m.d1**2) ** 2, (fourth / diag**2 - 1) / (1 - sigma_a2 * m.sq_dd / 2) ** 2
 
 
 def propagate(layers, trained):
@@ -77,19 +84,22 @@ def propagate(layers, trained):
     E[f^4], E[f^2 g^2], E[g^4].
     """
     tangent = trained != "readout"
-    scales, kappas = [1.0], [1.0 if trained == "all" else 0.0]   # tau_l^2, kappa_l^2 in units where E[sigma'] = 1
+    scales, kappas = [1.0], [1.0 if trained == "all" else 0.0]  # tau_l^2, kappa_l^2 in units where E[sigma'] = 1
     for N, mu, *_ in layers:
         scales.append(scales[-1] * N)
         kappas.append(scales[-1] + kappas[-1] * mu if tangent else scales[-1])
     off = on = 0.0
-    forward, backward, depth = 1.0, 1.0, len(layers)   # dK/d|x_l|^2 and the squared norm of dK's backward signal
+    forward, backward, depth = 1.0, 1.0, len(layers)  # dK/d|x_l|^2 and the squared norm of dK's backward signal
     for l in range(depth, 0, -1):
         N, mu, w, nu, f4, f2g2, g4 = layers[l - 1]
         scale = scales[l - 1]
-        off = off + ((depth - l + 1 if tangent else 1) * scales[l])**2
+        off = off + ((depth - l + 1 if tangent else 1) * scales[l]) ** 2
         gain = kappas[l - 1] * backward if tangent else 0.0
-        on = on + ((forward * scale)**2 * (f4 - N**2) + 2 * forward * gain * scale * (f2g2 - N * mu)
-                   + gain**2 * (3 * g4 - mu**2))
+        on = on + (
+            (forward * scale) ** 2 * (f4 - N**2)
+            + 2 * forward * gain * scale * (f2g2 - N * mu)
+            + gain**2 * (3 * g4 - mu**2)
+        )
         backward = backward * mu
         forward = w * forward + (backward + gain * nu / scale if tangent else 0.0)
-    return off / kappas[-1]**2, on / kappas[-1]**2
+    return off / kappas[-1] ** 2, on / kappas[-1] ** 2

@@ -16,13 +16,13 @@ from leave_one_out import Targets, from_features
 from model import DEQ
 from predicted_loss import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
 
-BATCH = 512           # of samples: their features stay in cache
+BATCH = 512  # of samples: their features stay in cache
 SOLVER = Picard(1e-4, max_steps=1000)  # far below what the weights' randomness does to the equilibrium
-MOST_SEEDS = 40       # at one width and number of samples
-FEWEST = 500          # samples of a pass, where there are so many: the ridge is chosen on a fifth
-WORTH = 0.98          # of the variance, which what is measured next has to promise to bring it below
-FEATURES = 1e9        # bytes that the features of a pass may take
-_OWN_SEEDS = 10_000   # the weights are not those of seeds that a user will train
+MOST_SEEDS = 40  # at one width and number of samples
+FEWEST = 500  # samples of a pass, where there are so many: the ridge is chosen on a fifth
+WORTH = 0.98  # of the variance, which what is measured next has to promise to bring it below
+FEATURES = 1e9  # bytes that the features of a pass may take
+_OWN_SEEDS = 10_000  # the weights are not those of seeds that a user will train
 
 
 class Ladder:
@@ -42,9 +42,19 @@ class Ladder:
         has left out has fewer seeds there.
     """
 
-    def __init__(self, deq: DEQ, networks: list[Network], X: torch.Tensor, y: torch.Tensor, order: torch.Tensor,
-                 copies: torch.Tensor, classes: int, seed: int = 0, clock=time.perf_counter,
-                 constants: Discrepancy = CONSTANTS):
+    def __init__(
+        self,
+        deq: DEQ,
+        networks: list[Network],
+        X: torch.Tensor,
+        y: torch.Tensor,
+        order: torch.Tensor,
+        copies: torch.Tensor,
+        classes: int,
+        seed: int = 0,
+        clock=time.perf_counter,
+        constants: Discrepancy = CONSTANTS,
+    ):
         self.deq, self.networks, self.X, self.y, self.classes = deq, networks, X, y[order], classes
         self.order, self.copies = order, copies[order]
         self.first_seed, self.clock, self.constants = _OWN_SEEDS * (1 + seed), clock, constants
@@ -118,8 +128,11 @@ class Ladder:
 
     def points(self, name: str) -> list[Measured]:
         """What has been measured of a candidate, for `predicted_loss.predict`."""
-        return [measured(width, np.stack(networks[name]), self.copies[:count].numpy(), self.constants)
-                for (width, count), networks in self.passes.items() if name in networks]
+        return [
+            measured(width, np.stack(networks[name]), self.copies[:count].numpy(), self.constants)
+            for (width, count), networks in self.passes.items()
+            if name in networks
+        ]
 
     def posterior(self, name: str, width: int) -> Posterior:
         """The loss of a candidate at this width, with all samples."""
@@ -145,8 +158,9 @@ def climb(ladder: Ladder, width: int, open_questions):
         ladder.measure(width, min(n, FEWEST))
     while names := open_questions():
         left = ladder.deadline - ladder.clock()
-        options = [(w, c) for w in widths for c in counts
-                   if 4 * c * w <= FEATURES and ladder.seconds(w, c, names) < 0.8 * left]
+        options = [
+            (w, c) for w in widths for c in counts if 4 * c * w <= FEATURES and ladder.seconds(w, c, names) < 0.8 * left
+        ]
         if not options or ladder.most_seeds() >= MOST_SEEDS:
             break
         variances = {point: _variance(ladder, names, width, *point, left) for point in options}

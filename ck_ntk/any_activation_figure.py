@@ -2,12 +2,17 @@
 
 from matching_map import COLOURS, NAMES as FAMILIES
 
-NETWORKS = {"deq": "DEQ", "matched": "matched ENN", "unmatched": "unmatched ENN",
-            "own_lr": r"unmatched ENN, its learning rate raised to make up for $\alpha_1$"}
+NETWORKS = {
+    "deq": "DEQ",
+    "matched": "matched ENN",
+    "unmatched": "unmatched ENN",
+    "own_lr": r"unmatched ENN, its learning rate raised to make up for $\alpha_1$",
+}
 
 
 def geometric_mean(values):
     import numpy as np
+
     return np.exp(np.log(values).mean(-1))
 
 
@@ -20,6 +25,7 @@ def draw_distances(ax, args, table, spread):
     import numpy as np
 
     from spectra import GREY
+
     n, guide = np.array(args.n, dtype=float), geometric_mean(spread)
     within = 0.7 * (np.log(n / n[0]) / max(np.log(n[-1] / n[0]), 1e-9) - 0.5)
     for cell, row in enumerate(table.values()):
@@ -34,10 +40,14 @@ def draw_distances(ax, args, table, spread):
 def draw_accuracies(ax, numbers, families):
     import numpy as np
     from matplotlib.lines import Line2D
+
     # the DEQ is a broad pale disk, so that the network on top of it can be seen to be there
-    looks = {"deq": dict(marker="o", ms=8, color="0.8"), "matched": dict(marker="o", ms=3),
-             "unmatched": dict(marker="^", ms=3, color="black"),
-             "own_lr": dict(marker="^", ms=3.5, color="black", mfc="white", mew=0.7)}
+    looks = {
+        "deq": dict(marker="o", ms=8, color="0.8"),
+        "matched": dict(marker="o", ms=3),
+        "unmatched": dict(marker="^", ms=3, color="black"),
+        "own_lr": dict(marker="^", ms=3.5, color="black", mfc="white", mew=0.7),
+    }
     for cell, (name, row) in enumerate(numbers.items()):
         for network, look in looks.items():
             values = 100 * np.array(row[network])
@@ -49,8 +59,14 @@ def draw_accuracies(ax, numbers, families):
     ax.set_ylabel("test accuracy (%)")
     low, high = ax.get_ylim()
     ax.set_ylim(top=high + 0.25 * (high - low))
-    ax.legend(handles=[Line2D([], [], ls="", label=label, **{"color": "C0", **looks[network]})
-                       for network, label in NETWORKS.items()], loc="upper center", ncols=len(NETWORKS))
+    ax.legend(
+        handles=[
+            Line2D([], [], ls="", label=label, **{"color": "C0", **looks[network]})
+            for network, label in NETWORKS.items()
+        ],
+        loc="upper center",
+        ncols=len(NETWORKS),
+    )
 
 
 def draw(args, kernels, spread, accuracies):
@@ -58,6 +74,7 @@ def draw(args, kernels, spread, accuracies):
     from matplotlib.lines import Line2D
 
     from spectra import GREY
+
     sizes = f" to {args.n[-1]} from left to right" if len(args.n) > 1 else ""
     titles = [f"{kernel.upper()}, Gaussian mixture, $n = {args.n[0]}${sizes}" for kernel in kernels]
     if accuracies:
@@ -76,10 +93,15 @@ def draw(args, kernels, spread, accuracies):
     axes[-1].set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
     axes[-1].tick_params(axis="x", length=0)
     used = {row["family"] for table in kernels.values() for row in table.values()}
-    handles = [Line2D([], [], color=COLOURS[family], marker="o", ms=2.5, label=f"matched: {label}")
-               for family, label in FAMILIES.items() if family in used]
-    handles += [Line2D([], [], color="black", marker="^", ms=2, lw=0.8, label="unmatched"),
-                Line2D([], [], color="black", lw=0.8, ls=(0, (3, 1)), label="unmatched, times the best factor"),
-                Line2D([], [], color=GREY, ls=":", label=r"as the spread of $\|x_i\|^2$")]
+    handles = [
+        Line2D([], [], color=COLOURS[family], marker="o", ms=2.5, label=f"matched: {label}")
+        for family, label in FAMILIES.items()
+        if family in used
+    ]
+    handles += [
+        Line2D([], [], color="black", marker="^", ms=2, lw=0.8, label="unmatched"),
+        Line2D([], [], color="black", lw=0.8, ls=(0, (3, 1)), label="unmatched, times the best factor"),
+        Line2D([], [], color=GREY, ls=":", label=r"as the spread of $\|x_i\|^2$"),
+    ]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, columnspacing=1.2)
     return figure

@@ -28,6 +28,7 @@ LR, BATCH_SIZE = 1.0, 128
 def chosen(args):
     """{name: activation} of --activation, in the order of the registry; all of it without the flag."""
     from gaussian_integration import ACTIVATIONS
+
     names = args.activation or list(ACTIVATIONS)
     if unknown := set(names) - set(ACTIVATIONS):
         raise ValueError(f"--activation {' '.join(sorted(unknown))}: choose from {', '.join(ACTIVATIONS)}")
@@ -37,6 +38,7 @@ def chosen(args):
 # ---------------------------------------------------------------------------------------------------------------
 # kernels
 
+
 def distances(X, activation, sigma_a2, matches, unmatched):
     """{kernel: (matched, unmatched, unmatched times the best factor, that factor)} on X (n, p) of mean squared norm 1.
 
@@ -44,13 +46,17 @@ def distances(X, activation, sigma_a2, matches, unmatched):
     """
     from kernel_distance import least_distance, relative_error
     from kernels import explicit_kernels, implicit_kernels
+
     deq = implicit_kernels(X, activation, sigma_a2)
     plain = explicit_kernels(unmatched.input_scale * X, unmatched.layers)
     found = {}
     for index, (kernel, match) in enumerate(matches.items()):
         matched = explicit_kernels(X, match.layers)[index]
-        found[kernel] = (relative_error(deq[index], matched), relative_error(deq[index], plain[index]),
-                         *least_distance(deq[index], plain[index]))
+        found[kernel] = (
+            relative_error(deq[index], matched),
+            relative_error(deq[index], plain[index]),
+            *least_distance(deq[index], plain[index]),
+        )
     return found
 
 
@@ -65,13 +71,19 @@ def study_kernels(args):
     from utils import check_assumptions, estimate_tau0
 
     activations = chosen(args)
-    matches = {name: {kernel: match(activation, args.sigma_a2, kernel=kernel) for kernel in ("ck", "ntk")}
-               for name, activation in activations.items()}
-    unmatched = {name: build_model("unmatched_enn", 1, 1, 2, args.sigma_a2, activation=activation)
-                 for name, activation in activations.items()}
+    matches = {
+        name: {kernel: match(activation, args.sigma_a2, kernel=kernel) for kernel in ("ck", "ntk")}
+        for name, activation in activations.items()
+    }
+    unmatched = {
+        name: build_model("unmatched_enn", 1, 1, 2, args.sigma_a2, activation=activation)
+        for name, activation in activations.items()
+    }
     columns = ("matched", "unmatched", "unmatched_scaled", "factor")
-    values = {kernel: {name: np.zeros((len(columns), len(args.n), args.seeds)) for name in activations}
-              for kernel in ("ck", "ntk")}
+    values = {
+        kernel: {name: np.zeros((len(columns), len(args.n), args.seeds)) for name in activations}
+        for kernel in ("ck", "ntk")
+    }
     spread = np.zeros((len(args.n), args.seeds))
     draws = [(i, k) for i in range(len(args.n)) for k in range(args.seeds)]
     for i, k in tqdm(draws, desc="kernels", leave=False, disable=None):
@@ -82,39 +94,60 @@ def study_kernels(args):
             found = distances(X, activation, args.sigma_a2, matches[name], unmatched[name])
             for kernel in values:
                 values[kernel][name][:, i, k] = found[kernel]
-    table = {kernel: {name: {"family": matches[name][kernel].family, "layers": len(matches[name][kernel].layers),
-                             "parameters": matches[name][kernel].parameters, "slope": fit_slope(args.n, array[0]),
-                             "slope_interval": slope_interval(args.n, array[0]), **dict(zip(columns, array.tolist()))}
-                      for name, array in rows.items()} for kernel, rows in values.items()}
+    table = {
+        kernel: {
+            name: {
+                "family": matches[name][kernel].family,
+                "layers": len(matches[name][kernel].layers),
+                "parameters": matches[name][kernel].parameters,
+                "slope": fit_slope(args.n, array[0]),
+                "slope_interval": slope_interval(args.n, array[0]),
+                **dict(zip(columns, array.tolist())),
+            }
+            for name, array in rows.items()
+        }
+        for kernel, rows in values.items()
+    }
     for name, row in table["ck"].items():
-        row["fluctuation"] = {"deq": implicit_fluctuation(activations[name], args.sigma_a2),
-                              "matched": fluctuation(matches[name]["ck"].layers, 1.0, "readout")}
+        row["fluctuation"] = {
+            "deq": implicit_fluctuation(activations[name], args.sigma_a2),
+            "matched": fluctuation(matches[name]["ck"].layers, 1.0, "readout"),
+        }
         row["violates"] = check_assumptions(activations[name], args.sigma_a2)
     return table, spread.tolist()
 
 
 def print_kernels(args, numbers, spread):
     from spectra import slope_interval
+
     for row in numbers["ck"].values():
         for sentence in row["violates"]:
             print(f"* {sentence}")
     for kernel, table in numbers.items():
-        print(f"\n{kernel.upper()} of the DEQ: relative spectral distance at n = {args.n[-1]}, slope against n "
-              f"(its 95% interval, {args.seeds} draws of each n)")
-        print(f"{'activation':<12}{'matched by':<12}{'layers':>6}{'distance':>11}{'slope':>17}"
-              f"{'unmatched':>12}{'times the best factor':>24}")
+        print(
+            f"\n{kernel.upper()} of the DEQ: relative spectral distance at n = {args.n[-1]}, slope against n "
+            f"(its 95% interval, {args.seeds} draws of each n)"
+        )
+        print(
+            f"{'activation':<12}{'matched by':<12}{'layers':>6}{'distance':>11}{'slope':>17}"
+            f"{'unmatched':>12}{'times the best factor':>24}"
+        )
         for name, row in table.items():
             slope = "{:+.3f} to {:+.3f}".format(*row["slope_interval"]) if row["slope_interval"] else "-"
-            matched, plain, scaled, factor = (geometric_mean(row[key][-1]) for key in
-                                              ("matched", "unmatched", "unmatched_scaled", "factor"))
-            print(f"{starred(name, numbers):<12}{row['family']:<12}{row['layers']:>6}{matched:>11.1e}{slope:>17}"
-                  f"{plain:>12.1e}{scaled:>14.1e} ({factor:7.3f})")
+            matched, plain, scaled, factor = (
+                geometric_mean(row[key][-1]) for key in ("matched", "unmatched", "unmatched_scaled", "factor")
+            )
+            print(
+                f"{starred(name, numbers):<12}{row['family']:<12}{row['layers']:>6}{matched:>11.1e}{slope:>17}"
+                f"{plain:>12.1e}{scaled:>14.1e} ({factor:7.3f})"
+            )
     if interval := slope_interval(args.n, spread):
         print("\nspread of |x|^2 over the samples: slope {:+.3f} to {:+.3f}".format(*interval))
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # accuracies
+
 
 def study_accuracies(args, data):
     """{activation: {network: test accuracies after the last epoch, one a seed}}, printed as they come."""
@@ -128,25 +161,52 @@ def study_accuracies(args, data):
     def build(network, activation, dim, seed):
         return build_model(network, p, dim, data.n_classes, args.sigma_a2, tau0, seed, activation)
 
-    print(f"\nMNIST, readout of {args.width[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std "
-          f"over {args.trainings} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}")
-    print(f"{'activation':<12}" + "".join(f"{label:>15}" for label in ("DEQ", "matched", "unmatched", "at its own lr"))
-          + f"{'lr':>8}{'DEQ - matched':>16}{'- unmatched':>15}{'- at its own lr':>16}", flush=True)
+    print(
+        f"\nMNIST, readout of {args.width[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std "
+        f"over {args.trainings} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}"
+    )
+    print(
+        f"{'activation':<12}"
+        + "".join(f"{label:>15}" for label in ("DEQ", "matched", "unmatched", "at its own lr"))
+        + f"{'lr':>8}{'DEQ - matched':>16}{'- unmatched':>15}{'- at its own lr':>16}",
+        flush=True,
+    )
     numbers = {}
     for name, activation in chosen(args).items():
         deq, unmatched = (build(network, activation, 1, 0).coefficients for network in ("deq", "unmatched_enn"))
         own_lr = LR * deq.c1 / unmatched.c1  # makes up for alpha_1: SGD on a readout from zero sees lr times the kernel
-        runs = {"deq": ("deq", LR, folder, {}), "unmatched": ("unmatched_enn", LR, folder, {}),
-                "matched": ("matched_enn", LR, folder, {"match": "ck", "family": "auto"}),
-                "own_lr": ("unmatched_enn", own_lr, folder / "own_lr", {})}
+        runs = {
+            "deq": ("deq", LR, folder, {}),
+            "unmatched": ("unmatched_enn", LR, folder, {}),
+            "matched": ("matched_enn", LR, folder, {"match": "ck", "family": "auto"}),
+            "own_lr": ("unmatched_enn", own_lr, folder / "own_lr", {}),
+        }
         numbers[name] = {"lr": own_lr, **{column: [] for column in NETWORKS}}
         for seed in range(args.trainings):
             for column in NETWORKS:
                 network, lr, place, extra = runs[column]
-                config = Config("mnist", network, args.width[0], lr, args.epoch, BATCH_SIZE, seed,
-                                asquare=args.sigma_a2, activation=name, data=key, **extra)
-                result = train(config, data, lambda: build(network, activation, args.width[0], seed), place,
-                               folder / "checkpoints", device, resume=True)
+                config = Config(
+                    "mnist",
+                    network,
+                    args.width[0],
+                    lr,
+                    args.epoch,
+                    BATCH_SIZE,
+                    seed,
+                    asquare=args.sigma_a2,
+                    activation=name,
+                    data=key,
+                    **extra,
+                )
+                result = train(
+                    config,
+                    data,
+                    lambda: build(network, activation, args.width[0], seed),
+                    place,
+                    folder / "checkpoints",
+                    device,
+                    resume=True,
+                )
                 numbers[name][column].append(result.history[-1]["test_accuracy"])
         print(accuracy_row(name, numbers[name]), flush=True)
     return numbers
@@ -155,6 +215,7 @@ def study_accuracies(args, data):
 def accuracy_row(name, row):
     """One line of the table. The networks of one seed share weights and order: differences are taken seed by seed."""
     import numpy as np
+
     values = [100 * np.array(row[column]) for column in NETWORKS]
     seeds = len(values[0])
 
@@ -165,16 +226,26 @@ def accuracy_row(name, row):
         return v.std(ddof=1) if seeds > 1 else 0.0
 
     differences = [values[0] - other for other in values[1:]]
-    return (f"{name:<12}" + "".join(f"{cell(v.mean(), spread(v)):>15}" for v in values) + f"{row['lr']:>8.3f}"
-            + "".join(f"{cell(v.mean(), spread(v) / seeds**0.5, '+'):>{width}}"
-                      for v, width in zip(differences, (16, 15, 16))))
+    return (
+        f"{name:<12}"
+        + "".join(f"{cell(v.mean(), spread(v)):>15}" for v in values)
+        + f"{row['lr']:>8.3f}"
+        + "".join(
+            f"{cell(v.mean(), spread(v) / seeds**0.5, '+'):>{width}}" for v, width in zip(differences, (16, 15, 16))
+        )
+    )
 
 
 def print_equality(args, accuracies, kernels):
     """Whether each DEQ and its matched network are equal within the margin, and their finite-width terms."""
     from comparison import compare, holm, verdict
-    found = {name: compare(*(dict(enumerate(100 * value for value in row[column])) for column in ("deq", "matched")),
-                           args.margin) for name, row in accuracies.items()}
+
+    found = {
+        name: compare(
+            *(dict(enumerate(100 * value for value in row[column])) for column in ("deq", "matched")), args.margin
+        )
+        for name, row in accuracies.items()
+    }
     adjusted = zip(*(holm([getattr(paired, p) for paired in found.values()]) for p in ("p_difference", "p_equality")))
     print(
         "\nDEQ - matched in percentage points, its 95% interval; p of no difference, and of one of "
@@ -182,13 +253,17 @@ def print_equality(args, accuracies, kernels):
         f"tests), both by Holm's method over the {len(found)} activations; m times the "
         "squared relative error of a kernel's entry at width m"
     )
-    print(f"{'activation':<12}{'mean':>7}{'interval':>18}{'p, difference':>15}{'p, equality':>13}"
-          f"{'off: DEQ':>10}{'matched':>9}{'on: DEQ':>9}{'matched':>9}  verdict")
+    print(
+        f"{'activation':<12}{'mean':>7}{'interval':>18}{'p, difference':>15}{'p, equality':>13}"
+        f"{'off: DEQ':>10}{'matched':>9}{'on: DEQ':>9}{'matched':>9}  verdict"
+    )
     for (name, paired), p in zip(found.items(), adjusted):
         (off, on), (off_enn, on_enn) = (kernels["ck"][name]["fluctuation"][key] for key in ("deq", "matched"))
         interval = f"[{paired.mean - paired.half:+.2f}, {paired.mean + paired.half:+.2f}]"
-        print(f"{starred(name, kernels):<12}{paired.mean:>+7.2f}{interval:>18}{p[0]:>15.2g}{p[1]:>13.2g}{off:>10.2f}"
-              f"{off_enn:>9.2f}{on:>9.2f}{on_enn:>9.2f}  {verdict(paired, *p, args.margin)}")
+        print(
+            f"{starred(name, kernels):<12}{paired.mean:>+7.2f}{interval:>18}{p[0]:>15.2g}{p[1]:>13.2g}{off:>10.2f}"
+            f"{off_enn:>9.2f}{on:>9.2f}{on_enn:>9.2f}  {verdict(paired, *p, args.margin)}"
+        )
 
 
 def main(args):
@@ -196,6 +271,7 @@ def main(args):
     if len(args.width) != 1:
         raise ValueError("any_activation_matching takes one --width")
     from data_prepare import load_dataset
+
     chosen(args)
     data = load_dataset("mnist", args.dataset_path) if args.dataset_path else None  # before the kernels: it may fail
     kernels, spread = study_kernels(args)
@@ -217,9 +293,22 @@ def margin(text):
 
 
 if __name__ == "__main__":
-    run(main, __doc__, n=[200, 400, 800, 1600], seeds=3, epoch=10, width=[1024],
-        dataset="without it the kernels only; with it 168 trainings, half an hour on two cores", flags={
+    run(
+        main,
+        __doc__,
+        n=[200, 400, 800, 1600],
+        seeds=3,
+        epoch=10,
+        width=[1024],
+        dataset="without it the kernels only; with it 168 trainings, half an hour on two cores",
+        flags={
             "--trainings": dict(type=_positive, metavar="K", help="seeds of the trainings (default: as --seeds)"),
             "--activation": dict(nargs="+", metavar="NAME", help="these DEQs only (default: all of the registry)"),
-            "--margin": dict(type=margin, default=0.5, metavar="POINTS",
-                             help="within which accuracies count as equal, in percentage points (default 0.5)")})
+            "--margin": dict(
+                type=margin,
+                default=0.5,
+                metavar="POINTS",
+                help="within which accuracies count as equal, in percentage points (default 0.5)",
+            ),
+        },
+    )

@@ -37,8 +37,12 @@ def main(args):
     from spectra import LABEL, MARKER, cifar10, draw_errors, fit_slope, log_sizes, relative_error
 
     draw = cifar10(args.dataset_path)
-    errors = {(kernel, name, kind): np.zeros((len(args.n), args.seeds))
-              for kernel in KERNELS for name in NAMES for kind in ("matched", "unmatched")}
+    errors = {
+        (kernel, name, kind): np.zeros((len(args.n), args.seeds))
+        for kernel in KERNELS
+        for name in NAMES
+        for kind in ("matched", "unmatched")
+    }
     cells = [(i, k) for i in range(len(args.n)) for k in range(args.seeds)]
     for i, k in tqdm(cells, desc="kernels", leave=False, disable=None):
         sample = draw(args.n[i], k)
@@ -52,8 +56,9 @@ def main(args):
     eigenvalues = {}
     for row, (kernel, letters) in enumerate(zip(KERNELS, ("ab", "cd"))):
         left, right = axes[row]
-        for label, colour, line, matrix in zip(("ReLU-DEQ", "matched ENN", "unmatched ReLU-ENN"), ("C0", "C1", "C2"),
-                                               ("-", "--", ":"), shown[kernel]):
+        for label, colour, line, matrix in zip(
+            ("ReLU-DEQ", "matched ENN", "unmatched ReLU-ENN"), ("C0", "C1", "C2"), ("-", "--", ":"), shown[kernel]
+        ):
             values = torch.linalg.eigvalsh(matrix).flip(0).numpy()
             eigenvalues[f"{kernel} {label}"] = values[:20].tolist()
             look = {"linewidth": 4, "alpha": 0.35} if line == "-" else {"linewidth": 1.2}
@@ -64,8 +69,15 @@ def main(args):
         for index, name in enumerate(NAMES):
             look = {"color": f"C{index}", "marker": MARKER[name]}
             draw_errors(right, args.n, errors[kernel, name, "matched"], f"{LABEL[name]}, matched", **look)
-            draw_errors(right, args.n, errors[kernel, name, "unmatched"], f"{LABEL[name]}, unmatched", ls="--",
-                        mfc="white", **look)
+            draw_errors(
+                right,
+                args.n,
+                errors[kernel, name, "unmatched"],
+                f"{LABEL[name]}, unmatched",
+                ls="--",
+                mfc="white",
+                **look,
+            )
         log_sizes(right, args.n, "number of samples $n$")
         low, high = right.get_ylim()
         right.set_ylim(top=high * (high / low) ** 0.45)  # room for the legend
@@ -75,9 +87,11 @@ def main(args):
     for (kernel, name, kind), error in errors.items():
         mean = np.exp(np.log(error[-1]).mean())
         print(f"{kernel:3} {name:5} {kind:9} relative distance at n = {args.n[-1]}: {mean:.1e}")
-    return figure, {"errors": {" ".join(key): error.tolist() for key, error in errors.items()},
-                    "slopes": {" ".join(key): fit_slope(args.n, error) for key, error in errors.items()},
-                    "largest_eigenvalues": eigenvalues}
+    return figure, {
+        "errors": {" ".join(key): error.tolist() for key, error in errors.items()},
+        "slopes": {" ".join(key): fit_slope(args.n, error) for key, error in errors.items()},
+        "largest_eigenvalues": eigenvalues,
+    }
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from experiment import run
 
 def main(args):
     from spectra import equivalent_figure, mixture
+
     return equivalent_figure(args, mixture, "ck", "Gaussian mixture")
 
 

@@ -5,6 +5,7 @@ from experiment import run
 
 def main(args):
     from spectra import equivalent_figure, mnist
+
     return equivalent_figure(args, mnist(args.dataset_path), "ck", "MNIST, 6 and 8")
 
 

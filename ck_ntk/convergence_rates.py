@@ -32,7 +32,7 @@ def fitted_rate(history) -> float:
     """exp of the least-squares slope of the log residual over the second half of the steps; 0 if the last is 0."""
     if history[-1] == 0:
         return 0.0
-    y = torch.tensor(history[len(history) // 2 - 1:], dtype=torch.float64).log()
+    y = torch.tensor(history[len(history) // 2 - 1 :], dtype=torch.float64).log()
     k = torch.arange(len(y), dtype=torch.float64) - (len(y) - 1) / 2
     return math.exp((k @ y / k.square().sum()).item())
 
@@ -40,12 +40,17 @@ def fitted_rate(history) -> float:
 def study(layer, s, W, b) -> dict:
     """Convergence of z = s(W z + b), W (m, m) and b (n, m), and the theory beside it."""
     history = residuals(s, W, b)
-    record = {"layer": layer, "radius": torch.linalg.eigvals(W).abs().max().item(), "residuals": history,
-              "converged": history[-1] <= FLOOR, "rate": fitted_rate(history)}
+    record = {
+        "layer": layer,
+        "radius": torch.linalg.eigvals(W).abs().max().item(),
+        "residuals": history,
+        "converged": history[-1] <= FLOOR,
+        "rate": fitted_rate(history),
+    }
     if record["converged"]:
         z = Picard(FLOOR, STEPS).solve(lambda z: s(torch.addmm(b, z, W.T)), s(b)).value
         x = torch.addmm(b, z, W.T).requires_grad_()
-        slope, = torch.autograd.grad(s(x).sum(), x)
+        (slope,) = torch.autograd.grad(s(x).sum(), x)
         record["jacobian_radius"] = torch.linalg.eigvals(slope[:, :, None] * W).abs().max().item()
         if layer != "plain":
             record["bound"] = rate_bound(lambda z: s(torch.addmm(b, z, W.T)), z, 5).max().item()
@@ -80,8 +85,10 @@ def random_layers():
     positive, signed = (W / torch.linalg.eigvals(W).abs().max() for W in (positive, signed))
     x = torch.randn(INPUTS, UNITS, generator=g, dtype=torch.float64)
     layers = [PcDEQ(UNITS, activation, conv=False) for activation in ACTIVATIONS]
-    return [*((layer.activation, layer.s, positive, layer.positive(x)) for layer in layers),
-            ("plain", torch.tanh, signed, x)]
+    return [
+        *((layer.activation, layer.s, positive, layer.positive(x)) for layer in layers),
+        ("plain", torch.tanh, signed, x),
+    ]
 
 
 def largest_radius(s, W, b) -> float:

@@ -58,13 +58,23 @@ def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, wid
     if n:
         parser.add_argument("--n", type=_size, nargs="+", default=n, help=f"numbers of samples (default {n})")
         parser.add_argument("--seeds", type=_positive, default=seeds, help=f"draws of each size (default {seeds})")
-        parser.add_argument("--sigma_a2", "--asquare", type=_variance, default=0.2, metavar="S",
-                            help="sigma_a^2, with sigma_b^2 = 1 - sigma_a^2 (default 0.2)")
+        parser.add_argument(
+            "--sigma_a2",
+            "--asquare",
+            type=_variance,
+            default=0.2,
+            metavar="S",
+            help="sigma_a^2, with sigma_b^2 = 1 - sigma_a^2 (default 0.2)",
+        )
     if epoch:
         parser.add_argument("--epoch", type=_positive, default=epoch, help=f"epochs of training (default {epoch})")
     if spectrum:
-        parser.add_argument("--spectrum", type=_size, default=spectrum,
-                            help=f"number of samples of the spectrum shown (default {spectrum})")
+        parser.add_argument(
+            "--spectrum",
+            type=_size,
+            default=spectrum,
+            help=f"number of samples of the spectrum shown (default {spectrum})",
+        )
     if width:
         parser.add_argument("--width", type=_positive, nargs="+", default=width, help=f"widths m (default {width})")
     if dataset:
@@ -72,8 +82,9 @@ def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, wid
         parser.add_argument("--dataset_path", default=None, help=f"folder with the MNIST files ({without})")
     for flag, settings in (flags or {}).items():
         parser.add_argument(flag, **settings)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "figures",
-                        help="folder (default results/figures)")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "results" / "figures", help="folder (default results/figures)"
+    )
     args = parser.parse_args()
     if n:
         args.n = sorted(set(args.n))
@@ -81,10 +92,12 @@ def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, wid
         if args.output.exists() and not args.output.is_dir():
             raise ValueError(f"--output {args.output} is not a folder")
         import matplotlib
+
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
         from utils import atomic_write
+
         with plt.style.context(STYLE):
             figure, numbers = main(args)
             settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}

@@ -11,6 +11,7 @@ def random_features(X, activations, m, generator):
     import math
 
     import torch
+
     x = X.float()
     for activation in activations:
         W = torch.randn(x.shape[1], m, generator=generator)
@@ -23,6 +24,7 @@ def equilibrium(X, activation, sigma_a2, m, generator):
     import math
 
     import torch
+
     inputs = X.float() @ torch.randn(X.shape[1], m, generator=generator) * math.sqrt(1 - sigma_a2)
     A = torch.randn(m, m, generator=generator) * math.sqrt(sigma_a2)
     z = torch.zeros(len(X), m)
@@ -30,8 +32,9 @@ def equilibrium(X, activation, sigma_a2, m, generator):
         previous, z = z, activation.fn(z @ A + inputs) / math.sqrt(m)
         if torch.linalg.vector_norm(z - previous) <= 1e-5 * torch.linalg.vector_norm(z):
             return z.double()
-    raise ValueError(f"the DEQ of width {m} did not reach its equilibrium at sigma_a^2 = {sigma_a2}: take a smaller "
-                     "one")
+    raise ValueError(
+        f"the DEQ of width {m} did not reach its equilibrium at sigma_a^2 = {sigma_a2}: take a smaller one"
+    )
 
 
 def main(args):
@@ -59,24 +62,32 @@ def main(args):
     draws = [(i, k) for i in range(len(widths)) for k in range(args.seeds)]
     for i, k in tqdm(draws, desc="width", leave=False, disable=None):
         m = widths[i]
-        features = [equilibrium(X, activation, args.sigma_a2, m, generator("deq", m, k)),
-                    *(random_features(X, root.layers, m, generator("enn", m, k)) for root in roots)]
+        features = [
+            equilibrium(X, activation, args.sigma_a2, m, generator("deq", m, k)),
+            *(random_features(X, root.layers, m, generator("enn", m, k)) for root in roots),
+        ]
         errors[:, i, k] = [relative_error(G, z @ z.T) for z in features]
     floors = [relative_error(G, explicit_kernels(X, root.layers)[0]) for root in roots]
 
     figure, ax = plt.subplots(figsize=(3.6, 3.0))
     for index, (label, error) in enumerate(zip(labels, errors)):
-        draw_errors(ax, widths, error, label + slope_text(error, widths), marker="osD"[index],
-                    color=f"C{index}")
+        draw_errors(ax, widths, error, label + slope_text(error, widths), marker="osD"[index], color=f"C{index}")
     log_sizes(ax, widths, "width $m$")
     ax.set_xticks(widths, [str(m) for m in widths], rotation=30)
     ax.set_ylabel(r"$\|Z Z^\top - G\| \,/\, \|G\|$")
     ax.set_title(f"Gaussian mixture, $n = {n}$")
-    ax.legend(loc="lower left", title_fontsize=7.5, alignment="left",
-              title=rf"at infinite width $\|\Sigma - G\|/\|G\| \leq {scientific(max(floors))}$")
+    ax.legend(
+        loc="lower left",
+        title_fontsize=7.5,
+        alignment="left",
+        title=rf"at infinite width $\|\Sigma - G\|/\|G\| \leq {scientific(max(floors))}$",
+    )
     ax.set_ylim(bottom=ax.get_ylim()[0] / 6)
-    return figure, {"widths": widths, "errors": dict(zip(["deq", "root_1", "root_2"], errors.tolist())),
-                    "floors": floors}
+    return figure, {
+        "widths": widths,
+        "errors": dict(zip(["deq", "root_1", "root_2"], errors.tolist())),
+        "floors": floors,
+    }
 
 
 if __name__ == "__main__":

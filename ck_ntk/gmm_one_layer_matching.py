@@ -6,6 +6,7 @@ from experiment import run
 def main(args):
     import one_layer_tanh
     from spectra import matching_figure, mixture
+
     return matching_figure(args, mixture, "tanh", "H-Tanh", one_layer_tanh.match, 1, "Gaussian mixture")
 
 

@@ -6,6 +6,7 @@ from experiment import run
 def main(args):
     import two_layer_lrelu
     from spectra import matching_figure, mixture
+
     return matching_figure(args, mixture, "relu", "L-ReLU", two_layer_lrelu.match, 2, "Gaussian mixture")
 
 

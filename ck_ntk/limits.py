@@ -103,5 +103,10 @@ def limiting_spectrum(sample, coefficients: KernelCoefficients) -> Limit:
     left, right = bulk.support()
     grid = np.geomspace(left / 1.1, right * 1.05, 400)
     shift = coefficients.diag - sample.statistics.tau0**2 * coefficients.c1
-    return Limit(coefficients.c1 * grid + shift, bulk.density(grid) / coefficients.c1, shift, max(0.0, 1 - p / n),
-                 [coefficients.c1 * x + shift for x in isolated_eigenvalues(sample, coefficients, bulk, right)])
+    return Limit(
+        coefficients.c1 * grid + shift,
+        bulk.density(grid) / coefficients.c1,
+        shift,
+        max(0.0, 1 - p / n),
+        [coefficients.c1 * x + shift for x in isolated_eigenvalues(sample, coefficients, bulk, right)],
+    )

@@ -16,10 +16,16 @@ from experiment import run
 
 COLOURS = {"hard_tanh": "#56B4E9", "l_relu": "#0072B2", "piecewise": "#009E73", "hermite": "#E69F00", "none": "#FFFFFF"}
 NAMES = {"hard_tanh": "hard tanh", "l_relu": "L-ReLU", "piecewise": "piecewise-linear", "hermite": "cubic (Hermite)"}
-COLUMNS = {"ck": ("ck", "aAB", "CK"), "ntk": ("ntk", "aAB", "NTK, trained $(a, A, B)$"),
-           "ntk_aA": ("ntk", "aA", "NTK, trained $(a, A)$")}
-CURVES = {"ck": ("relu", "tanh", "gelu", "elu"), "ntk": ("relu", "tanh", "selu", "elu"),
-          "ntk_aA": ("relu", "tanh", "selu", "elu")}
+COLUMNS = {
+    "ck": ("ck", "aAB", "CK"),
+    "ntk": ("ntk", "aAB", "NTK, trained $(a, A, B)$"),
+    "ntk_aA": ("ntk", "aA", "NTK, trained $(a, A)$"),
+}
+CURVES = {
+    "ck": ("relu", "tanh", "gelu", "elu"),
+    "ntk": ("relu", "tanh", "selu", "elu"),
+    "ntk_aA": ("relu", "tanh", "selu", "elu"),
+}
 
 
 def points(text):
@@ -46,12 +52,20 @@ def scale(text):
 def study(activation, sigma_a2, tau0, kernel, trained):
     """One cell of the map."""
     from matching import match
+
     try:
         found = match(activation, sigma_a2, tau0, kernel, trained=trained)
     except ValueError as error:
         return {"sigma_a2": sigma_a2, "family": "none", "reason": str(error)}
-    return {"sigma_a2": sigma_a2, "family": found.family, "layers": len(found.layers), "residual": found.residual,
-            "fluctuation": found.fluctuation, "parameters": found.parameters, "passed_over": found.passed_over}
+    return {
+        "sigma_a2": sigma_a2,
+        "family": found.family,
+        "layers": len(found.layers),
+        "residual": found.residual,
+        "fluctuation": found.fluctuation,
+        "parameters": found.parameters,
+        "passed_over": found.passed_over,
+    }
 
 
 def random_study(args):
@@ -63,6 +77,7 @@ def random_study(args):
     from gaussian_integration import ACTIVATIONS
     from matching import match
     from utils import generator
+
     found = {}
     for kernel in ("ck", "ntk"):
         failures, residual, tried = [], 0.0, 0
@@ -74,19 +89,29 @@ def random_study(args):
             try:
                 residual = max(residual, match(ACTIVATIONS[name], sigma_a2, tau0, kernel).residual)
             except ValueError as error:
-                failures.append({"activation": name, "sigma_a2": sigma_a2, "tau0": tau0, "reason": str(error),
-                                 "kind": "no match" if isinstance(error, MatchError) else "no such DEQ"})
+                failures.append(
+                    {
+                        "activation": name,
+                        "sigma_a2": sigma_a2,
+                        "tau0": tau0,
+                        "reason": str(error),
+                        "kind": "no match" if isinstance(error, MatchError) else "no such DEQ",
+                    }
+                )
         found[kernel] = {"tried": tried, "matched": tried - len(failures), "residual": residual, "failures": failures}
     return found
 
 
 def print_random(found):
     for kernel, row in found.items():
-        print(f"{kernel.upper()}: {row['matched']} of {row['tried']} random DEQs matched, residual at most "
-              f"{row['residual']:.1e}")
+        print(
+            f"{kernel.upper()}: {row['matched']} of {row['tried']} random DEQs matched, residual at most "
+            f"{row['residual']:.1e}"
+        )
         for failure in row["failures"]:
-            print("  {kind}: {activation} at sigma_a^2 = {sigma_a2:.3f}, tau_0 = {tau0:.3f}: "
-                  "{reason}".format(**failure))
+            print(
+                "  {kind}: {activation} at sigma_a^2 = {sigma_a2:.3f}, tau_0 = {tau0:.3f}: {reason}".format(**failure)
+            )
 
 
 def slopes(cell):
@@ -100,6 +125,7 @@ def slopes(cell):
 
 def draw_map(ax, cells, grid, title):
     from matplotlib.patches import Rectangle
+
     step = grid[1] - grid[0]
     for row, line in enumerate(cells.values()):
         before = None
@@ -108,8 +134,14 @@ def draw_map(ax, cells, grid, title):
             ax.add_patch(Rectangle((left, row - 0.42), step, 0.84, color=COLOURS[cell["family"]], lw=0))
             now = cell["family"], cell.get("layers", "")
             if now != before:
-                ax.text(left + 0.004, row, str(now[1]), va="center", fontsize=7,
-                        color="white" if now[0] in ("l_relu", "piecewise") else "black")
+                ax.text(
+                    left + 0.004,
+                    row,
+                    str(now[1]),
+                    va="center",
+                    fontsize=7,
+                    color="white" if now[0] in ("l_relu", "piecewise") else "black",
+                )
             before = now
     ax.set_xlim(grid[0] - step / 2, grid[-1] + step / 2)
     ax.set_ylim(len(cells) - 0.5, -0.5)
@@ -134,13 +166,25 @@ def runs(line):
 
 def draw_curves(ax, cells, names):
     from matplotlib.lines import Line2D
+
     for color, name in enumerate(names):
         for part in runs([cell for cell in cells[name] if cell["family"] in ("hard_tanh", "l_relu", "piecewise")]):
             for curve in zip(*(slopes(cell) for cell in part)):
-                ax.plot([cell["sigma_a2"] for cell in part], [value for _, value in curve], color=f"C{color}",
-                        ls=("-", "--", ":")[curve[0][0] - 1], lw=1.0)
-    ax.legend(handles=[Line2D([], [], color=f"C{color}", label=name) for color, name in enumerate(names)],
-              loc="lower center", ncols=len(names), bbox_to_anchor=(0.5, 1.0), columnspacing=1.0, handlelength=1.2)
+                ax.plot(
+                    [cell["sigma_a2"] for cell in part],
+                    [value for _, value in curve],
+                    color=f"C{color}",
+                    ls=("-", "--", ":")[curve[0][0] - 1],
+                    lw=1.0,
+                )
+    ax.legend(
+        handles=[Line2D([], [], color=f"C{color}", label=name) for color, name in enumerate(names)],
+        loc="lower center",
+        ncols=len(names),
+        bbox_to_anchor=(0.5, 1.0),
+        columnspacing=1.0,
+        handlelength=1.2,
+    )
 
 
 def main(args):
@@ -174,7 +218,14 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, __doc__, flags={
-        "--points": dict(type=points, default=25, metavar="N", help="values of sigma_a^2, 2 to 200 (default 25)"),
-        "--random": dict(type=count, default=0, metavar="K", help="random DEQs an activation and kernel (default 0)"),
-        "--tau0": dict(type=scale, default=1.0, metavar="T", help="scale of the data (default 1)")})
+    run(
+        main,
+        __doc__,
+        flags={
+            "--points": dict(type=points, default=25, metavar="N", help="values of sigma_a^2, 2 to 200 (default 25)"),
+            "--random": dict(
+                type=count, default=0, metavar="K", help="random DEQs an activation and kernel (default 0)"
+            ),
+            "--tau0": dict(type=scale, default=1.0, metavar="T", help="scale of the data (default 1)"),
+        },
+    )

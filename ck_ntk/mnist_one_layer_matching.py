@@ -6,6 +6,7 @@ from experiment import run
 def main(args):
     import one_layer_tanh
     from spectra import matching_figure, mnist
+
     return matching_figure(args, mnist(args.dataset_path), "tanh", "H-Tanh", one_layer_tanh.match, 1, "MNIST, 6 and 8")
 
 

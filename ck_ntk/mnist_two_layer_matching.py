@@ -6,6 +6,7 @@ from experiment import run
 def main(args):
     import two_layer_lrelu
     from spectra import matching_figure, mnist
+
     return matching_figure(args, mnist(args.dataset_path), "relu", "L-ReLU", two_layer_lrelu.match, 2, "MNIST, 6 and 8")
 
 

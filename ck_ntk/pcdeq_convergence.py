@@ -16,6 +16,7 @@ RADII = [10 ** (k / 20 - 1) for k in range(61)]  # of the right panel
 
 def show(weights, records):
     from convergence_rates import STEPS
+
     for r in records:
         line = f"{weights:8s} {r['layer']:9s} {r['radius']:7.3f} "
         if r["converged"]:
@@ -30,10 +31,15 @@ def draw(learned, curves, rates, critical):
     from matplotlib import pyplot as plt
 
     from convergence_rates import FLOOR
+
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.4))
     for r in learned:
-        left.semilogy(range(1, len(r["residuals"]) + 1), r["residuals"], color=LOOKS[r["layer"]],
-                      label=f"{r['layer']}, rate {r['rate']:.2f}")
+        left.semilogy(
+            range(1, len(r["residuals"]) + 1),
+            r["residuals"],
+            color=LOOKS[r["layer"]],
+            label=f"{r['layer']}, rate {r['rate']:.2f}",
+        )
     left.set(title="trained pcDEQ layers", xlabel="iteration", ylabel="relative residual", xlim=(0, None))
     left.set_ylim(FLOOR, 3)
     for r in curves:
@@ -46,11 +52,24 @@ def draw(learned, curves, rates, critical):
     middle.set(title="random layers", xlabel="iteration", xlim=(0, 125), ylim=(FLOOR, 3))
     for layer, values in rates.items():
         radii = [r for r in RADII if layer != "plain" or r < critical]
-        right.semilogx(radii, values[:len(radii)], "--" if layer == "plain" else "-", color=LOOKS[layer],
-                       label="plain DEQ, tanh" if layer == "plain" else layer)
+        right.semilogx(
+            radii,
+            values[: len(radii)],
+            "--" if layer == "plain" else "-",
+            color=LOOKS[layer],
+            label="plain DEQ, tanh" if layer == "plain" else layer,
+        )
     right.axvspan(critical, RADII[-1], color="0.93", zorder=0, linewidth=0)
-    right.text(0.98, 0.97, "here the plain DEQ\ndoes not converge", transform=right.transAxes, ha="right", va="top",
-               fontsize=7, color="0.35")
+    right.text(
+        0.98,
+        0.97,
+        "here the plain DEQ\ndoes not converge",
+        transform=right.transAxes,
+        ha="right",
+        va="top",
+        fontsize=7,
+        color="0.35",
+    )
     right.set(title="geometric rate, random layers", xlabel=r"spectral radius $\rho(W)$", ylim=(0, 1))
     right.set_xlim(RADII[0], RADII[-1])
     left.legend(loc="upper right")
@@ -67,8 +86,10 @@ def main(args):
     learned = [trained(activation, data, args.epoch) for activation in ACTIVATIONS]
     layers = random_layers()
     curves = [{**study(name, s, scale * W, b), "scale": scale} for name, s, W, b in layers for scale in CURVES]
-    rates = {name: [fitted_rate(residuals(s, radius * W, b)) for radius in RADII if name != "plain" or radius < 2]
-             for name, s, W, b in layers}
+    rates = {
+        name: [fitted_rate(residuals(s, radius * W, b)) for radius in RADII if name != "plain" or radius < 2]
+        for name, s, W, b in layers
+    }
     critical = largest_radius(*layers[-1][1:])
     print("weights  layer      rho(W)  steps    rate  rho(J)   bound      (steps: to a residual of 1e-4)")
     show("trained", learned)

@@ -13,9 +13,13 @@ from experiment import _positive, _variance, run
 LR, BATCH_SIZE = 1.0, 128
 NETWORKS = {"deq": "DEQ", "matched_enn": "matched ENN", "unmatched_enn": "unmatched ENN"}
 # (one, other, of the same seed): how it is drawn
-PAIRS = {("deq", "deq", False): ("C0", "o", "-"), ("matched_enn", "matched_enn", False): ("C1", "s", ":"),
-         ("deq", "matched_enn", False): ("C1", "v", "-"), ("deq", "matched_enn", True): ("C1", "D", "--"),
-         ("deq", "unmatched_enn", True): ("C2", "^", "-")}
+PAIRS = {
+    ("deq", "deq", False): ("C0", "o", "-"),
+    ("matched_enn", "matched_enn", False): ("C1", "s", ":"),
+    ("deq", "matched_enn", False): ("C1", "v", "-"),
+    ("deq", "matched_enn", True): ("C1", "D", "--"),
+    ("deq", "unmatched_enn", True): ("C2", "^", "-"),
+}
 
 
 def label(pair):
@@ -31,9 +35,18 @@ def outputs(network, activation, data, width, seed, args):
     from model import build_model
     from train import Config, ReadoutTask
     from utils import estimate_tau0, generator, get_device
+
     device = get_device()
-    model = build_model(network, data.X_train.shape[1], width, data.n_classes, args.sigma_a2,
-                        estimate_tau0(data.X_train), seed, activation).to(device)
+    model = build_model(
+        network,
+        data.X_train.shape[1],
+        width,
+        data.n_classes,
+        args.sigma_a2,
+        estimate_tau0(data.X_train),
+        seed,
+        activation,
+    ).to(device)
     task = ReadoutTask(model, data, Config("mnist", network, width, LR, args.epoch, BATCH_SIZE, seed), device)
     for epoch in range(1, args.epoch + 1):
         # the order of seed 0 for all: only the weights differ
@@ -51,12 +64,15 @@ def study(args, data, activation):
     import itertools
 
     from tqdm import tqdm
+
     found, size = {pair: [] for pair in PAIRS}, []
     for width in args.width:
         runs = [(network, seed) for seed in range(args.seeds) for network in NETWORKS]
-        out = {run: outputs(run[0], activation, data, width, run[1], args)
-               for run in tqdm(runs, desc=f"width {width}", leave=False, disable=None)}
-        size.append(sum(out["deq", s].square().mean().item() for s in range(args.seeds)) ** 0.5 / args.seeds ** 0.5)
+        out = {
+            run: outputs(run[0], activation, data, width, run[1], args)
+            for run in tqdm(runs, desc=f"width {width}", leave=False, disable=None)
+        }
+        size.append(sum(out["deq", s].square().mean().item() for s in range(args.seeds)) ** 0.5 / args.seeds**0.5)
         for one, other, same in PAIRS:
             seeds = ((s, s) for s in range(args.seeds)) if same else itertools.combinations(range(args.seeds), 2)
             found[one, other, same].append([compare(out[one, a], out[other, b]) for a, b in seeds])
@@ -65,13 +81,16 @@ def study(args, data, activation):
 
 def print_distances(args, found, size):
     import numpy as np
+
     for pair, rows in found.items():
         print(f"\n{label(pair)}")
         for width, at, scale in zip(args.width, np.array(rows), size):
             distance, other_class = at[:, 0], 100 * at[:, 1].mean()
-            print(f"  width {width:5d}: RMS {distance.mean():.3f} ({distance.min():.3f} to {distance.max():.3f}), "
-                  f"{distance.mean() / scale:.3f} of the outputs' own; another class for {other_class:.1f}% of the "
-                  "test images")
+            print(
+                f"  width {width:5d}: RMS {distance.mean():.3f} ({distance.min():.3f} to {distance.max():.3f}), "
+                f"{distance.mean() / scale:.3f} of the outputs' own; another class for {other_class:.1f}% of the "
+                "test images"
+            )
 
 
 def draw(args, found):
@@ -80,12 +99,20 @@ def draw(args, found):
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
     from spectra import log_sizes
+
     figure, ax = plt.subplots(figsize=(3.6, 2.9))
     for pair, (colour, marker, line) in PAIRS.items():
         distance = np.array(found[pair])[..., 0]
         mean = distance.mean(1)
-        ax.errorbar(args.width, mean, [mean - distance.min(1), distance.max(1) - mean], color=colour, marker=marker,
-                    ls=line, label=label(pair))
+        ax.errorbar(
+            args.width,
+            mean,
+            [mean - distance.min(1), distance.max(1) - mean],
+            color=colour,
+            marker=marker,
+            ls=line,
+            label=label(pair),
+        )
     log_sizes(ax, args.width, "width $m$")
     low, high = ax.get_ylim()
     ax.set_ylim(bottom=low / (high / low) ** 0.7)  # room for the legend
@@ -100,6 +127,7 @@ def draw(args, found):
 def main(args):
     from data_prepare import load_dataset
     from gaussian_integration import ACTIVATIONS
+
     if args.seeds < 2:
         raise ValueError("pointwise compares two seeds of a network: take --seeds 2 or more")
     if args.activation not in ACTIVATIONS:
@@ -112,7 +140,15 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, __doc__, epoch=10, width=[128, 256, 512], dataset=True, flags={
-        "--seeds": dict(type=_positive, default=4, help="of the weights, two or more (default 4)"),
-        "--activation": dict(default="relu", metavar="NAME", help="of the DEQ (default relu)"),
-        "--sigma_a2": dict(type=_variance, default=0.2, metavar="S", help="sigma_a^2 (default 0.2)")})
+    run(
+        main,
+        __doc__,
+        epoch=10,
+        width=[128, 256, 512],
+        dataset=True,
+        flags={
+            "--seeds": dict(type=_positive, default=4, help="of the weights, two or more (default 4)"),
+            "--activation": dict(default="relu", metavar="NAME", help="of the DEQ (default relu)"),
+            "--sigma_a2": dict(type=_variance, default=0.2, metavar="S", help="sigma_a^2 (default 0.2)"),
+        },
+    )

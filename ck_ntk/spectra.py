@@ -26,6 +26,7 @@ GREY = "0.55"
 # ---------------------------------------------------------------------------------------------------------------
 # data
 
+
 @dataclass(frozen=True)
 class Sample:
     """n samples with their statistics, and what the limiting spectrum needs beside those.
@@ -48,8 +49,9 @@ def mixture(n, seed):
     """The paper's two classes: mu_a has an 8 at a coordinate of its own, C_a = (1 + 8 (a - 1)/sqrt(p)) I, p = 0.8 n."""
     p = round(0.8 * n)
     scales = np.array([1.0, 1 + 8 / math.sqrt(p)])
-    X, y, statistics = gaussian_mixture(8 * torch.eye(2, p), scales.tolist(), [n - n // 2, n // 2],
-                                        generator("figures", n, seed))
+    X, y, statistics = gaussian_mixture(
+        8 * torch.eye(2, p), scales.tolist(), [n - n // 2, n // 2], generator("figures", n, seed)
+    )
     return Sample(X, y, statistics, scales[:, None], np.array([p]), 64 * np.eye(2)[None], 2 * scales**2 / p)
 
 
@@ -94,6 +96,7 @@ def real_data(name, path, classes):
 # ---------------------------------------------------------------------------------------------------------------
 # numbers
 
+
 def fit_slope(sizes, errors):
     """Least-squares slope of log error (sizes, seeds) against log size, and its standard error."""
     errors = np.asarray(errors)
@@ -117,6 +120,7 @@ def slope_interval(sizes, errors):
     if fitted is None:
         return None
     from scipy.stats import t
+
     half = float(t.ppf(0.975, np.size(errors) - 2)) * fitted[1]
     return fitted[0] - half, fitted[0] + half
 
@@ -152,6 +156,7 @@ def own_layers(name, depth, tau0):
 # ---------------------------------------------------------------------------------------------------------------
 # panels
 
+
 def log_sizes(ax, sizes, label):
     ax.set(xscale="log", yscale="log", xlabel=label)
     ax.xaxis.set_major_locator(FixedLocator(sizes))
@@ -186,23 +191,33 @@ def draw_spectrum(ax, spectra, limit, coordinate):
     n = len(next(iter(spectra.values()))[0])
     # counts per bin of equal width in log x; the grid of the density starts at the atom
     ax.plot(limit.x, limit.density * limit.x * n * width, color="black", lw=1.1, label="limiting density")
-    ax.plot(limit.isolated, np.full(len(limit.isolated), 0.75), "x", color="black", ms=5, mew=1.1, clip_on=False,
-            label="predicted isolated eigenvalues")
+    ax.plot(
+        limit.isolated,
+        np.full(len(limit.isolated), 0.75),
+        "x",
+        color="black",
+        ms=5,
+        mew=1.1,
+        clip_on=False,
+        label="predicted isolated eigenvalues",
+    )
     if limit.atom_mass > 0:
-        ax.axvline(limit.atom, ymax=0.9, color="black", lw=0.9, ls="--",
-                   label=f"predicted atom, mass {limit.atom_mass:.2f}")
+        ax.axvline(
+            limit.atom, ymax=0.9, color="black", lw=0.9, ls="--", label=f"predicted atom, mass {limit.atom_mass:.2f}"
+        )
     ax.set(xscale="log", yscale="log", ylim=(0.5, 8 * n), xlabel=f"eigenvalue of {coordinate}", ylabel="count per bin")
     ax.legend(loc="upper right")
 
 
 def compare_isolated(limit, values):
     """The actual eigenvalues nearest to the predicted isolated ones (the largest, in order)."""
-    top = np.sort(values)[::-1][:len(limit.isolated)][::-1]
+    top = np.sort(values)[::-1][: len(limit.isolated)][::-1]
     return {"predicted": limit.isolated, "actual": top.tolist()}
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # figures
+
 
 def draws(args, label):
     """(index of n, seed) of every draw, with a progress bar."""
@@ -240,16 +255,24 @@ def equivalent_figure(args, draw, which, data):
     equivalent = equivalent_kernel(coefficients, sample.X, sample.statistics)
     values, others = (torch.linalg.eigvalsh(A).numpy() for A in (M, equivalent))
     limit = limiting_spectrum(sample, coefficients)
-    draw_spectrum(right, {f"exact ${symbol}$": (values, "C0"), rf"equivalent $\bar{{{symbol}}}$": (others, "C1")},
-                  limit, f"the ReLU-DEQ's {which.upper()}")
+    draw_spectrum(
+        right,
+        {f"exact ${symbol}$": (values, "C0"), rf"equivalent $\bar{{{symbol}}}$": (others, "C1")},
+        limit,
+        f"the ReLU-DEQ's {which.upper()}",
+    )
     left.set_title(f"(a) {data}")
     right.set_title(f"(b) spectrum at $n = {args.spectrum}$")
     slopes = {name: fit_slope(args.n, e) for name, e in errors.items()}
     intervals = {name: slope_interval(args.n, e) for name, e in errors.items()}
     print_slopes(slopes, intervals)
-    return figure, {"errors": {name: e.tolist() for name, e in errors.items()}, "slopes": slopes,
-                    "slope_intervals": intervals,
-                    "isolated": compare_isolated(limit, values), "isolated_equivalent": compare_isolated(limit, others)}
+    return figure, {
+        "errors": {name: e.tolist() for name, e in errors.items()},
+        "slopes": slopes,
+        "slope_intervals": intervals,
+        "isolated": compare_isolated(limit, values),
+        "isolated_equivalent": compare_isolated(limit, others),
+    }
 
 
 def matching_figure(args, draw, name, network, match, depth, data):
@@ -276,12 +299,15 @@ def matching_figure(args, draw, name, network, match, depth, data):
     sample = draw(args.spectrum, 0)
     G, coefficients, matched, plain = kernels_of(sample)
     limit = limiting_spectrum(sample, coefficients)
-    (values, vectors), (values_matched, vectors_matched), (values_plain, _) = map(torch.linalg.eigh,
-                                                                                  (G, matched, plain))
+    (values, vectors), (values_matched, vectors_matched), (values_plain, _) = map(
+        torch.linalg.eigh, (G, matched, plain)
+    )
     figure, axes = plt.subplots(2, 2, figsize=(6.75, 5.0))
     deq = f"{LABEL[name]}-DEQ"
-    for ax, label, other, colour in ((axes[0, 0], matched_name, values_matched, "C1"),
-                                     (axes[0, 1], plain_name, values_plain, "C2")):
+    for ax, label, other, colour in (
+        (axes[0, 0], matched_name, values_matched, "C1"),
+        (axes[0, 1], plain_name, values_plain, "C2"),
+    ):
         draw_spectrum(ax, {deq: (values.numpy(), "C0"), label: (other.numpy(), colour)}, limit, "the CK")
     top = axes[1, 0]
     overlaps = []
@@ -298,8 +324,9 @@ def matching_figure(args, draw, name, network, match, depth, data):
     top.legend(loc="upper right", ncols=2)
     gap = max(1 - min(overlaps), 1e-15)
     last = axes[1, 1]
-    draw_errors(last, args.n, errors["matched"], matched_name + slope_text(errors["matched"], args.n), marker="s",
-                color="C1")
+    draw_errors(
+        last, args.n, errors["matched"], matched_name + slope_text(errors["matched"], args.n), marker="s", color="C1"
+    )
     draw_errors(last, args.n, errors["unmatched"], plain_name, marker="^", color="C2")
     draw_root_n(last, args.n, 0.8 * np.exp(np.log(errors["matched"][0]).mean()))
     log_sizes(last, args.n, "number of samples $n$")
@@ -307,13 +334,20 @@ def matching_figure(args, draw, name, network, match, depth, data):
     low, high = last.get_ylim()
     last.set_ylim(top=high * (high / low) ** 0.45)  # room for the legend
     last.legend(loc="upper right")
-    titles = (f"{data}, $n = {args.spectrum}$", f"{data}, $n = {args.spectrum}$",
-              rf"eigenvectors, $1 - |\langle u, v \rangle| \leq {scientific(gap)}$",
-              f"distance of the kernels, {data}")
+    titles = (
+        f"{data}, $n = {args.spectrum}$",
+        f"{data}, $n = {args.spectrum}$",
+        rf"eigenvectors, $1 - |\langle u, v \rangle| \leq {scientific(gap)}$",
+        f"distance of the kernels, {data}",
+    )
     for ax, letter, title in zip(axes.flat, "abcd", titles):
         ax.set_title(f"({letter}) {title}")
     fitted, interval = fit_slope(args.n, errors["matched"]), slope_interval(args.n, errors["matched"])
     print_slopes({"matched": fitted}, {"matched": interval})
-    return figure, {"errors": {key: e.tolist() for key, e in errors.items()}, "slope": fitted,
-                    "slope_interval": interval, "overlaps": overlaps,
-                    "isolated": compare_isolated(limit, values.numpy())}
+    return figure, {
+        "errors": {key: e.tolist() for key, e in errors.items()},
+        "slope": fitted,
+        "slope_interval": interval,
+        "overlaps": overlaps,
+        "isolated": compare_isolated(limit, values.numpy()),
+    }

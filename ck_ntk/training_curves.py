@@ -4,18 +4,32 @@ import math
 
 POINTS = 10  # of a curve, an epoch
 
-NETWORKS = {"deq": "ReLU-DEQ", "ntk": "NTK-matched, piecewise linear", "ntk_cubic": "NTK-matched, cubic",
-            "ck_1": "CK-matched L-ReLU, root 1", "ck_2": "CK-matched L-ReLU, root 2",
-            "ck_1_rescaled": "CK-matched, root 1, rescaled", "unmatched": "unmatched ReLU",
-            "unmatched_rescaled": "unmatched ReLU, rescaled"}
-LOOKS = {"deq": ("black", "-"), "ntk": ("C0", "-"), "ntk_cubic": ("C0", "--"),
-         "ck_1": ("C1", "-"), "ck_2": ("C1", "--"), "ck_1_rescaled": ("C1", ":"),
-         "unmatched": ("C2", "-"), "unmatched_rescaled": ("C2", ":")}
+NETWORKS = {
+    "deq": "ReLU-DEQ",
+    "ntk": "NTK-matched, piecewise linear",
+    "ntk_cubic": "NTK-matched, cubic",
+    "ck_1": "CK-matched L-ReLU, root 1",
+    "ck_2": "CK-matched L-ReLU, root 2",
+    "ck_1_rescaled": "CK-matched, root 1, rescaled",
+    "unmatched": "unmatched ReLU",
+    "unmatched_rescaled": "unmatched ReLU, rescaled",
+}
+LOOKS = {
+    "deq": ("black", "-"),
+    "ntk": ("C0", "-"),
+    "ntk_cubic": ("C0", "--"),
+    "ck_1": ("C1", "-"),
+    "ck_2": ("C1", "--"),
+    "ck_1_rescaled": ("C1", ":"),
+    "unmatched": ("C2", "-"),
+    "unmatched_rescaled": ("C2", ":"),
+}
 
 
 def curves(runs, key):
     """(seeds, points) array of a quantity along one network's runs, up to the first point that one of them lacks."""
     import numpy as np
+
     length = min(len(r["curve"]) for r in runs)
     return np.array([[record[key] for record in r["curve"][:length]] for r in runs]).reshape(len(runs), length)
 
@@ -23,6 +37,7 @@ def curves(runs, key):
 def mean_std(values):
     """Mean and standard deviation over the seeds, the first axis; 0 for one seed."""
     import numpy as np
+
     values = np.asarray(values, dtype=float)
     return values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
 
@@ -30,6 +45,7 @@ def mean_std(values):
 def distance(runs, reference, key):
     """Distance between two networks' mean curves, and its standard error, from the differences seed by seed."""
     import numpy as np
+
     ours, theirs = curves(runs, key), curves(reference, key)
     length = min(ours.shape[1], theirs.shape[1])
     if not length:
@@ -41,28 +57,41 @@ def distance(runs, reference, key):
 def compare(runs: dict) -> dict:
     """The networks of one learning rate and width beside the DEQ; `runs` has the runs of each, a seed each."""
     import numpy as np
+
     deq = runs["deq"]
     losses = curves(deq, "train_loss")
     # before training, the loss of the test samples is that of any samples
     drop = np.mean([r["start"]["test_loss"] for r in deq]) - losses[:, -1].mean() if losses.size else math.nan
-    cell = {"drop": drop, "noise": math.sqrt(np.mean(mean_std(losses)[1]**2)) / drop if losses.size else math.nan,
-            "networks": {}}
+    cell = {
+        "drop": drop,
+        "noise": math.sqrt(np.mean(mean_std(losses)[1] ** 2)) / drop if losses.size else math.nan,
+        "networks": {},
+    }
     for name, ours in runs.items():
         done = [r for r in ours if not r["stopped"]]
-        row = {"stopped": [{"seed": r["seed"], "after": len(r["curve"]) / POINTS, "why": r["stopped"]}
-                           for r in ours if r["stopped"]]}
+        row = {
+            "stopped": [
+                {"seed": r["seed"], "after": len(r["curve"]) / POINTS, "why": r["stopped"]}
+                for r in ours
+                if r["stopped"]
+            ]
+        }
         row["train_loss"], row["train_loss_std"] = mean_std([r["curve"][-1]["train_loss"] for r in done] or [math.nan])
         row["test_accuracy"], row["test_accuracy_std"] = mean_std([r["test_accuracy"] for r in done] or [math.nan])
         row["distance"], row["distance_error"] = (d / drop for d in distance(ours, deq, "train_loss"))
         row["accuracy_distance"], row["accuracy_distance_error"] = distance(ours, deq, "test_accuracy")
-        row["cost"] = float(np.mean([(a["seconds_an_epoch"] or math.nan) / (b["seconds_an_epoch"] or math.nan)
-                                     for a, b in zip(ours, deq)]))
+        row["cost"] = float(
+            np.mean(
+                [(a["seconds_an_epoch"] or math.nan) / (b["seconds_an_epoch"] or math.nan) for a, b in zip(ours, deq)]
+            )
+        )
         row["weight_change"] = float(np.mean([r["weight_change"] for r in ours]))
         row["kernel_change"] = float(np.mean([r["kernel_change"] for r in done])) if done else math.nan
         row["curve"], row["curve_std"] = (a.tolist() for a in mean_std(curves(ours, "train_loss")))
         row["accuracy_curve"] = mean_std(curves(ours, "test_accuracy"))[0].tolist()
-        cell["networks"][name] = {key: float(v) if isinstance(v, np.generic | np.ndarray) else v
-                                  for key, v in row.items()}
+        cell["networks"][name] = {
+            key: float(v) if isinstance(v, np.generic | np.ndarray) else v for key, v in row.items()
+        }
     return cell
 
 
@@ -82,32 +111,46 @@ def pair(mean, std, digits, width):
 
 
 def show(cell):
-    print(f"\nlr {cell['lr']:g}, width {cell['width']}{', centred' if cell['centred'] else ''}: the DEQ's loss falls "
-          f"by {cell['drop']:.3f}; std over seeds {cell['noise']:.3f} of it")
-    print(f"{'':<30}{'training loss':>15}{'test acc. %':>15}{'distance':>17}{'acc. distance %':>17}"
-          f"{'cost':>7}{'weights':>9}{'kernel':>8}")
+    print(
+        f"\nlr {cell['lr']:g}, width {cell['width']}{', centred' if cell['centred'] else ''}: the DEQ's loss falls "
+        f"by {cell['drop']:.3f}; std over seeds {cell['noise']:.3f} of it"
+    )
+    print(
+        f"{'':<30}{'training loss':>15}{'test acc. %':>15}{'distance':>17}{'acc. distance %':>17}"
+        f"{'cost':>7}{'weights':>9}{'kernel':>8}"
+    )
     for name, r in cell["networks"].items():
-        last = (f"{value:.{digits}f}" if math.isfinite(value) else "-"
-                for value, digits in ((r["cost"], 2), (r["weight_change"], 3), (r["kernel_change"], 3)))
-        print(f"{NETWORKS[name]:<30}" + pair(r["train_loss"], r["train_loss_std"], 3, 15)
-              + pair(100 * r["test_accuracy"], 100 * r["test_accuracy_std"], 2, 15)
-              + pair(r["distance"], r["distance_error"], 4, 17)
-              + pair(100 * r["accuracy_distance"], 100 * r["accuracy_distance_error"], 2, 17)
-              + "{:>7}{:>9}{:>8}".format(*last))
+        last = (
+            f"{value:.{digits}f}" if math.isfinite(value) else "-"
+            for value, digits in ((r["cost"], 2), (r["weight_change"], 3), (r["kernel_change"], 3))
+        )
+        print(
+            f"{NETWORKS[name]:<30}"
+            + pair(r["train_loss"], r["train_loss_std"], 3, 15)
+            + pair(100 * r["test_accuracy"], 100 * r["test_accuracy_std"], 2, 15)
+            + pair(r["distance"], r["distance_error"], 4, 17)
+            + pair(100 * r["accuracy_distance"], 100 * r["accuracy_distance_error"], 2, 17)
+            + "{:>7}{:>9}{:>8}".format(*last)
+        )
         if r["stopped"]:
-            print(f"    seed {', '.join(str(s['seed']) for s in r['stopped'])} stopped after "
-                  f"{', '.join(format(s['after'], '.1f') for s in r['stopped'])} epochs: {r['stopped'][0]['why']}")
+            print(
+                f"    seed {', '.join(str(s['seed']) for s in r['stopped'])} stopped after "
+                f"{', '.join(format(s['after'], '.1f') for s in r['stopped'])} epochs: {r['stopped'][0]['why']}"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # figure
 
+
 def draw(cells, widths, columns, epochs):
     import numpy as np
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-    figure, axes = plt.subplots(len(widths) + 1, len(columns), squeeze=False,
-                                figsize=(0.4 + 1.4 * len(columns), 0.8 + 1.4 * (len(widths) + 1)))
+
+    figure, axes = plt.subplots(
+        len(widths) + 1, len(columns), squeeze=False, figsize=(0.4 + 1.4 * len(columns), 0.8 + 1.4 * (len(widths) + 1))
+    )
     for column, (lr, is_centred) in enumerate(columns):
         mine = [cells[lr, width, is_centred] for width in widths]
         for row, (width, cell) in enumerate(zip(widths, mine)):
@@ -118,8 +161,15 @@ def draw(cells, widths, columns, epochs):
                 time = (np.arange(len(mean)) + 0.5) / POINTS  # the middle of what each point is a mean over
                 if name == "deq":
                     ax.fill_between(time, mean - std, mean + std, color="0.75", lw=0)
-                ax.plot(time, mean, line, color=colour, lw=2.5 if name == "deq" else 1,
-                        alpha=0.45 if name == "deq" else 1, label=NETWORKS[name])
+                ax.plot(
+                    time,
+                    mean,
+                    line,
+                    color=colour,
+                    lw=2.5 if name == "deq" else 1,
+                    alpha=0.45 if name == "deq" else 1,
+                    label=NETWORKS[name],
+                )
                 if r["stopped"]:
                     ax.plot(time[-1:], mean[-1:], "x", color=colour, ms=4)
             ax.set_yscale("log")
@@ -140,12 +190,19 @@ def draw(cells, widths, columns, epochs):
         ax = axes[-1, column]
         for index, name in enumerate(list(mine[0]["networks"])[1:]):
             colour, line = LOOKS[name]
-            beside = [width * 1.05**(index - 3) for width in widths]  # error bars that do not hide one another
+            beside = [width * 1.05 ** (index - 3) for width in widths]  # error bars that do not hide one another
             rows = [cell["networks"][name] for cell in mine]
-            ax.errorbar(beside, [r["distance"] for r in rows], [r["distance_error"] for r in rows], ls=line,
-                        marker="o", ms=2.5, lw=1, color=colour)
-        ax.plot(widths, [cell["noise"] for cell in mine], "-.", color="0.5",
-                label="std of the DEQ's curve")
+            ax.errorbar(
+                beside,
+                [r["distance"] for r in rows],
+                [r["distance_error"] for r in rows],
+                ls=line,
+                marker="o",
+                ms=2.5,
+                lw=1,
+                color=colour,
+            )
+        ax.plot(widths, [cell["noise"] for cell in mine], "-.", color="0.5", label="std of the DEQ's curve")
         ax.set(xscale="log", yscale="log", xlabel="width $m$", ylim=(1e-3, 1.5))
         ax.set_xticks(widths, widths)
         ax.minorticks_off()

@@ -28,18 +28,24 @@ PROBE = 30  # test samples that the empirical NTK is computed on
 # ---------------------------------------------------------------------------------------------------------------
 # networks
 
+
 def build(name, p, width, n_classes, tau0, seed):
     """The network of this name, as model.py draws it; rescaled ones differ in their learning rate only."""
     from coefficients import implicit_ck
     from gaussian_integration import ACTIVATIONS
     from model import ENN, build_model
     from two_layer_lrelu import solutions
+
     relu, name = ACTIVATIONS["relu"], name.removesuffix("_rescaled")
     if name.startswith("ck"):
         found = solutions(implicit_ck(relu, SIGMA_A2, tau0), tau0)[int(name[-1]) - 1]
         return ENN(found.layers, p, width, n_classes, tau0, seed=seed)
-    model, family = {"deq": ("inn", "auto"), "unmatched": ("relu_enn", "auto"), "ntk": ("matched_enn", "auto"),
-                     "ntk_cubic": ("matched_enn", "hermite")}[name]
+    model, family = {
+        "deq": ("inn", "auto"),
+        "unmatched": ("relu_enn", "auto"),
+        "ntk": ("matched_enn", "auto"),
+        "ntk_cubic": ("matched_enn", "hermite"),
+    }[name]
     return build_model(model, p, width, n_classes, SIGMA_A2, tau0, seed, relu, "ntk", family)
 
 
@@ -47,6 +53,7 @@ def tangent_coefficients(model):
     """Of the kernel at infinite width with all weights trained, as a function of the input before its scaling."""
     from coefficients import KernelCoefficients, explicit_ntk, implicit_ntk
     from model import DEQ
+
     if isinstance(model, DEQ):
         return implicit_ntk(model.activation, model.sigma_a2, model.tau0, "aAB")
     scale2 = model.input_scale**2
@@ -75,6 +82,7 @@ def centred(model):
 def tangent_kernel(model, X):
     """The empirical NTK (n, n) of the first logit, on X (n, p)."""
     import torch
+
     parameters = list(model.parameters())
     # a readout row of another logit has no gradient but zeros
     rows = [torch.cat([g.flatten() for g in torch.autograd.grad(model(x[None])[0, 0], parameters)]) for x in X]
@@ -84,6 +92,7 @@ def tangent_kernel(model, X):
 
 # ---------------------------------------------------------------------------------------------------------------
 # runs
+
 
 def train_network(config, data, tau0) -> dict:
     """One network's curves; a loss that is not a number or an equilibrium that is lost ends them, and is the result.
@@ -134,6 +143,7 @@ def train_network(config, data, tau0) -> dict:
 def finished(config, data, tau0) -> dict:
     """`train_network`, or what it returned when it was last asked for the same."""
     from utils import atomic_write
+
     path = RUNS / f"{config.model}_{config.dim}_{config.lr:.4g}_seed{config.seed}_{config.key}.json"
     if not path.exists():
         result = train_network(config, data, tau0)
@@ -162,24 +172,46 @@ def main(args):
     clock = {name: ntks["deq"].c1 / ntks[name].c1 if name.endswith("rescaled") else 1.0 for name in NETWORKS}
 
     columns = [(lrs[0], True), *((lr, False) for lr in lrs)]
-    grid = [(lr, width, c, seed, name) for width in widths for lr, c in columns
-            for seed in range(args.seeds) for name in NETWORKS]
+    grid = [
+        (lr, width, c, seed, name)
+        for width in widths
+        for lr, c in columns
+        for seed in range(args.seeds)
+        for name in NETWORKS
+    ]
     runs = {}
     for lr, width, c, seed, name in tqdm(grid, desc="runs", leave=False, disable=None):
-        config = Config("mnist", name + "_centred" * c, width, lr * clock[name], args.epoch, BATCH, seed,
-                        asquare=SIGMA_A2, train="full", data=key)
+        config = Config(
+            "mnist",
+            name + "_centred" * c,
+            width,
+            lr * clock[name],
+            args.epoch,
+            BATCH,
+            seed,
+            asquare=SIGMA_A2,
+            train="full",
+            data=key,
+        )
         runs.setdefault((lr, width, c), {}).setdefault(name, []).append(finished(config, data, tau0))
-    cells = {(lr, width, c): {"lr": lr, "width": width, "centred": c, **compare(found)}
-             for (lr, width, c), found in runs.items()}
+    cells = {
+        (lr, width, c): {"lr": lr, "width": width, "centred": c, **compare(found)}
+        for (lr, width, c), found in runs.items()
+    }
 
     print(f"{'':<30}  gamma^2  kappa^2   beta_1   beta_2   beta_3  learning rate times")
     for name, k in ntks.items():
-        print(f"{NETWORKS[name]:<30}{cks[name].diag:9.4f}{k.diag:9.4f}{k.c1:9.4f}{k.c2:9.4f}{k.c3:9.4f}"
-              f"{clock[name]:9.4f}")
+        print(
+            f"{NETWORKS[name]:<30}{cks[name].diag:9.4f}{k.diag:9.4f}{k.c1:9.4f}{k.c2:9.4f}{k.c3:9.4f}{clock[name]:9.4f}"
+        )
     for cell in cells.values():
         show(cell)
-    numbers = {"names": NETWORKS, "coefficients": {name: vars(k) for name, k in ntks.items()}, "rescaled_by": clock,
-               "cells": finite_only(list(cells.values()))}
+    numbers = {
+        "names": NETWORKS,
+        "coefficients": {name: vars(k) for name, k in ntks.items()},
+        "rescaled_by": clock,
+        "cells": finite_only(list(cells.values())),
+    }
     return draw(cells, widths, columns, args.epoch), numbers
 
 
@@ -191,6 +223,14 @@ def _rate(text):
 
 
 if __name__ == "__main__":
-    run(main, __doc__, epoch=1, width=[64, 256, 512], dataset=True, flags={
-        "--lr": dict(type=_rate, nargs="+", default=[0.3, 3.0, 30.0, 200.0], help="rates (default 0.3 3 30 200)"),
-        "--seeds": dict(type=_positive, default=3, help="number of seeds (default 3)")})
+    run(
+        main,
+        __doc__,
+        epoch=1,
+        width=[64, 256, 512],
+        dataset=True,
+        flags={
+            "--lr": dict(type=_rate, nargs="+", default=[0.3, 3.0, 30.0, 200.0], help="rates (default 0.3 3 30 200)"),
+            "--seeds": dict(type=_positive, default=3, help="number of seeds (default 3)"),
+        },
+    )

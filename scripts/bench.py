@@ -1,20 +1,20 @@
 """Ratios of speed, each measured in one process beside its floor or its alternative; absolute times are this machine's.
 
-    python scripts/bench.py                     every section
-    python scripts/bench.py features roots      some of them
-    python scripts/bench.py --report            all but `roots`, as one Markdown page in results/bench.md
+python scripts/bench.py                     every section
+python scripts/bench.py features roots      some of them
+python scripts/bench.py --report            all but `roots`, as one Markdown page in results/bench.md
 
-    start      the command line: --help and a bad flag, against the bare interpreter
-    matching   tau, coefficients and match of a DEQ: the paper's two, one by quadrature, one tangent kernel
-    kernels    exact kernels against X X^T and against Monte Carlo
-    kernel_machine  kernels of kernel machines against X X^T, their solvers, two ranks against one process
-    features   DEQ and ENN features against the float32 matrix-product peak
-    cost       DEQ against matched ENN: seconds and memory of inference, of features, and of training every weight
-    solver     a forward solve to 1e-6: Picard, Anderson, and torchdeq's where it is installed (pip install torchdeq)
-    readout    an epoch on 60,000 x m features against one product with them
-    memory     peak memory of four jobs, each in a process of its own
-    growth     log-log slopes of time in n, p and m
-    roots      test accuracy of the two roots of the leaky-ReLU match, beside their DEQ
+start      the command line: --help and a bad flag, against the bare interpreter
+matching   tau, coefficients and match of a DEQ: the paper's two, one by quadrature, one tangent kernel
+kernels    exact kernels against X X^T and against Monte Carlo
+kernel_machine  kernels of kernel machines against X X^T, their solvers, two ranks against one process
+features   DEQ and ENN features against the float32 matrix-product peak
+cost       DEQ against matched ENN: seconds and memory of inference, of features, and of training every weight
+solver     a forward solve to 1e-6: Picard, Anderson, and torchdeq's where it is installed (pip install torchdeq)
+readout    an epoch on 60,000 x m features against one product with them
+memory     peak memory of four jobs, each in a process of its own
+growth     log-log slopes of time in n, p and m
+roots      test accuracy of the two roots of the leaky-ReLU match, beside their DEQ
 """
 
 import argparse
@@ -47,8 +47,10 @@ def start():
 
 def peak_memory(program):
     """Bytes that a process of its own takes at most."""
-    program = (f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'scripts')]!r}; {program}; "
-               "import bench; print(bench.high_water())")
+    program = (
+        f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'scripts')]!r}; {program}; "
+        "import bench; print(bench.high_water())"
+    )
     return int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
 
 
@@ -58,6 +60,7 @@ def high_water():
     if status.exists():  # not getrusage, which on Linux begins with what the parent held
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
     import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -65,16 +68,25 @@ def cost():
     from inference_cost import costs
     from model import build_model
 
-    titles = {"inference": "inference, one row", "features": "features of {} rows",
-              "training_step": "training step, {} rows"}
+    titles = {
+        "inference": "inference, one row",
+        "features": "features of {} rows",
+        "training_step": "training step, {} rows",
+    }
     yield head("dim", "DEQ", "job", "DEQ, ms", "matched ENN, ms", "DEQ / ENN", "DEQ, MB", "matched ENN, MB")
     for dim in (1024, 4096):
         for title, pair in (("ReLU", ("inn", "l_relu_enn")), ("tanh", ("tanh_inn", "h_tanh_enn"))):
             found = costs(*(build_model(name, 784, dim, 10, 0.2) for name in pair), noise(512), budget=30)
             for job, rows in found["rows"].items():
                 times = (f"{float(f'{1e3 * t:.3g}'):g}" for t in found["seconds"][job].values())  # three digits
-                yield row(str(dim), title, titles[job].format(rows), *times, f"{found['ratios'][job]:.1f}",
-                          *(f"{m / 1e6:.0f}" for m in found["memory"][job].values()))
+                yield row(
+                    str(dim),
+                    title,
+                    titles[job].format(rows),
+                    *times,
+                    f"{found['ratios'][job]:.1f}",
+                    *(f"{m / 1e6:.0f}" for m in found["memory"][job].values()),
+                )
     yield "\nMemory: the weights, and the most that the job holds beside them."
 
 
@@ -82,27 +94,34 @@ JOBS = {
     "import torch": "import torch",
     "τ_0 of 60,000 × 784": "import torch, utils; utils.estimate_tau0(torch.randn(60000, 784))",
     "exact CK and NTK, relu, n = 4000, p = 5000": "import torch, kernels, gaussian_integration as g; "
-        "kernels.implicit_kernels(torch.randn(4000, 5000).double() / 5000**0.5, g.ACTIVATIONS['relu'], 0.2)",
+    "kernels.implicit_kernels(torch.randn(4000, 5000).double() / 5000**0.5, g.ACTIVATIONS['relu'], 0.2)",
     "DEQ features, 60,000 × 784 to dim 1024": "import torch, model, train; "
-        "train.extract_features(model.build_model('inn', 784, 1024, 10, 0.2), torch.randn(60000, 784) / 28)",
+    "train.extract_features(model.build_model('inn', 784, 1024, 10, 0.2), torch.randn(60000, 784) / 28)",
 }
 
 
 def memory():
     yield head("job", "peak memory", "of the arrays in and out")
-    floor = {"τ_0 of 60,000 × 784": 60000 * 784 * 4,
-             "exact CK and NTK, relu, n = 4000, p = 5000": 8 * 4000 * (5000 + 2 * 4000),
-             "DEQ features, 60,000 × 784 to dim 1024": 4 * 60000 * (784 + 1024)}
+    floor = {
+        "τ_0 of 60,000 × 784": 60000 * 784 * 4,
+        "exact CK and NTK, relu, n = 4000, p = 5000": 8 * 4000 * (5000 + 2 * 4000),
+        "DEQ features, 60,000 × 784 to dim 1024": 4 * 60000 * (784 + 1024),
+    }
     bare = None
     for name, job in JOBS.items():
         peak = peak_memory(job)
         bare = bare or peak
-        yield row(name, f"{peak / 2**30:.2f} GB",
-                  f"{(peak - bare) / floor[name]:.2f} beyond torch's own" if name in floor else "")
+        yield row(
+            name,
+            f"{peak / 2**30:.2f} GB",
+            f"{(peak - bare) / floor[name]:.2f} beyond torch's own" if name in floor else "",
+        )
 
 
-SECTIONS = {f.__name__: f for f in (start, matching, kernels, kernel_machine, features, cost, solver, readout, memory,
-                                    growth, roots)}
+SECTIONS = {
+    f.__name__: f
+    for f in (start, matching, kernels, kernel_machine, features, cost, solver, readout, memory, growth, roots)
+}
 
 
 def machine():
@@ -110,17 +129,36 @@ def machine():
     import numpy
     import scipy
     import torch
-    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else platform.processor()
-    return (f"{model or platform.machine()}, {torch.get_num_threads()} threads; python {platform.python_version()}, "
-            f"torch {torch.__version__}, numpy {numpy.__version__}, scipy {scipy.__version__}")
+
+    model = (
+        next(
+            (
+                line.partition(":")[2].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            "",
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
+    return (
+        f"{model or platform.machine()}, {torch.get_num_threads()} threads; python {platform.python_version()}, "
+        f"torch {torch.__version__}, numpy {numpy.__version__}, scipy {scipy.__version__}"
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("section", nargs="*", metavar="section", help=f"from {', '.join(SECTIONS)} (default: all)")
-    parser.add_argument("--report", nargs="?", const=ROOT / "results" / "bench.md", type=Path, metavar="FILE",
-                        help="write the sections (default: all but roots) as one page (default: results/bench.md)")
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const=ROOT / "results" / "bench.md",
+        type=Path,
+        metavar="FILE",
+        help="write the sections (default: all but roots) as one page (default: results/bench.md)",
+    )
     args = parser.parse_args()
     chosen = args.section or [name for name in SECTIONS if not (args.report and name == "roots")]
     if unknown := [name for name in chosen if name not in SECTIONS]:
@@ -137,6 +175,7 @@ def main():
             print(line, flush=True)
     if args.report:
         from utils import atomic_write
+
         with atomic_write(args.report, "w") as file:
             file.write("\n".join(page) + "\n")
         print(f"\n{args.report}")

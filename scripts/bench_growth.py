@@ -8,6 +8,7 @@ def slope(sizes, times):
     """Least-squares slope of log time against log size, and its standard error."""
     import numpy as np
     from scipy.stats import linregress
+
     fit = linregress(np.log(sizes), np.log(times))
     return fit.slope, fit.stderr
 
@@ -45,17 +46,19 @@ def growth():
         return lambda: estimate_tau0(X)
 
     n_kernel, n_rows, m = (500, 1000, 2000, 4000), (2048, 4096, 8192, 16384), (256, 512, 1024, 2048)
-    jobs = [("τ_0", "n", (15000, 30000, 60000, 120000), lambda n: tau(n, 784)),
-            ("X Xᵀ, p = 2000", "n", n_kernel, lambda n: product(n, 2000)),
-            ("exact kernels, relu, p = 2000", "n", n_kernel, lambda n: kernel(n, 2000, "relu")),
-            ("exact kernels, swish, p = 2000", "n", n_kernel, lambda n: kernel(n, 2000, "swish")),
-            ("X Xᵀ, n = 2000", "p", (1000, 2000, 4000, 8000), lambda p: product(2000, p)),
-            ("exact kernels, relu, n = 2000", "p", (1000, 2000, 4000, 8000), lambda p: kernel(2000, p, "relu")),
-            ("ReLU-DEQ features, dim 512", "n", n_rows, lambda n: deq(n, 784, 512)),
-            ("ReLU-DEQ features, n = 2048, dim 512", "p", (256, 1024, 4096, 16384), lambda p: deq(2048, p, 512)),
-            ("ReLU-DEQ features, n = 2048", "m", m, lambda m: deq(2048, 784, m)),
-            ("readout epoch, dim 512", "n", (7500, 15000, 30000, 60000), lambda n: epoch(n, 512)),
-            ("readout epoch, n = 30,000", "m", m, lambda m: epoch(30000, m))]
+    jobs = [
+        ("τ_0", "n", (15000, 30000, 60000, 120000), lambda n: tau(n, 784)),
+        ("X Xᵀ, p = 2000", "n", n_kernel, lambda n: product(n, 2000)),
+        ("exact kernels, relu, p = 2000", "n", n_kernel, lambda n: kernel(n, 2000, "relu")),
+        ("exact kernels, swish, p = 2000", "n", n_kernel, lambda n: kernel(n, 2000, "swish")),
+        ("X Xᵀ, n = 2000", "p", (1000, 2000, 4000, 8000), lambda p: product(2000, p)),
+        ("exact kernels, relu, n = 2000", "p", (1000, 2000, 4000, 8000), lambda p: kernel(2000, p, "relu")),
+        ("ReLU-DEQ features, dim 512", "n", n_rows, lambda n: deq(n, 784, 512)),
+        ("ReLU-DEQ features, n = 2048, dim 512", "p", (256, 1024, 4096, 16384), lambda p: deq(2048, p, 512)),
+        ("ReLU-DEQ features, n = 2048", "m", m, lambda m: deq(2048, 784, m)),
+        ("readout epoch, dim 512", "n", (7500, 15000, 30000, 60000), lambda n: epoch(n, 512)),
+        ("readout epoch, n = 30,000", "m", m, lambda m: epoch(30000, m)),
+    ]
     yield head("time of", "in", "sizes", "log-log slope")
     for name, variable, sizes, make in jobs:
         gradient, error = slope(sizes, [seconds(make(size), 3) for size in sizes])

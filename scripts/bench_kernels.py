@@ -15,8 +15,13 @@ def matching():
         activation = ACTIVATIONS[name]
         moments = seconds(lambda: (implicit_ck if kernel == "ck" else implicit_ntk)(activation, 0.2), 20)
         taken = seconds(lambda: match(activation, 0.2, kernel=kernel), 5)
-        yield row(name, kernel.upper(), match(activation, 0.2, kernel=kernel).family, f"{1e3 * moments:.2f} ms",
-                  f"{1e3 * taken:.1f} ms")
+        yield row(
+            name,
+            kernel.upper(),
+            match(activation, 0.2, kernel=kernel).family,
+            f"{1e3 * moments:.2f} ms",
+            f"{1e3 * taken:.1f} ms",
+        )
 
 
 def monte_carlo(X, activation, sigma_a2=0.2, width=1000, iterations=8):
@@ -59,13 +64,25 @@ def kernels():
     for n, p in ((1600, 2000), (4000, 5000)):
         X = torch.randn(n, p, dtype=torch.float64) / p**0.5
         gram = seconds(lambda: X @ X.T, 3)
-        relu, swish, hardtanh = (seconds(lambda: implicit_kernels(X, ACTIVATIONS[name], 0.2), 3)
-                                 for name in ("relu", "swish", "hardtanh"))
+        relu, swish, hardtanh = (
+            seconds(lambda: implicit_kernels(X, ACTIVATIONS[name], 0.2), 3) for name in ("relu", "swish", "hardtanh")
+        )
         sampled, networks = monte_carlo(X, ACTIVATIONS["relu"])
-        columns.append((f"{gram:.3f} s", f"{relu / gram:.2f} × X Xᵀ", f"{swish / relu:.2f} × relu",
-                        f"{hardtanh / relu:.2f} × relu",
-                        f"{sampled / relu:.1f} × relu ({networks} networks of width 1000)"))
-    names = ("X Xᵀ", "relu, closed form", "swish, Mehler series", "hardtanh, quadrature",
-             "the CK alone by Monte Carlo, standard error 1%")
+        columns.append(
+            (
+                f"{gram:.3f} s",
+                f"{relu / gram:.2f} × X Xᵀ",
+                f"{swish / relu:.2f} × relu",
+                f"{hardtanh / relu:.2f} × relu",
+                f"{sampled / relu:.1f} × relu ({networks} networks of width 1000)",
+            )
+        )
+    names = (
+        "X Xᵀ",
+        "relu, closed form",
+        "swish, Mehler series",
+        "hardtanh, quadrature",
+        "the CK alone by Monte Carlo, standard error 1%",
+    )
     for name, *cells in zip(names, *columns):
         yield row(name, *cells)

@@ -20,12 +20,14 @@ P = 784
 
 def network(name):
     from model import build_model
+
     return build_model(name, P, 1, 10, 0.2)
 
 
 def formed(name, X, kernel):
     from kernel_runs import float32_blocks
     from kernel_storage import Layout, MemoryRows, form
+
     blocks, rows = float32_blocks(network(name), X), MemoryRows(Layout(len(X)))
     form(blocks, kernel, rows)
     return blocks, rows
@@ -34,9 +36,10 @@ def formed(name, X, kernel):
 def gram(X, height=1080):
     """The lower triangle of X X^T, in the block rows and the precision in which it enters a kernel."""
     import torch
+
     X = X.double()
     for start in range(0, len(X), height):
-        torch.mm(X[start:start + height], X[:start + height].T)
+        torch.mm(X[start : start + height], X[: start + height].T)
 
 
 def in_turns(calls, repeats=3):
@@ -64,6 +67,7 @@ def factorisation(n=6000):
 
     from kernel_cholesky import factorise
     from kernel_storage import Layout, MemoryRows
+
     X = noise(n)
     K = X @ X.T
     K.diagonal().add_(1)
@@ -72,7 +76,7 @@ def factorisation(n=6000):
         rows = MemoryRows(Layout(n))
         for i in range(rows.layout.blocks):
             r = rows.layout.rows(i)
-            rows.write(i, K[r, :r.stop].clone())
+            rows.write(i, K[r, : r.stop].clone())
         factorise(rows, 0.0)
 
     lapack, taken = in_turns([lambda: torch.linalg.cholesky_ex(K), ours])
@@ -88,6 +92,7 @@ def shared(rank, size, n):
     from kernel_cg import fit_shared, predict_shared
     from kernel_runs import blocks_of
     from kernel_storage import Layout, MemoryRows, form
+
     generator = torch.Generator().manual_seed(0)
     X, other = (torch.randn(m, P, generator=generator) / P**0.5 for m in (n, 1000))
     labels, team, model = torch.arange(n) % 10, Team(rank, size), network("inn")
@@ -107,8 +112,15 @@ def ranks(n=3000):
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        started = [subprocess.Popen([sys.executable, __file__, str(rank), str(size), port, str(n)], env=environment,
-                                    stdout=subprocess.PIPE, text=True) for rank in range(size)]
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, str(rank), str(size), port, str(n)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]
         return max(float(process.communicate()[0]) for process in started)
 
     yield "\n" + head("kernel, conjugate gradients and predictions", "two ranks of one thread / one process of two")
@@ -124,6 +136,7 @@ def kernel_machine():
 
 if __name__ == "__main__":
     import torch.distributed as dist
+
     mine, among, where, samples = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{where}", rank=int(mine), world_size=int(among))
     print(shared(int(mine), int(among), int(samples)))

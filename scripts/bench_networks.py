@@ -11,6 +11,7 @@ from bench_tools import head, row, seconds
 def matrix_rate(m=2048):
     """Flops a second of a square float32 product."""
     import torch
+
     A, B = torch.randn(m, m), torch.randn(m, m)
     return 2 * m**3 / seconds(lambda: A @ B, 7)
 
@@ -48,6 +49,7 @@ def torchdeq_solvers():
         def solve(f, z0):
             z, _, info = get_solver(key)(f, z0, max_iter=200, tol=1e-6, stop_mode="rel")
             return z, int(info["nstep"].max())
+
         return solve
 
     return {f"torchdeq {key}": wrapped(key) for key in ("fixed_point_iter", "anderson", "broyden")}
@@ -64,13 +66,21 @@ def solver():
         def solve(f, z0):
             solution = method.solve(f, z0)
             return solution.value, solution.iterations
+
         return solve
 
     solvers = {"Picard": ours(Picard(1e-6)), "Anderson": ours(Anderson(1e-6)), **torchdeq_solvers()}
     against = ["torchdeq's fastest / Picard"] if len(solvers) > 2 else []
     yield head("dim", "DEQ", *(f"{name}: iterations, ms" for name in solvers), *against)
-    for dim, name, sigma_a2 in ((256, "relu", 0.2), (256, "tanh", 0.2), (1024, "relu", 0.2), (1024, "tanh", 0.2),
-                                (1024, "relu", 0.8), (4096, "relu", 0.2), (4096, "tanh", 0.2)):
+    for dim, name, sigma_a2 in (
+        (256, "relu", 0.2),
+        (256, "tanh", 0.2),
+        (1024, "relu", 0.2),
+        (1024, "tanh", 0.2),
+        (1024, "relu", 0.8),
+        (4096, "relu", 0.2),
+        (4096, "tanh", 0.2),
+    ):
         model = DEQ(ACTIVATIONS[name], 784, dim, 10, sigma_a2)
         X = torch.randn(512, 784) / 28
         problem = {}
@@ -110,6 +120,7 @@ def readout_task(dim, opt="sgd", n=60000):
 
     class Given(torch.nn.Module):
         """A network whose features are its input."""
+
         def __init__(self):
             super().__init__()
             self.readout = torch.nn.Linear(dim, 10, bias=False)
@@ -118,7 +129,7 @@ def readout_task(dim, opt="sgd", n=60000):
             return x
 
     X, y = torch.randn(n, dim) / dim**0.5, torch.arange(n) % 10
-    data = Dataset("noise", X, y, X[:n // 6], y[:n // 6], 10, None)
+    data = Dataset("noise", X, y, X[: n // 6], y[: n // 6], 10, None)
     return ReadoutTask(Given(), data, Config("noise", "given", dim, 0.1, 1, 128, opt=opt), "cpu")
 
 

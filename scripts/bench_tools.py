@@ -28,4 +28,5 @@ def head(*cells):
 
 def noise(n, p=784):
     import torch
+
     return torch.randn(n, p) / p**0.5

@@ -34,6 +34,7 @@ def legend_below(figure, handles, columns):
 def epoch_figure(experiment):
     """Test accuracy against epoch, a panel a width: mean over seeds, and a band of one standard deviation."""
     from matplotlib import pyplot as plt
+
     dims, style = experiment.dims, looks(experiment)
     columns = min(3, len(dims))
     rows = math.ceil(len(dims) / columns)
@@ -49,7 +50,7 @@ def epoch_figure(experiment):
             ax.set_xscale("log")
         else:
             ax.xaxis.get_major_locator().set_params(integer=True)
-    for ax in axes.flat[len(dims):]:
+    for ax in axes.flat[len(dims) :]:
         ax.set_axis_off()
     for ax in axes[:, 0]:
         ax.set_ylabel("test accuracy (%)")
@@ -64,6 +65,7 @@ def width_figure(experiment, margin=MARGIN):
     The margin within which networks count as equal is grey.
     """
     from matplotlib import pyplot as plt
+
     dims, style, pairs = experiment.dims, looks(experiment), pairs_of(experiment)
     panels = 2 if pairs else 1
     figure, axes = plt.subplots(1, panels, figsize=(3.375 * panels, 3.1), squeeze=False)
@@ -84,11 +86,18 @@ def width_figure(experiment, margin=MARGIN):
             shift = 1.04 ** (index - (len(pairs) - 1) / 2)  # side by side, or the bars hide one another
             bars = [paired.half for paired in found.values()]
             seeds |= {paired.n for paired in found.values()}
-            right.errorbar([dim * shift for dim in found], [paired.mean for paired in found.values()],
-                           None if any(map(math.isnan, bars)) else bars, color=style[enn]["color"],
-                           linestyle=style[enn]["linestyle"], marker="o", markersize=3)
-        right.set(ylabel="DEQ − ENN (percentage points)",
-                  title="difference" if seeds == {1} else "difference, 95% interval")
+            right.errorbar(
+                [dim * shift for dim in found],
+                [paired.mean for paired in found.values()],
+                None if any(map(math.isnan, bars)) else bars,
+                color=style[enn]["color"],
+                linestyle=style[enn]["linestyle"],
+                marker="o",
+                markersize=3,
+            )
+        right.set(
+            ylabel="DEQ − ENN (percentage points)", title="difference" if seeds == {1} else "difference, 95% interval"
+        )
     for ax in axes.flat:
         ax.set(xlabel="width $m$", xscale="log")
         ax.set_xticks(dims, dims)
@@ -104,6 +113,7 @@ KINDS = ("epochs", "widths")
 def write_figures(experiments, folder, margin=MARGIN):
     """{(index of the experiment, kind): path}"""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -56,8 +56,13 @@ def table(folder):
                 pair = (right([log_path(rows[n][0], folder, "predicted")]) for n in (reference, name))
                 difference = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * x for x in bootstrap_difference(*pair)))
             scores = (record.get(f"test_{score}") for score in ("log_likelihood", "calibration_error"))
-            cells = (f"{record['train_size']}", f"{record['ridge']:.2g}", f"{100 * record['test_accuracy']:.2f}",
-                     difference, *("" if score is None else f"{score:.4f}" for score in scores))
+            cells = (
+                f"{record['train_size']}",
+                f"{record['ridge']:.2g}",
+                f"{100 * record['test_accuracy']:.2f}",
+                difference,
+                *("" if score is None else f"{score:.4f}" for score in scores),
+            )
             yield f"| {name} | {' | '.join(cells)} |"
 
 

@@ -97,6 +97,7 @@ class Experiment:
 # ---------------------------------------------------------------------------------------------------------------
 # reading
 
+
 def as_fractions(values, source):
     """Accuracies in [0, 1]; a list with a value above 1 is in percent."""
     if not (isinstance(values, list) and values and all(type(v) in (int, float) and 0 <= v <= 100 for v in values)):
@@ -135,8 +136,10 @@ def read_events(path):
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
-        raise LogError(f"{folders[0]} holds TensorBoard event files, and the package tensorboard is not installed: "
-                       "pip install tensorboard") from None
+        raise LogError(
+            f"{folders[0]} holds TensorBoard event files, and the package tensorboard is not installed: "
+            "pip install tensorboard"
+        ) from None
     found = {}
     for folder in folders:
         match = EVENTS.fullmatch(folder.name)
@@ -160,6 +163,7 @@ def read_events(path):
 def read_times(folder):
     """{(dataset, model, dim, seed): (config, setup seconds, {epoch: record})} from metrics.jsonl."""
     from train import read_metrics
+
     owner, setup, epochs = {}, {}, {}
     for record in read_metrics(folder):
         key = record["run"]
@@ -171,8 +175,9 @@ def read_times(folder):
             setup[key] = min(record["setup_seconds"], setup.get(key, math.inf))
         elif record["event"] == "epoch":
             epochs.setdefault(key, {})[record["epoch"]] = record
-    return {name: (record["config"], setup[record["run"]], epochs.get(record["run"], {}))
-            for name, record in owner.items()}
+    return {
+        name: (record["config"], setup[record["run"]], epochs.get(record["run"], {})) for name, record in owner.items()
+    }
 
 
 def read_runs(path):
@@ -186,15 +191,26 @@ def read_runs(path):
         raise LogError(f"{path}: no such folder")
     found = {**read_json_logs(path), **read_events(path)}
     if not found:
-        raise LogError(f"{path}: no accuracy logs ({{dim}}_test_{{model}}_{{dataset}}.json) and no TensorBoard "
-                       "event files")
+        raise LogError(
+            f"{path}: no accuracy logs ({{dim}}_test_{{model}}_{{dataset}}.json) and no TensorBoard event files"
+        )
     times = {folder: read_times(folder) for folder in {name[0] for name in found}}
     runs = []
     for (folder, *name), splits in found.items():
         dataset, model, dim, seed = name
         config, setup, epochs = times[folder].get(tuple(name), (None, None, {}))
-        run = Run(folder, dataset, model, dim, seed, splits.get("train", ()), splits.get("test", ()), config, setup,
-                  median(r["seconds"] for r in epochs.values()) if epochs else None)
+        run = Run(
+            folder,
+            dataset,
+            model,
+            dim,
+            seed,
+            splits.get("train", ()),
+            splits.get("test", ()),
+            config,
+            setup,
+            median(r["seconds"] for r in epochs.values()) if epochs else None,
+        )
         if not run.test:
             raise LogError(f"{run.title}: a log of the training accuracy without one of the test accuracy")
         # a killed run's last epoch may be in the one file and not yet in the other
@@ -228,8 +244,10 @@ def group(runs):
         mine = {k: v for k, v in (run.config or {}).items() if k not in ("dim", "seed")}
         first, theirs = names.setdefault((run.folder, run.dataset, run.model), (run, mine))
         if theirs != mine:
-            raise LogError(f"{run.title} and dim {first.dim} seed {first.seed} are two configurations under one name "
-                           f"({differing(mine, theirs)}): summarise them from folders of their own")
+            raise LogError(
+                f"{run.title} and dim {first.dim} seed {first.seed} are two configurations under one name "
+                f"({differing(mine, theirs)}): summarise them from folders of their own"
+            )
         settings = shared(run.config)
         key = (run.dataset, json.dumps(settings, sort_keys=True) if settings else str(run.folder))
         experiment = experiments.setdefault(key, Experiment(run.dataset, settings, []))
@@ -257,8 +275,9 @@ def first_epochs(experiment, epochs):
     """
     if epochs > experiment.epochs:
         raise LogError(f"--epoch {epochs}: the runs of {experiment.title} have no more")
-    runs = {name: replace(run, train=run.train[:epochs], test=run.test[:epochs])
-            for name, run in experiment.runs.items()}
+    runs = {
+        name: replace(run, train=run.train[:epochs], test=run.test[:epochs]) for name, run in experiment.runs.items()
+    }
     return replace(experiment, runs=runs, first=epochs)
 
 

@@ -11,51 +11,72 @@ from tables import cost_table, difference_table, equality_table  # noqa: E402
 
 # section, what the paper claims, its stages; the authors' slides show pictures without numbers
 KERNELS = [
-    ("Theorem 1: the conjugate kernel of a DEQ and its equivalent on a Gaussian mixture",
-     "‖G − Ḡ‖ is O(n^(−1/2)). A figure of the slides shows the relative error ‖G − Ḡ‖/‖G‖ against n for DEQs of "
-     "several activations at σ_a² = 0.2, on a two-class mixture with p/n = 0.8.",
-     ["ck_gmm_matching"]),
-    ("Theorem 2: the neural tangent kernel of a DEQ and its equivalent on a Gaussian mixture",
-     "‖K − K̄‖ is O(n^(−1/2)). The slides state the theorem; the authors' code has a script for its figure.",
-     ["gmm_ntk_matching"]),
-    ("The same two kernels on images",
-     "The authors' code has scripts for both kernels on MNIST; the slides claim nothing beyond mixtures.",
-     ["ck_mnist_matching", "mnist_ntk_matching", "cifar10_matching"]),
-    ("Example 1: a tanh-DEQ and its hard-tanh network of one hidden layer",
-     "‖G − Σ‖ is O(n^(−1/2)) once the activation of the explicit network is matched. A figure of the slides shows "
-     "the two kernels to be close.",
-     ["gmm_one_layer_matching", "mnist_one_layer_matching"]),
-    ("Example 2: a ReLU-DEQ and its leaky-ReLU network of two hidden layers",
-     "‖G − Σ‖ is O(n^(−1/2)) once the activations of both layers are matched. A figure of the slides shows the two "
-     "kernels to be close.",
-     ["gmm_two_layer_relu_matching", "mnist_two_layer_matching"]),
-    ("Finite width",
-     "No claim: the paper's kernels are those of infinite width. Ours shows how networks of width m approach them.",
-     ["finite_width_kernels"]),
-    ("Any DEQ",
-     "The slides match a tanh-DEQ and a ReLU-DEQ, and say that two hidden layers are needed in general. Ours "
-     "matches every activation of the registry.",
-     ["any_activation_matching", "matching_map"]),
+    (
+        "Theorem 1: the conjugate kernel of a DEQ and its equivalent on a Gaussian mixture",
+        "‖G − Ḡ‖ is O(n^(−1/2)). A figure of the slides shows the relative error ‖G − Ḡ‖/‖G‖ against n for DEQs of "
+        "several activations at σ_a² = 0.2, on a two-class mixture with p/n = 0.8.",
+        ["ck_gmm_matching"],
+    ),
+    (
+        "Theorem 2: the neural tangent kernel of a DEQ and its equivalent on a Gaussian mixture",
+        "‖K − K̄‖ is O(n^(−1/2)). The slides state the theorem; the authors' code has a script for its figure.",
+        ["gmm_ntk_matching"],
+    ),
+    (
+        "The same two kernels on images",
+        "The authors' code has scripts for both kernels on MNIST; the slides claim nothing beyond mixtures.",
+        ["ck_mnist_matching", "mnist_ntk_matching", "cifar10_matching"],
+    ),
+    (
+        "Example 1: a tanh-DEQ and its hard-tanh network of one hidden layer",
+        "‖G − Σ‖ is O(n^(−1/2)) once the activation of the explicit network is matched. A figure of the slides shows "
+        "the two kernels to be close.",
+        ["gmm_one_layer_matching", "mnist_one_layer_matching"],
+    ),
+    (
+        "Example 2: a ReLU-DEQ and its leaky-ReLU network of two hidden layers",
+        "‖G − Σ‖ is O(n^(−1/2)) once the activations of both layers are matched. A figure of the slides shows the two "
+        "kernels to be close.",
+        ["gmm_two_layer_relu_matching", "mnist_two_layer_matching"],
+    ),
+    (
+        "Finite width",
+        "No claim: the paper's kernels are those of infinite width. Ours shows how networks of width m approach them.",
+        ["finite_width_kernels"],
+    ),
+    (
+        "Any DEQ",
+        "The slides match a tanh-DEQ and a ReLU-DEQ, and say that two hidden layers are needed in general. Ours "
+        "matches every activation of the registry.",
+        ["any_activation_matching", "matching_map"],
+    ),
 ]
 TRAINING = [
-    ("Every weight trained",
-     "No claim: the authors' code trains the readout alone, which the conjugate kernel governs. Ours trains every "
-     "weight by SGD on MNIST, where a network with the DEQ's tangent kernel should follow the DEQ's curve.",
-     ["training_dynamics"]),
-    ("Positive concave DEQs",
-     "Not of this paper but of Gabor, Piotrowski & Cavalcante, ICML 2024: with nonnegative weights and a concave "
-     "activation there is one fixed point, which plain iteration reaches geometrically, however large they are.",
-     ["pcdeq_convergence"]),
+    (
+        "Every weight trained",
+        "No claim: the authors' code trains the readout alone, which the conjugate kernel governs. Ours trains every "
+        "weight by SGD on MNIST, where a network with the DEQ's tangent kernel should follow the DEQ's curve.",
+        ["training_dynamics"],
+    ),
+    (
+        "Positive concave DEQs",
+        "Not of this paper but of Gabor, Piotrowski & Cavalcante, ICML 2024: with nonnegative weights and a concave "
+        "activation there is one fixed point, which plain iteration reaches geometrically, however large they are.",
+        ["pcdeq_convergence"],
+    ),
 ]
-ACCURACY = ("A figure of the slides shows classification accuracies of DEQs and explicit networks trained with SGD; "
-            "the authors' code has scripts for MNIST, Fashion-MNIST and CIFAR-10 (features of a VGG16). The take-away "
-            "is that the equivalence makes implicit networks explicit and reduces the computation significantly. The "
-            "sweeps on a Gaussian mixture, those with Adam, and the three seeds are ours.")
+ACCURACY = (
+    "A figure of the slides shows classification accuracies of DEQs and explicit networks trained with SGD; "
+    "the authors' code has scripts for MNIST, Fashion-MNIST and CIFAR-10 (features of a VGG16). The take-away "
+    "is that the equivalence makes implicit networks explicit and reduces the computation significantly. The "
+    "sweeps on a Gaussian mixture, those with Adam, and the three seeds are ours."
+)
 CLAIMED = "A figure of accuracies; the equivalence makes implicit networks explicit, and their computation much less."
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # figures
+
 
 def kernel_rows(record, name):
     """Rows [script, curve, slope, error at the least size, at the largest] of a figure's JSON."""
@@ -65,8 +86,14 @@ def kernel_rows(record, name):
     rows = []
     for curve, errors in record["errors"].items():
         fit = fits.get(curve) or (record.get("slope") if curve == "matched" else None)
-        rows.append([f"`{name}`", curve, f"{fit[0]:+.3f} ± {fit[1]:.3f}".replace("-", "−") if fit else "–",
-                     *(f"{geometric_mean(errors[i]):.3g} ({sizes[i]})" for i in (0, -1))])
+        rows.append(
+            [
+                f"`{name}`",
+                curve,
+                f"{fit[0]:+.3f} ± {fit[1]:.3f}".replace("-", "−") if fit else "–",
+                *(f"{geometric_mean(errors[i]):.3g} ({sizes[i]})" for i in (0, -1)),
+            ]
+        )
     return rows
 
 
@@ -79,14 +106,18 @@ def kernel_finding(record, name):
         matched, unmatched = (geometric_mean(errors[key][-1]) for key in ("matched", "unmatched"))
         slope = f", with slope {signed(record['slope'][0])}" if record.get("slope") else ""
         gap = 1 - min(record["overlaps"])
-        return (f"`{name}`: at n = {sizes[-1]} the matched network's kernel is {matched:.2g} from the DEQ's{slope}, "
-                f"the unmatched one's {unmatched:.2g}; the overlaps of the two largest eigenvectors are within "
-                f"{gap:.1g} of 1.")
+        return (
+            f"`{name}`: at n = {sizes[-1]} the matched network's kernel is {matched:.2g} from the DEQ's{slope}, "
+            f"the unmatched one's {unmatched:.2g}; the overlaps of the two largest eigenvectors are within "
+            f"{gap:.1g} of 1."
+        )
     slopes = [fit[0] for fit in (record.get("slopes") or {}).values() if fit]
     if slopes and "relu" in errors:
         last = [geometric_mean(e[-1]) for e in errors.values()]
-        return (f"`{name}`: slopes from {signed(min(slopes))} to {signed(max(slopes))} over {len(slopes)} activations; "
-                f"at n = {sizes[-1]} errors from {min(last):.2g} to {max(last):.2g}.")
+        return (
+            f"`{name}`: slopes from {signed(min(slopes))} to {signed(max(slopes))} over {len(slopes)} activations; "
+            f"at n = {sizes[-1]} errors from {min(last):.2g} to {max(last):.2g}."
+        )
     return ""
 
 
@@ -109,11 +140,13 @@ def training_table(record):
         return f"{row['distance']:.3f} ± {row['distance_error']:.3f}" if row["distance"] is not None else "–"
 
     names = [name for name in cells[0]["networks"] if name != "deq"]
-    return Table(f"Distance to the DEQ's curve of training loss at width {width}, of the drop of its loss",
-                 ["network", *(f"lr {cell['lr']:g}{', centred' * cell['centred']}" for cell in cells)],
-                 [[record["names"][name], *(shown(cell["networks"][name]) for cell in cells)] for name in names],
-                 "± standard error over the seeds. Centred: f − f_0 is trained, f_0 being the network at its start. "
-                 "What diverges is compared up to there; a dash: it diverged before the first point of its curve.")
+    return Table(
+        f"Distance to the DEQ's curve of training loss at width {width}, of the drop of its loss",
+        ["network", *(f"lr {cell['lr']:g}{', centred' * cell['centred']}" for cell in cells)],
+        [[record["names"][name], *(shown(cell["networks"][name]) for cell in cells)] for name in names],
+        "± standard error over the seeds. Centred: f − f_0 is trained, f_0 being the network at its start. "
+        "What diverges is compared up to there; a dash: it diverged before the first point of its curve.",
+    )
 
 
 def training_finding(record, name):
@@ -122,18 +155,29 @@ def training_finding(record, name):
     ntk, unmatched = (first["networks"][key]["distance"] for key in ("ntk", "unmatched"))
     if ntk is None or unmatched is None:
         return ""
-    return (f"`{name}`: at width {width} and a learning rate of {first['lr']:g} the curve of training loss of the "
-            f"NTK-matched network is {ntk:.2g} of the drop of the DEQ's loss from the DEQ's curve, that of the "
-            f"unmatched one {unmatched:.2g}.")
+    return (
+        f"`{name}`: at width {width} and a learning rate of {first['lr']:g} the curve of training loss of the "
+        f"NTK-matched network is {ntk:.2g} of the drop of the DEQ's loss from the DEQ's curve, that of the "
+        f"unmatched one {unmatched:.2g}."
+    )
 
 
 def pcdeq_table(record):
     """Geometric rates of the layers trained on MNIST, beside what they should be."""
-    rows = [[r["layer"], *(f"{r[key]:.4f}" for key in ("radius", "rate", "jacobian_radius", "bound")),
-             f"{100 * r['test_accuracy']:.2f}"] for r in record["trained"] if r["converged"]]
-    return Table("Layers of 80 units trained on MNIST: rate at which plain iteration converges",
-                 ["activation", "spectral radius of W", "rate", "of the Jacobian", "bound of five steps",
-                  "test accuracy, %"], rows)
+    rows = [
+        [
+            r["layer"],
+            *(f"{r[key]:.4f}" for key in ("radius", "rate", "jacobian_radius", "bound")),
+            f"{100 * r['test_accuracy']:.2f}",
+        ]
+        for r in record["trained"]
+        if r["converged"]
+    ]
+    return Table(
+        "Layers of 80 units trained on MNIST: rate at which plain iteration converges",
+        ["activation", "spectral radius of W", "rate", "of the Jacobian", "bound of five steps", "test accuracy, %"],
+        rows,
+    )
 
 
 def pcdeq_finding(record, name):
@@ -141,9 +185,12 @@ def pcdeq_finding(record, name):
     lost = [r["layer"] for r in trained + record["random"] if not r["converged"] and r["layer"] != "plain"]
     rates = [r["rate"] for r in trained if r["converged"]]
     largest = max(r["radius"] for r in record["random"] if r["layer"] != "plain")
-    every = (f"every positive concave layer converges, the trained ones at rates from {min(rates):.2f} to "
-             f"{max(rates):.2f}, random ones up to a spectral radius of {largest:.0f}" if not lost else
-             f"not every positive concave layer converges: {', '.join(lost)}")
+    every = (
+        f"every positive concave layer converges, the trained ones at rates from {min(rates):.2f} to "
+        f"{max(rates):.2f}, random ones up to a spectral radius of {largest:.0f}"
+        if not lost
+        else f"not every positive concave layer converges: {', '.join(lost)}"
+    )
     return f"`{name}`: {every}; a plain DEQ stops at {record['plain_converges_up_to']:.2f}."
 
 
@@ -162,14 +209,19 @@ def figure_tables(records):
     rows = [row for name, record in records.items() for row in kernel_rows(record, name)]
     if rows:
         size = "width" if list(records) == ["finite_width_kernels"] else "n"
-        made.append(Table("Relative spectral error, geometric mean over draws",
-                          ["figure", "curve", f"slope in log {size}", f"error (least {size})",
-                           f"error (largest {size})"], rows))
+        made.append(
+            Table(
+                "Relative spectral error, geometric mean over draws",
+                ["figure", "curve", f"slope in log {size}", f"error (least {size})", f"error (largest {size})"],
+                rows,
+            )
+        )
     return made
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # sweeps
+
 
 def sweep_finding(experiment):
     """The paired differences at the largest width and what they show, in a sentence or two, or ""."""
@@ -178,8 +230,11 @@ def sweep_finding(experiment):
         return ""
     width, *cells = table.rows[-1]
     pairs = "; ".join(f"{pair}: {cell}" for pair, cell in zip(table.header[1:], cells))
-    verdicts = "; ".join(f"{row[1]}: {row[-1]}" for row in equality.rows if row[0] == width) if equality else \
-        "too few seeds for a claim of equality"
+    verdicts = (
+        "; ".join(f"{row[1]}: {row[-1]}" for row in equality.rows if row[0] == width)
+        if equality
+        else "too few seeds for a claim of equality"
+    )
     ratios = [f"{row[4]} times ({row[1]})" for row in cost.rows if row[0] == width] if cost else []
     features = f" A DEQ's features take {' and '.join(ratios)} the time of its matched network's." if ratios else ""
     return f"At width {width}, in percentage points: {pairs}. Two one-sided tests: {verdicts}.{features}"

@@ -28,7 +28,7 @@ from data_prepare import CIFAR10_MEAN, VGG16, cifar10_images, load_vgg16  # noqa
 from main import natural_int, positive_int  # noqa: E402
 from utils import atomic_write, generator, get_device  # noqa: E402
 
-PAD = 4          # pixels of shift in random crops, either way
+PAD = 4  # pixels of shift in random crops, either way
 SMOOTHING = 0.1  # of the labels
 
 
@@ -63,8 +63,13 @@ def accuracy(net, images, labels, batch_size=500):
     net.eval()
     device = next(net.parameters()).device
     right = 0
-    for x, y in tqdm(zip(images.split(batch_size), labels.split(batch_size)), "accuracy", -(-len(images) // batch_size),
-                     disable=None, leave=False):
+    for x, y in tqdm(
+        zip(images.split(batch_size), labels.split(batch_size)),
+        "accuracy",
+        -(-len(images) // batch_size),
+        disable=None,
+        leave=False,
+    ):
         right += (net(x.to(device)).argmax(1).cpu() == y).sum().item()
     return right / len(images)
 
@@ -94,8 +99,10 @@ def train(args):
     train_images, train_labels = data.train[~validation], data.train_labels[~validation]
     if args.batch_size > len(train_images):
         raise ValueError(f"--batch_size {args.batch_size} is more than the {len(train_images)} training images")
-    settings = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size", "lr", "warmup", "weight_decay",
-                                                       "dropout", "small_crops", "cutout")}
+    settings = {
+        name: getattr(args, name)
+        for name in ("seed", "epochs", "batch_size", "lr", "warmup", "weight_decay", "dropout", "small_crops", "cutout")
+    }
     settings["init"] = hashlib.sha256(Path(args.init).read_bytes()).hexdigest() if args.init else ""
     if args.val:  # checkpoints from before there was one have no such setting
         settings["val"] = args.val
@@ -117,11 +124,13 @@ def train(args):
         try:
             state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         except Exception as error:  # a damaged file raises many kinds
-            raise ValueError(f"{checkpoint}: damaged ({type(error).__name__}); delete it, "
-                             "or run without --resume") from None
+            raise ValueError(
+                f"{checkpoint}: damaged ({type(error).__name__}); delete it, or run without --resume"
+            ) from None
         if state["settings"] != settings:
-            raise ValueError(f"{checkpoint}: was written with {state['settings']}; resume with the same, "
-                             "or without --resume")
+            raise ValueError(
+                f"{checkpoint}: was written with {state['settings']}; resume with the same, or without --resume"
+            )
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
@@ -141,7 +150,7 @@ def train(args):
         net.train()
         size = 24 if epoch < args.small_crops * args.epochs else 32
         began, total, right = time.time(), 0.0, 0
-        order = torch.randperm(len(images), generator=draws)[:per_epoch * args.batch_size]
+        order = torch.randperm(len(images), generator=draws)[: per_epoch * args.batch_size]
         batches = tqdm(order.split(args.batch_size), f"epoch {epoch + 1}/{args.epochs}", disable=None, leave=False)
         for i, index in enumerate(batches):
             optimizer.param_groups[0]["lr"] = args.lr * one_cycle(epoch * per_epoch + i, steps, args.warmup)
@@ -157,10 +166,18 @@ def train(args):
             right += (logits.argmax(1) == y).sum().item()
         if not total < float("inf"):
             raise ValueError(f"the loss became {total / per_epoch} in epoch {epoch + 1}; take a smaller --lr")
-        state = {"settings": settings, "epoch": epoch + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict(),
-                 "rng": torch.get_rng_state(), "draws": draws.get_state()}
-        told = (f"epoch {epoch + 1}/{args.epochs}: loss {total / per_epoch:.4f}, "
-                f"training accuracy {right / len(order):.4f}, ")
+        state = {
+            "settings": settings,
+            "epoch": epoch + 1,
+            "net": net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "draws": draws.get_state(),
+        }
+        told = (
+            f"epoch {epoch + 1}/{args.epochs}: loss {total / per_epoch:.4f}, "
+            f"training accuracy {right / len(order):.4f}, "
+        )
         if args.val:
             reached, best = validated(epoch + 1)
             state["best"] = best
@@ -191,8 +208,9 @@ def share(text):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_path", default="data",
-                        help="holds cifar10/{train,test}/<class>/ or torchvision's archive")
+    parser.add_argument(
+        "--dataset_path", default="data", help="holds cifar10/{train,test}/<class>/ or torchvision's archive"
+    )
     parser.add_argument("--output", default="pretrained/cifar10_vgg16.pth")
     parser.add_argument("--checkpoint", default="checkpoints/cifar10_vgg16.ckpt")
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
@@ -200,18 +218,37 @@ def main(argv=None):
     parser.add_argument("--epochs", type=positive_int, default=16)
     parser.add_argument("--batch_size", type=positive_int, default=128)
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate")
-    parser.add_argument("--warmup", type=share, default=0.2, metavar="SHARE",
-                        help="of the steps, the first ones, in which the learning rate rises (default: 0.2)")
+    parser.add_argument(
+        "--warmup",
+        type=share,
+        default=0.2,
+        metavar="SHARE",
+        help="of the steps, the first ones, in which the learning rate rises (default: 0.2)",
+    )
     parser.add_argument("--weight_decay", type=float, default=5e-4)
     parser.add_argument("--dropout", type=float, default=0.2, help="in the head")
-    parser.add_argument("--small_crops", type=share, default=0.75, metavar="SHARE",
-                        help="of the epochs, the first ones, that see 24 x 24 pixels, at two thirds of the cost "
-                             "(default: 0.75)")
-    parser.add_argument("--cutout", type=int, default=0, metavar="PIXELS",
-                        help="side of the square that is taken out of each training image (default: 0)")
-    parser.add_argument("--val", type=natural_int, default=0, metavar="IMAGES",
-                        help="training images, evenly over the classes, that are held out to choose the epoch that is "
-                             "written, such as 5000 (default: 0, the last epoch is written)")
+    parser.add_argument(
+        "--small_crops",
+        type=share,
+        default=0.75,
+        metavar="SHARE",
+        help="of the epochs, the first ones, that see 24 x 24 pixels, at two thirds of the cost (default: 0.75)",
+    )
+    parser.add_argument(
+        "--cutout",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="side of the square that is taken out of each training image (default: 0)",
+    )
+    parser.add_argument(
+        "--val",
+        type=natural_int,
+        default=0,
+        metavar="IMAGES",
+        help="training images, evenly over the classes, that are held out to choose the epoch that is "
+        "written, such as 5000 (default: 0, the last epoch is written)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
     args = parser.parse_args(argv)

@@ -24,13 +24,16 @@ from paper_claims import ACCURACY, CLAIMED, KERNELS, TRAINING, figure_tables, fi
 from summarize import Parser  # noqa: E402
 from tables import tables  # noqa: E402
 
-PAPER = ("Ling et al., *Deep Equilibrium Models are Almost Equivalent to Not-so-deep Explicit Models for "
-         "High-dimensional Gaussian Mixtures*, ICML 2024, arXiv 2402.02697")
+PAPER = (
+    "Ling et al., *Deep Equilibrium Models are Almost Equivalent to Not-so-deep Explicit Models for "
+    "High-dimensional Gaussian Mixtures*, ICML 2024, arXiv 2402.02697"
+)
 NAMES = {"gmm": "Gaussian mixture", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # what was measured
+
 
 def read_figure(folder, name):
     """The numbers of a figure, and a sentence on them."""
@@ -40,8 +43,10 @@ def read_figure(folder, name):
         figure_tables({name: record})  # what is not there is missed here
         return record, finding(record, name)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path}: not the numbers of that figure ({type(error).__name__}): delete it and run "
-                         "scripts/reproduce.sh again") from None
+        raise ValueError(
+            f"{path}: not the numbers of that figure ({type(error).__name__}): delete it and run "
+            "scripts/reproduce.sh again"
+        ) from None
 
 
 def figure_blocks(parts, stages, folder):
@@ -94,8 +99,10 @@ def sweep_blocks(stages, folder):
                     lines.append([title, CLAIMED if opt == "sgd" and dataset != "gmm" else "No claim: ours.", finding])
                     blocks.append(Text(finding, "Measured"))
                 blocks += [Rows(table) for table in tables(experiment)]
-                blocks += [Figure(figures[index, kind], f"{experiment.title}: test accuracy against {kind[:-1]}")
-                           for kind in KINDS]
+                blocks += [
+                    Figure(figures[index, kind], f"{experiment.title}: test accuracy against {kind[:-1]}")
+                    for kind in KINDS
+                ]
         blocks += stage_blocks(name, record)
     return blocks, lines
 
@@ -112,23 +119,42 @@ def machine():
         pass
     try:
         import torch
+
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     except ImportError:
         device = "unknown"
-    return [("date", time.strftime("%Y-%m-%d %H:%M %Z")), ("processor", cpu),
-            ("cores", str(len(os.sched_getaffinity(0)))), ("memory", memory or "unknown"), ("GPU", device),
-            ("system", f"{platform.system()} {platform.release()}"), ("python", platform.python_version()),
-            *((name, importlib.metadata.version(name)) for name in ("torch", "numpy", "scipy", "matplotlib"))]
+    return [
+        ("date", time.strftime("%Y-%m-%d %H:%M %Z")),
+        ("processor", cpu),
+        ("cores", str(len(os.sched_getaffinity(0)))),
+        ("memory", memory or "unknown"),
+        ("GPU", device),
+        ("system", f"{platform.system()} {platform.release()}"),
+        ("python", platform.python_version()),
+        *((name, importlib.metadata.version(name)) for name in ("torch", "numpy", "scipy", "matplotlib")),
+    ]
 
 
 def stage_table(stages):
-    rows = [[f"`{name}`", r["status"], seconds(r) if r["status"] != "skipped" else "–", gigabytes(r),
-             str(r.get("processes", "–")), r.get("threads") or "–", r.get("commit") or "–"]
-            for name, r in stages.items()]
+    rows = [
+        [
+            f"`{name}`",
+            r["status"],
+            seconds(r) if r["status"] != "skipped" else "–",
+            gigabytes(r),
+            str(r.get("processes", "–")),
+            r.get("threads") or "–",
+            r.get("commit") or "–",
+        ]
+        for name, r in stages.items()
+    ]
     total, most = sum(r["seconds"] for r in stages.values()), max(stages.values(), key=lambda r: r["peak_memory"])
     rows.append(["all", "", f"{total:.1f}", gigabytes(most), "", "", ""])
-    return Table("Stages: seconds of wall time over all attempts, and peak memory (GB, all processes of the stage)",
-                 ["stage", "status", "seconds", "memory", "processes", "OMP_NUM_THREADS", "commit"], rows)
+    return Table(
+        "Stages: seconds of wall time over all attempts, and peak memory (GB, all processes of the stage)",
+        ["stage", "status", "seconds", "memory", "processes", "OMP_NUM_THREADS", "commit"],
+        rows,
+    )
 
 
 def read_stages(folder):
@@ -160,6 +186,7 @@ def write_report(folder):
     ValueError : nothing to report, or logs and numbers that cannot be read, named.
     """
     from utils import atomic_write
+
     folder = Path(folder)
     stages = read_stages(folder)
     title = "Deep equilibrium models and the shallow networks that equal them: a reproduction"
@@ -171,12 +198,26 @@ def write_report(folder):
     training, training_lines = figure_blocks(TRAINING, stages, folder)
     if training:
         training.insert(0, Heading(2, "Beyond the readout"))
-    blocks = [Heading(1, title), Text(f"Of {PAPER}. Of {len(stages)} stages: {summary}."), *absent,
-              Rows(Table("What the paper claims, and what was measured", ["", "paper", "measured"],
-                         kernel_lines + sweep_lines + training_lines)),
-              Heading(2, "Kernels"), *kernels, Heading(2, "Classification accuracies"), *sweeps, *training,
-              Heading(2, "How this was made"), Rows(stage_table(stages)),
-              Rows(Table("Machine and software of this report", ["what", "value"], [list(line) for line in machine()]))]
+    blocks = [
+        Heading(1, title),
+        Text(f"Of {PAPER}. Of {len(stages)} stages: {summary}."),
+        *absent,
+        Rows(
+            Table(
+                "What the paper claims, and what was measured",
+                ["", "paper", "measured"],
+                kernel_lines + sweep_lines + training_lines,
+            )
+        ),
+        Heading(2, "Kernels"),
+        *kernels,
+        Heading(2, "Classification accuracies"),
+        *sweeps,
+        *training,
+        Heading(2, "How this was made"),
+        Rows(stage_table(stages)),
+        Rows(Table("Machine and software of this report", ["what", "value"], [list(line) for line in machine()])),
+    ]
     with atomic_write(folder / "report.md", "w") as file:
         file.write("\n".join(block.markdown(folder) for block in blocks))
     with atomic_write(folder / "report.html", "w") as file:

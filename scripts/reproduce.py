@@ -38,8 +38,15 @@ def run_stage(stage, processes, log, tell):
     log.parent.mkdir(parents=True, exist_ok=True)
     start, peak = time.monotonic(), 0
     with log.open("ab") as file:
-        process = subprocess.Popen(stage.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                                   env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            stage.command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,
+        )
         try:
             while process.poll() is None:
                 peak = max(peak, memory(process.pid))
@@ -89,8 +96,10 @@ def reproduce(stages, arguments):
     measured = [(r["kind"], r["cost"], r["seconds"]) for r in records.stages.values() if r["status"] == "done"]
     while todo:
         stage, place = todo.pop(0), f"[{len(stages) - len(todo)}/{len(stages)}]"
-        teller.line(f"{place} {stage.name}: about {clock(time_left([stage], measured))}, "
-                    f"all that is left about {clock(time_left([stage, *todo], measured))}")
+        teller.line(
+            f"{place} {stage.name}: about {clock(time_left([stage], measured))}, "
+            f"all that is left about {clock(time_left([stage, *todo], measured))}"
+        )
 
         def tell(before, now, elapsed):
             left = time_left(todo, measured, stage, now, now - before, elapsed)
@@ -107,9 +116,16 @@ def reproduce(stages, arguments):
             status, outcome = INTERRUPTED, "interrupted"
         error = "" if outcome == "done" else error_line(log, status) if outcome == "failed" else "interrupted"
         shared = stage.kind == "sweep" and arguments.processes > 1
-        records.note(stage, seconds, peak, status=outcome, error=error, commit=version,
-                     processes=arguments.processes if shared else 1,
-                     threads="1" if shared else os.environ.get("OMP_NUM_THREADS", ""))
+        records.note(
+            stage,
+            seconds,
+            peak,
+            status=outcome,
+            error=error,
+            commit=version,
+            processes=arguments.processes if shared else 1,
+            threads="1" if shared else os.environ.get("OMP_NUM_THREADS", ""),
+        )
         records.save(stages)
         if outcome == "interrupted":
             raise KeyboardInterrupt(stage.name)
@@ -124,10 +140,20 @@ def parse_arguments(argv=None):
     parser.add_argument("--quick", action="store_true", help="a small grid, on the mixture and MNIST only")
     parser.add_argument("--dataset_path", type=Path, metavar="DIR", help="folder of the data (default: data)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: results, or results/quick with --quick")
-    parser.add_argument("--seeds", type=positive_int, metavar="K", default=SEEDS,
-                        help=f"of every sweep, from 0 on (default: {SEEDS}; a claim of equality takes {LEAST_SEEDS})")
-    parser.add_argument("--processes", type=positive_int, metavar="K", default=len(os.sched_getaffinity(0)),
-                        help="that share a sweep's runs, one thread each (default: one a core)")
+    parser.add_argument(
+        "--seeds",
+        type=positive_int,
+        metavar="K",
+        default=SEEDS,
+        help=f"of every sweep, from 0 on (default: {SEEDS}; a claim of equality takes {LEAST_SEEDS})",
+    )
+    parser.add_argument(
+        "--processes",
+        type=positive_int,
+        metavar="K",
+        default=len(os.sched_getaffinity(0)),
+        help="that share a sweep's runs, one thread each (default: one a core)",
+    )
     arguments = parser.parse_args(argv)
     arguments.output = arguments.output or Path("results/quick" if arguments.quick else "results")
     if arguments.dataset_path and not arguments.dataset_path.is_dir():

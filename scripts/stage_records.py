@@ -21,21 +21,33 @@ class Records:
 
     def finished(self, stage):
         record = self.stages.get(stage.name, {})
-        return (record.get("status") == "done" and record["task"] == task(stage)
-                and all(Path(output).exists() for output in stage.outputs))
+        return (
+            record.get("status") == "done"
+            and record["task"] == task(stage)
+            and all(Path(output).exists() for output in stage.outputs)
+        )
 
     def note(self, stage, seconds=0.0, peak_memory=0, **values):
         """Seconds and memory are those of all attempts at the same command."""
         before = self.stages.get(stage.name, {})
         if before.get("task") != task(stage):
             before = {"seconds": 0.0, "peak_memory": 0}
-        self.stages[stage.name] = {**before, "kind": stage.kind, "data": stage.data, "task": task(stage),
-                                   "cost": stage.cost, "command": shown(stage.command), "folder": stage.folder,
-                                   "seconds": before["seconds"] + seconds,
-                                   "peak_memory": max(before["peak_memory"], peak_memory), **values}
+        self.stages[stage.name] = {
+            **before,
+            "kind": stage.kind,
+            "data": stage.data,
+            "task": task(stage),
+            "cost": stage.cost,
+            "command": shown(stage.command),
+            "folder": stage.folder,
+            "seconds": before["seconds"] + seconds,
+            "peak_memory": max(before["peak_memory"], peak_memory),
+            **values,
+        }
 
     def save(self, stages):
         from utils import atomic_write
+
         order = [stage.name for stage in stages]
         with atomic_write(self.path, "w") as file:
             json.dump({"stages": {name: self.stages[name] for name in order if name in self.stages}}, file, indent=1)
@@ -57,6 +69,7 @@ def commit():
     def git(*words):
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else ""
+
     try:
         changed = " with changes" if git("status", "--porcelain", "-uno") else ""
         return git("rev-parse", "--short=12", "HEAD") + changed
@@ -96,6 +109,7 @@ class SweepProgress:
 
 # ---------------------------------------------------------------------------------------------------------------
 # time left
+
 
 def rate(work, prior=1.0):
     """Seconds that a second of cost takes, from [(cost, seconds)]; 5 s of cost count as taken at the prior rate."""

@@ -14,21 +14,35 @@ from names import MODELS  # noqa: E402
 
 DIMS, EPOCHS, SEEDS = (32, 128, 256, 1024, 4096), 100, 3  # scripts/sweep.sh, and how many seeds
 SGD, ADAM = {"gmm": 1, "mnist": 1, "fashion_mnist": 1, "cifar10": 0.1}, 0.001  # learning rates, of those that source it
-SIZES = {"gmm": (6000, 4000, 200, 4), "mnist": (60000, 10000, 784, 10), "fashion_mnist": (60000, 10000, 784, 10),
-         "cifar10": (50000, 10000, 256, 10)}  # training and test samples, p, classes
+SIZES = {
+    "gmm": (6000, 4000, 200, 4),
+    "mnist": (60000, 10000, 784, 10),
+    "fashion_mnist": (60000, 10000, 784, 10),
+    "cifar10": (50000, 10000, 256, 10),
+}  # training and test samples, p, classes
 # name: seconds at full size and with --quick on two cores of 2026, None: not part of --quick; data
-FIGURES = {"ck_gmm_matching": (60, 4, "gmm"), "gmm_ntk_matching": (60, 4, "gmm"),
-           "gmm_one_layer_matching": (40, 4, "gmm"), "gmm_two_layer_relu_matching": (30, 4, "gmm"),
-           "finite_width_kernels": (20, 4, "gmm"),
-           "ck_mnist_matching": (40, 5, "mnist"), "mnist_ntk_matching": (40, 5, "mnist"),
-           "mnist_one_layer_matching": (30, 5, "mnist"), "mnist_two_layer_matching": (30, 5, "mnist"),
-           "cifar10_matching": (60, None, "cifar10"), "any_activation_matching": (120, None, "gmm"),
-           "matching_map": (120, None, "gmm"), "pcdeq_convergence": (60, 30, "mnist"),
-           "training_dynamics": (2400, 40, "mnist")}
+FIGURES = {
+    "ck_gmm_matching": (60, 4, "gmm"),
+    "gmm_ntk_matching": (60, 4, "gmm"),
+    "gmm_one_layer_matching": (40, 4, "gmm"),
+    "gmm_two_layer_relu_matching": (30, 4, "gmm"),
+    "finite_width_kernels": (20, 4, "gmm"),
+    "ck_mnist_matching": (40, 5, "mnist"),
+    "mnist_ntk_matching": (40, 5, "mnist"),
+    "mnist_one_layer_matching": (30, 5, "mnist"),
+    "mnist_two_layer_matching": (30, 5, "mnist"),
+    "cifar10_matching": (60, None, "cifar10"),
+    "any_activation_matching": (120, None, "gmm"),
+    "matching_map": (120, None, "gmm"),
+    "pcdeq_convergence": (60, 30, "mnist"),
+    "training_dynamics": (2400, 40, "mnist"),
+}
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
-QUICK_FIGURE = {"finite_width_kernels": ["--n", "128", "--seeds", "2", "--width", "64", "128", "256", "512"],
-                "pcdeq_convergence": ["--epoch", "1"],
-                "training_dynamics": ["--lr", "0.3", "--width", "128", "--seeds", "1"]}
+QUICK_FIGURE = {
+    "finite_width_kernels": ["--n", "128", "--seeds", "2", "--width", "64", "128", "256", "512"],
+    "pcdeq_convergence": ["--epoch", "1"],
+    "training_dynamics": ["--lr", "0.3", "--width", "128", "--seeds", "1"],
+}
 QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]
 MULTIPLICATIONS = 7.5e10  # a second, float32, on both of these cores
 PASS = 0.06  # seconds of an epoch over 60,000 samples, whatever the width
@@ -74,8 +88,14 @@ def plan(arguments):
             continue
         flags = QUICK_FIGURE.get(name, QUICK_FIGURE_FLAGS) if arguments.quick else []
         folder = output / "figures"
-        command = [sys.executable, f"ck_ntk/{name}.py", *flags, *(data if dataset != "gmm" else []),
-                   "--output", str(folder)]
+        command = [
+            sys.executable,
+            f"ck_ntk/{name}.py",
+            *flags,
+            *(data if dataset != "gmm" else []),
+            "--output",
+            str(folder),
+        ]
         outputs = [folder / f"{name}.json", folder / f"{name}.png"]
         stages.append(Stage(name, "figure", command, outputs, quick if arguments.quick else full, dataset))
     dims, epochs = (QUICK_DIMS, QUICK_EPOCHS) if arguments.quick else (DIMS, EPOCHS)
@@ -83,12 +103,38 @@ def plan(arguments):
         for opt, lr in (("sgd", SGD[dataset]), ("adam", ADAM)):
             name = f"{dataset}-{opt}"
             processes = min(arguments.processes, len(MODELS) * len(dims) * arguments.seeds)  # a run is not shared
-            command = [*launch("main.py", processes), "--dataset", dataset, *(data if dataset != "gmm" else []),
-                       "--dim", *map(str, dims), "--seed", *map(str, range(arguments.seeds)), "--epoch", str(epochs),
-                       "--opt", opt, "--lr", str(lr), "--output_path", str(output / name),
-                       "--save_path", str(output / "checkpoints" / name), "--resume"]
-            stages.append(Stage(name, "sweep", command, [output / name / f"accuracy_{dataset}.png"],
-                                sweep_cost(dataset, dims, epochs, arguments.seeds), dataset, str(output / name)))
+            command = [
+                *launch("main.py", processes),
+                "--dataset",
+                dataset,
+                *(data if dataset != "gmm" else []),
+                "--dim",
+                *map(str, dims),
+                "--seed",
+                *map(str, range(arguments.seeds)),
+                "--epoch",
+                str(epochs),
+                "--opt",
+                opt,
+                "--lr",
+                str(lr),
+                "--output_path",
+                str(output / name),
+                "--save_path",
+                str(output / "checkpoints" / name),
+                "--resume",
+            ]
+            stages.append(
+                Stage(
+                    name,
+                    "sweep",
+                    command,
+                    [output / name / f"accuracy_{dataset}.png"],
+                    sweep_cost(dataset, dims, epochs, arguments.seeds),
+                    dataset,
+                    str(output / name),
+                )
+            )
     return sorted(stages, key=lambda stage: stage.cost)
 
 
@@ -100,11 +146,13 @@ def missing(dataset, path):
         return ""
     if dataset == "cifar10":
         from data_prepare import VGG16_WEIGHTS
+
         if not (path / "cifar10").is_dir() and not (path / "cifar-10-batches-py").is_dir():
             return f"neither cifar10/ nor cifar-10-batches-py/ in {path}"
         missing_weights = f"no {VGG16_WEIGHTS.relative_to(ROOT)} (scripts/pretrain_vgg.py makes it)"
         return "" if VGG16_WEIGHTS.exists() else missing_weights
     from data_prepare import DataError, mnist_images
+
     try:
         mnist_images(path, dataset)
     except DataError as error:

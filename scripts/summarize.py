@@ -38,10 +38,19 @@ def main(argv=None):
     parser = Parser(prog="summarize.py", description=__doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folder of logs, or of folders of logs")
     parser.add_argument("--output", default="results/summary", metavar="DIR", help="default: results/summary")
-    parser.add_argument("--margin", type=bounded_float(0, 100, "between 0 and 100"), default=MARGIN, metavar="POINTS",
-                        help=f"within which accuracies count as equal, in percentage points (default: {MARGIN:g})")
-    parser.add_argument("--epoch", type=positive_int, metavar="E",
-                        help="accuracies as they stood after E epochs (default: after the last)")
+    parser.add_argument(
+        "--margin",
+        type=bounded_float(0, 100, "between 0 and 100"),
+        default=MARGIN,
+        metavar="POINTS",
+        help=f"within which accuracies count as equal, in percentage points (default: {MARGIN:g})",
+    )
+    parser.add_argument(
+        "--epoch",
+        type=positive_int,
+        metavar="E",
+        help="accuracies as they stood after E epochs (default: after the last)",
+    )
     arguments = parser.parse_args(argv)
     output = Path(arguments.output)
     try:
@@ -51,11 +60,15 @@ def main(argv=None):
         if output.exists() and not output.is_dir():
             raise LogError(f"--output {output} is a file, not a folder")
         from utils import atomic_write
+
         figures = write_figures(experiments, output, arguments.margin)
         parts = []
         for index, experiment in enumerate(experiments):
-            parts += [f"## {experiment.title}\n", *(table.markdown() for table in tables(experiment, arguments.margin)),
-                      *(f"![{kind}]({figures[index, kind].name})\n" for kind in KINDS)]
+            parts += [
+                f"## {experiment.title}\n",
+                *(table.markdown() for table in tables(experiment, arguments.margin)),
+                *(f"![{kind}]({figures[index, kind].name})\n" for kind in KINDS),
+            ]
         text = "\n".join(parts)
         with atomic_write(output / "summary.md", "w") as file:
             file.write(text)

@@ -25,8 +25,11 @@ def pairs_of(experiment):
     pairs = [pair for pair in PAIRS if set(pair) <= set(experiment.models)]
     for deq in (m for m in experiment.models if m.startswith("deq-")):
         activation = re.escape(deq.removeprefix("deq-"))
-        pairs += [(deq, m) for m in experiment.models
-                  if re.fullmatch(rf"matched_enn-{activation}-(ck|ntk)|unmatched_enn-{activation}", m)]
+        pairs += [
+            (deq, m)
+            for m in experiment.models
+            if re.fullmatch(rf"matched_enn-{activation}-(ck|ntk)|unmatched_enn-{activation}", m)
+        ]
     return pairs
 
 
@@ -37,8 +40,9 @@ def final(runs):
 
 def differences(experiment, deq, enn, margin=MARGIN):
     """{dim: Paired} of the final test accuracies in %."""
-    found = {dim: compare(final(experiment.of(deq, dim)), final(experiment.of(enn, dim)), margin)
-             for dim in experiment.dims}
+    found = {
+        dim: compare(final(experiment.of(deq, dim)), final(experiment.of(enn, dim)), margin) for dim in experiment.dims
+    }
     return {dim: paired for dim, paired in found.items() if paired}
 
 
@@ -56,8 +60,12 @@ def accuracy_table(experiment):
     most = f"{max(counts)} seed{'s' * (max(counts) > 1)}"
     seeds = f"{min(counts)} to {most}" if len(counts) > 1 else most
     note = f"Unfinished and left out: {', '.join(experiment.unfinished)}." if experiment.unfinished else ""
-    return Table(f"Test accuracy in % ({experiment.title}; mean ± standard deviation, {seeds})",
-                 ["width", *map(name_of, experiment.models)], rows, note)
+    return Table(
+        f"Test accuracy in % ({experiment.title}; mean ± standard deviation, {seeds})",
+        ["width", *map(name_of, experiment.models)],
+        rows,
+        note,
+    )
 
 
 def difference_table(experiment):
@@ -77,45 +85,65 @@ def difference_table(experiment):
     most = max(paired.n for paired in all_found) if all_found else 0
     note = "In brackets the 95% interval of the paired t, each by itself; without one, a single seed."
     if most < LEAST_SEEDS:
-        note += (f" Not enough seeds for a claim of equality ({most} of {LEAST_SEEDS}): that an interval holds 0 shows "
-                 "none.")
-    return Table(f"DEQ − ENN, test accuracy in percentage points, paired over seeds ({experiment.title})",
-                 ["width", *(f"{name_of(deq)} − {name_of(enn)}" for (deq, enn), _ in pairs)], rows, note)
+        note += (
+            f" Not enough seeds for a claim of equality ({most} of {LEAST_SEEDS}): that an interval holds 0 shows none."
+        )
+    return Table(
+        f"DEQ − ENN, test accuracy in percentage points, paired over seeds ({experiment.title})",
+        ["width", *(f"{name_of(deq)} − {name_of(enn)}" for (deq, enn), _ in pairs)],
+        rows,
+        note,
+    )
 
 
 def equality_table(experiment, margin=MARGIN):
     """Is the ENN as good as the DEQ, up to a margin in percentage points? None where no pair has enough seeds."""
-    found = [(dim, deq, enn, paired) for deq, enn in pairs_of(experiment)
-             for dim, paired in differences(experiment, deq, enn, margin).items()]
+    found = [
+        (dim, deq, enn, paired)
+        for deq, enn in pairs_of(experiment)
+        for dim, paired in differences(experiment, deq, enn, margin).items()
+    ]
     tested = [paired for *_, paired in found if paired.enough]
     if not tested:
         return None
-    different, equal = (holm([getattr(paired, which) for paired in tested])
-                        for which in ("p_difference", "p_equality"))
+    different, equal = (holm([getattr(paired, which) for paired in tested]) for which in ("p_difference", "p_equality"))
     adjusted = {id(paired): p for paired, *p in zip(tested, different, equal)}
     rows = []
     for dim, deq, enn, paired in found:
         p = adjusted.get(id(paired), (math.nan, math.nan))
         low, high = paired.mean - paired.half_90, paired.mean + paired.half_90
         interval = f"[{low:+.2f}, {high:+.2f}]".replace("-", "−") if paired.n > 1 else "–"
-        rows.append([str(dim), f"{name_of(deq)} − {name_of(enn)}", str(paired.n),
-                     f"{paired.mean:+.2f}".replace("-", "−"), interval,
-                     *(f"{value:.2g}" if paired.enough else "–" for value in p), verdict(paired, *p, margin)])
+        rows.append(
+            [
+                str(dim),
+                f"{name_of(deq)} − {name_of(enn)}",
+                str(paired.n),
+                f"{paired.mean:+.2f}".replace("-", "−"),
+                interval,
+                *(f"{value:.2g}" if paired.enough else "–" for value in p),
+                verdict(paired, *p, margin),
+            ]
+        )
     note = (
         "Paired t over the seeds. p, difference: two-sided, of no difference. p, equality: two one-sided tests (TOST) "
         f"of a difference of {margin:g} or more, either way. Both adjusted by Holm's method over the {len(tested)} "
         f"row{'s' * (len(tested) > 1)} tested; the verdicts are at 5%. A row needs {LEAST_SEEDS} seeds."
     )
-    return Table(f"Equal within {margin:g} percentage points? ({experiment.title})",
-                 ["width", "pair", "seeds", "mean difference", "90% interval", "p, difference", "p, equality",
-                  "verdict"], rows, note)
+    return Table(
+        f"Equal within {margin:g} percentage points? ({experiment.title})",
+        ["width", "pair", "seeds", "mean difference", "90% interval", "p, difference", "p, equality", "verdict"],
+        rows,
+        note,
+    )
 
 
 def cost_table(experiment):
     """None where no times are known."""
+
     def typical(model, dim, what):
         times = [getattr(run, what) for run in experiment.of(model, dim).values() if getattr(run, what) is not None]
         return median(times) if times else None
+
     pairs = [(deq, enn) for deq, enn in pairs_of(experiment) if not name_of(enn).startswith("unmatched")]
     rows = []
     for dim in experiment.dims:
@@ -123,18 +151,32 @@ def cost_table(experiment):
             setup = [typical(model, dim, "setup_seconds") for model in (deq, enn)]
             epoch = [typical(model, dim, "epoch_seconds") for model in (deq, enn)]
             if None not in setup + epoch:
-                rows.append([str(dim), name_of(deq), *(f"{s:.3g}" for s in setup), f"{setup[0] / setup[1]:.1f}",
-                             *(f"{s:.3g}" for s in epoch)])
+                rows.append(
+                    [
+                        str(dim),
+                        name_of(deq),
+                        *(f"{s:.3g}" for s in setup),
+                        f"{setup[0] / setup[1]:.1f}",
+                        *(f"{s:.3g}" for s in epoch),
+                    ]
+                )
     if not rows:
         return None
-    return Table(f"Cost of a DEQ and of its matched ENN, seconds ({experiment.title}; median over seeds)",
-                 ["width", "DEQ", "features, DEQ", "features, ENN", "ratio", "epoch, DEQ", "epoch, ENN"], rows,
-                 "Features: building the network and passing all training and test samples through it once.")
+    return Table(
+        f"Cost of a DEQ and of its matched ENN, seconds ({experiment.title}; median over seeds)",
+        ["width", "DEQ", "features, DEQ", "features, ENN", "ratio", "epoch, DEQ", "epoch, ENN"],
+        rows,
+        "Features: building the network and passing all training and test samples through it once.",
+    )
 
 
 def tables(experiment, margin=MARGIN):
-    made = (accuracy_table(experiment), difference_table(experiment), equality_table(experiment, margin),
-            cost_table(experiment))
+    made = (
+        accuracy_table(experiment),
+        difference_table(experiment),
+        equality_table(experiment, margin),
+        cost_table(experiment),
+    )
     return [table for table in made if table]
 
 
@@ -142,9 +184,35 @@ def write_csv(experiments, file):
     """One row a run."""
     keys = list(dict.fromkeys(key for e in experiments for key in e.settings if key != "dataset"))
     out = csv.writer(file, lineterminator="\n")
-    out.writerow(["dataset", "model", "dim", "seed", "epochs", "train_accuracy", "test_accuracy", "setup_seconds",
-                  "epoch_seconds", *keys, "folder"])
+    out.writerow(
+        [
+            "dataset",
+            "model",
+            "dim",
+            "seed",
+            "epochs",
+            "train_accuracy",
+            "test_accuracy",
+            "setup_seconds",
+            "epoch_seconds",
+            *keys,
+            "folder",
+        ]
+    )
     for e in experiments:
         for (model, dim, seed), run in sorted(e.runs.items()):
-            out.writerow([e.dataset, model, dim, seed, len(run.test), run.train[-1] if run.train else "", run.test[-1],
-                          run.setup_seconds, run.epoch_seconds, *(e.settings.get(key) for key in keys), run.folder])
+            out.writerow(
+                [
+                    e.dataset,
+                    model,
+                    dim,
+                    seed,
+                    len(run.test),
+                    run.train[-1] if run.train else "",
+                    run.test[-1],
+                    run.setup_seconds,
+                    run.epoch_seconds,
+                    *(e.settings.get(key) for key in keys),
+                    run.folder,
+                ]
+            )

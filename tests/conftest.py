@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(config, items):
 def forks():
     """Scripts without the seconds that their imports take: see forks.py."""
     from forks import Forks
+
     server = Forks()
     yield server
     server.close()
@@ -52,6 +53,7 @@ def real_data():
 def small_npz(tmp_path_factory):
     """A data file of three classes that are easily told apart: 60 training and 30 test samples in 5 dimensions."""
     import numpy as np
+
     g = np.random.default_rng(0)
     y = np.arange(90) % 3
     X = (g.normal(size=(90, 5)) + 2 * np.eye(5)[y]).astype("f4")

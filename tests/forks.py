@@ -45,8 +45,9 @@ class Forks:
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
         # the second as distributed.py has it, which comes too late where torch is there already
         environment |= {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
-        self.server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                       text=True, env=environment)
+        self.server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def ranks(self, *jobs):
         """Runs at once; when one fails the others get SIGTERM, as by torchrun. A dictionary of results for each."""
@@ -71,9 +72,11 @@ class Forks:
 # ---------------------------------------------------------------------------------------------------------------
 # in the child
 
+
 def plant(fault, at, passed):
     """Patches what main.py writes with; the number of points passed is kept in the memory `passed`."""
     import torch
+
     full = False
 
     def point(before=lambda: None):
@@ -111,19 +114,19 @@ def plant(fault, at, passed):
         if point():
             no_space()
         half = []
-        if point(lambda: half.append(write(handle, data[:len(data) // 2]))) and half:
+        if point(lambda: half.append(write(handle, data[: len(data) // 2]))) and half:
             return half[0]  # as much as there was space for
-        return sum(half) + write(handle, data[sum(half):])
+        return sum(half) + write(handle, data[sum(half) :])
 
     def saved(state, file):
         whole = io.BytesIO()
         save(state, whole)
         whole = whole.getvalue()
-        file.write(whole[:len(whole) // 2])
+        file.write(whole[: len(whole) // 2])
         file.flush()
         if point():
             no_space()
-        file.write(whole[len(whole) // 2:])
+        file.write(whole[len(whole) // 2 :])
 
     tempfile.mkstemp, os.replace, os.write, torch.save = mkstemp, renamed, written, saved
 
@@ -157,10 +160,25 @@ def serve():
     import torch.distributed  # noqa: F401
 
     import main
+
     torch.set_num_threads(1)  # a child would wait for threads that it does not have
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, even fonts
-        main.main(["--model", "tanh_inn", "--dim", "2", "--epoch", "1", "--device", "cpu", "--output_path", folder,
-                   "--save_path", folder])
+        main.main(
+            [
+                "--model",
+                "tanh_inn",
+                "--dim",
+                "2",
+                "--epoch",
+                "1",
+                "--device",
+                "cpu",
+                "--output_path",
+                folder,
+                "--save_path",
+                folder,
+            ]
+        )
     for line in sys.stdin:
         jobs, running = json.loads(line), {}
         for job in jobs:
@@ -187,8 +205,15 @@ def serve():
         for pid, job in running.items():
             for file in (job["out"], job["err"]):
                 file.seek(0)
-            answer.append({"status": done[pid][0], "seconds": done[pid][1], "out": job["out"].read().decode(),
-                           "err": job["err"].read().decode(), "moments": int.from_bytes(job["passed"][:8], "little")})
+            answer.append(
+                {
+                    "status": done[pid][0],
+                    "seconds": done[pid][1],
+                    "out": job["out"].read().decode(),
+                    "err": job["err"].read().decode(),
+                    "moments": int.from_bytes(job["passed"][:8], "little"),
+                }
+            )
         print(json.dumps(answer), flush=True)
 
 

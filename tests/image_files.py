@@ -22,6 +22,7 @@ def write_mnist(folder, seed=0, sizes=(60, 20)):
 def write_cifar(folder, per_class=(2, 1), size=32):
     """JPEG files in the folders of CIFAR-10: noise about a colour of the class."""
     from PIL import Image
+
     rng = np.random.default_rng(0)
     for part, n in zip(("train", "test"), per_class):
         for label, name in enumerate(CIFAR10_CLASSES):

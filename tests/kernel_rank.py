@@ -59,9 +59,16 @@ def found_by(team):
     diagonal = square.diagonal()[0]
     preconditioned = Nystrom(rows, diagonal, 0.1, 130, team)(targets)
     machine = fit_shared(square, rows, y, CLASSES, "ck", ridge, team)
-    return {"held": held, "entries": square.entries, "table": [list(row.values()) for row in table], "ridge": ridge,
-            "preconditioned": preconditioned, "weights": machine.weights, "scale2": machine.scale2,
-            "mean": predict_shared(machine, cross, team).mean}
+    return {
+        "held": held,
+        "entries": square.entries,
+        "table": [list(row.values()) for row in table],
+        "ridge": ridge,
+        "preconditioned": preconditioned,
+        "weights": machine.weights,
+        "scale2": machine.scale2,
+        "mean": predict_shared(machine, cross, team).mean,
+    }
 
 
 if __name__ == "__main__":

@@ -25,8 +25,14 @@ def pair_expectation(f, kinks, variance, other, covariance):
         return sum(quad(g, a, b, epsabs=1e-13, epsrel=1e-12, limit=200)[0] for a, b in zip(edges, edges[1:]))
 
     def inner(x):
-        return f(s * x) * normal(x) * pieces(lambda w: f(t * (rho * x + across * w)) * normal(w),
-                                             [-1, 1, *((k / t - rho * x) / across for k in kinks)])
+        return (
+            f(s * x)
+            * normal(x)
+            * pieces(
+                lambda w: f(t * (rho * x + across * w)) * normal(w),
+                [-1, 1, *((k / t - rho * x) / across for k in kinks)],
+            )
+        )
 
     # the inner integral turns within `across` of a kink of its own
     turns = [(k / t + shift * across) / rho for k in kinks for shift in (-6, -2, 0, 2, 6)] if abs(rho) > 0.5 else []
@@ -44,9 +50,14 @@ SCALAR = {  # written for scalars, apart from gaussian_integration
     "elu": (lambda x: x if x > 0 else math.expm1(x), lambda x: 1.0 if x > 0 else math.exp(x)),
     "selu": (lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * math.expm1(x)), None),
     "softsign": (lambda x: x / (1 + abs(x)), lambda x: 1 / (1 + abs(x)) ** 2),
-    "clipped": (lambda x: 0.3 + (0.25 if x < -2 else -0.05 if x < -0.5 else 0.1 * x if x < 0 else
-                                 x if x < 2 else 2 + 0.2 * (x - 2)) if x >= -0.5 else 0.25,
-                lambda x: 0.0 if x < -0.5 else 0.1 if x < 0 else 1.0 if x < 2 else 0.2),
+    "clipped": (
+        lambda x: (
+            0.3 + (0.25 if x < -2 else -0.05 if x < -0.5 else 0.1 * x if x < 0 else x if x < 2 else 2 + 0.2 * (x - 2))
+            if x >= -0.5
+            else 0.25
+        ),
+        lambda x: 0.0 if x < -0.5 else 0.1 if x < 0 else 1.0 if x < 2 else 0.2,
+    ),
 }
 
 

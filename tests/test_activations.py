@@ -1,4 +1,5 @@
 """Activations: derivatives, Lipschitz constants, jumps, what is refused, a function from a user's file."""
+
 import math
 
 import pytest
@@ -20,7 +21,7 @@ from test_gaussian_integration import ROOT_2_PI, names, quad
 def test_derivative_and_lipschitz_constant(name):
     activation = ACTIVATIONS[name]
     x = torch.linspace(-9.007, 9.003, 100001, dtype=torch.float64, requires_grad=True)
-    slope, = torch.autograd.grad(activation.fn(x).sum(), x)
+    (slope,) = torch.autograd.grad(activation.fn(x).sum(), x)
     torch.testing.assert_close(activation.derivative(x.detach()), slope, rtol=0, atol=1e-13)
     assert slope.abs().max() <= activation.lipschitz * (1 + 1e-6)
     assert slope.abs().max() >= activation.lipschitz * 0.999
@@ -52,12 +53,15 @@ def test_a_jump_counts_in_every_derivative(kinks):
     assert m.sq_dd == pytest.approx(inner + ((before + 0.5) ** 2 - before**2) * k * density / tau**2, rel=1e-11)
 
 
-@pytest.mark.parametrize("activation, place, d1, variance", [
-    (Activation("step", lambda x: (x > 0).to(x.dtype), torch.zeros_like, (0,)), 0.0, 1 / ROOT_2_PI, 0.25),
-    (from_function(torch.sign, "sign"), 0.0, 2 / ROOT_2_PI, 1.0),
-    (from_function(lambda x: torch.where(x > 1, 2 * x, 2 * x - 3)), 1.0, 2 + 3 * math.exp(-0.5) / ROOT_2_PI, None),
-    (from_function(lambda x: torch.where(x > 0.5003, x, -x), kinks=(0.5003,)), 0.5003, None, None),
-])
+@pytest.mark.parametrize(
+    "activation, place, d1, variance",
+    [
+        (Activation("step", lambda x: (x > 0).to(x.dtype), torch.zeros_like, (0,)), 0.0, 1 / ROOT_2_PI, 0.25),
+        (from_function(torch.sign, "sign"), 0.0, 2 / ROOT_2_PI, 1.0),
+        (from_function(lambda x: torch.where(x > 1, 2 * x, 2 * x - 3)), 1.0, 2 + 3 * math.exp(-0.5) / ROOT_2_PI, None),
+        (from_function(lambda x: torch.where(x > 0.5003, x, -x), kinks=(0.5003,)), 0.5003, None, None),
+    ],
+)
 def test_jumps_of_steps_and_of_piecewise_functions(activation, place, d1, variance):
     m = gaussian_moments(activation, 1.0)
     assert m.d1_sq == math.inf and m.jumps == pytest.approx((place,), abs=1e-13)
@@ -79,12 +83,15 @@ TANH = ACTIVATIONS["tanh"]
 
 
 @pytest.mark.parametrize("tau", [1e-6, 0.3, 1.0, 30.0, 1e5])
-@pytest.mark.parametrize("fn, derivative, kinks", [
-    (torch.tanh, torch.sigmoid, ()),
-    (torch.tanh, lambda x: 1.001 * TANH.derivative(x), ()),
-    (torch.nn.functional.leaky_relu, lambda x: 0.02 + 0.98 * (x > 0).double(), (0,)),
-    (torch.relu, torch.sign, ()),
-])
+@pytest.mark.parametrize(
+    "fn, derivative, kinks",
+    [
+        (torch.tanh, torch.sigmoid, ()),
+        (torch.tanh, lambda x: 1.001 * TANH.derivative(x), ()),
+        (torch.nn.functional.leaky_relu, lambda x: 0.02 + 0.98 * (x > 0).double(), (0,)),
+        (torch.relu, torch.sign, ()),
+    ],
+)
 def test_a_derivative_that_is_not_its_functions_is_refused(fn, derivative, kinks, tau):
     with pytest.raises(
         ValueError, match="activation w: its derivative is not that of its function. From x = 0 to .* by"
@@ -93,10 +100,12 @@ def test_a_derivative_that_is_not_its_functions_is_refused(fn, derivative, kinks
 
 
 def test_a_derivative_wrong_in_places_or_in_no_mean_is_refused_with_both_numbers():
-    for wrong in (lambda x: TANH.derivative(x) + 0.1 * (x > 2),
-                  lambda x: (1 + 1e-8) * TANH.derivative(x),
-                  # odd: E[f'] is right; and of no mean over any panel
-                  lambda x: TANH.derivative(x) + 0.01 * torch.sin(8 * math.pi * x)):
+    for wrong in (
+        lambda x: TANH.derivative(x) + 0.1 * (x > 2),
+        lambda x: (1 + 1e-8) * TANH.derivative(x),
+        # odd: E[f'] is right; and of no mean over any panel
+        lambda x: TANH.derivative(x) + 0.01 * torch.sin(8 * math.pi * x),
+    ):
         with pytest.raises(
             ValueError, match=r"at scale 1, E\[f'\] = 0.60\d+, while by Stein's lemma .* = 0.605705509602"
         ):
@@ -113,7 +122,7 @@ def test_a_derivative_right_to_rounding_is_accepted():
 
 def test_a_steep_but_continuous_function_is_no_jump():
     m = gaussian_moments(from_function(lambda x: torch.tanh(1e6 * (x - 0.37))), 1.0)
-    density = math.exp(-0.37**2 / 2) / math.sqrt(2 * math.pi)
+    density = math.exp(-(0.37**2) / 2) / math.sqrt(2 * math.pi)
     assert not m.jumps and m.d1 == pytest.approx(2 * density, rel=1e-9)
     assert m.d1_sq == pytest.approx(1e6 * 4 / 3 * density, rel=1e-9)
 

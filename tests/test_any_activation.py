@@ -64,6 +64,7 @@ def both_matches(name):
 
 # -- kernels -----------------------------------------------------------------------------------------------------
 
+
 def test_distances_of_the_relu_networks_recomputed():
     X, relu = sample(96), ACTIVATIONS["relu"]
     deq = implicit_kernels(X, relu, 0.2, "aAB", 1.0)
@@ -102,8 +103,10 @@ def test_a_wrong_match_is_seen(name):
         return study.distances(sample(n), ACTIVATIONS[name], 0.2, matches, unmatched_enn(name))
 
     right = both_matches(name)
-    wrong = {kernel: replace(found, layers=(*found.layers[:-1], steeper(found.layers[-1])))
-             for kernel, found in right.items()}
+    wrong = {
+        kernel: replace(found, layers=(*found.layers[:-1], steeper(found.layers[-1])))
+        for kernel, found in right.items()
+    }
     all_three = distances(96, wrong), distances(384, wrong), distances(384, right)
     for kernel in right:
         small, large, true = (found[kernel][0] for found in all_three)
@@ -122,8 +125,10 @@ def test_the_scripts_numbers_and_panels(few, capsys):
     assert len(figure.axes) == 2 and numbers["accuracies"] is None
     json.dumps(numbers)
     x = sample(512)
-    again = {name: study.distances(x, ACTIVATIONS[name], 0.2, both_matches(name), unmatched_enn(name))
-             for name in ("relu", "tanh", "elu")}
+    again = {
+        name: study.distances(x, ACTIVATIONS[name], 0.2, both_matches(name), unmatched_enn(name))
+        for name in ("relu", "tanh", "elu")
+    }
     for kernel in ("ck", "ntk"):
         assert list(numbers["kernels"][kernel]) == ["relu", "tanh", "elu"]
         for name, row in numbers["kernels"][kernel].items():
@@ -139,6 +144,7 @@ def test_the_scripts_numbers_and_panels(few, capsys):
 
 
 # -- accuracies --------------------------------------------------------------------------------------------------
+
 
 def small_data():
     X = torch.randn(300, 20, generator=generator("any activation"))
@@ -193,16 +199,27 @@ def test_own_learning_rate_makes_up_for_alpha_1(few, tmp_path, monkeypatch):
         for rows in torch.randperm(200, generator=generator(0, "order", epoch)).split(128):
             loss = torch.nn.functional.cross_entropy(f[rows] @ readout.T, data.y_train[rows])
             readout = (readout - torch.autograd.grad(loss, readout)[0]).detach().requires_grad_()
-    close = [torch.allclose(torch.load(path)["weight"], math.sqrt(row["lr"]) * readout, rtol=1e-4, atol=1e-6)
-             for path in (tmp_path / "runs").rglob("*_unmatched_enn-relu_*.pt")]
+    close = [
+        torch.allclose(torch.load(path)["weight"], math.sqrt(row["lr"]) * readout, rtol=1e-4, atol=1e-6)
+        for path in (tmp_path / "runs").rglob("*_unmatched_enn-relu_*.pt")
+    ]
     assert sorted(close) == [False, True]  # the other one at lr 1
 
 
 def test_a_row_of_the_accuracy_table():
     row = {"lr": 4.25, "deq": [0.90, 0.92], "matched": [0.89, 0.92], "unmatched": [0.80, 0.84], "own_lr": [0.91, 0.91]}
     words = study.accuracy_row("relu", row).replace(" ± ", "±").split()
-    assert words == ["relu", "91.00±1.41", "90.50±2.12", "82.00±2.83", "91.00±0.00", "4.250",
-                     "+0.50±0.50", "+9.00±1.00", "+0.00±1.00"]
+    assert words == [
+        "relu",
+        "91.00±1.41",
+        "90.50±2.12",
+        "82.00±2.83",
+        "91.00±0.00",
+        "4.250",
+        "+0.50±0.50",
+        "+9.00±1.00",
+        "+0.00±1.00",
+    ]
     single = study.accuracy_row("relu", {"lr": 1.0} | {key: row[key][:1] for key in study.NETWORKS}).split()
     assert single == ["relu", "90.00", "89.00", "80.00", "91.00", "1.000", "+1.00", "+10.00", "-1.00"]
 
@@ -210,6 +227,7 @@ def test_a_row_of_the_accuracy_table():
 def test_equality_is_tested_over_all_activations_together(few, capsys):
     """Eight seeds made up: the printed p-values are Holm's of scipy's, and three seeds make no claim."""
     from scipy.stats import ttest_1samp
+
     args = arguments(n=[32], trainings=8)
     kernels, _ = study.study_kernels(args)
     spread = np.linspace(-1, 1, 8)
@@ -217,8 +235,10 @@ def test_equality_is_tested_over_all_activations_together(few, capsys):
     accuracies = {name: {"deq": (0.9 + d / 100).tolist(), "matched": [0.9] * 8} for name, d in points.items()}
     study.print_equality(args, accuracies, kernels)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
-    p = {name: max(ttest_1samp(d, -0.5, alternative="greater").pvalue, ttest_1samp(d, 0.5, alternative="less").pvalue)
-         for name, d in points.items()}
+    p = {
+        name: max(ttest_1samp(d, -0.5, alternative="greater").pvalue, ttest_1samp(d, 0.5, alternative="less").pvalue)
+        for name, d in points.items()
+    }
     order = sorted(p, key=p.get)
     adjusted, least = {}, 0.0
     for rank, name in enumerate(order):
@@ -241,19 +261,25 @@ def test_what_violates_assumption_3_has_a_star(monkeypatch, capsys):
 
 # -- command lines -----------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def call(forks):
     return lambda name, *flags: SimpleNamespace(**forks.run(*flags, program=f"ck_ntk/{name}.py", cwd=str(ROOT)))
 
 
-@pytest.mark.parametrize("name, flags, message", [
-    ("any_activation_matching", ["--epoch", "0"], "positive"),
-    ("any_activation_matching", ["--sigma_a2", "1"], "(0, 1)"),
-    ("any_activation_matching", ["--margin", "0"], "between 0 and 100"),
-    ("matching_map", ["--points", "1"], "between 2 and 200"), ("matching_map", ["--points", "x"], "--points"),
-    ("matching_map", ["--tau0", "nan"], "positive and finite"), ("matching_map", ["--n", "64"], "--n"),
-    ("matching_map", ["--random", "-1"], "between 0 and 10000"),
-])
+@pytest.mark.parametrize(
+    "name, flags, message",
+    [
+        ("any_activation_matching", ["--epoch", "0"], "positive"),
+        ("any_activation_matching", ["--sigma_a2", "1"], "(0, 1)"),
+        ("any_activation_matching", ["--margin", "0"], "between 0 and 100"),
+        ("matching_map", ["--points", "1"], "between 2 and 200"),
+        ("matching_map", ["--points", "x"], "--points"),
+        ("matching_map", ["--tau0", "nan"], "positive and finite"),
+        ("matching_map", ["--n", "64"], "--n"),
+        ("matching_map", ["--random", "-1"], "between 0 and 10000"),
+    ],
+)
 def test_bad_flags_are_one_line_and_status_2(call, tmp_path, name, flags, message):
     done = call(name, *flags, "--output", str(tmp_path / "figures"))
     assert done.status == 2 and done.err.count("\n") == 1 and message in done.err
@@ -261,18 +287,27 @@ def test_bad_flags_are_one_line_and_status_2(call, tmp_path, name, flags, messag
 
 
 def test_what_cannot_be_done_is_said_before_the_kernels():
-    for settings, message in ((dict(width=[8, 16]), "one --width"), (dict(dataset_path="no/folder"), "no such file"),
-                              (dict(activation=["relu", "foo"]), "--activation foo: choose from relu")):
+    for settings, message in (
+        (dict(width=[8, 16]), "one --width"),
+        (dict(dataset_path="no/folder"), "no such file"),
+        (dict(activation=["relu", "foo"]), "--activation foo: choose from relu"),
+    ):
         with pytest.raises(ValueError, match=message):
             study.main(arguments(n=[20000], **settings))
 
 
-@pytest.mark.parametrize("error, status, message", [(RuntimeError("lost\nits way"), 1, "any: failed: lost its way\n"),
-                                                    (KeyboardInterrupt(), 130, "any: interrupted\n"),
-                                                    (OSError("disk"), 2, "any: disk\n")])
+@pytest.mark.parametrize(
+    "error, status, message",
+    [
+        (RuntimeError("lost\nits way"), 1, "any: failed: lost its way\n"),
+        (KeyboardInterrupt(), 130, "any: interrupted\n"),
+        (OSError("disk"), 2, "any: disk\n"),
+    ],
+)
 def test_failures_are_one_line_with_their_status(tmp_path, monkeypatch, capsys, error, status, message):
     def fail(args):
         raise error
+
     monkeypatch.setattr(sys, "argv", ["any.py", "--extra", "3", "--output", str(tmp_path / "figures")])
     with pytest.raises(SystemExit) as end:
         experiment.run(fail, "", flags={"--extra": dict(type=int)})
@@ -282,8 +317,11 @@ def test_failures_are_one_line_with_their_status(tmp_path, monkeypatch, capsys, 
 def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "elu", "selu", "gelu")
     monkeypatch.setattr(sys, "argv", ["matching_map.py", "--output", str(tmp_path)])
-    flags = {"--points": dict(type=int, default=2), "--tau0": dict(type=float, default=1.0),
-             "--random": dict(type=int, default=1)}
+    flags = {
+        "--points": dict(type=int, default=2),
+        "--tau0": dict(type=float, default=1.0),
+        "--random": dict(type=int, default=1),
+    }
     experiment.run(matching_map.main, "", flags=flags)
     numbers = json.loads((tmp_path / "matching_map.json").read_text())
     assert numbers["random"]["ntk"]["tried"] == 5

@@ -26,12 +26,18 @@ from gaussian_integration import ACTIVATIONS
 from kernels import implicit_kernels
 from utils import generator
 
-GMM = ["ck_gmm_matching", "gmm_ntk_matching", "gmm_one_layer_matching", "gmm_two_layer_relu_matching",
-       "finite_width_kernels"]
+GMM = [
+    "ck_gmm_matching",
+    "gmm_ntk_matching",
+    "gmm_one_layer_matching",
+    "gmm_two_layer_relu_matching",
+    "finite_width_kernels",
+]
 MNIST = ["ck_mnist_matching", "mnist_ntk_matching", "mnist_one_layer_matching", "mnist_two_layer_matching"]
 
 
 # -- the limiting spectrum ---------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("ratio", [0.5, 1.25, 3.0])
 def test_one_white_class_is_marchenko_pastur(ratio):
@@ -49,8 +55,9 @@ def test_density_of_two_anisotropic_classes_is_that_of_a_draw():
     p, counts = 600, [300, 600]
     groups = np.array([[1.0, 5.0, 0.4], [0.3, 1.0, 2.0]])
     multiplicity = np.array([200, 100, 300])
-    X, _, _ = gaussian_mixture(torch.zeros(2, p), list(torch.from_numpy(np.repeat(groups, multiplicity, 1))), counts,
-                               generator("anisotropic"))
+    X, _, _ = gaussian_mixture(
+        torch.zeros(2, p), list(torch.from_numpy(np.repeat(groups, multiplicity, 1))), counts, generator("anisotropic")
+    )
     actual = np.linalg.eigvalsh((X @ X.T).numpy())
     bulk = limits.Bulk(np.array(counts) / p, groups, multiplicity)
     grid = np.geomspace(actual[actual > 1e-9].min() / 2, actual.max() * 1.3, 3000)
@@ -72,7 +79,7 @@ def test_isolated_eigenvalues_are_where_they_are_predicted(which, name):
     values = torch.linalg.eigvalsh(equivalent_kernel(coefficients, sample.X, sample.statistics)).numpy()
     limit = limits.limiting_spectrum(sample, coefficients)
     assert len(limit.isolated) == (values > 1.1 * limit.x[-1]).sum() >= 2
-    np.testing.assert_allclose(limit.isolated, values[-len(limit.isolated):], rtol=0.05)
+    np.testing.assert_allclose(limit.isolated, values[-len(limit.isolated) :], rtol=0.05)
     assert (np.abs(values / limit.atom - 1) < 1e-6).mean() == pytest.approx(limit.atom_mass, abs=0.01)
 
 
@@ -88,10 +95,11 @@ def test_covariance_and_fluctuation_terms_make_isolated_eigenvalues_of_their_own
         limit = limits.limiting_spectrum(sample, coefficients)
         outside = values[values > 1.03 * limit.x[-1]]
         assert len(limit.isolated) >= len(outside) >= 1
-        np.testing.assert_allclose(limit.isolated[-len(outside):], outside, rtol=0.05)
+        np.testing.assert_allclose(limit.isolated[-len(outside) :], outside, rtol=0.05)
 
 
 # -- errors and slopes -------------------------------------------------------------------------------------------
+
 
 def test_fit_slope_is_ordinary_least_squares():
     errors = np.exp(np.random.default_rng(0).normal(size=(4, 3))) * np.array([8, 4, 2, 1])[:, None]
@@ -99,7 +107,8 @@ def test_fit_slope_is_ordinary_least_squares():
     assert spectra.fit_slope([1, 2, 4, 8], errors) == pytest.approx((expected.slope, expected.stderr))
     # of the t distribution with 10 degrees of freedom
     assert spectra.slope_interval([1, 2, 4, 8], errors) == pytest.approx(
-        (expected.slope - 2.228139 * expected.stderr, expected.slope + 2.228139 * expected.stderr), rel=1e-6)
+        (expected.slope - 2.228139 * expected.stderr, expected.slope + 2.228139 * expected.stderr), rel=1e-6
+    )
     assert spectra.fit_slope([5], errors[:1]) is None and spectra.slope_interval([5], errors[:1]) is None
 
 
@@ -138,6 +147,7 @@ def test_full_and_centred_covariances_are_told_apart():
 
 # -- the scripts -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def run(forks):
     return lambda name, *flags: SimpleNamespace(**forks.run(*flags, program=f"ck_ntk/{name}.py", cwd=str(ROOT)))
@@ -164,8 +174,12 @@ for script, flags in {scripts}.items():
 def test_help_comes_without_torch():
     scripts = {path.stem: [] for path in (ROOT / "ck_ntk").glob("*.py") if "__main__" in path.read_text()}
     scripts |= {name: ["--sigma_a2"] for name in GMM + MNIST}
-    scripts |= {"training_dynamics": ["--lr", "--width"], "pcdeq_convergence": ["--epoch"],
-                "any_activation_matching": ["--width"], "matching_map": ["--points"]}
+    scripts |= {
+        "training_dynamics": ["--lr", "--width"],
+        "pcdeq_convergence": ["--epoch"],
+        "any_activation_matching": ["--width"],
+        "matching_map": ["--points"],
+    }
     assert len(scripts) == 15
     program = HELP.format(scripts=scripts)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
@@ -194,8 +208,10 @@ def test_bad_flags_are_one_line_and_status_2(run, tmp_path, flags, message):
 
 
 def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):
-    for name, flags in (("ck_mnist_matching", ["--dataset_path", str(tmp_path / "none")]),
-                        ("finite_width_kernels", ["--n", "64", "--width", "64", "--sigma_a2", "0.999999"])):
+    for name, flags in (
+        ("ck_mnist_matching", ["--dataset_path", str(tmp_path / "none")]),
+        ("finite_width_kernels", ["--n", "64", "--width", "64", "--sigma_a2", "0.999999"]),
+    ):
         done = run(name, *flags, "--output", str(tmp_path / "figures"))
         lines = [
             line
@@ -271,8 +287,10 @@ def test_cifar10_script_tells_matched_from_unmatched(monkeypatch):
 
 # -- image by image ----------------------------------------------------------------------------------------------
 
+
 def images():
     from data_prepare import Dataset
+
     X = torch.randn(260, 30, generator=generator("images"))
     X /= X.square().sum(1).mean().sqrt()
     y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -283,6 +301,7 @@ def test_outputs_are_those_of_a_readout_trained_from_zero():
     import pointwise
     from model import build_model
     from utils import estimate_tau0
+
     data = images()
     args = argparse.Namespace(sigma_a2=0.2, epoch=2)
     found = pointwise.outputs("matched_enn", ACTIVATIONS["relu"], data, 16, 3, args)
@@ -298,8 +317,11 @@ def test_outputs_are_those_of_a_readout_trained_from_zero():
 def test_distances_of_outputs(monkeypatch, capsys):
     import data_prepare
     import pointwise
-    assert pointwise.compare(torch.tensor([[1.0, 2.0], [0.0, 5.0]]), torch.tensor([[1.0, 2.0], [4.0, 3.0]])) == \
-        (pytest.approx(math.sqrt((16 + 4) / 4)), 0.5)
+
+    assert pointwise.compare(torch.tensor([[1.0, 2.0], [0.0, 5.0]]), torch.tensor([[1.0, 2.0], [4.0, 3.0]])) == (
+        pytest.approx(math.sqrt((16 + 4) / 4)),
+        0.5,
+    )
     monkeypatch.setattr(data_prepare, "load_dataset", lambda *_: images())
     args = argparse.Namespace(sigma_a2=0.2, epoch=1, width=[64, 16], seeds=3, activation="relu", dataset_path="x")
     figure, numbers = pointwise.main(args)
@@ -307,10 +329,14 @@ def test_distances_of_outputs(monkeypatch, capsys):
     json.dumps(numbers)
     printed = capsys.readouterr().out
     assert args.width == [16, 64] and set(numbers["pairs"]) == set(map(pointwise.label, pointwise.PAIRS))
-    out = {(network, s): pointwise.outputs(network, ACTIVATIONS["relu"], images(), 64, s, args)
-           for network in ("deq", "matched_enn") for s in range(3)}
-    expected = [(out["deq", a] - out["matched_enn", b]).square().mean().sqrt().item()
-                for a, b in ((0, 1), (0, 2), (1, 2))]
+    out = {
+        (network, s): pointwise.outputs(network, ACTIVATIONS["relu"], images(), 64, s, args)
+        for network in ("deq", "matched_enn")
+        for s in range(3)
+    }
+    expected = [
+        (out["deq", a] - out["matched_enn", b]).square().mean().sqrt().item() for a, b in ((0, 1), (0, 2), (1, 2))
+    ]
     distances = [rms for rms, _ in numbers["pairs"]["DEQ and matched ENN, two seeds"][1]]
     assert distances == pytest.approx(expected, rel=1e-5)
     assert f"RMS {np.mean(expected):.3f}" in printed
@@ -318,9 +344,11 @@ def test_distances_of_outputs(monkeypatch, capsys):
     assert numbers["outputs"][1] == pytest.approx(size, rel=1e-5)
 
 
-@pytest.mark.parametrize("settings, message", [(dict(seeds=1), "--seeds 2 or more"),
-                                               (dict(activation="foo"), "must be one of relu")])
+@pytest.mark.parametrize(
+    "settings, message", [(dict(seeds=1), "--seeds 2 or more"), (dict(activation="foo"), "must be one of relu")]
+)
 def test_pointwise_refuses_what_it_cannot_compare(settings, message):
     import pointwise
+
     with pytest.raises(ValueError, match=message):
         pointwise.main(argparse.Namespace(**dict(seeds=4, activation="relu", width=[8]) | settings))

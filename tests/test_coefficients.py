@@ -137,8 +137,8 @@ def test_the_slides_explicit_alphas_fail():
         gaussian_moments(layer, tau)
         for layer, tau in zip(layers, (TAU0, math.sqrt(explicit_ck(layers[:1], TAU0).diag)))
     ]
-    first_power = s[1].d1**2 * s[0].d2**2 / 4 + s[1].d2**2 / 4 * (s[0].sq_dd / 2)  # alpha_4, not its square
-    no_half = s[1].d1**2 * s[0].d2**2 / 4 + s[1].d2**2 / 4 * s[0].sq_dd**2         # alpha_4 without its 1/2
+    first_power = s[1].d1 ** 2 * s[0].d2 ** 2 / 4 + s[1].d2 ** 2 / 4 * (s[0].sq_dd / 2)  # alpha_4, not its square
+    no_half = s[1].d1 ** 2 * s[0].d2 ** 2 / 4 + s[1].d2 ** 2 / 4 * s[0].sq_dd ** 2  # alpha_4 without its 1/2
     for wrong in (first_power, no_half):
         assert abs(wrong / c2 - 1) > 0.02
 
@@ -165,6 +165,7 @@ def test_relu_in_closed_form():
 
 def test_monte_carlo_deq_of_width_4000():
     from model import DEQ
+
     a, m, p = ACTIVATIONS["swish"], 4000, 50
     X = torch.linalg.qr(torch.randn(p, p, generator=torch.Generator().manual_seed(1)))[0][:8]
     with torch.no_grad():
@@ -230,6 +231,7 @@ def test_a_jump_has_a_conjugate_kernel_and_no_tangent_kernel():
                 2 * math.pi * np.sqrt(1 - r * r)
             )
             return (bivariate * w).sum() * rho / 2
+
         q = 0.3820885778110474
         hi, hj = (0.3 / math.sqrt(S) for S in (Si, Sj))
         pi, pj = (math.erfc(h / math.sqrt(2)) / 2 for h in (hi, hj))
@@ -262,15 +264,18 @@ def test_layers_at_small_scales_must_be_centred_as_at_others():
         assert explicit_ck([centre(ACTIVATIONS["relu"], tau0)], tau0).c1 == pytest.approx(0.25, rel=1e-12)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: implicit_ck(ACTIVATIONS["relu"], 1.0), r"\(0, 1\)"),
-    (lambda: implicit_ntk(ACTIVATIONS["relu"], 0.2, trained="AB"), "trained"),
-    (lambda: explicit_ntk([ACTIVATIONS["tanh"]], trained="first"), "trained"),
-    (lambda: explicit_ck([]), "at least one layer"),
-    (lambda: explicit_ck([ACTIVATIONS["relu"]]), "layer 1 .relu. is not centred"),
-    (lambda: explicit_ck([ACTIVATIONS["tanh"]], 0.0), "tau_0"),
-    (lambda: explicit_ck([Activation("zero", torch.zeros_like, torch.zeros_like)]), "constant"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: implicit_ck(ACTIVATIONS["relu"], 1.0), r"\(0, 1\)"),
+        (lambda: implicit_ntk(ACTIVATIONS["relu"], 0.2, trained="AB"), "trained"),
+        (lambda: explicit_ntk([ACTIVATIONS["tanh"]], trained="first"), "trained"),
+        (lambda: explicit_ck([]), "at least one layer"),
+        (lambda: explicit_ck([ACTIVATIONS["relu"]]), "layer 1 .relu. is not centred"),
+        (lambda: explicit_ck([ACTIVATIONS["tanh"]], 0.0), "tau_0"),
+        (lambda: explicit_ck([Activation("zero", torch.zeros_like, torch.zeros_like)]), "constant"),
+    ],
+)
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
@@ -285,8 +290,12 @@ def test_equivalent_kernel_is_the_matrix_of_the_theorem():
     T = T + T.T
     c = KernelCoefficients(2.0, 0.7, 0.3, 0.2)
     V = torch.cat([J / math.sqrt(p), psi[:, None]], 1)
-    C = torch.cat([torch.cat([c.c2 * t[:, None] * t + c.c3 * T, c.c2 * t[:, None]], 1),
-                   torch.cat([c.c2 * t[None], torch.tensor([[c.c2]], dtype=torch.float64)], 1)])
+    C = torch.cat(
+        [
+            torch.cat([c.c2 * t[:, None] * t + c.c3 * T, c.c2 * t[:, None]], 1),
+            torch.cat([c.c2 * t[None], torch.tensor([[c.c2]], dtype=torch.float64)], 1),
+        ]
+    )
     expected = c.c1 * X @ X.T + V @ C @ V.T + (c.diag - 1.3**2 * c.c1) * torch.eye(n, dtype=torch.float64)
     found = equivalent_kernel(c, X, MixtureStatistics(J, t, T, psi, 1.3))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,5 @@
 """Gaussian mixtures, .npz files, and how every data set is normalised."""
+
 import math
 
 import numpy as np
@@ -12,13 +13,19 @@ from utils import generator
 
 def write_npz(path, **changes):
     rng = np.random.default_rng(0)
-    arrays = {"X_train": rng.normal(3, 2, (30, 5)), "y_train": np.arange(30) % 3,
-              "X_test": rng.normal(3, 2, (12, 5)), "y_test": np.arange(12) % 3, **changes}
+    arrays = {
+        "X_train": rng.normal(3, 2, (30, 5)),
+        "y_train": np.arange(30) % 3,
+        "X_test": rng.normal(3, 2, (12, 5)),
+        "y_test": np.arange(12) % 3,
+        **changes,
+    }
     np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
     return arrays
 
 
 # Gaussian mixtures --------------------------------------------------------------------------------------------
+
 
 def covariance(p, seed):
     root = torch.randn(p, 2 * p, dtype=torch.float64, generator=generator("cov", seed))
@@ -59,9 +66,16 @@ def test_mixture_statistics_follow_their_definitions():
     assert torch.allclose(chi, s.J @ s.t / math.sqrt(p) + s.psi)
 
 
-@pytest.mark.parametrize("covariances, what", [
-    ([1.0], "1 covariances"), ([1.0, -1.0], "negative"), ([1.0, torch.ones(3)], "shape"),
-    ([1.0, -torch.eye(4)], "positive definite"), ([1.0, torch.eye(4) + torch.triu(torch.ones(4, 4)) / 9], "symmetric")])
+@pytest.mark.parametrize(
+    "covariances, what",
+    [
+        ([1.0], "1 covariances"),
+        ([1.0, -1.0], "negative"),
+        ([1.0, torch.ones(3)], "shape"),
+        ([1.0, -torch.eye(4)], "positive definite"),
+        ([1.0, torch.eye(4) + torch.triu(torch.ones(4, 4)) / 9], "symmetric"),
+    ],
+)
 def test_mixture_refuses_what_is_no_covariance(covariances, what):
     with pytest.raises(DataError, match=what):
         gaussian_mixture(torch.zeros(2, 4), covariances, [5, 5], generator(0))
@@ -100,6 +114,7 @@ def test_presets_load_normalised_with_statistics_to_match(preset):
 def test_statistics_are_rescaled_with_the_rows(monkeypatch):
     def loud(n, generator):  # tr C / p far from 1, so that rows are divided by about 4
         return gaussian_mixture(torch.zeros(2, 100), [9.0, 16.0], [n // 2, n - n // 2], generator)
+
     monkeypatch.setitem(GMM_PRESETS, "loud", (loud, 500, 100))
     data = load_dataset("gmm", preset="loud")
     s, X = data.statistics, data.X_train.double()
@@ -117,14 +132,19 @@ def test_classes_of_mixed_differ_in_mean_trace_and_shape():
 
 
 def test_unknown_names(tmp_path):
-    for arguments in (("gmn", {}), ("gmm", {"preset": "mixd"}), ("gmm", {"classes": [0, 1]}),
-                      ("mnist", {"path": tmp_path / "nothing"})):
+    for arguments in (
+        ("gmn", {}),
+        ("gmm", {"preset": "mixd"}),
+        ("gmm", {"classes": [0, 1]}),
+        ("mnist", {"path": tmp_path / "nothing"}),
+    ):
         with pytest.raises(DataError) as error:
             load_dataset(arguments[0], **arguments[1])
         one_line(error)
 
 
 # npz and normalisation ----------------------------------------------------------------------------------------
+
 
 def test_normalised_by_the_training_rows_alone(tmp_path):
     arrays = write_npz(tmp_path / "a.npz")
@@ -163,25 +183,28 @@ LARGE = np.ones((12, 5))
 LARGE[4, 1] = -1e200
 
 
-@pytest.mark.parametrize("changes, what", [
-    ({"X_test": None, "y_test": None}, "holds no X_test, y_test"),
-    ({"X_train": NAN}, "X_train has a NaN or infinite entry in row 17, column 3"),
-    ({"X_test": INFINITE}, "X_test has a NaN or infinite"),
-    ({"X_train": np.full((30, 5), 1e300)}, "X_train has the entry 1e\\+300, too large for float32"),
-    ({"X_test": LARGE}, "X_test has the entry -1e\\+200, too large for float32 .* in row 4, column 1"),
-    ({"X_train": np.ones((29, 5))}, "29 rows, y_train 30"),
-    ({"X_test": np.ones((12, 4))}, "5 columns, X_test 4"),
-    ({"X_train": np.ones((30, 5, 1))}, "shape"),
-    ({"X_train": np.ones((0, 5)), "y_train": np.ones(0)}, "non-empty"),
-    ({"y_train": np.full((30, 1), 1)}, "one label a row"),
-    ({"y_train": np.linspace(0, 1, 30)}, "not integers"),
-    ({"y_test": np.array([np.nan] * 12)}, "not integers"),
-    ({"y_train": np.array(["a"] * 30)}, "store real numbers"),
-    ({"y_test": np.full(12, 4)}, "label 4, which y_train never has"),
-    ({"X_train": np.array([{"a": 1}] * 30, dtype=object)}, "pickled object"),
-    ({"X_train": np.ones((30, 5))}, "nothing to normalise by"),
-    ({"y_train": np.zeros(30), "y_test": np.zeros(12)}, "at least two classes"),
-])
+@pytest.mark.parametrize(
+    "changes, what",
+    [
+        ({"X_test": None, "y_test": None}, "holds no X_test, y_test"),
+        ({"X_train": NAN}, "X_train has a NaN or infinite entry in row 17, column 3"),
+        ({"X_test": INFINITE}, "X_test has a NaN or infinite"),
+        ({"X_train": np.full((30, 5), 1e300)}, "X_train has the entry 1e\\+300, too large for float32"),
+        ({"X_test": LARGE}, "X_test has the entry -1e\\+200, too large for float32 .* in row 4, column 1"),
+        ({"X_train": np.ones((29, 5))}, "29 rows, y_train 30"),
+        ({"X_test": np.ones((12, 4))}, "5 columns, X_test 4"),
+        ({"X_train": np.ones((30, 5, 1))}, "shape"),
+        ({"X_train": np.ones((0, 5)), "y_train": np.ones(0)}, "non-empty"),
+        ({"y_train": np.full((30, 1), 1)}, "one label a row"),
+        ({"y_train": np.linspace(0, 1, 30)}, "not integers"),
+        ({"y_test": np.array([np.nan] * 12)}, "not integers"),
+        ({"y_train": np.array(["a"] * 30)}, "store real numbers"),
+        ({"y_test": np.full(12, 4)}, "label 4, which y_train never has"),
+        ({"X_train": np.array([{"a": 1}] * 30, dtype=object)}, "pickled object"),
+        ({"X_train": np.ones((30, 5))}, "nothing to normalise by"),
+        ({"y_train": np.zeros(30), "y_test": np.zeros(12)}, "at least two classes"),
+    ],
+)
 def test_bad_npz(tmp_path, changes, what):
     write_npz(tmp_path / "a.npz", **changes)
     with pytest.raises(DataError, match=what) as error:
@@ -193,7 +216,7 @@ def test_files_that_are_no_npz(tmp_path):
     np.save(tmp_path / "array.npy", np.ones(3))
     write_npz(tmp_path / "good.npz")
     whole = (tmp_path / "good.npz").read_bytes()
-    (tmp_path / "short.npz").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "flipped.npz").write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
     (tmp_path / "text.npz").write_text("X_train")
     for path in ("array.npy", "short.npz", "flipped.npz", "text.npz", "."):

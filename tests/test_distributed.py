@@ -34,11 +34,14 @@ def in_world(monkeypatch, capsys, *argv, **environment):
     return stop.value.code, told.err
 
 
-@pytest.mark.parametrize("argv, words", [
-    (("--dim", 0), "positive whole number"),
-    (("--model", "inn", "--dim", 8), "2 ranks for 1 run (models x dims x seeds): start at most one rank a run"),
-    (("--dataset", "mnist", "--model", "linear_pcdeq_1"), "2 ranks for 1 run "),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (("--dim", 0), "positive whole number"),
+        (("--model", "inn", "--dim", 8), "2 ranks for 1 run (models x dims x seeds): start at most one rank a run"),
+        (("--dataset", "mnist", "--model", "linear_pcdeq_1"), "2 ranks for 1 run "),
+    ],
+)
 def test_bad_flags_are_told_by_rank_0(monkeypatch, capsys, impatient, argv, words):
     status, err = in_world(monkeypatch, capsys, *argv, **rank_environment(0))
     assert status == 2 and words in err and err.count("\n") == 1
@@ -54,10 +57,19 @@ def test_as_many_ranks_as_runs_and_one_full_run_are_fine(monkeypatch):
         assert main.parse_arguments(argv, World())[1].together == (size == 7)
 
 
-@pytest.mark.parametrize("environment", [
-    {"RANK": ""}, {"RANK": "2"}, {"RANK": "-1"}, {"RANK": "one"}, {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "two"},
-    {"WORLD_TIMEOUT": "0"}, {"WORLD_TIMEOUT": "nan"},
-])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": ""},
+        {"RANK": "2"},
+        {"RANK": "-1"},
+        {"RANK": "one"},
+        {"WORLD_SIZE": "0"},
+        {"WORLD_SIZE": "two"},
+        {"WORLD_TIMEOUT": "0"},
+        {"WORLD_TIMEOUT": "nan"},
+    ],
+)
 def test_bad_environments(monkeypatch, capsys, environment):
     status, err = in_world(monkeypatch, capsys, **{**rank_environment(0), **environment})
     assert status == 2 and err.count("\n") == 1 and "0 <= RANK < WORLD_SIZE" in err
@@ -110,6 +122,7 @@ def test_the_longest_items_begin_first_and_each_is_done_once(monkeypatch):
             if item in (9, 8):  # the two longest are under way at the same time
                 both.wait()
             return {"rank": world.rank, "ten": 10 * item}
+
         return run
 
     items = [3, 9, 1, 8, 2]

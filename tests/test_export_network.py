@@ -34,14 +34,21 @@ def elsewhere(name):
 
 
 NETWORKS = {
-    "leaky ReLU": lambda: matched("relu"), "hard tanh": lambda: matched("tanh"), "piecewise": lambda: matched("swish"),
-    "cubic": lambda: matched("gelu", family="hermite"), "tangent, piecewise": lambda: matched("gelu", kernel="ntk"),
+    "leaky ReLU": lambda: matched("relu"),
+    "hard tanh": lambda: matched("tanh"),
+    "piecewise": lambda: matched("swish"),
+    "cubic": lambda: matched("gelu", family="hermite"),
+    "tangent, piecewise": lambda: matched("gelu", kernel="ntk"),
     "tangent, cubic": lambda: matched("softplus", kernel="ntk", family="hermite"),
-    "tangent, hard tanh": lambda: matched("erf", kernel="ntk"), "with a linear layer": lambda: matched("sin", 0.05),
-    "off-centre": lambda: elsewhere("swish"), "off-centre, leaky ReLU": lambda: elsewhere("relu"),
+    "tangent, hard tanh": lambda: matched("erf", kernel="ntk"),
+    "with a linear layer": lambda: matched("sin", 0.05),
+    "off-centre": lambda: elsewhere("swish"),
+    "off-centre, leaky ReLU": lambda: elsewhere("relu"),
     "paper's": lambda: build_model("l_relu_enn", P, M, K, 0.2),
-    **{f"plain {name}": lambda name=name, depth=depth: plain(name, depth)
-       for name, depth in zip(ACTIVATIONS, (1, 2, 3) * 5)},
+    **{
+        f"plain {name}": lambda name=name, depth=depth: plain(name, depth)
+        for name, depth in zip(ACTIVATIONS, (1, 2, 3) * 5)
+    },
 }
 
 
@@ -64,7 +71,11 @@ def test_the_families_are_there():
     assert {kind for _, kind in kinds} == {"activation", "piecewise_linear", "polynomial"}
     assert ("cubic", "polynomial") in kinds and ("plain mish", "activation") in kinds
     assert {network(name).match.family for name in ("leaky ReLU", "hard tanh", "piecewise", "cubic")} == {
-        "l_relu", "hard_tanh", "piecewise", "hermite"}
+        "l_relu",
+        "hard_tanh",
+        "piecewise",
+        "hermite",
+    }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -91,10 +102,12 @@ def test_files_make_the_network_again(name, tmp_path):
     said = json.loads((tmp_path / "folder" / "enn.json").read_text())
     assert (said["inputs"], said["widths"], said["classes"], said["dtype"]) == (P, [M] * len(made.layers), K, "float32")
     suffixes = [".pt", ".json", ".pt2", ".onnx"]
-    assert [f"enn{suffix}" for suffix in suffixes][:len(found["files"])] == [
-        file.rpartition("/")[2] for file in found["files"]]
+    assert [f"enn{suffix}" for suffix in suffixes][: len(found["files"])] == [
+        file.rpartition("/")[2] for file in found["files"]
+    ]
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == sorted(
-        file.rpartition("/")[2] for file in found["files"])
+        file.rpartition("/")[2] for file in found["files"]
+    )
 
 
 def test_a_network_in_double_precision_stays_in_it(tmp_path):
@@ -122,6 +135,7 @@ def test_onnxruntime_gives_the_same(name, tmp_path):
 
 def test_the_readout_is_that_of_its_ridge_regression_on_the_users_rows(small_npz):
     import numpy as np
+
     data = load_dataset("npz", small_npz)
     enn = build_model("matched_enn", 5, 32, 3, 0.2, activation=ACTIVATIONS["swish"])
     order = torch.randperm(len(data.X_train), generator=torch.Generator().manual_seed(0))
@@ -204,8 +218,14 @@ def test_damaged_files_are_said_in_one_line_and_nothing_is_unpickled(tmp_path):
     assert not (tmp_path / "harm").exists()
     path.write_bytes(good)
     changed = json.loads(said)
-    for text in ("{", "[]", said.replace("tanh", "tank"), json.dumps(changed | {"format": 2}),
-                 json.dumps(changed | {"widths": "24"}), json.dumps(changed | {"dtype": "float33"})):
+    for text in (
+        "{",
+        "[]",
+        said.replace("tanh", "tank"),
+        json.dumps(changed | {"format": 2}),
+        json.dumps(changed | {"widths": "24"}),
+        json.dumps(changed | {"dtype": "float33"}),
+    ):
         path.with_suffix(".json").write_text(text)
         with pytest.raises(ValueError, match="enn.json does not describe a network") as caught:
             rebuild(path)

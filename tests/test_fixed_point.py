@@ -68,8 +68,9 @@ def test_divergence_and_running_out_of_steps_raise_unless_told_otherwise(solver)
 def test_gradcheck(solver):
     W, u = problem(n=3, m=4)
     point = FixedPoint(solver(tol=1e-13))
-    assert torch.autograd.gradcheck(lambda W, u: point(layer, torch.zeros_like(u), W, u),
-                                    (W.requires_grad_(), u.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda W, u: point(layer, torch.zeros_like(u), W, u), (W.requires_grad_(), u.requires_grad_())
+    )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -119,6 +120,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
 def test_no_graph_outlives_the_backward_pass():
     import gc
     import weakref
+
     W, u = (t.requires_grad_() for t in problem())
     z = FixedPoint(Picard(1e-10))(layer, torch.zeros_like(u), W, u)
     node = weakref.ref(z.grad_fn)

@@ -21,8 +21,14 @@ from test_main import refused
 
 
 def test_lists_of_names_are_found_where_they_were_and_are_one():
-    for name, place in {"MODELS": model, "GENERAL": model, "FAMILIES": matching, "PCDEQS": pcdeq,
-                        "DATASETS": data_prepare, "PCDEQ_ACTIVATIONS": pcdeq}.items():
+    for name, place in {
+        "MODELS": model,
+        "GENERAL": model,
+        "FAMILIES": matching,
+        "PCDEQS": pcdeq,
+        "DATASETS": data_prepare,
+        "PCDEQ_ACTIVATIONS": pcdeq,
+    }.items():
         assert getattr(main, name) is getattr(place, name) is getattr(names, name)
     assert tuple(gaussian_integration.ACTIVATIONS) == names.ACTIVATIONS
     assert tuple(data_prepare.GMM_PRESETS) == names.PRESETS
@@ -36,6 +42,7 @@ def test_every_kind_of_training_has_flags_and_a_grid():
 def test_defaults_follow_the_kind_of_training():
     def parse(*argv):
         return flags.parse_arguments(argv, World())[1]
+
     readout, full, pc = parse(), parse("--train", "full"), parse("--model", "linear_pcdeq_1")
     assert (readout.train, readout.match, readout.lr, readout.aug) == ("readout", "ck", 1.0, None)
     assert (full.train, full.match, full.epoch, full.dim) == ("full", "ntk", 10, [256, 512, 1024])
@@ -45,48 +52,54 @@ def test_defaults_follow_the_kind_of_training():
 
 
 def test_help_and_bad_flags_do_not_import_torch():
-    code = ("import sys; sys.argv = ['main.py', {}]; import main\ntry: main.main()\n"
-            "except SystemExit as e: print(e.code, 'torch' in sys.modules)")
+    code = (
+        "import sys; sys.argv = ['main.py', {}]; import main\ntry: main.main()\n"
+        "except SystemExit as e: print(e.code, 'torch' in sys.modules)"
+    )
     for flag, status in (("--help", "0"), ("--no_such_flag", "2")):
         done = subprocess.run([sys.executable, "-c", code.format(repr(flag))], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.splitlines()[-1] == f"{status} False"
 
 
-@pytest.mark.parametrize("argv, words", [
-    (("--model", "resnet"), "resnet"),
-    (("--dataset", "imagenet"), "imagenet"),
-    (("--preset", "three_class"), "three_class"),
-    (("--dim", "0"), "positive whole number, got '0'"),
-    (("--dim", "12.5"), "positive whole number, got '12.5'"),
-    (("--dim", "64", "64"), "given twice"),
-    (("--epoch", "-1"), "positive whole number"),
-    (("--batch_size", "many"), "positive whole number"),
-    (("--seed", "-1"), "whole number from 0"),
-    (("--asquare", "1"), "between 0 and 1"),
-    (("--asquare", "-0.1"), "between 0 and 1"),
-    (("--asquare", "nan"), "between 0 and 1"),
-    (("--lr", "nan"), "positive and finite, got 'nan'"),
-    (("--lr", "inf"), "positive and finite"),
-    (("--lr", "0"), "positive and finite"),
-    (("--opt", "lbfgs"), "lbfgs"),
-    (("--dataset", "npz"), "needs the path of a .npz file"),
-    (("--what",), "--what"),
-    (("--model", "deq"), "deq needs one"),
-    (("--activation", "swish"), "not a setting of inn"),
-    (("--classes", "0", "1"), "leave --classes out (--preset two_class has 2 classes, mixed 4)"),
-    (("--aug",), "argument --aug: not a setting of inn"),
-    (("--train", "full", "--milestone", "3"), "argument --milestone: not a setting of inn"),
-    (("--model", "linear_pcdeq_1", "--train", "full"), "argument --train: not a setting of linear_pcdeq_1"),
-    (("--model", "linear_pcdeq_1", "--activation", "swish"), "one of tanh, softsign, relu6, sigmoid, got 'swish'"),
-    (("--model", "deq", "--activation", "swosh"), "unknown activation 'swosh'"),
-    (("--model", "deq", "--activation", "nowhere/to/be.py:found"), "there is no file nowhere/to/be.py"),
-    (("--model", "matched_enn", "--activation", "swish", "--family", "l_relu"), "gamma^2 = tau_0^2 alpha_1"),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (("--model", "resnet"), "resnet"),
+        (("--dataset", "imagenet"), "imagenet"),
+        (("--preset", "three_class"), "three_class"),
+        (("--dim", "0"), "positive whole number, got '0'"),
+        (("--dim", "12.5"), "positive whole number, got '12.5'"),
+        (("--dim", "64", "64"), "given twice"),
+        (("--epoch", "-1"), "positive whole number"),
+        (("--batch_size", "many"), "positive whole number"),
+        (("--seed", "-1"), "whole number from 0"),
+        (("--asquare", "1"), "between 0 and 1"),
+        (("--asquare", "-0.1"), "between 0 and 1"),
+        (("--asquare", "nan"), "between 0 and 1"),
+        (("--lr", "nan"), "positive and finite, got 'nan'"),
+        (("--lr", "inf"), "positive and finite"),
+        (("--lr", "0"), "positive and finite"),
+        (("--opt", "lbfgs"), "lbfgs"),
+        (("--dataset", "npz"), "needs the path of a .npz file"),
+        (("--what",), "--what"),
+        (("--model", "deq"), "deq needs one"),
+        (("--activation", "swish"), "not a setting of inn"),
+        (("--classes", "0", "1"), "leave --classes out (--preset two_class has 2 classes, mixed 4)"),
+        (("--aug",), "argument --aug: not a setting of inn"),
+        (("--train", "full", "--milestone", "3"), "argument --milestone: not a setting of inn"),
+        (("--model", "linear_pcdeq_1", "--train", "full"), "argument --train: not a setting of linear_pcdeq_1"),
+        (("--model", "linear_pcdeq_1", "--activation", "swish"), "one of tanh, softsign, relu6, sigmoid, got 'swish'"),
+        (("--model", "deq", "--activation", "swosh"), "unknown activation 'swosh'"),
+        (("--model", "deq", "--activation", "nowhere/to/be.py:found"), "there is no file nowhere/to/be.py"),
+        (("--model", "matched_enn", "--activation", "swish", "--family", "l_relu"), "gamma^2 = tau_0^2 alpha_1"),
+    ],
+)
 def test_bad_flags(capsys, tmp_path, argv, words):
     assert words in refused(capsys, tmp_path, *argv)
 
 
 def test_a_bad_flag_as_a_process(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "main.py", "--dim", "0"], capture_output=True, text=True,
-                          cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py", "--dim", "0"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not os.listdir(tmp_path)

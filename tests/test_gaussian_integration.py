@@ -1,4 +1,5 @@
 """Expectations, moments and Hermite coefficients against scipy's adaptive quadrature and closed forms."""
+
 import math
 
 import pytest
@@ -50,18 +51,21 @@ def test_kinks_declared_or_not_are_exact_to_1e_12():
 def test_a_narrow_peak_at_0_or_at_a_kink_is_seen(scale, place):
     # integral of sech^2 = 2; the density varies by place * pi/(12 scale^2), relatively
     found = expectation(lambda x: 1 - torch.tanh(scale * (x - place)) ** 2, (place,))
-    density = math.exp(-place**2 / 2) / math.sqrt(2 * math.pi)
+    density = math.exp(-(place**2) / 2) / math.sqrt(2 * math.pi)
     second_order = density * (place**2 - 1) / 2 * math.pi**2 / 6 / scale**3
     assert found == pytest.approx(2 * density / scale + second_order, rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.parametrize("f, words", [
-    (lambda x: torch.exp(x * x / 2), "grows too fast|not finite"),
-    (lambda x: torch.exp(0.49 * x * x), "grows too fast"),
-    (lambda x: torch.log(x), "not finite"),
-    (lambda x: x.sum(), "not elementwise"),
-    (lambda x: 1.0, "not elementwise"),
-])
+@pytest.mark.parametrize(
+    "f, words",
+    [
+        (lambda x: torch.exp(x * x / 2), "grows too fast|not finite"),
+        (lambda x: torch.exp(0.49 * x * x), "grows too fast"),
+        (lambda x: torch.log(x), "not finite"),
+        (lambda x: x.sum(), "not elementwise"),
+        (lambda x: 1.0, "not elementwise"),
+    ],
+)
 def test_functions_without_gaussian_moments_are_refused(f, words):
     with pytest.raises(ValueError, match=words):
         expectation(f)
@@ -99,11 +103,22 @@ def test_moments_by_sampling():
 
 ROOT_2_PI = math.sqrt(2 * math.pi)
 LARGE = {  # scale * (E[f'], E[f'^2]) as the scale grows: density(0) times the integrals over x
-    "tanh": (2, 4 / 3), "erf": (2, 2 * math.sqrt(2 / math.pi)), "sigmoid": (1, 1 / 6), "softsign": (2, 2 / 3),
-    "hardtanh": (2, 2)}
+    "tanh": (2, 4 / 3),
+    "erf": (2, 2 * math.sqrt(2 / math.pi)),
+    "sigmoid": (1, 1 / 6),
+    "softsign": (2, 2 / 3),
+    "hardtanh": (2, 2),
+}
 HALVES = {  # of f(s x)/s as the scale grows: slopes left and right of 0
-    "relu": (0, 1), "leaky_relu": (0.01, 1), "swish": (0, 1), "gelu": (0, 1), "elu": (0, 1),
-    "selu": (0, 1.0507009873554805), "softplus": (0, 1), "mish": (0, 1)}
+    "relu": (0, 1),
+    "leaky_relu": (0.01, 1),
+    "swish": (0, 1),
+    "gelu": (0, 1),
+    "elu": (0, 1),
+    "selu": (0, 1.0507009873554805),
+    "softplus": (0, 1),
+    "mish": (0, 1),
+}
 
 
 @pytest.mark.parametrize("tau", [1e3, 1e5, 5e6, 1e8])

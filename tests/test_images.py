@@ -1,4 +1,5 @@
 """Files of images: idx (MNIST and its like), folders (CIFAR-10), .mat (SVHN); damaged, missing, downloaded."""
+
 import os
 
 import numpy as np
@@ -15,11 +16,13 @@ from image_files import idx_bytes, write_cifar, write_mnist, write_svhn
 def no_network(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network here")
+
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
 
 
 # MNIST and Fashion-MNIST --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(
     "name, folder", [("mnist", "MNIST/raw"), ("fashion_mnist", "FashionMNIST/raw"), ("mnist", ".")]
@@ -40,8 +43,10 @@ def test_idx_files_where_they_lie(tmp_path, name, folder):
 
 
 @pytest.mark.parametrize("file", data_prepare.MNIST_FILES)
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:7], lambda b: b"", lambda b: b + b"\0",
-                                    lambda b: b"\x1f\x8b" + b[2:], None])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[:-1], lambda b: b[:7], lambda b: b"", lambda b: b + b"\0", lambda b: b"\x1f\x8b" + b[2:], None],
+)
 def test_damaged_idx_file_is_named(tmp_path, file, damage):
     write_mnist(tmp_path / "MNIST" / "raw")
     path = tmp_path / "MNIST" / "raw" / file
@@ -79,6 +84,7 @@ def test_download_lands_in_torchvisions_layout(tmp_path, monkeypatch):
         file = filename.removesuffix(".gz")
         with open(os.path.join(download_root, file), "wb") as out:
             out.write((tmp_path / "published" / file).read_bytes())
+
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", download)
     monkeypatch.chdir(tmp_path)
     data = load_dataset("fashion_mnist")  # the default folder is made
@@ -114,8 +120,10 @@ def test_real_mnist_in_bounded_memory(forks, real_data, tmp_path):
 
 # CIFAR-10 -----------------------------------------------------------------------------------------------------
 
+
 def test_image_folder(tmp_path):
     from PIL import Image
+
     write_cifar(tmp_path)
     images = cifar10_images(tmp_path)
     assert images.train.shape == (20, 3, 32, 32) and images.train.dtype == torch.uint8
@@ -132,7 +140,7 @@ def test_bad_image_folders(tmp_path, no_network):
     write_cifar(tmp_path)
     victim = tmp_path / "cifar10" / "test" / "frog" / "0000.jpg"
     whole = victim.read_bytes()
-    for content in (whole[:len(whole) // 2], b"", b"not an image"):
+    for content in (whole[: len(whole) // 2], b"", b"not an image"):
         victim.write_bytes(content)
         with pytest.raises(DataError, match="corrupt image") as error:
             cifar10_images(tmp_path)
@@ -153,6 +161,7 @@ def test_images_of_another_size(tmp_path):
 
 # SVHN
 
+
 def test_svhn_from_mat_files(tmp_path):
     arrays = write_svhn(tmp_path)
     images = svhn_images(tmp_path)
@@ -167,11 +176,14 @@ def test_svhn_from_mat_files(tmp_path):
     torch.testing.assert_close(rows, centred * (rows[0, 0, 0, 0] / centred[0, 0, 0, 0]), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"X": np.zeros((32, 32, 3, 5), np.uint8)}, "for 20 labels"),
-    ({"X": np.zeros((32, 32, 3, 20))}, "not uint8"),
-    ({"y": np.arange(20)[:, None]}, "not in 1 .. 10"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"X": np.zeros((32, 32, 3, 5), np.uint8)}, "for 20 labels"),
+        ({"X": np.zeros((32, 32, 3, 20))}, "not uint8"),
+        ({"y": np.arange(20)[:, None]}, "not in 1 .. 10"),
+    ],
+)
 def test_bad_mat_files_are_named_in_one_line(tmp_path, changes, words):
     write_svhn(tmp_path, **changes)
     with pytest.raises(DataError, match="train_32x32.mat.*" + words) as caught:
@@ -191,7 +203,7 @@ def test_missing_and_damaged_mat_files(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     write_svhn(tmp_path)
     content = (tmp_path / "test_32x32.mat").read_bytes()
-    (tmp_path / "test_32x32.mat").write_bytes(content[:len(content) // 2])
+    (tmp_path / "test_32x32.mat").write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="test_32x32.mat: not a .mat file") as caught:
         svhn_images(tmp_path)
     assert "\n" not in str(caught.value)

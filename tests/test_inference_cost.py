@@ -23,11 +23,11 @@ def test_the_peak_is_of_what_is_held_at_once():
     kept, outside = [], torch.ones(1000)
 
     def call():
-        kept.append(torch.ones(1000))   # 4 kB that stay
-        torch.ones(2000)                # 8 kB, gone at once
+        kept.append(torch.ones(1000))  # 4 kB that stay
+        torch.ones(2000)  # 8 kB, gone at once
         a = torch.ones(1000)
-        a.view(10, 100).t().add_(1)     # no more than a
-        outside.mul_(2)                 # nothing, as it was there
+        a.view(10, 100).t().add_(1)  # no more than a
+        outside.mul_(2)  # nothing, as it was there
 
     assert peak_bytes(call) == 12_000
     assert peak_bytes(lambda: outside.view(-1).add_(1)) == 0
@@ -36,6 +36,7 @@ def test_the_peak_is_of_what_is_held_at_once():
 @pytest.mark.parametrize("job", inference_cost.JOBS)
 def test_the_peak_is_the_allocators(pair, job):
     from torch.profiler import ProfilerActivity, profile
+
     for network in pair:
         call = inference_cost.JOBS[job](network, X)
         network.zero_grad()

@@ -34,8 +34,21 @@ def data(tmp_path_factory):
 
 
 def call(folder, data, *flags):
-    main.main(["--dataset", "npz", "--dataset_path", str(data), "--device", "cpu", "--output_path", str(folder / "out"),
-               "--save_path", str(folder / "save"), *map(str, flags)])
+    main.main(
+        [
+            "--dataset",
+            "npz",
+            "--dataset_path",
+            str(data),
+            "--device",
+            "cpu",
+            "--output_path",
+            str(folder / "out"),
+            "--save_path",
+            str(folder / "save"),
+            *map(str, flags),
+        ]
+    )
 
 
 def fails(capsys, *arguments, status=2):
@@ -55,6 +68,7 @@ def test_a_machine_from_the_command_line_is_a_dense_solve(data, tmp_path, capsys
     """Accuracy and error of the NTK machine of a DEQ against the whole kernel and numpy's solve."""
     from data_prepare import load_dataset
     from kernels import implicit_kernels
+
     call(tmp_path, data, "--train", "kernel", "--match", "ntk", "--model", "inn", "--ridge", 0.05, "--train_size", 300)
     record = records(tmp_path)["inn-ntk-kernel-n300"]
     d = load_dataset("npz", data)
@@ -76,8 +90,25 @@ def test_a_machine_from_the_command_line_is_a_dense_solve(data, tmp_path, capsys
 
 
 def test_the_grid_its_table_figure_resume_and_refusal(data, tmp_path, capsys):
-    flags = ("--train", "kernel", "--model", "deq", "matched_enn", "unmatched_enn", "--activation", "relu",
-             "--depth", 1, 3, "--train_size", 100, 200, "--seed", 0, 1)
+    flags = (
+        "--train",
+        "kernel",
+        "--model",
+        "deq",
+        "matched_enn",
+        "unmatched_enn",
+        "--activation",
+        "relu",
+        "--depth",
+        1,
+        3,
+        "--train_size",
+        100,
+        200,
+        "--seed",
+        0,
+        1,
+    )
     call(tmp_path, data, *flags)
     printed = capsys.readouterr().out
     assert "CK at infinite width" in printed and "unmatched_enn 3" in printed and "n = 200" in printed
@@ -89,12 +120,17 @@ def test_the_grid_its_table_figure_resume_and_refusal(data, tmp_path, capsys):
     assert (tmp_path / "out" / "kernel-ck_npz.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list((tmp_path / "save").glob("*.kernel*"))  # the kernels' own files are gone
     mean, _ = kernel_grid.kernel_report.mean_std(
-        [100 * json.loads((tmp_path / "out" / f / "inf_test_deq-relu-ck-kernel-n200_npz.json").read_text())[0]
-         for f in ("", "seed_1")])
+        [
+            100 * json.loads((tmp_path / "out" / f / "inf_test_deq-relu-ck-kernel-n200_npz.json").read_text())[0]
+            for f in ("", "seed_1")
+        ]
+    )
     line = next(line for line in printed.splitlines() if line.startswith("deq   ") and "±" in line)
     assert f"{mean:.2f} ± " in line
-    one, other = (json.loads((tmp_path / "out" / f / "inf_predicted_deq-relu-ck-kernel-n100_npz.json").read_text())
-                  for f in ("", "seed_1"))
+    one, other = (
+        json.loads((tmp_path / "out" / f / "inf_predicted_deq-relu-ck-kernel-n100_npz.json").read_text())
+        for f in ("", "seed_1")
+    )
     assert one["predicted"] != other["predicted"]  # each seed has a subset of its own
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     call(tmp_path, data, *flags, "--resume")
@@ -120,8 +156,11 @@ def test_blocks_are_those_of_the_network_with_its_scales(data):
         ck = blocks.tile(slice(None), slice(None), "ck")
         assert torch.allclose(F @ F.T, ck, atol=0.1 * ck.max().item()), name
         cross = blocks_of(model, X[:4], X[4:])
-        assert torch.allclose(cross.tile(slice(None), slice(None), "ntk"),
-                              blocks.tile(slice(None), slice(None), "ntk")[4:, :4], rtol=1e-10)
+        assert torch.allclose(
+            cross.tile(slice(None), slice(None), "ntk"),
+            blocks.tile(slice(None), slice(None), "ntk")[4:, :4],
+            rtol=1e-10,
+        )
 
 
 def test_a_killed_run_goes_on_from_its_finished_tiles(data, tmp_path, capsys, monkeypatch):
@@ -138,8 +177,9 @@ def test_a_killed_run_goes_on_from_its_finished_tiles(data, tmp_path, capsys, mo
     with monkeypatch.context() as patch:
         patch.setattr(kernel_storage.FileRows, "write", killed)
         assert "--resume" in fails(capsys, tmp_path / "killed", data, *flags, status=130)
-    monkeypatch.setattr(kernel_storage.FileRows, "write",
-                        lambda self, i, values: (written.append(i), write(self, i, values)))
+    monkeypatch.setattr(
+        kernel_storage.FileRows, "write", lambda self, i, values: (written.append(i), write(self, i, values))
+    )
     call(tmp_path / "killed", data, *flags, "--resume")
     assert written == [2, 3]
     logs = [{p.name: p.read_bytes() for p in (tmp_path / f / "out").glob("*.json")} for f in ("whole", "killed")]
@@ -193,8 +233,11 @@ def test_plans_fit_and_what_does_not_is_refused_with_both_sizes():
     assert roomy.in_memory and 7.2e9 < roomy.needed < 12e9
     assert not tight.in_memory and tight.needed <= 5e9 and tight.height >= 360
     assert plan(60_000, 10_000, 784, 8e9, size=2).in_memory
-    with pytest.raises(ValueError, match=r"60000 samples takes 10.\d GB of memory, or 3.\d* GB with its kernel of 7.33 "
-                                         r"GB on disk, and --memory allows 2 GB: allow more, or .* --train_size"):
+    with pytest.raises(
+        ValueError,
+        match=r"60000 samples takes 10.\d GB of memory, or 3.\d* GB with its kernel of 7.33 "
+        r"GB on disk, and --memory allows 2 GB: allow more, or .* --train_size",
+    ):
         plan(60_000, 10_000, 784, 2e9)
 
 
@@ -237,8 +280,10 @@ def test_exact_readouts_run_into_the_kernels_line(data, tmp_path, capsys):
     call(tmp_path, data, "--train", "ridge", *common, "--dim", 4, 600, "--seed", 0, 1)
     printed = capsys.readouterr().out
     assert "exact readouts" in printed and "m = 600, n = 300" in printed
-    wide, other, narrow = (json.loads((tmp_path / "out" / f"{name}_test_inn-ridge-n300_npz.json").read_text())[0]
-                           for name in ("600", "seed_1/600", "4"))
+    wide, other, narrow = (
+        json.loads((tmp_path / "out" / f"{name}_test_inn-ridge-n300_npz.json").read_text())[0]
+        for name in ("600", "seed_1/600", "4")
+    )
     limit = machines["inn-ck-kernel-n300"]["test_accuracy"]
     assert abs((wide + other) / 2 - limit) < 0.05 < limit - narrow
     lines = []
@@ -255,6 +300,7 @@ def test_exact_readouts_run_into_the_kernels_line(data, tmp_path, capsys):
 def test_the_table_of_a_folder_is_markdown_with_paired_intervals(data, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(main.__file__).parent / "scripts")
     import kernel_table
+
     flags = ("--train", "kernel", "--model", "inn", "relu_enn", "--ridge", 0.1, "--train_size")
     for sizes in ((60, 200), (100,)):
         call(tmp_path, data, *flags, *sizes)

@@ -26,8 +26,10 @@ def relative_error(found, exact, rows, columns):
     return ((found - exact).abs() / torch.outer(rows.sqrt(), columns.sqrt())).max().item()
 
 
-@pytest.mark.parametrize("model, activation, kernel", [("inn", None, "ck"), ("tanh_inn", None, "ntk"),
-                                                       ("h_tanh_enn", None, "ck"), ("unmatched_enn", "relu", "ntk")])
+@pytest.mark.parametrize(
+    "model, activation, kernel",
+    [("inn", None, "ck"), ("tanh_inn", None, "ntk"), ("h_tanh_enn", None, "ck"), ("unmatched_enn", "relu", "ntk")],
+)
 def test_every_entry_is_exact_to_float32(model, activation, kernel):
     depth = 3 if model == "unmatched_enn" else None
     network = build_model(model, 30, 1, 3, 0.2, 1.0, 0, ACTIVATIONS.get(activation), depth=depth)
@@ -39,15 +41,20 @@ def test_every_entry_is_exact_to_float32(model, activation, kernel):
     assert relative_error(square.tile(whole, whole, kernel), exact, diagonal, diagonal) < 5e-7
     assert any(square._tables.values())  # or this compares the exact tiles with themselves
     cross = Interpolated(make, X, other)
-    assert relative_error(cross.tile(whole, whole, kernel), cross.exact.tile(whole, whole, kernel),
-                          cross.diagonal()[which], diagonal) < 5e-7
+    assert (
+        relative_error(
+            cross.tile(whole, whole, kernel), cross.exact.tile(whole, whole, kernel), cross.diagonal()[which], diagonal
+        )
+        < 5e-7
+    )
     part = torch.empty(40, 100)  # beside the diagonal, into a given array
     square.tile(slice(60, 100), slice(30, 130), kernel, out=part)
     assert relative_error(part, exact[60:100, 30:130], diagonal[60:100], diagonal[30:130]) < 5e-7
 
 
-@pytest.mark.parametrize("model, kernel", [("inn", "ntk"), ("tanh_inn", "ck"), ("h_tanh_enn", "ck"),
-                                           ("h_tanh_enn", "ntk")])
+@pytest.mark.parametrize(
+    "model, kernel", [("inn", "ntk"), ("tanh_inn", "ck"), ("h_tanh_enn", "ck"), ("h_tanh_enn", "ntk")]
+)
 def test_no_reach_is_given_up_for_norms_like_those_of_images(model, kernel):
     """Log norms in an interval of half length 0.37, as MNIST has them; a table that is None costs an exact tile."""
     X = samples(60)
@@ -92,8 +99,10 @@ def test_predictions_move_by_less_than_they_mean():
     y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
     make = partial(blocks_of, network)
     means = []
-    for blocks, cross, options in ((Interpolated(make, X), Interpolated(make, X, other), {}),
-                                   (make(X), make(X, other), {"exact": True})):
+    for blocks, cross, options in (
+        (Interpolated(make, X), Interpolated(make, X, other), {}),
+        (make(X), make(X, other), {"exact": True}),
+    ):
         rows = MemoryRows(Layout(900))
         form(blocks, "ck", rows)
         means.append(fit(blocks, rows, y, 3, "ck", 1e-4, **options).predict(cross).mean)

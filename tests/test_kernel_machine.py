@@ -44,7 +44,7 @@ def whole(rows):
     out = np.zeros((n, n))
     for i in range(rows.layout.blocks):
         r = rows.layout.rows(i)
-        out[r, :r.stop] = rows.read(i).numpy()
+        out[r, : r.stop] = rows.read(i).numpy()
     return np.tril(out) + np.tril(out, -1).T
 
 
@@ -120,8 +120,13 @@ def test_predictive_density_is_the_conditional_of_the_joint_normal(problem):
         index = [*range(N), N + t]
         A = machine.scale2 * (kernels["ck"][np.ix_(index, index)] + machine.noise * np.eye(N + 1))
         target = np.eye(CLASSES)[y_test[t]] - machine.mean.numpy()
-        expected.append(sum(stats.multivariate_normal.logpdf(np.append(Y[:, c], target[c]), cov=A)
-                            - stats.multivariate_normal.logpdf(Y[:, c], cov=A[:N, :N]) for c in range(CLASSES)))
+        expected.append(
+            sum(
+                stats.multivariate_normal.logpdf(np.append(Y[:, c], target[c]), cov=A)
+                - stats.multivariate_normal.logpdf(Y[:, c], cov=A[:N, :N])
+                for c in range(CLASSES)
+            )
+        )
     found = machine.predict(cross)
     part = Prediction(found.mean[places], found.variance[places])
     assert score(part, y_test[places])["log_density"] == pytest.approx(np.mean(expected), abs=2e-4)
@@ -166,20 +171,21 @@ def test_held_out_rows_are_predicted_from_the_factor_of_all(problem):
 
 @pytest.mark.parametrize("size", range(2, 15))
 def test_the_least_of_a_falling_and_rising_error_is_found_without_trying_every_ridge(size):
-    ridges = [10.0 ** k for k in range(size)]
+    ridges = [10.0**k for k in range(size)]
     for least in range(size):
         for refused in range(size - 1):  # ridges too small to factorise the kernel with
             tried = []
 
             def evaluate(some):
                 tried.extend(some)
-                return [{"ridge": r, "mse": abs(ridges.index(r) - least - 0.2)} for r in some
-                        if ridges.index(r) >= refused]
+                return [
+                    {"ridge": r, "mse": abs(ridges.index(r) - least - 0.2)} for r in some if ridges.index(r) >= refused
+                ]
 
             table = coarse_to_fine(ridges[::-1], evaluate)
             found = min(table, key=lambda row: row["mse"])["ridge"]
             assert found == ridges[max(least, refused)], (least, refused)
-            assert [row["ridge"] for row in table] == sorted(tried)[-len(table):]
+            assert [row["ridge"] for row in table] == sorted(tried)[-len(table) :]
             assert len(tried) == len(set(tried)) <= (size + 1) // 2 + 2
     assert coarse_to_fine(ridges, lambda some: []) == []
 
@@ -196,6 +202,7 @@ def test_duplicates_without_a_ridge_are_named(problem):
 
 
 # on disk -----------------------------------------------------------------------------------------------------------
+
 
 def test_a_killed_formation_goes_on_from_its_finished_rows(problem, tmp_path):
     square, cross, y, _, kernels = problem
@@ -255,6 +262,7 @@ def test_a_disk_without_room_says_so_first(tmp_path):
 
 # conjugate gradients -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("rank", [1, 40, 150, 1000])
 def test_conjugate_gradients_solve_whatever_the_preconditioner(problem, rank):
     square, _, y, _, kernels = problem
@@ -290,8 +298,9 @@ def test_conjugate_gradients_that_cannot_reach_the_tolerance_say_so(problem, mon
 def test_ranks_find_what_one_process_finds(forks, tmp_path):
     """Two ranks, each with half of the block rows: the same ridge, weights and predictions."""
     port = str(free_port())
-    ranks = forks.ranks(*({"program": "tests/kernel_rank.py", "argv": [str(rank), "2", port, str(tmp_path)]}
-                          for rank in range(2)))
+    ranks = forks.ranks(
+        *({"program": "tests/kernel_rank.py", "argv": [str(rank), "2", port, str(tmp_path)]} for rank in range(2))
+    )
     assert all(rank["status"] == 0 for rank in ranks), ranks
     alone = found_by(Team())
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
@@ -312,6 +321,7 @@ def test_ranks_find_what_one_process_finds(forks, tmp_path):
 
 
 # what is reported --------------------------------------------------------------------------------------------------
+
 
 def test_class_probabilities_are_frequencies_of_draws():
     mean = torch.tensor([[0.5, 0.2, -0.1], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0]], dtype=torch.float64)

@@ -53,6 +53,7 @@ def quadrature(f, h, kinks, s, t, rho):
 
 # -- what is drawn -----------------------------------------------------------------------------------------------
 
+
 @st.composite
 def activations(draw):
     """Of the registry, piecewise linear, or a composition of the two kinds."""
@@ -66,8 +67,12 @@ def activations(draw):
         return piecewise_linear("drawn", kinks, slopes, draw(st.floats(-1, 1)))
     a, b = draw(st.floats(0.3, 1.5)), draw(st.floats(-1, 1))
     inner = ACTIVATIONS[base]
-    return Activation(f"{base}({a:.2f} x + {b:.2f})", lambda x: inner.fn(a * x + b),
-                      lambda x: a * inner.derivative(a * x + b), [(k - b) / a for k in inner.kinks])
+    return Activation(
+        f"{base}({a:.2f} x + {b:.2f})",
+        lambda x: inner.fn(a * x + b),
+        lambda x: a * inner.derivative(a * x + b),
+        [(k - b) / a for k in inner.kinks],
+    )
 
 
 @st.composite
@@ -78,7 +83,7 @@ def samples(draw):
     X = torch.randn(3, p, generator=g, dtype=torch.float64)
     factors = draw(st.lists(st.sampled_from([1.0, -1.0, 2.0, 1 + 1e-9, 0.1]), min_size=1, max_size=3))
     near = X[:1] + draw(st.sampled_from([1e-2, 1e-4, 1e-7])) * torch.randn(1, p, generator=g, dtype=torch.float64)
-    X = torch.cat([X, *(f * X[i:i + 1] for i, f in enumerate(factors)), near])
+    X = torch.cat([X, *(f * X[i : i + 1] for i, f in enumerate(factors)), near])
     spread = torch.exp(draw(st.sampled_from([0.0, 0.6])) * torch.randn(len(X), 1, generator=g, dtype=torch.float64))
     return X * spread * 10 ** draw(st.floats(-1, 1)) / math.sqrt(p)
 
@@ -117,8 +122,9 @@ def test_deq_kernels_solve_their_equations_or_are_refused(activation, X, sigma_a
             rho = 1.0
         elif 1 - abs(rho) < 1e-9:
             continue  # the rounded correlation does not determine the angle; test_kernels.py has such pairs
-        G, dot = quadrature(lambda x: activation.fn(x) - mean, activation.derivative, activation.kinks, s[i].item(),
-                            s[j].item(), rho)
+        G, dot = quadrature(
+            lambda x: activation.fn(x) - mean, activation.derivative, activation.kinks, s[i].item(), s[j].item(), rho
+        )
         agree(ck[i, j].item(), G, math.sqrt(ck[i, i] * ck[j, j]))
         expected = (G + (1 - sigma_a2) * S[i, j].item() * dot) / (1 - sigma_a2 * dot)
         agree(ntk[i, j].item(), expected, math.sqrt(ntk[i, i] * ntk[j, j]))
@@ -154,8 +160,13 @@ def test_explicit_kernels_are_their_integrals_or_refused(layers, X):
 @settings(EXAMPLES, max_examples=12)
 @given(activations(), samples(), st.floats(-1.5, 1.5), st.floats(0.05, 1), st.booleans())
 def test_a_jump_is_refused_with_its_reason(activation, X, place, height, declared):
-    broken = Activation("broken", lambda x: activation.fn(x) + height * (x > place), activation.derivative,
-                        (*activation.kinks, place) if declared else activation.kinks, lipschitz=1.0)
+    broken = Activation(
+        "broken",
+        lambda x: activation.fn(x) + height * (x > place),
+        activation.derivative,
+        (*activation.kinks, place) if declared else activation.kinks,
+        lipschitz=1.0,
+    )
     with pytest.raises(ValueError, match="E\\[f'\\^2\\]"):
         explicit_kernels(X, [broken])
     with pytest.raises(ValueError, match="infinite, as it jumps|no .*fixed point|no tau"):

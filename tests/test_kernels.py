@@ -22,8 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarn
 CLOSED = ["relu", "leaky_relu", "hardtanh", "erf", "sin", "clipped"]
 
 
-@pytest.mark.parametrize("name, cosine", [*((name, c) for name in CLOSED for c in (0.999, -0.999, 0.03)),
-                                          *((name, c) for name in ("tanh", "swish", "elu") for c in (0.9, -0.4))])
+@pytest.mark.parametrize(
+    "name, cosine",
+    [
+        *((name, c) for name in CLOSED for c in (0.999, -0.999, 0.03)),
+        *((name, c) for name in ("tanh", "swish", "elu") for c in (0.9, -0.4)),
+    ],
+)
 def test_one_layer_kernel_is_the_two_dimensional_integral(name, cosine):
     activation = {a.name: a for a in EVERY}[name]
     X = correlated(cosine)
@@ -101,6 +106,7 @@ def test_duplicates_have_the_diagonal_entry(name):
 
 # -- the series --------------------------------------------------------------------------------------------------
 
+
 def test_series_reports_its_truncation(caplog):
     X = correlated(0.3, -0.2)
     with caplog.at_level(logging.INFO, "kernels"):
@@ -117,8 +123,9 @@ def spread(n, p, seed):
     return X * torch.exp(0.6 * torch.randn(n, 1, generator=g, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name, sigma_a2", [("selu", 0.5), ("elu", 0.8), ("softsign", 0.8), ("tanh", 0.2), ("elu", 0.2),
-                                            ("tanh", 0.999)])
+@pytest.mark.parametrize(
+    "name, sigma_a2", [("selu", 0.5), ("elu", 0.8), ("softsign", 0.8), ("tanh", 0.2), ("elu", 0.2), ("tanh", 0.999)]
+)
 def test_spread_norms_and_strong_feedback(name, sigma_a2):
     X = spread(60, 8, name)  # few dimensions: cosines up to 0.9
     ck, ntk = implicit_kernels(X, ACTIVATIONS[name], sigma_a2)
@@ -135,14 +142,17 @@ def test_spread_norms_and_strong_feedback(name, sigma_a2):
 
 # -- parts, and kernels between two sets -------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ["relu", "elu", "hardtanh"])
 def test_kernels_between_two_sets_are_blocks_of_the_kernel_of_both(name):
     activation, X = ACTIVATIONS[name], spread(250, 20, "two")
     X = torch.cat([X, X[:3]])  # the second set repeats some of the first
     one, two = X[:200], X[200:]
     whole = implicit_kernels(X, activation, SIGMA_A2, tau0=1.0), explicit_kernels(X, [activation, ACTIVATIONS["relu"]])
-    part = (implicit_kernels(one, activation, SIGMA_A2, tau0=1.0, other=two),
-            explicit_kernels(one, [activation, ACTIVATIONS["relu"]], other=two))
+    part = (
+        implicit_kernels(one, activation, SIGMA_A2, tau0=1.0, other=two),
+        explicit_kernels(one, [activation, ACTIVATIONS["relu"]], other=two),
+    )
     for a, b in zip((*whole[0], *whole[1]), (*part[0], *part[1])):
         torch.testing.assert_close(a[200:, :200], b, rtol=1e-12, atol=1e-14)
     # tau_0, where it is not given, is that of the first set
@@ -183,12 +193,17 @@ def test_a_single_sample_has_a_kernel():
 GOOD = correlated(0.5, 0.1)
 
 
-@pytest.mark.parametrize("X, message", [
-    (torch.full((3, 2), float("nan")), "row 0"),
-    (torch.cat([GOOD, torch.tensor([[float("inf"), 0.0]])]), "row 3"),
-    (GOOD[0], r"\(n, p\)"), (GOOD[:0], r"\(n, p\)"), (GOOD[None], r"\(n, p\)"),
-    (torch.cat([GOOD, torch.zeros(1, 2)]), "row 3 of X is zero"),
-])
+@pytest.mark.parametrize(
+    "X, message",
+    [
+        (torch.full((3, 2), float("nan")), "row 0"),
+        (torch.cat([GOOD, torch.tensor([[float("inf"), 0.0]])]), "row 3"),
+        (GOOD[0], r"\(n, p\)"),
+        (GOOD[:0], r"\(n, p\)"),
+        (GOOD[None], r"\(n, p\)"),
+        (torch.cat([GOOD, torch.zeros(1, 2)]), "row 3 of X is zero"),
+    ],
+)
 def test_bad_data(X, message):
     for call in (
         lambda: implicit_kernels(X, ACTIVATIONS["relu"], 0.2),

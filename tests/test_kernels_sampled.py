@@ -72,8 +72,10 @@ def test_empirical_ntk_of_a_wide_deq(name):
     found = {"aA": 0, "aAB": 0}
     for seed in range(4):
         g = torch.Generator().manual_seed(seed)
-        a, A, B = (torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
-                   for shape in ((m,), (m, m), (2, m)))
+        a, A, B = (
+            torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
+            for shape in ((m,), (m, m), (2, m))
+        )
 
         # unrolled: the gradient of the fixed point itself, with no implicit differentiation to trust
         z = torch.zeros(len(X), m, dtype=torch.float64)
@@ -93,8 +95,10 @@ def test_empirical_ntk_of_a_wide_explicit_network():
     found = {"frozen_first": 0, "all": 0}
     for seed in range(4):
         g = torch.Generator().manual_seed(seed)
-        a, W2, W1 = (torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
-                     for shape in ((m,), (m, m), (2, m)))
+        a, W2, W1 = (
+            torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
+            for shape in ((m,), (m, m), (2, m))
+        )
         outputs = layers[1].fn(layers[0].fn(X @ W1) @ W2 / math.sqrt(m)) @ a / math.sqrt(m)
         _, *sums = empirical_ntk(outputs, (a, W2, W1))
         for trained, kernel in zip(found, sums):
@@ -107,6 +111,7 @@ def test_empirical_ntk_of_a_wide_explicit_network():
 
 # -- the coefficients, from the exact kernels --------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def white():
     """White Gaussian data, a regression of off-diagonal entries on S, S^2, chi chi^T and what else has that order."""
@@ -117,8 +122,10 @@ def white():
     i, j = torch.tril_indices(n, n, -1)
     s, a, b = S[i, j], chi[i], chi[j]
     # S (chi_i + chi_j) is of the order of S^2, but odd in S: without it the residual is larger, not biased
-    design = torch.stack([torch.ones_like(s), s, a * b, s * s, s * (a + b), a + b, a * a + b * b,
-                          s**3, s * a * b, s * (a * a + b * b)], 1)
+    design = torch.stack(
+        [torch.ones_like(s), s, a * b, s * s, s * (a + b), a + b, a * a + b * b, s**3, s * a * b, s * (a * a + b * b)],
+        1,
+    )
     gram = design.T @ design
 
     def fit(kernel):

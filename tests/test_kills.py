@@ -14,9 +14,24 @@ from conftest import ROOT
 from forks import free_port, rank_environment
 from run_files import read_metrics
 
-JOBS = {"grid": ("--model", "inn", "relu_enn", "--dim", 8, "--seed", 0, 1, "--epoch", 3, "--opt", "adam", "--lr", 0.1),
-        "full": ("--model", "inn", "l_relu_enn", "--dim", 8, "--epoch", 4, "--opt", "adam", "--lr", 0.05,
-                 "--train", "full")}
+JOBS = {
+    "grid": ("--model", "inn", "relu_enn", "--dim", 8, "--seed", 0, 1, "--epoch", 3, "--opt", "adam", "--lr", 0.1),
+    "full": (
+        "--model",
+        "inn",
+        "l_relu_enn",
+        "--dim",
+        8,
+        "--epoch",
+        4,
+        "--opt",
+        "adam",
+        "--lr",
+        0.05,
+        "--train",
+        "full",
+    ),
+}
 JOBS["ranks"] = JOBS["grid"]
 RESUME = "the same command with --resume goes on from here\n"
 
@@ -36,16 +51,26 @@ def start(forks, job, argv, faults=({},)):
     if job != "ranks":
         return [forks.run(*argv, **faults[0])]
     port = str(free_port())
-    return forks.ranks(*({"argv": argv, "env": rank_environment(rank, MASTER_PORT=port), **fault}
-                         for rank, fault in enumerate((*faults, {})[:2])))
+    return forks.ranks(
+        *(
+            {"argv": argv, "env": rank_environment(rank, MASTER_PORT=port), **fault}
+            for rank, fault in enumerate((*faults, {})[:2])
+        )
+    )
 
 
 def left(folder):
     """All that a run leaves, counted: files, accuracy logs and best weights to the byte; metrics, but for times."""
-    files = {(str(path.relative_to(folder)), path.read_bytes() if path.name.endswith((".json", ".best.pt")) else b"")
-             for path in folder.rglob("*") if path.is_file()}
-    records = [json.dumps({k: v for k, v in r.items() if k != "seconds"}) for r in read_metrics(folder / "out")
-               if r["event"] == "epoch"]
+    files = {
+        (str(path.relative_to(folder)), path.read_bytes() if path.name.endswith((".json", ".best.pt")) else b"")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    records = [
+        json.dumps({k: v for k, v in r.items() if k != "seconds"})
+        for r in read_metrics(folder / "out")
+        if r["event"] == "epoch"
+    ]
     return Counter(files) + Counter(records)
 
 
@@ -67,8 +92,10 @@ def whole(forks, base, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("job, kills", [("grid", 3), ("full", 3), ("ranks", 2),
-                                        *(pytest.param(job, 14, marks=pytest.mark.slow) for job in JOBS)])
+@pytest.mark.parametrize(
+    "job, kills",
+    [("grid", 3), ("full", 3), ("ranks", 2), *(pytest.param(job, 14, marks=pytest.mark.slow) for job in JOBS)],
+)
 def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whole, tmp_path, job, kills):
     expected, points, seconds = whole[job]
     draw, done, folders = random.Random(f"{job} {kills}"), 0, 0
@@ -77,8 +104,15 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whol
         folders += 1
         while not finished:
             # at a write point, most of which are between two halves of a file, or at any time
-            fault = ({"fault": "kill", "at": draw.randint(1, points)} if draw.random() < 0.7 else
-                     {"kill_after": draw.uniform(0, seconds)}) if done < kills else {}
+            fault = (
+                (
+                    {"fault": "kill", "at": draw.randint(1, points)}
+                    if draw.random() < 0.7
+                    else {"kill_after": draw.uniform(0, seconds)}
+                )
+                if done < kills
+                else {}
+            )
             faults = [{}, fault] if job == "ranks" and draw.random() < 0.5 else [fault]
             results = start(forks, job, [*base, *JOBS[job], *at(folder), *resume], faults)
             statuses = [result["status"] for result in results]
@@ -90,8 +124,10 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whol
         check_left(folder, expected)
 
 
-@pytest.mark.parametrize("job, times", [("grid", 3), ("full", 4), *(pytest.param(job, 30, marks=pytest.mark.slow)
-                                                                   for job in ("grid", "full"))])
+@pytest.mark.parametrize(
+    "job, times",
+    [("grid", 3), ("full", 4), *(pytest.param(job, 30, marks=pytest.mark.slow) for job in ("grid", "full"))],
+)
 def test_a_full_disk_is_one_line_and_costs_nothing(forks, base, whole, tmp_path, job, times):
     expected, points, _ = whole[job]
     for k in random.Random(job).sample(range(1, points - 3), times):  # the last ones are the figure's
@@ -130,6 +166,7 @@ def test_a_small_disk(forks, base, whole, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------
 # Ctrl-C
 
+
 @pytest.mark.parametrize("job", ["grid", "full"])
 def test_ctrl_c_at_a_write_is_one_line_and_costs_nothing(forks, base, whole, tmp_path, job):
     expected, points, _ = whole[job]
@@ -145,13 +182,17 @@ def test_ctrl_c_at_a_write_is_one_line_and_costs_nothing(forks, base, whole, tmp
 CTRL_C = "import signal\ndef ctrl_c(*args, **kwargs):\n    signal.raise_signal(signal.SIGINT)\n"
 
 
-@pytest.mark.parametrize("setup", [
-    "import matplotlib.figure; matplotlib.figure.Figure.savefig = ctrl_c",
-    "import matplotlib.lines; matplotlib.lines.Line2D.draw = ctrl_c",
-    # where Python prints an exception and goes on
-    "import matplotlib.figure, weakref\ndef savefig(*args, **kwargs):\n    o = set(); w = weakref.ref(o, ctrl_c)\n"
-    "    del o\nmatplotlib.figure.Figure.savefig = savefig",
-], ids=["savefig", "draw", "callback"])
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "import matplotlib.figure; matplotlib.figure.Figure.savefig = ctrl_c",
+        "import matplotlib.lines; matplotlib.lines.Line2D.draw = ctrl_c",
+        # where Python prints an exception and goes on
+        "import matplotlib.figure, weakref\ndef savefig(*args, **kwargs):\n    o = set(); w = weakref.ref(o, ctrl_c)\n"
+        "    del o\nmatplotlib.figure.Figure.savefig = savefig",
+    ],
+    ids=["savefig", "draw", "callback"],
+)
 def test_ctrl_c_during_the_figure_is_one_line(forks, base, whole, tmp_path, setup):
     argv = [*base, *JOBS["grid"], *at(tmp_path)]
     stopped = forks.run(*argv, setup=CTRL_C + setup)
@@ -162,27 +203,52 @@ def test_ctrl_c_during_the_figure_is_one_line(forks, base, whole, tmp_path, setu
 
 def test_a_second_ctrl_c_does_not_wait(forks, base, tmp_path):
     """The first is unwinding, which takes long."""
-    setup = CTRL_C + ("import matplotlib.figure, time\ndef savefig(*args, **kwargs):\n    try:\n        ctrl_c()\n"
-                      "    finally:\n        ctrl_c(); time.sleep(1000)\nmatplotlib.figure.Figure.savefig = savefig")
+    setup = CTRL_C + (
+        "import matplotlib.figure, time\ndef savefig(*args, **kwargs):\n    try:\n        ctrl_c()\n"
+        "    finally:\n        ctrl_c(); time.sleep(1000)\nmatplotlib.figure.Figure.savefig = savefig"
+    )
     stopped = forks.run(*base, "--model", "tanh_enn", "--dim", 4, "--epoch", 1, *at(tmp_path), setup=setup)
     assert (stopped["status"], stopped["err"]) == (130, f"main.py: interrupted; {RESUME}")
 
 
 def test_ctrl_c_comes_too_late_when_all_is_done(forks, base, tmp_path):
-    done = forks.run(*base, "--model", "tanh_enn", "--dim", 4, "--epoch", 1, *at(tmp_path), finalize=True,
-                     setup=CTRL_C + "import atexit; atexit.register(ctrl_c)")
+    done = forks.run(
+        *base,
+        "--model",
+        "tanh_enn",
+        "--dim",
+        4,
+        "--epoch",
+        1,
+        *at(tmp_path),
+        finalize=True,
+        setup=CTRL_C + "import atexit; atexit.register(ctrl_c)",
+    )
     assert (done["status"], done["err"]) == (0, "")
 
 
 def test_a_background_process_is_not_interrupted(forks, base, tmp_path):
-    done = forks.run(*base, "--model", "tanh_enn", "--dim", 4, "--epoch", 1, *at(tmp_path), fault="ctrl_c", at=2,
-                     setup="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    done = forks.run(
+        *base,
+        "--model",
+        "tanh_enn",
+        "--dim",
+        4,
+        "--epoch",
+        1,
+        *at(tmp_path),
+        fault="ctrl_c",
+        at=2,
+        setup="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    )
     assert (done["status"], done["err"]) == (0, "")
 
 
 @pytest.mark.parametrize("module", ["flags", "torch._utils"])
 def test_ctrl_c_during_imports_is_one_line(tmp_path, module):
-    code = CTRL_C + f"""
+    code = (
+        CTRL_C
+        + f"""
 import runpy, sys
 class Finder:
     def find_spec(self, name, path, target=None):
@@ -192,6 +258,12 @@ sys.meta_path.insert(0, Finder())
 signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_path("main.py", run_name="__main__")
 """
-    stopped = subprocess.run([sys.executable, "-c", code, *map(str, at(tmp_path))], cwd=ROOT, capture_output=True,
-                             text=True, env={k: v for k, v in os.environ.items() if k != "RANK"})
+    )
+    stopped = subprocess.run(
+        [sys.executable, "-c", code, *map(str, at(tmp_path))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "RANK"},
+    )
     assert (stopped.returncode, stopped.stderr) == (130, f"main.py: interrupted; {RESUME}")

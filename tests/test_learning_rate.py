@@ -46,7 +46,7 @@ def test_it_is_the_rate_of_the_best_run_on_the_held_out_samples(data, train, tmp
     rate, table = choose_rate(config(train=train), data, make_model)
     tried = [row["lr"] for row in table]
     assert tried == sorted(tried) and rate in tried
-    for row in table[:: 3]:
+    for row in table[::3]:
         plain = replace(config(train=train), lr=row["lr"], own_rate=False)
         last = run(plain, split(data, 0), make_model, tmp_path, tmp_path).history[-1]
         assert last["test_accuracy"] == row["validation_accuracy"]
@@ -76,8 +76,23 @@ def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypat
 
 
 def test_the_gateway_runs_resumes_and_prints_the_rates(tmp_path, capsys):
-    flags = ["--model", "relu_enn", "tanh_enn", "--dim", "16", "--epoch", "1", "--lr", "auto", "--device", "cpu",
-             "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "save")]
+    flags = [
+        "--model",
+        "relu_enn",
+        "tanh_enn",
+        "--dim",
+        "16",
+        "--epoch",
+        "1",
+        "--lr",
+        "auto",
+        "--device",
+        "cpu",
+        "--output_path",
+        str(tmp_path / "out"),
+        "--save_path",
+        str(tmp_path / "save"),
+    ]
     main.main(flags)
     printed = capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

@@ -33,8 +33,12 @@ def refused(capsys, tmp_path, *argv):
 
 def npz(path, **changes):
     g = np.random.default_rng(0)
-    arrays = dict(X_train=g.normal(size=(60, 5)).astype("f4"), y_train=np.arange(60) % 3,
-                  X_test=g.normal(size=(30, 5)).astype("f4"), y_test=np.arange(30) % 3)
+    arrays = dict(
+        X_train=g.normal(size=(60, 5)).astype("f4"),
+        y_train=np.arange(60) % 3,
+        X_test=g.normal(size=(30, 5)).astype("f4"),
+        y_test=np.arange(30) % 3,
+    )
     arrays.update(changes)
     np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
     return path
@@ -53,13 +57,16 @@ def test_bad_values_that_need_the_data_or_the_device(call, capsys, tmp_path):
         assert done.status == 2 and "is a file, not a folder" in done.err
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(y_test=None), "y_test"),
-    (dict(X_train=np.full((60, 5), np.nan)), "X_train"),
-    (dict(X_test=np.ones((30, 4))), "X_test"),
-    (dict(y_train=np.arange(59) % 3), "y_train"),
-    (dict(X_train=np.array([{"a": 1}] * 60, dtype=object)), "X_train"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(y_test=None), "y_test"),
+        (dict(X_train=np.full((60, 5), np.nan)), "X_train"),
+        (dict(X_test=np.ones((30, 4))), "X_test"),
+        (dict(y_train=np.arange(59) % 3), "y_train"),
+        (dict(X_train=np.array([{"a": 1}] * 60, dtype=object)), "X_train"),
+    ],
+)
 def test_bad_npz(capsys, tmp_path, changes, words):
     path = npz(tmp_path / "bad.npz", **changes)
     message = refused(capsys, tmp_path, "--dataset", "npz", "--dataset_path", path)
@@ -88,8 +95,24 @@ def test_bad_dataset_folders(capsys, tmp_path):
 
 def test_beyond_the_assumption_warns_and_goes_on(call, tmp_path):
     path = npz(tmp_path / "good.npz")
-    done = call("--dataset", "npz", "--dataset_path", path, "--model", "tanh_inn", "--dim", 32, "--epoch", 1,
-                "--asquare", 0.3, "--batch_size", 10, "--device", "cpu")
+    done = call(
+        "--dataset",
+        "npz",
+        "--dataset_path",
+        path,
+        "--model",
+        "tanh_inn",
+        "--dim",
+        32,
+        "--epoch",
+        1,
+        "--asquare",
+        0.3,
+        "--batch_size",
+        10,
+        "--device",
+        "cpu",
+    )
     assert done.status == 0 and "warning: sigma_a^2 = 0.3 is not below 1/(4 L^2) = 0.25" in done.err
     assert json.loads((tmp_path / "results" / "32_test_tanh_inn_npz.json").read_text())
 
@@ -100,17 +123,54 @@ def test_warnings_are_one_line(capsys, monkeypatch, tmp_path):
     def warned(*args, **settings):
         warnings.warn("the features could not be kept")
         return whole(*args, **settings)
+
     monkeypatch.setattr(grid, "load_dataset", warned)
-    main.main(["--dataset", "npz", "--dataset_path", str(npz(tmp_path / "good.npz")), "--model", "relu_enn",
-               "--dim", "4", "--epoch", "1", "--batch_size", "10", "--device", "cpu",
-               "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])
+    main.main(
+        [
+            "--dataset",
+            "npz",
+            "--dataset_path",
+            str(npz(tmp_path / "good.npz")),
+            "--model",
+            "relu_enn",
+            "--dim",
+            "4",
+            "--epoch",
+            "1",
+            "--batch_size",
+            "10",
+            "--device",
+            "cpu",
+            "--output_path",
+            str(tmp_path / "out"),
+            "--save_path",
+            str(tmp_path / "ckpt"),
+        ]
+    )
     assert capsys.readouterr().err == "main.py: warning: the features could not be kept\n"
 
 
 def test_an_equilibrium_that_does_not_converge_fails_with_advice(call, tmp_path):
     path = npz(tmp_path / "good.npz")
-    done = call("--dataset", "npz", "--dataset_path", path, "--model", "relu_enn", "tanh_inn", "--dim", 256,
-                "--epoch", 1, "--asquare", 0.99999, "--batch_size", 10, "--device", "cpu")
+    done = call(
+        "--dataset",
+        "npz",
+        "--dataset_path",
+        path,
+        "--model",
+        "relu_enn",
+        "tanh_inn",
+        "--dim",
+        256,
+        "--epoch",
+        1,
+        "--asquare",
+        0.99999,
+        "--batch_size",
+        10,
+        "--device",
+        "cpu",
+    )
     assert done.status == 1
     assert "relative residual" in done.err and "smaller sigma_a^2" in done.err and "Traceback" not in done.err
     assert (tmp_path / "results" / "256_test_relu_enn_npz.json").exists()  # what was computed is kept
@@ -118,15 +178,49 @@ def test_an_equilibrium_that_does_not_converge_fails_with_advice(call, tmp_path)
 
 def test_a_loss_that_explodes_fails_and_keeps_the_logs(call, tmp_path):
     path = npz(tmp_path / "good.npz")
-    done = call("--dataset", "npz", "--dataset_path", path, "--model", "relu_enn", "--dim", 16, "--epoch", 3,
-                "--lr", 1e30, "--train", "full", "--batch_size", 10, "--device", "cpu")
+    done = call(
+        "--dataset",
+        "npz",
+        "--dataset_path",
+        path,
+        "--model",
+        "relu_enn",
+        "--dim",
+        16,
+        "--epoch",
+        3,
+        "--lr",
+        1e30,
+        "--train",
+        "full",
+        "--batch_size",
+        10,
+        "--device",
+        "cpu",
+    )
     assert done.status == 1 and "take a smaller --lr" in done.err and done.err.count("\n") == 1
 
 
 def test_the_grid_its_table_and_its_figure(call, tmp_path):
     path = npz(tmp_path / "good.npz")
-    flags = ["--dataset", "npz", "--dataset_path", path, "--dim", 16, 32, "--seed", 0, 1, "--epoch", 2,
-             "--batch_size", 10, "--device", "cpu"]
+    flags = [
+        "--dataset",
+        "npz",
+        "--dataset_path",
+        path,
+        "--dim",
+        16,
+        32,
+        "--seed",
+        0,
+        1,
+        "--epoch",
+        2,
+        "--batch_size",
+        10,
+        "--device",
+        "cpu",
+    ]
     done = call(*flags)
     assert done.status == 0, done.err
     assert done.err == ""  # progress bars are silent where nobody watches
@@ -153,14 +247,32 @@ def test_the_grid_its_table_and_its_figure(call, tmp_path):
 
 def test_any_activation_from_a_users_file(call, tmp_path):
     (tmp_path / "mine.py").write_text("import torch\ndef bent(x):\n    return x + 0.3 * torch.cos(x)\n")
-    flags = ("--dataset", "npz", "--dataset_path", npz(tmp_path / "good.npz"), "--model", "deq", "matched_enn",
-             "unmatched_enn", "--activation", "mine.py:bent", "--dim", 16, "--epoch", 1, "--batch_size", 10,
-             "--device", "cpu")
+    flags = (
+        "--dataset",
+        "npz",
+        "--dataset_path",
+        npz(tmp_path / "good.npz"),
+        "--model",
+        "deq",
+        "matched_enn",
+        "unmatched_enn",
+        "--activation",
+        "mine.py:bent",
+        "--dim",
+        16,
+        "--epoch",
+        1,
+        "--batch_size",
+        10,
+        "--device",
+        "cpu",
+    )
     done = call(*flags)
     assert done.status == 0, done.err
     assert (tmp_path / "results" / "16_test_matched_enn-bent-ck_npz.json").exists()
-    deq, enn = (dict(pair.split(" = ") for pair in line.split("  ") if " = " in pair)
-                for line in done.out.splitlines()[1:3])
+    deq, enn = (
+        dict(pair.split(" = ") for pair in line.split("  ") if " = " in pair) for line in done.out.splitlines()[1:3]
+    )
     assert all(abs(float(deq[k]) - float(enn[k])) < 1e-5 for k in ("gamma2", "alpha1", "alpha2", "alpha3"))
     assert float(enn["residual"]) < 1e-10 and "layer 2: {" in done.out
     full = call(*flags, "--train", "full", "--lr", 0.05, "--output_path", "full")
@@ -173,11 +285,29 @@ def test_any_activation_from_a_users_file(call, tmp_path):
 
 def test_real_mnist(call, real_data, tmp_path):
     """Two classes of the real images: the matched network follows its DEQ."""
-    done = call("--dataset", "mnist", "--dataset_path", real_data, "--classes", 6, 8, "--model", "inn", "l_relu_enn",
-                "--dim", 128, "--epoch", 2, "--device", "cpu")
+    done = call(
+        "--dataset",
+        "mnist",
+        "--dataset_path",
+        real_data,
+        "--classes",
+        6,
+        8,
+        "--model",
+        "inn",
+        "l_relu_enn",
+        "--dim",
+        128,
+        "--epoch",
+        2,
+        "--device",
+        "cpu",
+    )
     assert done.status == 0, done.err
-    accuracy = [json.loads((tmp_path / "results" / f"128_test_{name}_mnist.json").read_text())[-1]
-                for name in ("inn", "l_relu_enn")]
+    accuracy = [
+        json.loads((tmp_path / "results" / f"128_test_{name}_mnist.json").read_text())[-1]
+        for name in ("inn", "l_relu_enn")
+    ]
     assert min(accuracy) > 0.95 and abs(accuracy[0] - accuracy[1]) < 0.02
     assert "11769 training and 1932 test samples, p = 784, 2 classes" in done.out
 
@@ -185,8 +315,20 @@ def test_real_mnist(call, real_data, tmp_path):
 def test_a_figure_that_cannot_be_written_is_one_line_and_costs_no_result(tmp_path, capsys):
     (tmp_path / "accuracy_gmm.png" / "in the way").mkdir(parents=True)
     with pytest.raises(SystemExit) as stop:
-        main.main(["--model", "tanh_enn", "--dim", "8", "--epoch", "1", "--output_path", str(tmp_path),
-                   "--save_path", str(tmp_path / "ckpt")])
+        main.main(
+            [
+                "--model",
+                "tanh_enn",
+                "--dim",
+                "8",
+                "--epoch",
+                "1",
+                "--output_path",
+                str(tmp_path),
+                "--save_path",
+                str(tmp_path / "ckpt"),
+            ]
+        )
     captured = capsys.readouterr()
     assert stop.value.code == 1 and "accuracy_gmm.png" in captured.err and captured.err.count("\n") == 1
     assert (tmp_path / "8_test_tanh_enn_gmm.json").exists() and "tanh_enn" in captured.out

@@ -31,8 +31,12 @@ def residual(activation, sigma_a2, tau0, kernel, trained, layers):
         target = implicit_ntk(activation, sigma_a2, tau0, trained)
         got = explicit_ntk(layers, tau0, {"aAB": "all", "aA": "frozen_first"}[trained])
     unit = tau0**2 / target.c1
-    return max(abs(got.diag / target.diag - 1), abs(got.c1 / target.c1 - 1), abs(got.c2 - target.c2) * unit,
-               abs(got.c3 - target.c3) * unit)
+    return max(
+        abs(got.diag / target.diag - 1),
+        abs(got.c1 / target.c1 - 1),
+        abs(got.c2 - target.c2) * unit,
+        abs(got.c3 - target.c3) * unit,
+    )
 
 
 @pytest.mark.parametrize("kernel, trained", MODES)
@@ -61,7 +65,8 @@ def test_auto_takes_the_papers_networks_where_they_apply():
     relu, tanh = match(ACTIVATIONS["relu"], 0.2), match(ACTIVATIONS["tanh"], 0.2)
     assert (relu.family, tanh.family) == ("l_relu", "hard_tanh")
     assert [v for p in relu.parameters for v in (p["a"], p["b"])] == pytest.approx(
-        (1.22564, 0.75405, 0.92612, 0.00096), abs=5e-6)
+        (1.22564, 0.75405, 0.92612, 0.00096), abs=5e-6
+    )
     assert (tanh.parameters[0]["a"], tanh.parameters[0]["c"]) == pytest.approx((0.764297, 1.196485), abs=5e-7)
     assert match(ACTIVATIONS["tanh"], 0.2, kernel="ntk").family == "hard_tanh"
     assert match(ACTIVATIONS["relu"], 0.2, kernel="ntk").family == "piecewise"
@@ -70,8 +75,12 @@ def test_auto_takes_the_papers_networks_where_they_apply():
 
 def test_one_curved_layer_where_the_deq_has_its_ratio():
     def activation(slope):
-        return Activation("bent", lambda x: torch.where(x > 0, x, slope * torch.tanh(x)),
-                          lambda x: torch.where(x > 0, torch.ones_like(x), slope * (1 - torch.tanh(x)**2)), (0,))
+        return Activation(
+            "bent",
+            lambda x: torch.where(x > 0, x, slope * torch.tanh(x)),
+            lambda x: torch.where(x > 0, torch.ones_like(x), slope * (1 - torch.tanh(x) ** 2)),
+            (0,),
+        )
 
     def excess(slope):
         target = implicit_ck(activation(slope), 0.2)
@@ -86,11 +95,13 @@ def test_one_curved_layer_where_the_deq_has_its_ratio():
 def random_activation(seed):
     """A smooth function of growth between bounded and linear, neither odd nor even."""
     a, b, c, d, e, f = torch.randn(6, generator=generator("activation", seed), dtype=torch.float64).tolist()
-    return Activation(f"random {seed}",
-                      lambda x: 0.5 * a * x + b * torch.tanh(x + c) + 0.3 * d * torch.sin(x + e)
-                      + f * torch.sqrt(1 + x * x) / 2,
-                      lambda x: 0.5 * a + b * (1 - torch.tanh(x + c)**2) + 0.3 * d * torch.cos(x + e)
-                      + f * x / torch.sqrt(1 + x * x) / 2)
+    return Activation(
+        f"random {seed}",
+        lambda x: 0.5 * a * x + b * torch.tanh(x + c) + 0.3 * d * torch.sin(x + e) + f * torch.sqrt(1 + x * x) / 2,
+        lambda x: (
+            0.5 * a + b * (1 - torch.tanh(x + c) ** 2) + 0.3 * d * torch.cos(x + e) + f * x / torch.sqrt(1 + x * x) / 2
+        ),
+    )
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -116,8 +127,9 @@ def test_parameters_describe_the_layers():
         grid = torch.tensor([0.0, *p["kinks"]], dtype=torch.float64)
         assert layer.fn(grid)[0].item() == pytest.approx(p["value_at_zero"], abs=1e-15)
         middles = [p["kinks"][0] - 1, *(torch.tensor(p["kinks"]).double().unfold(0, 2, 1).mean(1)), p["kinks"][-1] + 1]
-        torch.testing.assert_close(layer.derivative(torch.tensor(middles, dtype=torch.float64)),
-                                   torch.tensor(p["slopes"], dtype=torch.float64))
+        torch.testing.assert_close(
+            layer.derivative(torch.tensor(middles, dtype=torch.float64)), torch.tensor(p["slopes"], dtype=torch.float64)
+        )
         assert layer.lipschitz == max(map(abs, p["slopes"])) < 5
 
 
@@ -129,6 +141,7 @@ def test_quantiser_is_the_published_one():
 
 # ---------------------------------------------------------------------------------------------------------------
 # what cannot be done
+
 
 def brute_force(equations, low, high, starts=60):
     """The least sum of squares of the equations over a box, from random starts."""
@@ -143,9 +156,13 @@ def l_relu_equations(name):
 
     def equations(r):
         q = 1 + k * r[0]
-        return np.array([r[0] + q * r[1] - 8 * math.pi * target.c2 / target.c1,
-                         r[0] + r[1] / q - 4 * math.pi * target.c3 / target.c1,
-                         q * (1 + k * r[1]) - target.diag / target.c1])
+        return np.array(
+            [
+                r[0] + q * r[1] - 8 * math.pi * target.c2 / target.c1,
+                r[0] + r[1] / q - 4 * math.pi * target.c3 / target.c1,
+                q * (1 + k * r[1]) - target.diag / target.c1,
+            ]
+        )
 
     return equations
 
@@ -171,8 +188,9 @@ def cubic_ntk_equations(name):
             b1, b2, b3 = a1 + b1, a2 + b2, a3 + b3
             t2 *= N
             kappa2 = t2 + kappa2 * mu
-        return np.array([kappa2 / b1 - target.diag / target.c1, b2 / b1 - target.c2 / target.c1,
-                         b3 / b1 - target.c3 / target.c1])
+        return np.array(
+            [kappa2 / b1 - target.diag / target.c1, b2 / b1 - target.c2 / target.c1, b3 / b1 - target.c3 / target.c1]
+        )
 
     return equations
 
@@ -184,8 +202,11 @@ def test_swish_has_no_ntk_match_of_two_cubic_layers():
     target, place = implicit_ntk(ACTIVATIONS["swish"], 0.2), layer_equations.Place("all", 2)
     with pytest.raises(MatchError, match=r"two cubic layers with this .* >= 1.3\d+, the target has 1.3927"):
         layer_equations.two_layers([place], [curved_layers.bases_of("hermite", 1)], target, 1.0, (1.0, 0.0))
-    assert [layer.name for layer in match(ACTIVATIONS["swish"], 0.2, kernel="ntk", family="hermite").layers] \
-        == ["cubic_1", "cubic_2", "linear_3"]
+    assert [layer.name for layer in match(ACTIVATIONS["swish"], 0.2, kernel="ntk", family="hermite").layers] == [
+        "cubic_1",
+        "cubic_2",
+        "linear_3",
+    ]
 
 
 def test_leaky_relu_layers_never_have_the_ntk():
@@ -213,25 +234,37 @@ def elementwise(name, fn):
     return Activation(name, fn, lambda x: torch.zeros_like(x), lipschitz=1.0)
 
 
-@pytest.mark.parametrize("activation, sigma_a2, words", [
-    (elementwise("seven", lambda x: torch.full_like(x, 7.0)), 0.2, "seven at .*constant or even"),
-    (Activation("square", lambda x: x * x / 9, lambda x: 2 * x / 9), 0.05, "square at .*constant or even"),
-    (elementwise("mean", lambda x: x.mean()), 0.2, "not elementwise"),
-    (elementwise("nan", lambda x: x / 0 * 0), 0.2, "not finite"),
-    (Activation("gauss", lambda x: torch.exp(x * x), lambda x: 2 * x * torch.exp(x * x), lipschitz=1.0), 0.2, "gauss"),
-    (Activation("steep", lambda x: 5 * x, lambda x: torch.full_like(x, 5.0)), 0.2, "no tau_\\* exists"),
-])
+@pytest.mark.parametrize(
+    "activation, sigma_a2, words",
+    [
+        (elementwise("seven", lambda x: torch.full_like(x, 7.0)), 0.2, "seven at .*constant or even"),
+        (Activation("square", lambda x: x * x / 9, lambda x: 2 * x / 9), 0.05, "square at .*constant or even"),
+        (elementwise("mean", lambda x: x.mean()), 0.2, "not elementwise"),
+        (elementwise("nan", lambda x: x / 0 * 0), 0.2, "not finite"),
+        (
+            Activation("gauss", lambda x: torch.exp(x * x), lambda x: 2 * x * torch.exp(x * x), lipschitz=1.0),
+            0.2,
+            "gauss",
+        ),
+        (Activation("steep", lambda x: 5 * x, lambda x: torch.full_like(x, 5.0)), 0.2, "no tau_\\* exists"),
+    ],
+)
 def test_bad_activations_are_named(activation, sigma_a2, words):
     for kernel in ("ck", "ntk"):
         with pytest.raises(ValueError, match=words):
             match(activation, sigma_a2, kernel=kernel)
 
 
-@pytest.mark.parametrize("flags, words", [
-    ({"kernel": "nngp"}, "kernel must be"), ({"family": "cubic"}, "family must be"),
-    ({"trained": "a"}, "trained must be"), ({"tau0": -1.0}, "tau_0 must be"),
-    ({"sigma_a2": 1.5}, "sigma_a\\^2 must lie"),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({"kernel": "nngp"}, "kernel must be"),
+        ({"family": "cubic"}, "family must be"),
+        ({"trained": "a"}, "trained must be"),
+        ({"tau0": -1.0}, "tau_0 must be"),
+        ({"sigma_a2": 1.5}, "sigma_a\\^2 must lie"),
+    ],
+)
 def test_bad_settings(flags, words):
     with pytest.raises(ValueError, match=words):
         match(**{"activation": ACTIVATIONS["relu"], "sigma_a2": 0.2, **flags})
@@ -239,6 +272,7 @@ def test_bad_settings(flags, words):
 
 # ---------------------------------------------------------------------------------------------------------------
 # finite width
+
 
 def sampled(layers, tau0, m, draws, trained):
     """Kernel entries (draws, 2), off and on the diagonal, of random networks of width m at two orthogonal inputs."""
@@ -261,16 +295,23 @@ def sampled(layers, tau0, m, draws, trained):
     return np.array(out)
 
 
-@pytest.mark.parametrize("name, kernel, trained, family", [
-    ("relu", "ck", "aAB", "l_relu"), ("gelu", "ck", "aAB", "piecewise"), ("elu", "ntk", "aAB", "hermite"),
-    ("relu", "ntk", "aAB", "piecewise"), ("relu", "ntk", "aA", "piecewise"), ("swish", "ntk", "aAB", "piecewise"),
-])
+@pytest.mark.parametrize(
+    "name, kernel, trained, family",
+    [
+        ("relu", "ck", "aAB", "l_relu"),
+        ("gelu", "ck", "aAB", "piecewise"),
+        ("elu", "ntk", "aAB", "hermite"),
+        ("relu", "ntk", "aAB", "piecewise"),
+        ("relu", "ntk", "aA", "piecewise"),
+        ("swish", "ntk", "aAB", "piecewise"),
+    ],
+)
 def test_fluctuation_is_that_of_sampled_networks(name, kernel, trained, family):
     m, draws = 64, 2000
     found = match(ACTIVATIONS[name], 0.2, 0.9, kernel, family, trained)
     off, on = fluctuation(found.layers, 0.9, found.trained)
     entries = sampled(found.layers, 0.9, m, draws, found.trained) / found.achieved.diag
-    assert m * np.mean(entries[:, 0]**2) == pytest.approx(off, rel=0.16)
+    assert m * np.mean(entries[:, 0] ** 2) == pytest.approx(off, rel=0.16)
     assert m * np.var(entries[:, 1]) == pytest.approx(on, rel=0.16)
     assert found.fluctuation == off + on
 
@@ -283,7 +324,7 @@ def test_fluctuation_of_strongly_curved_layers():
     for layers in ([bent(0.1, 1, 1.0), bent(1, 0, 0.5)], [bent(0.1, 1, 2.0), bent(0.1, 1, 2.0)]):
         entries = sampled(layers, 1.0, 64, 4000, "all") / explicit_ntk(layers).diag
         off, on = fluctuation(layers)
-        assert 64 * np.mean(entries[:, 0]**2) == pytest.approx(off, rel=0.14)
+        assert 64 * np.mean(entries[:, 0] ** 2) == pytest.approx(off, rel=0.14)
         assert 64 * np.var(entries[:, 1]) == pytest.approx(on, rel=0.14)
 
 
@@ -293,9 +334,10 @@ def test_the_papers_root_has_the_least_fluctuation():
     assert match(ACTIVATIONS["relu"], 0.2, family="l_relu").fluctuation == min(errors) < max(errors)
 
 
-@pytest.mark.parametrize("name, sigma_a2, kernel, family", [("swish", 0.05, "ck", "piecewise"),
-                                                            ("elu", 0.2, "ntk", "piecewise"),
-                                                            ("elu", 0.2, "ntk", "hermite")])
+@pytest.mark.parametrize(
+    "name, sigma_a2, kernel, family",
+    [("swish", 0.05, "ck", "piecewise"), ("elu", 0.2, "ntk", "piecewise"), ("elu", 0.2, "ntk", "hermite")],
+)
 def test_the_match_taken_is_the_nearest_beyond_the_four_coefficients(name, sigma_a2, kernel, family):
     """No number of kinks, no knee, no share of layer 1, no sign of r_2 comes nearer, by the public functions."""
     found, activation = match(ACTIVATIONS[name], sigma_a2, kernel=kernel, family=family), ACTIVATIONS[name]
@@ -309,8 +351,9 @@ def test_the_match_taken_is_the_nearest_beyond_the_four_coefficients(name, sigma
             for share in np.linspace(0, 0.99, 12):
                 (q1, r1, q2, r2_squared), *_ = layer_equations.curve(place, first, second, scaled, share)
                 for sign in (1, -1) if r2_squared >= 0 else ():
-                    layers, _ = layer_equations.build(place, [first, second], [q1, q2],
-                                                      [r1, sign * math.sqrt(r2_squared)], found.target, 1.0)
+                    layers, _ = layer_equations.build(
+                        place, [first, second], [q1, q2], [r1, sign * math.sqrt(r2_squared)], found.target, 1.0
+                    )
                     if not others:
                         assert residual(activation, sigma_a2, 1.0, kernel, "aAB", layers) < 1e-12
                     u, v = norm_response.explicit_response(layers, 1.0, found.trained)
@@ -323,15 +366,24 @@ def test_layers_are_centred_at_their_input_scales():
     for layer in found.layers:
         kinks = [k / tau for k in layer.kinks]
         assert abs(expectation(lambda x: layer.fn(tau * x), kinks)) < 1e-14
-        tau = math.sqrt(expectation(lambda x: layer.fn(tau * x)**2, kinks))
+        tau = math.sqrt(expectation(lambda x: layer.fn(tau * x) ** 2, kinks))
     assert astuple(explicit_ntk(found.layers, 0.7)) == astuple(found.achieved)
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # three and more layers, and no jumps
 
-@pytest.mark.parametrize("name, sigma_a2, tau0, depth", [
-    ("elu", 0.83, 0.2, 3), ("elu", 0.97, 0.2, 6), ("selu", 0.6, 0.2, 3), ("selu", 0.74, 0.2, 3), ("selu", 0.8, 0.5, 3)])
+
+@pytest.mark.parametrize(
+    "name, sigma_a2, tau0, depth",
+    [
+        ("elu", 0.83, 0.2, 3),
+        ("elu", 0.97, 0.2, 6),
+        ("selu", 0.6, 0.2, 3),
+        ("selu", 0.74, 0.2, 3),
+        ("selu", 0.8, 0.5, 3),
+    ],
+)
 def test_odd_layers_ahead_match_what_two_layers_cannot(name, sigma_a2, tau0, depth):
     found = match(ACTIVATIONS[name], sigma_a2, tau0)
     assert residual(ACTIVATIONS[name], sigma_a2, tau0, "ck", "", found.layers) < 1e-12
@@ -377,9 +429,15 @@ def test_the_mismatch_is_continuous_in_tau0_and_sigma_a2(name):
         assert max(values) < 0.03 and max(abs(a - b) for a, b in zip(values, values[1:])) < 0.006
 
 
-@pytest.mark.parametrize("name, sigma_a2, tau0", [
-    ("gelu", [0.2], np.linspace(0.97, 1.09, 4)), ("gelu", [0.2], np.linspace(1.32, 1.42, 3)),
-    ("gelu", np.linspace(0.2, 0.28, 3), [1.0]), ("relu", np.linspace(0.87, 0.91, 3), [1.0])])
+@pytest.mark.parametrize(
+    "name, sigma_a2, tau0",
+    [
+        ("gelu", [0.2], np.linspace(0.97, 1.09, 4)),
+        ("gelu", [0.2], np.linspace(1.32, 1.42, 3)),
+        ("gelu", np.linspace(0.2, 0.28, 3), [1.0]),
+        ("relu", np.linspace(0.87, 0.91, 3), [1.0]),
+    ],
+)
 def test_the_kernel_does_not_step_where_the_nearest_match_lies_between_two_shares(name, sigma_a2, tau0):
     """Here it stepped by 0.06, 0.06, 0.07 and 0.08, as the curve was chosen by the points of a grid alone."""
     X, before = features("features"), None
@@ -391,8 +449,10 @@ def test_the_kernel_does_not_step_where_the_nearest_match_lies_between_two_share
         before = error
 
 
-@pytest.mark.parametrize("name, sigma_a2, tau0, kernel", [("gelu", 0.2, 1.0, "ck"), ("gelu", 0.06, 1.0, "ck"),
-                                                          ("relu", 0.9, 1.0, "ck"), ("softplus", 0.2, 1.4, "ntk")])
+@pytest.mark.parametrize(
+    "name, sigma_a2, tau0, kernel",
+    [("gelu", 0.2, 1.0, "ck"), ("gelu", 0.06, 1.0, "ck"), ("relu", 0.9, 1.0, "ck"), ("softplus", 0.2, 1.4, "ntk")],
+)
 def test_no_curve_has_a_much_nearer_match_between_two_shares(name, sigma_a2, tau0, kernel):
     found, activation = match(ACTIVATIONS[name], sigma_a2, tau0, kernel), ACTIVATIONS[name]
     goal, depth = norm_response.implicit_response(activation, sigma_a2, tau0, kernel), len(found.layers)
@@ -413,7 +473,7 @@ def test_no_curve_has_a_much_nearer_match_between_two_shares(name, sigma_a2, tau
 def test_a_step_where_the_nearest_matches_begin():
     """gelu in NTK: the matches with two kinks a layer begin at tau_0 = 0.96591, already nearer than all others."""
     share = np.concatenate([np.geomspace(1e-9, 1e-2, 3000), np.linspace(0, 1, 3000)[:-1]])
-    basis, = curved_layers.bases_of("piecewise", 1)
+    (basis,) = curved_layers.bases_of("piecewise", 1)
     most, found = {}, {}
     for tau0 in (0.9658, 0.96592):
         found[tau0] = match(ACTIVATIONS["gelu"], 0.2, tau0, "ntk")
@@ -429,9 +489,12 @@ def test_a_step_where_the_nearest_matches_begin():
 
 def test_a_third_layer_is_taken_where_two_are_far_from_the_tangent_kernel():
     two = layer_equations.two_layers(
-        [layer_equations.Place("all", 2)], [curved_layers.bases_of("piecewise", 4)],
-        implicit_ntk(ACTIVATIONS["gelu"], 0.2), 1.0,
-        norm_response.implicit_response(ACTIVATIONS["gelu"], 0.2, kernel="ntk"))[0]
+        [layer_equations.Place("all", 2)],
+        [curved_layers.bases_of("piecewise", 4)],
+        implicit_ntk(ACTIVATIONS["gelu"], 0.2),
+        1.0,
+        norm_response.implicit_response(ACTIVATIONS["gelu"], 0.2, kernel="ntk"),
+    )[0]
     found, X = match(ACTIVATIONS["gelu"], 0.2, kernel="ntk"), features("mixture")
     deq = implicit_kernels(X, ACTIVATIONS["gelu"], 0.2)[1]
     far, near = (torch.linalg.matrix_norm(deq - explicit_kernels(X, layers)[1], 2) for layers in (two, found.layers))
@@ -440,6 +503,7 @@ def test_a_third_layer_is_taken_where_two_are_far_from_the_tangent_kernel():
 
 # ---------------------------------------------------------------------------------------------------------------
 # the DEQ's own finite-width error
+
 
 @pytest.mark.parametrize("name, sigma_a2, tau0", [("relu", 0.2, 1.0), ("selu", 0.3, 0.7), ("tanh", 0.5, 1.5)])
 def test_implicit_fluctuation_is_that_of_sampled_deqs(name, sigma_a2, tau0):
@@ -455,7 +519,7 @@ def test_implicit_fluctuation_is_that_of_sampled_deqs(name, sigma_a2, tau0):
         entries.append((v.T @ v / m)[0].tolist())
     entries = np.array(entries) / implicit_ck(activation, sigma_a2, tau0).diag
     off, on = implicit_fluctuation(activation, sigma_a2, tau0)
-    assert m * np.mean(entries[:, 1]**2) == pytest.approx(off, rel=0.15)
+    assert m * np.mean(entries[:, 1] ** 2) == pytest.approx(off, rel=0.15)
     assert m * np.var(entries[:, 0]) == pytest.approx(on, rel=0.15)
 
 
@@ -472,41 +536,50 @@ def gauss(f, kinks):
     edges = np.unique(edges[abs(edges) <= 12])
     half = np.diff(edges)[:, None] / 2
     xi = (edges[:-1, None] + half + half * NODES).ravel()
-    weight = (half * WEIGHTS).ravel() * np.exp(-xi**2 / 2) / math.sqrt(2 * math.pi)
+    weight = (half * WEIGHTS).ravel() * np.exp(-(xi**2) / 2) / math.sqrt(2 * math.pi)
     return (f(torch.from_numpy(xi)) * torch.from_numpy(weight)).sum().item()
 
 
 def variance_of(f, tau):
     kinks = [k / tau for k in f.kinks]
-    return gauss(lambda xi: (f.fn(tau * xi) - gauss(lambda eta: f.fn(tau * eta), kinks))**2, kinks)
+    return gauss(lambda xi: (f.fn(tau * xi) - gauss(lambda eta: f.fn(tau * eta), kinks)) ** 2, kinks)
 
 
 def moments(f, tau):
     """variance, E[f'], E[f''], E[f'^2], E[(phi^2)''], from values of f alone but for E[f'^2]."""
     kinks = [k / tau for k in f.kinks]
     mean = gauss(lambda xi: f.fn(tau * xi), kinks)
-    phi = lambda xi: f.fn(tau * xi) - mean   # noqa: E731
-    return (gauss(lambda xi: phi(xi)**2, kinks), gauss(lambda xi: xi * phi(xi), kinks) / tau,
-            gauss(lambda xi: (xi**2 - 1) * phi(xi), kinks) / tau**2,
-            gauss(lambda xi: f.derivative(tau * xi)**2, kinks),
-            gauss(lambda xi: (xi**2 - 1) * phi(xi)**2, kinks) / tau**2)
+    phi = lambda xi: f.fn(tau * xi) - mean  # noqa: E731
+    return (
+        gauss(lambda xi: phi(xi) ** 2, kinks),
+        gauss(lambda xi: xi * phi(xi), kinks) / tau,
+        gauss(lambda xi: (xi**2 - 1) * phi(xi), kinks) / tau**2,
+        gauss(lambda xi: f.derivative(tau * xi) ** 2, kinks),
+        gauss(lambda xi: (xi**2 - 1) * phi(xi) ** 2, kinks) / tau**2,
+    )
 
 
 def deq_coefficients(f, s, tau0, kernel):
     """DESIGN.md's formulas; tau_* by bisection."""
     low, high = math.sqrt(1 - s) * tau0, 2 * math.sqrt(1 - s) * tau0
-    excess = lambda tau: s * variance_of(f, tau) + (1 - s) * tau0**2 - tau**2   # noqa: E731
+    excess = lambda tau: s * variance_of(f, tau) + (1 - s) * tau0**2 - tau**2  # noqa: E731
     while excess(high) > 0:
         low, high = high, 1.2 * high
     tau = brentq(excess, low, high, xtol=1e-15 * low)
     variance, d1, d2, d1_sq, sq_dd = moments(f, tau)
     D, b2 = 1 - s * d1**2, 1 - s
-    a1, a2, a3 = b2 * d1**2 / D, d2**2 * (b2 / (1 - s * sq_dd / 2))**2 / (4 * D), d2**2 * (b2 / D)**2 / (2 * D)
+    a1, a2, a3 = b2 * d1**2 / D, d2**2 * (b2 / (1 - s * sq_dd / 2)) ** 2 / (4 * D), d2**2 * (b2 / D) ** 2 / (2 * D)
     if kernel == "ck":
         return np.array([variance, a1, a2, a3])
     b1 = a1 / D + b2 * d1**2 / D
-    return np.array([(variance + b2 * tau0**2 * d1_sq) / (1 - s * d1_sq), b1, a2 / D,
-                     (a3 + b1 * s * d2**2 * b2 / D + b2 * d2**2 * b2 / D) / D])
+    return np.array(
+        [
+            (variance + b2 * tau0**2 * d1_sq) / (1 - s * d1_sq),
+            b1,
+            a2 / D,
+            (a3 + b1 * s * d2**2 * b2 / D + b2 * d2**2 * b2 / D) / D,
+        ]
+    )
 
 
 def enn_coefficients(layers, tau0, kernel):
@@ -530,16 +603,24 @@ def activations(draw):
     if kind == "registry":
         return f
     if kind == "sum":
-        return Activation(f"{scale} {f.name} + {share} {g.name}", lambda x: scale * f.fn(x) + share * g.fn(x),
-                          lambda x: scale * f.derivative(x) + share * g.derivative(x), f.kinks + g.kinks)
+        return Activation(
+            f"{scale} {f.name} + {share} {g.name}",
+            lambda x: scale * f.fn(x) + share * g.fn(x),
+            lambda x: scale * f.derivative(x) + share * g.derivative(x),
+            f.kinks + g.kinks,
+        )
     if f.kinks not in ((), (0.0,)):  # where g crosses another kink would have to be solved for
         f = ACTIVATIONS["elu"]
     crossings = () if not f.kinks else tuple(k for k in (0.0,) if g.fn(torch.zeros(1)).item() == 0)
     if f.kinks and not crossings and g.name not in ("sigmoid", "softplus"):
         return f
     inner = (0.0, -1.0, 1.0) if g.name == "hardtanh" else g.kinks
-    return Activation(f"{f.name} of {scale} {g.name}", lambda x: f.fn(scale * g.fn(x)),
-                      lambda x: scale * f.derivative(scale * g.fn(x)) * g.derivative(x), inner + crossings)
+    return Activation(
+        f"{f.name} of {scale} {g.name}",
+        lambda x: f.fn(scale * g.fn(x)),
+        lambda x: scale * f.derivative(scale * g.fn(x)) * g.derivative(x),
+        inner + crossings,
+    )
 
 
 @settings(deadline=None, derandomize=True, max_examples=20, suppress_health_check=list(HealthCheck))

@@ -18,6 +18,7 @@ def test_a_control_group_bounds_what_is_there(tmp_path):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         for name, text in zip(names.split(), (limit, use, statistics)):
             (tmp_path / folder / f"memory.{name}").write_text(text)
+
     first, second = "limit_in_bytes usage_in_bytes stat", "max current stat"  # versions of control groups
     membership = tmp_path / "cgroup"
     membership.write_text("12:cpu,cpuacct:/x\n4:memory:/job/step\n0::/user/app\n")
@@ -44,8 +45,9 @@ def test_sizes_are_shown_for_a_reader():
 @pytest.mark.parametrize("train, opt", [("readout", "sgd"), ("full", "adam"), ("full", "sgd")])
 def test_what_is_counted_are_the_tensors_that_there_are(train, opt):
     """Against the parameters, their gradients and the optimizer's state of networks that were built and trained."""
-    arguments = parse_arguments(["--model", *MODELS, *GENERAL, "--activation", "swish", "--train", train, "--opt", opt,
-                                 "--dim", "24"], World())[1]
+    arguments = parse_arguments(
+        ["--model", *MODELS, *GENERAL, "--activation", "swish", "--train", train, "--opt", opt, "--dim", "24"], World()
+    )[1]
     made = grid_module.GRIDS[train](arguments)
     made.load(torch.device("cpu"))
     for config in made.configs():
@@ -65,22 +67,42 @@ def test_what_is_counted_are_the_tensors_that_there_are(train, opt):
             assert parts["optimizer"] == sum(value.nbytes for value in state if torch.is_tensor(value) and value.ndim)
 
 
-@pytest.mark.parametrize("flags", [("--dim", "10000000"),
-                                   ("--dim", "10000000", "--train", "full", "--model", "tanh_inn"),
-                                   ("--dim", "8", "3000000", "--model", "relu_enn"),
-                                   ("--dim", "10000000", "--model", "matched_enn", "--activation", "tanh")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--dim", "10000000"),
+        ("--dim", "10000000", "--train", "full", "--model", "tanh_inn"),
+        ("--dim", "8", "3000000", "--model", "relu_enn"),
+        ("--dim", "10000000", "--model", "matched_enn", "--activation", "tanh"),
+    ],
+)
 def test_a_width_that_cannot_fit_is_refused_before_anything_is_written(capsys, tmp_path, flags):
     with pytest.raises(SystemExit) as stop:
         main.main([*flags, "--device", "cpu", "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path)])
     said = capsys.readouterr()
     assert stop.value.code == 2 and said.out == "" and said.err.count("\n") == 1 and not [*tmp_path.iterdir()]
-    assert re.search(r"--dim \d+000000: \w+ takes at least [\d.]+ [GTP]B of memory \(weights [\d.]+ [GTP]B, .*\), and "
-                     r"[\d.]+ GB are free: take a smaller width", said.err)
+    assert re.search(
+        r"--dim \d+000000: \w+ takes at least [\d.]+ [GTP]B of memory \(weights [\d.]+ [GTP]B, .*\), and "
+        r"[\d.]+ GB are free: take a smaller width",
+        said.err,
+    )
 
 
 def test_a_finished_run_needs_no_memory(capsys, tmp_path, monkeypatch):
-    argv = ["--model", "tanh_enn", "--dim", "8", "--epoch", "1", "--device", "cpu", "--output_path", str(tmp_path),
-            "--save_path", str(tmp_path)]
+    argv = [
+        "--model",
+        "tanh_enn",
+        "--dim",
+        "8",
+        "--epoch",
+        "1",
+        "--device",
+        "cpu",
+        "--output_path",
+        str(tmp_path),
+        "--save_path",
+        str(tmp_path),
+    ]
     main.main(argv)
     monkeypatch.setattr(grid_module, "available", lambda device: 1000)
     main.main([*argv, "--resume"])

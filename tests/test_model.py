@@ -27,7 +27,7 @@ def test_deq_features_solve_the_papers_equation():
         f = ACTIVATIONS[model.activation.name].fn
         tau = get_tau(model.activation, 0.2, 1.0)
         xi = tau * torch.linspace(-10, 10, 200001, dtype=torch.float64)
-        w = torch.exp(-(xi / tau) ** 2 / 2)
+        w = torch.exp(-((xi / tau) ** 2) / 2)
         constant = (f(xi) * w).sum() / w.sum()
         right = (f(math.sqrt(0.2) * z @ model.A.T + math.sqrt(0.8) * x @ model.B.T) - constant) / math.sqrt(M)
         torch.testing.assert_close(z, right, rtol=0, atol=1e-8)

@@ -24,9 +24,20 @@ def error(A, B):
     return (torch.linalg.matrix_norm(A - B, 2) / torch.linalg.matrix_norm(A, 2)).item()
 
 
-@pytest.mark.parametrize("name, kernel, scale", [
-    ("relu", "ck", 0.5), ("relu", "ck", 2.0), ("relu", "ck", 10.0), ("swish", "ck", 2.0), ("elu", "ck", 0.5),
-    ("softplus", "ck", 2.0), ("relu", "ntk", 2.0), ("swish", "ntk", 2.0), ("relu", "ck", 1.02)])
+@pytest.mark.parametrize(
+    "name, kernel, scale",
+    [
+        ("relu", "ck", 0.5),
+        ("relu", "ck", 2.0),
+        ("relu", "ck", 10.0),
+        ("swish", "ck", 2.0),
+        ("elu", "ck", 0.5),
+        ("softplus", "ck", 2.0),
+        ("relu", "ntk", 2.0),
+        ("swish", "ntk", 2.0),
+        ("relu", "ck", 1.02),
+    ],
+)
 def test_matched_enn_has_the_kernel_of_the_deq_as_it_is_centred(name, kernel, scale):
     X = scale * mixture()
     deq = DEQ(ACTIVATIONS[name], X.shape[1], 8, 2, 0.2, tau0=1.0, seed=3)
@@ -62,8 +73,10 @@ def test_too_far_is_refused_with_what_to_do():
 
 # ---------------------------------------------------------------------------------------------------------------
 
+
 def numeric_response(kernel, tau0, c1):
     """(u, v) of a function of data that gives a kernel, by central differences of its entries."""
+
     def rows(norm2, cosine):
         return torch.tensor([[math.sqrt(norm2), 0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64) * tau0
 
@@ -75,15 +88,18 @@ def numeric_response(kernel, tau0, c1):
     return (up - down) / (2 * h * tau0**2) / c1, (math.log(linear(1 + h)) - math.log(linear(1 - h))) / (2 * h)
 
 
-@pytest.mark.parametrize("kernel, trained, mode", [("ck", "aAB", "readout"), ("ntk", "aAB", "all"),
-                                                   ("ntk", "aA", "frozen_first")])
+@pytest.mark.parametrize(
+    "kernel, trained, mode", [("ck", "aAB", "readout"), ("ntk", "aAB", "all"), ("ntk", "aA", "frozen_first")]
+)
 @pytest.mark.parametrize("name, sigma_a2, tau0", [("selu", 0.4, 0.7), ("swish", 0.2, 1.3), ("tanh", 0.5, 1.0)])
 def test_answers_to_the_norm_are_those_of_the_exact_kernels(name, sigma_a2, tau0, kernel, trained, mode):
     found, index = match(ACTIVATIONS[name], sigma_a2, tau0, kernel, trained=trained), ("ck", "ntk").index(kernel)
-    deq = numeric_response(lambda X: implicit_kernels(X, ACTIVATIONS[name], sigma_a2, trained, tau0)[index], tau0,
-                           found.target.c1)
+    deq = numeric_response(
+        lambda X: implicit_kernels(X, ACTIVATIONS[name], sigma_a2, trained, tau0)[index], tau0, found.target.c1
+    )
     assert implicit_response(ACTIVATIONS[name], sigma_a2, tau0, kernel, trained) == pytest.approx(deq, abs=2e-5)
     enn = numeric_response(
-        lambda X: explicit_kernels(X, found.layers, "all" if mode == "readout" else mode)[index], tau0, found.target.c1)
+        lambda X: explicit_kernels(X, found.layers, "all" if mode == "readout" else mode)[index], tau0, found.target.c1
+    )
     assert explicit_response(found.layers, tau0, mode) == pytest.approx(enn, abs=2e-5)
     assert found.mismatch == pytest.approx(math.hypot(deq[0] - enn[0], 4 * (deq[1] - enn[1])), abs=1e-4)

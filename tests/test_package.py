@@ -20,14 +20,33 @@ def build(tmp_path):
     """The wheel, from a copy of what it is made of, since a build leaves folders behind where it is made."""
     source = tmp_path / "source"
     (source / "ck_ntk").mkdir(parents=True)
-    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE",
-                 ROOT / "ck_ntk" / "paper.mplstyle"]:
+    for path in [
+        *ROOT.glob("*.py"),
+        ROOT / "pyproject.toml",
+        ROOT / "README.md",
+        ROOT / "LICENSE",
+        ROOT / "ck_ntk" / "paper.mplstyle",
+    ]:
         shutil.copy(path, source / path.relative_to(ROOT))
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps",
-                           "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(tmp_path),
+            str(source),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    wheel, = tmp_path.glob("*.whl")
+    (wheel,) = tmp_path.glob("*.whl")
     return wheel
 
 
@@ -66,8 +85,13 @@ def test_another_project_imports_it_and_keeps_its_own_modules(installed, tmp_pat
         (tmp_path / f"{name}.py").write_text("raise ImportError('the module of another project')\n")
     (tmp_path / "utils.py").write_text("OWNER = 'me'\n")
     rows = [[0.6, -0.5, 0.2], [0.1, 0.9, -0.7], [-1.0, 0.3, 0.4]]
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(rows=rows, flat=FLAT)], cwd=tmp_path, text=True,
-                          capture_output=True, env={**os.environ, "PYTHONPATH": str(installed)})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(rows=rows, flat=FLAT)],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["utils"] == "me" and found["top"] == ["utils"] and found["style"]
@@ -93,6 +117,7 @@ def test_the_wheel_holds_the_modules_and_nothing_else_of_the_folder(installed):
 def test_requirements_are_the_packages_and_the_tests_own():
     """requirements.txt names every dependency of the package, with the same bound."""
     import tomllib
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = {line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
     assert set(project["dependencies"]) <= lines

@@ -62,8 +62,10 @@ def test_tau_1_by_the_hard_tanh_formula_would_miss():
         explicit_ck((m.layers[0], wrong))
 
 
-@pytest.mark.parametrize("name, words", [
-    ("elu", "gamma.2"), ("swish", "gamma.2 = tau_0.2 alpha_1"), ("gelu", "gamma.2"), ("tanh", "gamma.2")])
+@pytest.mark.parametrize(
+    "name, words",
+    [("elu", "gamma.2"), ("swish", "gamma.2 = tau_0.2 alpha_1"), ("gelu", "gamma.2"), ("tanh", "gamma.2")],
+)
 def test_what_l_relu_layers_cannot_match(name, words):
     with pytest.raises(MatchError, match=words):
         two_layer_lrelu.match(implicit_ck(ACTIVATIONS[name], 0.2))
@@ -77,12 +79,15 @@ def test_l_relu_without_an_admissible_root():
         two_layer_lrelu.match(target)
 
 
-@pytest.mark.parametrize("target, words", [
-    (implicit_ck(ACTIVATIONS["relu"], 0.2), "alpha_2 = 0"),
-    (KernelCoefficients(0.2, 0.2, 0.0, 0.0), r"\(1, pi/2\), the target has 1"),
-    (KernelCoefficients(0.32, 0.2, 0.0, 0.0), r"the target has 1.6"),
-    (KernelCoefficients(0.32, 0.0, 0.0, 0.0), "alpha_1 > 0"),
-])
+@pytest.mark.parametrize(
+    "target, words",
+    [
+        (implicit_ck(ACTIVATIONS["relu"], 0.2), "alpha_2 = 0"),
+        (KernelCoefficients(0.2, 0.2, 0.0, 0.0), r"\(1, pi/2\), the target has 1"),
+        (KernelCoefficients(0.32, 0.2, 0.0, 0.0), r"the target has 1.6"),
+        (KernelCoefficients(0.32, 0.0, 0.0, 0.0), "alpha_1 > 0"),
+    ],
+)
 def test_what_a_hard_tanh_cannot_match(target, words):
     with pytest.raises(MatchError, match=words):
         one_layer_tanh.match(target)

@@ -1,6 +1,5 @@
 """Pairs of samples that are parallel, opposite, or nearly so."""
 
-
 import pytest
 import torch
 
@@ -57,6 +56,8 @@ def test_nearly_parallel_samples_under_quadrature(name, cosine):
 def test_the_pairs_set_aside_do_not_change_the_others():
     X = torch.cat([two_class(100, generator("aside"))[0], 3 * two_class(100, generator("aside"))[0][:5]])
     for name in ("elu", "relu"):
-        for part, whole in zip(implicit_kernels(X[:100], ACTIVATIONS[name], SIGMA_A2, tau0=1.0),
-                               implicit_kernels(X, ACTIVATIONS[name], SIGMA_A2, tau0=1.0)):
+        for part, whole in zip(
+            implicit_kernels(X[:100], ACTIVATIONS[name], SIGMA_A2, tau0=1.0),
+            implicit_kernels(X, ACTIVATIONS[name], SIGMA_A2, tau0=1.0),
+        ):
             torch.testing.assert_close(part, whole[:100, :100], rtol=1e-12, atol=1e-14)

@@ -1,4 +1,5 @@
 """Positive concave DEQs: the guarantee, gradients, weights that stay nonnegative, and the six networks."""
+
 import math
 import sys
 
@@ -37,6 +38,7 @@ def inputs(layer, n=5, seed=0):
 
 # ---------------------------------------------------------------------------------------------------------------
 # the guarantee
+
 
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -124,6 +126,7 @@ def test_the_layer_solves_its_equation_and_starts_one_step_from_zero(conv):
 # ---------------------------------------------------------------------------------------------------------------
 # gradients
 
+
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradient_is_that_of_unrolled_iteration(activation, conv):
@@ -162,6 +165,7 @@ def test_gradcheck(activation):
 
 # ---------------------------------------------------------------------------------------------------------------
 # training keeps the weights nonnegative
+
 
 def small_problem(shape, n=48):
     g = torch.Generator().manual_seed(0)
@@ -216,6 +220,7 @@ def test_a_row_without_a_direction_has_weight_zero_and_can_come_back():
 # ---------------------------------------------------------------------------------------------------------------
 # the networks
 
+
 @pytest.mark.parametrize("shape", WIDTHS)
 @pytest.mark.parametrize("name", PCDEQS)
 def test_networks_of_both_image_sizes_train_a_step(name, shape):
@@ -235,16 +240,19 @@ def test_networks_of_both_image_sizes_train_a_step(name, shape):
 
 
 # published: 70k parameters for the linear and single-convolution networks on MNIST, 41k for three convolutions
-@pytest.mark.parametrize("name, shape, count", [
-    ("linear_pcdeq_1", (1, 28, 28), 784 * 80 + 80 + 4 * 80 + 80 * 80 + 80 + 810),
-    ("single_conv_pcdeq_1", (1, 28, 28), 82 * 10 + 4 * 82 + 82 * 82 * 9 + 82 + 82 * 9 * 10 + 10),
-    ("single_conv_pcdeq_2", (3, 32, 32), 125 * 28 + 4 * 125 + 125 * 125 * 9 + 125 + 125 * 16 * 10 + 10),
-])
+@pytest.mark.parametrize(
+    "name, shape, count",
+    [
+        ("linear_pcdeq_1", (1, 28, 28), 784 * 80 + 80 + 4 * 80 + 80 * 80 + 80 + 810),
+        ("single_conv_pcdeq_1", (1, 28, 28), 82 * 10 + 4 * 82 + 82 * 82 * 9 + 82 + 82 * 9 * 10 + 10),
+        ("single_conv_pcdeq_2", (3, 32, 32), 125 * 28 + 4 * 125 + 125 * 125 * 9 + 125 + 125 * 16 * 10 + 10),
+    ],
+)
 def test_architecture_is_the_published_one(name, shape, count):
     network = build_pcdeq(name, activation_of(name), shape, 10)
     assert sum(p.numel() for p in network.parameters()) == count
     widths = [layer.inner.weight.shape[0] for layer in network.equilibria]
-    assert widths == list(WIDTHS[shape][name[:-len("_pcdeq_1")]])
+    assert widths == list(WIDTHS[shape][name[: -len("_pcdeq_1")]])
     for layer in network.equilibria:
         m, W = layer.inner.weight.shape[0], layer.inner.weight
         assert 0 <= W.min() and 0.009 / math.sqrt(2 * m) < W.max() <= 0.01 / math.sqrt(2 * m) + 1e-9
@@ -285,14 +293,23 @@ def test_state_dict_round_trip(name, tmp_path):
         assert torch.equal(network.eval()(x), other.eval()(x))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("linear_pcdeq_2", "relu6", (1, 28, 28), 10), "linear_pcdeq_2 cannot use activation 'relu6'.*choose from sigmoid"),
-    (("multi_conv_pcdeq_1", "sigmoid", (1, 28, 28), 10), "cannot use activation 'sigmoid'.*tanh, softsign, relu6"),
-    (("single_conv_pcdeq_1", "gelu", (1, 28, 28), 10), "cannot use activation 'gelu'"),
-    (("linear_pcdeq_3", "tanh", (1, 28, 28), 10), "unknown pcDEQ model 'linear_pcdeq_3': choose from linear_pcdeq_1"),
-    (("linear_pcdeq_1", "tanh", (1, 32, 32), 10), "takes images of shape 1x28x28 or 3x32x32, got 1x32x32"),
-    (("linear_pcdeq_1", "tanh", (784,), 10), "takes images of shape 1x28x28 or 3x32x32, got 784"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ("linear_pcdeq_2", "relu6", (1, 28, 28), 10),
+            "linear_pcdeq_2 cannot use activation 'relu6'.*choose from sigmoid",
+        ),
+        (("multi_conv_pcdeq_1", "sigmoid", (1, 28, 28), 10), "cannot use activation 'sigmoid'.*tanh, softsign, relu6"),
+        (("single_conv_pcdeq_1", "gelu", (1, 28, 28), 10), "cannot use activation 'gelu'"),
+        (
+            ("linear_pcdeq_3", "tanh", (1, 28, 28), 10),
+            "unknown pcDEQ model 'linear_pcdeq_3': choose from linear_pcdeq_1",
+        ),
+        (("linear_pcdeq_1", "tanh", (1, 32, 32), 10), "takes images of shape 1x28x28 or 3x32x32, got 1x32x32"),
+        (("linear_pcdeq_1", "tanh", (784,), 10), "takes images of shape 1x28x28 or 3x32x32, got 784"),
+    ],
+)
 def test_what_cannot_be_built_says_so_in_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         build_pcdeq(*arguments)
@@ -313,8 +330,13 @@ def test_augmentation_shifts_and_flips_each_image_by_its_own_draw():
     seen = set()
     for image, shown in zip(images, out):
         padded = F.pad(image, (4, 4, 4, 4))
-        found = [(down, right, flip) for down in range(9) for right in range(9) for flip in (False, True)
-                 if torch.equal(padded[:, down:down + 8, right:right + 8].flip(2 if flip else ()), shown)]
+        found = [
+            (down, right, flip)
+            for down in range(9)
+            for right in range(9)
+            for flip in (False, True)
+            if torch.equal(padded[:, down : down + 8, right : right + 8].flip(2 if flip else ()), shown)
+        ]
         assert len(found) == 1 or shown.abs().max() == 0
         seen |= set(found)
     downs, rights, flips = map(set, zip(*seen))

@@ -1,4 +1,5 @@
 """Positive concave DEQs as main.py trains them: schedule, best weights, resumption, refusals, a whole run."""
+
 import json
 import sys
 from dataclasses import replace
@@ -23,8 +24,20 @@ def toy_digits():
     return Dataset("toy", x[:60].flatten(1), y[:60], x[60:].flatten(1), y[60:], 2)
 
 
-CONFIG = Config(dataset="toy", model="linear_pcdeq_1", dim=80, lr=0.01, epoch=4, batch_size=16, opt="adamw",
-                train="pcdeq", activation="tanh", weight_decay=0.1, milestone=2, aug=True)
+CONFIG = Config(
+    dataset="toy",
+    model="linear_pcdeq_1",
+    dim=80,
+    lr=0.01,
+    epoch=4,
+    batch_size=16,
+    opt="adamw",
+    train="pcdeq",
+    activation="tanh",
+    weight_decay=0.1,
+    milestone=2,
+    aug=True,
+)
 
 
 def train_toy(folder, config=CONFIG, **options):
@@ -94,6 +107,7 @@ def test_a_resumed_run_writes_the_same_numbers(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------
 # the command line
 
+
 def refused(capsys, tmp_path, *argv):
     with pytest.raises(SystemExit) as stop:
         main.main([*map(str, argv), "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])
@@ -124,18 +138,47 @@ def test_bad_input_gets_one_line(capsys, tmp_path):
 
 def test_a_whole_run_and_its_resumption(capsys, tmp_path):
     write_svhn(tmp_path, n=80)
-    argv = ["--dataset", "svhn", "--dataset_path", tmp_path, "--model", "linear_pcdeq_2", "--epoch", 2,
-            "--batch_size", 32, "--aug", "--milestone", 1, "--weight_decay", 0.03,
-            "--output_path", tmp_path / "out", "--save_path", tmp_path / "ckpt"]
+    argv = [
+        "--dataset",
+        "svhn",
+        "--dataset_path",
+        tmp_path,
+        "--model",
+        "linear_pcdeq_2",
+        "--epoch",
+        2,
+        "--batch_size",
+        32,
+        "--aug",
+        "--milestone",
+        1,
+        "--weight_decay",
+        0.03,
+        "--output_path",
+        tmp_path / "out",
+        "--save_path",
+        tmp_path / "ckpt",
+    ]
     main.main([*map(str, argv)])
     printed = capsys.readouterr().out
     assert "weights = 253450" in printed and "linear_pcdeq_2" in printed
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"80_train_linear_pcdeq_2_svhn.json", "80_test_linear_pcdeq_2_svhn.json", "metrics.jsonl",
-                     "accuracy_svhn.png"}
+    assert names == {
+        "80_train_linear_pcdeq_2_svhn.json",
+        "80_test_linear_pcdeq_2_svhn.json",
+        "metrics.jsonl",
+        "accuracy_svhn.png",
+    }
     config = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])["config"]
-    expected = {"activation": "sigmoid", "weight_decay": 0.03, "milestone": 1, "aug": True, "opt": "adamw", "lr": 7e-4,
-                "dim": 80}
+    expected = {
+        "activation": "sigmoid",
+        "weight_decay": 0.03,
+        "milestone": 1,
+        "aug": True,
+        "opt": "adamw",
+        "lr": 7e-4,
+        "dim": 80,
+    }
     assert expected.items() <= config.items()
     log = (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text()
     assert f"{100 * json.loads(log)[-1]:.2f} ± 0.00" in printed  # the last epoch's, whatever the best was

@@ -39,6 +39,7 @@ def run(tmp_path, monkeypatch):
             ]
         )
         return torch.load(output, weights_only=True)
+
     return run
 
 
@@ -71,6 +72,7 @@ def test_killed_and_resumed_ends_the_same(run, monkeypatch, step):
         if len(steps) == step:
             raise KeyboardInterrupt
         return loss(*args, **kwargs)
+
     with monkeypatch.context() as patch:
         patch.setattr(pretrain_vgg, "cross_entropy", die)
         with pytest.raises(KeyboardInterrupt):
@@ -96,8 +98,9 @@ def accuracies(monkeypatch):
     return found, asked
 
 
-def test_the_epoch_best_in_validation_is_written_and_the_test_set_is_read_once(run, tmp_path, monkeypatch, capsys,
-                                                                               accuracies):
+def test_the_epoch_best_in_validation_is_written_and_the_test_set_is_read_once(
+    run, tmp_path, monkeypatch, capsys, accuracies
+):
     found, asked = accuracies
     written, write = [], pretrain_vgg.atomic_write
 
@@ -105,6 +108,7 @@ def test_the_epoch_best_in_validation_is_written_and_the_test_set_is_read_once(r
         if str(path).endswith(".pth"):
             written.append(path)
         return write(path)
+
     monkeypatch.setattr(pretrain_vgg, "atomic_write", watched)
     found += [0.3, 0.7, 0.7, 0.6, 0.5]  # four epochs, and the test; of equals, the first
     kept = run("a", "--val", "10")
@@ -115,8 +119,10 @@ def test_the_epoch_best_in_validation_is_written_and_the_test_set_is_read_once(r
     assert printed.count("validation accuracy 0.7000") == 3 and "on 10 images: epoch 2\n" in printed
     assert len(written) == 1
     state = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    best, last = ({k: v.half() if v.is_floating_point() else v for k, v in net.items()}
-                  for net in (state["best"]["net"], state["net"]))
+    best, last = (
+        {k: v.half() if v.is_floating_point() else v for k, v in net.items()}
+        for net in (state["best"]["net"], state["net"])
+    )
     assert state["best"]["epoch"] == 2 and same(kept, best) and not same(kept, last)
 
 
@@ -126,6 +132,7 @@ def test_no_training_image_is_in_the_validation_set(run, monkeypatch, tmp_path):
     def watched(images, *settings):
         seen.append(images[:, 4:-4, 4:-4])
         return augment(images, *settings)
+
     monkeypatch.setattr(pretrain_vgg, "augment", watched)
     run("a", "--val", "10")
     data = cifar10_images(tmp_path)
@@ -154,6 +161,7 @@ def test_with_validation_killed_and_resumed_ends_the_same(run, monkeypatch, accu
         if len(steps) == 6:  # of two an epoch
             raise KeyboardInterrupt
         return loss(*args, **kwargs)
+
     with monkeypatch.context() as patch:
         patch.setattr(pretrain_vgg, "cross_entropy", die)
         with pytest.raises(KeyboardInterrupt):
@@ -198,6 +206,7 @@ def test_the_first_epochs_see_small_crops(run, monkeypatch, share, sizes):
     def watched(images, mirrored, size, draws, cutout):
         seen.append(size)
         return augment(images, mirrored, size, draws, cutout)
+
     monkeypatch.setattr(pretrain_vgg, "augment", watched)
     run("a", "--small_crops", share)
     assert seen[::4] == sizes and len(seen) == 16  # four batches an epoch
@@ -214,6 +223,7 @@ def test_init_starts_from_the_weights_of_the_file(run, tmp_path, monkeypatch):
 
     def stop(*_):
         raise ValueError("before the first step")
+
     monkeypatch.setattr(pretrain_vgg, "VGG16", Recorded)
     monkeypatch.setattr(pretrain_vgg, "one_cycle", stop)
     with pytest.raises(SystemExit):
@@ -245,8 +255,12 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(run, tmp_path, ca
 def test_crops_are_shifts_near_the_centre(size):
     torch.manual_seed(0)
     image = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8)
-    shifts = [image[top:top + size, left:left + size] for top in range(40 - size + 1) for left in range(40 - size + 1)
-              if abs(top - (40 - size) / 2) <= 4 and abs(left - (40 - size) / 2) <= 4]
+    shifts = [
+        image[top : top + size, left : left + size]
+        for top in range(40 - size + 1)
+        for left in range(40 - size + 1)
+        if abs(top - (40 - size) / 2) <= 4 and abs(left - (40 - size) / 2) <= 4
+    ]
     batch = image.expand(300, 40, 40, 3)
     for mirrored in (False, True):
         crops = pretrain_vgg.augment(batch, torch.full((300,), mirrored), size, torch.Generator().manual_seed(0))
@@ -277,7 +291,7 @@ def test_one_cycle_rises_for_the_warmup_then_falls(warmup, peak):
     rates = [pretrain_vgg.one_cycle(step, 1000, warmup) for step in range(1000)]
     top = rates.index(max(rates))
     assert 0.99 < rates[top] <= 1 and abs(top - peak) < 5
-    assert rates[:top + 1] == sorted(rates[:top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert (top == 0 or rates[0] < 1 / peak) and (top == 999 or rates[-1] < 0.01)
 
 
@@ -287,6 +301,7 @@ def test_warmup_reaches_the_schedule(run, monkeypatch):
     def watched(step, steps, warmup):
         seen.add(warmup)
         return one_cycle(step, steps, warmup)
+
     monkeypatch.setattr(pretrain_vgg, "one_cycle", watched)
     run("a", "--warmup", "0.5")
     assert seen == {0.5}

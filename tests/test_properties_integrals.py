@@ -72,8 +72,11 @@ def continuous(draw):
         return piecewise_linear("piecewise", kinks, slopes, draw(unit)), kinks
     a, b = draw(st.floats(0.3, 3)), 2 * draw(unit)
     inner = lambda x: torch.tanh(a * x + b)
-    fn = {"tanh": inner, "leaky": lambda x: torch.nn.functional.leaky_relu(inner(x), 0.2),
-          "softplus": lambda x: torch.log1p(torch.exp(-(a * x + b).abs())) + (a * x + b).clamp_min(0)}[kind]
+    fn = {
+        "tanh": inner,
+        "leaky": lambda x: torch.nn.functional.leaky_relu(inner(x), 0.2),
+        "softplus": lambda x: torch.log1p(torch.exp(-(a * x + b).abs())) + (a * x + b).clamp_min(0),
+    }[kind]
     return from_function(fn, kind, () if kind == "tanh" else (-b / a,)), (-b / a,)
 
 
@@ -87,8 +90,12 @@ def test_moments_of_continuous_activations(drawn, tau):
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
-@given(continuous(), st.lists(st.tuples(st.floats(-2, 2), st.floats(0.1, 1), st.booleans()), min_size=1, max_size=3),
-       st.booleans(), scales)
+@given(
+    continuous(),
+    st.lists(st.tuples(st.floats(-2, 2), st.floats(0.1, 1), st.booleans()), min_size=1, max_size=3),
+    st.booleans(),
+    scales,
+)
 def test_moments_of_activations_with_jumps(drawn, steps, declared, tau):
     smooth, features = drawn
     places = [tau * k for k, _, _ in steps]
@@ -117,8 +124,11 @@ def test_moments_of_activations_with_jumps(drawn, steps, declared, tau):
 def test_a_perturbed_derivative_is_refused(drawn, kind, size, where, tau):
     activation, _ = drawn
     true, e = activation.derivative, 10.0**size
-    wrong = {"factor": lambda x: (1 + e) * true(x), "step": lambda x: true(x) + e * (x > where * tau),
-             "wave": lambda x: true(x) + e * torch.sin(x / tau + where)}[kind]
+    wrong = {
+        "factor": lambda x: (1 + e) * true(x),
+        "step": lambda x: true(x) + e * (x > where * tau),
+        "wave": lambda x: true(x) + e * torch.sin(x / tau + where),
+    }[kind]
     with pytest.raises(ValueError, match="derivative is not that of its function"):
         gaussian_moments(Activation("wrong", activation.fn, wrong, activation.kinks, activation.lipschitz), tau)
 

@@ -100,7 +100,7 @@ def test_a_killed_rank_ends_the_job_and_resume_finishes_it(forks, base, whole, t
     argv = ["--standalone", "--nproc_per_node", "2", ROOT / "main.py", *base, *GRID, *at(tmp_path)]
     done = forks.run(*argv, program=launcher, cwd=str(tmp_path), setup=KILLER)
     assert done["status"] != 0 and "test accuracy" not in done["out"]
-    line, = [line for line in done["err"].splitlines() if line.startswith("main.py: ")]
+    (line,) = [line for line in done["err"].splitlines() if line.startswith("main.py: ")]
     assert "has died" in line and "--resume" in line
     before = epochs(tmp_path / "out")
     assert 0 < len(set(before)) < len(epochs(whole / "out"))
@@ -175,8 +175,14 @@ def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, base, t
     (status, out, err), second = two_ranks(forks, *command, cwd=tmp_path)
     assert status == 0 and err == "" and out.count("inn  ") == 2  # the theory and the table
     assert second == (0, "", "")
-    expected, got = ([{k: v for k, v in r.items() if isinstance(v, (int, float)) and k != "seconds"} for r in
-                      read_metrics(tmp_path / name / "out") if r["event"] == "epoch"] for name in ("whole", "both"))
+    expected, got = (
+        [
+            {k: v for k, v in r.items() if isinstance(v, (int, float)) and k != "seconds"}
+            for r in read_metrics(tmp_path / name / "out")
+            if r["event"] == "epoch"
+        ]
+        for name in ("whole", "both")
+    )
     for one, other in zip(expected, got, strict=True):  # one writer: no line twice
         assert other == pytest.approx(one, rel=1e-4)
     assert len(got) == 3
@@ -185,8 +191,22 @@ def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, base, t
 
 
 def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, base, tmp_path):
-    ranks = two_ranks(forks, ROOT / "main.py", *base, "--model", "relu_enn", "tanh_inn", "--dim", 256, "--epoch", 1,
-                      "--asquare", 0.99999, *at(tmp_path), cwd=tmp_path)
+    ranks = two_ranks(
+        forks,
+        ROOT / "main.py",
+        *base,
+        "--model",
+        "relu_enn",
+        "tanh_inn",
+        "--dim",
+        256,
+        "--epoch",
+        1,
+        "--asquare",
+        0.99999,
+        *at(tmp_path),
+        cwd=tmp_path,
+    )
     told = [line for _, _, err in ranks for line in err.splitlines()]
     warning, failure = told  # of both ranks together, and no traceback
     assert "main.py: warning: sigma_a^2" in warning and "main.py: failed: the equilibrium" in failure

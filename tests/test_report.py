@@ -23,8 +23,12 @@ from test_summarize import made_up, write_grid  # noqa: E402
 
 
 def test_a_report_of_nothing(tmp_path, capsys):
-    for content, words in ((None, "nothing to report, no stages.json"), ("{", "is damaged"),
-                           ('{"stages": {}}', "no stage has been run"), ('{"stages": {"a": {}}}', "is damaged")):
+    for content, words in (
+        (None, "nothing to report, no stages.json"),
+        ("{", "is damaged"),
+        ('{"stages": {}}', "no stage has been run"),
+        ('{"stages": {"a": {}}}', "is damaged"),
+    ):
         if content is not None:
             (tmp_path / "stages.json").write_text(content)
         with pytest.raises(SystemExit) as stop:
@@ -70,6 +74,7 @@ def stage(out, name, kind="figure", data="gmm"):
 
 def write_figure(out, name, numbers):
     from matplotlib import pyplot as plt
+
     (out / "figures").mkdir(parents=True, exist_ok=True)
     (out / "figures" / f"{name}.json").write_text(json.dumps(numbers))
     plt.figure(figsize=(3.6, 3)).savefig(out / "figures" / f"{name}.png")
@@ -81,11 +86,17 @@ def reported(tmp_path_factory):
     """A report of synthetic logs and of the numbers of one figure."""
     out = tmp_path_factory.mktemp("report")
     accuracies = write_grid(out / "mnist-sgd", MODELS, (16, 64), (0, 1, 2), dataset="mnist")
-    done = [stage(out, "gmm_one_layer_matching"), stage(out, "mnist-sgd", "sweep", "mnist"),
-            stage(out, "gmm-adam", "sweep")]
+    done = [
+        stage(out, "gmm_one_layer_matching"),
+        stage(out, "mnist-sgd", "sweep", "mnist"),
+        stage(out, "gmm-adam", "sweep"),
+    ]
     errors = {"matched": [[0.04, 0.01], [0.02, 0.005]], "unmatched": [[0.5, 0.5], [0.5, 0.5]]}
-    write_figure(out, "gmm_one_layer_matching",
-                 {"settings": {"n": [100, 200]}, "errors": errors, "slope": [-1.0, 0.25], "overlaps": [0.9999, 0.99]})
+    write_figure(
+        out,
+        "gmm_one_layer_matching",
+        {"settings": {"n": [100, 200]}, "errors": errors, "slope": [-1.0, 0.25], "overlaps": [0.9999, 0.99]},
+    )
     records = stage_records.Records(out / "stages.json")
     for index, one in enumerate(done):
         records.note(one, 10.0 + index, 10**9, status=("done", "done", "failed")[index], error=("", "", "no")[index])
@@ -114,7 +125,8 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
     final = {(m, d): 100 * np.array([accuracies[m, d, s][-1] for s in (0, 1, 2)]) for m in order for d in (16, 64)}
     header, rows = next(v for k, v in found.items() if k.startswith("Test accuracy"))
     assert [numbers(" ".join(row)) for row in rows] == [
-        [d, *(round(x, 2) for m in order for x in (final[m, d].mean(), final[m, d].std(ddof=1)))] for d in (16, 64)]
+        [d, *(round(x, 2) for m in order for x in (final[m, d].mean(), final[m, d].std(ddof=1)))] for d in (16, 64)
+    ]
     header, rows = next(v for k, v in found.items() if k.startswith("DEQ − ENN"))
     for d, row in zip((16, 64), rows):
         expected = [d]
@@ -130,8 +142,12 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
     assert "within 0.01 of 1" in text
     assert text.count("too few seeds for a claim of equality") == 2 and "(3 of 8)" in text
     _, rows = next(v for k, v in found.items() if k.startswith("Stages"))
-    assert [row[1:4] for row in rows] == [["done", "10.0", "1.00"], ["done", "11.0", "1.00"],
-                                          ["failed", "12.0", "1.00"], ["", "33.0", "1.00"]]
+    assert [row[1:4] for row in rows] == [
+        ["done", "10.0", "1.00"],
+        ["done", "11.0", "1.00"],
+        ["failed", "12.0", "1.00"],
+        ["", "33.0", "1.00"],
+    ]
     # the page shows the same cells
     shown = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page.read_text())]
     for _, rows in found.values():
@@ -140,23 +156,32 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
 
 
 def test_the_report_claims_equality_where_eight_seeds_show_it(tmp_path):
-    for seeds, words in ((8, "Two one-sided tests: ReLU-DEQ − matched L-ReLU-ENN: equal within 0.5."),
-                         (3, "Two one-sided tests: too few seeds for a claim of equality.")):
+    for seeds, words in (
+        (8, "Two one-sided tests: ReLU-DEQ − matched L-ReLU-ENN: equal within 0.5."),
+        (3, "Two one-sided tests: too few seeds for a claim of equality."),
+    ):
         experiment = made_up(tmp_path / str(seeds), {16: (2.0, 0.1), 64: (0.0, 0.1)}, seeds)
         assert paper_claims.sweep_finding(experiment).endswith(words)
 
 
 def test_what_is_trained_whole_has_its_tables_and_sentences(tmp_path):
     """The numbers of training_dynamics.py and pcdeq_convergence.py, those of the largest width, in order."""
+
     def cell(width, lr, centred, **distances):
-        return {"width": width, "lr": lr, "centred": centred,
-                "networks": {name: {"distance": d, "distance_error": d and d / 10} for name, d in distances.items()}}
+        return {
+            "width": width,
+            "lr": lr,
+            "centred": centred,
+            "networks": {name: {"distance": d, "distance_error": d and d / 10} for name, d in distances.items()},
+        }
 
     names = {"deq": "ReLU-DEQ", "ntk": "NTK-matched", "unmatched": "unmatched ReLU"}
-    cells = [cell(16, 3.0, False, deq=0.0, ntk=0.9, unmatched=0.9),
-             cell(64, 30.0, False, deq=0.0, ntk=0.05, unmatched=None),
-             cell(64, 3.0, False, deq=0.0, ntk=0.012, unmatched=0.25),
-             cell(64, 3.0, True, deq=0.0, ntk=0.003, unmatched=0.34)]
+    cells = [
+        cell(16, 3.0, False, deq=0.0, ntk=0.9, unmatched=0.9),
+        cell(64, 30.0, False, deq=0.0, ntk=0.05, unmatched=None),
+        cell(64, 3.0, False, deq=0.0, ntk=0.012, unmatched=0.25),
+        cell(64, 3.0, True, deq=0.0, ntk=0.003, unmatched=0.34),
+    ]
     layer = {"layer": "tanh", "converged": True, "radius": 0.5, "rate": 0.21, "jacobian_radius": 0.205, "bound": 0.3}
     random = [{**layer, "radius": 4.0}, {"layer": "plain", "converged": False, "radius": 2.0}]
     trained = [{**layer, "test_accuracy": 0.9712}, {**layer, "rate": 0.4, "test_accuracy": 0.96}]
@@ -171,8 +196,10 @@ def test_what_is_trained_whole_has_its_tables_and_sentences(tmp_path):
     text = page.with_suffix(".md").read_text()
     header, rows = next(v for k, v in tables_of(text).items() if k.startswith("Distance to the DEQ's curve"))
     assert header == ["network", "lr 3, centred", "lr 3", "lr 30"]
-    assert rows == [["NTK-matched", "0.003 ± 0.000", "0.012 ± 0.001", "0.050 ± 0.005"],
-                    ["unmatched ReLU", "0.340 ± 0.034", "0.250 ± 0.025", "–"]]
+    assert rows == [
+        ["NTK-matched", "0.003 ± 0.000", "0.012 ± 0.001", "0.050 ± 0.005"],
+        ["unmatched ReLU", "0.340 ± 0.034", "0.250 ± 0.025", "–"],
+    ]
     assert "learning rate of 3 the curve of training loss of the NTK-matched network is 0.012 of the drop" in text
     assert "that of the unmatched one 0.25." in text
     _, rows = next(v for k, v in tables_of(text).items() if k.startswith("Layers of 80 units"))

@@ -23,16 +23,18 @@ from test_report import tables_of  # noqa: E402
 def fake(folder, name, code="", kind="figure", data="gmm", cost=10.0):
     """A stage that counts its runs in NAME.count and leaves NAME.out behind."""
     script = folder / f"{name}.py"
-    script.write_text(f"import sys, pathlib, time, json\nhere = pathlib.Path({str(folder)!r})\n"
-                      f"with (here / '{name}.count').open('a') as f: f.write('x')\n{code}\n"
-                      f"(here / '{name}.out').touch()\n")
-    return Stage(name, kind, [sys.executable, str(script)], [folder / f"{name}.out"], cost, data,
-                           str(folder / name))
+    script.write_text(
+        f"import sys, pathlib, time, json\nhere = pathlib.Path({str(folder)!r})\n"
+        f"with (here / '{name}.count').open('a') as f: f.write('x')\n{code}\n"
+        f"(here / '{name}.out').touch()\n"
+    )
+    return Stage(name, kind, [sys.executable, str(script)], [folder / f"{name}.out"], cost, data, str(folder / name))
 
 
 def arguments(folder, **more):
-    return SimpleNamespace(**{"output": folder / "out", "dataset_path": None, "processes": 1, "quick": True, "seeds": 3,
-                              **more})
+    return SimpleNamespace(
+        **{"output": folder / "out", "dataset_path": None, "processes": 1, "quick": True, "seeds": 3, **more}
+    )
 
 
 def count(folder, name):
@@ -46,12 +48,20 @@ def records(folder):
 
 def test_a_failing_stage_does_not_stop_the_others(tmp_path, capsys):
     bad = "print('main.py: error: no such thing\\ntorchrun has its say', file=sys.stderr); sys.exit(2)"
-    stages = [fake(tmp_path, "first"), fake(tmp_path, "broken", bad),
-              fake(tmp_path, "crash", "raise OSError('no space')"), fake(tmp_path, "last")]
+    stages = [
+        fake(tmp_path, "first"),
+        fake(tmp_path, "broken", bad),
+        fake(tmp_path, "crash", "raise OSError('no space')"),
+        fake(tmp_path, "last"),
+    ]
     assert not reproduce.reproduce(stages, arguments(tmp_path))
     found = records(tmp_path)
     assert [(name, record["status"]) for name, record in found.items()] == [
-        ("first", "done"), ("broken", "failed"), ("crash", "failed"), ("last", "done")]
+        ("first", "done"),
+        ("broken", "failed"),
+        ("crash", "failed"),
+        ("last", "done"),
+    ]
     assert found["broken"]["error"] == "main.py: error: no such thing (exit status 2)"
     assert found["crash"]["error"] == "OSError: no space (exit status 1)"
     page = report.write_report(tmp_path / "out")
@@ -61,8 +71,10 @@ def test_a_failing_stage_does_not_stop_the_others(tmp_path, capsys):
 
 
 def test_finished_stages_are_passed_over_and_others_are_not(tmp_path, capsys):
-    stages = [fake(tmp_path, "good"),
-              fake(tmp_path, "moody", "if not (here / 'repaired').exists(): sys.exit('broken')")]
+    stages = [
+        fake(tmp_path, "good"),
+        fake(tmp_path, "moody", "if not (here / 'repaired').exists(): sys.exit('broken')"),
+    ]
     assert not reproduce.reproduce(stages, arguments(tmp_path))
     (tmp_path / "repaired").touch()
     assert reproduce.reproduce(stages, arguments(tmp_path))
@@ -86,9 +98,13 @@ def test_data_that_is_not_there_is_skipped_with_its_reason(tmp_path, capsys, mon
 
     def no_network(path, folder, name):
         raise data_prepare.DataError(f"{path}: no {name} found and its download failed (no network)")
+
     monkeypatch.setattr("images._download_mnist", no_network)
-    stages = [fake(tmp_path, "digits", data="mnist"), fake(tmp_path, "photos", data="cifar10"),
-              fake(tmp_path, "mixture")]
+    stages = [
+        fake(tmp_path, "digits", data="mnist"),
+        fake(tmp_path, "photos", data="cifar10"),
+        fake(tmp_path, "mixture"),
+    ]
     assert reproduce.reproduce(stages, arguments(tmp_path, dataset_path=tmp_path))  # a skipped stage is no failure
     found = records(tmp_path)
     assert [found[s.name]["status"] for s in stages] == ["skipped", "skipped", "done"] and not count(tmp_path, "digits")
@@ -111,15 +127,19 @@ threading.Thread(target=signal_myself, daemon=True).start()
 
 def test_an_interrupted_stage_ends_in_one_line_and_goes_on(forks, tmp_path):
     """Ctrl-C reaches the stage too, which has a process group of its own."""
-    slow = ("(here / 'pid').write_text(str(__import__('os').getpid()))\n"
-            "if not (here / 'again').exists():\n    (here / 'started').touch()\n    time.sleep(60)")
+    slow = (
+        "(here / 'pid').write_text(str(__import__('os').getpid()))\n"
+        "if not (here / 'again').exists():\n    (here / 'started').touch()\n    time.sleep(60)"
+    )
     fake(tmp_path, "before"), fake(tmp_path, "slow", slow)
     driver = tmp_path / "driver.py"
-    driver.write_text(f"import sys\nsys.path[:0] = [{str(ROOT / 'scripts')!r}]\nimport pathlib, reproduce, stages\n"
-                      f"here = pathlib.Path({str(tmp_path)!r})\n"
-                      "reproduce.plan = lambda a: [stages.Stage(n, 'figure', [sys.executable, str(here / f'{n}.py')]"
-                      ", [here / f'{n}.out'], 10.0) for n in ('before', 'slow')]\n"
-                      "reproduce.main(['--output', str(here / 'out')])\n")
+    driver.write_text(
+        f"import sys\nsys.path[:0] = [{str(ROOT / 'scripts')!r}]\nimport pathlib, reproduce, stages\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "reproduce.plan = lambda a: [stages.Stage(n, 'figure', [sys.executable, str(here / f'{n}.py')]"
+        ", [here / f'{n}.out'], 10.0) for n in ('before', 'slow')]\n"
+        "reproduce.main(['--output', str(here / 'out')])\n"
+    )
     for kind in (signal.SIGINT, signal.SIGTERM):
         (tmp_path / "started").unlink(missing_ok=True)
         done = forks.run(program=str(driver), setup=WHEN_STARTED.format(folder=str(tmp_path), kind=int(kind)))
@@ -137,10 +157,13 @@ def test_an_interrupted_stage_ends_in_one_line_and_goes_on(forks, tmp_path):
 def test_a_failure_is_status_1_and_bad_input_2(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(reproduce, "plan", lambda a: [fake(tmp_path, "broken", "sys.exit('broken pipe')")])
     (tmp_path / "file").touch()
-    for argv, status, words in ((["--output", str(tmp_path / "out")], 1, "not every stage succeeded"),
-                                (["--output", str(tmp_path / "file")], 2, "is a file, not a folder"),
-                                (["--dataset_path", str(tmp_path / "no")], 2, "no such folder"),
-                                (["--processes", "0"], 2, "positive whole number"), (["--fast"], 2, "--fast")):
+    for argv, status, words in (
+        (["--output", str(tmp_path / "out")], 1, "not every stage succeeded"),
+        (["--output", str(tmp_path / "file")], 2, "is a file, not a folder"),
+        (["--dataset_path", str(tmp_path / "no")], 2, "no such folder"),
+        (["--processes", "0"], 2, "positive whole number"),
+        (["--fast"], 2, "--fast"),
+    ):
         with pytest.raises(SystemExit) as stop:
             reproduce.main(argv)
         assert stop.value.code == status and words in capsys.readouterr().err.splitlines()[-1]
@@ -151,8 +174,12 @@ def test_a_failure_is_status_1_and_bad_input_2(tmp_path, capsys, monkeypatch):
 
 
 def test_memory_counts_a_childs_child(tmp_path):
-    stage = fake(tmp_path, "hungry", "import subprocess\nsubprocess.run([sys.executable, '-c', "
-                                     "'import time; x = bytearray(2 * 10**8); time.sleep(2)'])")
+    stage = fake(
+        tmp_path,
+        "hungry",
+        "import subprocess\nsubprocess.run([sys.executable, '-c', "
+        "'import time; x = bytearray(2 * 10**8); time.sleep(2)'])",
+    )
     status, _, peak = reproduce.run_stage(stage, 1, tmp_path / "log", lambda *_: None)
     assert status == 0 and 2e8 < peak < 4e8
 

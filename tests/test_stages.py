@@ -50,6 +50,7 @@ def test_the_plan_is_that_of_the_scripts():
 def test_time_left():
     def stage(kind, cost):
         return SimpleNamespace(kind=kind, cost=cost)
+
     left = stage_records.time_left
     assert left([stage("figure", 30), stage("sweep", 70)], []) == pytest.approx(100)
     # a machine of half the speed: the stages to come and the present one are counted at its rate, figures at their own

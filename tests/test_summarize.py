@@ -36,12 +36,25 @@ def write_run(folder, model, dim, seed, dataset="gmm", metrics=True, epochs=3, s
     for split, values in (("train", train), ("test", test)):
         (place / f"{dim}_{split}_{model}_{dataset}.json").write_text(json.dumps(values))
     if metrics:
-        config = Config(**{"dataset": dataset, "model": model, "dim": dim, "seed": seed, "lr": 1.0, "epoch": 3,
-                           "batch_size": 10, "data": "x", **settings})
+        config = Config(
+            **{
+                "dataset": dataset,
+                "model": model,
+                "dim": dim,
+                "seed": seed,
+                "lr": 1.0,
+                "epoch": 3,
+                "batch_size": 10,
+                "data": "x",
+                **settings,
+            }
+        )
         head = {"run": config.key, "dataset": dataset, "model": model, "dim": dim, "seed": seed}
         lines = [{**head, "event": "run", "config": vars(config), "setup_seconds": setup}]
-        lines += [{**head, "event": "epoch", "epoch": e, "test_accuracy": test[e - 1], "seconds": 0.1 * e * setup}
-                  for e in range(1, epochs + 1)]
+        lines += [
+            {**head, "event": "epoch", "epoch": e, "test_accuracy": test[e - 1], "seconds": 0.1 * e * setup}
+            for e in range(1, epochs + 1)
+        ]
         with (folder / "metrics.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
     return test
@@ -83,8 +96,9 @@ def test_the_tables_are_the_logs(tmp_path, capsys):
     assert printed.startswith((tmp_path / "out" / "summary.md").read_text())
     with (tmp_path / "out" / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {(r["model"], int(r["dim"]), int(r["seed"])): float(r["test_accuracy"]) for r in rows} == \
-        {name: values[-1] for name, values in tests.items()}
+    assert {(r["model"], int(r["dim"]), int(r["seed"])): float(r["test_accuracy"]) for r in rows} == {
+        name: values[-1] for name, values in tests.items()
+    }
     assert {(r["lr"], r["opt"], r["dataset"]) for r in rows} == {("1.0", "sgd", "gmm")}
 
 
@@ -117,13 +131,25 @@ def test_the_authors_logs(tmp_path):
 
 
 def test_pairs_of_any_activation(tmp_path):
-    models = ("deq-leaky_relu", "deq-elu", "matched_enn-leaky_relu-ck", "matched_enn-leaky_relu-ntk",
-              "matched_enn-elu-ck", "unmatched_enn-leaky_relu", "matched_enn-relu-ck", "mine")
+    models = (
+        "deq-leaky_relu",
+        "deq-elu",
+        "matched_enn-leaky_relu-ck",
+        "matched_enn-leaky_relu-ntk",
+        "matched_enn-elu-ck",
+        "unmatched_enn-leaky_relu",
+        "matched_enn-relu-ck",
+        "mine",
+    )
     write_grid(tmp_path, models, (16,), (0,), metrics=False)
     [experiment] = logs.load([tmp_path])
     assert tables.pairs_of(experiment) == [
-        ("deq-elu", "matched_enn-elu-ck"), *(("deq-leaky_relu", m) for m in (
-            "matched_enn-leaky_relu-ck", "matched_enn-leaky_relu-ntk", "unmatched_enn-leaky_relu"))]
+        ("deq-elu", "matched_enn-elu-ck"),
+        *(
+            ("deq-leaky_relu", m)
+            for m in ("matched_enn-leaky_relu-ck", "matched_enn-leaky_relu-ntk", "unmatched_enn-leaky_relu")
+        ),
+    ]
     assert tables.name_of("unmatched_enn-leaky_relu") == "unmatched leaky_relu-ENN"
     assert tables.name_of("mine") == "mine"
 
@@ -139,6 +165,7 @@ def test_pairs_only_over_common_seeds():
 
 # ---------------------------------------------------------------------------------------------------------------
 # tests of a difference and of equality
+
 
 @pytest.mark.parametrize("mean, spread", [(0.0, 0.3), (0.1, 0.05), (-0.45, 0.2), (0.7, 0.1), (0.02, 3.0)])
 @pytest.mark.parametrize("n", [2, 8, 20])
@@ -162,6 +189,7 @@ def test_seeds_that_all_agree():
     def of(difference):
         found = comparison.compare({s: 90.0 + difference for s in range(8)}, {s: 90.0 for s in range(8)})
         return found.p_difference, found.p_equality
+
     assert (of(0.0), of(0.25), of(-0.25), of(0.5), of(1.0)) == ((1, 0), (0, 0), (0, 0), (0, 1), (0, 1))
 
 
@@ -199,8 +227,12 @@ def test_equality_is_claimed_where_it_is_shown(tmp_path):
     experiment = made_up(tmp_path / "eight", cases, 8)
     table = tables.equality_table(experiment)
     assert {row[0]: row[-1] for row in table.rows} == {
-        "16": "equal within 0.5", "32": "equal within 0.5, yet higher", "64": "higher", "128": "undecided",
-        "256": "lower"}
+        "16": "equal within 0.5",
+        "32": "equal within 0.5, yet higher",
+        "64": "higher",
+        "128": "undecided",
+        "256": "lower",
+    }
     found = list(tables.differences(experiment, "inn", "l_relu_enn").values())
     for column, which in ((5, "p_difference"), (6, "p_equality")):
         adjusted = comparison.holm([getattr(paired, which) for paired in found])
@@ -238,7 +270,10 @@ def test_settings_make_tables_of_their_own_and_machines_may_share_one(tmp_path):
     write_grid(tmp_path / "mnist", dataset="mnist")
     experiments = logs.load([tmp_path])
     assert [(e.dataset, e.settings["opt"], len(e.runs)) for e in experiments] == [
-        ("gmm", "adam", 18), ("gmm", "sgd", 18), ("mnist", "sgd", 18)]
+        ("gmm", "adam", 18),
+        ("gmm", "sgd", 18),
+        ("mnist", "sgd", 18),
+    ]
     assert len(set(curves.write_figures(experiments, tmp_path / "out").values())) == 6
 
 
@@ -277,9 +312,17 @@ def test_nothing_to_read(tmp_path, capsys):
         assert words in message and str(tmp_path / name) in message
 
 
-@pytest.mark.parametrize("content, words", [
-    ("[0.5, 0.6", "broken JSON"), ('{"a": 1}', "not a list of accuracies"), ("[]", "not a list"),
-    ("[0.5, NaN]", "not a list"), ("[0.5, 120]", "not a list"), ("[true]", "not a list")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("[0.5, 0.6", "broken JSON"),
+        ('{"a": 1}', "not a list of accuracies"),
+        ("[]", "not a list"),
+        ("[0.5, NaN]", "not a list"),
+        ("[0.5, 120]", "not a list"),
+        ("[true]", "not a list"),
+    ],
+)
 def test_broken_logs_are_named(tmp_path, capsys, content, words):
     write_grid(tmp_path / "a")
     (tmp_path / "a" / "seed_1" / "64_test_inn_gmm.json").write_text(content)
@@ -342,6 +385,7 @@ def test_event_files_need_their_package(tmp_path, capsys, monkeypatch):
 def test_event_files(tmp_path):
     pytest.importorskip("tensorboard", reason="the optional package tensorboard is not installed")
     from torch.utils.tensorboard import SummaryWriter
+
     for seed in (0, 1):
         with SummaryWriter(str(tmp_path / (f"seed_{seed}" if seed else ".") / "16_inn_gmm")) as writer:
             for epoch in range(3):
@@ -354,8 +398,10 @@ def test_event_files(tmp_path):
 
 
 def test_help_and_bad_flags_do_not_import_torch():
-    code = ("import sys; sys.path.insert(0, 'scripts'); import summarize\ntry: summarize.main([{}])\n"
-            "except SystemExit as e: print(e.code, 'torch' in sys.modules)")
+    code = (
+        "import sys; sys.path.insert(0, 'scripts'); import summarize\ntry: summarize.main([{}])\n"
+        "except SystemExit as e: print(e.code, 'torch' in sys.modules)"
+    )
     for flag, status in (("'--help'", "0"), ("", "2")):
         done = subprocess.run([sys.executable, "-c", code.format(flag)], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.splitlines()[-1] == f"{status} False"

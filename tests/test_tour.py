@@ -24,6 +24,7 @@ NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
 def tour():
     """(namespace, printed text of each cell, number of figures of each cell) of one run from the notebook's folder."""
     from matplotlib import pyplot as plt
+
     namespace, printed, figures = {}, [], []
     here, path, backend = os.getcwd(), list(sys.path), matplotlib.get_backend()
     try:
@@ -118,11 +119,14 @@ def test_what_the_text_claims(tour):
     apart = {kernel: names["relative_error"](names["K"], M) for kernel, M in names["tangent"].items()}
     assert apart["ntk"] < apart["ck"] / 10
     # section 8: the matched network follows the DEQ, the unmatched one stays below both, from the first epoch on
-    deq, matched, unmatched = ([record["test_accuracy"] for record in names["readout"][name].history]
-                               for name in ("inn", "l_relu_enn", "relu_enn"))
+    deq, matched, unmatched = (
+        [record["test_accuracy"] for record in names["readout"][name].history]
+        for name in ("inn", "l_relu_enn", "relu_enn")
+    )
     for a, b, c in zip(deq, matched, unmatched):
         assert abs(a - b) < (a - c) / 4
     # section 9: the loss of the NTK-matched network is nearest; the CK-matched one is below, the unmatched one above
-    deq, ntk, ck_matched, unmatched = (names["losses"][name].mean(0)[-1]
-                                       for name in ("inn", "matched_enn", "l_relu_enn", "relu_enn"))
+    deq, ntk, ck_matched, unmatched = (
+        names["losses"][name].mean(0)[-1] for name in ("inn", "matched_enn", "l_relu_enn", "relu_enn")
+    )
     assert abs(ntk - deq) < 0.25 * min(deq - ck_matched, unmatched - deq)

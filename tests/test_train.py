@@ -126,10 +126,27 @@ def test_stopped_at_any_write_a_run_resumes_to_the_same_bytes(tmp_path, monkeypa
 
 def test_a_killed_process_resumes_to_the_same_bytes(forks, tmp_path):
     """SIGKILL halfway through the writes; tests/test_kills.py does it everywhere, on less data."""
+
     def start(name, *argv, **more):
-        return forks.run("--model", "relu_enn", "tanh_inn", "--dim", 64, "--epoch", 12, "--device", "cpu",
-                         "--preset", "two_class", "--output_path", tmp_path / name / "out",
-                         "--save_path", tmp_path / name / "ckpt", *argv, **more)
+        return forks.run(
+            "--model",
+            "relu_enn",
+            "tanh_inn",
+            "--dim",
+            64,
+            "--epoch",
+            12,
+            "--device",
+            "cpu",
+            "--preset",
+            "two_class",
+            "--output_path",
+            tmp_path / name / "out",
+            "--save_path",
+            tmp_path / name / "ckpt",
+            *argv,
+            **more,
+        )
 
     whole = start("whole")
     assert whole["status"] == 0
@@ -143,6 +160,7 @@ def test_a_killed_process_resumes_to_the_same_bytes(forks, tmp_path):
 
     def strip(text):
         return [line.split(" s")[0] for line in text.splitlines()]
+
     assert strip(again["out"]) == strip(done["out"])
 
 
@@ -187,9 +205,25 @@ def test_two_runs_share_a_folder(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_logs(tmp_path, monkeypatch):
     epoch = ReadoutTask.epoch
-    monkeypatch.setattr(ReadoutTask, "epoch", lambda self, order: {**epoch(self, order), **(
-        {"train_loss": math.nan} if len(json.loads(log_path(BASE, tmp_path / "out", "test").read_text() if
-         log_path(BASE, tmp_path / "out", "test").exists() else "[]")) == 2 else {})})
+    monkeypatch.setattr(
+        ReadoutTask,
+        "epoch",
+        lambda self, order: {
+            **epoch(self, order),
+            **(
+                {"train_loss": math.nan}
+                if len(
+                    json.loads(
+                        log_path(BASE, tmp_path / "out", "test").read_text()
+                        if log_path(BASE, tmp_path / "out", "test").exists()
+                        else "[]"
+                    )
+                )
+                == 2
+                else {}
+            ),
+        },
+    )
     with pytest.raises(TrainingError, match="became nan in epoch 3; take a smaller --lr .it was 0.5"):
         go(BASE, tmp_path)
     assert len(json.loads(log_path(BASE, tmp_path / "out", "test").read_text())) == 2
@@ -202,8 +236,11 @@ def test_full_training_that_blows_up_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("name", ["inn", "tanh_inn"])
 def test_an_equilibrium_lost_to_the_rate_is_put_down_to_the_rate(tmp_path, name):
-    with pytest.raises(TrainingError, match=r"the steps of epoch 1 lost the equilibrium, which the initial weights have"
-                                            r" .*; take a smaller --lr \(it was 1e\+30\)") as caught:
+    with pytest.raises(
+        TrainingError,
+        match=r"the steps of epoch 1 lost the equilibrium, which the initial weights have"
+        r" .*; take a smaller --lr \(it was 1e\+30\)",
+    ) as caught:
         go(replace(BASE, train="full", lr=1e30, model=name), tmp_path)
     assert "sigma_a" not in str(caught.value)
 
@@ -218,6 +255,7 @@ def test_an_equilibrium_lost_in_a_later_epoch_is_put_down_to_the_rate_and_keeps_
                 self.model.A.mul_(1e3)
         self.epochs_seen += 1
         return epoch(self, order)
+
     monkeypatch.setattr(FullTask, "epoch", blown_up)
     monkeypatch.setattr(FullTask, "epochs_seen", 0, raising=False)
     with pytest.raises(TrainingError, match="the steps of epoch 3 lost the equilibrium.* logs up to epoch 2 are kept"):

@@ -45,6 +45,7 @@ class Linears(nn.Module):
 
 # modules ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ["relu", "swish", "tanh"])
 def test_our_own_is_the_same_network(name):
     deq = DEQ(ACTIVATIONS[name], P, M, K, 0.3, tau0=0.8, seed=2).double()
@@ -62,8 +63,9 @@ def test_a_module_of_linear_layers_is_understood():
     x, found = data().double(), adapt(module)
     torch.testing.assert_close(found(x), module(x), rtol=1e-4, atol=1e-5)
     z = found.features(x)
-    torch.testing.assert_close(z, torch.tanh(z @ module.A.weight.T + x @ module.B.weight.T + module.B.bias), rtol=1e-4,
-                               atol=1e-5)
+    torch.testing.assert_close(
+        z, torch.tanh(z @ module.A.weight.T + x @ module.B.weight.T + module.B.bias), rtol=1e-4, atol=1e-5
+    )
     assert found.activation is ACTIVATIONS["tanh"]  # recognised
     # uniform entries of half the usual size: 1/4 of 1/(3 m)
     assert found.sigma_a2 == pytest.approx(1 / 12, rel=0.15)
@@ -95,16 +97,20 @@ def changed(**values):
     return module
 
 
-@pytest.mark.parametrize("module, message", [
-    (nn.Linear(3, 3), "Linear is not a DEQ of the form z = .* it has no A, B, activation, readout; .*example"),
-    (changed(B=None), "it has no B;"), (changed(readout=None, activation=None), "it has no activation, readout;"),
-    (changed(A=nn.Linear(M, M + 1)), r"A must be \(m, m\).*\(25, 24\)"),
-    (changed(B=[1]), "its B must be an nn.Linear or"),
-    (changed(readout=nn.Linear(M + 1, K)), r"readout \(c, m\); they are .*\(3, 25\)"),
-    (changed(activation="rely"), "its activation is 'rely', not one of relu"),
-    (changed(activation=lambda x: x.undefined), "its activation is not an elementwise torch function"),
-    (changed(bias=torch.zeros(3)), r"its bias must have shape \(24,\), it has \[\(3,\)"),
-])
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        (nn.Linear(3, 3), "Linear is not a DEQ of the form z = .* it has no A, B, activation, readout; .*example"),
+        (changed(B=None), "it has no B;"),
+        (changed(readout=None, activation=None), "it has no activation, readout;"),
+        (changed(A=nn.Linear(M, M + 1)), r"A must be \(m, m\).*\(25, 24\)"),
+        (changed(B=[1]), "its B must be an nn.Linear or"),
+        (changed(readout=nn.Linear(M + 1, K)), r"readout \(c, m\); they are .*\(3, 25\)"),
+        (changed(activation="rely"), "its activation is 'rely', not one of relu"),
+        (changed(activation=lambda x: x.undefined), "its activation is not an elementwise torch function"),
+        (changed(bias=torch.zeros(3)), r"its bias must have shape \(24,\), it has \[\(3,\)"),
+    ],
+)
 def test_what_is_not_of_this_form_says_what_is_missing(module, message):
     with pytest.raises(ValueError, match=message) as caught:
         adapt(module)
@@ -123,15 +129,19 @@ def test_the_checkpoint_of_a_run(small_npz, tmp_path):
     assert torch.equal(deq.A, state["model"]["A"]) and not as_drawn(deq)
     correct = (deq(data.X_test).argmax(1) == data.y_test).double().mean().item()
     assert correct == pytest.approx(state["history"][-1]["test_accuracy"])
-    best = load_checkpoint(best_path(Config("npz", "inn", 16, 0.1, 2, 20, train="full"), folder),
-                           ACTIVATIONS["relu"], 0.2)
+    best = load_checkpoint(
+        best_path(Config("npz", "inn", 16, 0.1, 2, 20, train="full"), folder), ACTIVATIONS["relu"], 0.2
+    )
     assert best.B.shape == (16, 5)
     readout = checkpoint_path(Config("npz", "inn", 16, 0.1, 2, 20), tmp_path / "readout")
     (tmp_path / "other.pt").write_bytes(pickle.dumps({"model": 1}, 2)[:-4])
     torch.save({"model": {"B": torch.ones(2, 2)}}, tmp_path / "half.pt")
-    for path, message in ((readout, "holds a readout alone"), (tmp_path / "other.pt", "is no checkpoint of main.py"),
-                          (tmp_path / "half.pt", "it has no A, readout.weight"),
-                          (tmp_path / "no.pt", "cannot be read")):
+    for path, message in (
+        (readout, "holds a readout alone"),
+        (tmp_path / "other.pt", "is no checkpoint of main.py"),
+        (tmp_path / "half.pt", "it has no A, readout.weight"),
+        (tmp_path / "no.pt", "cannot be read"),
+    ):
         with pytest.raises(ValueError, match=message) as caught:
             load_checkpoint(path, ACTIVATIONS["relu"], 0.2)
         assert "\n" not in str(caught.value)
@@ -146,6 +156,7 @@ def test_weights_as_they_were_drawn_are_known():
 
 
 # the random regime --------------------------------------------------------------------------------------------
+
 
 def test_the_spectral_radius_is_the_largest_eigenvalue():
     for seed in range(3):
@@ -177,13 +188,15 @@ def test_random_weights_are_called_random_in_95_of_100_whatever_their_distributi
         deq = DEQ(ACTIVATIONS["relu"], P, 16, K, 0.2, seed=seed) if seed % 2 else Linears(16, seed)
         found.append(drift(adapt(deq), X, seed))
     p = np.array([one["p"] for one in found])
-    assert sum(one["left"] for one in found) <= 7        # of 3 expected; more than that is seen in 1 of 100
-    assert 0.42 < p.mean() < 0.63                        # uniform on 1/20, .., 1: 0.525 with an error of 0.037
+    assert sum(one["left"] for one in found) <= 7  # of 3 expected; more than that is seen in 1 of 100
+    assert 0.42 < p.mean() < 0.63  # uniform on 1/20, .., 1: 0.525 with an error of 0.037
     assert (p <= 0.5).mean() == pytest.approx(0.5, abs=0.2)
 
 
-@pytest.mark.parametrize("where, statistic", [("A", "radius of A"), ("A", "largest singular value of A"),
-                                              ("B", "largest singular value of B"), ("B", "kernel")])
+@pytest.mark.parametrize(
+    "where, statistic",
+    [("A", "radius of A"), ("A", "largest singular value of A"), ("B", "largest singular value of B"), ("B", "kernel")],
+)
 def test_a_direction_that_training_might_have_made_is_seen(where, statistic):
     deq = DEQ(ACTIVATIONS["tanh"], P, 100, K, 0.2)
     u = torch.randn(100, generator=torch.Generator().manual_seed(1))
@@ -216,8 +229,10 @@ def test_the_kernel_is_that_of_infinite_width_within_what_random_weights_do():
 
 
 def trained(data, activation, width, steps, rate, seed):
-    deq, random = DEQ(ACTIVATIONS[activation], data.X_train.shape[1], width, data.n_classes, 0.2, seed=seed), \
-        torch.Generator().manual_seed(seed)
+    deq, random = (
+        DEQ(ACTIVATIONS[activation], data.X_train.shape[1], width, data.n_classes, 0.2, seed=seed),
+        torch.Generator().manual_seed(seed),
+    )
     optimizer = torch.optim.SGD(deq.parameters(), rate)
     for _ in range(steps):
         rows = torch.randint(len(data.X_train), (128,), generator=random)
@@ -229,8 +244,9 @@ def trained(data, activation, width, steps, rate, seed):
 
 def test_short_and_long_trainings_on_mnist_are_told_apart(real_data):
     mnist = load_dataset("mnist", real_data)
-    short = [drift(adapt(trained(mnist, name, 32, 5, 0.1, seed)), mnist.X_test)
-             for name, seed in (("relu", 1), ("tanh", 2))]
+    short = [
+        drift(adapt(trained(mnist, name, 32, 5, 0.1, seed)), mnist.X_test) for name, seed in (("relu", 1), ("tanh", 2))
+    ]
     assert not any(found["left"] for found in short)
     long = [drift(adapt(trained(mnist, name, 32, 400, 1.0, 1)), mnist.X_test) for name in ("relu", "tanh")]
     assert all(found["left"] for found in long)
@@ -238,6 +254,7 @@ def test_short_and_long_trainings_on_mnist_are_told_apart(real_data):
 
 
 # what a replacement loses -------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def mixture():
@@ -249,19 +266,28 @@ def test_the_loss_is_that_of_readouts_solved_apart(mixture):
     data, deq = mixture
     X, y = data.X_train[:2000], data.y_train[:2000]
     found, facts = replacements(deq, X, y, (data.X_test, data.y_test), most_seeds=1)
-    assert facts == {"accuracy": facts["accuracy"], "labels": True, "refused": facts["refused"], "untried": 0,
-                     "fit": 1600, "choose": 400, "held": 4000}
+    assert facts == {
+        "accuracy": facts["accuracy"],
+        "labels": True,
+        "refused": facts["refused"],
+        "untried": 0,
+        "fit": 1600,
+        "choose": 400,
+        "held": 4000,
+    }
     few, facts_of_few = replacements(deq, X, y, (data.X_test, data.y_test), budget=0)
     assert {(one.name, one.first) for one in few} == {(few[0].name, "B")}
     assert facts_of_few["untried"] == len(found) // 2 - 1
     own = (deq(data.X_test).argmax(1) == data.y_test).double()
     assert facts["accuracy"] == pytest.approx(100 * own.mean().item())
-    assert {(one.first, one.fitted_to) for one in found} == {(first, fit) for first in ("drawn", "B")
-                                                            for fit in ("labels", "outputs")}
+    assert {(one.first, one.fitted_to) for one in found} == {
+        (first, fit) for first in ("drawn", "B") for fit in ("labels", "outputs")
+    }
     names = {one.name for one in networks(DEQ(ACTIVATIONS["relu"], P, 4, K, 0.2), 1.0)[0]}
     assert {one.name for one in found} == names
     assert [one.chosen_by for one in found] == sorted((one.chosen_by for one in found), reverse=True)
     from utils import generator
+
     order = torch.randperm(2000, generator=generator("replacement", 0))[:1600]
     for one in (found[0], found[-1], next(r for r in found if r.fitted_to == "outputs" and r.first == "B")):
         with torch.no_grad():
@@ -318,7 +344,7 @@ def test_the_paired_interval_holds_the_difference_in_90_of_100():
     random = np.random.default_rng(0)
     held = 0
     for _ in range(600):
-        own = random.random(500) < 0.9                                     # of the DEQ
+        own = random.random(500) < 0.9  # of the DEQ
         difficulty = np.where(own, 0.93, 0.45)
         right = random.random((2, 500)) < difficulty
         loss, half = paired(torch.from_numpy(own.astype(float) - right))
@@ -330,6 +356,7 @@ def test_the_paired_interval_holds_the_difference_in_90_of_100():
 
 def test_a_trained_deq_may_be_timed():
     from inference_cost import JOBS, peak_bytes
+
     deq = adapt(Linears())
     for make in JOBS.values():
         assert peak_bytes(make(deq, data())) > 0

@@ -101,8 +101,10 @@ def test_modules_of_other_makers(blobs):
     first = gateway.verdict(Module(torch.nn.Tanh(), bias=False), X, y, budget=1.5, tolerance=5.0)
     assert not first.drift["left"] and first.settings["sigma_a2"] == pytest.approx(1 / 3, rel=0.1)
     assert "at initialisation" in first.reason[0] and first.candidates[0].distance["ck"]
-    for module, why in ((Module(torch.nn.Tanh(), bias=True), "it has a bias"),
-                        (Module(torch.relu, bias=False), "its activation is not centred")):
+    for module, why in (
+        (Module(torch.nn.Tanh(), bias=True), "it has a bias"),
+        (Module(torch.relu, bias=False), "its activation is not centred"),
+    ):
         found = gateway.verdict(module, X, y, budget=1.5, tolerance=5.0)
         assert why in found.reason[0] and found.candidates[0].replacement
         assert len(found.table().splitlines()) > 4
@@ -130,11 +132,16 @@ def test_without_labels_the_deqs_classes_are_followed(blobs, moved):
     assert "no labels" in " ".join(found.reason) and found.deq["accuracy"] == 100
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda X, y: (X, y - 1), "labels of a trained DEQ are 0, 1, .*got -1"),
-    (lambda X, y: (X, y + 1), "labels go up to 3, and the DEQ has 3 outputs"),
-    (lambda X, y: (X[:40], y[:40]), "40 samples are too few"), (lambda X, y: (X[:, :4], y), r"\(n, 20\)"),
-    (lambda X, y: (X * np.nan, y), "NaN or infinite")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda X, y: (X, y - 1), "labels of a trained DEQ are 0, 1, .*got -1"),
+        (lambda X, y: (X, y + 1), "labels go up to 3, and the DEQ has 3 outputs"),
+        (lambda X, y: (X[:40], y[:40]), "40 samples are too few"),
+        (lambda X, y: (X[:, :4], y), r"\(n, 20\)"),
+        (lambda X, y: (X * np.nan, y), "NaN or infinite"),
+    ],
+)
 def test_what_cannot_be_used_is_refused(blobs, moved, change, message):
     with pytest.raises(ValueError, match=message):
         gateway.verdict(moved, *change(*blobs), budget=2.0)
@@ -143,6 +150,7 @@ def test_what_cannot_be_used_is_refused(blobs, moved, change, message):
 
 
 # the command line ---------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -153,8 +161,13 @@ def files(tmp_path_factory):
     X = (3 + g.normal(size=(900, 12)) + 2 * np.eye(12)[y]).astype("f4")
     np.savez(folder / "data.npz", X_train=X[:500], y_train=y[:500], X_test=X[500:], y_test=y[500:])
     config = Config("npz", "inn", 24, 1.0, 60, 50, train="full")
-    run(config, load_dataset("npz", folder / "data.npz"), lambda: DEQ(ACTIVATIONS["relu"], 12, 24, 3, 0.2), folder,
-        folder)
+    run(
+        config,
+        load_dataset("npz", folder / "data.npz"),
+        lambda: DEQ(ACTIVATIONS["relu"], 12, 24, 3, 0.2),
+        folder,
+        folder,
+    )
     return folder, checkpoint_path(config, folder)
 
 
@@ -165,8 +178,19 @@ def command(files, *flags):
 
 def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, capsys):
     folder, checkpoint = files
-    command(files, "--checkpoint", str(checkpoint), "--budget", "3s", "--tolerance", "90", "--output", str(tmp_path),
-            "--export", str(tmp_path / "enn.pt"))
+    command(
+        files,
+        "--checkpoint",
+        str(checkpoint),
+        "--budget",
+        "3s",
+        "--tolerance",
+        "90",
+        "--output",
+        str(tmp_path),
+        "--export",
+        str(tmp_path / "enn.pt"),
+    )
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "verdict.json").read_text())
     assert found["drift"] is not None and found["answer"] == "replace" and f"exported {found['chosen']}" in said
@@ -184,8 +208,19 @@ def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, cap
 
 def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(files, tmp_path, capsys):
     folder, _ = files
-    command(files, "--dim", "64", "--budget", "3s", "--tolerance", "50", "--output", str(tmp_path), "--export",
-            str(tmp_path / "new" / "enn.pt"))
+    command(
+        files,
+        "--dim",
+        "64",
+        "--budget",
+        "3s",
+        "--tolerance",
+        "50",
+        "--output",
+        str(tmp_path),
+        "--export",
+        str(tmp_path / "new" / "enn.pt"),
+    )
     found = json.loads((tmp_path / "verdict.json").read_text())
     assert found["answer"] == "replace" and found["chosen"] in capsys.readouterr().out
     raw = np.load(folder / "data.npz")
@@ -198,24 +233,29 @@ def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(files, 
 
 def test_where_nothing_is_chosen_nothing_is_written(files, tmp_path, capsys, monkeypatch):
     from inquiry import Inquiry
+
     monkeypatch.setattr(Inquiry, "_answer", lambda self: ("keep", None, ["No."]))
     command(files, "--dim", "16", "--budget", "2s", "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
     assert "enn.pt is not written: the answer is keep" in capsys.readouterr().out
     assert not (tmp_path / "enn.pt").exists()
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--export", "enn.onnx"], "argument --export: the file must end in .pt, got enn.onnx"),
-    (["--export", "{folder}/data.npz/enn.pt"], "argument --export: .*data.npz is a file, not a folder"),
-    (["--checkpoint", "{folder}/no.pt"], "no.pt cannot be read"),
-    (["--checkpoint", "{folder}/data.npz"], "data.npz is no checkpoint of main.py"),
-    (["--checkpoint", "{checkpoint}", "--dim", "32"], "--dim 32: the DEQ of .* has width 24; leave --dim out"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--export", "enn.onnx"], "argument --export: the file must end in .pt, got enn.onnx"),
+        (["--export", "{folder}/data.npz/enn.pt"], "argument --export: .*data.npz is a file, not a folder"),
+        (["--checkpoint", "{folder}/no.pt"], "no.pt cannot be read"),
+        (["--checkpoint", "{folder}/data.npz"], "data.npz is no checkpoint of main.py"),
+        (["--checkpoint", "{checkpoint}", "--dim", "32"], "--dim 32: the DEQ of .* has width 24; leave --dim out"),
+    ],
+)
 def test_bad_flags_are_one_line_and_status_2(files, flags, message, capsys, tmp_path):
     folder, checkpoint = files
     with pytest.raises(SystemExit) as caught:
-        command(files, "--output", str(tmp_path),
-                *(flag.format(folder=folder, checkpoint=checkpoint) for flag in flags))
+        command(
+            files, "--output", str(tmp_path), *(flag.format(folder=folder, checkpoint=checkpoint) for flag in flags)
+        )
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and re.search(message, error)
@@ -226,6 +266,22 @@ def test_an_export_that_cannot_be_made_is_an_error(files, tmp_path, capsys):
     raw = np.load(folder / "data.npz")
     np.savez(tmp_path / "unlabelled.npz", X_train=raw["X_train"])
     with pytest.raises(SystemExit) as caught:
-        gateway.main(["--dataset", "npz", "--dataset_path", str(tmp_path / "unlabelled.npz"), "--activation", "relu",
-                      "--dim", "16", "--budget", "2s", "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt")])
+        gateway.main(
+            [
+                "--dataset",
+                "npz",
+                "--dataset_path",
+                str(tmp_path / "unlabelled.npz"),
+                "--activation",
+                "relu",
+                "--dim",
+                "16",
+                "--budget",
+                "2s",
+                "--output",
+                str(tmp_path),
+                "--export",
+                str(tmp_path / "enn.pt"),
+            ]
+        )
     assert caught.value.code == 2 and "a readout is fitted to labels" in capsys.readouterr().err

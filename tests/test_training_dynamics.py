@@ -56,6 +56,7 @@ def small(monkeypatch, tmp_path):
 
 # -- networks and runs -------------------------------------------------------------------------------------------
 
+
 def test_empirical_kernels_are_those_of_the_coefficients():
     """Wide networks at random inputs of norm 1, against the theory: what is trained, and how the input is scaled."""
     X = torch.nn.functional.normalize(torch.randn(40, 40, generator=torch.Generator().manual_seed(1)))
@@ -105,8 +106,9 @@ def test_a_centred_network_starts_from_zero_with_the_same_gradients():
 def test_the_ntk_match_is_the_nearest_where_training_is_lazy():
     data, runs = toy(), {}
     for name in ("deq", "ntk", "ntk_cubic", "ck_1", "ck_2", "unmatched"):
-        runs[name] = [td.train_network(config(name + "_centred", dim=256, lr=1.0, seed=seed), data, 1.0)
-                      for seed in (0, 1)]
+        runs[name] = [
+            td.train_network(config(name + "_centred", dim=256, lr=1.0, seed=seed), data, 1.0) for seed in (0, 1)
+        ]
     cell = td.compare(runs)
     found = {name: row["distance"] for name, row in cell["networks"].items()}
     assert found["deq"] == 0 and cell["drop"] > 0.4
@@ -117,11 +119,23 @@ def test_the_ntk_match_is_the_nearest_where_training_is_lazy():
 
 # -- distances ---------------------------------------------------------------------------------------------------
 
+
 def runs_of(*curves):
-    return [{"model": "deq", "seed": seed, "lr": 1.0, "start": {"test_loss": 3.0}, "test_accuracy": 0.5, "stopped": "",
-             "weight_change": 0.1, "kernel_change": 0.2, "seconds_an_epoch": 2.0 * (seed + 1),
-             "curve": [{"train_loss": x, "test_accuracy": 1 - x / 4} for x in curve]}
-            for seed, curve in enumerate(curves)]
+    return [
+        {
+            "model": "deq",
+            "seed": seed,
+            "lr": 1.0,
+            "start": {"test_loss": 3.0},
+            "test_accuracy": 0.5,
+            "stopped": "",
+            "weight_change": 0.1,
+            "kernel_change": 0.2,
+            "seconds_an_epoch": 2.0 * (seed + 1),
+            "curve": [{"train_loss": x, "test_accuracy": 1 - x / 4} for x in curve],
+        }
+        for seed, curve in enumerate(curves)
+    ]
 
 
 def test_distance_is_the_rms_of_the_difference_of_mean_curves():
@@ -153,6 +167,7 @@ def test_what_stopped_is_compared_up_to_there():
 
 # -- the script --------------------------------------------------------------------------------------------------
 
+
 def test_divergence_and_a_lost_equilibrium_are_results(monkeypatch):
     run = td.train_network(config("ntk_cubic", lr=1e4), toy(), 1.0)
     assert "finite" in run["stopped"] and "test_accuracy" not in run and len(run["curve"]) < td.POINTS
@@ -165,6 +180,7 @@ def test_divergence_and_a_lost_equilibrium_are_results(monkeypatch):
         if len(calls) > 2:
             raise ConvergenceError("the equilibrium diverged", None)
         return evaluate(task)
+
     monkeypatch.setattr(FullTask, "evaluate", lost)
     run = td.train_network(config("deq"), toy(), 1.0)
     assert run["stopped"] == "the equilibrium diverged" and len(run["curve"]) == 1 and run["weight_change"] > 0
@@ -180,6 +196,7 @@ def test_a_killed_script_goes_on_to_the_same_numbers(small, monkeypatch, tmp_pat
             raise KeyboardInterrupt
         done.append(args[0])
         return train(*args)
+
     monkeypatch.setattr(td, "train_network", killed)
     with pytest.raises(KeyboardInterrupt):
         small()
@@ -217,11 +234,19 @@ def start(forks):
     return lambda *flags: SimpleNamespace(**forks.run(*flags, program="ck_ntk/training_dynamics.py", cwd=str(ROOT)))
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--lr", "0"], "not positive"), (["--lr", "fast"], "--lr"), (["--lr", "nan"], "not positive"), (["--lr"], "--lr"),
-    (["--seeds", "0"], "positive"), (["--width", "-1"], "positive"), (["--epoch", "0"], "positive"),
-    (["--wrong"], "--wrong"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--lr", "0"], "not positive"),
+        (["--lr", "fast"], "--lr"),
+        (["--lr", "nan"], "not positive"),
+        (["--lr"], "--lr"),
+        (["--seeds", "0"], "positive"),
+        (["--width", "-1"], "positive"),
+        (["--epoch", "0"], "positive"),
+        (["--wrong"], "--wrong"),
+    ],
+)
 def test_bad_flags_are_one_line_and_status_2(start, tmp_path, flags, message):
     done = start(*flags, "--output", str(tmp_path / "figures"))
     assert done.status == 2 and done.err.count("\n") == 1 and message in done.err

@@ -77,18 +77,20 @@ def test_a_verdict_is_ready_for_json_and_for_a_terminal(found):
 def test_the_measured_loss_is_that_of_exact_readouts(deq, blobs):
     """Of the worst candidate, against readouts of other seeds that are tested on other samples."""
     from ridge_features import solve
+
     X, y = blobs
     train, test = (X[:300], y[:300]), (X[300:], y[300:])
     found = [one for one in inquiry.networks(deq, 1.0)[0] if one.name == "plain, depth 3"]
-    ladder = width_ladder.Ladder(deq, found, *train, torch.randperm(300, generator=generator("order")),
-                                 torch.arange(300), 3)
+    ladder = width_ladder.Ladder(
+        deq, found, *train, torch.randperm(300, generator=generator("order")), torch.arange(300), 3
+    )
     losses = []
     for seed in range(12):
         ladder.measure(16, 300)
         networks = DEQ(ACTIVATIONS["tanh"], 20, 16, 3, 0.2, seed=seed), found[0].build(20, 16, 3, seed)
         right = [(solve(n, *train, 3)[0].predict(n, test[0]).mean.argmax(1) == test[1]).double() for n in networks]
         losses.append(100 * (right[0] - right[1]).mean().item())
-    point, = ladder.points(found[0].name)
+    (point,) = ladder.points(found[0].name)
     assert point.seeds == 12 and point.loss > 3  # three layers of 16 units lose much
     error = math.sqrt(point.of_samples + point.of_seeds + np.var(losses) / 11)
     assert error < 2 and abs(point.loss - np.mean(losses)) < 2.5 * error
@@ -106,6 +108,7 @@ def test_without_labels_the_kernels_decide(deq, blobs):
 # ---------------------------------------------------------------------------------------------------------------
 # the answer, given the intervals
 
+
 def candidate(name, depth, mean, low, high):
     one = Candidate(name, "plain", None, None, depth, (), 1.0, None, {"ck": {"with_factor": 0.1}})
     one.interval = Interval(mean, low, high)
@@ -120,6 +123,7 @@ def judged(deq, blobs, monkeypatch):
         work.ladder = type("Measured", (), {"passes": {(64, 600): {}}, "accuracy": {}})()
         monkeypatch.setattr(work, "_interval", lambda one: one.interval)
         return work
+
     return judge
 
 
@@ -144,8 +148,11 @@ def test_keep_needs_every_candidate_to_be_above_and_undecided_says_what_is_missi
 
 
 def test_what_is_measured_next_may_still_be_the_answer(judged):
-    sure, cheaper, dearer = (candidate("sure", 2, 0, -0.3, 0.2), candidate("cheaper", 1, 0.4, 0, 0.8),
-                             candidate("dearer", 3, 0.4, 0, 0.8))
+    sure, cheaper, dearer = (
+        candidate("sure", 2, 0, -0.3, 0.2),
+        candidate("cheaper", 1, 0.4, 0, 0.8),
+        candidate("dearer", 3, 0.4, 0, 0.8),
+    )
     assert judged(sure, cheaper, dearer)._open() == ["cheaper"]
     cheaper.interval = Interval(2, 1, 3)
     assert judged(sure, cheaper, dearer)._open() == ["sure"]
@@ -160,8 +167,9 @@ def test_a_pass_that_takes_too_long_makes_do_with_less(deq, blobs):
     X, y = blobs
     found, _ = inquiry.networks(deq, 1.0)
     now = iter(range(1000))
-    ladder = width_ladder.Ladder(deq, found, X.repeat(4, 1), y.repeat(4), torch.arange(2400), torch.arange(2400), 3,
-                                 clock=lambda: next(now))
+    ladder = width_ladder.Ladder(
+        deq, found, X.repeat(4, 1), y.repeat(4), torch.arange(2400), torch.arange(2400), 3, clock=lambda: next(now)
+    )
     ladder.deadline = 5
     ladder.measure(16, 2400)
     (width, count), networks = *ladder.passes.keys(), *ladder.passes.values()
@@ -177,6 +185,7 @@ def test_a_narrow_width_without_an_equilibrium_is_passed_over(deq, blobs, monkey
         if width == 32:
             raise ConvergenceError("the equilibrium diverged", None)
         return measure(self, width, *rest)
+
     monkeypatch.setattr(width_ladder.Ladder, "measure", fails_at_32)
     found = gateway.verdict(deq, *blobs, budget=3.0)
     assert {point.width for point in found.candidates[0].measured} >= {64} and found.settings["samples"] > 0
@@ -185,15 +194,19 @@ def test_a_narrow_width_without_an_equilibrium_is_passed_over(deq, blobs, monkey
 # ---------------------------------------------------------------------------------------------------------------
 # what is refused
 
-@pytest.mark.parametrize("change, words", [
-    (lambda X, y: (X[:20], y[:20]), "too few"),
-    (lambda X, y: (X, y[:-1]), "one label a row"),
-    (lambda X, y: (X, 0 * y), "all labels are 0"),
-    (lambda X, y: (X, y + 0.5), "integers"),
-    (lambda X, y: (X[:, :7], y), r"\(n, 20\)"),
-    (lambda X, y: (torch.where(torch.arange(600)[:, None] == 33, float("nan"), X), y), "row 33"),
-    (lambda X, y: (0 * X, y), "zero"),
-])
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda X, y: (X[:20], y[:20]), "too few"),
+        (lambda X, y: (X, y[:-1]), "one label a row"),
+        (lambda X, y: (X, 0 * y), "all labels are 0"),
+        (lambda X, y: (X, y + 0.5), "integers"),
+        (lambda X, y: (X[:, :7], y), r"\(n, 20\)"),
+        (lambda X, y: (torch.where(torch.arange(600)[:, None] == 33, float("nan"), X), y), "row 33"),
+        (lambda X, y: (0 * X, y), "zero"),
+    ],
+)
 def test_samples_that_cannot_be_used(deq, blobs, change, words):
     with pytest.raises(ValueError, match=words):
         gateway.verdict(deq, *change(*blobs), budget=1.0)
@@ -214,24 +227,30 @@ def refused(capsys, tmp_path, *argv):
     return err
 
 
-@pytest.mark.parametrize("argv, words", [
-    ((), "--activation"),
-    (("--activation", "swush"), "swush"),
-    (("--activation", "swish", "--dataset", "npz"), "--dataset_path"),
-    (("--activation", "swish", "--budget", "6 hours"), "--budget"),
-    (("--activation", "swish", "--tolerance", "-1"), "--tolerance"),
-    (("--activation", "selu", "--asquare", "0.9"), "sigma_a^2"),  # no stable equilibrium
-    (("--activation", "swish", "--dataset", "npz", "--dataset_path", "no_such_file.npz"), "no_such_file.npz"),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ((), "--activation"),
+        (("--activation", "swush"), "swush"),
+        (("--activation", "swish", "--dataset", "npz"), "--dataset_path"),
+        (("--activation", "swish", "--budget", "6 hours"), "--budget"),
+        (("--activation", "swish", "--tolerance", "-1"), "--tolerance"),
+        (("--activation", "selu", "--asquare", "0.9"), "sigma_a^2"),  # no stable equilibrium
+        (("--activation", "swish", "--dataset", "npz", "--dataset_path", "no_such_file.npz"), "no_such_file.npz"),
+    ],
+)
 def test_bad_flags_are_one_line(capsys, tmp_path, argv, words):
     assert words in refused(capsys, tmp_path, *argv)
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(X_train=np.full((60, 5), np.nan)), "NaN"),
-    (dict(y_train=np.zeros(60, int), y_test=np.zeros(30, int)), "at least two classes"),
-    (dict(X_train=np.eye(9, 5), y_train=np.arange(9) % 3), "too few"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(X_train=np.full((60, 5), np.nan)), "NaN"),
+        (dict(y_train=np.zeros(60, int), y_test=np.zeros(30, int)), "at least two classes"),
+        (dict(X_train=np.eye(9, 5), y_train=np.arange(9) % 3), "too few"),
+    ],
+)
 def test_bad_files_are_one_line(capsys, tmp_path, small_npz, change, words):
     path = tmp_path / "bad.npz"
     np.savez(path, **dict(np.load(small_npz)) | change)
@@ -246,8 +265,10 @@ def test_the_output_must_be_a_folder(capsys, tmp_path):
 
 
 def test_help_and_bad_flags_do_not_import_torch():
-    code = ("import sys; sys.argv = ['verdict.py', {}]; import verdict\ntry: verdict.main()\n"
-            "except SystemExit as e: print(e.code, 'torch' in sys.modules)")
+    code = (
+        "import sys; sys.argv = ['verdict.py', {}]; import verdict\ntry: verdict.main()\n"
+        "except SystemExit as e: print(e.code, 'torch' in sys.modules)"
+    )
     for flag, status in (("--help", "0"), ("--no_such_flag", "2")):
         done = subprocess.run([sys.executable, "-c", code.format(repr(flag))], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.splitlines()[-1] == f"{status} False"
@@ -256,9 +277,23 @@ def test_help_and_bad_flags_do_not_import_torch():
 # ---------------------------------------------------------------------------------------------------------------
 # runs
 
+
 def flags_of(path, out, *more):
-    return ["--dataset", "npz", "--dataset_path", str(path), "--activation", "tanh", "--dim", "48", "--budget", "2s",
-            "--output", str(out), *more]
+    return [
+        "--dataset",
+        "npz",
+        "--dataset_path",
+        str(path),
+        "--activation",
+        "tanh",
+        "--dim",
+        "48",
+        "--budget",
+        "2s",
+        "--output",
+        str(out),
+        *more,
+    ]
 
 
 def test_a_run_prints_a_table_and_writes_what_it_found(capsys, tmp_path, small_npz):
@@ -280,11 +315,18 @@ def test_a_file_without_labels_or_test_set(capsys, tmp_path, small_npz):
     assert "loss, points" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("place, name, calls, known", [
-    (Inquiry, "_compared", 0, False), (inquiry, "from_kernel", 2, True), (width_ladder.Ladder, "measure", 0, True),
-    (Inquiry, "_costs", 0, True)])
-def test_an_interrupted_run_prints_what_it_knows_and_writes_nothing(capsys, tmp_path, small_npz, monkeypatch, place,
-                                                                    name, calls, known):
+@pytest.mark.parametrize(
+    "place, name, calls, known",
+    [
+        (Inquiry, "_compared", 0, False),
+        (inquiry, "from_kernel", 2, True),
+        (width_ladder.Ladder, "measure", 0, True),
+        (Inquiry, "_costs", 0, True),
+    ],
+)
+def test_an_interrupted_run_prints_what_it_knows_and_writes_nothing(
+    capsys, tmp_path, small_npz, monkeypatch, place, name, calls, known
+):
     """By a Ctrl-C in the call of `name` after so many others."""
     work, left = getattr(place, name), [calls]
 
@@ -293,6 +335,7 @@ def test_an_interrupted_run_prints_what_it_knows_and_writes_nothing(capsys, tmp_
             raise KeyboardInterrupt
         left[0] -= 1
         return work(*args)
+
     monkeypatch.setattr(place, name, interrupted)
     with pytest.raises(SystemExit) as stop:
         gateway.main(flags_of(small_npz, tmp_path / "out"))

@@ -31,6 +31,7 @@ def samples(n, p=12, classes=3, seed=0):
 # ---------------------------------------------------------------------------------------------------------------
 # leave-one-out
 
+
 def refitted(F, y, classes, copies, ridge):
     """Predictions of each sample by a readout that is solved without it and its copies; the plain way."""
     F = F.double()
@@ -67,8 +68,9 @@ def test_leaving_out_in_closed_form_is_refitting(width, copied):
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3, 100])
 def test_neighbours_in_few_dimensions_are_not_copies(dimensions):
-    X = torch.randn(3000, dimensions, generator=generator("few")) @ torch.randn(dimensions, 100,
-                                                                                 generator=generator("embedded"))
+    X = torch.randn(3000, dimensions, generator=generator("few")) @ torch.randn(
+        dimensions, 100, generator=generator("embedded")
+    )
     found = leave_one_out.copies(X)
     assert (found != torch.arange(3000)).double().mean() < 0.1
     assert (found[found] == found).all()
@@ -96,6 +98,7 @@ def test_the_ridge_is_that_of_an_exact_readout(seed):
 
 # ---------------------------------------------------------------------------------------------------------------
 # the predicted loss
+
 
 def test_the_error_of_a_measurement_is_that_of_repetitions():
     """Differences with an effect of the sample, of the seed (as large as its prior), and of both."""
@@ -131,15 +134,23 @@ def test_the_posterior_is_that_of_a_joint_gaussian():
     found = Posterior(points, 1024, 4000, constants)
     at = [(math.log(1 + c / m), math.log(c)) for m, c in [(1024, 4000), (64, 1000), (256, 4000), (math.inf, 500)]]
     d = np.array([found.apart, 5, 5, 1])
-    K = np.array([[0.01 * math.exp(-abs(a[0] - b[0]) / constants.length_u - abs(a[1] - b[1]) / constants.length_w)
-                   for b in at] for a in at]) * np.outer(d, d)
+    K = np.array(
+        [
+            [
+                0.01 * math.exp(-abs(a[0] - b[0]) / constants.length_u - abs(a[1] - b[1]) / constants.length_w)
+                for b in at
+            ]
+            for a in at
+        ]
+    ) * np.outer(d, d)
     noise = np.diag([p.of_samples + p.of_seeds for p in points])
     gain = np.linalg.solve(K[1:, 1:] + noise, K[1:, 0])
     interval = found.interval()
     deviation = math.sqrt(K[0, 0] - gain @ K[1:, 0])
     assert interval.mean == pytest.approx(gain @ [0.8, 0.2, -0.1])
-    assert (interval.low, interval.high) == pytest.approx((interval.mean - 1.6449 * deviation,
-                                                           interval.mean + 1.6449 * deviation), abs=1e-4)
+    assert (interval.low, interval.high) == pytest.approx(
+        (interval.mean - 1.6449 * deviation, interval.mean + 1.6449 * deviation), abs=1e-4
+    )
     assert found.variance_given(points) == pytest.approx(found.variance) == pytest.approx(deviation**2)
 
 
@@ -151,7 +162,7 @@ def test_intervals_cover_losses_drawn_from_the_prior():
     d = np.array([4, 12, 8, 6, 6.0])
     covered = 0
     for _ in range(500):
-        amplitude = constants.amplitude * 2.0**np.clip(rng.normal(0, constants.spread), -3, 3)
+        amplitude = constants.amplitude * 2.0 ** np.clip(rng.normal(0, constants.spread), -3, 3)
         truth = amplitude * d * (root @ rng.normal(size=5))
         points = [point(m, c, truth[k] + 0.4 * rng.normal(), 0.4, d[k]) for k, (m, c) in enumerate(design, 1)]
         interval = Posterior(points, 512, 8000, replace(constants, shared=0.0)).interval()
@@ -167,15 +178,18 @@ def test_an_unknown_loss_is_drawn_to_zero_and_a_known_one_is_not():
 
 
 def test_samples_apart_follow_their_line():
-    points = [point(m, c, 0.0, apart=20 * (m / 64)**-0.4 * (c / 1000)**-0.15)
-              for m in (64, 256) for c in (1000, 4000)]
+    points = [
+        point(m, c, 0.0, apart=20 * (m / 64) ** -0.4 * (c / 1000) ** -0.15) for m in (64, 256) for c in (1000, 4000)
+    ]
     assert expected_apart(points, 1024, 16000) == pytest.approx(20 * 16**-0.4 * 16**-0.15, rel=0.07)
-    assert expected_apart(points[:1], 1024, 1000) == pytest.approx(20 * 16**Discrepancy().slope_m, rel=0.01)
+    assert expected_apart(points[:1], 1024, 1000) == pytest.approx(20 * 16 ** Discrepancy().slope_m, rel=0.01)
 
 
 def test_the_width_from_which_on_the_loss_is_small():
-    points = [point(w, 2000, loss, 0.03, apart) for w, loss, apart in
-              ((64, 3.0, 10), (256, 0.9, 6), (1024, 0.1, 3), (math.inf, 0.0, 0.3))]
+    points = [
+        point(w, 2000, loss, 0.03, apart)
+        for w, loss, apart in ((64, 3.0, 10), (256, 0.9, 6), (1024, 0.1, 3), (math.inf, 0.0, 0.3))
+    ]
     assert 256 < width_from(points, 2000, 0.5) <= 1024
     assert width_from(points, 2000, 0.01) is None
     assert width_from(points, 2000, 50) == 32
@@ -183,6 +197,7 @@ def test_the_width_from_which_on_the_loss_is_small():
 
 # ---------------------------------------------------------------------------------------------------------------
 # assumptions, candidates, kernels
+
 
 def test_gaussian_data_concentrate_as_gaussian_data_do():
     p = 300
@@ -195,7 +210,7 @@ def test_gaussian_data_concentrate_as_gaussian_data_do():
     assert not found["fails"]
     spread = X * torch.exp(0.6 * torch.randn(800, 1, generator=generator("norms")))
     spread /= spread.square().sum(1).mean().sqrt()
-    low, = applicability.applicability(ACTIVATIONS["tanh"], 0.1, 1.0, spread)["fails"]
+    (low,) = applicability.applicability(ACTIVATIONS["tanh"], 0.1, 1.0, spread)["fails"]
     assert "norms do not concentrate" in low
     parallel = X + 0.1 * torch.ones(p) / math.sqrt(p) * 10
     assert any("orthogonal" in s for s in applicability.applicability(ACTIVATIONS["tanh"], 0.1, 1.0, parallel)["fails"])
@@ -221,11 +236,13 @@ def test_candidates_of_a_relu_deq():
         if network.kernel == "ck":
             achieved = network.build(5, 8, 2).coefficients
             assert [achieved.diag, achieved.c1, achieved.c2, achieved.c3] == pytest.approx(
-                [deq.coefficients.diag, deq.coefficients.c1, deq.coefficients.c2, deq.coefficients.c3], rel=1e-9)
+                [deq.coefficients.diag, deq.coefficients.c1, deq.coefficients.c2, deq.coefficients.c3], rel=1e-9
+            )
     assert roots[0].layers[0].slopes != pytest.approx(roots[1].layers[0].slopes, abs=0.1)
     assert [network.depth for network in found if network.kind == "plain"] == [1, 2, 3]
-    assert torch.equal(by_name["plain, depth 1"].build(5, 8, 2, seed=3).weights[0],
-                       DEQ(ACTIVATIONS["relu"], 5, 8, 2, 0.2, seed=3).B)
+    assert torch.equal(
+        by_name["plain, depth 1"].build(5, 8, 2, seed=3).weights[0], DEQ(ACTIVATIONS["relu"], 5, 8, 2, 0.2, seed=3).B
+    )
 
 
 def test_matches_at_another_scale_than_the_deqs():

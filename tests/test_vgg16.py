@@ -1,4 +1,5 @@
 """The VGG16, its features and their cache, and files of weights."""
+
 import os
 import warnings
 
@@ -68,7 +69,7 @@ def test_features_are_deterministic_and_kept(tmp_path, small_vgg, monkeypatch):
 def test_damaged_cache_is_computed_again(tmp_path, small_vgg):
     write_cifar(tmp_path)
     X = cifar10_features(tmp_path, small_vgg)[0]
-    cache, = (tmp_path / "cache").iterdir()
+    (cache,) = (tmp_path / "cache").iterdir()
     cache.write_bytes(cache.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="damaged"):
         assert torch.equal(cifar10_features(tmp_path, small_vgg)[0], X)
@@ -83,6 +84,7 @@ def test_full_disk_leaves_no_cache_and_the_run_goes_on(tmp_path, small_vgg, monk
     def full(features, file):
         file.write(b"half")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(torch, "save", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         assert cifar10_features(tmp_path, small_vgg)[0].shape == (20, 256)
@@ -104,9 +106,14 @@ def test_weight_files_that_do_not_fit(tmp_path, small_vgg):
     unknown["features.0.weight"] = torch.zeros(1)
     shape["hidden.0.bias"] = torch.zeros(5)
     whole = small_vgg.read_bytes()
-    cases = {"hidden.0.bias is missing": missing, "features.0.weight is not one of its": unknown,
-             "hidden.0.bias has shape": shape, "not a state_dict": [1, 2], "not a readable": whole[:len(whole) // 2],
-             "not a readable weight": b"PK foreign"}
+    cases = {
+        "hidden.0.bias is missing": missing,
+        "features.0.weight is not one of its": unknown,
+        "hidden.0.bias has shape": shape,
+        "not a state_dict": [1, 2],
+        "not a readable": whole[: len(whole) // 2],
+        "not a readable weight": b"PK foreign",
+    }
     for what, content in cases.items():
         path = tmp_path / "bad.pth"
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -122,6 +129,7 @@ def test_a_pickled_object_in_a_weight_file_is_not_run(tmp_path):
     class Attack:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "harm"),)
+
     torch.save({"hidden.0.bias": Attack()}, tmp_path / "bad.pth")
     with pytest.raises(DataError, match="not a readable weight file"):
         load_vgg16(tmp_path / "bad.pth")
@@ -131,6 +139,7 @@ def test_a_pickled_object_in_a_weight_file_is_not_run(tmp_path):
 def test_imagenet_weights_without_a_network(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network here")
+
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(DataError, match="no network here.*leave --vgg_path out") as error:
@@ -142,6 +151,7 @@ def test_imagenet_features(tmp_path, monkeypatch):
     write_cifar(tmp_path)
     monkeypatch.setattr(vgg16, "FEATURE_CACHE", tmp_path / "cache")
     import torchvision.models
+
     build = torchvision.models.vgg16
     monkeypatch.setattr("torchvision.models.vgg16", lambda weights: build())
     X, _, X_test, _ = cifar10_features(tmp_path, "imagenet")

@@ -9,7 +9,8 @@ from candidates import Network
 from findings import Candidate, Verdict
 from gaussian_integration import gaussian_moments
 from inference_cost import BATCH, costs
-from inquiry import Inquiry, check_data
+from inquiry import Inquiry
+from inquiry_input import check_data
 from model import DEQ
 from predicted_loss import LEVEL
 from replacement import replacements

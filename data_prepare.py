@@ -5,6 +5,7 @@ mean squared norm of a training row is 1, for the test rows by the training set'
 never unpickled.
 """
 
+import contextlib
 import math
 import zipfile
 import zlib
@@ -101,6 +102,23 @@ def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_p
     return Dataset(name, X, y, X_test, y_test, n_classes, statistics)
 
 
+def load_training(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_path=None):
+    """The training rows X and labels y of the named dataset, normalised as `load_dataset` does.
+
+    Parameters as there. An .npz file may be without a test set and without labels: y is then None.
+    """
+    if name == "npz" and (alone := _npz_training(path)):
+        X, y = alone
+        if y is None and classes is not None:
+            raise DataError(f"{path}: holds no y_train, so that classes cannot be picked; leave --classes out")
+        if y is not None:
+            X, y, *_ = _pick(X, y, X, y, classes)
+        _normalise(X)
+        return X, y
+    data = load_dataset(name, path, preset=preset, classes=classes, seed=seed, vgg_path=vgg_path)
+    return data.X_train, data.y_train
+
+
 def _pick(X, y, X_test, y_test, classes):
     """The samples of these classes, labelled 0, 1, ... in their order; and how many classes there are."""
     present = y.unique()
@@ -123,16 +141,16 @@ def _pick(X, y, X_test, y_test, classes):
     return *parts, len(wanted)
 
 
-def _normalise(X, X_test):
-    """In place: both minus the mean row of X, over the root mean squared norm that X then has, which is returned."""
+def _normalise(X, *others):
+    """In place: all minus the mean row of X, over the root mean squared norm that X then has, which is returned."""
     mean = sum(rows.sum(0, dtype=torch.float64) for rows in X.split(4096)) / len(X)
-    for Z in (X, X_test):
+    for Z in (X, *others):
         Z -= mean.to(Z.dtype)
     try:
         scale = estimate_tau0(X)
     except ValueError:
         raise DataError("the training rows are all the same or not finite: there is nothing to normalise by") from None
-    for Z in (X, X_test):
+    for Z in (X, *others):
         Z /= scale
     return scale
 
@@ -240,32 +258,54 @@ def _gmm(preset, seed):
 def _npz(path):
     if path is None:
         raise DataError("the dataset npz needs --dataset_path: a file with X_train, y_train, X_test and y_test")
-    try:
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise DataError(f"{path}: not an .npz file; write one with numpy.savez")
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in ("X_train", "y_train", "X_test", "y_test") if key not in archive]
-            if missing:
-                raise DataError(f"{path}: holds no {', '.join(missing)}; "
-                                f"it has {', '.join(archive.files) or 'nothing'}")
-            parts = []
-            for part in ("train", "test"):
-                parts += [_npz_rows(path, archive, f"X_{part}"), _npz_labels(path, archive, f"y_{part}")]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path}: damaged ({error}); write it again with numpy.savez") from None
-    X, y, X_test, y_test = parts
-    for part, Z, labels in (("train", X, y), ("test", X_test, y_test)):
-        if len(Z) != len(labels):
-            raise DataError(f"{path}: X_{part} has {len(Z)} rows, y_{part} {len(labels)} labels")
+    with _npz_archive(path) as archive:
+        _npz_require(path, archive, "X_train", "y_train", "X_test", "y_test")
+        X, y, X_test, y_test = *_npz_part(path, archive, "train"), *_npz_part(path, archive, "test")
     if X.shape[1] != X_test.shape[1]:
         raise DataError(f"{path}: X_train has {X.shape[1]} columns, X_test {X_test.shape[1]}")
     unseen = y_test[~torch.isin(y_test, y)]
     if len(unseen):
         raise DataError(f"{path}: y_test has label {unseen[0]}, which y_train never has")
     return X, y, X_test, y_test
+
+
+def _npz_training(path):
+    """X_train and y_train, or None, of a file without y_train or a test set; None of any other, which `_npz` reads."""
+    if path is None:
+        return None
+    with _npz_archive(path) as archive:
+        _npz_require(path, archive, "X_train")
+        if "y_train" not in archive:
+            return _npz_rows(path, archive, "X_train"), None
+        return None if {"X_test", "y_test"} <= set(archive.files) else _npz_part(path, archive, "train")
+
+
+@contextlib.contextmanager
+def _npz_archive(path):
+    """The open file; what is wrong with it while it is read is a DataError."""
+    try:
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise DataError(f"{path}: not an .npz file; write one with numpy.savez")
+        with np.load(path, allow_pickle=False) as archive:
+            yield archive
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{path}: damaged ({error}); write it again with numpy.savez") from None
+
+
+def _npz_require(path, archive, *keys):
+    missing = [key for key in keys if key not in archive]
+    if missing:
+        raise DataError(f"{path}: holds no {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
+
+
+def _npz_part(path, archive, part):
+    X, y = _npz_rows(path, archive, f"X_{part}"), _npz_labels(path, archive, f"y_{part}")
+    if len(X) != len(y):
+        raise DataError(f"{path}: X_{part} has {len(X)} rows, y_{part} {len(y)} labels")
+    return X, y
 
 
 def _npz_array(path, archive, key):

@@ -5,6 +5,7 @@ Nothing heavy is imported here: --help and a bad flag are answered without waiti
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 from interrupts import INTERRUPTED  # noqa: F401
@@ -30,13 +31,18 @@ DEFAULTS = {
 TRAININGS = "readout", "full", "ridge", "kernel"
 
 
-class Parser(argparse.ArgumentParser):
-    def __init__(self, world, **options):
-        super().__init__(**options)
-        self.exit = world.exit  # what is wrong is said once, however many processes there are
+class OneLineParser(argparse.ArgumentParser):
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message):  # one line, without the usage text
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+
+
+class Parser(OneLineParser):
+    def __init__(self, world, **options):
+        super().__init__(**options)
+        self.exit = world.exit  # what is wrong is said once, however many processes there are
 
 
 def positive_int(text):
@@ -86,14 +92,31 @@ def byte_count(text):
     return value
 
 
-def make_parser(world, description):
-    """The parser of all flags. A flag in DEFAULTS is None where it is not given."""
-    parser = Parser(world, prog="main.py", description=description,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+def duration(text):
+    """Seconds from "60s", "5m" or a number of seconds."""
+    try:
+        value = float(text.rstrip("sm")) * (60 if text.endswith("m") else 1)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf or text[-2:].strip("0123456789.") not in ("", "s", "m"):
+        raise argparse.ArgumentTypeError(f"must be a positive time, such as 60s or 5m, got {text!r}")
+    return value
+
+
+def add_data_flags(add):
+    """Those that name the data, by a parser's `add_argument`."""
     add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
     add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
     add("--classes", nargs="+", type=natural_int, metavar="C", help="only these classes, such as 6 8")
+    add("--dataset_path", help="folder of the data, or the .npz file (default: data)")
+    add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
+
+
+def make_parser(world, description):
+    """The parser of all flags. A flag in DEFAULTS is None where it is not given."""
+    parser = Parser(world, prog="main.py", description=description)
+    add = parser.add_argument
+    add_data_flags(add)
     add("--model", nargs="+", default=list(MODELS), choices=MODELS + GENERAL + PCDEQS, metavar="MODEL",
         help=f"from {', '.join(MODELS)} (default: these), {', '.join(GENERAL)} (of --activation), "
              f"or one of {', '.join(PCDEQS)}")
@@ -128,8 +151,6 @@ def make_parser(world, description):
         help="after it a pcDEQ's learning rate is a tenth (default: never)")
     add("--aug", action="store_true", default=None, help="a pcDEQ's training images are shifted and flipped at random")
     add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
-    add("--dataset_path", help="folder of the data, or the .npz file (default: data)")
-    add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
     add("--output_path", default="results", help="folder for logs and figure (default: results)")
     add("--save_path", default="checkpoints",
         help="folder for checkpoints (default: checkpoints); and, where every weight is trained (--train full, pcDEQ), "
@@ -199,10 +220,20 @@ def check_activation(parser, arguments):
 
 
 def check_paths(parser, arguments):
+    check_data_flags(parser, arguments)
+    for flag in ("output_path", "save_path"):
+        check_folder(parser, flag, getattr(arguments, flag))
+
+
+def check_data_flags(parser, arguments):
     if arguments.dataset == "npz" and not arguments.dataset_path:
         parser.error("argument --dataset_path: the npz dataset needs the path of a .npz file")
-    for flag in ("output_path", "save_path"):
-        path = Path(getattr(arguments, flag))
-        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not existing.is_dir():
-            parser.error(f"argument --{flag}: {existing} is a file, not a folder")
+
+
+def check_folder(parser, flag, path):
+    path = Path(path)
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        parser.error(f"argument --{flag}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        parser.error(f"argument --{flag}: {existing} cannot be written to")

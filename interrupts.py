@@ -11,12 +11,13 @@ import sys
 
 RESUME = "the same command with --resume goes on from here"
 INTERRUPTED = 130  # exit status, as of a shell
+_words = ""
 
 
 def leave(*_):
     """Ends this process here and now."""
     if os.environ.get("RANK", "0") == "0":  # one voice
-        os.write(2, f"main.py: interrupted; {RESUME}\n".encode())
+        os.write(2, f"{_words}\n".encode())
     os._exit(INTERRUPTED)
 
 
@@ -32,8 +33,10 @@ def _unraisable(found):
     sys.__unraisablehook__(found)
 
 
-def leave_at_once():
-    """From now on, where this process is to be interrupted at all (a background shell's is not)."""
+def leave_at_once(words=f"main.py: interrupted; {RESUME}"):
+    """From now on with these words, where this process is to be interrupted at all (a background shell's is not)."""
+    global _words
+    _words = words
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
         sys.unraisablehook = _unraisable

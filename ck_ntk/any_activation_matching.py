@@ -39,25 +39,13 @@ def chosen(args):
 # ---------------------------------------------------------------------------------------------------------------
 # kernels
 
-def least_distance(M, other):
-    """min_c |M - c other|/|M| in spectral norm, and its c, to 1e-4 of |M|."""
-    from scipy.optimize import minimize_scalar
-
-    from spectra import spectral_norm
-    norm, unit = spectral_norm(M), spectral_norm(M) / spectral_norm(other)
-    # convex in c, and above c = 2 unit larger than at 0
-    found = minimize_scalar(lambda c: spectral_norm(M - c * other), bounds=(0, 2 * unit), method="bounded",
-                            options=dict(xatol=1e-4 * unit))
-    return float(found.fun / norm), float(found.x)
-
-
 def distances(X, activation, sigma_a2, matches, unmatched):
     """{kernel: (matched, unmatched, unmatched times the best factor, that factor)} on X (n, p) of mean squared norm 1.
 
     matches : {kernel: its Match}. unmatched : an ENN, of which layers and input scale are taken.
     """
+    from kernel_distance import least_distance, relative_error
     from kernels import explicit_kernels, implicit_kernels
-    from spectra import relative_error
     deq = implicit_kernels(X, activation, sigma_a2)
     plain = explicit_kernels(unmatched.input_scale * X, unmatched.layers)
     found = {}

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
-from scipy.sparse.linalg import eigsh
 from tqdm import tqdm
 
 from coefficients import MixtureStatistics, equivalent_kernel, estimate_statistics, implicit_ck, implicit_ntk
 from data_prepare import gaussian_mixture, load_dataset
 from gaussian_integration import ACTIVATIONS, centre, gaussian_moments
+from kernel_distance import relative_error
 from kernels import explicit_kernels, implicit_kernels
 from limits import limiting_spectrum
 from utils import generator
@@ -93,16 +93,6 @@ def real_data(name, path, classes):
 
 # ---------------------------------------------------------------------------------------------------------------
 # numbers
-
-def spectral_norm(M):
-    """Largest |eigenvalue| of a symmetric matrix, by Lanczos, to a relative 1e-4."""
-    start = np.ones(len(M))  # fixed, so that the same matrix gives the same digits
-    return abs(eigsh(M.numpy(), k=1, tol=1e-4, v0=start, return_eigenvectors=False)[0])
-
-
-def relative_error(M, other):
-    return float(spectral_norm(M - other) / spectral_norm(M))
-
 
 def fit_slope(sizes, errors):
     """Least-squares slope of log error (sizes, seeds) against log size, and its standard error."""

@@ -1,0 +1,246 @@
+"""The work of a verdict, step by step: assumptions, candidates, kernels, infinite width, measurements, answer.
+
+Each step leaves what it found in the `Inquiry`, so that one that is interrupted concludes on what is known.
+"""
+
+import math
+import time
+
+import torch
+from tqdm import tqdm
+
+from applicability import applicability
+from candidates import networks
+from findings import Candidate, Verdict
+from kernel_distance import label_alignment, least_distance, relative_error
+from kernel_runs import blocks_of
+from leave_one_out import Targets, copies, from_kernel
+from predicted_loss import CONSTANTS, LEVEL, Interval, predict, width_from
+from utils import estimate_tau0, generator
+from width_error import implicit_fluctuation
+from width_ladder import Ladder, climb
+
+LEAST = 50       # samples, below which nothing can be said
+COMPARED = 600   # samples whose kernels are compared, at most
+MACHINE = 1500   # samples of the networks at infinite width, at most; either is less where there is little time
+# without labels: relative spectral distance of the conjugate kernels, times the best factor, that is small, and large
+NEAR, FAR = 0.05, 0.5
+
+
+class Inquiry:
+    """A verdict in the making: `run`, then `conclude`; after an interruption `conclude` says what is known so far."""
+
+    def __init__(self, deq, X, y, *, width=None, budget=60.0, tolerance=0.5, seed=0, clock=time.perf_counter):
+        self.clock, self.start, self.end = clock, clock(), clock() + budget
+        check_deq(deq)
+        X, y, n_classes = check_data(X, y, deq.B.shape[1])
+        if not (budget > 0 and tolerance > 0 and math.isfinite(budget + tolerance)):
+            raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
+        width = len(deq.A) if width is None else width
+        if width < 1:
+            raise ValueError(f"the width must be positive, got {width}")
+        self.deq, self.width, self.tolerance, self.seed, self.classes = deq, width, tolerance, seed, n_classes
+        self.X, self.y, (self.n, self.p) = X, y, X.shape
+        self.order = torch.randperm(self.n, generator=generator("verdict", seed))
+        self.tau0 = estimate_tau0(X)
+        self.settings = {"activation": deq.activation.name, "sigma_a2": deq.sigma_a2, "width": width,
+                         "tolerance": tolerance, "budget": budget, "n": self.n, "p": self.p, "classes": n_classes,
+                         "seed": seed, "level": LEVEL}
+        self.applies, self.candidates, self.refused, self.deq_found = {}, [], {}, {}
+        self.ladder, self.complete = None, False
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def run(self, progress=False):
+        with tqdm(total=self.end - self.start, desc="verdict", unit="s", leave=False, disable=not progress,
+                  bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}") as bar:
+            for step in self.steps():
+                bar.n = min(self.clock() - self.start, bar.total)
+                bar.set_postfix_str(step)
+        self.complete = True
+
+    def steps(self):
+        """Does the work, and yields what comes next."""
+        yield "assumptions"
+        budget = self.end - self.start
+        rows = self._nonzero(min(MACHINE, LEAST + int(25 * budget)))
+        some = self.X[rows[:min(COMPARED, LEAST + int(12 * budget))]]
+        self.applies = applicability(self.deq.activation, self.deq.sigma_a2, self.deq.tau0, self.X[rows], self.seed)
+        yield "matched networks"
+        found, self.refused = networks(self.deq, self.tau0)
+        yield "kernels"
+        deq = blocks_of(self.deq, some).both()
+        targets = None if self.y is None else Targets(self.y[rows[:len(some)]], self.classes)
+        for network in found:
+            self.candidates.append(self._compared(network, deq, some, targets))
+            yield f"kernel of {network.name}"
+        if self.y is None:
+            return
+        self.ladder = Ladder(self.deq, found, self.X, self.y, self.order, self.classes, self.seed, self.clock)
+        yield from self._infinite(rows)
+        for _ in climb(self.ladder, self.width, self.end - 0.05 * budget, self._settled):
+            yield f"{sum(map(len, self.ladder.accuracy.values()))} measurements"
+
+    def _nonzero(self, count):
+        """The first samples of the order, but for zero ones: an exact kernel has no entry for them."""
+        rows = self.order[:2 * count]
+        rows = rows[self.X[rows].square().sum(1) > 0][:count]
+        if len(rows) < LEAST:
+            raise ValueError(f"nearly all samples are zero: at least {LEAST} others are needed")
+        return rows
+
+    def _compared(self, network, deq, X, targets):
+        own = blocks_of(network.build(self.p, 1, self.classes or 2), X).both()
+        distance = {}
+        for kernel, K, other in zip(("ck", "ntk"), deq, own):
+            least, factor = least_distance(K, other)
+            distance[kernel] = {"relative": relative_error(K, other), "factor": factor, "with_factor": least}
+        alignment = None if targets is None else label_alignment(own[0], targets.Y)
+        return Candidate(network.name, network.kind, network.kernel, network.family, network.depth, network.layers,
+                         network.input_scale, network.match, distance, alignment, network.fluctuation, network=network)
+
+    def _infinite(self, rows):
+        """Exact kernel ridge regression of all networks on the same samples, each predicted by the others."""
+        X, count = self.X[rows], len(rows)
+        targets = Targets(self.y[rows], self.classes, copies(X))
+        deq = from_kernel(blocks_of(self.deq, X).both()[0], targets)
+        right = {}
+        for one in self.candidates:
+            yield f"infinite width, {one.name}"
+            network = one.build(self.p, 1, self.classes)
+            found = from_kernel(blocks_of(network, X).both()[0], targets, deq.ridge)
+            right[one.name] = found.right
+            one.infinite = {"accuracy": found.right.double().mean().item(), "samples": count, "ridge": found.ridge,
+                            "rms": (found.predicted - deq.predicted).square().mean().sqrt().item()
+                            / deq.predicted.square().mean().sqrt().item()}
+        self.ladder.record(math.inf, right, deq.right)
+        for one in self.candidates:
+            point, = self.ladder.points(one.name)
+            half = 1.645 * math.sqrt(point.of_samples)
+            one.infinite |= {"difference": point.loss, "interval": (point.loss - half, point.loss + half)}
+        self.deq_found["infinite"] = {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
+
+    def _interval(self, one) -> Interval:
+        return predict(self.ladder.points(one.name), self.width, self.n, CONSTANTS)
+
+    def _settled(self):
+        """No interval is wider than a fifth of the tolerance."""
+        found = [self._interval(one) for one in self.candidates]
+        return all(interval.high - interval.low < self.tolerance / 5 for interval in found)
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def conclude(self) -> Verdict:
+        """The verdict on what has been measured so far."""
+        if self.ladder is not None and self.ladder.passes:
+            for one in self.candidates:
+                interval = self._interval(one)
+                one.loss, one.loss_interval = interval.mean, (interval.low, interval.high)
+                one.measured = tuple(self.ladder.points(one.name))
+                one.width_from = width_from(list(one.measured), self.n, self.tolerance)
+            self.deq_found["measured"] = [
+                {"width": "inf" if math.isinf(width) else width, "samples": count, "seeds": len(values),
+                 "accuracy": sum(values) / len(values)} for (width, count), values in self.ladder.accuracy.items()]
+            self.settings["samples"] = max((count for width, count in self.ladder.passes if width == self.width),
+                                           default=0)
+        self.deq_found["fluctuation"] = float(sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2,
+                                                                       self.deq.tau0)))
+        answer, chosen, reason = (self._by_distance if self.y is None else self._by_loss)()
+        return Verdict(answer, reason, self.applies, tuple(self.candidates), chosen, self.settings,
+                       self.clock() - self.start, self.refused, self.deq_found)
+
+    def _cheapest(self, accepted, by):
+        """Of the least work; of those the best `by`."""
+        return min(accepted, key=lambda one: (one.work(self.p, self.width), by(one)))
+
+    def _by_loss(self):
+        known = [one for one in self.candidates if one.loss is not None]
+        if not known:
+            return "undecided", None, ["Nothing has been measured yet: allow more time (--budget)."]
+        accepted = [one for one in known if one.loss_interval[1] < self.tolerance]
+        if accepted:
+            one = self._cheapest(accepted, lambda one: one.loss)
+            low, high = one.loss_interval
+            return "replace", one, [
+                f"{one.name} at width {self.width} loses {one.loss:+.2f} points ({100 * LEVEL:.0f}% interval {low:+.2f} "
+                f"to {high:+.2f}), less than {self.tolerance:g}."]
+        best = min(known, key=lambda one: one.loss_interval[1])
+        if all(one.loss_interval[0] > self.tolerance for one in known):
+            return "keep", None, [
+                f"Every candidate loses more than {self.tolerance:g} points at width {self.width}; the best, {best.name}, "
+                f"{best.loss:+.2f} ({best.loss_interval[0]:+.2f} to {best.loss_interval[1]:+.2f}).",
+                *self._failing()]
+        low, high = best.loss_interval
+        return "undecided", None, [
+            f"{best.name} loses {best.loss:+.2f} points, but its interval, {low:+.2f} to {high:+.2f}, holds "
+            f"{self.tolerance:g}.", self._would_decide(best)]
+
+    def _failing(self):
+        fails = self.applies.get("fails", [])
+        return [sentence[0].upper() + sentence[1:] + "." for sentence in fails]
+
+    def _would_decide(self, best):
+        at = [point for point in best.measured if point.width == self.width]
+        point = max(at, key=lambda point: point.count, default=None)
+        if point is None or point.count < self.n:
+            return (f"Only {point.count if point else 0} of {self.n} samples could be measured at width {self.width}: "
+                    "allow more time (--budget).")
+        if point.of_seeds > point.of_samples:
+            return "The seeds of the weights differ by more than the samples: allow more time (--budget)."
+        return f"All {self.n} samples were used: more samples would decide it, or a larger tolerance."
+
+    def _by_distance(self):
+        """Without labels: by the distance of the conjugate kernels alone."""
+        said = "There are no labels, so this rests on the distance of the kernels alone, and no loss is predicted."
+        if not self.candidates:
+            return "undecided", None, ["No kernel has been computed yet: allow more time (--budget).", said]
+
+        def distance(one):
+            return one.distance["ck"]["with_factor"]
+        best = min(self.candidates, key=distance)
+        near = [one for one in self.candidates if distance(one) < NEAR]
+        if near:
+            one = self._cheapest(near, distance)
+            return "replace", one, [f"The conjugate kernel of {one.name} is within {distance(one):.2g} of the DEQ's "
+                                    f"(relative, spectral, with the factor {one.distance['ck']['factor']:.3g}).", said]
+        if distance(best) > FAR:
+            return "keep", None, [f"No candidate's kernel is nearer to the DEQ's than {distance(best):.2g} "
+                                  f"({best.name}).", *self._failing(), said]
+        return "undecided", None, [f"The nearest kernel, that of {best.name}, is {distance(best):.2g} from the DEQ's: "
+                                   "labels would decide it.", said]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what is refused
+
+def check_deq(deq) -> None:
+    missing = [name for name in ("activation", "sigma_a2", "tau0", "A", "B") if not hasattr(deq, name)]
+    if missing:
+        raise ValueError(f"{type(deq).__name__} is not a DEQ of the form z = phi(sigma_a A z + sigma_b B x)/sqrt(m): it "
+                         f"has no {', '.join(missing)}")
+
+
+def check_data(X, y, p: int) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:
+    """X float32 (n, p), y in 0 .. classes - 1 or None, the number of classes or None; ValueError for what is wrong."""
+    X = torch.as_tensor(X)
+    if X.ndim != 2 or X.shape[1] != p:
+        raise ValueError(f"X must be an (n, {p}) matrix, as the DEQ's B has {p} columns; got shape {tuple(X.shape)}")
+    if len(X) < LEAST:
+        raise ValueError(f"{len(X)} samples are too few to say anything: at least {LEAST} are needed")
+    X = X.detach().to("cpu", torch.float32)
+    bad = next((start + int((~rows.isfinite().all(1)).nonzero()[0]) for start, rows in
+                zip(range(0, len(X), 4096), X.split(4096)) if not rows.isfinite().all()), None)
+    if bad is not None:
+        raise ValueError(f"X has NaN or infinite entries, first in row {bad}")
+    if y is None:
+        return X, None, None
+    y = torch.as_tensor(y)
+    if y.shape != X.shape[:1]:
+        raise ValueError(f"y must have one label a row of X, ({len(X)},); got shape {tuple(y.shape)}")
+    if y.is_floating_point() and not (y.isfinite().all() and (y == y.round()).all()):
+        raise ValueError("the labels y must be integers")
+    values, y = y.long().cpu().unique(return_inverse=True)
+    if len(values) < 2:
+        raise ValueError(f"all labels are {int(values[0])}: a verdict on accuracy needs at least two classes; give "
+                         "y=None for one on kernels alone")
+    return X, y, len(values)

@@ -11,8 +11,10 @@ from dataclasses import replace
 
 import torch
 
+from calibration_cases import WIDE_DATA, cases
 from candidates import networks
-from fixed_point import ConvergenceError
+from fixed_point import ConvergenceError, Picard
+from gaussian_integration import ACTIVATIONS
 from kernel_machine import one_hot_targets
 from learning_rate import choose_rate
 from model import DEQ
@@ -22,12 +24,12 @@ from train import TASKS
 from utils import estimate_tau0, generator
 
 FIRST_SEED = 1000  # no seed of the weights is one that a verdict has drawn
+SOLVER = Picard(1e-5, 1000)  # an error that no accuracy shows, and steps enough for a slow equilibrium
 
 
 def deq_of(case, data, seed=0) -> DEQ:
-    from gaussian_integration import ACTIVATIONS
     return DEQ(ACTIVATIONS[case.activation], data.X_train.shape[1], case.width, data.n_classes, case.sigma_a2,
-               estimate_tau0(data.X_train), seed)
+               estimate_tau0(data.X_train), seed, SOLVER)
 
 
 def builders(case, data) -> dict:
@@ -39,12 +41,10 @@ def builders(case, data) -> dict:
 
 
 def trained_in_any_case(name: str, width: int) -> bool:
-    """Of a candidate, whether it is trained at this width before it is chosen; the others are dear, and much alike."""
-    if width < 256:
+    """Of a candidate, whether it is trained before it is chosen; the others are much like one of these."""
+    if name in ("plain, depth 1", "plain, depth 2") or "matched ck" in name and "piecewise" in name:
         return True
-    if width < 1024:
-        return "piecewise" in name or not name.startswith("matched ntk")
-    return "piecewise" in name or name in ("plain, depth 1", "plain, depth 2")
+    return width < 256 and ("piecewise" in name or not name.startswith("matched ntk"))
 
 
 def best_readout(model, X, y, n_classes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,17 +116,34 @@ def outcome(case, data, names=None, kept=None) -> tuple[dict, torch.Tensor | Non
     return {**record, "seconds": time.process_time() - start}, deq
 
 
-def trained(case, data, names, train: str, epochs: int, seeds: int) -> dict:
-    """Of readouts (`train` "readout") or of all weights ("full"), by SGD at a rate of their own: losses in points."""
-    build, found = builders(case, data), {}
-    for name in ("deq", *names):
-        found[name] = []
+SGD = dict(train="readout", epochs=10, seeds=3), 16    # and for how many cases
+FULL = dict(train="full", epochs=10, seeds=2), 4
+
+
+def sgd_cases() -> dict:
+    """{case: settings of `trained`}: the first small ones of the list."""
+    small = [case for case in cases() if case.width <= 256 and case.n <= 5000 and case.data not in WIDE_DATA]
+    full = [case for case in small if case.width <= 128 and case.n <= 2000][:FULL[1]]
+    readout = [case for case in small if case not in full][:SGD[1]]
+    return {case: SGD[0] for case in readout} | {case: FULL[0] for case in full}
+
+
+def trained(case, data, train: str, epochs: int, seeds: int) -> dict:
+    """The DEQ, a match and a plain layer by SGD at a rate of its own: the accuracy of each seed, in %.
+
+    train : "readout", with a match of the conjugate kernel, or "full", all weights, with one of the tangent kernel.
+    """
+    build = builders(case, data)
+    start = "matched ck" if train == "readout" else "matched ntk"
+    match = next(name for name in build if name.startswith(start) and "piecewise" in name)
+    runs = {}
+    for name in ("deq", match, "plain, depth 1"):
+        runs[name] = []
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-            make = lambda: build[name](seed)  # noqa: E731
-            config = Config(case.name, name, case.width, 0.0, epochs, 128, seed, train=train)
-            rate, _ = choose_rate(config, data, make)
-            task = TASKS[train](make(), data, replace(config, lr=rate), "cpu")
+            config = Config(case.name, name, case.width, math.nan, epochs, 128, seed, train=train)
+            rate, _ = choose_rate(config, data, lambda: build[name](seed))
+            task = TASKS[train](build[name](seed), data, replace(config, lr=rate), "cpu")
             for epoch in range(1, epochs + 1):
                 task.epoch(torch.randperm(len(data.X_train), generator=generator(seed, "order", epoch)))
-            found[name].append({"lr": rate, "accuracy": 100 * task.evaluate()["test_accuracy"]})
-    return {"case": case.name, "train": train, "epochs": epochs, "runs": found}
+            runs[name].append({"lr": rate, "accuracy": 100 * task.evaluate()["test_accuracy"]})
+    return {"case": case.name, "train": train, "epochs": epochs, "runs": runs}

@@ -80,12 +80,12 @@ def applicability(activation: Activation, sigma_a2: float, tau0: float, X: torch
     c, p = found["concentration"], X.shape[1]
     fails = check_assumptions(activation, sigma_a2, tau0)
     if c["norm_spread"] > _TIMES * c["gaussian"]["norm_spread"]:
-        fails.append(f"the squared norms do not concentrate: they spread by {c['norm_spread']:.2g} of tau_0^2, those of "
-                     f"Gaussian data of p = {p} by {c['gaussian']['norm_spread']:.2g}; as much as in "
+        fails.append(f"the squared norms do not concentrate: they spread by {c['norm_spread']:.2g} of tau_0^2, those "
+                     f"of Gaussian data of p = {p} by {c['gaussian']['norm_spread']:.2g}; as much as in "
                      f"{max(c['dimensions'], 1):.0f} dimensions")
     if c["cosine"] > _TIMES * c["gaussian"]["cosine"]:
-        fails.append(f"two samples are not nearly orthogonal: their cosine is {c['cosine']:.2g} (root mean square), that "
-                     f"of Gaussian data of p = {p} {c['gaussian']['cosine']:.2g}")
+        fails.append(f"two samples are not nearly orthogonal: their cosine is {c['cosine']:.2g} (root mean square), "
+                     f"that of Gaussian data of p = {p} {c['gaussian']['cosine']:.2g}")
     if abs(c["norm_mean"]) > 0.1:
         fails.append(f"the data's mean squared norm is {1 + c['norm_mean']:.3g} times the tau_0^2 that the DEQ is "
                      "centred at")

@@ -17,7 +17,7 @@ from off_centre import off_centre
 from width_error import fluctuation
 
 PLAIN_DEPTHS = 1, 2, 3
-_SAME_SCALE = 1e-3  # relative: of the data's tau_0 and the DEQ's, which float32 data agree in far better
+SAME_SCALE = 0.05  # relative, of the data's tau_0 and the DEQ's: a subsample of heavy-tailed data is so far off
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,16 @@ def networks(deq: DEQ, tau0: float) -> tuple[list[Network], dict[str, str]]:
 
     Parameters
     ----------
-    deq : its activation, sigma_a^2 and tau_0 count. At another scale than its own the layers of a match get the
-        constants of `off_centre`.
+    deq : its activation, sigma_a^2 and tau_0 count. Where the data's is another (`SAME_SCALE`), the matches are those
+        at the data's, with the constants of `off_centre`.
 
     Returns
     -------
     (networks, refused) : refused maps the name of a kernel and family to what `matching.match` says of it.
     """
     found, refused = [], {}
+    if abs(tau0 / deq.tau0 - 1) < SAME_SCALE:
+        tau0 = deq.tau0
     for kernel in ("ck", "ntk"):
         for family in FAMILIES[1:]:
             try:
@@ -98,13 +100,14 @@ def _matches(deq, tau0, kernel, family):
     for found in two_layer_lrelu.solutions(one.target, tau0):
         layers = found.layers
         out.append(replace(
-            one, layers=layers, achieved=explicit_ck(layers, tau0), fluctuation=sum(fluctuation(layers, tau0, "readout")),
+            one, layers=layers, achieved=explicit_ck(layers, tau0),
+            fluctuation=sum(fluctuation(layers, tau0, "readout")),
             parameters=(dict(a=found.a1, b=found.b1), dict(a=found.a2, b=found.b2)),
             mismatch=mismatch(goal, explicit_response(layers, tau0, "readout"))))
     return out
 
 
 def _centred_as(deq, one, tau0, kernel):
-    if abs(tau0 / deq.tau0 - 1) < _SAME_SCALE:
+    if tau0 == deq.tau0:
         return tuple(one.layers)
     return off_centre(one.layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)

@@ -49,6 +49,7 @@ class Dataset:
     """Rows X float32 (n, p), normalised; labels y int64 (n,) in 0..n_classes-1.
 
     statistics : of the mixture that the training rows, as normalised, come from; None for real data.
+    mean, scale : what was subtracted from the rows (p,), and what they were then divided by; None and 1 if nothing was.
     """
     name: str
     X_train: torch.Tensor
@@ -57,6 +58,8 @@ class Dataset:
     y_test: torch.Tensor
     n_classes: int
     statistics: MixtureStatistics | None = None
+    mean: torch.Tensor | None = None
+    scale: float = 1.0
 
 
 def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_path=None, device="cpu") -> Dataset:
@@ -95,17 +98,18 @@ def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_p
         del data  # or it would keep the bytes beside the floats
     X, y, X_test, y_test, n_classes = _pick(X, y, X_test, y_test, classes)
     X, X_test = (Z.flatten(1).to(torch.float32, copy=True) if Z.dtype != torch.float32 else Z for Z in (X, X_test))
-    scale = _normalise(X, X_test)
+    mean, scale = _normalise(X, X_test)
     if statistics is not None:
         statistics = replace(statistics, t=statistics.t / scale**2, T=statistics.T / scale**4,
                              psi=statistics.psi / scale**2, tau0=statistics.tau0 / scale)
-    return Dataset(name, X, y, X_test, y_test, n_classes, statistics)
+    return Dataset(name, X, y, X_test, y_test, n_classes, statistics, mean, scale)
 
 
 def load_training(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_path=None):
-    """The training rows X and labels y of the named dataset, normalised as `load_dataset` does.
+    """(X, y, mean, scale): the training rows of the named dataset, normalised as by `load_dataset`, and their labels.
 
-    Parameters as there. An .npz file may be without a test set and without labels: y is then None.
+    Parameters as there; mean and scale as of `Dataset`. An .npz file may be without a test set and without labels: y is
+    then None.
     """
     if name == "npz" and (alone := _npz_training(path)):
         X, y = alone
@@ -113,10 +117,9 @@ def load_training(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_
             raise DataError(f"{path}: holds no y_train, so that classes cannot be picked; leave --classes out")
         if y is not None:
             X, y, *_ = _pick(X, y, X, y, classes)
-        _normalise(X)
-        return X, y
+        return X, y, *_normalise(X)
     data = load_dataset(name, path, preset=preset, classes=classes, seed=seed, vgg_path=vgg_path)
-    return data.X_train, data.y_train
+    return data.X_train, data.y_train, data.mean, data.scale
 
 
 def _pick(X, y, X_test, y_test, classes):
@@ -142,17 +145,17 @@ def _pick(X, y, X_test, y_test, classes):
 
 
 def _normalise(X, *others):
-    """In place: all minus the mean row of X, over the root mean squared norm that X then has, which is returned."""
-    mean = sum(rows.sum(0, dtype=torch.float64) for rows in X.split(4096)) / len(X)
+    """In place: all minus the mean row of X, over the root mean squared norm that X then has. Returns the two."""
+    mean = (sum(rows.sum(0, dtype=torch.float64) for rows in X.split(4096)) / len(X)).to(X.dtype)
     for Z in (X, *others):
-        Z -= mean.to(Z.dtype)
+        Z -= mean
     try:
         scale = estimate_tau0(X)
     except ValueError:
         raise DataError("the training rows are all the same or not finite: there is nothing to normalise by") from None
     for Z in (X, *others):
         Z /= scale
-    return scale
+    return mean, scale
 
 
 # Gaussian mixtures --------------------------------------------------------------------------------------------

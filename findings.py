@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
     """A network that may replace the DEQ, and what was found of it.
 
@@ -58,7 +58,7 @@ class Candidate:
                          for point in self.measured]}
 
 
-@dataclass
+@dataclass(eq=False)
 class Verdict:
     """The answer, and all that it rests on.
 

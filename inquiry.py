@@ -15,7 +15,7 @@ from findings import Candidate, Verdict
 from kernel_distance import label_alignment, least_distance, relative_error
 from kernel_runs import blocks_of
 from leave_one_out import Targets, copies, from_kernel
-from predicted_loss import CONSTANTS, LEVEL, Interval, predict, width_from
+from predicted_loss import LEVEL, Interval, width_from
 from utils import estimate_tau0, generator
 from width_error import implicit_fluctuation
 from width_ladder import Ladder, climb
@@ -23,6 +23,7 @@ from width_ladder import Ladder, climb
 LEAST = 50       # samples, below which nothing can be said
 COMPARED = 600   # samples whose kernels are compared, at most
 MACHINE = 1500   # samples of the networks at infinite width, at most; either is less where there is little time
+RIVALS = 4       # candidates that are measured at once where time is dear
 # without labels: relative spectral distance of the conjugate kernels, times the best factor, that is small, and large
 NEAR, FAR = 0.05, 0.5
 
@@ -78,7 +79,7 @@ class Inquiry:
             return
         self.ladder = Ladder(self.deq, found, self.X, self.y, self.order, self.classes, self.seed, self.clock)
         yield from self._infinite(rows)
-        for _ in climb(self.ladder, self.width, self.end - 0.05 * budget, self._settled):
+        for _ in climb(self.ladder, self.width, self.end - 0.05 * budget, self._open):
             yield f"{sum(map(len, self.ladder.accuracy.values()))} measurements"
 
     def _nonzero(self, count):
@@ -93,8 +94,10 @@ class Inquiry:
         own = blocks_of(network.build(self.p, 1, self.classes or 2), X).both()
         distance = {}
         for kernel, K, other in zip(("ck", "ntk"), deq, own):
-            least, factor = least_distance(K, other)
-            distance[kernel] = {"relative": relative_error(K, other), "factor": factor, "with_factor": least}
+            (least, factor), own_distance = least_distance(K, other), relative_error(K, other)
+            if own_distance < least:  # to the tolerance of the search
+                least, factor = own_distance, 1.0
+            distance[kernel] = {"relative": own_distance, "factor": factor, "with_factor": least}
         alignment = None if targets is None else label_alignment(own[0], targets.Y)
         return Candidate(network.name, network.kind, network.kernel, network.family, network.depth, network.layers,
                          network.input_scale, network.match, distance, alignment, network.fluctuation, network=network)
@@ -121,12 +124,27 @@ class Inquiry:
         self.deq_found["infinite"] = {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
 
     def _interval(self, one) -> Interval:
-        return predict(self.ladder.points(one.name), self.width, self.n, CONSTANTS)
+        return self.ladder.posterior(one.name, self.width).interval()
 
-    def _settled(self):
-        """No interval is wider than a fifth of the tolerance."""
-        found = [self._interval(one) for one in self.candidates]
-        return all(interval.high - interval.low < self.tolerance / 5 for interval in found)
+    def _open(self):
+        """Names of the candidates whose loss is to be known better.
+
+        First those that may yet be the answer, cheaper than any that is below the tolerance for sure; of them the
+        few that are most likely to be. Then that answer, and then all others, until no interval is wide.
+        """
+        found = {one: self._interval(one) for one in self.candidates}
+        work = {one: one.work(self.p, self.width) for one in found}
+        accepted = [one for one, interval in found.items() if interval.high < self.tolerance]
+        least = min((work[one] for one in accepted), default=math.inf)
+        rivals = [one for one, interval in found.items()
+                  if interval.low < self.tolerance < interval.high and work[one] < least]
+        wide = [one for one, interval in found.items() if interval.high - interval.low > self.tolerance / 2
+                and interval.low < self.tolerance]
+        if rivals:
+            wide = sorted(rivals, key=lambda one: (found[one].high, work[one]))[:RIVALS]
+        elif now := [one for one in wide if work[one] == least]:
+            wide = now
+        return [one.name for one in wide]
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -162,13 +180,13 @@ class Inquiry:
             one = self._cheapest(accepted, lambda one: one.loss)
             low, high = one.loss_interval
             return "replace", one, [
-                f"{one.name} at width {self.width} loses {one.loss:+.2f} points ({100 * LEVEL:.0f}% interval {low:+.2f} "
-                f"to {high:+.2f}), less than {self.tolerance:g}."]
+                f"{one.name} at width {self.width} loses {one.loss:+.2f} points ({100 * LEVEL:.0f}% interval "
+                f"{low:+.2f} to {high:+.2f}), less than {self.tolerance:g}."]
         best = min(known, key=lambda one: one.loss_interval[1])
         if all(one.loss_interval[0] > self.tolerance for one in known):
             return "keep", None, [
-                f"Every candidate loses more than {self.tolerance:g} points at width {self.width}; the best, {best.name}, "
-                f"{best.loss:+.2f} ({best.loss_interval[0]:+.2f} to {best.loss_interval[1]:+.2f}).",
+                f"Every candidate loses more than {self.tolerance:g} points at width {self.width}; the best, "
+                f"{best.name}, {best.loss:+.2f} ({best.loss_interval[0]:+.2f} to {best.loss_interval[1]:+.2f}).",
                 *self._failing()]
         low, high = best.loss_interval
         return "undecided", None, [
@@ -216,8 +234,8 @@ class Inquiry:
 def check_deq(deq) -> None:
     missing = [name for name in ("activation", "sigma_a2", "tau0", "A", "B") if not hasattr(deq, name)]
     if missing:
-        raise ValueError(f"{type(deq).__name__} is not a DEQ of the form z = phi(sigma_a A z + sigma_b B x)/sqrt(m): it "
-                         f"has no {', '.join(missing)}")
+        raise ValueError(f"{type(deq).__name__} is not a DEQ of the form z = phi(sigma_a A z + sigma_b B x)/sqrt(m): "
+                         f"it has no {', '.join(missing)}")
 
 
 def check_data(X, y, p: int) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:

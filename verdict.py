@@ -113,7 +113,8 @@ def prepare(arguments):
     a = arguments
     activation = load_activation(a.activation)
     try:
-        X, y = load_training(a.dataset, a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path)
+        X, y, mean, scale = load_training(a.dataset, a.dataset_path, preset=a.preset, classes=a.classes,
+                                          vgg_path=a.vgg_path)
     except OSError as error:
         raise ValueError(str(error)) from None
     deq = DEQ(activation, X.shape[1], a.dim, 2 if y is None else int(y.max()) + 1, a.asquare, seed=a.seed)

@@ -4,7 +4,6 @@ One pass draws the weights of one seed, of all networks with common first-layer 
 of the first so many samples, and predicts each sample by the others. What a pass will take is known from those before.
 """
 
-import math
 import time
 
 import numpy as np
@@ -14,11 +13,13 @@ from candidates import Network
 from fixed_point import Picard
 from leave_one_out import Targets, copies, from_features
 from model import DEQ
-from predicted_loss import CONSTANTS, Discrepancy, Measured, measured
+from predicted_loss import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
 
 BATCH = 512           # of samples: their features stay in cache
 TOLERANCE = 1e-4      # of the equilibrium, far below what the weights' randomness does to it
-MOST_SEEDS = 40       # at the width that is asked for
+MOST_SEEDS = 40       # at one width and number of samples
+FEWEST = 500          # samples of a pass, where there are so many: the ridge is chosen on a fifth
+WORTH = 0.98          # of the variance, which what is measured next has to promise to bring it below
 FEATURES = 1e9        # bytes that the features of a pass may take
 _OWN_SEEDS = 10_000   # the weights are not those of seeds that a user will train
 
@@ -34,7 +35,8 @@ class Ladder:
 
     Attributes
     ----------
-    passes : {(width, count): {name: [differences of being right (count,) int8, one a seed]}}
+    passes : {(width, count): {name: [differences of being right (count,) int8, one a seed]}}. A candidate that a pass
+        has left out has fewer seeds there.
     """
 
     def __init__(self, deq: DEQ, networks: list[Network], X: torch.Tensor, y: torch.Tensor, order: torch.Tensor,
@@ -52,13 +54,14 @@ class Ladder:
 
     def record(self, width: float, right: dict[str, torch.Tensor], deq_right: torch.Tensor) -> None:
         """Keeps which samples each network has right, in one pass."""
-        point = self.passes.setdefault((width, len(deq_right)), {network.name: [] for network in self.networks})
+        point = self.passes.setdefault((width, len(deq_right)), {})
         for name, one in right.items():
-            point[name].append((deq_right.to(torch.int8) - one.to(torch.int8)).numpy())
+            point.setdefault(name, []).append((deq_right.to(torch.int8) - one.to(torch.int8)).numpy())
         self.accuracy.setdefault((width, len(deq_right)), []).append(deq_right.double().mean().item())
 
-    def measure(self, width: int, count: int) -> float:
-        """One more seed at this width with the first `count` samples; the seconds that it took."""
+    def measure(self, width: int, count: int, names=None) -> None:
+        """One more seed at this width with the first `count` samples, of these candidates (default: all)."""
+        networks = [network for network in self.networks if names is None or network.name in names]
         start = self.clock()
         seed = self.first_seed + len(self.accuracy.get((width, count), ()))
         p, targets = self.X.shape[1], Targets(self.y[:count], self.classes, self.copies[:count])
@@ -67,12 +70,10 @@ class Ladder:
         deq_right = self._right("DEQ", deq, targets, count)
         self.iterations = float(deq.fixed_point.iterations)
         right = {}
-        for network in self.networks:
+        for network in networks:
             right[network.name] = self._right(network.name, network.build(p, width, self.classes, seed), targets, count)
         self.record(width, right, deq_right)
-        seconds = self.clock() - start
-        self.rate = seconds / self.work(width, count)
-        return seconds
+        self.rate = (self.clock() - start) / self.work(width, count, right)
 
     def _right(self, name, model, targets, count):
         features = torch.empty(count, model.readout.in_features)
@@ -87,58 +88,71 @@ class Ladder:
     # ------------------------------------------------------------------------------------------------------------
     # what a pass takes
 
-    def work(self, width: int, count: int) -> float:
+    def work(self, width: int, count: int, names) -> float:
         """Multiplications of a pass, those in float64 twice."""
         p, n, m = self.X.shape[1], count, width
         total = n * m * (p + self.iterations * m)
-        total += sum(n * m * (p + (network.depth - 1) * m) for network in self.networks)
-        solve = n * n * m + 2 * n**3 if n <= m else 2 * n * m * m + m**3
-        return total + 2 * solve * (1 + len(self.networks))
+        total += sum(n * m * (p + (network.depth - 1) * m) for network in self.networks if network.name in names)
+        solve = n * n * m + 2 * n**3 if n <= m else 1.5 * n * m * m + m**3
+        return total + 2 * solve * (1 + len(names))
 
-    def affordable(self, width: int, seconds: float) -> int:
-        """The most samples of a pass at this width that takes so long."""
-        low, high = 0, min(len(self.X), int(FEATURES / (4 * width)))
-        if self.rate * self.work(width, high) <= seconds:
-            return high
-        while high - low > max(1, low // 100):
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.rate * self.work(width, middle) <= seconds else (low, middle)
-        return low
+    def seconds(self, width: int, count: int, names) -> float:
+        """That a pass may take, by the last one."""
+        return self.rate * self.work(width, count, names)
+
+    def most_seeds(self) -> int:
+        return max(map(len, self.accuracy.values()))
 
     # ------------------------------------------------------------------------------------------------------------
 
     def points(self, name: str) -> list[Measured]:
         """What has been measured of a candidate, for `predicted_loss.predict`."""
         return [measured(width, np.stack(networks[name]), self.copies[:count].numpy(), self.constants)
-                for (width, count), networks in self.passes.items()]
+                for (width, count), networks in self.passes.items() if name in networks]
+
+    def posterior(self, name: str, width: int) -> Posterior:
+        """The loss of a candidate at this width, with all samples."""
+        return Posterior(self.points(name), width, len(self.order), self.constants)
 
 
-def climb(ladder: Ladder, width: int, until: float, settled=lambda: False):
-    """Passes at a few smaller widths, then at the one asked for, until the time `until` or `settled()`.
+def climb(ladder: Ladder, width: int, until: float, open_questions):
+    """Passes until the time `until`, or until `open_questions()`, names of candidates, is empty. Yields after each.
 
-    Yields after each pass. With all samples where they can be afforded, and then as many seeds as there is time for.
+    The first few, at small widths, learn what a pass takes. Then each is of the open candidates, and the one of which,
+    repeated for the rest of the time, would leave the least variance of their losses at `width` with all samples: as
+    many samples there as can be afforded, more seeds, or a narrower width with more samples.
     """
-    n = len(ladder.X)
-    least = min(n, max(200, 10 * ladder.classes))
-
-    def left():
-        return until - ladder.clock()
-
-    begin = max(min(width // 4, 64), 1)
-    ladder.measure(begin, min(n, 1000))  # and learns the rate
-    ladder.measure(begin, min(n, 1000))
-    yield
-    for rung in sorted({max(width // 16, begin), max(width // 4, begin)}):
-        count = max(ladder.affordable(rung, 0.06 * left()), least)
-        for _ in range(2):
-            if ladder.rate * ladder.work(rung, count) < left() / 3:
-                ladder.measure(rung, count)
-                yield
-    count = ladder.affordable(width, 0.45 * left())
-    if count < least:
-        count = least
-    for _ in range(MOST_SEEDS):
-        if settled() or ladder.rate * ladder.work(width, count) > left():
+    n = len(ladder.order)
+    widths = sorted({max(width >> k, min(width, 32)) for k in range(6)})
+    counts = sorted({max(n >> k, min(n, FEWEST)) for k in range(10)})
+    for rung in widths[:-1:2] or widths:
+        count = min(n, 1000)
+        everything = [network.name for network in ladder.networks]
+        if ladder.rate is None or ladder.seconds(rung, count, everything) < 0.05 * (until - ladder.clock()):
+            ladder.measure(rung, count)
+            yield
+    while names := open_questions():
+        left = until - ladder.clock()
+        options = [(w, c) for w in widths for c in counts
+                   if 4 * c * w <= FEATURES and ladder.seconds(w, c, names) < 0.8 * left]
+        if not options or ladder.most_seeds() >= MOST_SEEDS:
             break
-        ladder.measure(width, count)
+        variances = {point: _variance(ladder, names, width, *point, left) for point in options}
+        best = min(options, key=variances.get)
+        if variances[best] > WORTH * sum(ladder.posterior(name, width).variance for name in names):
+            break
+        ladder.measure(*best, names)
         yield
+
+
+def _variance(ladder, names, width, rung, count, left):
+    """Mean variance of the losses of these candidates, if the time left were spent at this rung and count."""
+    more, total = max(int(left / ladder.seconds(rung, count, names)), 1), 0.0
+    for name in names:
+        points = ladder.points(name)
+        known = [p for p in points if (p.width, p.count) != (rung, count)]
+        seeds = more + sum(p.seeds for p in points if (p.width, p.count) == (rung, count))
+        apart = expected_apart(points, rung, count, ladder.constants)
+        supposed = nearest(points, rung, count, ladder.constants).supposed(rung, count, min(seeds, MOST_SEEDS), apart)
+        total += ladder.posterior(name, width).variance_given([*known, supposed])
+    return total

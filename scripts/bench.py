@@ -114,38 +114,6 @@ def noise(n, p=784):
     return torch.randn(n, p) / p**0.5
 
 
-def inference(model):
-    import torch
-    x = noise(1)
-    return torch.no_grad()(lambda: model(x).argmax(1))
-
-
-def feature_batches(model):
-    from train import extract_features
-    X = noise(1024)
-    return lambda: extract_features(model, X)
-
-
-def training_step(model):
-    import torch
-
-    from data_prepare import Dataset
-    from train import Config, FullTask
-    X, y, order = noise(128), torch.arange(128) % 10, torch.arange(128)
-    task = FullTask(model, Dataset("noise", X, y, X, y, 10, None), Config("noise", "given", 0, 0.01, 1, 128), "cpu")
-    return lambda: task.epoch(order)
-
-
-NETWORK_JOBS = {"inference, one row": inference, "features of 1024 rows": feature_batches,
-                "training step, 128 rows": training_step}
-
-
-def network_job(job, name, dim):
-    """A call that does the job once with the network called name, on noise."""
-    from model import build_model
-    return NETWORK_JOBS[job](build_model(name, 784, dim, 10, 0.2))
-
-
 def peak_memory(program):
     """Bytes that a process of its own takes at most."""
     program = (f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'scripts')]!r}; {program}; "
@@ -163,21 +131,20 @@ def high_water():
 
 
 def cost():
-    def memory(*job):
-        return peak_memory(f"import bench; bench.network_job{job}()") / 1e6
+    from inference_cost import costs
+    from model import build_model
 
-    small = {}  # the process, its imports and its data
+    titles = {"inference": "inference, one row", "features": "features of {} rows",
+              "training_step": "training step, {} rows"}
     yield head("dim", "DEQ", "job", "DEQ, ms", "matched ENN, ms", "DEQ / ENN", "DEQ, MB", "matched ENN, MB")
     for dim in (1024, 4096):
         for title, pair in (("ReLU", ("inn", "l_relu_enn")), ("tanh", ("tanh_inn", "h_tanh_enn"))):
-            for job in NETWORK_JOBS:
-                deq, enn = (1e3 * seconds(network_job(job, name, dim)) for name in pair)
-                if job not in small:
-                    small[job] = memory(job, "l_relu_enn", 4)
-                more = (memory(job, name, dim) - small[job] for name in pair)
-                times = (f"{float(f'{t:.3g}'):g}" for t in (deq, enn))  # three digits
-                yield row(str(dim), title, job, *times, f"{deq / enn:.1f}", *(f"{m:.0f}" for m in more))
-    yield "\nMemory: peak of a process that does the job once, beyond that of the same job at width 4."
+            found = costs(*(build_model(name, 784, dim, 10, 0.2) for name in pair), noise(512), budget=30)
+            for job, rows in found["rows"].items():
+                times = (f"{float(f'{1e3 * t:.3g}'):g}" for t in found["seconds"][job].values())  # three digits
+                yield row(str(dim), title, titles[job].format(rows), *times, f"{found['ratios'][job]:.1f}",
+                          *(f"{m / 1e6:.0f}" for m in found["memory"][job].values()))
+    yield "\nMemory: the weights, and the most that the job holds beside them."
 
 
 def torchdeq_solvers():

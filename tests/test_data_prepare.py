@@ -206,6 +206,7 @@ def test_normalised_by_the_training_rows_alone(tmp_path):
     assert np.allclose(data.X_train, centred / scale, atol=1e-6)
     assert np.allclose(data.X_test, (arrays["X_test"] - arrays["X_train"].mean(0)) / scale, atol=1e-6)
     assert data.X_train.square().sum(1).mean().item() == pytest.approx(1, abs=1e-6)
+    assert np.allclose(data.mean, arrays["X_train"].mean(0), atol=1e-6) and data.scale == pytest.approx(scale)
     # other test rows leave the training rows as they are
     write_npz(tmp_path / "b.npz", X_test=1e6 * arrays["X_test"])
     assert torch.equal(load_dataset("npz", tmp_path / "b.npz").X_train, data.X_train)

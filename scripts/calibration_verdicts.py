@@ -14,7 +14,7 @@ from calibration_outcomes import deq_of
 from inquiry import Inquiry
 from predicted_loss import CONSTANTS, Discrepancy, Measured, measured
 
-_RAW = replace(CONSTANTS, weight=0.0)  # of_seeds is then what is seen, and no prior
+_RAW = replace(CONSTANTS, weight=0.0)  # of_one_seed is then what is seen, and no prior
 
 
 def verdict_of(case, data, budget: float) -> dict:
@@ -25,7 +25,7 @@ def verdict_of(case, data, budget: float) -> dict:
     work = {one.name: one.work(inquiry.p, inquiry.width) for one in inquiry.candidates}
     for one in found["candidates"]:
         one["points"] = [_summary(width, np.stack(networks[one["name"]]), inquiry.ladder.copies[:count].numpy())
-                         for (width, count), networks in inquiry.ladder.passes.items()]
+                         for (width, count), networks in inquiry.ladder.passes.items() if one["name"] in networks]
         one["work"] = work[one["name"]]
         for key in ("measured", "parameters", "layers", "alignment", "cost", "input_scale"):
             one.pop(key, None)
@@ -38,22 +38,21 @@ def verdict_of(case, data, budget: float) -> dict:
 
 
 def _summary(width, differences, group) -> dict:
-    """Of differences (seeds, samples): the measurement without constants, and the share on which the networks differ."""
-    raw = measured(width, differences, group, _RAW)
-    seeds = len(differences)
-    return {"width": "inf" if math.isinf(width) else width, "count": raw.count, "loss": raw.loss,
-            "of_samples": raw.of_samples, "seeds": seeds, "apart": 100 * float(np.abs(differences).mean()),
-            "between": raw.of_seeds * seeds if seeds > 1 and not math.isinf(width) else None}
+    """The measurement without constants, of differences (seeds, samples)."""
+    found = vars(measured(width, differences, group, _RAW))
+    return found | {"width": "inf" if math.isinf(width) else width}
 
 
 def points_of(candidate: dict, constants: Discrepancy = CONSTANTS) -> list[Measured]:
     """The measurements of a candidate of a record, as `predicted_loss.measured` has them with these constants."""
-    points = []
-    for p in candidate["points"]:
-        width = math.inf if p["width"] == "inf" else p["width"]
-        of_one = 0.0 if width == math.inf else (constants.seeds * p["apart"])**2
-        if p["between"] is not None:
-            of_one = ((constants.weight * of_one + (p["seeds"] - 1) * p["between"])
-                      / (constants.weight + p["seeds"] - 1))
-        points.append(Measured(width, p["count"], p["loss"], p["of_samples"], of_one / p["seeds"], p["seeds"]))
-    return points
+    return [_with(constants, Measured(**p | {"width": float(p["width"])})) for p in candidate["points"]]
+
+
+def _with(constants, raw):
+    if math.isinf(raw.width):
+        return raw
+    prior = (constants.seeds * raw.apart)**2
+    if raw.seeds == 1:
+        return replace(raw, common=constants.common * raw.one, of_one_seed=prior)
+    seen = raw.seeds - 1
+    return replace(raw, of_one_seed=(constants.weight * prior + seen * raw.of_one_seed) / (constants.weight + seen))

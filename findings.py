@@ -17,7 +17,8 @@ class Candidate:
     loss, loss_interval : in points, at the width asked for, and its 90% interval.
     width_from : the width from which on the upper end is below the tolerance, or None.
     measured : the points that the loss rests on.
-    cost : of `inference_cost`.
+    cost : {inference, features, training_step, memory}: ratios DEQ/candidate; measured : all that
+        `inference_cost.costs` found. None where there was no time; networks of one depth cost nearly the same.
     network : the `candidates.Network`.
     """
 
@@ -88,12 +89,13 @@ class Verdict:
     def table(self) -> str:
         """A line for each candidate, and the answer."""
         lines = [f"{'candidate':<28}{'CK distance':>12}{'x factor':>10}{'NTK':>9}{'inf. width':>11}"
-                 f"{'loss, points':>14}{'90% interval':>18}{'from width':>11}"]
+                 f"{'loss, points':>14}{'90% interval':>18}{'from width':>11}{'speed':>7}"]
         for one in self.candidates:
             ck, ntk = one.distance["ck"], one.distance["ntk"]
             infinite = "-" if one.infinite is None else f"{one.infinite['difference']:+.2f}"
             loss = "-" if one.loss is None else f"{one.loss:+.2f}"
             interval = "-" if one.loss is None else "[{:+.2f}, {:+.2f}]".format(*one.loss_interval)
+            speed = "-" if one.cost is None else f"x{one.cost['features']:.3g}"
             lines.append(f"{one.name:<28}{ck['relative']:>12.1e}{ck['with_factor']:>10.1e}{ntk['relative']:>9.1e}"
-                         f"{infinite:>11}{loss:>14}{interval:>18}{one.width_from or '-':>11}")
+                         f"{infinite:>11}{loss:>14}{interval:>18}{one.width_from or '-':>11}{speed:>7}")
         return "\n".join([*lines, "", f"{self.answer}: " + " ".join(self.reason)])

@@ -12,9 +12,11 @@ from tqdm import tqdm
 from applicability import applicability
 from candidates import networks
 from findings import Candidate, Verdict
+from inference_cost import BATCH, costs
 from kernel_distance import label_alignment, least_distance, relative_error
 from kernel_runs import blocks_of
 from leave_one_out import Targets, copies, from_kernel
+from model import DEQ
 from predicted_loss import LEVEL, Interval, width_from
 from utils import estimate_tau0, generator
 from width_error import implicit_fluctuation
@@ -23,6 +25,7 @@ from width_ladder import Ladder, climb
 LEAST = 50       # samples, below which nothing can be said
 COMPARED = 600   # samples whose kernels are compared, at most
 MACHINE = 1500   # samples of the networks at infinite width, at most; either is less where there is little time
+COSTS = 0.15     # of the time is for what the networks cost
 RIVALS = 4       # candidates that are measured at once where time is dear
 # without labels: relative spectral distance of the conjugate kernels, times the best factor, that is small, and large
 NEAR, FAR = 0.05, 0.5
@@ -76,11 +79,13 @@ class Inquiry:
             self.candidates.append(self._compared(network, deq, some, targets))
             yield f"kernel of {network.name}"
         if self.y is None:
+            yield from self._costs(COSTS * budget)
             return
         self.ladder = Ladder(self.deq, found, self.X, self.y, self.order, self.classes, self.seed, self.clock)
         yield from self._infinite(rows)
-        for _ in climb(self.ladder, self.width, self.end - 0.05 * budget, self._open):
+        for _ in climb(self.ladder, self.width, self.end - COSTS * budget, self._open):
             yield f"{sum(map(len, self.ladder.accuracy.values()))} measurements"
+        yield from self._costs(COSTS * budget / 2)
 
     def _nonzero(self, count):
         """The first samples of the order, but for zero ones: an exact kernel has no entry for them."""
@@ -123,6 +128,29 @@ class Inquiry:
             one.infinite |= {"difference": point.loss, "interval": (point.loss - half, point.loss + half)}
         self.deq_found["infinite"] = {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
 
+    def _costs(self, seconds):
+        """Time and memory of the network that is the answer, or the best, beside the DEQ's; of the rest as time allows.
+
+        Networks of one depth cost nearly the same: of each depth one is measured.
+        """
+        yield "costs"
+        deq = self.deq
+        if len(deq.A) != self.width:
+            deq = DEQ(deq.activation, self.p, self.width, self.classes or 2, deq.sigma_a2, deq.tau0)
+        _, chosen, _ = self._answer()
+        rest = sorted((one for one in self.candidates if one is not chosen), key=self._upper_end)
+        X, seen = self.X[self.order[:BATCH]], set()
+        for one in [chosen, *rest] if chosen else rest:
+            if one.depth in seen or seen and self.clock() + seconds > self.end:
+                continue
+            seen.add(one.depth)
+            found = costs(deq, one.build(self.p, self.width, self.classes or 2), X, seconds)
+            one.cost = found["ratios"] | {"measured": found}
+            yield f"cost of {one.name}"
+
+    def _upper_end(self, one):
+        return one.distance["ck"]["with_factor"] if self.y is None else self._interval(one).high
+
     def _interval(self, one) -> Interval:
         return self.ladder.posterior(one.name, self.width).interval()
 
@@ -150,10 +178,9 @@ class Inquiry:
 
     def conclude(self) -> Verdict:
         """The verdict on what has been measured so far."""
+        answer, chosen, reason = self._answer()
         if self.ladder is not None and self.ladder.passes:
             for one in self.candidates:
-                interval = self._interval(one)
-                one.loss, one.loss_interval = interval.mean, (interval.low, interval.high)
                 one.measured = tuple(self.ladder.points(one.name))
                 one.width_from = width_from(list(one.measured), self.n, self.tolerance)
             self.deq_found["measured"] = [
@@ -163,9 +190,22 @@ class Inquiry:
                                            default=0)
         self.deq_found["fluctuation"] = float(sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2,
                                                                        self.deq.tau0)))
-        answer, chosen, reason = (self._by_distance if self.y is None else self._by_loss)()
+        if chosen is not None and chosen.cost:
+            reason.append("The DEQ takes {inference:.3g} times its time for one sample, {features:.3g} times for "
+                          "features, {training_step:.3g} times for a training step, and {memory:.3g} times its "
+                          "memory.".format(**chosen.cost))
         return Verdict(answer, reason, self.applies, tuple(self.candidates), chosen, self.settings,
                        self.clock() - self.start, self.refused, self.deq_found)
+
+    def _answer(self):
+        """"replace", "keep" or "undecided"; the chosen candidate or None; sentences."""
+        if self.y is None:
+            return self._by_distance()
+        if self.ladder is not None and self.ladder.passes:
+            for one in self.candidates:
+                interval = self._interval(one)
+                one.loss, one.loss_interval = interval.mean, (interval.low, interval.high)
+        return self._by_loss()
 
     def _cheapest(self, accepted, by):
         """Of the least work; of those the best `by`."""

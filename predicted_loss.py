@@ -169,23 +169,25 @@ class Posterior:
     Attributes
     ----------
     weights, means, variances : of the Gaussians whose mixture it is, one for each amplitude.
+    log_evidence : of the measurements, by which constants can be compared.
     """
 
     def __init__(self, points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS):
-        powers = np.arange(-3, 7)
+        powers = np.arange(-3, 4)  # a loss is at most d
         self.target, self.constants = (width, count), constants
         self.apart = expected_apart(points, width, count, constants)
         self.amplitudes2 = (constants.amplitude * 2.0**powers)**2  # of loss/d
         log_weights = -0.5 * (powers / constants.spread)**2
+        log_weights -= np.logaddexp.reduce(log_weights)
         self.means, self.variances = np.zeros(len(powers)), self.amplitudes2 * self.apart**2
         if points:
             losses = np.array([p.loss for p in points])
             for k, (root, across) in enumerate(self._factors(points)):
                 y, c = (np.linalg.solve(root, v) for v in (losses, across))
                 self.means[k], self.variances[k] = c @ y, self.variances[k] - c @ c
-                log_weights[k] -= 0.5 * y @ y + np.log(root.diagonal()).sum()
-        weights = np.exp(log_weights - log_weights.max())
-        self.weights = weights / weights.sum()
+                log_weights[k] -= 0.5 * y @ y + np.log(root.diagonal()).sum() + 0.5 * len(y) * math.log(2 * math.pi)
+        self.log_evidence = float(np.logaddexp.reduce(log_weights))
+        self.weights = np.exp(log_weights - self.log_evidence)
 
     def _factors(self, points):
         """For each amplitude the Cholesky factor of the measurements' covariance, and theirs with the target."""

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from candidates import Network
-from fixed_point import Picard
+from fixed_point import ConvergenceError, Picard
 from leave_one_out import Targets, copies, from_features
 from model import DEQ
 from predicted_loss import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
 
 BATCH = 512           # of samples: their features stay in cache
-TOLERANCE = 1e-4      # of the equilibrium, far below what the weights' randomness does to it
+SOLVER = Picard(1e-4, max_steps=1000)  # far below what the weights' randomness does to the equilibrium
 MOST_SEEDS = 40       # at one width and number of samples
 FEWEST = 500          # samples of a pass, where there are so many: the ridge is chosen on a fifth
 WORTH = 0.98          # of the variance, which what is measured next has to promise to bring it below
@@ -66,7 +66,7 @@ class Ladder:
         seed = self.first_seed + len(self.accuracy.get((width, count), ()))
         p, targets = self.X.shape[1], Targets(self.y[:count], self.classes, self.copies[:count])
         deq = DEQ(self.deq.activation, p, width, self.classes, self.deq.sigma_a2, self.deq.tau0, seed,
-                  Picard(TOLERANCE))
+                  SOLVER)
         deq_right = self._right("DEQ", deq, targets, count)
         self.iterations = float(deq.fixed_point.iterations)
         right = {}
@@ -122,15 +122,16 @@ def climb(ladder: Ladder, width: int, until: float, open_questions):
     repeated for the rest of the time, would leave the least variance of their losses at `width` with all samples: as
     many samples there as can be afforded, more seeds, or a narrower width with more samples.
     """
-    n = len(ladder.order)
+    n, everything = len(ladder.order), [network.name for network in ladder.networks]
     widths = sorted({max(width >> k, min(width, 32)) for k in range(6)})
     counts = sorted({max(n >> k, min(n, FEWEST)) for k in range(10)})
-    for rung in widths[:-1:2] or widths:
+    for rung in widths[:-1:2] or widths[:]:
         count = min(n, 1000)
-        everything = [network.name for network in ladder.networks]
         if ladder.rate is None or ladder.seconds(rung, count, everything) < 0.05 * (until - ladder.clock()):
-            ladder.measure(rung, count)
+            _measure(ladder, widths, rung, count, everything)
             yield
+    if ladder.rate is None:  # no equilibrium at any narrow width
+        ladder.measure(width, min(n, FEWEST))
     while names := open_questions():
         left = until - ladder.clock()
         options = [(w, c) for w in widths for c in counts
@@ -141,8 +142,18 @@ def climb(ladder: Ladder, width: int, until: float, open_questions):
         best = min(options, key=variances.get)
         if variances[best] > WORTH * sum(ladder.posterior(name, width).variance for name in names):
             break
-        ladder.measure(*best, names)
+        _measure(ladder, widths, *best, names)
         yield
+
+
+def _measure(ladder, widths, rung, count, names):
+    """A pass; a narrow width at which a DEQ has no equilibrium is left out from then on."""
+    try:
+        ladder.measure(rung, count, names)
+    except ConvergenceError:
+        if rung == widths[-1]:
+            raise
+        widths.remove(rung)
 
 
 def _variance(ladder, names, width, rung, count, left):

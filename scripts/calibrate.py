@@ -75,6 +75,7 @@ def _left(arguments, stage, chosen):
 
 def outcomes(arguments):
     import torch
+
     from calibration_analysis import merged
     from calibration_cases import cases
     from calibration_outcomes import outcome
@@ -116,7 +117,7 @@ def pack(arguments):
     from utils import atomic_write
     lines = {stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in ("outcomes", "verdicts", "sgd")}
     if not (lines["outcomes"] and lines["verdicts"]):
-        raise ValueError(f"{arguments.output}: no outcomes and verdicts there; make them with the stages of these names")
+        raise ValueError(f"{arguments.output}: no outcomes and verdicts there; make them with these two stages")
     content = {stage: list(merged(records).values()) for stage, records in lines.items()}
     with atomic_write(arguments.packed) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         packed.write(json.dumps(_rounded(content)).encode())

@@ -125,7 +125,7 @@ def _candidate(record, one, measured, constants):
 # the constants
 
 def interval_score(one: Candidate) -> float:
-    """Width of the interval and, with 20 for each unit outside, what it misses: least for the true 5% and 95% quantiles.
+    """Width of the interval and 20 times what it misses: of least mean for the true quantiles of 5% and 95%.
 
     (Gneiting & Raftery, J. Am. Stat. Assoc. 102 (2007), eq. 43.) The interval is widened by the error of the outcome.
     """
@@ -143,7 +143,7 @@ FREE = ("amplitude", "spread", "length_u", "length_w", "floor", "seeds")
 
 
 def set_constants(packed: dict, half: set[str], start: Discrepancy = CONSTANTS, steps: int = 150) -> Discrepancy:
-    """The constants of the least mean interval score over the cases named in `half`; by Nelder and Mead, in logarithms."""
+    """The constants of the least mean interval score over the cases in `half`, by Nelder and Mead, in logarithms."""
     packed = packed | {"verdicts": [record for record in packed["verdicts"] if record["case"] in half]}
 
     def constants(logs):
@@ -151,7 +151,7 @@ def set_constants(packed: dict, half: set[str], start: Discrepancy = CONSTANTS, 
 
     found = minimize(lambda logs: mean_score(joined(packed, constants(logs))),
                      np.log([getattr(start, name) for name in FREE]), method="Nelder-Mead",
-                     options=dict(maxfev=steps, initial_simplex=None, xatol=0.02, fatol=1e-3))
+                     options=dict(maxfev=steps, xatol=0.02, fatol=1e-3))
     return constants(found.x)
 
 

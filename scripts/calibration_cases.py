@@ -10,7 +10,7 @@ import hashlib
 import math
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +85,8 @@ def cases() -> list[Case]:
         c = dict(zip(columns, row))
         c["width"] = min(c["width"], WIDE_DATA.get(c["data"], c["width"]))
         c["n"] = min(c["n"], LIMITS[c["width"]][0])
-        c["sigma_a2"] = max(s for s in SIGMA_A2 if s <= c["sigma_a2"] and _converges(c["activation"], s, c["data"] in SPREAD))
+        c["sigma_a2"] = max(s for s in SIGMA_A2 if s <= c["sigma_a2"]
+                            and _converges(c["activation"], s, c["data"] in SPREAD))
         case = Case(**c)
         found[case.name] = case
     for row in LARGE:
@@ -104,7 +105,7 @@ def _shuffled(values, column):
     return [values[i] for i in order]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _converges(activation, sigma_a2, spread):
     f = ACTIVATIONS[activation]
     try:
@@ -120,7 +121,7 @@ def _converges(activation, sigma_a2, spread):
 # ---------------------------------------------------------------------------------------------------------------
 
 def load(case: Case, path) -> Dataset:
-    """The training and test samples of a case, normalised as `data_prepare.load_dataset` does; tau_0 is that of X_train.
+    """The training and test samples of a case, normalised as by `data_prepare.load_dataset`; tau_0 is X_train's.
 
     path : the folder of MNIST and CIFAR-10.
     """
@@ -137,7 +138,7 @@ def load(case: Case, path) -> Dataset:
     return Dataset(case.name, X, y, X_test, y_test, int(y.max()) + 1)
 
 
-@lru_cache(maxsize=None)  # 300 MB, but 60,000 files are read once
+@cache  # 300 MB, but 60,000 files are read once
 def _real(name, path):
     if name == "cifar10_vgg16":
         return cifar10_features(path)
@@ -177,7 +178,7 @@ def _heavy_tails(n, draw, p=100, classes=5):
 
 
 def _few_dimensions(n, draw, p=6, classes=4):
-    """Gaussian samples in six dimensions, labelled by the largest of four sums of eight waves; one label in 20 random."""
+    """Gaussian samples in six dimensions, labelled by the largest of four sums of eight waves; 5% of labels random."""
     fixed = generator("few dimensions", SEED)  # the waves are the same for training and test
     w, b, a = (torch.randn(*shape, generator=fixed) for shape in ((p, 8), (8,), (8, classes)))
     X = torch.randn(n, p, generator=draw)

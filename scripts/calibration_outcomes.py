@@ -110,9 +110,10 @@ def outcome(case, data, names=None, kept=None) -> tuple[dict, torch.Tensor | Non
     except ConvergenceError as error:
         return {**record, "networks": {}, "failed": str(error)}, None
     record["deq"] = 100 * deq.double().mean().item()
-    record["networks"] = {
-        name: paired(deq, torch.stack([right(make(seed), data) for seed in seeds]))
-        for name, make in build.items() if name != "deq" and (trained_in_any_case(name, case.width) if names is None else name in names)}
+    if names is None:
+        names = [name for name in build if name != "deq" and trained_in_any_case(name, case.width)]
+    record["networks"] = {name: paired(deq, torch.stack([right(build[name](seed), data) for seed in seeds]))
+                          for name in names}
     return {**record, "seconds": time.process_time() - start}, deq
 
 

@@ -76,7 +76,7 @@ def _left(arguments, stage, chosen):
 def outcomes(arguments):
     import torch
 
-    from calibration_analysis import merged
+    from calibration_analysis import joined
     from calibration_cases import cases
     from calibration_outcomes import outcome
 
@@ -91,10 +91,8 @@ def outcomes(arguments):
         return record
 
     _each(arguments, "outcomes", _left(arguments, "outcomes", cases()), work)
-    trained = merged(read_lines(arguments.output / "outcomes.jsonl"))
-    chosen = {record["case"]: record["chosen"] for record in read_lines(arguments.output / "verdicts.jsonl")}
-    missing = {case: name for case, name in chosen.items()
-               if name and case in trained and name not in trained[case]["networks"]}
+    held = joined({stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in ("outcomes", "verdicts")})
+    missing = {case.case: case.chosen.name for case in held if case.chosen and case.chosen.loss is None}
     _each(arguments, "outcomes", [case for case in cases() if case.name in missing],
           lambda case, data: work(case, data, [missing[case.name]]))
 

@@ -236,7 +236,7 @@ def _alone(halves):
                                             for part in values.values())
         above = y_new > TOLERANCE
         area = (rankdata(x_new)[above].mean() - (above.sum() + 1) / 2) / (~above).sum() if 0 < above.sum() else math.nan
-        slope, offset = np.polyfit(x, y, 1) if score != "the verdict" else (1.0, 0.0)
+        slope, offset = (1.0, 0.0) if score == "the verdict" else np.linalg.lstsq(np.stack([x, x**0], 1), y)[0]
         rms = math.sqrt(np.mean((slope * x_new + offset - y_new)**2))
         threshold = _threshold(halves["sets constants"], score)
         said = [chosen for case in halves["reports"] if (chosen := _below(case, score, threshold))]

@@ -23,8 +23,10 @@ from width_error import implicit_fluctuation
 from width_ladder import Ladder, climb
 
 LEAST = 50       # samples, below which nothing can be said
+TRIED = 150      # samples whose kernel tells how fast this machine is
 COMPARED = 600   # samples whose kernels are compared, at most
-MACHINE = 1500   # samples of the networks at infinite width, at most; either is less where there is little time
+MACHINE = 1500   # samples of the networks at infinite width, at most
+KERNELS = 0.2    # of the time, at most, for either
 COSTS = 0.15     # of the time is for what the networks cost
 RIVALS = 4       # candidates that are measured at once where time is dear
 # without labels: relative spectral distance of the conjugate kernels, times the best factor, that is small, and large
@@ -67,12 +69,17 @@ class Inquiry:
         """Does the work, and yields what comes next."""
         yield "assumptions"
         budget = self.end - self.start
-        rows = self._nonzero(min(MACHINE, LEAST + int(25 * budget)))
-        some = self.X[rows[:min(COMPARED, LEAST + int(12 * budget))]]
+        self.copies = copies(self.X)
+        rows = self._distinct(min(MACHINE, LEAST + int(25 * budget)))
         self.applies = applicability(self.deq.activation, self.deq.sigma_a2, self.deq.tau0, self.X[rows], self.seed)
         yield "matched networks"
         found, self.refused = networks(self.deq, self.tau0)
         yield "kernels"
+        start = self.clock()
+        deq = blocks_of(self.deq, self.X[rows[:TRIED]]).both()
+        affordable = KERNELS * budget / ((self.clock() - start) * (1 + len(found)))
+        some = self.X[rows[:max(LEAST, min(COMPARED, int(TRIED * math.sqrt(affordable))))]]
+        start = self.clock()
         deq = blocks_of(self.deq, some).both()
         targets = None if self.y is None else Targets(self.y[rows[:len(some)]], self.classes)
         for network in found:
@@ -81,18 +88,21 @@ class Inquiry:
         if self.y is None:
             yield from self._costs(COSTS * budget)
             return
-        self.ladder = Ladder(self.deq, found, self.X, self.y, self.order, self.classes, self.seed, self.clock)
-        yield from self._infinite(rows)
-        for _ in climb(self.ladder, self.width, self.end - COSTS * budget, self._open):
+        self.ladder = Ladder(self.deq, found, self.X, self.y, self.order, self.copies, self.classes, self.seed,
+                             self.clock)
+        affordable = KERNELS * budget / (self.clock() - start)
+        yield from self._infinite(rows[:max(LEAST, int(len(some) * math.sqrt(affordable)))])
+        self.ladder.deadline = self.end - COSTS * budget
+        for _ in climb(self.ladder, self.width, self._open):
             yield f"{sum(map(len, self.ladder.accuracy.values()))} measurements"
         yield from self._costs(COSTS * budget / 2)
 
-    def _nonzero(self, count):
-        """The first samples of the order, but for zero ones: an exact kernel has no entry for them."""
-        rows = self.order[:2 * count]
-        rows = rows[self.X[rows].square().sum(1) > 0][:count]
+    def _distinct(self, count):
+        """The first samples of the order, without copies, which exact kernels take long for, and zero ones."""
+        rows = self.order[:5 * count]
+        rows = rows[(self.copies[rows] == rows) & (self.X[rows].square().sum(1) > 0)][:count]
         if len(rows) < LEAST:
-            raise ValueError(f"nearly all samples are zero: at least {LEAST} others are needed")
+            raise ValueError(f"nearly all samples are zero or the same: at least {LEAST} others are needed")
         return rows
 
     def _compared(self, network, deq, X, targets):
@@ -110,22 +120,21 @@ class Inquiry:
     def _infinite(self, rows):
         """Exact kernel ridge regression of all networks on the same samples, each predicted by the others."""
         X, count = self.X[rows], len(rows)
-        targets = Targets(self.y[rows], self.classes, copies(X))
+        targets = Targets(self.y[rows], self.classes)
         deq = from_kernel(blocks_of(self.deq, X).both()[0], targets)
-        right = {}
+        machines = {}
         for one in self.candidates:
             yield f"infinite width, {one.name}"
             network = one.build(self.p, 1, self.classes)
-            found = from_kernel(blocks_of(network, X).both()[0], targets, deq.ridge)
-            right[one.name] = found.right
+            machines[one.name] = from_kernel(blocks_of(network, X).both()[0], targets, deq.ridge)
+        self.ladder.record(math.inf, {name: found.right for name, found in machines.items()}, deq.right)
+        for one in self.candidates:
+            found, (point,) = machines[one.name], self.ladder.points(one.name)
+            half = 1.645 * math.sqrt(point.of_samples)
             one.infinite = {"accuracy": found.right.double().mean().item(), "samples": count, "ridge": found.ridge,
                             "rms": (found.predicted - deq.predicted).square().mean().sqrt().item()
-                            / deq.predicted.square().mean().sqrt().item()}
-        self.ladder.record(math.inf, right, deq.right)
-        for one in self.candidates:
-            point, = self.ladder.points(one.name)
-            half = 1.645 * math.sqrt(point.of_samples)
-            one.infinite |= {"difference": point.loss, "interval": (point.loss - half, point.loss + half)}
+                            / deq.predicted.square().mean().sqrt().item(),
+                            "difference": point.loss, "interval": (point.loss - half, point.loss + half)}
         self.deq_found["infinite"] = {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
 
     def _costs(self, seconds):
@@ -144,7 +153,7 @@ class Inquiry:
             if one.depth in seen or seen and self.clock() + seconds > self.end:
                 continue
             seen.add(one.depth)
-            found = costs(deq, one.build(self.p, self.width, self.classes or 2), X, seconds)
+            found = costs(deq, one.build(self.p, self.width, self.classes or 2).to(deq.B), X, seconds)
             one.cost = found["ratios"] | {"measured": found}
             yield f"cost of {one.name}"
 

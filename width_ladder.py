@@ -4,6 +4,7 @@ One pass draws the weights of one seed, of all networks with common first-layer 
 of the first so many samples, and predicts each sample by the others. What a pass will take is known from those before.
 """
 
+import math
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from candidates import Network
 from fixed_point import ConvergenceError, Picard
-from leave_one_out import Targets, copies, from_features
+from leave_one_out import Targets, from_features
 from model import DEQ
 from predicted_loss import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
 
@@ -30,24 +31,28 @@ class Ladder:
     Parameters
     ----------
     deq : its activation, sigma_a^2 and tau_0 count.
-    networks : the candidates. X (n, p) float32, y (n,) in 0 .. classes - 1, taken in the order of `order` (n,).
+    networks : the candidates.
+    X (n, p) float32, y (n,) in 0 .. classes - 1, copies (n,) of `leave_one_out.copies`, taken in the order `order`.
     clock : that times are measured by.
 
     Attributes
     ----------
+    deadline : time after which no network more is begun.
     passes : {(width, count): {name: [differences of being right (count,) int8, one a seed]}}. A candidate that a pass
         has left out has fewer seeds there.
     """
 
     def __init__(self, deq: DEQ, networks: list[Network], X: torch.Tensor, y: torch.Tensor, order: torch.Tensor,
-                 classes: int, seed: int = 0, clock=time.perf_counter, constants: Discrepancy = CONSTANTS):
+                 copies: torch.Tensor, classes: int, seed: int = 0, clock=time.perf_counter,
+                 constants: Discrepancy = CONSTANTS):
         self.deq, self.networks, self.X, self.y, self.classes = deq, networks, X, y[order], classes
-        self.order, self.copies = order, copies(X)[order]
+        self.order, self.copies = order, copies[order]
         self.first_seed, self.clock, self.constants = _OWN_SEEDS * (1 + seed), clock, constants
         self.passes: dict[tuple, dict[str, list]] = {}
         self.ridges: dict[str, float] = {}   # where the search begins
         self.accuracy: dict[tuple, list] = {}  # of the DEQ
         self.iterations, self.rate = 15.0, None  # of the equilibrium; seconds a multiplication
+        self.deadline = math.inf
 
     # ------------------------------------------------------------------------------------------------------------
     # a pass
@@ -60,27 +65,39 @@ class Ladder:
         self.accuracy.setdefault((width, len(deq_right)), []).append(deq_right.double().mean().item())
 
     def measure(self, width: int, count: int, names=None) -> None:
-        """One more seed at this width with the first `count` samples, of these candidates (default: all)."""
+        """One more seed at this width with the first `count` samples, of these candidates (default: all).
+
+        Where it takes far longer than the pass before told, fewer samples, or some of the candidates, have to do.
+        """
         networks = [network for network in self.networks if names is None or network.name in names]
         start = self.clock()
         seed = self.first_seed + len(self.accuracy.get((width, count), ()))
-        p, targets = self.X.shape[1], Targets(self.y[:count], self.classes, self.copies[:count])
-        deq = DEQ(self.deq.activation, p, width, self.classes, self.deq.sigma_a2, self.deq.tau0, seed,
-                  SOLVER)
-        deq_right = self._right("DEQ", deq, targets, count)
-        self.iterations = float(deq.fixed_point.iterations)
-        right = {}
+        p = self.X.shape[1]
+        deq = DEQ(self.deq.activation, p, width, self.classes, self.deq.sigma_a2, self.deq.tau0, seed, SOLVER)
+        F = self._features(deq, count, (start + self.deadline) / 2)
+        self.iterations, count = float(deq.fixed_point.iterations), len(F)
+        targets = Targets(self.y[:count], self.classes, self.copies[:count])
+        deq_right, right = self._right("DEQ", F, targets), {}
         for network in networks:
-            right[network.name] = self._right(network.name, network.build(p, width, self.classes, seed), targets, count)
+            if right and self.clock() > self.deadline:
+                break
+            F = self._features(network.build(p, width, self.classes, seed), count)
+            right[network.name] = self._right(network.name, F, targets)
         self.record(width, right, deq_right)
         self.rate = (self.clock() - start) / self.work(width, count, right)
 
-    def _right(self, name, model, targets, count):
-        features = torch.empty(count, model.readout.in_features)
-        with torch.no_grad():
-            for start in range(0, count, BATCH):
-                rows = slice(start, min(start + BATCH, count))
-                features[rows] = model.features(self.X[self.order[rows]])
+    @torch.no_grad()
+    def _features(self, model, count, deadline=math.inf):
+        """Of the first `count` samples, or of fewer, but FEWEST at least, where the deadline has come."""
+        out = torch.empty(count, model.readout.in_features)
+        for start in range(0, count, BATCH):
+            if start >= FEWEST and self.clock() > deadline:
+                return out[:start]
+            rows = slice(start, min(start + BATCH, count))
+            out[rows] = model.features(self.X[self.order[rows]])
+        return out
+
+    def _right(self, name, features, targets):
         found = from_features(features, targets, self.ridges.get(name, 1e-2))
         self.ridges[name] = found.ridge
         return found.right
@@ -115,8 +132,8 @@ class Ladder:
         return Posterior(self.points(name), width, len(self.order), self.constants)
 
 
-def climb(ladder: Ladder, width: int, until: float, open_questions):
-    """Passes until the time `until`, or until `open_questions()`, names of candidates, is empty. Yields after each.
+def climb(ladder: Ladder, width: int, open_questions):
+    """Passes until the deadline, or until `open_questions()`, names of candidates, is empty. Yields after each.
 
     The first few, at small widths, learn what a pass takes. Then each is of the open candidates, and the one of which,
     repeated for the rest of the time, would leave the least variance of their losses at `width` with all samples: as
@@ -127,13 +144,13 @@ def climb(ladder: Ladder, width: int, until: float, open_questions):
     counts = sorted({max(n >> k, min(n, FEWEST)) for k in range(10)})
     for rung in widths[:-1:2] or widths[:]:
         count = min(n, 1000)
-        if ladder.rate is None or ladder.seconds(rung, count, everything) < 0.05 * (until - ladder.clock()):
+        if ladder.rate is None or ladder.seconds(rung, count, everything) < 0.05 * (ladder.deadline - ladder.clock()):
             _measure(ladder, widths, rung, count, everything)
             yield
     if ladder.rate is None:  # no equilibrium at any narrow width
         ladder.measure(width, min(n, FEWEST))
     while names := open_questions():
-        left = until - ladder.clock()
+        left = ladder.deadline - ladder.clock()
         options = [(w, c) for w in widths for c in counts
                    if 4 * c * w <= FEATURES and ladder.seconds(w, c, names) < 0.8 * left]
         if not options or ladder.most_seeds() >= MOST_SEEDS:
@@ -142,6 +159,8 @@ def climb(ladder: Ladder, width: int, until: float, open_questions):
         best = min(options, key=variances.get)
         if variances[best] > WORTH * sum(ladder.posterior(name, width).variance for name in names):
             break
+        if best not in ladder.passes and ladder.seconds(*best, everything) < 0.4 * left:
+            names = everything  # one seed, so that of no candidate nothing is known near what is asked
         _measure(ladder, widths, *best, names)
         yield
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "ck_ntk"))
 import any_activation_matching as study
 import experiment
 import gaussian_integration
+import kernel_distance
 import matching_map
 import model
 import spectra
@@ -89,11 +90,11 @@ def test_the_best_factor_is_that_of_a_fine_grid():
     for size in (1e-3, 1.0):
         roots = rng.normal(size=(2, 12, 20))
         M, other = (torch.from_numpy(size * root @ root.T) for root in roots)
-        distance, factor = study.least_distance(M, other)
+        distance, factor = kernel_distance.least_distance(M, other)
         norms = [np.linalg.norm(M - c * other, 2) / np.linalg.norm(M, 2) for c in np.linspace(0, 3, 3001)]
         assert distance == pytest.approx(min(norms), abs=1e-3)
-        assert study.least_distance(M, 7 * other)[1] == pytest.approx(factor / 7, abs=1e-2)
-    assert study.least_distance(M, M / 5) == pytest.approx((0, 5), abs=1e-3)
+        assert kernel_distance.least_distance(M, 7 * other)[1] == pytest.approx(factor / 7, abs=1e-2)
+    assert kernel_distance.least_distance(M, M / 5) == pytest.approx((0, 5), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["tanh", "swish"])

@@ -148,6 +148,21 @@ def test_what_is_measured_next_may_still_be_the_answer(judged):
     assert judged(sure, cheaper, dearer)._open() == []
 
 
+def test_a_pass_that_takes_too_long_makes_do_with_less(deq, blobs):
+    """Each look at the clock takes a second."""
+    X, y = blobs
+    found, _ = inquiry.networks(deq, 1.0)
+    now = iter(range(1000))
+    ladder = width_ladder.Ladder(deq, found, X.repeat(4, 1), y.repeat(4), torch.arange(2400), torch.arange(2400), 3,
+                                 clock=lambda: next(now))
+    ladder.deadline = 5
+    ladder.measure(16, 2400)
+    (width, count), networks = *ladder.passes.keys(), *ladder.passes.values()
+    assert width == 16 and 512 <= count < 2400 and count % width_ladder.BATCH == 0
+    assert 1 <= len(networks) < len(found)
+    assert len(ladder.points(found[0].name)) == 1 and ladder.points(found[-1].name) == []
+
+
 def test_a_narrow_width_without_an_equilibrium_is_passed_over(deq, blobs, monkeypatch):
     measure = width_ladder.Ladder.measure
 
@@ -258,12 +273,20 @@ def test_a_file_without_labels_or_test_set(capsys, tmp_path, small_npz):
     assert "loss, points" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("where, known", [("_compared", False), ("_costs", True)])
-def test_an_interrupted_run_prints_what_it_knows_and_writes_nothing(capsys, tmp_path, small_npz, monkeypatch, where,
-                                                                    known):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(Inquiry, where, interrupted)
+@pytest.mark.parametrize("place, name, calls, known", [
+    (Inquiry, "_compared", 0, False), (inquiry, "from_kernel", 2, True), (width_ladder.Ladder, "measure", 0, True),
+    (Inquiry, "_costs", 0, True)])
+def test_an_interrupted_run_prints_what_it_knows_and_writes_nothing(capsys, tmp_path, small_npz, monkeypatch, place,
+                                                                    name, calls, known):
+    """By a Ctrl-C in the call of `name` after so many others."""
+    work, left = getattr(place, name), [calls]
+
+    def interrupted(*args):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return work(*args)
+    monkeypatch.setattr(place, name, interrupted)
     with pytest.raises(SystemExit) as stop:
         gateway.main(flags_of(small_npz, tmp_path / "out"))
     captured = capsys.readouterr()

@@ -46,22 +46,35 @@ def refitted(F, y, classes, copies, ridge):
 
 
 @pytest.mark.parametrize("width", [20, 150])  # fewer and more than the samples: normal equations, and the kernel
-@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("copied", [None, 0.0, 0.01])
 def test_leaving_out_in_closed_form_is_refitting(width, copied):
     X, y = samples(80)
-    if copied:
+    if copied is not None:
         X[40:60], X[60:70] = X[:20], X[:10]  # twice and three times, with labels of their own
+        X[40:] += copied / 12**0.5 * torch.randn(40, 12, generator=generator("moved"))
     copies = leave_one_out.copies(X)
-    assert len(copies.unique()) == (50 if copied else 80)
+    assert len(copies.unique()) == (80 if copied is None else 50)
     F = torch.tanh(X @ torch.randn(12, width, generator=generator("features")))
     found = from_features(F, Targets(y, 3, copies))
     expected = refitted(F, y, 3, copies, found.ridge)
     torch.testing.assert_close(found.predicted, expected, rtol=1e-6, atol=1e-8)
     mean = torch.nn.functional.one_hot(y, 3).double().mean(0)
     assert torch.equal(found.right, (expected + mean).argmax(1) == y)
-    if copied:  # without being told of the copies it does not leave them out
+    if copied == 0:  # without being told of the copies it does not leave them out
         blind = from_features(F, Targets(y, 3)).predicted
         assert (blind - expected)[:10].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 100])
+def test_neighbours_in_few_dimensions_are_not_copies(dimensions):
+    X = torch.randn(3000, dimensions, generator=generator("few")) @ torch.randn(dimensions, 100,
+                                                                                 generator=generator("embedded"))
+    found = leave_one_out.copies(X)
+    assert (found != torch.arange(3000)).double().mean() < 0.1
+    assert (found[found] == found).all()
+    X[2000:] = X[:1000] + 0.001 * X[:1000].norm(dim=1, keepdim=True) / 10 * torch.randn(1000, 100)
+    if dimensions == 100:
+        assert torch.equal(leave_one_out.copies(X), torch.arange(3000) % 2000)
 
 
 def test_the_kernel_and_the_normal_equations_agree():

@@ -126,7 +126,7 @@ class Inquiry:
         for one in self.candidates:
             yield f"infinite width, {one.name}"
             network = one.build(self.p, 1, self.classes)
-            machines[one.name] = from_kernel(blocks_of(network, X).both()[0], targets, deq.ridge)
+            machines[one.name] = from_kernel(blocks_of(network, X).both()[0], targets)
         self.ladder.record(math.inf, {name: found.right for name, found in machines.items()}, deq.right)
         for one in self.candidates:
             found, (point,) = machines[one.name], self.ladder.points(one.name)

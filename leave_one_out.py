@@ -98,8 +98,8 @@ def _near_copies(X, kept):
     return torch.from_numpy(first[inverse])
 
 
-def from_kernel(K: torch.Tensor, targets: Targets, guess: float = 1e-2) -> LeftOut:
-    """Of kernel ridge regression with K (n, n) float64. guess : where the search for the ridge begins."""
+def from_kernel(K: torch.Tensor, targets: Targets) -> LeftOut:
+    """Of kernel ridge regression with K (n, n) float64."""
     first, unit = targets.first, K.diagonal().mean().item()
     fitted, cross = K[:first, :first], K[first:, :first]
     Y, held_out = targets.Y[:first], targets.Y[first:]
@@ -108,7 +108,7 @@ def from_kernel(K: torch.Tensor, targets: Targets, guess: float = 1e-2) -> LeftO
         root = _root(fitted, ridge * unit)
         return math.inf if root is None else (held_out - cross @ torch.cholesky_solve(Y, root)).square().mean().item()
 
-    ridge = least(squared_error, guess)
+    ridge = least(squared_error)
     C = torch.cholesky_inverse(_root_at_least(K, ridge * unit))
     solved, errors = C @ targets.Y, torch.empty_like(targets.Y)
     for G in targets.groups:
@@ -116,12 +116,12 @@ def from_kernel(K: torch.Tensor, targets: Targets, guess: float = 1e-2) -> LeftO
     return targets.left_out(errors, ridge)
 
 
-def from_features(F: torch.Tensor, targets: Targets, guess: float = 1e-2) -> LeftOut:
+def from_features(F: torch.Tensor, targets: Targets) -> LeftOut:
     """Of the readout of features F (n, m), of float32 or float64; in O(min(n, m)) sized matrices."""
     n, m = F.shape
     if n <= m:
         F = F.double()
-        return from_kernel(F @ F.T, targets, guess)
+        return from_kernel(F @ F.T, targets)
     first = targets.first
     fitted, moment = _sums(F[:first], targets.Y[:first])
     rest, rest_moment = _sums(F[first:], targets.Y[first:])
@@ -134,7 +134,7 @@ def from_features(F: torch.Tensor, targets: Targets, guess: float = 1e-2) -> Lef
         weights = torch.cholesky_solve(moment, root)
         return (power - 2 * (weights * rest_moment).sum() + (weights * (rest @ weights)).sum()).item()
 
-    ridge = least(squared_error, guess)
+    ridge = least(squared_error)
     whole = fitted.add_(rest)
     root = _root_at_least(whole, ridge * whole.diagonal().sum().item() / n)
     weights, errors = torch.cholesky_solve(moment + rest_moment, root), torch.empty_like(targets.Y)
@@ -174,18 +174,15 @@ def _root_at_least(A, noise):
     return root
 
 
-def least(squared_error, guess: float, ridges=RIDGES) -> float:
-    """The ridge of the least error, downhill from the one next to `guess`: the error has one valley in log ridge."""
+def least(squared_error, ridges=RIDGES) -> float:
+    """The ridge of the least error: of every fourth, then of those two and one beside the best so far.
+
+    Downhill from some ridge would take fewer, but in few dimensions the error has several valleys.
+    """
     known: dict[int, float] = {}
-
-    def at(i):
-        if i not in known:
-            known[i] = squared_error(ridges[i]) if 0 <= i < len(ridges) else math.inf
-        return known[i]
-
-    i = min(range(len(ridges)), key=lambda i: abs(math.log(ridges[i] / guess)))
-    while math.isinf(at(i)) and i < len(ridges) - 1:
-        i += 1  # not positive definite: a larger ridge
-    while (best := min((i, i - 1, i + 1), key=at)) != i:
-        i = best
-    return ridges[i]
+    tried = list(range(0, len(ridges), 4))
+    for step in (2, 1, 0):
+        known |= {i: squared_error(ridges[i]) for i in tried if i not in known and 0 <= i < len(ridges)}
+        best = min(known, key=known.get)
+        tried = [best - step, best + step]
+    return ridges[best]

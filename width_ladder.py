@@ -49,7 +49,6 @@ class Ladder:
         self.order, self.copies = order, copies[order]
         self.first_seed, self.clock, self.constants = _OWN_SEEDS * (1 + seed), clock, constants
         self.passes: dict[tuple, dict[str, list]] = {}
-        self.ridges: dict[str, float] = {}   # where the search begins
         self.accuracy: dict[tuple, list] = {}  # of the DEQ
         self.iterations, self.rate = 15.0, None  # of the equilibrium; seconds a multiplication
         self.deadline = math.inf
@@ -77,12 +76,12 @@ class Ladder:
         F = self._features(deq, count, (start + self.deadline) / 2)
         self.iterations, count = float(deq.fixed_point.iterations), len(F)
         targets = Targets(self.y[:count], self.classes, self.copies[:count])
-        deq_right, right = self._right("DEQ", F, targets), {}
+        deq_right, right = from_features(F, targets).right, {}
         for network in networks:
             if right and self.clock() > self.deadline:
                 break
             F = self._features(network.build(p, width, self.classes, seed), count)
-            right[network.name] = self._right(network.name, F, targets)
+            right[network.name] = from_features(F, targets).right
         self.record(width, right, deq_right)
         self.rate = (self.clock() - start) / self.work(width, count, right)
 
@@ -97,11 +96,6 @@ class Ladder:
             out[rows] = model.features(self.X[self.order[rows]])
         return out
 
-    def _right(self, name, features, targets):
-        found = from_features(features, targets, self.ridges.get(name, 1e-2))
-        self.ridges[name] = found.ridge
-        return found.right
-
     # ------------------------------------------------------------------------------------------------------------
     # what a pass takes
 
@@ -110,7 +104,7 @@ class Ladder:
         p, n, m = self.X.shape[1], count, width
         total = n * m * (p + self.iterations * m)
         total += sum(n * m * (p + (network.depth - 1) * m) for network in self.networks if network.name in names)
-        solve = n * n * m + 2 * n**3 if n <= m else 1.5 * n * m * m + m**3
+        solve = n * n * m + 3 * n**3 if n <= m else 1.5 * n * m * m + 2 * m**3
         return total + 2 * solve * (1 + len(names))
 
     def seconds(self, width: int, count: int, names) -> float:

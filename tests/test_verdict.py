@@ -1,6 +1,7 @@
 """The verdict from the command line and from Python: what it answers, writes and refuses."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -74,19 +75,25 @@ def test_a_verdict_is_ready_for_json_and_for_a_terminal(found):
 
 
 def test_the_measured_loss_is_that_of_exact_readouts(deq, blobs):
-    """The predicted loss of the worst candidate, against readouts of other seeds tested on other samples."""
+    """Of the worst candidate, against readouts of other seeds that are tested on other samples."""
     from ridge_features import solve
     X, y = blobs
     train, test = (X[:300], y[:300]), (X[300:], y[300:])
-    one = next(c for c in gateway.verdict(deq, *train, width=16, budget=5.0).candidates if c.name == "plain, depth 3")
+    found = [one for one in inquiry.networks(deq, 1.0)[0] if one.name == "plain, depth 3"]
+    ladder = width_ladder.Ladder(deq, found, *train, torch.randperm(300, generator=generator("order")),
+                                 torch.arange(300), 3)
     losses = []
     for seed in range(12):
-        networks = DEQ(ACTIVATIONS["tanh"], 20, 16, 3, 0.2, seed=seed), one.build(20, 16, 3, seed)
+        ladder.measure(16, 300)
+        networks = DEQ(ACTIVATIONS["tanh"], 20, 16, 3, 0.2, seed=seed), found[0].build(20, 16, 3, seed)
         right = [(solve(n, *train, 3)[0].predict(n, test[0]).mean.argmax(1) == test[1]).double() for n in networks]
         losses.append(100 * (right[0] - right[1]).mean().item())
-    error = np.std(losses, ddof=1) / 12**0.5
-    assert np.mean(losses) > 4  # three layers of 16 units lose much
-    assert one.loss_interval[0] - 2 * error < np.mean(losses) < one.loss_interval[1] + 2 * error
+    point, = ladder.points(found[0].name)
+    assert point.seeds == 12 and point.loss > 3  # three layers of 16 units lose much
+    error = math.sqrt(point.of_samples + point.of_seeds + np.var(losses) / 11)
+    assert error < 2 and abs(point.loss - np.mean(losses)) < 2.5 * error
+    interval = ladder.posterior(found[0].name, 16).interval()
+    assert interval.low < np.mean(losses) + 2 * error and interval.high > np.mean(losses) - 2 * error
 
 
 def test_without_labels_the_kernels_decide(deq, blobs):

@@ -140,17 +140,18 @@ def mean_score(held: list[Held]) -> float:
 
 
 FREE = ("amplitude", "spread", "length_u", "length_w", "floor", "seeds")
+START = replace(CONSTANTS, amplitude=0.1, spread=1.5, length_u=3.0, length_w=3.0, floor=0.05, seeds=0.04)
 
 
-def set_constants(packed: dict, half: set[str], start: Discrepancy = CONSTANTS, steps: int = 150) -> Discrepancy:
+def set_constants(packed: dict, half: set[str], steps: int = 400) -> Discrepancy:
     """The constants of the least mean interval score over the cases in `half`, by Nelder and Mead, in logarithms."""
     packed = packed | {"verdicts": [record for record in packed["verdicts"] if record["case"] in half]}
 
     def constants(logs):
-        return replace(start, **dict(zip(FREE, np.exp(logs).tolist())))
+        return replace(START, **dict(zip(FREE, np.exp(logs).tolist())))
 
     found = minimize(lambda logs: mean_score(joined(packed, constants(logs))),
-                     np.log([getattr(start, name) for name in FREE]), method="Nelder-Mead",
+                     np.log([getattr(START, name) for name in FREE]), method="Nelder-Mead",
                      options=dict(maxfev=steps, xatol=0.02, fatol=1e-3))
     return constants(found.x)
 

@@ -201,20 +201,8 @@ def tables(held: list[Held], half: set[str], sgd: list[dict]):
         for value in sorted({key(case) for case in reporting}, key=lambda v: (len(v), v) if title == "width" else v):
             yield _coverage_row(value, [case for case in reporting if key(case) == value])
     for name, cases in halves.items():
-        yield f"\n| {name}: answer | some below | too near | all above |\n| --- | ---: | ---: | ---: |"
-        for said in ("replace", "undecided", "keep"):
-            counts = [sum(case.answer == said and case.happened == what for case in cases)
-                      for what in ("some below", "too near", "all above")]
-            yield f"| {said} | " + " | ".join(map(str, counts)) + " |"
-        replaced = [case for case in cases if case.answer == "replace"]
-        trained = [case for case in replaced if case.wrong is not None]
-        kept = [case for case in cases if case.answer == "keep"]
-        yield f"\nwrong replace: {rate(sum(case.wrong for case in trained), len(trained))}" \
-              + (f"; {len(replaced) - len(trained)} chosen ones not trained" if len(replaced) > len(trained) else "")
-        yield f"replace with a measured loss above the tolerance, noise or not: " \
-              f"{rate(sum(case.chosen.loss > TOLERANCE for case in trained), len(trained))}"
-        yield f"wrong keep: {rate(sum(case.happened == 'some below' for case in kept), len(kept))}"
-        yield f"undecided: {rate(sum(case.answer == 'undecided' for case in cases), len(cases))}"
+        yield from _confusion(name, cases)
+        yield from _confusion(f"{name}, matched networks alone", matched_alone(cases))
     yield from _alone(halves)
     yield from _by_sgd(held, sgd)
 
@@ -226,24 +214,54 @@ def _coverage_row(name, cases):
             f"{c['above']:.0f} | {c['below']:.0f} | {mean_score(cases):.2f} | {width:.2f} |")
 
 
+def _confusion(name, cases):
+    yield f"\n| {name}: answer | some below | too near | all above |\n| --- | ---: | ---: | ---: |"
+    for said in ("replace", "undecided", "keep"):
+        counts = [sum(case.answer == said and case.happened == what for case in cases)
+                  for what in ("some below", "too near", "all above")]
+        yield f"| {said} | " + " | ".join(map(str, counts)) + " |"
+    replaced = [case for case in cases if case.answer == "replace"]
+    trained = [case for case in replaced if case.wrong is not None]
+    kept = [case for case in cases if case.answer == "keep"]
+    yield f"\n- wrong replace: {rate(sum(case.wrong for case in trained), len(trained))}" \
+          + (f"; {len(replaced) - len(trained)} chosen ones not trained" if len(replaced) > len(trained) else "")
+    yield f"- wrong keep: {rate(sum(case.happened == 'some below' for case in kept), len(kept))}"
+    yield f"- undecided: {rate(sum(case.answer == 'undecided' for case in cases), len(cases))}"
+    yield f"- the chosen network's interval covers: {rate(sum(case.chosen.covered for case in trained), len(trained))}"
+
+
+def matched_alone(held: list[Held]) -> list[Held]:
+    """The cases as they would be without plain networks, of the matched ones that were trained."""
+    found = []
+    for case in held:
+        matched = tuple(one for one in case.trained if one.name.startswith("matched"))
+        if matched:
+            found.append(Held(case.case, case.width, *answer(matched), matched))
+    return found
+
+
 def _alone(halves):
     """What one number alone would have said: a line through the constants half, held against the other."""
-    yield "\n| predictor alone | rank correlation | area under ROC | RMS error, points | replaced | wrong |"
+    yield "\n| predictor alone | rank correlation | area under ROC | median error, points | replaced | wrong |"
     yield "| --- |" + " ---: |" * 5
-    values = {name: [(one.scores, one.loss, one.error) for case in cases for one in case.trained]
+    values = {name: [(one.scores, one.loss) for case in cases for one in case.trained]
               for name, cases in halves.items()}
     for score in next(iter(values["reports"]))[0]:
-        (x, y, _), (x_new, y_new, error) = (tuple(map(np.array, zip(*[(s[score], loss, e) for s, loss, e in part])))
-                                            for part in values.values())
+        (x, y), (x_new, y_new) = (np.array([(scores[score], loss) for scores, loss in part]).T
+                                  for part in values.values())
         above = y_new > TOLERANCE
         area = (rankdata(x_new)[above].mean() - (above.sum() + 1) / 2) / (~above).sum() if 0 < above.sum() else math.nan
         slope, offset = (1.0, 0.0) if score == "the verdict" else np.linalg.lstsq(np.stack([x, x**0], 1), y)[0]
-        rms = math.sqrt(np.mean((slope * x_new + offset - y_new)**2))
+        error = np.median(np.abs(slope * x_new + offset - y_new))
         threshold = _threshold(halves["sets constants"], score)
         said = [chosen for case in halves["reports"] if (chosen := _below(case, score, threshold))]
         wrong = sum(one.loss - Z * one.error > TOLERANCE for one in said)
-        yield (f"| {score} | {spearmanr(x_new, y_new).statistic:.2f} | {area:.2f} | {rms:.2f} | "
+        yield (f"| {score} | {spearmanr(x_new, y_new).statistic:.2f} | {area:.2f} | {error:.2f} | "
                f"{len(said)} of {len(halves['reports'])} | {wrong} |")
+    for kind in ("plain, depth 1", "plain, depth 2"):
+        always = [one for case in halves["reports"] for one in case.trained if one.name == kind]
+        wrong = sum(one.loss - Z * one.error > TOLERANCE for one in always)
+        yield f"| always {kind} | | | | {len(always)} of {len(halves['reports'])} | {wrong} |"
 
 
 def _below(case, score, threshold):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from calibration_analysis import TOLERANCE, Z, coverage
+from calibration_analysis import TOLERANCE, Z, coverage, matched_alone
 from plotting import STYLE, save
 
 KINDS = {"mixtures": "C0", "images": "C1", "assumptions broken": "C2"}
@@ -21,17 +21,17 @@ def draw(held, path):
     import matplotlib.pyplot as plt
 
     plt.style.use(STYLE)
-    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.9), width_ratios=(1.35, 1, 0.85))
+    figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.9), width_ratios=(1.4, 0.9, 0.9))
     _losses(axes[0], held)
     _coverages(axes[1], held)
-    _answers(axes[2], held)
+    _answers(axes[2], held, matched_alone(held))
     save(figure, path, dpi=200)
     plt.close(figure)
 
 
 def _losses(ax, held):
-    limits = np.array([-1, 1]) * 1.15 * max(abs(v) for case in held for one in case.trained
-                                            for v in (one.loss, one.low, one.high))
+    shown = [value for case in held for one in case.trained for value in (one.loss, one.mean)]
+    limits = min(-2.0, 1.4 * min(shown)), max(2.0, 1.4 * max(shown))
     ax.plot(limits, limits, color="0.6", linewidth=0.8, zorder=0)
     for line in (ax.axvline, ax.axhline):
         line(TOLERANCE, color="0.6", linewidth=0.6, linestyle=":", zorder=0)
@@ -45,15 +45,15 @@ def _losses(ax, held):
     chosen = [case.chosen for case in held if case.chosen and case.chosen.loss is not None]
     ax.plot([one.mean for one in chosen], [one.loss for one in chosen], "o", color="black", markersize=4.5,
             fillstyle="none", markeredgewidth=0.6, label="chosen")
-    ax.set_xscale("symlog", linthresh=1)
-    ax.set_yscale("symlog", linthresh=1)
-    ticks = [t for t in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if abs(t) <= limits[1]]
+    ax.set_xscale("symlog", linthresh=1, linscale=0.7)
+    ax.set_yscale("symlog", linthresh=1, linscale=0.7)
+    ticks = [t for t in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if limits[0] <= t <= limits[1]]
     ax.set_xticks(ticks, ticks)
     ax.set_yticks(ticks, ticks)
     ax.minorticks_off()
     ax.set(xlim=limits, ylim=limits, xlabel="predicted loss (points)", ylabel="measured loss (points)",
            title="(a) predicted and measured")
-    ax.legend(loc="upper left", handletextpad=0.2)
+    ax.legend(loc="lower right", handletextpad=0.2, borderaxespad=0)
 
 
 def _coverages(ax, held):
@@ -70,15 +70,15 @@ def _coverages(ax, held):
            title="(b) coverage, and the target")
 
 
-def _answers(ax, held):
-    counts = np.array([[sum(case.answer == said and case.happened == what for case in held) for what in HAPPENED]
-                       for said in ANSWERS])
-    ax.imshow(counts, cmap="Greys", vmax=1.6 * counts.max(), aspect="auto")
+def _answers(ax, held, alone):
+    counts, of_alone = (np.array([[sum(case.answer == said and case.happened == what for case in cases)
+                                   for what in HAPPENED] for said in ANSWERS]) for cases in (held, alone))
+    ax.imshow(counts, cmap="Greys", vmax=2 * counts.max(), aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
-        ax.text(column, row, count, ha="center", va="center")
+        ax.text(column, row, f"{count} ({of_alone[row, column]})", ha="center", va="center")
     ax.set_xticks(range(3), [what.replace(" ", "\n") for what in HAPPENED])
     ax.set_yticks(range(3), ANSWERS)
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
-    ax.set(xlabel=f"candidates' losses and {TOLERANCE:g} points", title="(c) answers")
+    ax.set(xlabel=f"measured, of {TOLERANCE:g} points", title="(c) answers (matched alone)")

@@ -150,14 +150,14 @@ def test_coverage_is_that_of_the_interval():
 
 
 def test_constants_are_set_so_that_intervals_cover():
-    packed = made_up(2.0, cases=100)
+    packed = made_up(4.0, cases=100)
     names = {outcome["case"] for outcome in packed["outcomes"]}
     assert analysis.coverage(analysis.joined(packed))["covered"] < 80
-    found = analysis.set_constants(packed, names, steps=60)
+    found = analysis.set_constants(packed, names, steps=80)
     held = analysis.joined(packed, found)
     assert analysis.mean_score(held) < analysis.mean_score(analysis.joined(packed))
     assert analysis.coverage(held)["covered"] == pytest.approx(90, abs=4)
-    assert held[0].candidates[0].high == pytest.approx(2 * 1.645, rel=0.2)
+    assert held[0].candidates[0].high == pytest.approx(4 * 1.645, rel=0.2)
 
 
 def test_constants_are_set_on_one_half_alone():
@@ -217,7 +217,8 @@ def tiny(monkeypatch):
         monkeypatch.setattr(module, "cases", lambda: found)
     monkeypatch.setattr(calibration_cases, "that_set_constants", lambda: {found[0].name})
     for name in ("SGD", "FULL"):
-        monkeypatch.setattr(calibration_outcomes, name, (getattr(calibration_outcomes, name)[0] | {"epochs": 1, "seeds": 2}, 1))
+        settings, _ = getattr(calibration_outcomes, name)
+        monkeypatch.setattr(calibration_outcomes, name, (settings | {"epochs": 1, "seeds": 2}, 1))
     return found
 
 
@@ -235,7 +236,8 @@ def test_from_the_cases_to_the_report(tiny, tmp_path, capsys):
     verdicts = [json.loads(line) for line in lines["verdicts"].splitlines()]
     missing = "matched ntk: 1 hermite"
     one, = verdicts[0]["candidates"] = [one for one in verdicts[0]["candidates"] if one["name"] == missing]
-    one["points"] = [point | {"loss": -30.0} for point in one["points"]]
+    one["points"] = [{"width": 16, "count": 300, "loss": -30.0, "seeds": 4, "apart": 40.0, "one": 1600.0, "common": 1.0,
+                      "of_samples": 0.1, "of_one_seed": 0.1}]
     assert missing not in json.loads(lines["outcomes"].splitlines()[0])["networks"]
     (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, verdicts)) + "\n" + '{"case": "cut sh')
     run(tmp_path, "outcomes", "verdicts", "pack", "report")

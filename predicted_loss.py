@@ -34,7 +34,7 @@ LEVEL = 0.90  # of the intervals
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """The constants of the interval.
+    """The constants of the interval; amplitude, spread, lengths, floor and seeds are set as docs/calibration.md says.
 
     amplitude : prior standard deviation of a loss, as a share of d. spread : of the logarithm to base 2 of what
         multiplies it.
@@ -47,12 +47,12 @@ class Discrepancy:
         scatter : of log d about the line.
     """
 
-    amplitude: float = 0.1
-    spread: float = 1.5
-    length_u: float = 3.0
-    length_w: float = 3.0
-    floor: float = 0.05
-    seeds: float = 0.04
+    amplitude: float = 0.25
+    spread: float = 1.2
+    length_u: float = 2.1
+    length_w: float = 25.0
+    floor: float = 0.052
+    seeds: float = 0.064
     weight: float = 2.0
     common: float = 0.05
     shared: float = 0.7

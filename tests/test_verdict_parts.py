@@ -134,15 +134,16 @@ def test_the_posterior_is_that_of_a_joint_gaussian():
     found = Posterior(points, 1024, 4000, constants)
     at = [(math.log(1 + c / m), math.log(c)) for m, c in [(1024, 4000), (64, 1000), (256, 4000), (math.inf, 500)]]
     d = np.array([found.apart, 5, 5, 1])
-    K = np.array(
-        [
+    K = (
+        np.array(
             [
-                0.01 * math.exp(-abs(a[0] - b[0]) / constants.length_u - abs(a[1] - b[1]) / constants.length_w)
-                for b in at
+                [math.exp(-abs(a[0] - b[0]) / constants.length_u - abs(a[1] - b[1]) / constants.length_w) for b in at]
+                for a in at
             ]
-            for a in at
-        ]
-    ) * np.outer(d, d)
+        )
+        * constants.amplitude**2
+        * np.outer(d, d)
+    )
     noise = np.diag([p.of_samples + p.of_seeds for p in points])
     gain = np.linalg.solve(K[1:, 1:] + noise, K[1:, 0])
     interval = found.interval()

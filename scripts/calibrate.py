@@ -1,0 +1,212 @@
+"""Holds the verdict against what happens: 131 cases, their networks trained for real, and the verdict of each.
+
+    python scripts/calibrate.py cases                         the list
+    python scripts/calibrate.py outcomes --dataset_path data  trains the networks of every case, readouts solved exactly
+    python scripts/calibrate.py verdicts --dataset_path data  the verdict of each, on its training set
+    python scripts/calibrate.py sgd --dataset_path data       some of the networks by SGD, a few with all weights
+    python scripts/calibrate.py pack                          all of that as one file, docs/calibration.json.gz
+    python scripts/calibrate.py constants                     those of the interval, set on one half of the cases
+    python scripts/calibrate.py report                        tables and figures/calibration.png, of the other half
+
+The last two read the packed file alone. The stages before it append one JSON line a case to a file of their own in
+--output and pass over the cases that are there: a stage that is stopped goes on, and verdicts can be redone without the
+trainings. `outcomes` once more after `verdicts` trains what a verdict has chosen that was not trained before. To train
+it all takes some 20 minutes of one core, the verdicts --budget seconds each.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+PACKED = ROOT / "docs" / "calibration.json.gz"
+FIGURE = ROOT / "figures" / "calibration.png"
+STAGES = ("cases", "outcomes", "verdicts", "sgd", "pack", "constants", "report")
+
+
+def append(path: Path, record: dict) -> None:
+    """One line in one write; a line that a kill has cut short is closed first."""
+    line = json.dumps(record) + "\n"
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read() == b"\n" else "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The records of a file, without a line that is cut short."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def list_cases(arguments):
+    from calibration_cases import cases, that_set_constants
+
+    half = that_set_constants()
+    for case in cases():
+        print(
+            f"{case.data:<16}{case.activation:<12}{case.sigma_a2:<6g}width {case.width:<6}n {case.n:<8}"
+            f"{'constants' if case.name in half else 'report'}"
+        )
+
+
+def _each(arguments, stage, chosen, work):
+    """Appends work(case, data) of every chosen case to the stage's file."""
+    from calibration_cases import load
+
+    for number, case in enumerate(chosen, 1):
+        append(arguments.output / f"{stage}.jsonl", work(case, load(case, arguments.dataset_path)))
+        print(f"{stage}: {number} of {len(chosen)}, {case.name}", flush=True)
+
+
+def _left(arguments, stage, chosen):
+    done = {record["case"] for record in read_lines(arguments.output / f"{stage}.jsonl")}
+    return [case for case in chosen if case.name not in done]
+
+
+def outcomes(arguments):
+    import torch
+
+    from calibration_analysis import joined
+    from calibration_cases import cases
+    from calibration_outcomes import outcome
+
+    def kept(case):
+        return arguments.output / "deq_right" / f"{case.name}.pt"
+
+    def work(case, data, names=None):
+        record, right = outcome(case, data, names, torch.load(kept(case), weights_only=True) if names else None)
+        if right is not None:
+            kept(case).parent.mkdir(exist_ok=True)
+            torch.save(right, kept(case))
+        return record
+
+    _each(arguments, "outcomes", _left(arguments, "outcomes", cases()), work)
+    held = joined({stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in ("outcomes", "verdicts")})
+    missing = {case.case: case.chosen.name for case in held if case.chosen and case.chosen.loss is None}
+    _each(
+        arguments,
+        "outcomes",
+        [case for case in cases() if case.name in missing],
+        lambda case, data: work(case, data, [missing[case.name]]),
+    )
+
+
+def verdicts(arguments):
+    from calibration_cases import cases
+    from calibration_verdicts import verdict_of
+
+    _each(
+        arguments,
+        "verdicts",
+        _left(arguments, "verdicts", cases()),
+        lambda case, data: verdict_of(case, data, arguments.budget),
+    )
+
+
+def sgd(arguments):
+    from calibration_outcomes import sgd_cases, trained
+
+    chosen = sgd_cases()
+    _each(arguments, "sgd", _left(arguments, "sgd", chosen), lambda case, data: trained(case, data, **chosen[case]))
+
+
+def pack(arguments):
+    from calibration_analysis import merged
+    from utils import atomic_write
+
+    lines = {stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in ("outcomes", "verdicts", "sgd")}
+    if not (lines["outcomes"] and lines["verdicts"]):
+        raise ValueError(f"{arguments.output}: no outcomes and verdicts there; make them with these two stages")
+    content = {stage: list(merged(records).values()) for stage, records in lines.items()}
+    with atomic_write(arguments.packed) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        packed.write(json.dumps(_rounded(content)).encode())
+    print(f"{arguments.packed}: {', '.join(f'{len(records)} {stage}' for stage, records in content.items())}")
+
+
+def _rounded(value):
+    """Floats to six digits, which is all that is known of them."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
+def read_packed(path: Path) -> dict:
+    try:
+        with gzip.open(path) as file:
+            return json.load(file)
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); make it with the stage pack") from None
+
+
+def constants(arguments):
+    from calibration_analysis import set_constants
+    from calibration_cases import that_set_constants
+
+    found = set_constants(read_packed(arguments.packed), that_set_constants())
+    for name, value in vars(found).items():
+        print(f"    {name}: float = {value:.3g}")
+
+
+def report(arguments):
+    from calibration_analysis import joined, tables
+    from calibration_cases import that_set_constants
+    from calibration_figure import draw
+
+    packed, half = read_packed(arguments.packed), that_set_constants()
+    held = joined(packed)
+    print("\n".join(tables(held, half, packed["sgd"])))
+    draw([case for case in held if case.case not in half], arguments.figure)
+    print(f"\n{arguments.figure}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--dataset_path", default="data", help="folder of MNIST and CIFAR-10 (default: data)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "results" / "calibration",
+        help="folder of the stages' files (default: results/calibration)",
+    )
+    parser.add_argument(
+        "--budget", type=float, default=10.0, help="seconds of processor time of a verdict (default: 10)"
+    )
+    parser.add_argument("--packed", type=Path, default=PACKED, help="(default: docs/calibration.json.gz)")
+    parser.add_argument("--figure", type=Path, default=FIGURE, help="(default: figures/calibration.png)")
+    arguments = parser.parse_args(argv)
+    run = {
+        "cases": list_cases,
+        "outcomes": outcomes,
+        "verdicts": verdicts,
+        "sgd": sgd,
+        "pack": pack,
+        "constants": constants,
+        "report": report,
+    }[arguments.stage]
+    try:
+        if arguments.stage in ("outcomes", "verdicts", "sgd"):
+            arguments.output.mkdir(parents=True, exist_ok=True)
+        run(arguments)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"calibrate.py: error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

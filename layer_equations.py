@@ -48,6 +48,7 @@ from norm_response import NOISE, chord, mismatch, response_of
 _ZERO = 1e-13  # c2 and c3 below it, in scale-free units, are those of an odd activation
 _GRID, _STEPS = np.linspace(0, 1, 65)[:-1], np.geomspace(1e-8, 0.1, 57)  # of shares
 _SHORT = 0.005  # a chord of (u, v) that is as good as its arc
+_NARROW = 1e-9  # of the share: what is still long there is a jump
 _NEARER = 0.9  # of the mismatch: what makes another match worth a switch
 _STRAIGHT = (1.0, 1.0, 1.0, 0.0, 0.0)  # the moments of a linear layer
 
@@ -339,7 +340,7 @@ def _between_points(curves, below):
     """The curve that comes nearest to the goal, sampled about that point; None where none comes nearer than `below`.
 
     Best first: the interval of the least mismatch on its chord, less what an arc bulges, is cut in eight until it is
-    short.
+    short, or narrow: a curve may jump.
     """
     number, waiting = count(), []
 
@@ -357,7 +358,8 @@ def _between_points(curves, below):
         curve.sample(np.linspace(low, high, 9))
         if length < _SHORT:
             return curve
-        look(curve)
+        if high - low > _NARROW:  # or the curve jumps here, and has nothing between
+            look(curve)
     return None
 
 

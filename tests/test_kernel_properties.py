@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from gaussian_integration import ACTIVATIONS, Activation, gaussian_moments, piecewise_linear
 from kernels import explicit_kernels, implicit_kernels
@@ -108,8 +108,12 @@ def test_deq_kernels_solve_their_equations_or_are_refused(activation, X, sigma_a
     try:
         ck, ntk = implicit_kernels(X, activation, sigma_a2)
     except ValueError as error:
-        assert any(word in str(error) for word in ("fixed point", "tau_*", "stable equilibrium"))
+        assert any(
+            word in str(error) for word in ("fixed point", "tau_*", "stable equilibrium", "Gaussian expectation")
+        )
         return
+    # an activation that is constant as far as samples of this scale reach has kernels of rounding alone
+    assume(ck.diagonal().min() > 1e-20 * X.square().sum(1).max())
     independent(ck, activation.name), independent(ntk, activation.name)
     mean = gaussian_moments(activation, get_tau(activation, sigma_a2, estimate_tau0(X))).mean
     S = X @ X.T
@@ -160,6 +164,7 @@ def test_explicit_kernels_are_their_integrals_or_refused(layers, X):
 @settings(EXAMPLES, max_examples=12)
 @given(activations(), samples(), st.floats(-1.5, 1.5), st.floats(0.05, 1), st.booleans())
 def test_a_jump_is_refused_with_its_reason(activation, X, place, height, declared):
+    place *= estimate_tau0(X)  # where samples of this scale come across it
     broken = Activation(
         "broken",
         lambda x: activation.fn(x) + height * (x > place),

@@ -95,7 +95,10 @@ def adapt(f, edges, floors, inspect=None):
     panels = _sample(f, edges[:-1], edges[1:])
     value, size = panels.sums(panels.values), panels.sums(abs(panels.values))
     scale = np.maximum(size.sum(-1), floors)
-    if (size[:, [0, -1]].max(1) > TOLERANCE * scale).any():
+    tails = size[:, [0, -1]].max(1) > TOLERANCE * scale
+    if (tails & (scale < 1e-100)).any():
+        raise ValueError("as far as a Gaussian variable of this scale reaches, the function is constant")
+    if tails.any():
         raise ValueError(
             "the integrand grows too fast for a Gaussian expectation: "
             "its tail does not decay within 38 standard deviations"

@@ -13,6 +13,7 @@ from gaussian_integration import (
     gaussian_moments,
     hermite_coefficients,
     hermite_functions,
+    piecewise_linear,
 )
 
 SCALES = (0.3, 1.0, 2.7)
@@ -259,3 +260,10 @@ def test_hermite_bad_scales():
             hermite_coefficients(ACTIVATIONS["relu"], scale, 3)
     with pytest.raises(ValueError, match="degree"):
         hermite_coefficients(ACTIVATIONS["relu"], 1.0, -1)
+
+
+def test_a_function_that_begins_beyond_reach_is_refused_with_that_reason():
+    late = piecewise_linear("late", (1.0,), (0.0, 1.0))
+    with pytest.raises(ValueError, match="the function is constant"):
+        gaussian_moments(late, 0.03)
+    assert gaussian_moments(late, 0.3).variance > 0

@@ -243,13 +243,19 @@ def exact_product(blocks, kernel: str, weights: torch.Tensor) -> torch.Tensor:
 
 
 def product(rows: MemoryRows | FileRows, weights: torch.Tensor) -> torch.Tensor:
-    """The share of the owned block rows in K @ weights (n, c), in float64; over all ranks the shares add up to it."""
-    out = torch.zeros_like(weights)
+    """The share of the owned block rows in K @ weights (n, c), in the precision of the weights.
+
+    Over all ranks the shares add up to it. Where the columns of `weights` are contiguous, as those of what is returned,
+    nothing is copied.
+    """
+    columns, out = weights.T.contiguous(), weights.new_zeros(weights.shape[::-1])
     for i in rows.layout.owned:
-        mine, values = rows.layout.rows(i), rows.read(i)
-        for a in range(mine.start, mine.stop, STRIP):
-            b = min(a + STRIP, mine.stop)
-            part = values[a - mine.start : b - mine.start].double()
-            out[a:b].addmm_(part, weights[: mine.stop])
-            out[: mine.start].addmm_(part[:, : mine.start].T, weights[a:b])
-    return out
+        span, values = rows.layout.rows(i), rows.read(i)
+        for r in _spans(span.start, span.stop, STRIP):
+            mine, strip = columns[:, r].contiguous(), values[r.start - span.start : r.stop - span.start]
+            for c in _spans(0, span.start, HEIGHT):  # while a tile is in the cache it is used for both triangles
+                tile = strip[:, c].to(weights.dtype)
+                out[:, r] += columns[:, c] @ tile.T
+                out[:, c] += mine @ tile
+            out[:, r] += columns[:, span] @ strip[:, span].to(weights.dtype).T
+    return out.T

@@ -113,13 +113,14 @@ def _descend(rows, noise, Y, preconditioner, team, tolerance, most, bar):
     size = Y.norm(dim=0).clamp_min(1e-300)
     R = (Y / size).float()  # within float32's range
     X, Z = torch.zeros_like(R), preconditioner(R)
-    P, rho = Z.clone(), (R * Z).sum(0)
-    for iteration in range(1, most + 1):
+    P, rho, iterations = Z.clone(), (R * Z).sum(0), 0
+    while iterations < most:
         Q = add_up(team, product(rows, P)).add_(P, alpha=noise)
         step = rho / (P * Q).sum(0).clamp_min(1e-35)
         X += step * P
         R -= step * Q
         left = R.norm(dim=0).max().item()
+        iterations += 1
         bar.update()
         bar.set_postfix(residual=f"{left:.1e}")
         if left <= tolerance:
@@ -127,7 +128,7 @@ def _descend(rows, noise, Y, preconditioner, team, tolerance, most, bar):
         Z = preconditioner(R)
         previous, rho = rho, (R * Z).sum(0)
         P = Z + rho / previous.clamp_min(1e-35) * P
-    return X.double() * size, iteration
+    return X.double() * size, iterations
 
 
 def conjugate_gradients(

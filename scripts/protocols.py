@@ -3,10 +3,10 @@ side: accuracies, differences, rates, and which claim of the paper survives whic
 
 The claims are on accuracies a of the DEQ, m of its matched and u of its unmatched network, paired over the seeds:
 
-- a = m within the margin. Holds by two one-sided tests; does not hold where the 95% interval lies beyond the margin.
-- u < a. Holds where the 95% interval lies above 0; does not hold where it lies below, or where a = u within the margin.
-- |a - m| < |a - u|. As (a - u)^2 - (a - m)^2 = (m - u)(2a - m - u), it holds where these two factors have the same sign,
-  and its contrary where they have not: both have to be shown, so the p-value is the larger of their two.
+- a = m within the margin. Holds by two one-sided tests; does not hold where the difference is shown to be larger.
+- u < a. Holds, or its contrary, by the paired t; does not hold either where a = u within the margin.
+- |a - m| < |a - u|. As (a - u)^2 - (a - m)^2 = (m - u)(2a - m - u), it holds where these two factors have the same
+  sign, and its contrary where they have not: both signs have to be shown, so the p-value is the larger of the two.
 
 Each p-value is adjusted by Holm's method over the cells of its claim at its width.
 """
@@ -241,11 +241,12 @@ def survival_table(both, margin=MARGIN):
         ["width", "claim", ONE, OWN, "survives"],
         rows,
         "DEQ − ENN in percentage points with its 95% interval, and for 'nearer' the two distances of the means to the "
-        f"DEQ's. Equal: within {margin:g} points, by two one-sided tests, from {LEAST_SEEDS} seeds on; it does not hold "
-        "where the interval lies beyond. Worse: by the paired t, two-sided; it does not hold where the network is "
-        f"better, or equal within {margin:g}. Nearer: by the signs of m − u and 2a − m − u, the accuracies of DEQ, "
-        "matched and unmatched network being a, m and u. p: adjusted by Holm's method over the cells of the claim at "
-        "its width; the answers are at 5%.",
+        f"DEQ's. Equal: within {margin:g} points, by two one-sided tests, from {LEAST_SEEDS} seeds on; it does not "
+        "hold where the difference is shown to be larger. Worse: by the paired t, two-sided; it does not hold where "
+        f"the network is better, or equal within {margin:g}. Nearer: by the signs of m − u and 2a − m − u, the "
+        "accuracies of DEQ, matched and unmatched network being a, m and u. p: adjusted by Holm's method over the "
+        "cells of the claim at its width, so that an interval can exclude what its row leaves undecided; the answers "
+        "are at 5%.",
     )
 
 

@@ -67,6 +67,18 @@ def test_the_grid_goes_on_where_its_end_is_best(data, monkeypatch):
         choose_rate(config(train="full"), data, make_model)
 
 
+@pytest.mark.parametrize("limit, chosen", [(1.2, -1), (50, 2), (1e9, 1 + learning_rate.FURTHER)])
+def test_a_rate_next_to_divergence_is_not_taken(data, monkeypatch, limit, chosen):
+    """The larger the better up to a limit: on all samples training at the last good rate may diverge."""
+
+    def attempt(rate):
+        return {"lr": rate, "validation_accuracy": rate / 1e6, "validation_loss": 1.0} if rate < limit else None
+
+    monkeypatch.setattr(learning_rate, "_trainer", lambda *_: attempt)
+    rate, table = choose_rate(config(train="full"), data, make_model)
+    assert rate == STEP**chosen and all(row["lr"] < limit for row in table)
+
+
 def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypatch):
     first = with_own_rate(config(), data, make_model, tmp_path)
     assert first.lr > 0 and first.key == config().key != replace(first, own_rate=False).key

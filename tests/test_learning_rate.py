@@ -8,6 +8,7 @@ import torch
 
 import learning_rate
 import main
+from conftest import ROOT
 from data_prepare import Dataset
 from learning_rate import STEP, choose_rate, split, with_own_rate
 from model import build_model
@@ -85,6 +86,14 @@ def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypat
     monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (123.0, []))
     assert with_own_rate(config(), data, make_model, tmp_path, resume=True) == first
     assert with_own_rate(config(), data, make_model, tmp_path).lr == 123.0  # without --resume it is begun again
+
+
+def test_the_stages_expect_as_many_attempts_as_there_are(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from stages import RATES
+
+    first, last = learning_rate.GRIDS["readout", "sgd"]
+    assert last - first + 1 < RATES <= last - first + 1 + learning_rate.FURTHER
 
 
 def test_the_gateway_runs_resumes_and_prints_the_rates(tmp_path, capsys):

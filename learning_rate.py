@@ -3,7 +3,8 @@
 One rate for all networks favours those whose kernel has the scale that it suits. Here each run is first made on four
 fifths of the training samples at every rate of a grid, for as many epochs as it will have, and the rate of the highest
 accuracy on the other fifth is taken (of equal ones the lower loss). Where that is the end of the grid, the grid is
-continued. Test samples take no part.
+continued. A rate is not taken where the next larger one diverges: on all of the samples it may diverge itself. Test
+samples take no part.
 """
 
 import json
@@ -95,7 +96,8 @@ def choose_rate(
     found = {exponent: attempt(STEP**exponent) for exponent in range(first, last + 1)}
 
     def best():
-        usable = [exponent for exponent, result in found.items() if result]
+        finite = [exponent for exponent, result in found.items() if result]
+        usable = [exponent for exponent in finite if found.get(exponent + 1, "not tried")] or finite
         if not usable:
             raise ValueError(
                 f"{config.title}: training diverges at every rate from {STEP**first:.2g} to "

@@ -41,6 +41,7 @@ class Run:
     config: dict | None = None
     setup_seconds: float | None = None  # the network, and its features of training and test samples
     epoch_seconds: float | None = None  # median over the epochs
+    own_lr: float | None = None  # where `--lr auto` chose it; the config's is then "auto"
 
     @property
     def title(self):
@@ -63,6 +64,14 @@ class Experiment:
         return self.first or self.settings.get("epoch") or max(len(run.test) for run in self.runs.values())
 
     @property
+    def own_rate(self):
+        return self.settings.get("lr") == "auto"
+
+    @property
+    def rate(self):
+        return "each at its own lr" if self.own_rate else f"at lr {self.settings['lr']:g}"
+
+    @property
     def title(self):
         s = self.settings
         epochs = f"after {self.first} epochs" if self.first else f"{self.epochs} epochs"
@@ -71,14 +80,13 @@ class Experiment:
         if s["train"] == "ridge":
             return f"{self.dataset}, readout solved exactly" + (f", n = {s['train_size']}" if s["train_size"] else "")
         trained = "readout trained" if s["train"] == "readout" else "every weight trained"
-        rate = "each at its own lr" if s["lr"] == "auto" else f"at lr {s['lr']:g}"
-        return f"{self.dataset}, {trained} by {OPTIMIZERS[s['opt']]} {rate}, {epochs}"
+        return f"{self.dataset}, {trained} by {OPTIMIZERS[s['opt']]} {self.rate}, {epochs}"
 
     @property
     def slug(self):
         if not self.settings:
             return f"{self.dataset}-{self.folders[0].name}"
-        return f"{self.dataset}-{self.settings['opt'] or self.settings['train']}"
+        return f"{self.dataset}-{self.settings['opt'] or self.settings['train']}" + "-own-rate" * self.own_rate
 
     @property
     def models(self):
@@ -161,22 +169,25 @@ def read_events(path):
 
 
 def read_times(folder):
-    """{(dataset, model, dim, seed): (config, setup seconds, {epoch: record})} from metrics.jsonl."""
+    """{(dataset, model, dim, seed): (config, setup seconds, {epoch: record}, own lr)} from metrics.jsonl."""
     from train import read_metrics
 
-    owner, setup, epochs = {}, {}, {}
+    owner, setup, epochs, chosen = {}, {}, {}, {}
     for record in read_metrics(folder):
         key = record["run"]
         if record["event"] == "run":
             owner[record["dataset"], record["model"], record["dim"], record["seed"]] = record
             if record["config"].get("own_rate"):  # chosen, so not a setting that a table's runs share
+                chosen[key] = record["config"]["lr"]
                 record["config"]["lr"] = "auto"
             # a resumed run adds its set-ups up; the least is that of one
             setup[key] = min(record["setup_seconds"], setup.get(key, math.inf))
         elif record["event"] == "epoch":
             epochs.setdefault(key, {})[record["epoch"]] = record
     return {
-        name: (record["config"], setup[record["run"]], epochs.get(record["run"], {})) for name, record in owner.items()
+        name: (record["config"], setup[key], epochs.get(key, {}), chosen.get(key))
+        for name, record in owner.items()
+        for key in [record["run"]]
     }
 
 
@@ -198,7 +209,7 @@ def read_runs(path):
     runs = []
     for (folder, *name), splits in found.items():
         dataset, model, dim, seed = name
-        config, setup, epochs = times[folder].get(tuple(name), (None, None, {}))
+        config, setup, epochs, own_lr = times[folder].get(tuple(name), (None, None, {}, None))
         run = Run(
             folder,
             dataset,
@@ -210,6 +221,7 @@ def read_runs(path):
             config,
             setup,
             median(r["seconds"] for r in epochs.values()) if epochs else None,
+            own_lr,
         )
         if not run.test:
             raise LogError(f"{run.title}: a log of the training accuracy without one of the test accuracy")

@@ -20,7 +20,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from curves import KINDS, write_figures  # noqa: E402  (none of these imports torch or matplotlib)
 from logs import OPTIMIZERS, load  # noqa: E402
 from page import Code, Figure, Heading, Rows, Table, Text, page  # noqa: E402
-from paper_claims import ACCURACY, CLAIMED, KERNELS, TRAINING, figure_tables, finding, sweep_finding  # noqa: E402
+from paper_claims import (  # noqa: E402
+    ACCURACY,
+    BOTH_RATES,
+    CLAIMED,
+    KERNELS,
+    OURS,
+    PROTOCOLS,
+    TRAINING,
+    figure_tables,
+    finding,
+    sweep_finding,
+)
+from protocols import protocol_finding, protocol_tables, protocols  # noqa: E402
+from stages import OWN_RATE  # noqa: E402
 from summarize import Parser  # noqa: E402
 from tables import tables  # noqa: E402
 
@@ -82,21 +95,24 @@ def gigabytes(record):
 
 
 def sweep_blocks(stages, folder):
-    """The section on accuracies, and a line (section, claim, finding) for each sweep."""
-    blocks, lines = [Text(ACCURACY, "Paper")], []
+    """The section on accuracies, and a line (section, claim, finding) for each sweep and each two protocols."""
+    blocks, lines, measured = [Text(ACCURACY, "Paper")], [], []
     for name, record in stages.items():
         if record["kind"] != "sweep":
             continue
-        dataset, _, opt = name.rpartition("-")
-        title = f"{NAMES.get(dataset, dataset)}, {OPTIMIZERS[opt]}"
+        own_rate = name.endswith(OWN_RATE)
+        dataset, _, opt = name.removesuffix(OWN_RATE).rpartition("-")
+        title = f"{NAMES.get(dataset, dataset)}, {OPTIMIZERS[opt]}{', each at its own rate' * own_rate}"
         blocks.append(Heading(3, title))
         if record["status"] == "done":
             experiments = load([Path(record["folder"])])
+            measured += experiments
             figures = write_figures(experiments, folder / "figures")
+            claimed = CLAIMED if opt == "sgd" and dataset != "gmm" and not own_rate else OURS
             for index, experiment in enumerate(experiments):
                 finding = sweep_finding(experiment)
                 if finding:
-                    lines.append([title, CLAIMED if opt == "sgd" and dataset != "gmm" else "No claim: ours.", finding])
+                    lines.append([title, claimed, finding])
                     blocks.append(Text(finding, "Measured"))
                 blocks += [Rows(table) for table in tables(experiment)]
                 blocks += [
@@ -104,6 +120,16 @@ def sweep_blocks(stages, folder):
                     for kind in KINDS
                 ]
         blocks += stage_blocks(name, record)
+    found = protocols(measured)
+    if found:
+        blocks += [Heading(3, BOTH_RATES), Text(PROTOCOLS)]
+    for both in found:
+        title, finding = NAMES.get(both.own.dataset, both.own.dataset), protocol_finding(both)
+        blocks.append(Heading(4, title))
+        if finding:
+            lines.append([f"{title}: {BOTH_RATES}", CLAIMED if both.own.dataset != "gmm" else OURS, finding])
+            blocks.append(Text(finding, "Measured"))
+        blocks += [Rows(table) for table in protocol_tables(both)]
     return blocks, lines
 
 

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from stages import ROOT, seconds
+from stages import ROOT, choice, seconds
 
 
 class Records:
@@ -103,8 +103,12 @@ class SweepProgress:
             return
         if what not in self.seen:
             self.seen.add(what)
-            features = seconds(self.data, r["model"], r["dim"])
-            self.done += features if r["event"] == "run" else seconds(self.data, r["model"], r["dim"], 1) - features
+            run = self.data, r["model"], r["dim"]
+            features = seconds(*run)
+            if r["event"] != "run":
+                self.done += seconds(*run, 1) - features
+            else:  # its own rate is found before it begins
+                self.done += features + (choice(*run, r["config"]["epoch"]) if r["config"].get("own_rate") else 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------

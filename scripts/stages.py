@@ -14,6 +14,7 @@ from names import MODELS  # noqa: E402
 
 DIMS, EPOCHS, SEEDS = (32, 128, 256, 1024, 4096), 100, 3  # scripts/sweep.sh, and how many seeds
 SGD, ADAM = {"gmm": 1, "mnist": 1, "fashion_mnist": 1, "cifar10": 0.1}, 0.001  # learning rates, of those that source it
+OWN_RATE = "-own-rate"  # ends the name of a sweep with --lr auto
 SIZES = {
     "gmm": (6000, 4000, 200, 4),
     "mnist": (60000, 10000, 784, 10),
@@ -38,6 +39,7 @@ FIGURES = {
     "training_dynamics": (2400, 40, "mnist"),
 }
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
+QUICK_OWN_DIMS = (64,)  # of the sweep of each network at its own rate
 QUICK_FIGURE = {
     "finite_width_kernels": ["--n", "128", "--seeds", "2", "--width", "64", "128", "256", "512"],
     "pcdeq_convergence": ["--epoch", "1"],
@@ -46,6 +48,7 @@ QUICK_FIGURE = {
 QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]
 MULTIPLICATIONS = 7.5e10  # a second, float32, on both of these cores
 PASS = 0.06  # seconds of an epoch over 60,000 samples, whatever the width
+RATES, KEPT = 9, 0.8  # rates that --lr auto tries, 7 to 11 of them with SGD, and the share of the samples it trains on
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,20 @@ def seconds(dataset, model, dim, epochs=0):
     return work / MULTIPLICATIONS + epochs * n / 60000 * PASS
 
 
+def choice(dataset, model, dim, epochs):
+    """Seconds expected of finding a run's own rate: features of the training samples, and an attempt at each rate."""
+    n, n_test, *_ = SIZES[dataset]
+    features = seconds(dataset, model, dim)
+    return features * n / (n + n_test) + RATES * KEPT * (seconds(dataset, model, dim, epochs) - features)
+
+
 def sweep_cost(dataset, dims, epochs, seeds=SEEDS):
     return 5 + seeds * sum(seconds(dataset, model, dim, epochs) for model in MODELS for dim in dims)
+
+
+def own_rate_cost(dataset, dims, epochs, seeds=SEEDS):
+    chosen = seeds * sum(choice(dataset, model, dim, epochs) for model in MODELS for dim in dims)
+    return chosen + sweep_cost(dataset, dims, epochs, seeds)
 
 
 def launch(script, processes):
@@ -99,17 +114,21 @@ def plan(arguments):
         outputs = [folder / f"{name}.json", folder / f"{name}.png"]
         stages.append(Stage(name, "figure", command, outputs, quick if arguments.quick else full, dataset))
     dims, epochs = (QUICK_DIMS, QUICK_EPOCHS) if arguments.quick else (DIMS, EPOCHS)
+    own_dims = QUICK_OWN_DIMS if arguments.quick else DIMS
     for dataset in QUICK_DATA if arguments.quick else SIZES:
-        for opt, lr in (("sgd", SGD[dataset]), ("adam", ADAM)):
-            name = f"{dataset}-{opt}"
-            processes = min(arguments.processes, len(MODELS) * len(dims) * arguments.seeds)  # a run is not shared
+        for name, opt, lr, widths, expected in (
+            (f"{dataset}-sgd", "sgd", SGD[dataset], dims, sweep_cost),
+            (f"{dataset}-adam", "adam", ADAM, dims, sweep_cost),
+            (f"{dataset}-sgd{OWN_RATE}", "sgd", "auto", own_dims, own_rate_cost),
+        ):
+            processes = min(arguments.processes, len(MODELS) * len(widths) * arguments.seeds)  # a run is not shared
             command = [
                 *launch("main.py", processes),
                 "--dataset",
                 dataset,
                 *(data if dataset != "gmm" else []),
                 "--dim",
-                *map(str, dims),
+                *map(str, widths),
                 "--seed",
                 *map(str, range(arguments.seeds)),
                 "--epoch",
@@ -130,7 +149,7 @@ def plan(arguments):
                     "sweep",
                     command,
                     [output / name / f"accuracy_{dataset}.png"],
-                    sweep_cost(dataset, dims, epochs, arguments.seeds),
+                    expected(dataset, widths, epochs, arguments.seeds),
                     dataset,
                     str(output / name),
                 )

@@ -1,7 +1,9 @@
 """Accuracy logs to tables (Markdown), a CSV and figures: mean and standard deviation over seeds, DEQ minus ENN, cost.
+Where the same networks were trained at one learning rate and each at its own, which claim survives which protocol.
 
     python scripts/summarize.py results/mnist-sgd                     one folder of logs
     python scripts/summarize.py results --output results/summary      every folder of logs below it
+    python scripts/summarize.py results/mnist-sgd results/mnist-sgd-own-rate    both protocols
     python scripts/summarize.py results/mnist-sgd --epoch 10          as it stood after 10 epochs
 
 A log is {dim}_test_{model}_{dataset}.json beside {dim}_train_..., lists of accuracies by epoch (seed s other than 0 in
@@ -9,7 +11,7 @@ seed_{s}/), as main.py and the authors' code write them. metrics.jsonl beside th
 and times. TensorBoard event files (package tensorboard) are read from folders named {dim}_{model}_{dataset}, in
 seed_{s}/ likewise, from the scalars with "acc" in their names.
 
-The rooms: logs.py reads, tables.py and curves.py show; the statistics are in ../comparison.py.
+The rooms: logs.py reads, tables.py, protocols.py and curves.py show; the statistics are in ../comparison.py.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from comparison import MARGIN  # noqa: E402  (none of these imports torch or mat
 from curves import KINDS, write_figures  # noqa: E402
 from logs import LogError, first_epochs, load  # noqa: E402
 from main import BAD_INPUT, bounded_float, positive_int  # noqa: E402
+from protocols import protocol_tables, protocols  # noqa: E402
 from tables import tables, write_csv  # noqa: E402
 
 
@@ -69,6 +72,8 @@ def main(argv=None):
                 *(table.markdown() for table in tables(experiment, arguments.margin)),
                 *(f"![{kind}]({figures[index, kind].name})\n" for kind in KINDS),
             ]
+        for both in protocols(experiments):
+            parts += [f"## {both.title}\n", *(t.markdown() for t in protocol_tables(both, arguments.margin))]
         text = "\n".join(parts)
         with atomic_write(output / "summary.md", "w") as file:
             file.write(text)

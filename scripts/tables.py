@@ -33,6 +33,10 @@ def pairs_of(experiment):
     return pairs
 
 
+def is_matched(enn):
+    return not name_of(enn).startswith("unmatched")
+
+
 def final(runs):
     """{seed: test accuracy in % after the last epoch}"""
     return {seed: 100 * run.test[-1] for seed, run in runs.items()}
@@ -46,20 +50,34 @@ def differences(experiment, deq, enn, margin=MARGIN):
     return {dim: paired for dim, paired in found.items() if paired}
 
 
-def accuracy_table(experiment):
-    rows, counts = [], set()
-    for dim in experiment.dims:
-        row = [str(dim)]
-        for model in experiment.models:
-            values = list(final(experiment.of(model, dim)).values())
-            counts.add(len(values))
-            mean, std = mean_std(values) if values else (0, 0)
-            row.append(f"{mean:.2f} ± {std:.2f}" if len(values) > 1 else f"{mean:.2f}" if values else "–")
-        rows.append(row)
-    counts.discard(0)
+def accuracy_cell(experiment, model, dim):
+    """Mean and standard deviation over the seeds, in %."""
+    values = list(final(experiment.of(model, dim)).values())
+    if not values:
+        return "–"
+    mean, std = mean_std(values)
+    return f"{mean:.2f} ± {std:.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def seeds_of(experiment, dims):
+    """How many, in words."""
+    counts = {len(experiment.of(model, dim)) for model in experiment.models for dim in dims} - {0}
     most = f"{max(counts)} seed{'s' * (max(counts) > 1)}"
-    seeds = f"{min(counts)} to {most}" if len(counts) > 1 else most
+    return f"{min(counts)} to {most}" if len(counts) > 1 else most
+
+
+def difference_cell(paired):
+    """A mean difference and its 95% interval, where there is one."""
+    text = f"{paired.mean:+.2f}"
+    if paired.n > 1:
+        text += f" [{paired.mean - paired.half:+.2f}, {paired.mean + paired.half:+.2f}]"
+    return text.replace("-", "−")
+
+
+def accuracy_table(experiment):
+    rows = [[str(dim), *(accuracy_cell(experiment, m, dim) for m in experiment.models)] for dim in experiment.dims]
     note = f"Unfinished and left out: {', '.join(experiment.unfinished)}." if experiment.unfinished else ""
+    seeds = seeds_of(experiment, experiment.dims)
     return Table(
         f"Test accuracy in % ({experiment.title}; mean ± standard deviation, {seeds})",
         ["width", *map(name_of, experiment.models)],
@@ -74,13 +92,10 @@ def difference_table(experiment):
     if not pairs:
         return None
 
-    def cell(paired):
-        text = f"{paired.mean:+.2f}"
-        if paired.n > 1:
-            text += f" [{paired.mean - paired.half:+.2f}, {paired.mean + paired.half:+.2f}]"
-        return text.replace("-", "−")
-
-    rows = [[str(dim), *(cell(found[dim]) if dim in found else "–" for _, found in pairs)] for dim in experiment.dims]
+    rows = [
+        [str(dim), *(difference_cell(found[dim]) if dim in found else "–" for _, found in pairs)]
+        for dim in experiment.dims
+    ]
     all_found = [paired for _, found in pairs for paired in found.values()]
     most = max(paired.n for paired in all_found) if all_found else 0
     note = "In brackets the 95% interval of the paired t, each by itself; without one, a single seed."
@@ -144,7 +159,7 @@ def cost_table(experiment):
         times = [getattr(run, what) for run in experiment.of(model, dim).values() if getattr(run, what) is not None]
         return median(times) if times else None
 
-    pairs = [(deq, enn) for deq, enn in pairs_of(experiment) if not name_of(enn).startswith("unmatched")]
+    pairs = [(deq, enn) for deq, enn in pairs_of(experiment) if is_matched(enn)]
     rows = []
     for dim in experiment.dims:
         for deq, enn in pairs:
@@ -196,6 +211,7 @@ def write_csv(experiments, file):
             "setup_seconds",
             "epoch_seconds",
             *keys,
+            "own_lr",
             "folder",
         ]
     )
@@ -213,6 +229,7 @@ def write_csv(experiments, file):
                     run.setup_seconds,
                     run.epoch_seconds,
                     *(e.settings.get(key) for key in keys),
+                    run.own_lr,
                     run.folder,
                 ]
             )

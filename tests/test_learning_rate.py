@@ -8,6 +8,7 @@ import torch
 
 import learning_rate
 import main
+from conftest import ROOT
 from data_prepare import Dataset
 from learning_rate import STEP, choose_rate, split, with_own_rate
 from model import build_model
@@ -67,12 +68,32 @@ def test_the_grid_goes_on_where_its_end_is_best(data, monkeypatch):
         choose_rate(config(train="full"), data, make_model)
 
 
+@pytest.mark.parametrize("limit, chosen", [(1.2, -1), (50, 2), (1e9, 1 + learning_rate.FURTHER)])
+def test_a_rate_next_to_divergence_is_not_taken(data, monkeypatch, limit, chosen):
+    """The larger the better up to a limit: on all samples training at the last good rate may diverge."""
+
+    def attempt(rate):
+        return {"lr": rate, "validation_accuracy": rate / 1e6, "validation_loss": 1.0} if rate < limit else None
+
+    monkeypatch.setattr(learning_rate, "_trainer", lambda *_: attempt)
+    rate, table = choose_rate(config(train="full"), data, make_model)
+    assert rate == STEP**chosen and all(row["lr"] < limit for row in table)
+
+
 def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypatch):
     first = with_own_rate(config(), data, make_model, tmp_path)
     assert first.lr > 0 and first.key == config().key != replace(first, own_rate=False).key
     monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (123.0, []))
     assert with_own_rate(config(), data, make_model, tmp_path, resume=True) == first
     assert with_own_rate(config(), data, make_model, tmp_path).lr == 123.0  # without --resume it is begun again
+
+
+def test_the_stages_expect_as_many_attempts_as_there_are(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from stages import RATES
+
+    first, last = learning_rate.GRIDS["readout", "sgd"]
+    assert last - first + 1 < RATES <= last - first + 1 + learning_rate.FURTHER
 
 
 def test_the_gateway_runs_resumes_and_prints_the_rates(tmp_path, capsys):

@@ -164,6 +164,37 @@ def test_the_report_claims_equality_where_eight_seeds_show_it(tmp_path):
         assert paper_claims.sweep_finding(experiment).endswith(words)
 
 
+def test_both_protocols_stand_side_by_side(tmp_path):
+    """Each data set's two sweeps with SGD, and not the one with Adam; every claim in the first table."""
+    names = "mnist-sgd", "mnist-adam", "mnist-sgd-own-rate"
+    settings = {"lr": 1.0}, {"opt": "adam", "lr": 0.001}, {"own_rate": True, "lr": 30.0}
+    done = [stage(tmp_path, name, "sweep", "mnist") for name in names]
+    records = stage_records.Records(tmp_path / "stages.json")
+    for one, more in zip(done, settings):
+        write_grid(tmp_path / one.name, MODELS, (16, 64), (0, 1, 2), dataset="mnist", **more)
+        records.note(one, 1.0, 10**9, status="done", error="")
+    records.save(done)
+    text = report.write_report(tmp_path).with_suffix(".md").read_text()
+    found = tables_of(text)
+    _, rows = next(v for k, v in found.items() if k.startswith("Test accuracy in %, mnist"))
+    assert len(rows) == 12 and {row[-1] for row in rows} == {"30"}
+    [(_, rows)] = [v for k, v in found.items() if k.startswith("Which claim survives which protocol")]
+    assert [row[0] for row in rows] == ["16"] * 6 + ["64"] * 6
+    _, lines = found["What the paper claims, and what was measured"]
+    assert [line[0] for line in lines] == [
+        "MNIST, SGD",
+        "MNIST, Adam",
+        "MNIST, SGD, each at its own rate",
+        f"MNIST: {paper_claims.BOTH_RATES}",
+    ]
+    for row in rows[6:]:
+        assert f"{row[1]}: {row[-1]}" in lines[-1][-1]
+    kinds = {
+        f"{name}-{kind}.png" for name in ("mnist-sgd", "mnist-adam", "mnist-sgd-own-rate") for kind in report.KINDS
+    }
+    assert {file.name for file in (tmp_path / "figures").glob("*.png")} == kinds
+
+
 def test_what_is_trained_whole_has_its_tables_and_sentences(tmp_path):
     """The numbers of training_dynamics.py and pcdeq_convergence.py, those of the largest width, in order."""
 

@@ -30,7 +30,11 @@ def test_the_plan_is_that_of_the_scripts():
             assert f"--dataset {dataset} --dataset_path D --dim" in sweeps[f"{dataset}-{opt}"]
             assert f"--seed 0 1 2 --epoch 100 --opt {opt} --lr {rate} " in sweeps[f"{dataset}-{opt}"]
             assert "-m torch.distributed.run --standalone --nproc_per_node 2 main.py " in sweeps[f"{dataset}-{opt}"]
-    assert set(sweeps) == {f"{d}-{o}" for d in ("gmm", "mnist", "fashion_mnist", "cifar10") for o in ("sgd", "adam")}
+        # each at its own rate: the same widths, seeds and epochs
+        other = re.sub(r"-sgd(?= )", "-sgd-own-rate", sweeps[f"{dataset}-sgd"])
+        assert sweeps[f"{dataset}-sgd-own-rate"] == re.sub(r"--lr \S+", "--lr auto", other)
+    kinds = ("sgd", "adam", "sgd-own-rate")
+    assert set(sweeps) == {f"{d}-{kind}" for d in ("gmm", "mnist", "fashion_mnist", "cifar10") for kind in kinds}
     scripts = {f.stem for f in (ROOT / "ck_ntk").glob("*.py")}
     shell = set(re.findall(r"\w+", (ROOT / "scripts" / "figures.sh").read_text()))
     assert shell & scripts <= set(stages.FIGURES) <= scripts
@@ -43,6 +47,11 @@ def test_the_plan_is_that_of_the_scripts():
     assert "--seed 0 1 2 3 4 5 6 7 --epoch" in " ".join(eight["mnist-sgd"].command)
     three = next(s for s in everything if s.name == "mnist-sgd")
     assert eight["mnist-sgd"].cost - 5 == pytest.approx((three.cost - 5) * 8 / 3)
+    # a run whose rate is chosen: features of the training samples once more, and so many attempts
+    cost = {d: stages.own_rate_cost("mnist", (1024,), d, 1) - stages.sweep_cost("mnist", (1024,), d, 1) for d in (0, 7)}
+    alone = {d: stages.sweep_cost("mnist", (1024,), d, 1) - 5 for d in (0, 7)}
+    assert cost[0] == pytest.approx(alone[0] * 6 / 7)
+    assert cost[7] - cost[0] == pytest.approx(stages.RATES * 0.8 * (alone[7] - alone[0]))
     # no rank without a run
     assert "--nproc_per_node 36 " in " ".join(next(s for s in quick if s.name == "gmm-sgd").command)
 
@@ -83,3 +92,6 @@ def test_progress_of_a_sweep_is_its_cost_at_the_end(tmp_path, monkeypatch):
         file.write('och": 1}\n')
     assert progress() > 3 * third
     assert stage_records.SweepProgress(stage)() == progress()
+    own = SimpleNamespace(folder=str(tmp_path / "own"), data="gmm")
+    write_grid(tmp_path / "own", models, dims, (0, 1, 2), own_rate=True)
+    assert stage_records.SweepProgress(own)() == pytest.approx(stages.own_rate_cost("gmm", dims, 3) - 5)

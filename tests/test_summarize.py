@@ -28,11 +28,15 @@ def accuracies(model, dim, seed, split, epochs=3):
     return np.sort(g.uniform(0.5, 0.9, epochs)).tolist()
 
 
-def write_run(folder, model, dim, seed, dataset="gmm", metrics=True, epochs=3, setup=1.0, **settings):
-    """One run's logs as main.py writes them, with metrics.jsonl or, as by the authors' code, without."""
+def write_run(folder, model, dim, seed, dataset="gmm", metrics=True, epochs=3, setup=1.0, last=None, **settings):
+    """One run's logs as main.py writes them, with metrics.jsonl or, as by the authors' code, without.
+
+    last : its final test accuracy, where it is not to be any.
+    """
     place = folder / f"seed_{seed}" if seed else folder
     place.mkdir(parents=True, exist_ok=True)
     train, test = (accuracies(model, dim, seed, split, epochs) for split in ("train", "test"))
+    test[-1] = test[-1] if last is None else last
     for split, values in (("train", train), ("test", test)):
         (place / f"{dim}_{split}_{model}_{dataset}.json").write_text(json.dumps(values))
     if metrics:

@@ -107,9 +107,8 @@ def cases() -> list[Case]:
         c = dict(zip(columns, row))
         c["width"] = min(c["width"], WIDE_DATA.get(c["data"], c["width"]))
         c["n"] = min(c["n"], LIMITS[c["width"]][0])
-        c["sigma_a2"] = max(
-            s for s in SIGMA_A2 if s <= c["sigma_a2"] and _converges(c["activation"], s, c["data"] in SPREAD)
-        )
+        lower = [s for s in reversed(SIGMA_A2) if s <= c["sigma_a2"]]
+        c["sigma_a2"] = next(s for s in lower if _converges(c["activation"], s, c["data"] in SPREAD))
         case = Case(**c)
         found[case.name] = case
     for row in LARGE:

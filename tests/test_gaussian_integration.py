@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scipy import integrate
+from scipy import integrate, special
 
 from gaussian_integration import (
     ACTIVATIONS,
@@ -190,11 +190,11 @@ def test_hermite_coefficients(name):
     scales = torch.tensor([0.5, 1.0, 2.0, 1.0], dtype=torch.float64)
     c = hermite_coefficients(a, scales, 40)
     assert c.shape == (4, 41) and torch.equal(c[1], c[3])
-    for row, s in zip(c, scales.tolist()):
+    for row, s in zip(c[:3], scales.tolist()):
         kinks = [k / s for k in a.kinks]
         assert row[0].item() == pytest.approx(quad(lambda x: a.fn(s * x), kinks), abs=1e-12)
         for k in (1, 2, 3, 17):
-            weight = lambda x: hermite_functions(x, k)[k] * torch.exp(x * x / 4)
+            weight = lambda x: special.eval_hermitenorm(k, x.item()) / math.sqrt(math.factorial(k))
             assert row[k].item() == pytest.approx(quad(lambda x: a.fn(s * x) * weight(x), kinks), abs=1e-11)
         # Parseval: what is left after 40 terms is positive and small
         rest = expectation(lambda x: a.fn(s * x) ** 2, kinks) - row.square().sum().item()

@@ -9,14 +9,9 @@ order: with W the kernel between them and C that of all samples with them,
 inverted by Woodbury's formula at O(n r) a product (Rudi, Carratino & Rosasco, FALKON, NeurIPS 2017, use it likewise;
 Frangella, Tropp & Udell, Randomized Nystrom preconditioning, SIAM J. Matrix Anal. Appl. 2023, bound the iterations).
 A kernel of a network that is not linear has a multiple of the identity within it, which is why delta has that mean.
-
-The products of the iteration are in float32, the precision that the kernel is stored in, and so bound by memory. Where
-they have brought the residual down to a thousandth, it is computed anew in float64 and the iteration begins again on it
-(iterative refinement: Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 12).
 """
 
 import contextlib
-import math
 
 import torch
 from tqdm import tqdm
@@ -40,7 +35,6 @@ from kernel_storage import FileRows, Layout, MemoryRows, product, rectangle
 
 RANK = 1000  # rank of the preconditioner
 TOLERANCE = 1e-9  # of the residual, relative to the targets'
-INNER = 1e-3  # of the residual: how far float32 brings it down at a time
 MOST = 2000  # iterations, after which it gives up
 
 
@@ -58,7 +52,7 @@ def add_up(team: Team, tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Nystrom:
-    """P^-1 for the block rows of all ranks together; called with (n, c), the same on every rank, in its precision."""
+    """P^-1 for the block rows of all ranks together; called with (n, c) float64, the same on every rank."""
 
     def __init__(
         self, rows: MemoryRows | FileRows, diagonal: torch.Tensor, noise: float, rank: int = RANK, team: Team = Team()
@@ -105,32 +99,6 @@ class Nystrom:
         return add_up(self.team, out).T
 
 
-def _descend(rows, noise, Y, preconditioner, team, tolerance, most, bar):
-    """(K + noise I)^-1 Y in float32, each column to a residual of `tolerance` |column|, and the iterations taken.
-
-    It ends before that with `most` iterations.
-    """
-    size = Y.norm(dim=0).clamp_min(1e-300)
-    R = (Y / size).float()  # within float32's range
-    X, Z = torch.zeros_like(R), preconditioner(R)
-    P, rho, iterations = Z.clone(), (R * Z).sum(0), 0
-    while iterations < most:
-        Q = add_up(team, product(rows, P)).add_(P, alpha=noise)
-        step = rho / (P * Q).sum(0).clamp_min(1e-35)
-        X += step * P
-        R -= step * Q
-        left = R.norm(dim=0).max().item()
-        iterations += 1
-        bar.update()
-        bar.set_postfix(residual=f"{left:.1e}")
-        if left <= tolerance:
-            break
-        Z = preconditioner(R)
-        previous, rho = rho, (R * Z).sum(0)
-        P = Z + rho / previous.clamp_min(1e-35) * P
-    return X.double() * size, iterations
-
-
 def conjugate_gradients(
     rows: MemoryRows | FileRows,
     noise: float,
@@ -145,25 +113,32 @@ def conjugate_gradients(
 
     Raises
     ------
-    NoConvergence : the residual of a column is above `tolerance` |column| after MOST iterations, or float32 does not
-        bring it down any more.
+    NoConvergence : the residual of a column is above `tolerance` |column| after MOST iterations.
     """
-    X, R = torch.zeros_like(Y), Y
+    X, R = torch.zeros_like(Y), Y.clone()
+    Z = preconditioner(R)
+    P, rho = Z.clone(), (R * Z).sum(0)
     size = Y.norm(dim=0).clamp_min(1e-300)
-    worst, before, iterations = 1.0, math.inf, 0
-    with tqdm(desc="conjugate gradients", leave=False, disable=None, delay=1) as bar:
-        while tolerance < worst < before / 2 and iterations < MOST:
-            goal = max(INNER, tolerance / worst / 2)
-            change, taken = _descend(rows, noise, R, preconditioner, team, goal, MOST - iterations, bar)
-            X, iterations = X + change, iterations + taken
-            R = Y - add_up(team, product(rows, X)).add_(X, alpha=noise)
-            worst, before = (R.norm(dim=0) / size).max().item(), worst
-    if not worst <= tolerance:
-        raise NoConvergence(
-            f"conjugate gradients left a residual of {worst:.1e} after {iterations} iterations, above "
-            f"{tolerance:g}: take a larger --ridge"
-        )
-    return X, iterations
+    bar = tqdm(desc="conjugate gradients", leave=False, disable=None, delay=1)
+    for iteration in range(1, MOST + 1):
+        Q = add_up(team, product(rows, P)).add_(P, alpha=noise)
+        step = rho / (P * Q).sum(0).clamp_min(1e-300)
+        X += step * P
+        R -= step * Q
+        worst = (R.norm(dim=0) / size).max().item()
+        bar.update()
+        bar.set_postfix(residual=f"{worst:.1e}")
+        if worst <= tolerance:
+            bar.close()
+            return X, iteration
+        Z = preconditioner(R)
+        previous, rho = rho, (R * Z).sum(0)
+        P = Z + rho / previous.clamp_min(1e-300) * P
+    bar.close()
+    raise NoConvergence(
+        f"conjugate gradients left a residual of {worst:.1e} after {MOST} iterations, above "
+        f"{tolerance:g}: take a larger --ridge"
+    )
 
 
 # the machine, over ranks: every rank calls these, and has the answer ----------------------------------------------

@@ -15,6 +15,17 @@ def one_line(error):
     return str(error.value)
 
 
+class Ticks:
+    """A clock by which each look at it takes so many seconds: what a budget pays for is the same on every machine."""
+
+    def __init__(self, seconds=0.005):
+        self.seconds, self.now = seconds, 0.0
+
+    def __call__(self):
+        self.now += self.seconds
+        return self.now
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the full-size checks too")
 
@@ -60,3 +71,12 @@ def small_npz(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "data.npz"
     np.savez(path, X_train=X[:60], y_train=y[:60], X_test=X[60:], y_test=y[60:])
     return path
+
+
+@pytest.fixture
+def few_candidates(monkeypatch):
+    """Verdicts on two matches and one plain network in the place of all candidates."""
+    import candidates
+
+    monkeypatch.setattr(candidates, "FAMILIES", ("auto", "piecewise"))
+    monkeypatch.setattr(candidates, "PLAIN_DEPTHS", (1,))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import verdict as gateway
+from conftest import Ticks
 from data_prepare import load_dataset
 from export_network import rebuild
 from gaussian_integration import ACTIVATIONS
@@ -64,7 +65,7 @@ def test_a_deq_as_it_was_drawn_is_not_looked_at(blobs):
 
 
 def test_weights_that_hardly_moved_have_the_verdict_of_random_ones(blobs):
-    found = gateway.verdict(trained(blobs, 2, 0.05), *blobs, budget=3.0, tolerance=5.0)
+    found = gateway.verdict(trained(blobs, 2, 0.05), *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
     assert not found.drift["left"] and found.drift["sigma_a2"] == pytest.approx(0.2, rel=0.2)
     assert "cannot be told from random ones" in found.reason[0] and "at initialisation" in found.reason[0]
     assert found.candidates[0].distance["ck"]["relative"] > 0 and found.settings["sigma_a2"] == 0.2
@@ -72,7 +73,7 @@ def test_weights_that_hardly_moved_have_the_verdict_of_random_ones(blobs):
 
 def test_weights_that_have_moved_have_a_measured_loss(blobs, moved):
     (X, y), deq = blobs, moved
-    found = gateway.verdict(deq, X[:600], y[:600], held=(X[600:], y[600:]), budget=4.0, tolerance=4.0)
+    found = gateway.verdict(deq, X[:600], y[:600], held=(X[600:], y[600:]), budget=1.0, tolerance=4.0, clock=Ticks())
     assert found.drift["left"] and "have left the random regime" in found.reason[0]
     assert found.deq["held"] == 300
     assert found.deq["accuracy"] == pytest.approx(100 * (deq(X[600:]).argmax(1) == y[600:]).double().mean().item())
@@ -86,8 +87,8 @@ def test_weights_that_have_moved_have_a_measured_loss(blobs, moved):
     assert best.name in found.table() and found.answer in found.table() and best.cost["inference"] > 0
 
 
-def test_the_answer_follows_the_interval_of_the_best(blobs, moved):
-    making = inquire(moved, *blobs, tolerance=4.0, budget=2.0)
+def test_the_answer_follows_the_interval_of_the_best(few_candidates, blobs, moved):
+    making = inquire(moved, *blobs, tolerance=4.0, budget=1.0, clock=Ticks())
     assert making.conclude().answer == "undecided"  # as after an interruption
     making.run()
     for interval, answer in (((-1.0, 3.9), "replace"), ((4.1, 9.0), "keep"), ((3.0, 5.0), "undecided")):
@@ -96,39 +97,40 @@ def test_the_answer_follows_the_interval_of_the_best(blobs, moved):
         assert found.answer == answer and (found.chosen is None) == (answer != "replace")
 
 
-def test_modules_of_other_makers(blobs):
+def test_modules_of_other_makers(few_candidates, blobs):
     X, y = blobs
-    first = gateway.verdict(Module(torch.nn.Tanh(), bias=False), X, y, budget=1.5, tolerance=5.0)
+    verdict = lambda *given: gateway.verdict(*given, budget=1.0, tolerance=5.0, clock=Ticks())
+    first = verdict(Module(torch.nn.Tanh(), bias=False), X, y)
     assert not first.drift["left"] and first.settings["sigma_a2"] == pytest.approx(1 / 3, rel=0.1)
     assert "at initialisation" in first.reason[0] and first.candidates[0].distance["ck"]
     for module, why in (
         (Module(torch.nn.Tanh(), bias=True), "it has a bias"),
         (Module(torch.relu, bias=False), "its activation is not centred"),
     ):
-        found = gateway.verdict(module, X, y, budget=1.5, tolerance=5.0)
+        found = verdict(module, X, y)
         assert why in found.reason[0] and found.candidates[0].replacement
         assert len(found.table().splitlines()) > 4
     # scaled samples and a scaled B are the same network
     module = Module(torch.nn.Tanh(), bias=False)
     module.B.weight.data.mul_(10)
-    again = gateway.verdict(module, X / 10, y, budget=1.5, tolerance=5.0)
-    one, other = (verdict.candidates[0].distance["ck"]["relative"] for verdict in (first, again))
-    assert one == pytest.approx(other, rel=0.1)  # the number of samples that are compared depends on the time
+    again = verdict(module, X / 10, y)
+    one, other = (found.candidates[0].distance["ck"]["relative"] for found in (first, again))
+    assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
     """A shift ends after so many steps; its entries in random places make circles, in which the state grows."""
     module = Module(torch.relu, bias=False)
     module.A.weight.data.copy_(torch.diag(torch.full((31,), 1.5), 1))
-    found = gateway.verdict(module, *blobs, budget=1.5)
+    found = gateway.verdict(module, *blobs, budget=1.0, clock=Ticks())
     assert found.drift["left"] and not found.drift["settle"] and "they have no equilibrium" in found.reason[0]
     assert found.settings["sigma_a2"] > 2 and {one.kind for one in found.candidates} == {"plain"}
     json.dumps(found.to_dict(), allow_nan=False)
     write(found.to_dict(), tmp_path)
 
 
-def test_without_labels_the_deqs_classes_are_followed(blobs, moved):
-    found = gateway.verdict(moved, blobs[0], budget=2.0)
+def test_without_labels_the_deqs_classes_are_followed(few_candidates, blobs, moved):
+    found = gateway.verdict(moved, blobs[0], budget=1.0, clock=Ticks())
     assert "no labels" in " ".join(found.reason) and found.deq["accuracy"] == 100
 
 
@@ -178,19 +180,8 @@ def command(files, *flags):
 
 def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, capsys):
     folder, checkpoint = files
-    command(
-        files,
-        "--checkpoint",
-        str(checkpoint),
-        "--budget",
-        "3s",
-        "--tolerance",
-        "90",
-        "--output",
-        str(tmp_path),
-        "--export",
-        str(tmp_path / "enn.pt"),
-    )
+    out = "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt")
+    command(files, "--checkpoint", str(checkpoint), "--budget", "0.5s", "--tolerance", "90", *out)
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "verdict.json").read_text())
     assert found["drift"] is not None and found["answer"] == "replace" and f"exported {found['chosen']}" in said
@@ -208,19 +199,8 @@ def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, cap
 
 def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(files, tmp_path, capsys):
     folder, _ = files
-    command(
-        files,
-        "--dim",
-        "64",
-        "--budget",
-        "3s",
-        "--tolerance",
-        "50",
-        "--output",
-        str(tmp_path),
-        "--export",
-        str(tmp_path / "new" / "enn.pt"),
-    )
+    out = "--output", str(tmp_path), "--export", str(tmp_path / "new" / "enn.pt")
+    command(files, "--dim", "64", "--budget", "0.5s", "--tolerance", "50", *out)
     found = json.loads((tmp_path / "verdict.json").read_text())
     assert found["answer"] == "replace" and found["chosen"] in capsys.readouterr().out
     raw = np.load(folder / "data.npz")
@@ -231,11 +211,11 @@ def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(files, 
     np.testing.assert_allclose(state["mean"], raw["X_train"].mean(0), rtol=1e-5)
 
 
-def test_where_nothing_is_chosen_nothing_is_written(files, tmp_path, capsys, monkeypatch):
+def test_where_nothing_is_chosen_nothing_is_written(few_candidates, files, tmp_path, capsys, monkeypatch):
     from inquiry import Inquiry
 
     monkeypatch.setattr(Inquiry, "_answer", lambda self: ("keep", None, ["No."]))
-    command(files, "--dim", "16", "--budget", "2s", "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
+    command(files, "--dim", "16", "--budget", "0.3s", "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
     assert "enn.pt is not written: the answer is keep" in capsys.readouterr().out
     assert not (tmp_path / "enn.pt").exists()
 
@@ -261,27 +241,10 @@ def test_bad_flags_are_one_line_and_status_2(files, flags, message, capsys, tmp_
     assert len(error.splitlines()) == 1 and re.search(message, error)
 
 
-def test_an_export_that_cannot_be_made_is_an_error(files, tmp_path, capsys):
-    folder, _ = files
-    raw = np.load(folder / "data.npz")
+def test_an_export_that_cannot_be_made_is_an_error(few_candidates, files, tmp_path, capsys):
+    raw = np.load(files[0] / "data.npz")
     np.savez(tmp_path / "unlabelled.npz", X_train=raw["X_train"])
+    flags = "--dataset_path", str(tmp_path / "unlabelled.npz"), "--dim", "16", "--budget", "0.3s"
     with pytest.raises(SystemExit) as caught:
-        gateway.main(
-            [
-                "--dataset",
-                "npz",
-                "--dataset_path",
-                str(tmp_path / "unlabelled.npz"),
-                "--activation",
-                "relu",
-                "--dim",
-                "16",
-                "--budget",
-                "2s",
-                "--output",
-                str(tmp_path),
-                "--export",
-                str(tmp_path / "enn.pt"),
-            ]
-        )
+        command(files, *flags, "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
     assert caught.value.code == 2 and "a readout is fitted to labels" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import torch
 import inquiry
 import verdict as gateway
 import width_ladder
-from conftest import ROOT
+from conftest import ROOT, Ticks
 from findings import Candidate
 from fixed_point import ConvergenceError
 from gaussian_integration import ACTIVATIONS
@@ -40,7 +40,7 @@ def deq():
 
 @pytest.fixture(scope="module")
 def found(deq, blobs):
-    return gateway.verdict(deq, *blobs, budget=4.0, tolerance=5.0)
+    return gateway.verdict(deq, *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
 
 
 def test_what_a_verdict_holds(found, blobs):
@@ -99,7 +99,7 @@ def test_the_measured_loss_is_that_of_exact_readouts(deq, blobs):
 
 
 def test_without_labels_the_kernels_decide(deq, blobs):
-    found = gateway.verdict(deq, blobs[0], budget=2.0)
+    found = gateway.verdict(deq, blobs[0], budget=0.5, clock=Ticks())
     assert found.answer == "replace" and found.chosen.distance["ck"]["with_factor"] < inquiry.NEAR
     assert "no labels" in " ".join(found.reason) and found.chosen.loss is None
     json.dumps(found.to_dict(), allow_nan=False)
@@ -178,7 +178,7 @@ def test_a_pass_that_takes_too_long_makes_do_with_less(deq, blobs):
     assert len(ladder.points(found[0].name)) == 1 and ladder.points(found[-1].name) == []
 
 
-def test_a_narrow_width_without_an_equilibrium_is_passed_over(deq, blobs, monkeypatch):
+def test_a_narrow_width_without_an_equilibrium_is_passed_over(few_candidates, deq, blobs, monkeypatch):
     measure = width_ladder.Ladder.measure
 
     def fails_at_32(self, width, *rest):
@@ -187,7 +187,7 @@ def test_a_narrow_width_without_an_equilibrium_is_passed_over(deq, blobs, monkey
         return measure(self, width, *rest)
 
     monkeypatch.setattr(width_ladder.Ladder, "measure", fails_at_32)
-    found = gateway.verdict(deq, *blobs, budget=3.0)
+    found = gateway.verdict(deq, *blobs, budget=1.0, clock=Ticks())
     assert {point.width for point in found.candidates[0].measured} >= {64} and found.settings["samples"] > 0
 
 
@@ -279,21 +279,8 @@ def test_help_and_bad_flags_do_not_import_torch():
 
 
 def flags_of(path, out, *more):
-    return [
-        "--dataset",
-        "npz",
-        "--dataset_path",
-        str(path),
-        "--activation",
-        "tanh",
-        "--dim",
-        "48",
-        "--budget",
-        "2s",
-        "--output",
-        str(out),
-        *more,
-    ]
+    data = ["--dataset", "npz", "--dataset_path", str(path)]
+    return [*data, "--activation", "tanh", "--dim", "48", "--budget", "0.3s", "--output", str(out), *more]
 
 
 def test_a_run_prints_a_table_and_writes_what_it_found(capsys, tmp_path, small_npz):
@@ -305,7 +292,7 @@ def test_a_run_prints_a_table_and_writes_what_it_found(capsys, tmp_path, small_n
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "verdict.png", "verdict.html"}
 
 
-def test_a_file_without_labels_or_test_set(capsys, tmp_path, small_npz):
+def test_a_file_without_labels_or_test_set(few_candidates, capsys, tmp_path, small_npz):
     arrays = dict(np.load(small_npz))
     np.savez(tmp_path / "unlabelled.npz", X_train=arrays["X_train"])
     gateway.main(flags_of(tmp_path / "unlabelled.npz", tmp_path / "out"))
@@ -325,7 +312,7 @@ def test_a_file_without_labels_or_test_set(capsys, tmp_path, small_npz):
     ],
 )
 def test_an_interrupted_run_prints_what_it_knows_and_writes_nothing(
-    capsys, tmp_path, small_npz, monkeypatch, place, name, calls, known
+    few_candidates, capsys, tmp_path, small_npz, monkeypatch, place, name, calls, known
 ):
     """By a Ctrl-C in the call of `name` after so many others."""
     work, left = getattr(place, name), [calls]

@@ -101,17 +101,17 @@ def test_layers_are_centred_at_their_input_scales():
 
 @pytest.mark.parametrize("name, sigma_a2, tau0", [("relu", 0.2, 1.0), ("selu", 0.3, 0.7), ("tanh", 0.5, 1.5)])
 def test_implicit_fluctuation_is_that_of_sampled_deqs(name, sigma_a2, tau0):
-    m, draws, activation, g = 200, 1500, ACTIVATIONS[name], generator("sampled deq")
+    m, draws, some, activation, g = 128, 2000, 50, ACTIVATIONS[name], generator("sampled deq")
     phi = centre(activation, get_tau(activation, sigma_a2, tau0)).fn
     entries = []
-    for _ in range(draws):  # two orthogonal inputs: B x is a pair of independent Gaussian vectors
-        A = torch.randn(m, m, generator=g).mul_(math.sqrt(sigma_a2 / m))
-        u = torch.randn(m, 2, generator=g).mul_(math.sqrt(1 - sigma_a2) * tau0)
-        v = torch.zeros(m, 2)
-        for _ in range(30):
-            v = phi(A @ v + u)
-        entries.append((v.T @ v / m)[0].tolist())
-    entries = np.array(entries) / implicit_ck(activation, sigma_a2, tau0).diag
+    for _ in range(0, draws, some):  # two orthogonal inputs: B x is a pair of independent Gaussian vectors
+        A = torch.randn(some, m, m, generator=g).mul_(math.sqrt(sigma_a2 / m))
+        u = torch.randn(some, m, 2, generator=g).mul_(math.sqrt(1 - sigma_a2) * tau0)
+        v = phi(u)
+        for _ in range(15):
+            v = phi(torch.baddbmm(u, A, v))
+        entries.append((v.mT @ v / m)[:, 0])
+    entries = torch.cat(entries).numpy() / implicit_ck(activation, sigma_a2, tau0).diag
     off, on = implicit_fluctuation(activation, sigma_a2, tau0)
     assert m * np.mean(entries[:, 1] ** 2) == pytest.approx(off, rel=0.15)
     assert m * np.var(entries[:, 0]) == pytest.approx(on, rel=0.15)

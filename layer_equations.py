@@ -36,6 +36,7 @@ Where two layers have too large a diagonal whatever the share:
 import heapq
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count, product
 
 import numpy as np
@@ -197,13 +198,19 @@ def curve(place, first, second, scaled, share):
     return (q1, r1, q2, r2_squared), least, excess
 
 
-def _shares(place, first, second, scaled):
+@lru_cache(maxsize=64)  # two_layers tries each first layer with several second ones
+def _first_shares(place, first, scaled):
     """A grid of shares in [0, 1), fine where r_1 = 0: a nearly linear DEQ has its matches in a narrow window there."""
     grid, steps = _GRID, _STEPS
     centres = roots(lambda share: _excess(place, first, scaled, share)[2], grid)
     grid = np.concatenate([grid, steps, 1 - steps, *(c * np.concatenate([[1], 1 + steps, 1 - steps]) for c in centres)])
-    grid = np.unique(grid[grid < 1])
-    for _ in range(2):  # and finer where the diagonal is least, so that no window falls between two points
+    return np.unique(grid[grid < 1])
+
+
+def _shares(place, first, second, scaled):
+    """The same, and finer where the diagonal is least, so that no window falls between two points."""
+    grid = _first_shares(place, first, scaled)
+    for _ in range(2):
         at = np.argmin(np.nan_to_num(curve(place, first, second, scaled, grid)[1], nan=np.inf))
         around = np.linspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 33)
         grid = np.unique(np.concatenate([grid, around]))
@@ -213,9 +220,7 @@ def _shares(place, first, second, scaled):
 def roots(f, grid):
     values = f(grid)
     return [
-        brentq(f, left, right, xtol=1e-17, rtol=1e-15)
-        for left, right, u, v in zip(grid, grid[1:], values, values[1:])
-        if u * v < 0
+        brentq(f, grid[i], grid[i + 1], xtol=1e-17, rtol=1e-15) for i in np.flatnonzero(values[:-1] * values[1:] < 0)
     ]
 
 
@@ -233,12 +238,14 @@ class _Curve:
 
     def sample(self, share):
         """Take these shares as the grid and find its best point. Returns the least diagonal, 1 for the target's."""
-        (*_, r2_squared), least, _ = curve(self.place, self.first, self.second, self.scaled, share)
+        layers, least, _ = curve(self.place, self.first, self.second, self.scaled, share)
         self.share, self.cost, self.answers = share, math.inf, {}
-        if (feasible := np.flatnonzero(r2_squared >= 0)).size:
+        if (feasible := np.flatnonzero(layers[-1] >= 0)).size:
             self.answers = {sign: np.full((2, len(share)), np.nan) for sign in (1, -1)}
+            q1, r1, q2, r2_squared = (values[feasible] for values in layers)
+            r2 = np.sqrt(r2_squared)
             for sign, answers in self.answers.items():
-                answers[:, feasible] = self.answer(share[feasible], sign)
+                answers[:, feasible] = self.response(q1, r1, q2, sign * r2)
             costs = {sign: mismatch(self.goal, answers) for sign, answers in self.answers.items()}
             self.sign = min(costs, key=lambda sign: np.nanmin(costs[sign]))
             self.at = np.nanargmin(costs[self.sign])
@@ -270,7 +277,9 @@ class _Curve:
 
     def answer(self, share, sign):
         """(u, v) of `norm_response`, NaN where there is no match."""
-        q1, r1, q2, r2 = self.solve(share, sign)
+        return self.response(*self.solve(share, sign))
+
+    def response(self, q1, r1, q2, r2):
         place = self.place
         layers = [
             *self.ahead,

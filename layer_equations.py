@@ -48,6 +48,7 @@ from norm_response import NOISE, chord, mismatch, response_of
 
 _ZERO = 1e-13  # c2 and c3 below it, in scale-free units, are those of an odd activation
 _GRID, _STEPS = np.linspace(0, 1, 65)[:-1], np.geomspace(1e-8, 0.1, 57)  # of shares
+_SIGNS = np.array([1, -1])  # of r_2
 _SHORT = 0.005  # a chord of (u, v) that is as good as its arc
 _NARROW = 1e-9  # of the share: what is still long there is a jump
 _NEARER = 0.9  # of the mismatch: what makes another match worth a switch
@@ -239,17 +240,15 @@ class _Curve:
     def sample(self, share):
         """Take these shares as the grid and find its best point. Returns the least diagonal, 1 for the target's."""
         layers, least, _ = curve(self.place, self.first, self.second, self.scaled, share)
-        self.share, self.cost, self.answers = share, math.inf, {}
+        self.share, self.cost, self.answers = share, math.inf, None
         if (feasible := np.flatnonzero(layers[-1] >= 0)).size:
-            self.answers = {sign: np.full((2, len(share)), np.nan) for sign in (1, -1)}
             q1, r1, q2, r2_squared = (values[feasible] for values in layers)
-            r2 = np.sqrt(r2_squared)
-            for sign, answers in self.answers.items():
-                answers[:, feasible] = self.response(q1, r1, q2, sign * r2)
-            costs = {sign: mismatch(self.goal, answers) for sign, answers in self.answers.items()}
-            self.sign = min(costs, key=lambda sign: np.nanmin(costs[sign]))
-            self.at = np.nanargmin(costs[self.sign])
-            self.cost = costs[self.sign][self.at]
+            found = np.stack(self.response(q1, r1, q2, _SIGNS[:, None] * np.sqrt(r2_squared)))
+            cost = mismatch(self.goal, found)
+            sign, at = np.unravel_index(np.nanargmin(cost), cost.shape)
+            self.cost, self.sign, self.at = cost[sign, at], _SIGNS[sign], feasible[at]
+            self.answers = np.full((2, 2, len(share)), np.nan)  # (u, v) of each sign of r_2
+            self.answers[..., feasible] = found
         return np.fmin.reduce(least) / self.scaled[0]
 
     def between(self):
@@ -258,7 +257,7 @@ class _Curve:
         Where the matches end, those of both signs of r_2 meet at r_2 = 0: there the chord is from one to the other.
         Infinite where neither end of the interval has a match.
         """
-        up, down = self.answers[1], self.answers[-1]
+        up, down = self.answers[:, 0], self.answers[:, 1]
         left, right = np.isnan(up[0, :-1]), np.isnan(up[0, 1:])
         at = np.arange(len(left)) + left
         ends = [np.where(left != right, answers[:, at], np.nan) for answers in (up, down)]
@@ -360,7 +359,7 @@ def _between_points(curves, below):
             heapq.heappush(waiting, (bound[i], next(number), length[i], curve, curve.share[i : i + 2]))
 
     for curve in curves:
-        if curve.answers:
+        if curve.answers is not None:
             look(curve)
     while waiting:
         _, _, length, curve, (low, high) = heapq.heappop(waiting)

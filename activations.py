@@ -13,15 +13,16 @@ import names
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal where it is the same object: functions compare no other way
 class Activation:
     """An elementwise nonlinearity, as the theory needs to know it.
 
     Attributes
     ----------
     name : str
-    fn, derivative : elementwise functions on torch tensors of any shape and float dtype. `derivative` leaves out
-        the jumps of `fn`; where there is one, only the conjugate kernel of an explicit network exists.
+    fn, derivative : elementwise functions on torch tensors of any shape and float dtype, which do not change: their
+        moments are kept. `derivative` leaves out the jumps of `fn`; where there is one, only the conjugate kernel of an
+        explicit network exists.
     kinks : points where `fn` jumps, or it or its derivative is not smooth; integrals are split there.
     lipschitz : the best Lipschitz constant; if not given, the largest |derivative| seen on a fine grid of [-20, 20].
     slopes : for a piecewise-linear `fn`, its slope on each of the len(kinks) + 1 intervals; else empty.

@@ -8,6 +8,7 @@ sampling a grid across a kink, as is often done, stops at about 1e-4.
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -118,6 +119,11 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
     """
     if not (tau > 0 and math.isfinite(tau)):
         raise ValueError(f"tau must be positive and finite, got {tau}")
+    return _moments(activation, float(tau))
+
+
+@lru_cache(maxsize=1024)  # a match asks for tau_*, and for the moments of each layer, several times
+def _moments(activation, tau):
     panels, noise, spread = _resolve(activation, tau)
     x, weights, (f, df, df_sq) = panels.x, panels.weights, panels.values
 

@@ -36,6 +36,7 @@ Where two layers have too large a diagonal whatever the share:
 import heapq
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count, product
 
 import numpy as np
@@ -47,6 +48,7 @@ from norm_response import NOISE, chord, mismatch, response_of
 
 _ZERO = 1e-13  # c2 and c3 below it, in scale-free units, are those of an odd activation
 _GRID, _STEPS = np.linspace(0, 1, 65)[:-1], np.geomspace(1e-8, 0.1, 57)  # of shares
+_SIGNS = np.array([1, -1])  # of r_2
 _SHORT = 0.005  # a chord of (u, v) that is as good as its arc
 _NARROW = 1e-9  # of the share: what is still long there is a jump
 _NEARER = 0.9  # of the mismatch: what makes another match worth a switch
@@ -197,13 +199,19 @@ def curve(place, first, second, scaled, share):
     return (q1, r1, q2, r2_squared), least, excess
 
 
-def _shares(place, first, second, scaled):
+@lru_cache(maxsize=64)  # two_layers tries each first layer with several second ones
+def _first_shares(place, first, scaled):
     """A grid of shares in [0, 1), fine where r_1 = 0: a nearly linear DEQ has its matches in a narrow window there."""
     grid, steps = _GRID, _STEPS
     centres = roots(lambda share: _excess(place, first, scaled, share)[2], grid)
     grid = np.concatenate([grid, steps, 1 - steps, *(c * np.concatenate([[1], 1 + steps, 1 - steps]) for c in centres)])
-    grid = np.unique(grid[grid < 1])
-    for _ in range(2):  # and finer where the diagonal is least, so that no window falls between two points
+    return np.unique(grid[grid < 1])
+
+
+def _shares(place, first, second, scaled):
+    """The same, and finer where the diagonal is least, so that no window falls between two points."""
+    grid = _first_shares(place, first, scaled)
+    for _ in range(2):
         at = np.argmin(np.nan_to_num(curve(place, first, second, scaled, grid)[1], nan=np.inf))
         around = np.linspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 33)
         grid = np.unique(np.concatenate([grid, around]))
@@ -213,9 +221,7 @@ def _shares(place, first, second, scaled):
 def roots(f, grid):
     values = f(grid)
     return [
-        brentq(f, left, right, xtol=1e-17, rtol=1e-15)
-        for left, right, u, v in zip(grid, grid[1:], values, values[1:])
-        if u * v < 0
+        brentq(f, grid[i], grid[i + 1], xtol=1e-17, rtol=1e-15) for i in np.flatnonzero(values[:-1] * values[1:] < 0)
     ]
 
 
@@ -233,16 +239,16 @@ class _Curve:
 
     def sample(self, share):
         """Take these shares as the grid and find its best point. Returns the least diagonal, 1 for the target's."""
-        (*_, r2_squared), least, _ = curve(self.place, self.first, self.second, self.scaled, share)
-        self.share, self.cost, self.answers = share, math.inf, {}
-        if (feasible := np.flatnonzero(r2_squared >= 0)).size:
-            self.answers = {sign: np.full((2, len(share)), np.nan) for sign in (1, -1)}
-            for sign, answers in self.answers.items():
-                answers[:, feasible] = self.answer(share[feasible], sign)
-            costs = {sign: mismatch(self.goal, answers) for sign, answers in self.answers.items()}
-            self.sign = min(costs, key=lambda sign: np.nanmin(costs[sign]))
-            self.at = np.nanargmin(costs[self.sign])
-            self.cost = costs[self.sign][self.at]
+        layers, least, _ = curve(self.place, self.first, self.second, self.scaled, share)
+        self.share, self.cost, self.answers = share, math.inf, None
+        if (feasible := np.flatnonzero(layers[-1] >= 0)).size:
+            q1, r1, q2, r2_squared = (values[feasible] for values in layers)
+            found = np.stack(self.response(q1, r1, q2, _SIGNS[:, None] * np.sqrt(r2_squared)))
+            cost = mismatch(self.goal, found)
+            sign, at = np.unravel_index(np.nanargmin(cost), cost.shape)
+            self.cost, self.sign, self.at = cost[sign, at], _SIGNS[sign], feasible[at]
+            self.answers = np.full((2, 2, len(share)), np.nan)  # (u, v) of each sign of r_2
+            self.answers[..., feasible] = found
         return np.fmin.reduce(least) / self.scaled[0]
 
     def between(self):
@@ -251,7 +257,7 @@ class _Curve:
         Where the matches end, those of both signs of r_2 meet at r_2 = 0: there the chord is from one to the other.
         Infinite where neither end of the interval has a match.
         """
-        up, down = self.answers[1], self.answers[-1]
+        up, down = self.answers[:, 0], self.answers[:, 1]
         left, right = np.isnan(up[0, :-1]), np.isnan(up[0, 1:])
         at = np.arange(len(left)) + left
         ends = [np.where(left != right, answers[:, at], np.nan) for answers in (up, down)]
@@ -270,7 +276,9 @@ class _Curve:
 
     def answer(self, share, sign):
         """(u, v) of `norm_response`, NaN where there is no match."""
-        q1, r1, q2, r2 = self.solve(share, sign)
+        return self.response(*self.solve(share, sign))
+
+    def response(self, q1, r1, q2, r2):
         place = self.place
         layers = [
             *self.ahead,
@@ -351,7 +359,7 @@ def _between_points(curves, below):
             heapq.heappush(waiting, (bound[i], next(number), length[i], curve, curve.share[i : i + 2]))
 
     for curve in curves:
-        if curve.answers:
+        if curve.answers is not None:
             look(curve)
     while waiting:
         _, _, length, curve, (low, high) = heapq.heappop(waiting)

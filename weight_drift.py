@@ -9,6 +9,7 @@ its spectrum, the singular values of A and of B beside Marchenko and Pastur's la
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -33,11 +34,18 @@ def singular_law(values, ratio: float):
     [(1 - sqrt(ratio))^2, (1 + sqrt(ratio))^2] (Marchenko & Pastur, Math. USSR Sb. 1, 1967).
     """
     middle, half = 1 + ratio, 2 * math.sqrt(ratio)
+    at = np.arccos(np.clip((middle - np.square(values)) / half, -1, 1))
+    return np.interp(at, *_law_of_angles(ratio))
+
+
+@lru_cache(maxsize=8)  # that of A and that of B, for each shuffled copy again
+def _law_of_angles(ratio):
+    """The angles at which the law is tabulated, 0 at its lower and pi at its upper edge, and its values there."""
+    middle, half = 1 + ratio, 2 * math.sqrt(ratio)
     edges = np.linspace(0, math.pi, 4001)
     theta = (edges[1:] + edges[:-1]) / 2
     mass = half**2 * np.sin(theta) ** 2 / (2 * math.pi * ratio * (middle - half * np.cos(theta))) * np.diff(edges)
-    at = np.arccos(np.clip((middle - np.square(values)) / half, -1, 1))
-    return np.interp(at, edges, np.append(0, np.cumsum(mass)))
+    return edges, np.append(0, np.cumsum(mass))
 
 
 def _distance(values, law):

@@ -132,12 +132,13 @@ def _converges(activation, sigma_a2, spread):
     f = ACTIVATIONS[activation]
     try:
         tau = get_tau(f, sigma_a2, 1.0)
-        growths = [gaussian_moments(f, scale).d1_sq for scale in (tau, tau / 3)]
-        if spread:
-            growths += list(implicit_scales(f, sigma_a2, np.array([0.02, 10.0]), gaussian_moments(f, tau).mean).d1_sq)
+        stable = sigma_a2 * max(gaussian_moments(f, scale).d1_sq for scale in (tau, tau / 3)) < STABLE
+        if stable and spread:
+            scales = implicit_scales(f, sigma_a2, np.array([0.02, 10.0]), gaussian_moments(f, tau).mean)
+            stable = sigma_a2 * scales.d1_sq.max() < STABLE
     except ValueError:
         return False
-    return sigma_a2 * max(growths) < STABLE
+    return bool(stable)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import calibration_analysis as analysis  # noqa: E402
 import calibration_cases  # noqa: E402
 import calibration_outcomes  # noqa: E402
 import calibration_verdicts  # noqa: E402
+import candidates  # noqa: E402
 from activations import ACTIVATIONS  # noqa: E402
 from calibration_cases import Case, cases, load, that_set_constants  # noqa: E402
 from findings import Candidate as Found  # noqa: E402
@@ -246,7 +247,9 @@ def test_what_happened():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Two small cases in the place of all."""
+    """Two small cases in the place of all, and half of the candidates."""
+    monkeypatch.setattr(candidates, "FAMILIES", ("auto", "hermite", "piecewise"))
+    monkeypatch.setattr(candidates, "PLAIN_DEPTHS", (1,))
     found = [Case("mixed", "tanh", 0.3, 16, 300), Case("few_dimensions", "relu", 0.2, 16, 300)]
     monkeypatch.setitem(calibration_cases.LIMITS, 16, (300, 300, 3))
     for module in (calibration_cases, calibration_outcomes):

@@ -259,7 +259,7 @@ def test_short_and_long_trainings_on_mnist_are_told_apart(real_data):
 @pytest.fixture(scope="module")
 def mixture():
     data = load_dataset("gmm")
-    return data, adapt(trained(data, "relu", 40, 1000, 1.0, 0))
+    return data, adapt(trained(data, "relu", 40, 300, 1.0, 0))
 
 
 def test_the_loss_is_that_of_readouts_solved_apart(mixture):

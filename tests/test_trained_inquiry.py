@@ -45,7 +45,7 @@ def trained(blobs, steps, rate, activation="tanh"):
 
 @pytest.fixture(scope="module")
 def moved(blobs):
-    return trained(blobs, 400, 3.0)
+    return trained(blobs, 120, 3.0)
 
 
 class Module(torch.nn.Module):
@@ -156,13 +156,13 @@ def test_what_cannot_be_used_is_refused(blobs, moved, change, message):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A data file, and the checkpoint of a run of 60 epochs on it."""
+    """A data file, and the checkpoint of a run of 20 epochs on it."""
     folder = tmp_path_factory.mktemp("trained")
     g = np.random.default_rng(0)
     y = np.arange(900) % 3
     X = (3 + g.normal(size=(900, 12)) + 2 * np.eye(12)[y]).astype("f4")
     np.savez(folder / "data.npz", X_train=X[:500], y_train=y[:500], X_test=X[500:], y_test=y[500:])
-    config = Config("npz", "inn", 24, 1.0, 60, 50, train="full")
+    config = Config("npz", "inn", 24, 1.0, 20, 50, train="full")
     run(
         config,
         load_dataset("npz", folder / "data.npz"),
@@ -184,7 +184,7 @@ def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, cap
     command(files, "--checkpoint", str(checkpoint), "--budget", "0.5s", "--tolerance", "90", *out)
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "verdict.json").read_text())
-    assert found["drift"] is not None and found["answer"] == "replace" and f"exported {found['chosen']}" in said
+    assert found["answer"] == "replace" and f"exported {found['chosen']}" in said
     names = {path.name for path in tmp_path.iterdir()}
     assert {"verdict.png", "verdict.html", "enn.pt", "enn.json", "enn.pt2"} <= names
     raw = np.load(folder / "data.npz")
@@ -192,8 +192,8 @@ def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, cap
     with torch.no_grad():
         classes = network(torch.from_numpy(raw["X_test"])).argmax(1).numpy()
     chosen = next(one for one in found["candidates"] if one["name"] == found["chosen"])
-    if found["drift"]["left"]:  # measured on these very samples, as a mean over seeds
-        assert 100 * (classes == raw["y_test"]).mean() == pytest.approx(chosen["accuracy"], abs=4)
+    assert found["drift"]["left"]  # measured on these very samples, as a mean over seeds
+    assert 100 * (classes == raw["y_test"]).mean() == pytest.approx(chosen["accuracy"], abs=4)
     assert (classes == raw["y_test"]).mean() > 0.6
 
 

@@ -7,6 +7,7 @@ gradient is implicit (fixed_point.py). A positive concave DEQ has all its weight
 What a run writes is in run_files.py.
 """
 
+import inspect
 import math
 import time
 from dataclasses import asdict
@@ -50,8 +51,18 @@ def extract_features(model, X: torch.Tensor, device="cpu", batch_size: int = 512
     return out, iterations
 
 
+def _eager(kind):
+    """An optimizer class of torch without what prepares it for torch.compile, which imports a compiler for seconds."""
+    methods = "add_param_group", "load_state_dict", "state_dict", "step", "zero_grad"
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
+    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
+
+
+OPTIMIZERS = {"sgd": _eager(torch.optim.SGD), "adam": _eager(torch.optim.Adam), "adamw": _eager(torch.optim.AdamW)}
+
+
 def make_optimizer(parameters, config: Config) -> torch.optim.Optimizer:
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.opt]
+    kind = OPTIMIZERS[config.opt]
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 

@@ -12,6 +12,7 @@ line, ... The fault happens at the k-th of them:
 
 import contextlib
 import errno
+import importlib
 import io
 import json
 import mmap
@@ -63,6 +64,10 @@ class Forks:
         interpreter come to its own end.
         """
         return self.ranks({"argv": [*map(str, argv)], **more})[0]
+
+    def prepare(self, module):
+        """Imports a module of which the children that follow have need, once for all of them."""
+        self.ranks({"prepare": module})
 
     def close(self):
         self.server.stdin.close()
@@ -163,24 +168,13 @@ def serve():
 
     torch.set_num_threads(1)  # a child would wait for threads that it does not have
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, even fonts
-        main.main(
-            [
-                "--model",
-                "tanh_inn",
-                "--dim",
-                "2",
-                "--epoch",
-                "1",
-                "--device",
-                "cpu",
-                "--output_path",
-                folder,
-                "--save_path",
-                folder,
-            ]
-        )
+        small = "--model tanh_inn --dim 2 --epoch 1 --device cpu --output_path {0} --save_path {0}"
+        main.main(small.format(folder).split())
     for line in sys.stdin:
         jobs, running = json.loads(line), {}
+        for job in [job for job in jobs if "prepare" in job]:
+            importlib.import_module(job["prepare"])
+            jobs.remove(job)
         for job in jobs:
             out, err, passed = tempfile.TemporaryFile(), tempfile.TemporaryFile(), mmap.mmap(-1, 8)
             pid = os.fork()

@@ -17,7 +17,7 @@ import model
 @pytest.fixture
 def call(forks, tmp_path):
     """main.py run in tmp_path, as `forks` runs it: status, out and err."""
-    return lambda *argv: SimpleNamespace(**forks.run(*argv, cwd=str(tmp_path)))
+    return lambda *argv, **more: SimpleNamespace(**forks.run(*argv, cwd=str(tmp_path), **more))
 
 
 def refused(capsys, tmp_path, *argv):
@@ -281,6 +281,15 @@ def test_any_activation_from_a_users_file(call, tmp_path):
     (tmp_path / "mine.py").write_text("import torch\ndef bent(x):\n    return x + 0.2 * torch.cos(x)\n")
     edited = call(*flags, "--resume")  # of the same name, and another activation
     assert edited.status == 2 and "another configuration" in edited.err
+
+
+def test_a_run_does_not_import_a_compiler(call, small_npz):
+    """torch._dynamo takes two seconds, most of a small run; here whoever imports it fails."""
+    data = "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 10, "--device", "cpu"
+    for opt, train in (("sgd", "readout"), ("adam", "full")):
+        small = "--model", "inn", "--dim", 4, "--epoch", 1, "--opt", opt, "--lr", 0.1, "--train", train
+        done = call(*data, *small, "--output_path", train, setup="import sys; sys.modules['torch._dynamo'] = None")
+        assert (done.status, done.err) == (0, "")
 
 
 def test_real_mnist(call, real_data, tmp_path):

@@ -28,6 +28,12 @@ def two_ranks(forks, program, *argv, cwd):
 
 
 @pytest.fixture(scope="module")
+def shared_steps(forks):
+    """Torch imports a compiler for a run that ranks share; not each of them."""
+    forks.prepare("torch._dynamo")
+
+
+@pytest.fixture(scope="module")
 def base(small_npz):
     # the last batch has one sample, so that one of two ranks has none
     return "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 59, "--device", "cpu"
@@ -142,7 +148,7 @@ if __name__ == "__main__":
 """
 
 
-def test_steps_of_two_ranks_are_those_of_one(forks, tmp_path):
+def test_steps_of_two_ranks_are_those_of_one(forks, shared_steps, tmp_path):
     """To rounding in float64: the mean over shares of 4 and 3, and of 1 and 0; losses, accuracies, iterations."""
     (tmp_path / "steps.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + GRADIENTS)
     for status, _, err in two_ranks(forks, tmp_path / "steps.py", tmp_path, cwd=tmp_path):
@@ -158,7 +164,7 @@ def test_steps_of_two_ranks_are_those_of_one(forks, tmp_path):
     assert len(weights) == 3 and record["train_loss"] > 0.5
 
 
-def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, base, tmp_path, monkeypatch):
+def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, shared_steps, base, tmp_path, monkeypatch):
     alone(*base, *FULL, *at(tmp_path / "whole"))
     original, done = train.RunFiles.epoch_done, []
 

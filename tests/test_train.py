@@ -60,6 +60,35 @@ def test_readout_training_is_torchs_own(tmp_path, opt, kind):
         assert record["test_accuracy"] == pytest.approx((linear(z_test).argmax(1) == data.y_test).float().mean().item())
 
 
+def stepped(make):
+    """A weight after six steps, before the last three of which the optimizer's state is written and read; the state."""
+    g, state, hooked = torch.Generator().manual_seed(0), None, []
+    weight = torch.nn.Parameter(torch.randn(3, 4, generator=g))
+    for _ in range(2):
+        optimizer = make([weight], lr=0.1, weight_decay=0.02, fused=True)
+        if state:
+            optimizer.load_state_dict(state)
+        optimizer.register_step_post_hook(lambda *_: hooked.append(1))
+        for _ in range(3):
+            optimizer.zero_grad()
+            (weight * torch.randn(3, 4, generator=g)).sin().sum().backward()
+            optimizer.step()
+        state = optimizer.state_dict()
+    assert len(hooked) == 6 and not weight.grad.requires_grad
+    return weight.detach(), state
+
+
+@pytest.mark.parametrize(
+    "opt, kind", [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_optimizers_without_the_compiler_are_torchs_own_to_the_bit(opt, kind):
+    (weight, state), (expected, expected_state) = stepped(train.OPTIMIZERS[opt]), stepped(kind)
+    assert torch.equal(weight, expected)
+    assert state["param_groups"] == expected_state["param_groups"]
+    for key, value in expected_state["state"].get(0, {}).items():
+        assert value is state["state"][0][key] is None or torch.equal(value, state["state"][0][key])
+
+
 @pytest.mark.parametrize("name", ["inn", "l_relu_enn"])
 def test_full_training_moves_every_weight_and_learns(tmp_path, name):
     config = replace(BASE, model=name, train="full", lr=0.2, epoch=12)

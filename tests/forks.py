@@ -39,6 +39,15 @@ def rank_environment(rank, size=2, **more):
     return {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", **more}
 
 
+def at(folder):
+    """Flags of main.py: all that a run writes lies below a folder."""
+    return "--output_path", folder / "out", "--save_path", folder / "ckpt"
+
+
+# a run that is made, and one whose equilibrium is not found
+DIVERGES = "--model", "relu_enn", "tanh_inn", "--dim", 256, "--epoch", 1, "--asquare", 0.99999
+
+
 class Forks:
     """The other end: `run` one main.py, or several ranks of it, and wait."""
 

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from conftest import ROOT
-from forks import free_port, rank_environment
+from forks import at, free_port, rank_environment
 from run_files import read_metrics
 
 JOBS = {
@@ -33,16 +33,13 @@ JOBS = {
     ),
 }
 JOBS["ranks"] = JOBS["grid"]
+TINY = "--model", "tanh_enn", "--dim", 4, "--epoch", 1
 RESUME = "the same command with --resume goes on from here\n"
 
 
 @pytest.fixture(scope="module")
 def base(small_npz):
     return "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 16, "--device", "cpu"
-
-
-def at(folder):
-    return "--output_path", folder / "out", "--save_path", folder / "ckpt"
 
 
 def start(forks, job, argv, faults=({},)):
@@ -207,22 +204,13 @@ def test_a_second_ctrl_c_does_not_wait(forks, base, tmp_path):
         "import matplotlib.figure, time\ndef savefig(*args, **kwargs):\n    try:\n        ctrl_c()\n"
         "    finally:\n        ctrl_c(); time.sleep(1000)\nmatplotlib.figure.Figure.savefig = savefig"
     )
-    stopped = forks.run(*base, "--model", "tanh_enn", "--dim", 4, "--epoch", 1, *at(tmp_path), setup=setup)
+    stopped = forks.run(*base, *TINY, *at(tmp_path), setup=setup)
     assert (stopped["status"], stopped["err"]) == (130, f"main.py: interrupted; {RESUME}")
 
 
 def test_ctrl_c_comes_too_late_when_all_is_done(forks, base, tmp_path):
     done = forks.run(
-        *base,
-        "--model",
-        "tanh_enn",
-        "--dim",
-        4,
-        "--epoch",
-        1,
-        *at(tmp_path),
-        finalize=True,
-        setup=CTRL_C + "import atexit; atexit.register(ctrl_c)",
+        *base, *TINY, *at(tmp_path), finalize=True, setup=CTRL_C + "import atexit; atexit.register(ctrl_c)"
     )
     assert (done["status"], done["err"]) == (0, "")
 
@@ -230,12 +218,7 @@ def test_ctrl_c_comes_too_late_when_all_is_done(forks, base, tmp_path):
 def test_a_background_process_is_not_interrupted(forks, base, tmp_path):
     done = forks.run(
         *base,
-        "--model",
-        "tanh_enn",
-        "--dim",
-        4,
-        "--epoch",
-        1,
+        *TINY,
         *at(tmp_path),
         fault="ctrl_c",
         at=2,

@@ -12,6 +12,7 @@ import data_prepare
 import grid
 import main
 import model
+from forks import DIVERGES, at
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def call(forks, tmp_path):
 def refused(capsys, tmp_path, *argv):
     """In this process: the one line on stderr; nothing may have been written."""
     with pytest.raises(SystemExit) as stop:
-        main.main([*map(str, argv), "--output_path", str(tmp_path / "out"), "--save_path", str(tmp_path / "ckpt")])
+        main.main([*map(str, (*argv, *at(tmp_path)))])
     assert stop.value.code == 2
     assert not (tmp_path / "out").exists() and not (tmp_path / "ckpt").exists()
     captured = capsys.readouterr()
@@ -44,9 +45,12 @@ def npz(path, **changes):
     return path
 
 
-def test_bad_values_that_need_the_data_or_the_device(call, capsys, tmp_path):
-    good = npz(tmp_path / "good.npz")
-    base = ("--dataset", "npz", "--dataset_path", good)
+@pytest.fixture
+def base(tmp_path):
+    return "--dataset", "npz", "--dataset_path", npz(tmp_path / "good.npz"), "--batch_size", 10, "--device", "cpu"
+
+
+def test_bad_values_that_need_the_data_or_the_device(base, call, capsys, tmp_path):
     too_large = refused(capsys, tmp_path, *base, "--batch_size", 61)
     assert "--batch_size 61 is larger than the training set of 60" in too_large
     assert "CUDA device" in refused(capsys, tmp_path, *base, "--device", "cuda:99")
@@ -93,31 +97,13 @@ def test_bad_dataset_folders(capsys, tmp_path):
     refused(capsys, tmp_path, "--dataset", "cifar10", "--dataset_path", tmp_path, "--vgg_path", tmp_path / "vgg.pth")
 
 
-def test_beyond_the_assumption_warns_and_goes_on(call, tmp_path):
-    path = npz(tmp_path / "good.npz")
-    done = call(
-        "--dataset",
-        "npz",
-        "--dataset_path",
-        path,
-        "--model",
-        "tanh_inn",
-        "--dim",
-        32,
-        "--epoch",
-        1,
-        "--asquare",
-        0.3,
-        "--batch_size",
-        10,
-        "--device",
-        "cpu",
-    )
+def test_beyond_the_assumption_warns_and_goes_on(base, call, tmp_path):
+    done = call(*base, "--model", "tanh_inn", "--dim", 32, "--epoch", 1, "--asquare", 0.3)
     assert done.status == 0 and "warning: sigma_a^2 = 0.3 is not below 1/(4 L^2) = 0.25" in done.err
     assert json.loads((tmp_path / "results" / "32_test_tanh_inn_npz.json").read_text())
 
 
-def test_warnings_are_one_line(capsys, monkeypatch, tmp_path):
+def test_warnings_are_one_line(base, capsys, monkeypatch, tmp_path):
     whole = data_prepare.load_dataset
 
     def warned(*args, **settings):
@@ -125,102 +111,24 @@ def test_warnings_are_one_line(capsys, monkeypatch, tmp_path):
         return whole(*args, **settings)
 
     monkeypatch.setattr(grid, "load_dataset", warned)
-    main.main(
-        [
-            "--dataset",
-            "npz",
-            "--dataset_path",
-            str(npz(tmp_path / "good.npz")),
-            "--model",
-            "relu_enn",
-            "--dim",
-            "4",
-            "--epoch",
-            "1",
-            "--batch_size",
-            "10",
-            "--device",
-            "cpu",
-            "--output_path",
-            str(tmp_path / "out"),
-            "--save_path",
-            str(tmp_path / "ckpt"),
-        ]
-    )
+    main.main([*map(str, (*base, "--model", "relu_enn", "--dim", 4, "--epoch", 1, *at(tmp_path)))])
     assert capsys.readouterr().err == "main.py: warning: the features could not be kept\n"
 
 
-def test_an_equilibrium_that_does_not_converge_fails_with_advice(call, tmp_path):
-    path = npz(tmp_path / "good.npz")
-    done = call(
-        "--dataset",
-        "npz",
-        "--dataset_path",
-        path,
-        "--model",
-        "relu_enn",
-        "tanh_inn",
-        "--dim",
-        256,
-        "--epoch",
-        1,
-        "--asquare",
-        0.99999,
-        "--batch_size",
-        10,
-        "--device",
-        "cpu",
-    )
+def test_an_equilibrium_that_does_not_converge_fails_with_advice(base, call, tmp_path):
+    done = call(*base, *DIVERGES)
     assert done.status == 1
     assert "relative residual" in done.err and "smaller sigma_a^2" in done.err and "Traceback" not in done.err
     assert (tmp_path / "results" / "256_test_relu_enn_npz.json").exists()  # what was computed is kept
 
 
-def test_a_loss_that_explodes_fails_and_keeps_the_logs(call, tmp_path):
-    path = npz(tmp_path / "good.npz")
-    done = call(
-        "--dataset",
-        "npz",
-        "--dataset_path",
-        path,
-        "--model",
-        "relu_enn",
-        "--dim",
-        16,
-        "--epoch",
-        3,
-        "--lr",
-        1e30,
-        "--train",
-        "full",
-        "--batch_size",
-        10,
-        "--device",
-        "cpu",
-    )
+def test_a_loss_that_explodes_fails_and_keeps_the_logs(base, call):
+    done = call(*base, "--model", "relu_enn", "--dim", 16, "--epoch", 3, "--lr", 1e30, "--train", "full")
     assert done.status == 1 and "take a smaller --lr" in done.err and done.err.count("\n") == 1
 
 
-def test_the_grid_its_table_and_its_figure(call, tmp_path):
-    path = npz(tmp_path / "good.npz")
-    flags = [
-        "--dataset",
-        "npz",
-        "--dataset_path",
-        path,
-        "--dim",
-        16,
-        32,
-        "--seed",
-        0,
-        1,
-        "--epoch",
-        2,
-        "--batch_size",
-        10,
-        "--device",
-        "cpu",
-    ]
+def test_the_grid_its_table_and_its_figure(base, call, tmp_path):
+    flags = *base, "--dim", 16, 32, "--seed", 0, 1, "--epoch", 2
     done = call(*flags)
     assert done.status == 0, done.err
     assert done.err == ""  # progress bars are silent where nobody watches
@@ -245,28 +153,10 @@ def test_the_grid_its_table_and_its_figure(call, tmp_path):
     assert before == {p: p.read_bytes() for p in (tmp_path / "results").rglob("*") if p.is_file()}
 
 
-def test_any_activation_from_a_users_file(call, tmp_path):
+def test_any_activation_from_a_users_file(base, call, tmp_path):
     (tmp_path / "mine.py").write_text("import torch\ndef bent(x):\n    return x + 0.3 * torch.cos(x)\n")
-    flags = (
-        "--dataset",
-        "npz",
-        "--dataset_path",
-        npz(tmp_path / "good.npz"),
-        "--model",
-        "deq",
-        "matched_enn",
-        "unmatched_enn",
-        "--activation",
-        "mine.py:bent",
-        "--dim",
-        16,
-        "--epoch",
-        1,
-        "--batch_size",
-        10,
-        "--device",
-        "cpu",
-    )
+    models = "--model", "deq", "matched_enn", "unmatched_enn", "--activation", "mine.py:bent"
+    flags = *base, *models, "--dim", 16, "--epoch", 1
     done = call(*flags)
     assert done.status == 0, done.err
     assert (tmp_path / "results" / "16_test_matched_enn-bent-ck_npz.json").exists()
@@ -283,35 +173,18 @@ def test_any_activation_from_a_users_file(call, tmp_path):
     assert edited.status == 2 and "another configuration" in edited.err
 
 
-def test_a_run_does_not_import_a_compiler(call, small_npz):
+def test_a_run_does_not_import_a_compiler(base, call):
     """torch._dynamo takes two seconds, most of a small run; here whoever imports it fails."""
-    data = "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 10, "--device", "cpu"
     for opt, train in (("sgd", "readout"), ("adam", "full")):
         small = "--model", "inn", "--dim", 4, "--epoch", 1, "--opt", opt, "--lr", 0.1, "--train", train
-        done = call(*data, *small, "--output_path", train, setup="import sys; sys.modules['torch._dynamo'] = None")
+        done = call(*base, *small, "--output_path", train, setup="import sys; sys.modules['torch._dynamo'] = None")
         assert (done.status, done.err) == (0, "")
 
 
 def test_real_mnist(call, real_data, tmp_path):
     """Two classes of the real images: the matched network follows its DEQ."""
-    done = call(
-        "--dataset",
-        "mnist",
-        "--dataset_path",
-        real_data,
-        "--classes",
-        6,
-        8,
-        "--model",
-        "inn",
-        "l_relu_enn",
-        "--dim",
-        128,
-        "--epoch",
-        2,
-        "--device",
-        "cpu",
-    )
+    images = "--dataset", "mnist", "--dataset_path", real_data, "--classes", 6, 8, "--device", "cpu"
+    done = call(*images, "--model", "inn", "l_relu_enn", "--dim", 128, "--epoch", 2)
     assert done.status == 0, done.err
     accuracy = [
         json.loads((tmp_path / "results" / f"128_test_{name}_mnist.json").read_text())[-1]
@@ -324,20 +197,8 @@ def test_real_mnist(call, real_data, tmp_path):
 def test_a_figure_that_cannot_be_written_is_one_line_and_costs_no_result(tmp_path, capsys):
     (tmp_path / "accuracy_gmm.png" / "in the way").mkdir(parents=True)
     with pytest.raises(SystemExit) as stop:
-        main.main(
-            [
-                "--model",
-                "tanh_enn",
-                "--dim",
-                "8",
-                "--epoch",
-                "1",
-                "--output_path",
-                str(tmp_path),
-                "--save_path",
-                str(tmp_path / "ckpt"),
-            ]
-        )
+        small = "--model tanh_enn --dim 8 --epoch 1 --output_path {0} --save_path {0}/ckpt"
+        main.main(small.format(tmp_path).split())
     captured = capsys.readouterr()
     assert stop.value.code == 1 and "accuracy_gmm.png" in captured.err and captured.err.count("\n") == 1
     assert (tmp_path / "8_test_tanh_enn_gmm.json").exists() and "tanh_enn" in captured.out

@@ -1,7 +1,6 @@
 """The package `deq_enn`, built and imported as somebody else's project would have it."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -79,21 +78,26 @@ print(json.dumps(dict(
 """
 
 
-def test_another_project_imports_it_and_keeps_its_own_modules(installed, tmp_path):
+# a process that has imported torch and ours becomes one that has imported torch alone
+FORGET = """
+import sys
+for name in {flat}:
+    sys.modules.pop(name, None)
+sys.path[:] = [{site!r}, *(path for path in sys.path if not path.startswith({root!r}) or "site-packages" in path)]
+"""
+
+
+def test_another_project_imports_it_and_keeps_its_own_modules(forks, installed, tmp_path):
     """From a folder whose modules have the names of ours: those stay what they are, and the numbers are the same."""
     for name in FLAT:
         (tmp_path / f"{name}.py").write_text("raise ImportError('the module of another project')\n")
     (tmp_path / "utils.py").write_text("OWNER = 'me'\n")
     rows = [[0.6, -0.5, 0.2], [0.1, 0.9, -0.7], [-1.0, 0.3, 0.4]]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(rows=rows, flat=FLAT)],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(installed)},
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    (tmp_path / "theirs.py").write_text(PROGRAM.format(rows=rows, flat=FLAT))
+    forget = FORGET.format(flat=[*FLAT, "deq_enn"], site=str(installed), root=str(ROOT))
+    done = forks.run(program=str(tmp_path / "theirs.py"), cwd=str(tmp_path), setup=forget)
+    assert done["status"] == 0, done["err"]
+    found = json.loads(done["out"])
     assert found["utils"] == "me" and found["top"] == ["utils"] and found["style"]
     assert len(found["inside"]) == len(FLAT) + 1
     assert all(path.startswith(str(installed)) for path in found["inside"])

@@ -12,7 +12,7 @@ import main
 import train
 from conftest import ROOT
 from distributed import Team
-from forks import free_port, rank_environment
+from forks import DIVERGES, at, free_port, rank_environment
 from train import read_metrics
 
 GRID = ("--model", "inn", "h_tanh_enn", "relu_enn", "--dim", 8, 16, "--seed", 0, 1, "--epoch", 30)
@@ -37,10 +37,6 @@ def shared_steps(forks):
 def base(small_npz):
     # the last batch has one sample, so that one of two ranks has none
     return "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 59, "--device", "cpu"
-
-
-def at(folder):
-    return "--output_path", folder / "out", "--save_path", folder / "ckpt"
 
 
 def alone(*argv):
@@ -197,22 +193,7 @@ def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, shared_
 
 
 def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, base, tmp_path):
-    ranks = two_ranks(
-        forks,
-        ROOT / "main.py",
-        *base,
-        "--model",
-        "relu_enn",
-        "tanh_inn",
-        "--dim",
-        256,
-        "--epoch",
-        1,
-        "--asquare",
-        0.99999,
-        *at(tmp_path),
-        cwd=tmp_path,
-    )
+    ranks = two_ranks(forks, ROOT / "main.py", *base, *DIVERGES, *at(tmp_path), cwd=tmp_path)
     told = [line for _, _, err in ranks for line in err.splitlines()]
     warning, failure = told  # of both ranks together, and no traceback
     assert "main.py: warning: sigma_a^2" in warning and "main.py: failed: the equilibrium" in failure

@@ -40,19 +40,8 @@ def write_run(folder, model, dim, seed, dataset="gmm", metrics=True, epochs=3, s
     for split, values in (("train", train), ("test", test)):
         (place / f"{dim}_{split}_{model}_{dataset}.json").write_text(json.dumps(values))
     if metrics:
-        config = Config(
-            **{
-                "dataset": dataset,
-                "model": model,
-                "dim": dim,
-                "seed": seed,
-                "lr": 1.0,
-                "epoch": 3,
-                "batch_size": 10,
-                "data": "x",
-                **settings,
-            }
-        )
+        settings = {"lr": 1.0, "epoch": 3, "batch_size": 10, "data": "x"} | settings
+        config = Config(dataset=dataset, model=model, dim=dim, seed=seed, **settings)
         head = {"run": config.key, "dataset": dataset, "model": model, "dim": dim, "seed": seed}
         lines = [{**head, "event": "run", "config": vars(config), "setup_seconds": setup}]
         lines += [

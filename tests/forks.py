@@ -177,7 +177,7 @@ def serve():
 
     torch.set_num_threads(1)  # a child would wait for threads that it does not have
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, even fonts
-        small = "--model tanh_inn --dim 2 --epoch 1 --device cpu --output_path {0} --save_path {0}"
+        small = "--model tanh_inn --dim 2 --epoch 1 --train full --device cpu --output_path {0} --save_path {0}"
         main.main(small.format(folder).split())
     for line in sys.stdin:
         jobs, running = json.loads(line), {}

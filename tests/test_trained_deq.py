@@ -248,7 +248,7 @@ def test_short_and_long_trainings_on_mnist_are_told_apart(real_data):
         drift(adapt(trained(mnist, name, 32, 5, 0.1, seed)), mnist.X_test) for name, seed in (("relu", 1), ("tanh", 2))
     ]
     assert not any(found["left"] for found in short)
-    long = [drift(adapt(trained(mnist, name, 32, 400, 1.0, 1)), mnist.X_test) for name in ("relu", "tanh")]
+    long = [drift(adapt(trained(mnist, name, 32, 150, 3.0, 1)), mnist.X_test) for name in ("relu", "tanh")]
     assert all(found["left"] for found in long)
     assert min(found["score"] for found in long) > 2 * max(found["score"] for found in short)
 

@@ -178,6 +178,12 @@ def command(files, *flags):
     gateway.main(["--dataset", "npz", "--dataset_path", str(folder / "data.npz"), "--activation", "relu", *flags])
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """What is looked at is the network alone."""
+    monkeypatch.setattr("verdict_page.write", lambda *_: ())
+
+
 def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, capsys):
     folder, checkpoint = files
     out = "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt")
@@ -197,7 +203,7 @@ def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, cap
     assert (classes == raw["y_test"]).mean() > 0.6
 
 
-def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(files, tmp_path, capsys):
+def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(no_page, files, tmp_path, capsys):
     folder, _ = files
     out = "--output", str(tmp_path), "--export", str(tmp_path / "new" / "enn.pt")
     command(files, "--dim", "64", "--budget", "0.5s", "--tolerance", "50", *out)
@@ -211,7 +217,7 @@ def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(files, 
     np.testing.assert_allclose(state["mean"], raw["X_train"].mean(0), rtol=1e-5)
 
 
-def test_where_nothing_is_chosen_nothing_is_written(few_candidates, files, tmp_path, capsys, monkeypatch):
+def test_where_nothing_is_chosen_nothing_is_written(no_page, few_candidates, files, tmp_path, capsys, monkeypatch):
     from inquiry import Inquiry
 
     monkeypatch.setattr(Inquiry, "_answer", lambda self: ("keep", None, ["No."]))
@@ -241,7 +247,7 @@ def test_bad_flags_are_one_line_and_status_2(files, flags, message, capsys, tmp_
     assert len(error.splitlines()) == 1 and re.search(message, error)
 
 
-def test_an_export_that_cannot_be_made_is_an_error(few_candidates, files, tmp_path, capsys):
+def test_an_export_that_cannot_be_made_is_an_error(no_page, few_candidates, files, tmp_path, capsys):
     raw = np.load(files[0] / "data.npz")
     np.savez(tmp_path / "unlabelled.npz", X_train=raw["X_train"])
     flags = "--dataset_path", str(tmp_path / "unlabelled.npz"), "--dim", "16", "--budget", "0.3s"

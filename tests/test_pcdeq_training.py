@@ -51,16 +51,17 @@ def train_toy(folder, config=CONFIG, **options):
 
 
 def test_training_is_adamw_with_a_milestone_and_logs_iterations(tmp_path, monkeypatch):
-    rates, decays = [], []
-    step = torch.optim.AdamW.step
+    rates, decays, kind = [], [], train.OPTIMIZERS["adamw"]
+    step = kind.step
 
     def spy(self, *args):
         rates.append(self.param_groups[0]["lr"])
         decays.append(self.param_groups[0]["weight_decay"])
         return step(self, *args)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    monkeypatch.setattr(kind, "step", spy)
     result, network = train_toy(tmp_path)
+    assert issubclass(kind, torch.optim.AdamW)
     assert rates == pytest.approx([0.01] * 8 + [0.001] * 8) and set(decays) == {0.1}  # 4 batches of 60, 4 epochs
     assert all(r["forward_iterations"] >= 1 and r["backward_iterations"] >= 1 for r in result.history)
     layer = network.equilibria[0]

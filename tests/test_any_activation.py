@@ -1,6 +1,7 @@
 """Every DEQ against its match: distances recomputed, wrong matches seen, trainings resumed, the command lines."""
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ import any_activation_matching as study
 import experiment
 import gaussian_integration
 import kernel_distance
+import matching
 import matching_map
 import model
 import spectra
@@ -26,14 +28,16 @@ from coefficients import implicit_ck
 from data_prepare import Dataset
 from gaussian_integration import ACTIVATIONS, piecewise_linear
 from kernels import explicit_kernels, implicit_kernels
-from matching import match
 from two_layer_lrelu import solutions
 from utils import estimate_tau0, generator
+
+match = functools.cache(matching.match)  # the tests here ask for the same ones again and again
 
 
 def keep(monkeypatch, *names):
     """A registry of these activations only, so that a script takes seconds. Another one, not the registry with names
     taken out: put back, they would stand at its end, and tests that come later in this process read its order."""
+    monkeypatch.setattr(matching, "match", match)
     kept = {name: activation for name, activation in ACTIVATIONS.items() if name in names}
     monkeypatch.setattr(gaussian_integration, "ACTIVATIONS", kept)
 

@@ -123,12 +123,12 @@ def steeper(layer):
 
 
 def test_the_scripts_numbers_and_panels(few, capsys):
-    args = arguments(n=[128, 512], seeds=2)
+    args = arguments(n=[64, 256], seeds=2)
     figure, numbers = study.main(args)
     assert "the MNIST table is skipped: no --dataset_path" in capsys.readouterr().out
     assert len(figure.axes) == 2 and numbers["accuracies"] is None
     json.dumps(numbers)
-    x = sample(512)
+    x = sample(256)
     again = {
         name: study.distances(x, ACTIVATIONS[name], 0.2, both_matches(name), unmatched_enn(name))
         for name in ("relu", "tanh", "elu")
@@ -255,7 +255,7 @@ def test_equality_is_tested_over_all_activations_together(few, capsys):
 
 def test_what_violates_assumption_3_has_a_star(monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "erf", "gelu", "selu")
-    args = arguments(n=[32, 64])
+    args = arguments(n=[32])
     study.print_kernels(args, *study.study_kernels(args))
     printed = capsys.readouterr().out
     for name, bound in (("erf", "0.1963"), ("gelu", "0.1962"), ("selu", "0.08088")):

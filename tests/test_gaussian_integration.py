@@ -226,7 +226,7 @@ def test_hermite_coefficients_at_large_scales(name, scale):
         (from_function(torch.exp), 10.0, "exp grows too fast"),
         (
             from_function(lambda x: (x - 0.3).abs(), "bent"),
-            torch.linspace(0.1, 3, 200),
+            torch.linspace(0.1, 3, 400),
             "bent .* a kink of it is not declared",
         ),
     ],

@@ -38,9 +38,10 @@ def config(model, **settings):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """The script on toy data: three networks, two points an epoch, its runs in tmp_path."""
+    """The script on toy data: three networks, two points an epoch, kernels of few samples, its runs in tmp_path."""
     monkeypatch.setattr(td, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(td, "POINTS", 2)
+    monkeypatch.setattr(td, "PROBE", 6)
     monkeypatch.setattr(td, "NETWORKS", {name: td.NETWORKS[name] for name in ("deq", "ntk", "unmatched")})
     monkeypatch.setattr("data_prepare.load_dataset", lambda name, path: toy(256))
 
@@ -71,6 +72,7 @@ def test_empirical_kernels_are_those_of_the_coefficients():
 
 
 def test_all_networks_of_a_seed_see_the_same_batches(monkeypatch):
+    monkeypatch.setattr(td, "PROBE", 2)  # its kernel is not what this is about
     seen = []
     epoch = FullTask.epoch
     monkeypatch.setattr(FullTask, "epoch", lambda task, rows: seen.append(rows) or epoch(task, rows))

@@ -34,7 +34,7 @@ def features(kind, n=100):
 @pytest.mark.parametrize("kind, near", [("mixture", 0.006), ("features", 0.018)])
 @pytest.mark.parametrize("name, sigma_a2, low, high", [("swish", 0.2, 0.978, 1.002), ("gelu", 0.2, 0.61, 0.64)])
 def test_the_distance_to_the_deq_does_not_jump_with_tau0(name, sigma_a2, low, high, kind, near):
-    """Here the number of kinks used to change, and the distance with it: on the features from 0.011 to 0.021 or more."""
+    """Here the number of kinks used to change, and the distance with it: of the features from 0.011 to 0.021."""
     X, found = features(kind), []
     for tau0 in np.linspace(low, high, 5):
         deq = implicit_kernels(tau0 * X, ACTIVATIONS[name], sigma_a2)[0]

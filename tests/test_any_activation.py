@@ -1,6 +1,7 @@
 """Every DEQ against its match: distances recomputed, wrong matches seen, trainings resumed, the command lines."""
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ import any_activation_matching as study
 import experiment
 import gaussian_integration
 import kernel_distance
+import matching
 import matching_map
 import model
 import spectra
@@ -26,14 +28,16 @@ from coefficients import implicit_ck
 from data_prepare import Dataset
 from gaussian_integration import ACTIVATIONS, piecewise_linear
 from kernels import explicit_kernels, implicit_kernels
-from matching import match
 from two_layer_lrelu import solutions
 from utils import estimate_tau0, generator
+
+match = functools.cache(matching.match)  # the tests here ask for the same ones again and again
 
 
 def keep(monkeypatch, *names):
     """A registry of these activations only, so that a script takes seconds. Another one, not the registry with names
     taken out: put back, they would stand at its end, and tests that come later in this process read its order."""
+    monkeypatch.setattr(matching, "match", match)
     kept = {name: activation for name, activation in ACTIVATIONS.items() if name in names}
     monkeypatch.setattr(gaussian_integration, "ACTIVATIONS", kept)
 
@@ -119,12 +123,12 @@ def steeper(layer):
 
 
 def test_the_scripts_numbers_and_panels(few, capsys):
-    args = arguments(n=[128, 512], seeds=2)
+    args = arguments(n=[64, 256], seeds=2)
     figure, numbers = study.main(args)
     assert "the MNIST table is skipped: no --dataset_path" in capsys.readouterr().out
     assert len(figure.axes) == 2 and numbers["accuracies"] is None
     json.dumps(numbers)
-    x = sample(512)
+    x = sample(256)
     again = {
         name: study.distances(x, ACTIVATIONS[name], 0.2, both_matches(name), unmatched_enn(name))
         for name in ("relu", "tanh", "elu")
@@ -251,7 +255,7 @@ def test_equality_is_tested_over_all_activations_together(few, capsys):
 
 def test_what_violates_assumption_3_has_a_star(monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "erf", "gelu", "selu")
-    args = arguments(n=[32, 64])
+    args = arguments(n=[32])
     study.print_kernels(args, *study.study_kernels(args))
     printed = capsys.readouterr().out
     for name, bound in (("erf", "0.1963"), ("gelu", "0.1962"), ("selu", "0.08088")):

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "ck_ntk"))
 import limits
 import spectra
 from coefficients import KernelCoefficients, equivalent_kernel, implicit_ck, implicit_ntk
-from data_prepare import gaussian_mixture, load_dataset
+from data_prepare import gaussian_mixture
 from gaussian_integration import ACTIVATIONS
 from kernels import implicit_kernels
 from utils import generator
@@ -238,31 +238,38 @@ def test_a_script_writes_its_numbers_and_figures(run, tmp_path):
 
 
 def small(**settings):
-    return argparse.Namespace(n=[64, 128], seeds=2, sigma_a2=0.2, spectrum=128, width=[64, 256], **settings)
+    """Three sizes are as few as have a slope with an error."""
+    sizes = {"n": [64, 96, 128], "seeds": 1, "sigma_a2": 0.2, "spectrum": 128, "width": [64, 256]}
+    return argparse.Namespace(**sizes | settings)
+
+
+@pytest.fixture
+def shown(monkeypatch, name):
+    """All activations once for each data set and each kernel; else one of either kind, a closed form and a series."""
+    if name not in ("ck_gmm_matching", "mnist_ntk_matching"):
+        monkeypatch.setattr(spectra, "SHOWN", ("relu", "elu"))
 
 
 @pytest.mark.parametrize("name", GMM[:3])
-def test_the_other_mixture_scripts_run(name):
+def test_the_other_mixture_scripts_run(name, shown):
     figure, numbers = __import__(name).main(small())
     spectra.plt.close(figure)
     json.dumps(numbers)
 
 
 def test_finite_width_approaches_the_exact_kernel():
-    args = small()
-    args.n = [64]
-    figure, numbers = __import__("finite_width_kernels").main(args)
+    figure, numbers = __import__("finite_width_kernels").main(small(n=[64], seeds=2))
     spectra.plt.close(figure)
     for errors in numbers["errors"].values():
         assert np.mean(errors[1]) < 0.75 * np.mean(errors[0])
 
 
-read_once = functools.cache(load_dataset)
+read_once = functools.cache(spectra.mnist)
 
 
 @pytest.mark.parametrize("name", MNIST)
-def test_mnist_scripts_run(real_data, name, monkeypatch):
-    monkeypatch.setattr(spectra, "load_dataset", read_once)
+def test_mnist_scripts_run(real_data, name, shown, monkeypatch):
+    monkeypatch.setattr(spectra, "mnist", read_once)
     figure, numbers = __import__(name).main(small(dataset_path=str(real_data)))
     spectra.plt.close(figure)
     assert np.max([np.max(e) for e in numbers["errors"].values()]) < 1
@@ -273,7 +280,7 @@ def test_cifar10_script_tells_matched_from_unmatched(monkeypatch):
     monkeypatch.setattr(
         spectra, "real_data", lambda *args: asked.append(args) or spectra.mixture
     )  # a mixture for features
-    figure, numbers = __import__("cifar10_matching").main(small(dataset_path="folder"))
+    figure, numbers = __import__("cifar10_matching").main(small(n=[64, 128], dataset_path="folder"))
     spectra.plt.close(figure)
     assert asked == [("cifar10", "folder", (3, 5))]
     for kernel in ("ck", "ntk"):

@@ -8,6 +8,7 @@ from scipy import integrate, special
 
 from gaussian_integration import (
     ACTIVATIONS,
+    Activation,
     expectation,
     from_function,
     gaussian_moments,
@@ -87,6 +88,31 @@ def test_moments_against_an_independent_rule(name, tau):
     # second derivatives by Stein's lemma twice, from the function itself
     assert m.d2 == pytest.approx(quad(lambda x: (x * x - 1) * phi(x), kinks) / tau**2, abs=2e-11)
     assert m.sq_dd == pytest.approx(quad(lambda x: (x * x - 1) * phi(x) ** 2, kinks) / tau**2, abs=2e-11)
+
+
+def test_moments_that_are_kept_are_those_of_the_activation_and_the_scale():
+    class Linear:
+        """Compared by its name and without a hash, as a user's own class may be."""
+
+        def __init__(self, slope):
+            self.slope, self.name = slope, "linear"
+
+        def __eq__(self, other):
+            return self.name == other.name
+
+        def __call__(self, x):
+            return self.slope * x
+
+    slopes = (1.0, 2.0)
+    lines = [Activation("linear", Linear(s), lambda x, s=s: torch.full_like(x, s), lipschitz=2.0) for s in slopes]
+    for tau in (0.5, 1.5, 0.5):
+        for line, slope in zip(lines, slopes):
+            m = gaussian_moments(line, tau)
+            assert (m.d1, m.variance) == pytest.approx((slope, (slope * tau) ** 2))
+    wrong = Activation("wrong", torch.tanh, torch.sigmoid)
+    for _ in range(2):  # and what is refused stays refused
+        with pytest.raises(ValueError, match="derivative is not that of its function"):
+            gaussian_moments(wrong, 1.0)
 
 
 def test_second_derivative_of_a_smooth_activation_is_the_ordinary_one():

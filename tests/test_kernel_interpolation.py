@@ -95,7 +95,7 @@ def test_a_kernel_that_is_not_smooth_enough_is_computed_exactly(monkeypatch):
 def test_predictions_move_by_less_than_they_mean():
     """A machine of the interpolated kernel against one of the exact kernel refined in float64."""
     network = build_model("tanh_inn", 30, 1, 3, 0.2)
-    X, other = samples(900, common=0.5), samples(100, common=0.5, seed=1)
+    X, other = samples(450, common=0.5), samples(100, common=0.5, seed=1)
     y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
     make = partial(blocks_of, network)
     means = []
@@ -103,7 +103,7 @@ def test_predictions_move_by_less_than_they_mean():
         (Interpolated(make, X), Interpolated(make, X, other), {}),
         (make(X), make(X, other), {"exact": True}),
     ):
-        rows = MemoryRows(Layout(900))
+        rows = MemoryRows(Layout(450))
         form(blocks, "ck", rows)
         means.append(fit(blocks, rows, y, 3, "ck", 1e-4, **options).predict(cross).mean)
     assert (means[0] - means[1]).abs().max() < 2e-4

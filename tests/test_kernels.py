@@ -145,33 +145,33 @@ def test_spread_norms_and_strong_feedback(name, sigma_a2):
 
 @pytest.mark.parametrize("name", ["relu", "elu", "hardtanh"])
 def test_kernels_between_two_sets_are_blocks_of_the_kernel_of_both(name):
-    activation, X = ACTIVATIONS[name], spread(250, 20, "two")
+    activation, X = ACTIVATIONS[name], spread(190, 20, "two")
     X = torch.cat([X, X[:3]])  # the second set repeats some of the first
-    one, two = X[:200], X[200:]
+    one, two = X[:150], X[150:]
     whole = implicit_kernels(X, activation, SIGMA_A2, tau0=1.0), explicit_kernels(X, [activation, ACTIVATIONS["relu"]])
     part = (
         implicit_kernels(one, activation, SIGMA_A2, tau0=1.0, other=two),
         explicit_kernels(one, [activation, ACTIVATIONS["relu"]], other=two),
     )
     for a, b in zip((*whole[0], *whole[1]), (*part[0], *part[1])):
-        torch.testing.assert_close(a[200:, :200], b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(a[150:, :150], b, rtol=1e-12, atol=1e-14)
     # tau_0, where it is not given, is that of the first set
     mean = implicit_kernels(one, activation, SIGMA_A2, other=two)[0]
     torch.testing.assert_close(mean, implicit_kernels(one, activation, SIGMA_A2, tau0=estimate_tau0(one), other=two)[0])
 
 
 def test_tiles_are_parts_of_the_kernel():
-    X = spread(400, 20, "tiles")
+    X = spread(200, 20, "tiles")
     for blocks in (implicit_blocks(X, ACTIVATIONS["swish"], SIGMA_A2), explicit_blocks(X, [ACTIVATIONS["relu"]])):
         kernels = dict(zip(("ck", "ntk"), blocks.both()))
-        assert blocks.shape == (400, 400)
+        assert blocks.shape == (200, 200)
         for diagonal, kernel in zip(blocks.diagonal(), kernels.values()):
             assert torch.equal(diagonal, kernel.diagonal())
         for which, kernel in kernels.items():
             for rows, cols in (
-                (slice(0, 400), slice(0, 400)),
-                (slice(10, 17), slice(15, 350)),
-                (slice(390, 400), slice(0, 5)),
+                (slice(0, 200), slice(0, 200)),
+                (slice(10, 17), slice(15, 190)),
+                (slice(190, 200), slice(0, 5)),
             ):
                 torch.testing.assert_close(blocks.tile(rows, cols, which), kernel[rows, cols], rtol=1e-12, atol=1e-14)
                 out = torch.empty(kernel[rows, cols].shape)

@@ -17,7 +17,7 @@ from matching import match
 from utils import generator
 
 
-def features(kind, n=200):
+def features(kind, n=100):
     """Rows of mean squared norm 1: the paper's mixture, or positive features with spread norms and large cosines."""
     g = generator("jumps", kind)
     if kind == "mixture":
@@ -31,10 +31,10 @@ def features(kind, n=200):
     return X / X.square().sum(1).mean().sqrt()
 
 
-@pytest.mark.parametrize("kind, near", [("mixture", 0.006), ("features", 0.03)])
+@pytest.mark.parametrize("kind, near", [("mixture", 0.006), ("features", 0.018)])
 @pytest.mark.parametrize("name, sigma_a2, low, high", [("swish", 0.2, 0.978, 1.002), ("gelu", 0.2, 0.61, 0.64)])
 def test_the_distance_to_the_deq_does_not_jump_with_tau0(name, sigma_a2, low, high, kind, near):
-    """Here the number of kinks used to change, and the distance with it, from 0.008 to 0.027 and from 0.02 to 0.07."""
+    """Here the number of kinks used to change, and the distance with it: of the features from 0.011 to 0.021."""
     X, found = features(kind), []
     for tau0 in np.linspace(low, high, 5):
         deq = implicit_kernels(tau0 * X, ACTIVATIONS[name], sigma_a2)[0]

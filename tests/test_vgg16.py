@@ -153,6 +153,7 @@ def test_imagenet_features(tmp_path, monkeypatch):
     import torchvision.models
 
     build = torchvision.models.vgg16
-    monkeypatch.setattr("torchvision.models.vgg16", lambda weights: build())
+    monkeypatch.setattr("torchvision.models.vgg16", lambda weights: build(init_weights=False))
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda layer: None)  # 120 million that features do not use
     X, _, X_test, _ = cifar10_features(tmp_path, "imagenet")
     assert X.shape == (20, 512) and X_test.shape == (10, 512)

@@ -70,8 +70,8 @@ def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes
     u and v are Gaussian with correlation sign * cos(theta), theta in [0, pi/2], sign +1 or -1, all of shape (pairs,).
     """
     out = torch.empty(2, len(a), dtype=torch.float64)
-    farthest = max(map(abs, activation.kinks), default=0.0) / min(a.min().item(), b.min().item())
-    reach = min(_REACH + farthest, 38.0)
+    least = min(a.min().item(), b.min().item())
+    reach = min(_REACH + max((abs(k) / least for k in activation.kinks if abs(k) < 38 * least), default=0.0), 38.0)
     far = torch.arange(_REACH, reach, 2.0, dtype=torch.float64)[1:]
     radii = torch.tensor([0, 1, 2, 3.5, 5.5, _REACH, reach], dtype=torch.float64)
     radii = torch.cat([radii, far, _graded(max(a.max().item(), b.max().item()))]).unique()

@@ -114,7 +114,7 @@ def test_deq_kernels_solve_their_equations_or_are_refused(activation, X, sigma_a
     try:
         ck, ntk = implicit_kernels(X, activation, sigma_a2)
     except ValueError as error:
-        words = "fixed point", "tau_*", "stable equilibrium", "function is constant"
+        words = "fixed point", "tau_*", "stable equilibrium", "function is constant", "vary too quickly"
         assert any(word in str(error) for word in words), error
         return
     mean = gaussian_moments(activation, get_tau(activation, sigma_a2, estimate_tau0(X))).mean
@@ -144,19 +144,21 @@ def test_explicit_kernels_are_their_integrals_or_refused(layers, X):
     try:
         ck, ntk = explicit_kernels(X, layers)
     except ValueError as error:
-        assert "is zero at its input scale" in str(error) or "function is constant" in str(error), error
+        words = "is zero at its input scale", "function is constant", "vary too quickly"
+        assert any(word in str(error) for word in words), error
         return
     assume_resolved(ck, 0.0)
     independent(ck, layers), independent(ntk, layers)
     distance2 = (X[:, None] - X).square().sum(-1)
     for i, j in pairs(X):
         a, b, c = (value.item() for value in (X[i] @ X[i], X[j] @ X[j], X[i] @ X[j]))
-        tangent, sure = c, True
+        tangent, sure, near = c, True, 1e-9
         for layer in layers:
             rho = max(-1.0, min(1.0, c / math.sqrt(a * b)))
             if distance2[i, j] == 0:
                 rho = 1.0
-            sure &= abs(rho) == 1 or 1 - abs(rho) > 1e-9
+            sure &= abs(rho) == 1 or 1 - abs(rho) > near
+            near = 1e-6  # from here on the quadrature's error is in the correlation, and more of it in the angle
             s, t = math.sqrt(a), math.sqrt(b)
             c, dot = quadrature(layer.fn, layer.derivative, layer.kinks, s, t, rho)
             a, b = (quadrature(layer.fn, layer.derivative, layer.kinks, scale, scale, 1.0)[0] for scale in (s, t))

@@ -131,20 +131,7 @@ class Inquiry:
                 least, factor = own_distance, 1.0
             distance[kernel] = {"relative": own_distance, "factor": factor, "with_factor": least}
         alignment = None if targets is None else label_alignment(own[0], targets.Y)
-        return Candidate(
-            network.name,
-            network.kind,
-            network.kernel,
-            network.family,
-            network.depth,
-            network.layers,
-            network.input_scale,
-            network.match,
-            distance,
-            alignment,
-            network.fluctuation,
-            network=network,
-        )
+        return Candidate.of(network, distance=distance, alignment=alignment, fluctuation=network.fluctuation)
 
     def _infinite(self, rows):
         """Exact kernel ridge regression of all networks on the same samples, each predicted by the others."""

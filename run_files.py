@@ -205,6 +205,8 @@ class RunFiles:
         try:
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
             self.history, self.setup_seconds = state.pop("history"), state.pop("setup_seconds")
+        except PermissionError:
+            raise ValueError(f"checkpoint {self.checkpoint} may not be read by this user") from None
         except Exception as error:
             raise ValueError(
                 f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, or run without --resume"

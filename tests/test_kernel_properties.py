@@ -157,7 +157,7 @@ def test_explicit_kernels_are_their_integrals_or_refused(layers, X):
             rho = max(-1.0, min(1.0, c / math.sqrt(a * b)))
             if distance2[i, j] == 0:
                 rho = 1.0
-            sure &= abs(rho) == 1 or 1 - abs(rho) > near
+            sure &= 1 - abs(rho) > near or abs(rho) == 1 and i == 3  # of a near copy, rho may be rounded to 1
             near = 1e-6  # from here on the quadrature's error is in the correlation, and more of it in the angle
             s, t = math.sqrt(a), math.sqrt(b)
             c, dot = quadrature(layer.fn, layer.derivative, layer.kinks, s, t, rho)

@@ -43,6 +43,12 @@ class Candidate:
     network: object = field(default=None, repr=False)
     replacement: object = field(default=None, repr=False)
 
+    @classmethod
+    def of(cls, network, **found):
+        """The candidate that a `candidates.Network` is, with what was found of it."""
+        keys = "name", "kind", "kernel", "family", "depth", "layers", "input_scale", "match"
+        return cls(**{key: getattr(network, key) for key in keys} | found, network=network)
+
     def build(self, p: int, width: int, classes: int, seed: int = 0):
         """The `model.ENN` for inputs (n, p), to be trained."""
         return self.network.build(p, width, classes, seed)

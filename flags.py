@@ -299,7 +299,8 @@ def check_data_flags(parser, arguments):
 
 def check_folder(parser, flag, path):
     path = Path(path)
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    # of a path through a folder that may not be searched, that folder: os.path.exists says False, Path.exists raises
+    existing = next(p for p in (path, *path.absolute().parents) if os.path.exists(p))
     if not existing.is_dir():
         parser.error(f"argument --{flag}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

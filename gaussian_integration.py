@@ -288,11 +288,18 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
             own = own_edges(edges, s)
             x, half = _lobatto_panels(own)
             f = activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4)
-            largest, ends = f.abs().amax((1, 2)), torch.stack([f[:, 0, 0], f[:, -1, -1]]).abs().amax(0)
-            if not (ends <= TOLERANCE * largest).all():
+            largest = f.abs().amax((1, 2))
+            ends = torch.maximum(f[:, 0, 0].abs(), f[:, -1, -1].abs())
+            if not (fine := ends <= TOLERANCE * largest).all():
+                bad = int((~fine).nonzero()[0])
+                if not f[bad][x[bad % len(x)].abs() < 12].any():
+                    raise ValueError(
+                        f"activation {activation.name} at scale {s[bad].item():.6g}: as far as a Gaussian variable of "
+                        "this scale reaches, the function is constant"
+                    )
                 raise ValueError(
                     f"activation {activation.name} grows too fast for its Hermite coefficients, or is not "
-                    f"finite, at scale {s.max().item():.6g}"
+                    f"finite, at scale {s[bad].item():.6g}"
                 )
             at_fault = (f @ spectrum).abs().amax(-1) * half > TOLERANCE * largest[:, None]
             middles = ((own[:, 1:] + own[:, :-1]) / 2).expand(len(s), -1)[at_fault]

@@ -56,7 +56,7 @@ class Grid:
         """{name: number} that is printed of the data beside its size."""
         return {"tau_0": self.tau0, "sigma_a^2": self.arguments.asquare}
 
-    def network(self, model, dim, seed):
+    def network(self, model, dim, seed, depth=0):
         a = self.arguments
         return build_model(
             model,
@@ -69,6 +69,7 @@ class Grid:
             self.activation,
             a.match,
             a.family,
+            depth or None,
         )
 
     def settings(self, model) -> dict:

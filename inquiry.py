@@ -12,6 +12,7 @@ from tqdm import tqdm
 from applicability import applicability
 from candidates import networks
 from findings import Candidate, Verdict
+from fixed_point import ConvergenceError
 from inference_cost import BATCH, costs
 from inquiry_input import LEAST, check_data, check_deq
 from kernel_distance import label_alignment, least_distance, relative_error
@@ -62,7 +63,7 @@ class Inquiry:
             "level": LEVEL,
         }
         self.applies, self.candidates, self.refused, self.deq_found = {}, [], {}, {}
-        self.ladder, self.complete = None, False
+        self.ladder, self.complete, self.not_costed = None, False, None
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -130,20 +131,7 @@ class Inquiry:
                 least, factor = own_distance, 1.0
             distance[kernel] = {"relative": own_distance, "factor": factor, "with_factor": least}
         alignment = None if targets is None else label_alignment(own[0], targets.Y)
-        return Candidate(
-            network.name,
-            network.kind,
-            network.kernel,
-            network.family,
-            network.depth,
-            network.layers,
-            network.input_scale,
-            network.match,
-            distance,
-            alignment,
-            network.fluctuation,
-            network=network,
-        )
+        return Candidate.of(network, distance=distance, alignment=alignment, fluctuation=network.fluctuation)
 
     def _infinite(self, rows):
         """Exact kernel ridge regression of all networks on the same samples, each predicted by the others."""
@@ -186,7 +174,11 @@ class Inquiry:
             if one.depth in seen or seen and self.clock() + seconds > self.end:
                 continue
             seen.add(one.depth)
-            found = costs(deq, one.build(self.p, self.width, self.classes or 2).to(deq.B), X, seconds)
+            try:
+                found = costs(deq, one.build(self.p, self.width, self.classes or 2).to(deq.B), X, seconds)
+            except ConvergenceError as error:
+                self.not_costed = f"What is saved could not be measured: {error}."
+                return
             one.cost = found["ratios"] | {"measured": found}
             yield f"cost of {one.name}"
 
@@ -226,11 +218,12 @@ class Inquiry:
 
     def conclude(self) -> Verdict:
         """The verdict on what has been measured so far."""
-        answer, chosen, reason = self._answer()
-        if self.ladder is not None and self.ladder.passes:
+        if measured := self.ladder is not None and self.ladder.passes:
             for one in self.candidates:
                 one.measured = tuple(self.ladder.points(one.name))
                 one.width_from = width_from(list(one.measured), self.n, self.tolerance)
+        answer, chosen, reason = self._answer()
+        if measured:
             self.deq_found["measured"] = [
                 {
                     "width": "inf" if math.isinf(width) else width,
@@ -243,9 +236,13 @@ class Inquiry:
             self.settings["samples"] = max(
                 (count for width, count in self.ladder.passes if width == self.width), default=0
             )
+            draws, without = self.ladder.equilibria(self.width)
+            self.deq_found["draws"] = {"width": self.width, "drawn": draws, "without_equilibrium": without}
         self.deq_found["fluctuation"] = float(
             sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2, self.deq.tau0))
         )
+        if self.not_costed:
+            reason.append(self.not_costed)
         if chosen is not None and chosen.cost:
             reason.append(
                 "The DEQ takes {inference:.3g} times its time for one sample, {features:.3g} times for "
@@ -268,11 +265,20 @@ class Inquiry:
         """ "replace", "keep" or "undecided"; the chosen candidate or None; sentences."""
         if self.y is None:
             return self._by_distance()
-        if self.ladder is not None and self.ladder.passes:
-            for one in self.candidates:
-                interval = self._interval(one)
-                one.loss, one.loss_interval = interval.mean, (interval.low, interval.high)
-        return self._by_loss()
+        if self.ladder is None or not self.ladder.passes:
+            return self._by_loss()
+        draws, without = self.ladder.equilibria(self.width)
+        missing = (
+            f"The DEQ has no equilibrium at width {self.width} ({without} of {draws} draws of its weights): take a "
+            "larger width (--dim) or a smaller sigma_a^2 (--asquare)."
+        )
+        if 0 < draws == without:
+            return "undecided", None, [missing, "So no loss is predicted; kernels and infinite width are as shown."]
+        for one in self.candidates:
+            interval = self._interval(one)
+            one.loss, one.loss_interval = interval.mean, (interval.low, interval.high)
+        answer, chosen, reason = self._by_loss()
+        return answer, chosen, [missing, "The losses are of the draws that have one.", *reason] if without else reason
 
     def _cheapest(self, accepted, by):
         """Of the least work; of those the best `by`."""

@@ -21,7 +21,6 @@ from distributed import Team
 from grid import GRIDS as STEPPED, Grid
 from kernel_runs import plan, run_machine, subset
 from memory import available
-from model import build_model
 from names import DEQS, UNMATCHED
 from run_files import Config, RunFiles, fingerprint, finished, log_path, whole_file
 from utils import check_assumptions, estimate_tau0
@@ -52,22 +51,6 @@ class ExactGrid(Grid):
         self.theories = {
             kernel_report.entry(model, depth): network.describe() for (model, depth), network in self.networks.items()
         }
-
-    def network(self, model, dim, seed, depth=0):
-        a = self.arguments
-        return build_model(
-            model,
-            self.data.X_train.shape[1],
-            dim,
-            self.data.n_classes,
-            a.asquare,
-            self.tau0,
-            seed,
-            self.activation,
-            a.match,
-            a.family,
-            depth or None,
-        )
 
     def settings(self, model):
         a = self.arguments

@@ -23,7 +23,7 @@ import torch
 
 from gaussian_integration import Activation
 
-_REACH = 9.0  # exp(-r^2/2) is 3e-18 there
+_REACH = 9.0  # exp(-r^2/2) is 3e-18 there; so far beyond the farthest kink, for what begins there
 _CHUNK = 300_000  # nodes at a time, that stay in the cache
 
 
@@ -70,8 +70,11 @@ def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes
     u and v are Gaussian with correlation sign * cos(theta), theta in [0, pi/2], sign +1 or -1, all of shape (pairs,).
     """
     out = torch.empty(2, len(a), dtype=torch.float64)
-    radii = torch.cat([torch.tensor([0, 1, 2, 3.5, 5.5, _REACH]), _graded(max(a.max().item(), b.max().item()))])
-    radii = radii.unique()
+    least = min(a.min().item(), b.min().item())
+    reach = min(_REACH + max((abs(k) / least for k in activation.kinks if abs(k) < 38 * least), default=0.0), 38.0)
+    far = torch.arange(_REACH, reach, 2.0, dtype=torch.float64)[1:]
+    radii = torch.tensor([0, 1, 2, 3.5, 5.5, _REACH, reach], dtype=torch.float64)
+    radii = torch.cat([radii, far, _graded(max(a.max().item(), b.max().item()))]).unique()
     kinks = [k if abs(k) > 1e-12 * max(a.max().item(), b.max().item()) else 0.0 for k in activation.kinks]
     breaks = [k for k in kinks if k]
     per_pair = nodes**2 * (12 + 8 * len(radii)) * (len(radii) + 2 * len(breaks))
@@ -86,7 +89,7 @@ def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes
         )  # u/r and v/r
         if breaks:
             crossing = torch.cat([(k / along[i])[..., None] for k in breaks for i in (0, 1)], -1)
-            crossing = torch.where((crossing > 0) & (crossing < _REACH), crossing, 0.0)
+            crossing = torch.where((crossing > 0) & (crossing < reach), crossing, 0.0)
             r, density = _panels(torch.cat([radii.expand(*w.shape, -1), crossing], -1).sort(-1).values, nodes)
         else:
             r, density = _panels(radii, nodes)
@@ -99,9 +102,10 @@ def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes
     return out
 
 
-def _rounding(apart, dot, ab):
-    """What rounding of f(u) and f(v), each of the order sqrt(ab dot), does to the mean of their squared difference."""
-    size = 1e-15 * (ab * dot.abs()).sqrt()
+def _rounding(activation, apart, dot, ab):
+    """What rounding of f(u) and f(v) does to the mean of their squared difference: both are f(0) + O(sqrt(ab dot))."""
+    constant = activation.fn(torch.zeros(1, dtype=torch.float64)).abs()
+    size = 1e-15 * ((ab * dot.abs()).sqrt() + constant)
     return size * (apart.sqrt() + size)
 
 
@@ -117,7 +121,7 @@ def _resolved(activation, centre, a, b, sign, theta):
         finer = math.ceil(1.5 * nodes)
         fine = pair_moments(activation, centre, a, b, sign, theta, finer)
         apart, dot = fine
-        floor = torch.stack([_rounding(apart, dot, a * b), torch.zeros_like(a)])
+        floor = torch.stack([_rounding(activation, apart, dot, a * b), torch.zeros_like(a)])
         if ((coarse - fine).abs() <= 1e-10 * fine.abs().amax(1, keepdim=True) + floor).all():
             return finer
         nodes, coarse = finer, fine
@@ -150,7 +154,7 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
             right = distance2 + sigma_a2 * apart
             slope = 2 * ab * (1 - sigma_a2 * dot)
             excess = 2 * ab * eta + radial - right
-            noise = 1e-14 * (radial + right) + sigma_a2 * _rounding(apart, dot, ab)
+            noise = 1e-14 * (radial + right) + sigma_a2 * _rounding(activation, apart, dot, ab)
             step = torch.where(excess.abs() <= noise, 0.0, excess / slope)  # parallel to rounding is parallel
             before, eta = eta, (eta - step).clamp(0, 1)
             if ((eta - before).abs() <= 1e-13 * eta).all():

@@ -115,9 +115,8 @@ def best_path(config: Config, save_path) -> Path:
     return checkpoint_path(config, save_path).with_suffix(".best.pt")
 
 
-def read_metrics(output_path) -> list[dict]:
-    """The lines of metrics.jsonl; a last line cut short by a kill is passed over."""
-    path = Path(output_path) / "metrics.jsonl"
+def read_lines(path: Path) -> list[dict]:
+    """The records of a file of JSON lines, none if there is no file; a line cut short by a kill is passed over."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -125,6 +124,11 @@ def read_metrics(output_path) -> list[dict]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def read_metrics(output_path) -> list[dict]:
+    """The records of metrics.jsonl."""
+    return read_lines(Path(output_path) / "metrics.jsonl")
 
 
 def _last_byte(path: Path) -> bytes:
@@ -201,6 +205,8 @@ class RunFiles:
         try:
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
             self.history, self.setup_seconds = state.pop("history"), state.pop("setup_seconds")
+        except PermissionError:
+            raise ValueError(f"checkpoint {self.checkpoint} may not be read by this user") from None
         except Exception as error:
             raise ValueError(
                 f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, or run without --resume"

@@ -5,7 +5,6 @@ import time
 
 import torch
 
-from candidates import Network
 from findings import Candidate, Verdict
 from gaussian_integration import gaussian_moments
 from inference_cost import BATCH, costs
@@ -208,21 +207,13 @@ class TrainedInquiry:
 
 
 def _candidate(one) -> Candidate:
-    network: Network = one.network
     first = "of the DEQ's B, " if one.first == "B" else ""
-    return Candidate(
-        f"{one.name}, {first}fitted to {one.fitted_to}",
-        network.kind,
-        network.kernel,
-        network.family,
-        network.depth,
-        network.layers,
-        network.input_scale,
-        network.match,
-        None,
+    return Candidate.of(
+        one.network,
+        name=f"{one.name}, {first}fitted to {one.fitted_to}",
+        distance=None,
         loss=one.loss,
         loss_interval=one.loss_interval,
-        network=network,
         replacement=one,
     )
 

@@ -6,6 +6,8 @@ of the first so many samples, and predicts each sample by the others. What a pas
 
 import math
 import time
+from collections import defaultdict
+from itertools import count as integers, islice
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ BATCH = 512  # of samples: their features stay in cache
 SOLVER = Picard(1e-4, max_steps=1000)  # far below what the weights' randomness does to the equilibrium
 MOST_SEEDS = 40  # at one width and number of samples
 FEWEST = 500  # samples of a pass, where there are so many: the ridge is chosen on a fifth
+DRAWS = 5  # of weights, all without an equilibrium, after which there is none at a width
 WORTH = 0.98  # of the variance, which what is measured next has to promise to bring it below
 FEATURES = 1e9  # bytes that the features of a pass may take
 _OWN_SEEDS = 10_000  # the weights are not those of seeds that a user will train
@@ -40,6 +43,7 @@ class Ladder:
     deadline : time after which no network more is begun.
     passes : {(width, count): {name: [differences of being right (count,) int8, one a seed]}}. A candidate that a pass
         has left out has fewer seeds there.
+    drawn, without : {width: seeds of the DEQs drawn}, and of those of them that have no equilibrium.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class Ladder:
         self.first_seed, self.clock, self.constants = _OWN_SEEDS * (1 + seed), clock, constants
         self.passes: dict[tuple, dict[str, list]] = {}
         self.accuracy: dict[tuple, list] = {}  # of the DEQ
+        self.drawn: defaultdict[int, set] = defaultdict(set)
+        self.without: defaultdict[int, set] = defaultdict(set)
         self.iterations, self.rate = 15.0, None  # of the equilibrium; seconds a multiplication
         self.deadline = math.inf
 
@@ -77,13 +83,20 @@ class Ladder:
         """One more seed at this width with the first `count` samples, of these candidates (default: all).
 
         Where it takes far longer than the pass before told, fewer samples, or some of the candidates, have to do.
+        ConvergenceError where the DEQ of that seed has no equilibrium; the next pass takes another.
         """
         networks = [network for network in self.networks if names is None or network.name in names]
         start = self.clock()
-        seed = self.first_seed + len(self.accuracy.get((width, count), ()))
+        seeds = (seed for seed in integers(self.first_seed) if seed not in self.without[width])
+        seed = next(islice(seeds, len(self.accuracy.get((width, count), ())), None))
         p = self.X.shape[1]
         deq = DEQ(self.deq.activation, p, width, self.classes, self.deq.sigma_a2, self.deq.tau0, seed, SOLVER)
-        F = self._features(deq, count, (start + self.deadline) / 2)
+        self.drawn[width].add(seed)
+        try:
+            F = self._features(deq, count, (start + self.deadline) / 2)
+        except ConvergenceError:
+            self.without[width].add(seed)
+            raise
         self.iterations, count = float(deq.fixed_point.iterations), len(F)
         targets = Targets(self.y[:count], self.classes, self.copies[:count])
         deq_right, right = from_features(F, targets).right, {}
@@ -121,6 +134,15 @@ class Ladder:
         """That a pass may take, by the last one."""
         return self.rate * self.work(width, count, names)
 
+    def equilibria(self, width: int) -> tuple[int, int]:
+        """How many DEQs of this width were drawn, and how many of them have no equilibrium."""
+        return len(self.drawn[width]), len(self.without[width])
+
+    def settles(self, width: int) -> bool:
+        """Whether some DEQ of this width has an equilibrium, or too few were drawn to tell."""
+        draws, without = self.equilibria(width)
+        return without < max(draws, DRAWS)
+
     def most_seeds(self) -> int:
         return max(map(len, self.accuracy.values()))
 
@@ -144,7 +166,8 @@ def climb(ladder: Ladder, width: int, open_questions):
 
     The first few, at small widths, learn what a pass takes. Then each is of the open candidates, and the one of which,
     repeated for the rest of the time, would leave the least variance of their losses at `width` with all samples: as
-    many samples there as can be afforded, more seeds, or a narrower width with more samples.
+    many samples there as can be afforded, more seeds, or a narrower width with more samples. Narrower widths at which a
+    DEQ has no equilibrium are left out; where none has one at `width`, there is no loss to be measured.
     """
     n, everything = len(ladder.order), [network.name for network in ladder.networks]
     widths = sorted({max(width >> k, min(width, 32)) for k in range(6)})
@@ -154,9 +177,12 @@ def climb(ladder: Ladder, width: int, open_questions):
         if ladder.rate is None or ladder.seconds(rung, count, everything) < 0.05 * (ladder.deadline - ladder.clock()):
             _measure(ladder, widths, rung, count, everything)
             yield
-    if ladder.rate is None:  # no equilibrium at any narrow width
-        ladder.measure(width, min(n, FEWEST))
-    while names := open_questions():
+    while ladder.rate is None and ladder.settles(width):  # no equilibrium at any narrow width
+        _measure(ladder, widths, width, min(n, FEWEST), everything)
+        yield
+        if ladder.clock() > ladder.deadline:
+            break
+    while ladder.rate is not None and ladder.settles(width) and (names := open_questions()):
         left = ladder.deadline - ladder.clock()
         options = [
             (w, c) for w in widths for c in counts if 4 * c * w <= FEATURES and ladder.seconds(w, c, names) < 0.8 * left
@@ -174,13 +200,12 @@ def climb(ladder: Ladder, width: int, open_questions):
 
 
 def _measure(ladder, widths, rung, count, names):
-    """A pass; a narrow width at which a DEQ has no equilibrium is left out from then on."""
+    """A pass, if the DEQ that is drawn has an equilibrium; if not, a width narrower than that asked for is left out."""
     try:
         ladder.measure(rung, count, names)
     except ConvergenceError:
-        if rung == widths[-1]:
-            raise
-        widths.remove(rung)
+        if rung != widths[-1]:
+            widths.remove(rung)
 
 
 def _variance(ladder, names, width, rung, count, left):

@@ -41,15 +41,11 @@ def append(path: Path, record: dict) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The records of a file, without a line that is cut short."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+def records_of(arguments, *stages) -> dict[str, list[dict]]:
+    """The records of each stage so far."""
+    from run_files import read_lines
+
+    return {stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in stages}
 
 
 def list_cases(arguments):
@@ -73,7 +69,7 @@ def _each(arguments, stage, chosen, work):
 
 
 def _left(arguments, stage, chosen):
-    done = {record["case"] for record in read_lines(arguments.output / f"{stage}.jsonl")}
+    done = {record["case"] for record in records_of(arguments, stage)[stage]}
     return [case for case in chosen if case.name not in done]
 
 
@@ -95,7 +91,7 @@ def outcomes(arguments):
         return record
 
     _each(arguments, "outcomes", _left(arguments, "outcomes", cases()), work)
-    held = joined({stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in ("outcomes", "verdicts")})
+    held = joined(records_of(arguments, "outcomes", "verdicts"))
     missing = {case.case: case.chosen.name for case in held if case.chosen and case.chosen.loss is None}
     _each(
         arguments,
@@ -128,7 +124,7 @@ def pack(arguments):
     from calibration_analysis import merged
     from utils import atomic_write
 
-    lines = {stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in ("outcomes", "verdicts", "sgd")}
+    lines = records_of(arguments, "outcomes", "verdicts", "sgd")
     if not (lines["outcomes"] and lines["verdicts"]):
         raise ValueError(f"{arguments.output}: no outcomes and verdicts there; make them with these two stages")
     content = {stage: list(merged(records).values()) for stage, records in lines.items()}

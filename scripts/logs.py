@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from dataclasses import dataclass, field, replace
@@ -200,6 +201,8 @@ def read_runs(path):
     """
     if not path.is_dir():
         raise LogError(f"{path}: no such folder")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise LogError(f"{path}: the folder cannot be read")
     found = {**read_json_logs(path), **read_events(path)}
     if not found:
         raise LogError(

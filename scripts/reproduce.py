@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from comparison import LEAST_SEEDS  # noqa: E402  (none of these imports torch)
+from flags import check_folder  # noqa: E402
 from main import FAILED, INTERRUPTED, positive_int  # noqa: E402
 from processes import error_line, memory, stop  # noqa: E402
 from report import write_report  # noqa: E402
@@ -156,10 +157,9 @@ def parse_arguments(argv=None):
     )
     arguments = parser.parse_args(argv)
     arguments.output = arguments.output or Path("results/quick" if arguments.quick else "results")
-    if arguments.dataset_path and not arguments.dataset_path.is_dir():
-        parser.error(f"argument --dataset_path: {arguments.dataset_path}: no such folder")
-    if arguments.output.exists() and not arguments.output.is_dir():
-        parser.error(f"argument --output: {arguments.output} is a file, not a folder")
+    if arguments.dataset_path and not os.path.isdir(arguments.dataset_path):
+        parser.error(f"argument --dataset_path: {arguments.dataset_path}: no such folder, or it may not be looked into")
+    check_folder(parser, "output", arguments.output)
     return parser, arguments
 
 

@@ -28,6 +28,7 @@ from inquiry import Inquiry  # noqa: E402
 from model import ENN  # noqa: E402
 from predicted_loss import CONSTANTS, measured, predict  # noqa: E402
 from ridge_features import solve  # noqa: E402
+from run_files import read_lines  # noqa: E402
 from utils import estimate_tau0  # noqa: E402
 
 
@@ -302,7 +303,7 @@ def test_from_the_cases_to_the_report(tiny, tmp_path, capsys):
     assert missing not in json.loads(lines["outcomes"].splitlines()[0])["networks"]
     (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, verdicts)) + "\n" + '{"case": "cut sh')
     run(tmp_path, "outcomes", "verdicts", "pack", "report")
-    outcomes = calibrate.read_lines(tmp_path / "outcomes.jsonl")
+    outcomes = read_lines(tmp_path / "outcomes.jsonl")
     assert [record["case"] for record in outcomes] == [tiny[0].name, tiny[1].name, tiny[0].name]
     assert list(outcomes[2]["networks"]) == [missing] and outcomes[2]["deq"] == outcomes[0]["deq"]
     with gzip.open(tmp_path / "packed.json.gz") as file:
@@ -324,7 +325,7 @@ def test_a_line_after_a_cut_one_is_whole(tmp_path):
         file.write('{"case": "b')
     calibrate.append(path, {"case": "c"})
     calibrate.append(path, {"case": "d"})
-    assert [record["case"] for record in calibrate.read_lines(path)] == ["a", "c", "d"]
+    assert [record["case"] for record in read_lines(path)] == ["a", "c", "d"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +105,40 @@ def test_a_bad_flag_as_a_process(tmp_path):
         [sys.executable, ROOT / "main.py", "--dim", "0"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
+
+
+def refused_to_another(path):
+    """The status and the words of `check_folder` in a child that, where we are root, has become nobody."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        status = 1
+        try:
+            sys.stderr = os.fdopen(write, "w")
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            flags.check_folder(flags.OneLineParser(prog="test"), "output_path", path)
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(write)
+    with os.fdopen(read) as said:
+        words = said.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), words
+
+
+def test_a_folder_that_this_user_may_not_write_or_see_is_one_line():
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may be seen by its owner only
+        folder = Path(folder)
+        folder.chmod(0o755)
+        for name, mode in (("read_only", 0o555), ("locked", 0o000)):
+            (folder / name).mkdir()
+            (folder / name).chmod(mode)
+            for path in (folder / name, folder / name / "new", folder / name / "new" / "deeper"):
+                status, words = refused_to_another(path)
+                assert status == 2 and words.count("\n") == 1
+                assert f"argument --output_path: {folder / name} cannot be written to" in words

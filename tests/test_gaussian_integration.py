@@ -288,8 +288,40 @@ def test_hermite_bad_scales():
         hermite_coefficients(ACTIVATIONS["relu"], 1.0, -1)
 
 
-def test_a_function_that_begins_beyond_reach_is_refused_with_that_reason():
+LATE = [5, 8, 12, 15, 20, 30, 33, 36.9, 37.5, 37.95, 45]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("slope", [1e-200, 1.0, 1e150])
+@pytest.mark.parametrize("kink", LATE)
+def test_a_function_that_begins_far_out_has_its_moments_or_is_refused_as_constant(kink, slope, offset, declared):
+    late = piecewise_linear("late", (kink,), (0.0, slope), offset)
+    if not declared:
+        late = Activation("late", late.fn, late.derivative, lipschitz=slope)
+    try:
+        m = gaussian_moments(late, 1.0)
+    except ValueError as error:
+        assert "the function is constant" in str(error) and 37 < kink < 38
+        return
+    beyond = special.erfc(kink / math.sqrt(2)) / 2  # P(xi > kink), 0 from 38 on
+    assert m.d1 == pytest.approx(slope * beyond, rel=1e-8, abs=1e-305 * max(slope, 1))
+    assert m.d1_sq == pytest.approx(slope * (slope * beyond), rel=1e-8, abs=1e-305 * max(slope**2, 1))
+
+
+@pytest.mark.parametrize(
+    "rate, less, words",
+    [(0.49, 600, "grows too fast"), (0.6, 600, "grows too fast"), (0.5, 0, "overflows"), (1.0, 0, "overflows")],
+)
+def test_growth_is_refused_as_growth_however_small_the_function(rate, less, words):
+    growing = from_function(lambda x: torch.exp(rate * x * x - less), "growing")
+    with pytest.raises(ValueError, match=words):
+        gaussian_moments(growing, 1.0)
+
+
+def test_hermite_coefficients_name_the_reason_and_the_scale():
     late = piecewise_linear("late", (1.0,), (0.0, 1.0))
-    with pytest.raises(ValueError, match="the function is constant"):
-        gaussian_moments(late, 0.03)
-    assert gaussian_moments(late, 0.3).variance > 0
+    with pytest.raises(ValueError, match="at scale 0.0645161: .*the function is constant"):
+        hermite_coefficients(late, torch.tensor([0.5, 1 / 15.5]), 30)
+    with pytest.raises(ValueError, match="grows too fast .* at scale 10$"):
+        hermite_coefficients(from_function(torch.exp), torch.tensor([0.5, 10.0]), 30)

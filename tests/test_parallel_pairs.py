@@ -1,10 +1,13 @@
 """Pairs of samples that are parallel, opposite, or nearly so."""
 
+import math
+
 import pytest
 import torch
+from scipy import integrate, special
 
 from data_prepare import two_class
-from gaussian_integration import ACTIVATIONS, gaussian_moments
+from gaussian_integration import ACTIVATIONS, gaussian_moments, piecewise_linear
 from kernels import explicit_kernels, implicit_kernels
 from pair_quadrature import EVERY, SCALAR, correlated, pair_expectation
 from utils import estimate_tau0, generator, get_tau
@@ -61,3 +64,18 @@ def test_the_pairs_set_aside_do_not_change_the_others():
             implicit_kernels(X, ACTIVATIONS[name], SIGMA_A2, tau0=1.0),
         ):
             torch.testing.assert_close(part, whole[:100, :100], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kink", [6.4, 12.0])
+def test_parallel_samples_keep_their_digits_where_the_function_begins_far_out(kink):
+    late = piecewise_linear("late", (kink,), (0.0, 1.0))
+    X = torch.tensor([[1.0, 0.0], [1.02, 0.0], [math.cos(1e-4), math.sin(1e-4)]], dtype=torch.float64)
+    ck, _ = explicit_kernels(X, [late])
+    scaled, _ = integrate.quad(
+        lambda x: (x - kink) * (1.02 * x - kink) * math.exp((kink - x) * (kink + x) / 2), kink, kink + 6, epsrel=1e-12
+    )
+    expected = scaled * math.exp(-(kink**2) / 2) / math.sqrt(2 * math.pi)
+    assert ck[0, 1].item() == pytest.approx(expected, rel=1e-9, abs=0)
+    # the derivative in the correlation is E[f'(u) f'(v)]
+    loss = (1 - math.cos(1e-4)) * special.erfc(kink / math.sqrt(2)) / 2
+    assert 1 - ck[0, 2].item() / ck[0, 0].item() == pytest.approx(loss / ck[0, 0].item(), rel=1e-2)

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from inquiry import Inquiry
 from model import DEQ, ENN
 from predicted_loss import Interval
 from utils import generator
+from verdict_page import write
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,9 @@ def judged(deq, blobs, monkeypatch):
     def judge(*candidates, tolerance=0.5):
         work = Inquiry(deq, *blobs, tolerance=tolerance)
         work.candidates = list(candidates)
-        work.ladder = type("Measured", (), {"passes": {(64, 600): {}}, "accuracy": {}})()
+        work.ladder = type(
+            "Measured", (), {"passes": {(64, 600): {}}, "accuracy": {}, "equilibria": lambda *_: (0, 0)}
+        )()
         monkeypatch.setattr(work, "_interval", lambda one: one.interval)
         return work
 
@@ -189,6 +193,50 @@ def test_a_narrow_width_without_an_equilibrium_is_passed_over(few_candidates, de
     monkeypatch.setattr(width_ladder.Ladder, "measure", fails_at_32)
     found = gateway.verdict(deq, *blobs, budget=1.0, clock=Ticks())
     assert {point.width for point in found.candidates[0].measured} >= {64} and found.settings["samples"] > 0
+
+
+def test_seeds_without_an_equilibrium_are_told_and_passed_over(blobs):
+    X, y = blobs
+    deq = DEQ(ACTIVATIONS["relu"], 20, 16, 3, 0.9)
+    ladder = width_ladder.Ladder(deq, inquiry.networks(deq, 1.0)[0][-1:], X, y, torch.arange(600), torch.arange(600), 3)
+    tries, first = 6, ladder.first_seed
+    for _ in range(tries):
+        try:
+            ladder.measure(16, 600)
+        except ConvergenceError:
+            pass
+    expected = set()
+    for seed in range(first, first + tries):
+        one = DEQ(ACTIVATIONS["relu"], 20, 16, 3, 0.9, seed=seed, solver=width_ladder.SOLVER)
+        try:
+            one.features(X)
+        except ConvergenceError:
+            expected.add(seed)
+    assert ladder.drawn[16] == set(range(first, first + tries)) and ladder.without[16] == expected
+    assert 0 < len(expected) < tries and len(ladder.accuracy[16, 600]) == tries - len(expected)
+    assert ladder.equilibria(16) == (tries, len(expected)) and ladder.settles(16)
+
+
+def test_a_deq_without_an_equilibrium_at_its_width_has_a_verdict(tmp_path, blobs):
+    found = gateway.verdict(DEQ(ACTIVATIONS["erf"], 20, 16, 3, 0.99), *blobs, budget=1.0)
+    draws = found.deq["draws"]
+    assert draws["width"] == 16 and 1 <= draws["drawn"] == draws["without_equilibrium"] <= width_ladder.DRAWS
+    assert found.answer == "undecided" and found.chosen is None
+    said = f"no equilibrium at width 16 ({draws['drawn']} of {draws['drawn']} draws"
+    assert said in found.reason[0] and "--dim" in found.reason[0] and "--asquare" in found.reason[0]
+    for one in found.candidates:
+        assert one.loss is None and one.infinite and one.distance["ck"]["relative"] > 0
+    assert said in found.table()
+    numbers = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    pages = [path.read_text() for path in map(Path, write(numbers, tmp_path)) if path.suffix == ".html"]
+    assert said in pages[0]
+
+
+def test_a_deq_that_has_an_equilibrium_at_some_seeds_is_judged_by_those(judged):
+    work = judged(candidate("good", 1, 0.2, -0.1, 0.4))
+    work.ladder.equilibria = lambda width: (5, 2)
+    answer, chosen, reason = work._answer()
+    assert answer == "replace" and "(2 of 5 draws" in reason[0] and "draws that have one" in reason[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------

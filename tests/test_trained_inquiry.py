@@ -187,7 +187,7 @@ def no_page(monkeypatch):
 def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, capsys):
     folder, checkpoint = files
     out = "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt")
-    command(files, "--checkpoint", str(checkpoint), "--budget", "0.5s", "--tolerance", "90", *out)
+    command(files, "--checkpoint", str(checkpoint), "--budget", "1s", "--tolerance", "90", *out)
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "verdict.json").read_text())
     assert found["answer"] == "replace" and f"exported {found['chosen']}" in said
@@ -206,7 +206,7 @@ def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, cap
 def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(no_page, files, tmp_path, capsys):
     folder, _ = files
     out = "--output", str(tmp_path), "--export", str(tmp_path / "new" / "enn.pt")
-    command(files, "--dim", "64", "--budget", "0.5s", "--tolerance", "50", *out)
+    command(files, "--dim", "64", "--budget", "1s", "--tolerance", "50", *out)
     found = json.loads((tmp_path / "verdict.json").read_text())
     assert found["answer"] == "replace" and found["chosen"] in capsys.readouterr().out
     raw = np.load(folder / "data.npz")

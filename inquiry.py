@@ -274,6 +274,9 @@ class Inquiry:
         )
         if 0 < draws == without:
             return "undecided", None, [missing, "So no loss is predicted; kernels and infinite width are as shown."]
+        if not any(math.isfinite(width) for width, _ in self.ladder.passes):
+            few = "Only infinitely wide networks have been compared so far: allow more time (--budget)."
+            return "undecided", None, [few]
         for one in self.candidates:
             interval = self._interval(one)
             one.loss, one.loss_interval = interval.mean, (interval.low, interval.high)

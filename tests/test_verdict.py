@@ -232,6 +232,14 @@ def test_a_deq_without_an_equilibrium_at_its_width_has_a_verdict(tmp_path, blobs
     assert said in pages[0]
 
 
+def test_infinite_width_alone_decides_nothing(judged):
+    work = judged(candidate("good", 1, 0.0, -0.3, 0.3))
+    assert work._answer()[0] == "replace"
+    work.ladder.passes = {(math.inf, 150): {}}
+    answer, chosen, reason = work._answer()
+    assert answer == "undecided" and chosen is None and "--budget" in reason[0]
+
+
 def test_a_deq_that_has_an_equilibrium_at_some_seeds_is_judged_by_those(judged):
     work = judged(candidate("good", 1, 0.2, -0.1, 0.4))
     work.ladder.equilibria = lambda width: (5, 2)

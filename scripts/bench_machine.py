@@ -106,8 +106,8 @@ def shared(rank, size, n):
     return in_turns([once])[0]
 
 
-def ranks(n=3000):
-    def world(size, threads):
+def ranks(sizes=(3000, 8000)):
+    def world(size, threads, n):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
@@ -124,8 +124,9 @@ def ranks(n=3000):
         return max(float(process.communicate()[0]) for process in started)
 
     yield "\n" + head("kernel, conjugate gradients and predictions", "two ranks of one thread / one process of two")
-    pairs = [(world(2, 1), world(1, 2)) for _ in range(2)]
-    yield row(f"n = {n}", f"{min(a for a, _ in pairs) / min(b for _, b in pairs):.2f}")
+    for n in sizes:
+        pairs = [(world(2, 1, n), world(1, 2, n)) for _ in range(2)]
+        yield row(f"n = {n}", f"{min(a for a, _ in pairs) / min(b for _, b in pairs):.2f}")
 
 
 def kernel_machine():

@@ -92,10 +92,10 @@ class Nystrom:
         columns, out = V.T.contiguous(), V.new_zeros(V.shape[::-1])
         inner = V.new_zeros(len(columns), len(self.root))
         for r, B in zip(self.spans, self.parts):
-            inner += columns[:, r] @ B.to(V.dtype)
-        inner = torch.cholesky_solve(add_up(self.team, inner).T.double(), self.root).T.to(V.dtype)
+            inner += columns[:, r] @ B.double()
+        inner = torch.cholesky_solve(add_up(self.team, inner).T, self.root).T
         for r, B in zip(self.spans, self.parts):
-            out[:, r] = (columns[:, r] - inner @ B.to(V.dtype).T) / self.delta
+            out[:, r] = (columns[:, r] - inner @ B.double().T) / self.delta
         return add_up(self.team, out).T
 
 

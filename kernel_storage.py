@@ -243,7 +243,7 @@ def exact_product(blocks, kernel: str, weights: torch.Tensor) -> torch.Tensor:
 
 
 def product(rows: MemoryRows | FileRows, weights: torch.Tensor) -> torch.Tensor:
-    """The share of the owned block rows in K @ weights (n, c), in the precision of the weights.
+    """The share of the owned block rows in K @ weights (n, c), in float64.
 
     Over all ranks the shares add up to it. Where the columns of `weights` are contiguous, as those of what is returned,
     nothing is copied.
@@ -254,8 +254,8 @@ def product(rows: MemoryRows | FileRows, weights: torch.Tensor) -> torch.Tensor:
         for r in _spans(span.start, span.stop, STRIP):
             mine, strip = columns[:, r].contiguous(), values[r.start - span.start : r.stop - span.start]
             for c in _spans(0, span.start, HEIGHT):  # while a tile is in the cache it is used for both triangles
-                tile = strip[:, c].to(weights.dtype)
+                tile = strip[:, c].double()
                 out[:, r] += columns[:, c] @ tile.T
                 out[:, c] += mine @ tile
-            out[:, r] += columns[:, span] @ strip[:, span].to(weights.dtype).T
+            out[:, r] += columns[:, span] @ strip[:, span].double().T
     return out.T

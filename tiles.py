@@ -29,16 +29,21 @@ def for_each(work, jobs, device) -> None:
     def guarded(job):
         return work(*job)
 
-    if len(jobs) == 1:
-        guarded(jobs[0])
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if len(jobs) == 1 or threads == 1:
+        for job in jobs:
+            guarded(job)
         return
-    with ThreadPoolExecutor(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
+    with ThreadPoolExecutor(threads) as pool:
+        torch.set_num_threads(1)  # a thread of ours is not to call for others that have tiles of their own
         try:
             for _ in pool.map(guarded, jobs):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            torch.set_num_threads(threads)
 
 
 def largest(tile: torch.Tensor) -> float:

@@ -72,7 +72,7 @@ def test_parallel_samples_and_equal_norms(monkeypatch):
     blocks = Interpolated(partial(blocks_of, network), X)
     exact, diagonal = blocks.exact.tile(whole, whole, "ck"), blocks.diagonal()[0]
     assert relative_error(blocks.tile(whole, whole, "ck"), exact, diagonal, diagonal) < 5e-7
-    monkeypatch.setattr(kernel_interpolation, "tile_size", lambda device: 10)  # now most tiles have no such pair
+    monkeypatch.setattr(kernel_interpolation, "TILE", 10)  # now most tiles have no such pair
     assert relative_error(blocks.tile(whole, whole, "ck"), exact, diagonal, diagonal) < 5e-7
     assert any(blocks._tables.values())
     Y = X / X.norm(dim=1, keepdim=True)

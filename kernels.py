@@ -155,12 +155,13 @@ class _Implicit(Blocks):
 
     def _entries(self, rows, cols, base):
         sigma_a2, d1, half_d2, m = self.sigma_a2, self.d1, self.half_d2, self.m
-        bound = largest(torch.outer(self.reach[rows], self.reach[cols]).mul_(base))
+        most = torch.outer(self.reach[rows], self.reach[cols]).mul_(base)
+        bound = largest(most)
+        limit = self.pair.limit(most, bound)  # of pairs that turn out beyond it each is dear
         # second order in the base: a few digits on high-dimensional data
         linear = torch.outer(d1[rows], d1[cols]).mul_(-sigma_a2).add_(1).reciprocal_()
         rho = base * linear
         rho.addcmul_(torch.outer(half_d2[rows], half_d2[cols]).mul_(linear), rho * rho)
-        limit = self.pair.limit(rho, bound)
         rho.clamp_(-limit, limit)
         for _ in range(60):
             g, dg, ddg = self.pair(rows, cols, rho)

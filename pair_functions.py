@@ -40,7 +40,7 @@ class PairFunction:
         self.s = torch.from_numpy(scales.s).to(device)
 
     def limit(self, rho: torch.Tensor, reach: float) -> float:
-        """Up to which |rho| to use this function on a tile; correlations will be about rho, and at most reach."""
+        """Up to which |rho| to use this function on a tile whose correlations are at most |rho|, all at most reach."""
         return min(reach, self.cut)
 
 

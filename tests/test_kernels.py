@@ -9,15 +9,12 @@ import torch
 from coefficients import implicit_ck, implicit_ntk
 from data_prepare import two_class
 from gaussian_integration import ACTIVATIONS, Activation, expectation, gaussian_moments, piecewise_linear
-from kernels import explicit_blocks, explicit_kernels, implicit_blocks, implicit_kernels, series_report
-from pair_quadrature import EVERY, SCALAR, correlated, pair_expectation
+from kernels import _Implicit, explicit_blocks, explicit_kernels, implicit_blocks, implicit_kernels, series_report
+from pair_quadrature import BY_HAND, EVERY, correlated, pair_expectation
 from utils import estimate_tau0, generator, get_tau
 
 SIGMA_A2 = 0.2
 
-
-# at this tolerance quad notes its own rounding
-pytestmark = pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")
 
 CLOSED = ["relu", "leaky_relu", "hardtanh", "erf", "sin", "clipped"]
 
@@ -32,7 +29,7 @@ CLOSED = ["relu", "leaky_relu", "hardtanh", "erf", "sin", "clipped"]
 def test_one_layer_kernel_is_the_two_dimensional_integral(name, cosine):
     activation = {a.name: a for a in EVERY}[name]
     X = correlated(cosine)
-    f, df = SCALAR[name]
+    f, df = BY_HAND[name]
     (a, c), (_, b) = (X @ X.T).tolist()
     ck, ntk = explicit_kernels(X, [activation])
     expected = pair_expectation(f, activation.kinks, a, b, c)
@@ -49,7 +46,7 @@ def test_deq_kernel_solves_its_equation_under_quadrature(name):
     ck, ntk = implicit_kernels(X, activation, SIGMA_A2)
     _, ntk_paper = implicit_kernels(X, activation, SIGMA_A2, trained="aA")
     mean = gaussian_moments(activation, get_tau(activation, SIGMA_A2, estimate_tau0(X))).mean
-    f, df = SCALAR[name]
+    f, df = BY_HAND[name]
     Lambda = (SIGMA_A2 * ck + (1 - SIGMA_A2) * S).tolist()
     variances = Lambda[0][0], Lambda[1][1]
     for i in (0, 1):
@@ -131,13 +128,25 @@ def test_spread_norms_and_strong_feedback(name, sigma_a2):
     ck, ntk = implicit_kernels(X, ACTIVATIONS[name], sigma_a2)
     assert torch.linalg.eigvalsh(ck)[0] > 0 and torch.linalg.eigvalsh(ntk)[0] > 0
     i, j = divmod(int((X @ X.T / X.norm(dim=1) / X.norm(dim=1)[:, None] - 2 * torch.eye(60)).argmax()), 60)
-    f, _ = SCALAR[name]
+    f, _ = BY_HAND[name]
     mean = gaussian_moments(ACTIVATIONS[name], get_tau(ACTIVATIONS[name], sigma_a2, estimate_tau0(X))).mean
     Lambda = sigma_a2 * ck + (1 - sigma_a2) * X @ X.T
     G = pair_expectation(
         lambda x: f(x) - mean, ACTIVATIONS[name].kinks, *(Lambda[k].item() for k in ((i, i), (j, j), (i, j)))
     )
     assert ck[i, j].item() == pytest.approx(G, rel=1e-9)
+
+
+def test_many_pairs_just_beyond_a_table_of_the_series_have_the_next_one(monkeypatch):
+    """One by one, as the few nearly parallel pairs are taken, they would be slower a hundred times."""
+    aside = []
+    monkeypatch.setattr(_Implicit, "_nearly_parallel", lambda self, i, j, opposite: aside.append(len(i)))
+    radii = torch.linspace(0.9, 1.1, 40, dtype=torch.float64)
+    for cosine in torch.linspace(0.85, 0.95, 41).tolist():
+        directions = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
+        X, other = (radii[:, None] * direction for direction in directions)
+        implicit_blocks(X, ACTIVATIONS["tanh"], SIGMA_A2, tau0=1.0, other=other).both()
+    assert not aside
 
 
 # -- parts, and kernels between two sets -------------------------------------------------------------------------

@@ -33,13 +33,14 @@ class _Basis:
         forms = [form.reshape(3, 3) for form in (ff @ weight, gg @ weight, ff @ second, gg @ second)]
         self.N, self.mu, self.w, _ = forms
         # by parity no product of e with xi or o contributes
-        self._forms = [(form[0, 0], 2 * form[0, 2], form[1, 1], form[2, 2]) for form in forms]
+        entries = ((form[0, 0], 2 * form[0, 2], form[1, 1], form[2, 2]) for form in forms)
+        self._forms = np.array(list(zip(*entries)))  # (4 entries, 4 forms)
         self.third = g[2] @ (2 * second)
 
     def moments(self, q, r):
         """(N, mu, w, nu, t) of xi + q e + r o, as `norm_response.response_of` takes them."""
-        q2, r2 = q * q, r * r
-        return *(one + b * r + qq * q2 + rr * r2 for one, b, qq, rr in self._forms), self.third * r
+        one, b, qq, rr = self._forms.reshape(4, 4, *[1] * max(np.ndim(q), np.ndim(r)))
+        return *(one + b * r + qq * (q * q) + rr * (r * r)), self.third * r
 
 
 class _Cubic(_Basis):

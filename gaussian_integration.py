@@ -7,6 +7,7 @@ sampling a grid across a kink, as is often done, stops at about 1e-4.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -22,6 +23,7 @@ __all__ = [
     "GaussianMoments",
     "centre",
     "expectation",
+    "expectations",
     "from_function",
     "gaussian_moments",
     "hermite_coefficients",
@@ -52,16 +54,21 @@ def expectation(f: Elementwise, kinks=()) -> float:
     f is sampled: a peak away from 0 and from the kinks is seen only if it is wider than about 1e-2. Panels narrow to
     1e-12 about 0 and the kinks, and there any peak is seen.
     """
+    return expectations(lambda xi: (f(xi),), kinks)[0]
 
-    def row(x):
-        y = f(torch.from_numpy(x))
-        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+
+def expectations(f: Callable[[torch.Tensor], Sequence[torch.Tensor]], kinks=()) -> list[float]:
+    """`expectation` of each of the functions that f returns the values of, on panels that resolve all of them."""
+
+    def rows(x):
+        values = f(torch.from_numpy(x))
+        if any(not isinstance(y, torch.Tensor) or y.shape != x.shape for y in values):
             raise ValueError("the function is not elementwise: it must map a tensor to a tensor of the same shape")
-        return y.detach().numpy()[None]
+        return np.stack([y.detach().numpy() for y in values])
 
     # a panel's nodes lie so close at its ends that one of the next finer panel's width is seen there
-    panels, _ = adapt(row, graded({0.0, *kinks}, 256.0 ** -np.arange(1, 6)), np.ones(1))
-    return panels.sums(panels.values).sum()
+    panels, _ = adapt(rows, graded({0.0, *kinks}, 256.0 ** -np.arange(1, 6)), 1.0)
+    return [sums.sum() for sums in panels.sums(panels.values)]
 
 
 def centre(activation: Activation, tau: float) -> Activation:
@@ -122,7 +129,7 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
     return _moments(activation, float(tau))
 
 
-@lru_cache(maxsize=1024)  # a match asks for tau_*, and for the moments of each layer, several times
+@lru_cache(maxsize=8192)  # a match asks for tau_*, and for the moments of each layer, several times
 def _moments(activation, tau):
     panels, noise, spread = _resolve(activation, tau)
     x, weights, (f, df, df_sq) = panels.x, panels.weights, panels.values

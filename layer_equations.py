@@ -212,7 +212,8 @@ def _shares(place, first, second, scaled):
     """The same, and finer where the diagonal is least, so that no window falls between two points."""
     grid = _first_shares(place, first, scaled)
     for _ in range(2):
-        at = np.argmin(np.nan_to_num(curve(place, first, second, scaled, grid)[1], nan=np.inf))
+        least = curve(place, first, second, scaled, grid)[1]
+        at = np.argmin(np.where(np.isnan(least), np.inf, least))
         around = np.linspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 33)
         grid = np.unique(np.concatenate([grid, around]))
     return grid
@@ -266,7 +267,7 @@ class _Curve:
             for points in ((up[:, :-1], down[:, :-1], ends[0]), (up[:, 1:], down[:, 1:], ends[1]))
         )
         near, length = chord(self.goal, starts, stops)
-        near = np.nan_to_num(near, nan=math.inf)
+        near = np.where(np.isnan(near), math.inf, near)
         which = np.argmin(near, axis=0), np.arange(len(left))
         return near[which], length[which]
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from coefficients import implicit_ck, implicit_ntk
-from gaussian_integration import Activation, expectation, gaussian_moments
+from gaussian_integration import Activation, expectation, expectations, gaussian_moments
 from utils import get_tau
 
 
@@ -70,10 +70,12 @@ def explicit_response(layers: Sequence[Activation], tau0: float = 1.0, trained: 
     for layer in layers:
         m = gaussian_moments(layer, tau)
         kinks = [k / tau for k in layer.kinks]
-        second, third = (
-            expectation(lambda xi: f(layer.derivative(tau * xi)) * (xi**2 - 1), kinks)
-            for f in (torch.square, lambda slope: slope)
-        )
+
+        def integrands(xi):
+            slope = layer.derivative(tau * xi)
+            return torch.square(slope) * (xi**2 - 1), slope * (xi**2 - 1)
+
+        second, third = expectations(integrands, kinks)
         columns.append(
             (
                 m.variance / (tau * m.d1) ** 2,

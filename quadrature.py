@@ -98,8 +98,9 @@ def _check_tails(f, panels, size, scale):
 
 
 def adapt(f, edges, floors, inspect=None):
-    """Sorted panels on which f : (q,) nodes -> (k, q) values is resolved, each to TOLERANCE of E|f| or `floors` (k,).
+    """Sorted panels on which f : (q,) nodes -> (k, q) values is resolved, each to TOLERANCE of E|f| or `floors`.
 
+    `floors` : (k,), or one for all.
     `inspect` : (panels, E|f|) -> two (panels,) bool arrays: not resolved for a further reason; at fault. A fault is cut
     for as long as float64 allows, and may remain (a jump). Returns the panels, and whether faults
     spread over more than 1000 panels, which are then left wide.

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from coefficients import implicit_ck
-from gaussian_integration import Activation, expectation, gaussian_moments
+from gaussian_integration import Activation, expectation, expectations, gaussian_moments
 from utils import get_tau
 
 
@@ -31,19 +31,13 @@ def fluctuation(layers: Sequence[Activation], tau0: float = 1.0, trained: str = 
     for layer in layers:
         m = gaussian_moments(layer, tau)
         kinks = [k / tau for k in layer.kinks]
-        f = lambda xi: (layer.fn(tau * xi) - m.mean) / (tau * m.d1)  # noqa: E731
-        g = lambda xi: layer.derivative(tau * xi) / m.d1  # noqa: E731
-        columns.append(
-            (
-                m.variance / (tau * m.d1) ** 2,
-                m.d1_sq / m.d1**2,
-                m.sq_dd / 2 / m.d1**2,
-                expectation(lambda xi: g(xi) ** 2 * (xi**2 - 1) / 2, kinks),
-                expectation(lambda xi: f(xi) ** 4, kinks),
-                expectation(lambda xi: (f(xi) * g(xi)) ** 2, kinks),
-                expectation(lambda xi: g(xi) ** 4, kinks),
-            )
-        )
+
+        def integrands(xi):
+            f, g = (layer.fn(tau * xi) - m.mean) / (tau * m.d1), layer.derivative(tau * xi) / m.d1
+            return g**2 * (xi**2 - 1) / 2, f**4, (f * g) ** 2, g**4
+
+        moments = m.variance / (tau * m.d1) ** 2, m.d1_sq / m.d1**2, m.sq_dd / 2 / m.d1**2
+        columns.append((*moments, *expectations(integrands, kinks)))
         tau = math.sqrt(m.variance)
     return propagate(columns, trained)
 

@@ -9,14 +9,10 @@ from scipy import integrate, special
 from data_prepare import two_class
 from gaussian_integration import ACTIVATIONS, gaussian_moments, piecewise_linear
 from kernels import explicit_kernels, implicit_kernels
-from pair_quadrature import EVERY, SCALAR, correlated, pair_expectation
+from pair_quadrature import BY_HAND, EVERY, correlated, pair_expectation
 from utils import estimate_tau0, generator, get_tau
 
 SIGMA_A2 = 0.2
-
-
-# at this tolerance quad notes its own rounding
-pytestmark = pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")
 
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "clipped"])
@@ -39,7 +35,7 @@ def test_parallel_opposite_and_repeated_samples(name):
 @pytest.mark.parametrize("cosine", [0.9995, -0.9995])
 def test_nearly_parallel_samples_under_quadrature(name, cosine):
     activation = {a.name: a for a in EVERY}[name]
-    f, df = SCALAR[name]
+    f, df = BY_HAND[name]
     X = correlated(cosine)
     (a, c), (_, b) = (X @ X.T).tolist()
     ck, ntk = explicit_kernels(X, [activation])

@@ -128,6 +128,7 @@ class World:
                     "WORLD_SIZE, and WORLD_TIMEOUT positive; torchrun sets the first three\n",
                 )
         self.speaks = self.rank == 0  # until there is a store, what is wrong is wrong on every rank
+        self.told = False  # by another rank
         self.ended = threading.Event()
 
     def __enter__(self):
@@ -164,10 +165,11 @@ class World:
             if self.store:
                 try:
                     self.speaks = self.store.add("failed", 1) == 1
-                except RuntimeError:  # it went with rank 0: each rank speaks for itself
-                    self.speaks = True
+                except RuntimeError:  # it went with rank 0: unless that has said why, each rank speaks for itself
+                    self.speaks = not self.told
         if message and self.speaks:
             print(message, end="", file=self.stderr, flush=True)
+            self._let_it_be_heard()
         elif message:  # torchrun stops all ranks once it sees one end: not before the line is out
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(PATIENCE)
@@ -195,9 +197,28 @@ class World:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _beat(self):
+        """Says that this rank lives, and listens whether another has failed."""
+        due = 0.0
         with contextlib.suppress(RuntimeError):  # the store is gone: the main thread will notice
-            while not self.ended.wait(self.timeout / 20):
-                self.store.add(f"beat/{self.rank}", 1)
+            while not self.ended.wait(min(0.2, self.timeout / 20)):
+                if not self.told and self.store.check(["failed"]):
+                    self.told = True
+                    self.store.set(f"heard/{self.rank}", "")
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self.timeout / 20
+                    self.store.add(f"beat/{self.rank}", 1)
+
+    def _let_it_be_heard(self):
+        """The store ends with rank 0: not before the others know that the failure has been told."""
+        if self.rank or not self.store:
+            return
+        deadline = time.monotonic() + PATIENCE
+        with contextlib.suppress(RuntimeError):
+            for rank in range(1, self.size):
+                while not (self.store.check([f"heard/{rank}"]) or self.store.check([f"done/{rank}"])):
+                    if time.monotonic() > deadline:
+                        return
+                    time.sleep(0.02)
 
     def _wait(self, key, rank):
         """Waits until that rank has set the key. Ends this process where another has failed.

@@ -6,6 +6,7 @@ which there are.
 """
 
 import math
+import sys
 from pathlib import Path
 
 from accuracy import plot, print_rates, print_table
@@ -165,6 +166,7 @@ class Grid:
         print_table(self.arguments, results)
         if self.arguments.lr == "auto":
             print_rates(self.arguments)
+        sys.stdout.flush()  # in a pipe too the table is there, whatever becomes of the figure
         figure = Path(self.arguments.output_path) / f"accuracy_{self.arguments.dataset}.png"
         sweep(figure)
         plot(self.arguments, self.data, results, figure)

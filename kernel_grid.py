@@ -7,6 +7,7 @@ ones, are a log of their own, `{dim}_predicted_{model}_{dataset}.json`: two netw
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -130,6 +131,7 @@ class ExactGrid(Grid):
 
     def report(self, results):
         kernel_report.print_report(self.arguments, results)
+        sys.stdout.flush()  # in a pipe too the table is there, whatever becomes of the figure
         path = kernel_report.plot(self.arguments, self.data, results, fingerprint(self.data))
         print(f"\nlogs in {self.arguments.output_path}, figure {path}")
 

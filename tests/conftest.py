@@ -1,5 +1,6 @@
 """The modules under test lie in the repository root; real data, if any, in ../shared/data beside it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as distributed.py has it, which is too late where torch is there already
 
 
 def one_line(error):
@@ -41,14 +43,19 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
-@pytest.fixture(scope="session")
-def forks():
-    """Scripts without the seconds that their imports take: see forks.py."""
-    from forks import Forks
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    if any("forks" in getattr(item, "fixturenames", ()) for item in session.items):
+        from forks import Forks
 
-    server = Forks()
-    yield server
-    server.close()
+        session.config.forks = Forks()  # before the first test: with the imports of all, and with nothing that one did
+
+
+@pytest.fixture(scope="session")
+def forks(pytestconfig):
+    """Scripts without the seconds that their imports take: see forks.py."""
+    yield pytestconfig.forks
+    pytestconfig.forks.close()
 
 
 @pytest.fixture

@@ -1,29 +1,33 @@
 """main.py or another script as `python main.py` runs it, without the seconds that its imports take, and with a fault
 where one is wanted.
 
-This file run as a program imports everything once, and then forks a child for each run that it is asked for. A child
-passes its write points one by one: a temporary file made, half of a checkpoint written, a rename, half of a metrics
-line, ... The fault happens at the k-th of them:
+The process that has collected the tests, and imported everything, forks a server before it runs the first of them, and
+the server forks a child for each run that it is asked for: what a test leaves behind does not reach it. A child passes
+its write points one by one: a temporary file made, half of a checkpoint written, a rename, half of a metrics line, ...
+The fault happens at the k-th of them:
 
     kill     SIGKILL, as a power cut or the system's out-of-memory killer
     full     no space on the disk, from then on
     ctrl_c   SIGINT, as Ctrl-C
 """
 
+import atexit
 import contextlib
 import errno
 import importlib
 import io
 import json
+import logging
 import mmap
 import os
 import runpy
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,18 +56,24 @@ class Forks:
     """The other end: `run` one main.py, or several ranks of it, and wait."""
 
     def __init__(self):
-        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-        # the second as distributed.py has it, which comes too late where torch is there already
-        environment |= {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
-        self.server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        (jobs, self._jobs), (self._answers, answers) = os.pipe(), os.pipe()
+        self.server = os.fork()
+        if not self.server:
+            try:
+                os.close(self._jobs), os.close(self._answers)
+                serve(os.fdopen(jobs), os.fdopen(answers, "w"))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)  # nothing that the tests' process does at its end
+        os.close(jobs), os.close(answers)
+        self._jobs, self._answers = os.fdopen(self._jobs, "w"), os.fdopen(self._answers)
 
     def ranks(self, *jobs):
         """Runs at once; when one fails the others get SIGTERM, as by torchrun. A dictionary of results for each."""
-        self.server.stdin.write(json.dumps(jobs) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
+        self._jobs.write(json.dumps(jobs) + "\n")
+        self._jobs.flush()
+        return json.loads(self._answers.readline())
 
     def run(self, *argv, **more):
         """status (minus the signal, where one ended it), out, err, seconds, and moments: the write points passed.
@@ -79,8 +89,8 @@ class Forks:
         self.ranks({"prepare": module})
 
     def close(self):
-        self.server.stdin.close()
-        self.server.wait()
+        self._jobs.close(), self._answers.close()
+        os.waitpid(self.server, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -148,8 +158,10 @@ def plant(fault, at, passed):
 def child(job, out, err, passed):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    os.dup2(out.fileno(), 1)
-    os.dup2(err.fileno(), 2)
+    for number, (name, file) in enumerate((("stdout", out), ("stderr", err)), 1):
+        os.dup2(file.fileno(), number)
+        stream = open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+        setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
     os.environ.update(job.get("env", {}))
     os.chdir(job.get("cwd") or os.curdir)
     program = ROOT / job.get("program", "main.py")
@@ -162,24 +174,35 @@ def child(job, out, err, passed):
         runpy.run_path(str(program), run_name="__main__")
     except SystemExit as stop:
         status = stop.code or 0
+    except BaseException as error:
+        traceback.print_exc()
+        status = 1
+        if isinstance(error, KeyboardInterrupt):  # as the interpreter ends then
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
     if job.get("finalize"):
-        sys.exit(status)
-    sys.stdout.flush()
+        atexit._run_exitfuncs()
+    sys.stdout.flush(), sys.stderr.flush()
     os._exit(status)  # the interpreter's own end takes longer than all the rest
 
 
-def serve():
-    sys.path.insert(0, str(ROOT))
+def serve(requests, answers):
     import torch
     import torch.distributed  # noqa: F401
 
     import main
 
+    atexit._clear()  # what pytest has put into its process
+    logging.getLogger().handlers.clear()
+    sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+    for name in ("RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)  # a child would wait for threads that it does not have
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, even fonts
         small = "--model tanh_inn --dim 2 --epoch 1 --train full --device cpu --output_path {0} --save_path {0}"
         main.main(small.format(folder).split())
-    for line in sys.stdin:
+    for line in requests:
         jobs, running = json.loads(line), {}
         for job in [job for job in jobs if "prepare" in job]:
             importlib.import_module(job["prepare"])
@@ -192,7 +215,9 @@ def serve():
             running[pid] = job | {"out": out, "err": err, "passed": passed}
         began, done, stopped = time.monotonic(), {}, False
         while len(done) < len(jobs):
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            # without a poll where none is due to be killed: the others are to hear of a failure before they see it
+            timed = any("kill_after" in job for job in jobs)
+            pid, status = os.waitpid(-1, os.WNOHANG if timed else 0)
             if pid:
                 done[pid] = os.waitstatus_to_exitcode(status), time.monotonic() - began
                 stopped = stopped or done[pid][0] != 0
@@ -217,9 +242,4 @@ def serve():
                     "moments": int.from_bytes(job["passed"][:8], "little"),
                 }
             )
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    serve()
-    os._exit(0)  # as in `child`
+        print(json.dumps(answer), file=answers, flush=True)

@@ -200,6 +200,20 @@ def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, base, tmp_path
     assert "relative residual" in failure and 1 in (status for status, _, _ in ranks)
 
 
+def test_a_rank_that_is_stopped_after_rank_0_has_told_why_is_silent(forks, base, tmp_path):
+    """The store, by which ranks agree on who speaks, ends with rank 0."""
+    argv = [*map(str, (*base, *DIVERGES, "--model", "tanh_inn", "inn", *at(tmp_path)))]
+    port, busy = str(free_port()), "import time, grid; grid.run = lambda *_: time.sleep(60)"
+    ranks = forks.ranks(
+        *(
+            {"argv": argv, "cwd": str(tmp_path), "env": rank_environment(rank, MASTER_PORT=port), "setup": setup}
+            for rank, setup in enumerate(("", busy))
+        )
+    )
+    assert (ranks[0]["status"], ranks[1]["status"], ranks[1]["err"]) == (1, 130, "")
+    assert "main.py: failed: the equilibrium" in ranks[0]["err"]
+
+
 def test_a_rank_without_a_world_gives_up_in_one_line(forks, tmp_path):
     done = forks.run(cwd=str(tmp_path), env=rank_environment(1, MASTER_PORT=str(free_port()), WORLD_TIMEOUT="1"))
     assert done["status"] == 1 and done["err"].count("\n") == 1 and not os.listdir(tmp_path)

@@ -1,5 +1,6 @@
 """The modules under test lie in the repository root; real data, if any, in ../shared/data beside it."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,11 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: a full-size check, run with --slow")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure():
+    gc.freeze()  # or the interpreter, at its end, looks for a second or two through all that torch has made
 
 
 def pytest_collection_modifyitems(config, items):

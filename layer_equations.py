@@ -210,13 +210,20 @@ def _first_shares(place, first, scaled):
 
 def _shares(place, first, second, scaled):
     """The same, and finer where the diagonal is least, so that no window falls between two points."""
-    grid = _first_shares(place, first, scaled)
-    for _ in range(2):
-        least = curve(place, first, second, scaled, grid)[1]
+
+    def around_the_least(grid, least):
         at = np.argmin(np.where(np.isnan(least), np.inf, least))
-        around = np.linspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 33)
-        grid = np.unique(np.concatenate([grid, around]))
-    return grid
+        return np.linspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 33)
+
+    def diagonal(grid):
+        return curve(place, first, second, scaled, grid)[1]
+
+    grid = _first_shares(place, first, scaled)
+    least = diagonal(grid)
+    finer = around_the_least(grid, least)
+    grid, index = np.unique(np.concatenate([grid, finer]), return_index=True)
+    least = np.concatenate([least, diagonal(finer)])[index]
+    return np.unique(np.concatenate([grid, around_the_least(grid, least)]))
 
 
 def roots(f, grid):

@@ -21,7 +21,7 @@ from distributed import RESUME
 from utils import atomic_write
 
 HEIGHT = 1080  # rows of a block row: enough for matrix products at their full speed
-STRIP, WIDTH = 360, 4320  # rows and columns of a kernel that are computed at once: multiples of the tiles of tiles.py
+STRIP, WIDTH = 360, 4320  # rows and columns of a kernel computed at once: multiples of kernel_interpolation.TILE
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class Interpolated:
         out = torch.empty(rows.stop - rows.start, cols.stop - cols.start) if out is None else out
 
         def work(r, c):
-            place = (slice(own.start - all.start, own.stop - all.start) for own, all in ((r, rows), (c, cols)))
+            place = (slice(part.start - span.start, part.stop - span.start) for part, span in ((r, rows), (c, cols)))
             self._fill(r, c, kernel, out[*place])
 
         for_each(work, tiles(rows, cols, TILE), out.device)
@@ -175,8 +175,8 @@ class Interpolated:
 
     def _arrays(self, height, width):
         """What a thread works with, kept from tile to tile: new memory would cost it more than the arithmetic."""
-        local = self._local
-        if getattr(local, "shape", None) != (height, width):
-            local.shape = height, width
-            local.arrays = [torch.empty(height, width, dtype=torch.float64), *torch.empty(3, height, width)]
-        return local.arrays
+        own = self._local
+        if getattr(own, "shape", None) != (height, width):
+            own.shape = height, width
+            own.arrays = [torch.empty(height, width, dtype=torch.float64), *torch.empty(3, height, width)]
+        return own.arrays

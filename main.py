@@ -61,11 +61,11 @@ def experiment(parser, arguments, world):
         grid.check_memory(configs, device)
         if world.rank == 0:  # the others come when it may have begun to write there
             check_output(configs, arguments.output_path)
+        for warning in grid.warnings():  # before another rank may fail
+            print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
         world.let_start("-".join(config.key for config in configs), *folders)
     except OSError as error:  # in the data, so bad input
         raise ValueError(str(error)) from None
-    for warning in grid.warnings():
-        print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
     print_theory(grid.data, grid.scales(), grid.theories)
     team = world.team(device) if arguments.together else None
     done = world.map(

@@ -160,7 +160,8 @@ def child(job, out, err, passed):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for number, (name, file) in enumerate((("stdout", out), ("stderr", err)), 1):
         os.dup2(file.fileno(), number)
-        stream = open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+        lines = 1 if name == "stderr" else -1  # which Python buffers by the line
+        stream = open(number, "w", lines, encoding="utf-8", errors="backslashreplace", closefd=False)
         setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
     os.environ.update(job.get("env", {}))
     os.chdir(job.get("cwd") or os.curdir)

@@ -202,7 +202,7 @@ def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, base, tmp_path
 
 def test_a_rank_that_is_stopped_after_rank_0_has_told_why_is_silent(forks, base, tmp_path):
     """The store, by which ranks agree on who speaks, ends with rank 0."""
-    argv = [*map(str, (*base, *DIVERGES, "--model", "tanh_inn", "inn", *at(tmp_path)))]
+    argv = [*map(str, (*base, *DIVERGES, "--model", "tanh_inn", "--seed", 0, 1, *at(tmp_path)))]
     port, busy = str(free_port()), "import time, grid; grid.run = lambda *_: time.sleep(60)"
     ranks = forks.ranks(
         *(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from distributed import Team
-from kernel_cg import choose_ridge_shared, fit_shared, predict_shared
+from kernel_cg import choose_ridge_shared, fit_shared, preconditioner_bytes, predict_shared
 from kernel_interpolation import Interpolated
 from kernel_machine import BATCH, CHOICE, RIDGES, choose_ridge, fit, mean_diagonal, one_hot_targets, score
 from kernel_storage import HEIGHT, STRIP, FileRows, Layout, MemoryRows, form
@@ -45,6 +45,8 @@ def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) 
     fixed = PROGRAM + loaded + 4 * n * p + 32 * (n + m) * (p + 1)
     part = min(n, CHOICE)
     passing = max(4 * part * part, 4 * BATCH * n + 8 * BATCH * 8192)  # choosing the ridge; predicting a batch
+    if size > 1:
+        fixed += preconditioner_bytes(n, size)
     whole = fixed + passing + max(Layout(n, HEIGHT, rank, size).nbytes for rank in range(size))
     if whole <= memory:
         return Plan(True, HEIGHT, whole)

@@ -251,11 +251,21 @@ def product(rows: MemoryRows | FileRows, weights: torch.Tensor) -> torch.Tensor:
     columns, out = weights.T.contiguous(), weights.new_zeros(weights.shape[::-1])
     for i in rows.layout.owned:
         span, values = rows.layout.rows(i), rows.read(i)
-        for r in _spans(span.start, span.stop, STRIP):
-            mine, strip = columns[:, r].contiguous(), values[r.start - span.start : r.stop - span.start]
-            for c in _spans(0, span.start, HEIGHT):  # while a tile is in the cache it is used for both triangles
-                tile = strip[:, c].double()
-                out[:, r] += columns[:, c] @ tile.T
-                out[:, c] += mine @ tile
-            out[:, r] += columns[:, span] @ strip[:, span].double().T
+        for r, c, tile in tiles64(values, span, span.stop):
+            out[:, r].addmm_(columns[:, c], tile.T)
+            if c.stop <= span.start:  # used for the upper triangle too, of which only the diagonal block is stored
+                out[:, c].addmm_(columns[:, r], tile)
     return out.T
+
+
+def tiles64(values: torch.Tensor, span: slice, width: int):
+    """Rows, columns and float64 values of the tiles of a block row, each small enough for the cache.
+
+    values : of the rows in `span`, whose first `width` columns are taken. A tile is overwritten by the next.
+    """
+    room = torch.empty(STRIP * HEIGHT, dtype=torch.float64)
+    for r in _spans(span.start, span.stop, STRIP):
+        strip = values[r.start - span.start : r.stop - span.start]
+        for c in _spans(0, min(width, span.start), HEIGHT) + _spans(min(width, span.start), width, HEIGHT):
+            height, columns = r.stop - r.start, c.stop - c.start
+            yield r, c, room[: height * columns].view(height, columns).copy_(strip[:, c])

@@ -85,10 +85,15 @@ class Nystrom:
                 W[r.start : r.stop, : part.shape[1]] = part
                 W[: r.start, r.start : r.stop] = part[:, : r.start].T
         add_up(team, W)
-        jitter = 1e-7 * W.diagonal().mean()  # K is rounded to float32
-        W.diagonal().add_(jitter)
-        root = torch.linalg.cholesky(W)
-        W.diagonal().sub_(jitter)
+        for power in range(-7, 2):  # K is rounded to float32; of samples almost the same, W has eigenvalues below that
+            jitter = 10.0**power * W.diagonal().mean()
+            shifted = W.clone()
+            shifted.diagonal().add_(jitter)
+            root, failed = torch.linalg.cholesky_ex(shifted)
+            if not failed:
+                break
+        else:
+            raise NotPositiveDefinite("the kernel between the first samples is not positive definite")
         gram, left = torch.zeros_like(W), torch.zeros(1, dtype=torch.float64)
         for k, (r, part) in enumerate(zip(self.spans, self.parts)):
             part = part.double()

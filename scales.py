@@ -53,10 +53,11 @@ class OfScale:
 
     @staticmethod
     def _fit(table, left, right, floor):
-        for degree in (8, 16, 32, 64):
+        # each degree's nodes are among the next one's, of which `table` keeps the values
+        for degree in (4, 8, 16, 32, 64) if right - left < 0.1 else (8, 16, 32, 64):
             if degree > 8 * (right - left) + 32:  # a short piece that is not smooth will not be at a higher degree
                 break
-            nodes = chebyshev.chebpts1(degree + 1)
+            nodes = chebyshev.chebpts2(degree + 1)
             scales = np.exp((left + right + (right - left) * nodes) / 2)
             values = table(scales)
             coefficients = np.linalg.solve(chebyshev.chebvander(nodes, degree), values)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# The files that take longest come first, so that with a process a core none of them is left alone at the end.
+LONG = "tour ck_ntk matching any_activation ranks trained_deq trained_inquiry verdict kills match_continuity".split()
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as distributed.py has it, which is too late where torch is there already
@@ -43,6 +46,8 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(config, items):
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))  # stable: the others stay in their order
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):

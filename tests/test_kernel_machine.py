@@ -287,6 +287,24 @@ def test_the_preconditioner_is_the_inverse_of_its_matrix(problem):
     np.testing.assert_allclose(preconditioner(torch.from_numpy(V)), expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("rank", [40, 300])
+def test_samples_that_are_almost_the_same_have_a_preconditioner(problem, rank):
+    """As features of trained networks are: the kernel's rank, to rounding, is far below the preconditioner's."""
+    _, _, y, _, _ = problem
+    few = torch.from_numpy(np.random.default_rng(2).normal(size=(N, 5)))
+    rows = MemoryRows(Layout(N, HEIGHT))
+    form(Dense(few @ few.T, few @ few.T), "ck", rows)
+    stored = whole(rows).astype(np.float64)
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(stored[:rank, :rank] + 1e-7 * np.diag(stored)[:rank].mean() * np.eye(rank))
+    Y = one_hot_targets(y, CLASSES)[0]
+    preconditioner = Nystrom(rows, torch.from_numpy(np.diag(stored).copy()), 0.03, rank)
+    X, iterations = conjugate_gradients(rows, 0.03, Y, preconditioner)
+    expected = np.linalg.solve(stored + 0.03 * np.eye(N), Y.numpy())
+    np.testing.assert_allclose(X, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert iterations < 20
+
+
 def test_conjugate_gradients_that_cannot_reach_the_tolerance_say_so(problem, monkeypatch):
     square, _, y, _, _ = problem
     monkeypatch.setattr("kernel_cg.MOST", 2)

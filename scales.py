@@ -53,7 +53,7 @@ class OfScale:
 
     @staticmethod
     def _fit(table, left, right, floor):
-        # each degree's nodes are among the next one's, of which `table` keeps the values
+        # each degree's nodes are among the next one's, whose moments `gaussian_moments` keeps
         for degree in (4, 8, 16, 32, 64) if right - left < 0.1 else (8, 16, 32, 64):
             if degree > 8 * (right - left) + 32:  # a short piece that is not smooth will not be at a higher degree
                 break

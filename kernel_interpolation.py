@@ -10,8 +10,9 @@ and evaluated by Clenshaw's recurrence in float32 on tiles that stay in the cach
 Approximation Practice, 2013, chapters 3 and 8; the low rank is that of Townsend & Trefethen, SIAM J. Sci. Comput. 35,
 2013). In the angle H has no (1 - cos)^(3/2), which every kink of an activation puts next to parallel samples: at reach
 0.9 that spares half of the terms, at 0.99 two thirds. The closer a cosine comes to 1 the more terms it takes all the
-same: each tile takes those of its own largest. A tile beyond the last reach, with nearly parallel samples in it, is
-computed exactly.
+same: each tile takes those of its own largest. Pairs beyond the last reach that H is smooth enough for are computed
+exactly: nearly parallel samples, and where an activation has kinks away from 0 those with cosines above about 0.998,
+for there H changes within the difference of two norms.
 """
 
 import math
@@ -23,7 +24,8 @@ from numpy.polynomial import chebyshev
 
 from tiles import for_each, largest, tiles
 
-REACHES = 0.9, 0.96, 0.99, 0.998
+REACHES = 0.9, 0.96, 0.99, 0.998, 0.9995, 0.9999, 0.99999
+ROUNDED = 0.99  # beyond it, a cosine in float32 determines the angle no longer
 TILE = 360  # rows and columns of what a thread works on: its arrays stay in the cache
 DEGREE, NORM_DEGREE = 128, 40  # of the grid on which H is computed
 TOLERANCE = 5e-8  # relative to the square root of the two diagonals: a unit of float32
@@ -103,20 +105,24 @@ class Interpolated:
         C = self._values(kernel, _cosines(reach, chebyshev.chebpts1(DEGREE + 1)), nodes, nodes)
         for axis in range(3):
             C = _transform(C, axis)
-        degree = _needed(np.abs(C).sum((1, 2)))  # all coefficients of the norms may add up
-        random = np.random.default_rng(0)
-        tests = [np.append(random.uniform(-1, 1, n), (-1, 1)) for n in (20, 5, 5)]
-        basis = [chebyshev.chebvander(t, d) for t, d in zip(tests, (degree, size, size))]
-        found = np.einsum("kab,xk,ua,vb->xuv", C[: degree + 1], *basis, optimize=True)
-        if np.abs(found - self._values(kernel, _cosines(reach, tests[0]), *tests[1:])).max() > 2 * TOLERANCE:
-            return None
+        C = C[: _needed(np.abs(C).sum((1, 2))) + 1]  # all coefficients of the norms may add up
         left, right, starts = [], [], [0]
-        for M in C[: degree + 1]:
+        for M in C:
             U, values, V = np.linalg.svd(M)
-            rank = max(1, int((values > TOLERANCE / 16).sum()))
+            rank = max(1, int((values > TOLERANCE / max(16, len(C))).sum()))
             left.append(U[:, :rank] * values[:rank])
             right.append(V[:rank].T)
             starts.append(starts[-1] + rank)
+        random = np.random.default_rng(0)
+        norms = random.uniform(-0.9, 0.9, 4)
+        norms = np.concatenate([norms, norms + 0.01, norms + 0.1, (-1, 1)])
+        near = 1 - 10.0 ** np.arange(-4, 0)  # next to parallel, and of almost the same norm, H is least smooth
+        t = np.concatenate([random.uniform(-1, 1, 20), (-1, 1), near])
+        basis = chebyshev.chebvander(norms, size)
+        found = np.stack([basis @ L @ R.T @ basis.T for L, R in zip(left, right)], -1)
+        found = np.moveaxis(found @ chebyshev.chebvander(t, len(C) - 1).T, -1, 0)
+        if np.abs(found - self._values(kernel, _cosines(reach, t), norms, norms)).max() > 4 * TOLERANCE:
+            return None
         return np.concatenate(left, 1), np.concatenate(right, 1), starts
 
     def tile(self, rows: slice, cols: slice, kernel: str = "ck", out: torch.Tensor | None = None) -> torch.Tensor:
@@ -138,8 +144,10 @@ class Interpolated:
         same = range(max(rows.start, cols.start), min(rows.stop, cols.stop)) if self._square else ()
         same = torch.tensor(same, dtype=torch.long)
         product[same - rows.start, same - cols.start] = 0
-        reach, table = self._table_for(largest(product), kernel)
-        if table is None:
+        bound = largest(product)
+        reach, table = self._table_for(bound, kernel)
+        beyond = (product.abs() > reach).nonzero(as_tuple=True) if table and reach < bound else ((), ())
+        if table is None or len(beyond[0]) > out.numel() // 2:
             out.copy_(self.exact.tile(rows, cols, kernel))
             return
         left, right, starts = table
@@ -153,7 +161,9 @@ class Interpolated:
                 (self._positions[0], cols, right, self._diagonals[0]),
             )
         )
-        twice = angle.copy_(product).asin_().mul_(2 / math.asin(reach))
+        product.clamp_(-reach, reach)
+        twice = angle.copy_(product.asin_() if reach > ROUNDED else product)
+        twice = (twice if reach > ROUNDED else twice.asin_()).mul_(2 / math.asin(reach))
         one.zero_(), two.zero_()
         for k in range(len(starts) - 2, -1, -1):  # Clenshaw: b_k = 2 x b_{k+1} - b_{k+2} + M_k
             part = slice(starts[k], starts[k + 1])
@@ -161,11 +171,14 @@ class Interpolated:
             if k:
                 one, two = two.addcmul_(twice, one), one
         torch.addcmul(two, twice, one, value=0.5, out=out)
+        if len(beyond[0]):
+            out[beyond] = self.exact.entries(beyond[0] + rows.start, beyond[1] + cols.start, kernel).to(out.dtype)
         out[same - rows.start, same - cols.start] = self._diagonals[0][kernel == "ntk"][same].square().float()
 
     def _table_for(self, bound, kernel):
-        """The least reach that goes so far, and its table; None and None where none does, or H is not smooth enough."""
-        for reach in [reach for reach in REACHES if reach >= bound]:
+        """The least reach that goes so far or else the farthest, and its table; None and None where no H is smooth."""
+        far = [reach for reach in REACHES if reach >= bound]
+        for reach in far + [reach for reach in REACHES[::-1] if reach < bound]:
             with self._lock:  # the first thread that needs a table makes it
                 if (kernel, reach) not in self._tables:
                     self._tables[kernel, reach] = self._table(kernel, reach)

@@ -24,7 +24,7 @@ import torch
 
 from gaussian_integration import Activation, gaussian_moments
 from pair_functions import pair_function, series_report  # noqa: F401  (series_report is public here)
-from parallel_pairs import angle, explicit_pairs, implicit_pairs
+from parallel_pairs import angle, explicit_pairs, implicit_pairs, squared_distances
 from scales import explicit_scales, implicit_scales
 from tiles import for_each, largest, tile_size, tiles
 from utils import check_sigma_a2, estimate_tau0, get_tau
@@ -46,10 +46,7 @@ class Blocks(ABC):
 
     def __init__(self, X, other):
         X, norms2 = _check_input(X, "X")
-        self.shape, self.first = (
-            (len(X), len(X)),
-            0,
-        )  # the rows are the samples from `first` on, the columns the first n
+        self.shape, self.first = (len(X), len(X)), 0  # rows: the samples from `first` on; columns: the first n
         if other is not None:
             other, other_norms2 = _check_input(other, "other")
             if other.shape[1] != X.shape[1]:
@@ -60,7 +57,10 @@ class Blocks(ABC):
 
     @abstractmethod
     def _entries(self, rows, cols, base):
-        """(ck, ntk) of a tile, given the product of its `_Y`; what it has on the matrix's diagonal does not count."""
+        """(ck, ntk) of a tile, given the product of its `_Y`; what it has on the matrix's diagonal does not count.
+
+        rows, cols : two slices, or the pairs (rows[k], cols[k]) as two index tensors (k,) and (k, 1): a tile (k, 1).
+        """
 
     def diagonal(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(ck, ntk) of each of the rows' samples with itself, float64."""
@@ -95,6 +95,16 @@ class Blocks(ABC):
         for_each(work, tiles(*(slice(0, length) for length in base.shape), tile_size(self.device)), self.device)
         for i in same:
             out[i - rows.start, i - cols.start] = self._diagonals[which][i]
+        return out
+
+    def entries(self, rows: torch.Tensor, cols: torch.Tensor, kernel: str = "ck") -> torch.Tensor:
+        """The kernel at the pairs (rows[k], cols[k]), which are not on the diagonal: (k,) float64."""
+        which, out = ("ck", "ntk").index(kernel), torch.empty(len(rows), dtype=torch.float64, device=self.device)
+        size = tile_size(self.device) ** 2
+        for part in (slice(start, start + size) for start in range(0, len(rows), size)):
+            i, j = rows[part] + self.first, cols[part]
+            base = torch.cat([(self._Y[a] * self._Y[b]).sum(1) for a, b in zip(i.split(1024), j.split(1024))])
+            out[part] = self._entries(i, j[:, None], base[:, None])[which][:, 0]
         return out
 
     def both(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,13 +165,13 @@ class _Implicit(Blocks):
 
     def _entries(self, rows, cols, base):
         sigma_a2, d1, half_d2, m = self.sigma_a2, self.d1, self.half_d2, self.m
-        most = torch.outer(self.reach[rows], self.reach[cols]).mul_(base)
+        most = (self.reach[rows, None] * self.reach[cols]).mul_(base)
         bound = largest(most)
         limit = self.pair.limit(most, bound)  # of pairs that turn out beyond it each is dear
         # second order in the base: a few digits on high-dimensional data
-        linear = torch.outer(d1[rows], d1[cols]).mul_(-sigma_a2).add_(1).reciprocal_()
+        linear = (d1[rows, None] * d1[cols]).mul_(-sigma_a2).add_(1).reciprocal_()
         rho = base * linear
-        rho.addcmul_(torch.outer(half_d2[rows], half_d2[cols]).mul_(linear), rho * rho)
+        rho.addcmul_((half_d2[rows, None] * half_d2[cols]).mul_(linear), rho * rho)
         rho.clamp_(-limit, limit)
         for _ in range(60):
             g, dg, ddg = self.pair(rows, cols, rho)
@@ -184,17 +194,17 @@ class _Implicit(Blocks):
         if limit < bound:
             r, c = (rho.abs() >= limit - self.rounding).nonzero(as_tuple=True)
             if len(r):
-                g[r, c], dg[r, c], rho[r, c] = self._nearly_parallel(r + rows.start, c + cols.start, rho[r, c] < 0)
+                g[r, c], dg[r, c], rho[r, c] = self._nearly_parallel(*_pairs(rows, cols, r, c), rho[r, c] < 0)
         denominator = torch.mul(dg, -sigma_a2).add_(1)
         # G + sigma_b^2 S Gd = G (1 - sigma_a^2 Gd) + Lambda Gd
         tangent = g / denominator if self.trained == "aA" else torch.addcdiv(g, rho.mul_(dg), denominator)
-        outer = torch.outer(self.s[rows], self.s[cols])
+        outer = self.s[rows, None] * self.s[cols]
         return g.mul_(outer), tangent.mul_(outer)
 
     def _nearly_parallel(self, i, j, opposite):
         """G/(s_i s_j), G_dot and rho between the samples of two lists."""
         sign = torch.where(opposite, -1.0, 1.0).double()
-        distance2 = _distance2(self._Y[:, :-1], self.s, i, j, sign)
+        distance2 = squared_distances(self._Y[:, :-1], self.s, i, j, sign)
         (s_i, second_i), (s_j, second_j) = (
             [torch.from_numpy(values[index.cpu().numpy()]) for values in (self.scales.s, self.scales.second)]
             for index in (i, j)
@@ -232,7 +242,7 @@ class _Explicit(Blocks):
         self._diagonals = self._tensors(self.seconds[-1].numpy(), diagonal)
 
     def _entries(self, rows, cols, rho):
-        tangent = torch.outer(self.s[rows], self.s[cols]).mul_(rho if self.trained == "all" else 0)
+        tangent = (self.s[rows, None] * self.s[cols]).mul_(rho if self.trained == "all" else 0)
         aside = []
         for index, (pair, scale, mean, shrink) in enumerate(self.stack):
             bound = largest(rho)
@@ -242,17 +252,17 @@ class _Explicit(Blocks):
                 aside.append((index, r, c, rho[r, c], tangent[r, c]))
                 rho[r, c] = 0
             g, dg, _ = pair(rows, cols, rho)
-            sigma = g.mul_(torch.outer(scale[rows], scale[cols])).addcmul_(mean[rows, None], mean[cols])
+            sigma = g.mul_(scale[rows, None] * scale[cols]).addcmul_(mean[rows, None], mean[cols])
             tangent.mul_(dg).add_(sigma)
-            rho = torch.outer(shrink[rows], shrink[cols]).mul_(sigma)
+            rho = (shrink[rows, None] * shrink[cols]).mul_(sigma)
         for index, r, c, before, linear in reversed(aside):  # the first layer at which a pair is nearly parallel counts
-            sigma[r, c], tangent[r, c] = self._nearly_parallel(index, r + rows.start, c + cols.start, before, linear)
+            sigma[r, c], tangent[r, c] = self._nearly_parallel(index, *_pairs(rows, cols, r, c), before, linear)
         return sigma, tangent
 
     def _nearly_parallel(self, index, i, j, rho, linear):
         """The kernels between the samples of two lists, from the layer numbered `index` on, given those ahead of it."""
         sign = torch.where(rho < 0, -1.0, 1.0).double()
-        closeness = 1 - rho.abs() if index else _distance2(self._Y, None, i, j, sign) / 2
+        closeness = 1 - rho.abs() if index else squared_distances(self._Y, None, i, j, sign) / 2
         scale = self.stack[index][1]
         seconds = [(second[i.cpu()], second[j.cpu()]) for second in self.seconds[index:]]
         found = explicit_pairs(
@@ -267,14 +277,9 @@ class _Explicit(Blocks):
         return (values.to(self.device) for values in found)
 
 
-def _distance2(Y, s, i, j, sign):
-    """|y_i - sign y_j|^2 between the samples of two lists, y the rows of Y, times s where given."""
-
-    def rows(index):
-        return Y[index] if s is None else Y[index] * s[index, None]
-
-    chunks = torch.arange(len(i), device=i.device).split(max(1, 2**22 // Y.shape[1]))
-    return torch.cat([(rows(i[k]) - sign[k, None] * rows(j[k])).square().sum(1) for k in chunks])
+def _pairs(rows, cols, r, c):
+    """The samples at these places of what `_entries` was asked for."""
+    return (r + rows.start, c + cols.start) if isinstance(rows, slice) else (rows[r], cols[r, 0])
 
 
 def _check_input(X, name):

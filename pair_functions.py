@@ -31,7 +31,10 @@ _log = logging.getLogger("kernels")
 
 
 class PairFunction:
-    """A pair function of the samples' scales: call it with slices of rows and columns, and a tile of correlations."""
+    """A pair function of the samples' scales: call it with slices of rows and columns, and a tile of correlations.
+
+    Or with the pairs of two index tensors (k,) and (k, 1), and their correlations (k, 1).
+    """
 
     cut = 1 - 1e-6  # beyond it, a correlation that was rounded does not determine the angle to 1e-10
 
@@ -69,8 +72,8 @@ class Erf(PairFunction):
         self.k = torch.sqrt(2 * self.s**2 / (1 + 2 * self.s**2))
 
     def __call__(self, rows, cols, rho):
-        kk = torch.outer(self.k[rows], self.k[cols])
-        per_scale = torch.outer((2 / math.pi / self.s)[rows], (1 / self.s)[cols])
+        kk = self.k[rows, None] * self.k[cols]
+        per_scale = (2 / math.pi / self.s)[rows, None] * (1 / self.s)[cols]
         x = kk * rho
         cosine2 = torch.rsub(x * x, 1)
         dg = per_scale * kk / cosine2.sqrt()
@@ -91,7 +94,7 @@ class Sin(PairFunction):
             )
 
     def __call__(self, rows, cols, rho):
-        ss = torch.outer(self.s[rows], self.s[cols])
+        ss = self.s[rows, None] * self.s[cols]
         x = ss * rho
         decay = -(self.s[rows, None] ** 2 + self.s[cols] ** 2) / 2
         grow, fall = torch.exp(decay + x), torch.exp(decay - x)  # neither overflows: |x| <= -decay
@@ -105,7 +108,7 @@ class PiecewiseLinear(PairFunction):
     With r = tanh(y) the integrand varies on a scale of 1 in y, however close rho is to 1.
     """
 
-    cut = 0.9999  # the number of nodes grows with atanh(rho), for all entries of a tile
+    near, few = 0.9999, 10  # nodes grow in number with atanh(rho), for a whole tile: for more than few pairs it pays
 
     def __init__(self, activation, scales, device):
         super().__init__(activation, scales, device)
@@ -116,6 +119,9 @@ class PiecewiseLinear(PairFunction):
             for u, b in zip(activation.kinks, jumps):  # the density is the same at (t, u) and at (-t, -u)
                 key = max((t, u), (-t, -u))
                 self.terms[key] = self.terms.get(key, 0.0) + a * b / (2 * math.pi)
+
+    def limit(self, rho, reach):
+        return min(reach, self.near if (rho.abs() > self.near).sum() <= self.few else self.cut)
 
     def __call__(self, rows, cols, rho):
         y = torch.atanh(rho)
@@ -136,7 +142,7 @@ class PiecewiseLinear(PairFunction):
             value = density(r, cosine2).mul_(cosine2.sqrt()).mul_(weight)  # dr/sqrt(1 - r^2) = sech(y) dy
             dg.add_(value)
             g.addcmul_(value, rho - r)
-        linear = torch.outer(self.d1[rows], self.d1[cols])
+        linear = self.d1[rows, None] * self.d1[cols]
         cosine2 = torch.rsub(rho * rho, 1)
         return g.mul_(y).addcmul_(linear, rho), dg.mul_(y).add_(linear), density(rho, cosine2).div_(cosine2.sqrt())
 
@@ -182,13 +188,13 @@ class _Table:
             self.cut = low
 
     def at(self, rows):
-        """c_k(s)/s of these samples, (len, degree + 1)."""
+        """c_k(s)/s of these samples, (..., degree + 1)."""
         piece, basis = self.piece[rows], self.basis[rows]
-        out = np.empty((len(basis), self.coefficients[0].shape[1]))
+        out = np.empty((*piece.shape, self.coefficients[0].shape[1]))
         for number in np.unique(piece):
             c, here = self.coefficients[number], piece == number
             out[here] = basis[here][:, : len(c)] @ c
-        out[:, 1] = self.d1[rows]  # is E[f'], which a constant in f much larger than s f' does not blur
+        out[..., 1] = self.d1[rows]  # is E[f'], which a constant in f much larger than s f' does not blur
         return out
 
     def report(self, rho):
@@ -275,15 +281,16 @@ class Series(PairFunction):
         table = self._table_for(limit)
         degree = table.report(min(limit, table.cut)).degree
         left, right = (
-            torch.from_numpy(np.ascontiguousarray(table.at(index).T[: degree + 1])).to(self.device)
+            torch.from_numpy(np.ascontiguousarray(np.moveaxis(table.at(index), -1, 0)[: degree + 1])).to(self.device)
             for index in (rows, cols)
         )
-        g = torch.outer(left[degree], right[degree])
+        left = left[..., None]
+        g = left[degree] * right[degree]
         dg, half_ddg, term = torch.zeros_like(g), torch.zeros_like(g), torch.empty_like(g)
         for k in range(degree - 1, -1, -1):
             torch.addcmul(dg, half_ddg, rho, out=half_ddg)
             torch.addcmul(g, dg, rho, out=dg)
-            torch.addcmul(torch.outer(left[k], right[k], out=term), g, rho, out=g)
+            torch.addcmul(torch.mul(left[k], right[k], out=term), g, rho, out=g)
         return g, dg, half_ddg.mul_(2)
 
 

@@ -173,6 +173,16 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
         nodes = needed
 
 
+def squared_distances(Y, s, i, j, sign):
+    """|y_i - sign y_j|^2 between the samples of two lists, y the rows of Y, times s where given."""
+
+    def rows(index):
+        return Y[index] if s is None else Y[index] * s[index, None]
+
+    chunks = torch.arange(len(i), device=i.device).split(max(1, 2**22 // Y.shape[1]))
+    return torch.cat([(rows(i[k]) - sign[k, None] * rows(j[k])).square().sum(1) for k in chunks])
+
+
 def angle(eta):
     """theta with 1 - cos(theta) = eta."""
     return 2 * torch.asin((eta / 2).clamp(0, 0.5).sqrt())

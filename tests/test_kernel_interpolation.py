@@ -56,11 +56,32 @@ def test_every_entry_is_exact_to_float32(model, activation, kernel):
     "model, kernel", [("inn", "ntk"), ("tanh_inn", "ck"), ("h_tanh_enn", "ck"), ("h_tanh_enn", "ntk")]
 )
 def test_no_reach_is_given_up_for_norms_like_those_of_images(model, kernel):
-    """Log norms in an interval of half length 0.37, as MNIST has them; a table that is None costs an exact tile."""
+    """Log norms in an interval of half length 0.37, as MNIST has them; a table that is None costs exact pairs."""
     X = samples(60)
     X *= torch.exp(torch.linspace(-0.37, 0.37, 60) - X.norm(dim=1).log())[:, None]
     blocks = Interpolated(partial(blocks_of, build_model(model, 30, 1, 3, 0.2)), X)
-    assert all(blocks._table(kernel, reach) for reach in kernel_interpolation.REACHES)
+    assert all(blocks._table(kernel, reach) for reach in kernel_interpolation.REACHES if reach < 0.999)
+
+
+@pytest.mark.parametrize("network", ["deq", "matched_enn", "unmatched_enn"])
+def test_only_nearly_parallel_pairs_are_computed_exactly(network, monkeypatch):
+    """Samples in five bundles, as a trained network's features are: most tiles have cosines next to 1 in them."""
+    depth, kernel = 3 if network == "unmatched_enn" else None, "ntk"
+    network = build_model(network, 30, 1, 3, 0.2, 1.0, 0, ACTIVATIONS["relu"], kernel=kernel, depth=depth)
+    random = torch.Generator().manual_seed(0)
+    X = torch.randn(5, 30, generator=random).repeat(60, 1)
+    X += 0.02 * torch.rand(300, 1, generator=random) * torch.randn(300, 30, generator=random)
+    X *= torch.exp(0.1 * torch.randn(300, 1, generator=random)) / X.norm(dim=1, keepdim=True)
+    whole = slice(None)
+    blocks = Interpolated(partial(blocks_of, network), X)
+    exact, diagonal = blocks.exact.tile(whole, whole, kernel), blocks.diagonal()[1]
+    counts, entries = [], blocks.exact.entries
+    monkeypatch.setattr(blocks.exact, "entries", lambda i, j, kernel: counts.append(len(i)) or entries(i, j, kernel))
+    monkeypatch.setattr(blocks.exact, "tile", None)
+    assert relative_error(blocks.tile(whole, whole, kernel), exact, diagonal, diagonal) < 5e-7
+    cosines = torch.nn.functional.normalize(X.double()) @ torch.nn.functional.normalize(X.double()).T
+    cosines.fill_diagonal_(0)
+    assert sum(counts) <= (cosines > 0.998).sum() and (cosines > 0.99999).sum() > 0
 
 
 def test_parallel_samples_and_equal_norms(monkeypatch):

@@ -10,9 +10,9 @@ and evaluated by Clenshaw's recurrence in float32 on tiles that stay in the cach
 Approximation Practice, 2013, chapters 3 and 8; the low rank is that of Townsend & Trefethen, SIAM J. Sci. Comput. 35,
 2013). In the angle H has no (1 - cos)^(3/2), which every kink of an activation puts next to parallel samples: at reach
 0.9 that spares half of the terms, at 0.99 two thirds. The closer a cosine comes to 1 the more terms it takes all the
-same: each tile takes those of its own largest. Pairs beyond the last reach that H is smooth enough for are computed
-exactly: nearly parallel samples, and where an activation has kinks away from 0 those with cosines above about 0.998,
-for there H changes within the difference of two norms.
+same: each tile takes those of its own largest. Pairs beyond the last reach for which H is smooth enough are computed
+exactly, one by one. An activation with a kink away from 0 gives H the singularity of a distance where two samples have
+one direction and one norm: there no polynomial is enough for cosines above about 0.9995, elsewhere above 0.99999.
 """
 
 import math

@@ -8,7 +8,8 @@ from scipy import integrate, special
 
 from data_prepare import two_class
 from gaussian_integration import ACTIVATIONS, gaussian_moments, piecewise_linear
-from kernels import explicit_kernels, implicit_kernels
+from kernels import explicit_blocks, explicit_kernels, implicit_blocks, implicit_kernels
+from pair_functions import PiecewiseLinear
 from pair_quadrature import BY_HAND, EVERY, correlated, pair_expectation
 from utils import estimate_tau0, generator, get_tau
 
@@ -75,3 +76,37 @@ def test_parallel_samples_keep_their_digits_where_the_function_begins_far_out(ki
     # the derivative in the correlation is E[f'(u) f'(v)]
     loss = (1 - math.cos(1e-4)) * special.erfc(kink / math.sqrt(2)) / 2
     assert 1 - ck[0, 2].item() / ck[0, 0].item() == pytest.approx(loss / ck[0, 0].item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("kinks, slopes", [((-1.0, 1.0), (0.0, 1.0, 0.0)), ((0.5,), (0.2, 1.0))])
+def test_many_nearly_parallel_pairs_are_as_exact_together(kinks, slopes, monkeypatch):
+    """Quadrature along the correlation for a tile with many such pairs, in the plane for each of a few."""
+    activation = piecewise_linear("kinked", kinks, slopes)
+    closeness = torch.tensor([1e-4, 2e-6], dtype=torch.float64)
+    angles = torch.cat([torch.zeros(1, dtype=torch.float64), torch.acos(1 - closeness)])
+    directions = torch.stack([angles.cos(), angles.sin()], 1)
+    X = torch.cat([directions, 1.003 * directions])
+    together, one_by_one = [], []
+    for found, few in ((together, 0), (one_by_one, len(X) ** 2)):
+        monkeypatch.setattr(PiecewiseLinear, "few", few)
+        found += explicit_kernels(X, [activation])
+    for a, b in zip(together, one_by_one):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+        assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["relu", "hardtanh", "tanh", "erf", "sin"])
+def test_entries_of_a_list_of_pairs_are_those_of_the_matrix(name):
+    activation = {a.name: a for a in EVERY}[name]
+    X = two_class(60, generator("entries"))[0]
+    X = torch.cat([X, X[:2] * 1.1, -X[2:3]])  # some are parallel or opposite
+    i, j = (torch.randint(len(X), (300,), generator=generator("pairs", side)) for side in (0, 1))
+    i, j = i[i != j], j[i != j]
+    i, j = torch.cat([i, torch.arange(3)]), torch.cat([j, torch.arange(60, 63)])
+    for blocks in (
+        implicit_blocks(X, activation, SIGMA_A2),
+        explicit_blocks(X, [activation] * 2),
+        explicit_blocks(X, [activation], other=X + 0.1),
+    ):
+        for kernel, whole in zip(("ck", "ntk"), blocks.both()):
+            torch.testing.assert_close(blocks.entries(i, j, kernel), whole[i, j], rtol=1e-10, atol=1e-12)

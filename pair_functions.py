@@ -105,10 +105,8 @@ class Sin(PairFunction):
 class PiecewiseLinear(PairFunction):
     """g''(r) = sum_kl jump_k jump_l density(t_k/s_i, t_l/s_j; r), integrated once and twice over r in (0, rho).
 
-    With r = tanh(y) the integrand varies on a scale of 1 in y, however close rho is to 1.
+    With r = tanh(y) the integrand varies on a scale of 1 in y, however close rho is to 1: 69 nodes do at the cut.
     """
-
-    near, few = 0.9999, 10  # nodes grow in number with atanh(rho), for a whole tile: for more than few pairs it pays
 
     def __init__(self, activation, scales, device):
         super().__init__(activation, scales, device)
@@ -119,9 +117,6 @@ class PiecewiseLinear(PairFunction):
             for u, b in zip(activation.kinks, jumps):  # the density is the same at (t, u) and at (-t, -u)
                 key = max((t, u), (-t, -u))
                 self.terms[key] = self.terms.get(key, 0.0) + a * b / (2 * math.pi)
-
-    def limit(self, rho, reach):
-        return min(reach, self.near if (rho.abs() > self.near).sum() <= self.few else self.cut)
 
     def __call__(self, rows, cols, rho):
         y = torch.atanh(rho)

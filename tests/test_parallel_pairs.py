@@ -87,8 +87,8 @@ def test_many_nearly_parallel_pairs_are_as_exact_together(kinks, slopes, monkeyp
     directions = torch.stack([angles.cos(), angles.sin()], 1)
     X = torch.cat([directions, 1.003 * directions])
     together, one_by_one = [], []
-    for found, few in ((together, 0), (one_by_one, len(X) ** 2)):
-        monkeypatch.setattr(PiecewiseLinear, "few", few)
+    for found, cut in ((together, PiecewiseLinear.cut), (one_by_one, 0.9999)):
+        monkeypatch.setattr(PiecewiseLinear, "cut", cut)
         found += explicit_kernels(X, [activation])
     for a, b in zip(together, one_by_one):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)

@@ -162,8 +162,8 @@ class Interpolated:
             )
         )
         product.clamp_(-reach, reach)
-        twice = angle.copy_(product.asin_() if reach > ROUNDED else product)
-        twice = (twice if reach > ROUNDED else twice.asin_()).mul_(2 / math.asin(reach))
+        twice = angle.copy_(product.asin_()) if reach > ROUNDED else angle.copy_(product).asin_()
+        twice.mul_(2 / math.asin(reach))
         one.zero_(), two.zero_()
         for k in range(len(starts) - 2, -1, -1):  # Clenshaw: b_k = 2 x b_{k+1} - b_{k+2} + M_k
             part = slice(starts[k], starts[k + 1])

@@ -80,7 +80,7 @@ def test_parallel_samples_keep_their_digits_where_the_function_begins_far_out(ki
 
 @pytest.mark.parametrize("kinks, slopes", [((-1.0, 1.0), (0.0, 1.0, 0.0)), ((0.5,), (0.2, 1.0))])
 def test_many_nearly_parallel_pairs_are_as_exact_together(kinks, slopes, monkeypatch):
-    """Quadrature along the correlation for a tile with many such pairs, in the plane for each of a few."""
+    """Quadrature along the correlation, which all pairs of a tile share, against that in the plane, pair by pair."""
     activation = piecewise_linear("kinked", kinks, slopes)
     closeness = torch.tensor([1e-4, 2e-6], dtype=torch.float64)
     angles = torch.cat([torch.zeros(1, dtype=torch.float64), torch.acos(1 - closeness)])

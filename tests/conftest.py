@@ -14,6 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as distributed.py has it, which is too late where torch is there already
 
+SLOW = False  # whether --slow was given
+
+
+def examples(whole):
+    """So many random examples with --slow, a quarter of them without."""
+    return whole if SLOW else max(1, whole // 4)
+
 
 def one_line(error):
     """The message of a caught exception, which has one line."""
@@ -37,7 +44,26 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    global SLOW
+    SLOW = config.getoption("--slow")
     config.addinivalue_line("markers", "slow: a full-size check, run with --slow")
+    config.addinivalue_line("markers", "few(count): without --slow only so many of its cases, evenly spread, are run")
+
+
+def draw_quickly():
+    """Figures are written coarse, and without the search for a layout that has them drawn twice: no test compares
+    pictures, and they took a seventh of the suite's time."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    savefig = Figure.savefig
+
+    def quickly(self, *args, **settings):
+        self._layout_engine = None
+        with matplotlib.rc_context({"savefig.bbox": None}):
+            return savefig(self, *args, **settings | {"dpi": 20})
+
+    Figure.savefig = quickly
 
 
 @pytest.hookimpl(trylast=True)
@@ -45,17 +71,36 @@ def pytest_unconfigure():
     gc.freeze()  # or the interpreter, at its end, looks for a second or two through all that torch has made
 
 
+def beyond_the_few(items):
+    """The cases that the marker `few` leaves out."""
+    cases = {}
+    for item in items:
+        if marker := item.get_closest_marker("few"):
+            cases.setdefault((item.path, item.originalname), (marker.args[0], []))[1].append(item)
+    return {
+        item
+        for count, found in cases.values()
+        for number, item in enumerate(found)
+        if number * count % len(found) >= count
+    }
+
+
 def pytest_collection_modifyitems(config, items):
     place = {f"test_{name}": number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))  # stable: the others stay in their order
-    if not config.getoption("--slow"):
+    if not SLOW:
+        left_out = beyond_the_few(items)
         for item in items:
-            if item.get_closest_marker("slow"):
+            if item in left_out or item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session):
+    if not SLOW:
+        draw_quickly()
+    gc.collect()
+    gc.freeze()  # what the imports made stays: neither is it looked through again, nor do forked processes copy it
     if any("forks" in getattr(item, "fixturenames", ()) for item in session.items):
         from forks import Forks
 

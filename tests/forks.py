@@ -14,6 +14,7 @@ The fault happens at the k-th of them:
 import atexit
 import contextlib
 import errno
+import gc
 import importlib
 import io
 import json
@@ -203,6 +204,7 @@ def serve(requests, answers):
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, even fonts
         small = "--model tanh_inn --dim 2 --epoch 1 --train full --device cpu --output_path {0} --save_path {0}"
         main.main(small.format(folder).split())
+    gc.freeze()  # or each child's collector would write into, and so copy, all that is there
     for line in requests:
         jobs, running = json.loads(line), {}
         for job in [job for job in jobs if "prepare" in job]:

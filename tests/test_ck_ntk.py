@@ -51,6 +51,7 @@ def test_one_white_class_is_marchenko_pastur(ratio):
     assert left == pytest.approx(low, rel=0.05) and right == pytest.approx(high, rel=0.02)
 
 
+@pytest.mark.slow
 def test_density_of_two_anisotropic_classes_is_that_of_a_draw():
     p, counts = 600, [300, 600]
     groups = np.array([[1.0, 5.0, 0.4], [0.3, 1.0, 2.0]])
@@ -68,6 +69,7 @@ def test_density_of_two_anisotropic_classes_is_that_of_a_draw():
     assert np.abs(below[::50] + 1 - p / 900 - found).max() < 0.01
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("which", ["ck", "ntk"])
 @pytest.mark.parametrize("name", ["relu", "tanh"])
 def test_isolated_eigenvalues_are_where_they_are_predicted(which, name):
@@ -83,6 +85,7 @@ def test_isolated_eigenvalues_are_where_they_are_predicted(which, name):
     assert (np.abs(values / limit.atom - 1) < 1e-6).mean() == pytest.approx(limit.atom_mass, abs=0.01)
 
 
+@pytest.mark.slow
 def test_covariance_and_fluctuation_terms_make_isolated_eigenvalues_of_their_own():
     # no means, and c2, c3 large: every isolated eigenvalue is due to t, T and psi
     n, p = 1200, 800
@@ -112,6 +115,7 @@ def test_fit_slope_is_ordinary_least_squares():
     assert spectra.fit_slope([5], errors[:1]) is None and spectra.slope_interval([5], errors[:1]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["ck", "ntk"])
 def test_spectral_error_falls_like_the_square_root(which):
     sizes, names = [200, 400, 800], ("relu", "tanh", "elu")
@@ -222,6 +226,7 @@ def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_script_writes_its_numbers_and_figures(run, tmp_path):
     flags = ["--n", "64", "128", "--seeds", "2", "--spectrum", "128", "--output", str(tmp_path)]
     done = run("gmm_two_layer_relu_matching", *flags)
@@ -250,6 +255,7 @@ def shown(monkeypatch, name):
         monkeypatch.setattr(spectra, "SHOWN", ("relu", "elu"))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", GMM[:3])
 def test_the_other_mixture_scripts_run(name, shown):
     figure, numbers = __import__(name).main(small())
@@ -267,6 +273,7 @@ def test_finite_width_approaches_the_exact_kernel():
 read_once = functools.cache(spectra.mnist)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MNIST)
 def test_mnist_scripts_run(real_data, name, shown, monkeypatch):
     monkeypatch.setattr(spectra, "mnist", read_once)
@@ -275,6 +282,7 @@ def test_mnist_scripts_run(real_data, name, shown, monkeypatch):
     assert np.max([np.max(e) for e in numbers["errors"].values()]) < 1
 
 
+@pytest.mark.slow
 def test_cifar10_script_tells_matched_from_unmatched(monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -304,6 +312,7 @@ def images():
     return Dataset("mnist", X[:200], y[:200], X[200:], y[200:], 3)
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_a_readout_trained_from_zero():
     import pointwise
     from model import build_model

@@ -77,7 +77,9 @@ def test_bad_environments(monkeypatch, capsys, environment):
 
 def test_a_world_whose_other_rank_never_comes(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    status, err = in_world(monkeypatch, capsys, **rank_environment(0, MASTER_PORT=str(free_port()), WORLD_TIMEOUT="1"))
+    status, err = in_world(
+        monkeypatch, capsys, **rank_environment(0, MASTER_PORT=str(free_port()), WORLD_TIMEOUT="0.5")
+    )
     assert status == 1 and "rank 0 met no world of 2" in err and "1/2 clients joined" in err and err.count("\n") == 1
     status, err = in_world(monkeypatch, capsys, **rank_environment(0, MASTER_PORT="here"))
     assert status == 2 and "MASTER_ADDR:MASTER_PORT is 127.0.0.1:here" in err and err.count("\n") == 1
@@ -136,14 +138,14 @@ def test_the_longest_items_begin_first_and_each_is_done_once(monkeypatch):
 
 def test_rank_0_does_not_wait_for_a_rank_that_is_silent(monkeypatch):
     first, second = worlds(monkeypatch)
-    first.timeout = second.timeout = 1
+    first.timeout = second.timeout = 0.5
     done = []
-    with pytest.raises(RuntimeError, match="rank 1 has given no sign of life for 1 s .*--resume"):
+    with pytest.raises(RuntimeError, match="rank 1 has given no sign of life for 0.5 s .*--resume"):
         first.map(done.append, [1, 2], [1, 2])
     assert done == [2, 1]
     # one that lives may take its time
     threading.Thread(target=second._beat, daemon=True).start()
-    timer = threading.Timer(2, lambda: second.store.set("done/1", ""))
+    timer = threading.Timer(1, lambda: second.store.set("done/1", ""))
     timer.start()
     first._wait("done/1", 1)
     second.ended.set()

@@ -110,6 +110,7 @@ print(peak(), (peak() - before) / matrix)
 """
 
 
+@pytest.mark.slow
 def test_real_mnist_in_bounded_memory(forks, real_data, tmp_path):
     (tmp_path / "load.py").write_text(MEMORY)
     done = forks.run(real_data, program=str(tmp_path / "load.py"))

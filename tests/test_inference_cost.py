@@ -94,12 +94,12 @@ def test_the_ratio_is_that_of_the_work():
         def forward(self, x):
             return self.readout(self.features(x))
 
-    slow, fast = Waits(0.04), Waits(0.005)
-    ratios = costs(slow, fast, torch.randn(30, 5), budget=1.5)["ratios"]
+    slow, fast = Waits(0.02), Waits(0.002)
+    ratios = costs(slow, fast, torch.randn(30, 5), budget=0.25)["ratios"]
     assert all(ratios[job] > 1.5 for job in inference_cost.JOBS) and ratios["memory"] == 1
     # without any time each job is done once for its memory and twice for its time
     for network in (slow, fast):
-        network.calls, network.seconds = 0, 0.04
+        network.calls, network.seconds = 0, 0.01
     found = costs(slow, fast, torch.randn(30, 5), budget=0)
     assert slow.calls == fast.calls == 3 * len(inference_cost.JOBS)
     assert found["rows"]["features"] == 30 and found["spread"]["inference"] == {"deq": None, "enn": None}

@@ -272,6 +272,7 @@ def test_duplicates_with_ridge_zero_are_named(tmp_path, capsys):
     assert find_duplicate(torch.from_numpy(X)) == (12, 31) and find_duplicate(torch.from_numpy(X[:31])) is None
 
 
+@pytest.mark.slow
 def test_exact_readouts_run_into_the_kernels_line(data, tmp_path, capsys):
     common = ("--model", "inn", "relu_enn", "--train_size", 300)
     call(tmp_path, data, "--train", "kernel", "--model", "inn", "--train_size", 100)  # not the limit of these

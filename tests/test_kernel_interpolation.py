@@ -26,6 +26,7 @@ def relative_error(found, exact, rows, columns):
     return ((found - exact).abs() / torch.outer(rows.sqrt(), columns.sqrt())).max().item()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "model, activation, kernel",
     [("inn", None, "ck"), ("tanh_inn", None, "ntk"), ("h_tanh_enn", None, "ck"), ("unmatched_enn", "relu", "ntk")],
@@ -52,6 +53,7 @@ def test_every_entry_is_exact_to_float32(model, activation, kernel):
     assert relative_error(part, exact[60:100, 30:130], diagonal[60:100], diagonal[30:130]) < 5e-7
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "model, kernel", [("inn", "ntk"), ("tanh_inn", "ck"), ("h_tanh_enn", "ck"), ("h_tanh_enn", "ntk")]
 )
@@ -63,15 +65,16 @@ def test_no_reach_is_given_up_for_norms_like_those_of_images(model, kernel):
     assert all(blocks._table(kernel, reach) for reach in kernel_interpolation.REACHES if reach < 0.999)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("network", ["deq", "matched_enn", "unmatched_enn"])
 def test_only_nearly_parallel_pairs_are_computed_exactly(network, monkeypatch):
     """Samples in five bundles, as a trained network's features are: most tiles have cosines next to 1 in them."""
     depth, kernel = 3 if network == "unmatched_enn" else None, "ntk"
     network = build_model(network, 30, 1, 3, 0.2, 1.0, 0, ACTIVATIONS["relu"], kernel=kernel, depth=depth)
     random = torch.Generator().manual_seed(0)
-    X = torch.randn(5, 30, generator=random).repeat(60, 1)
-    X += 0.02 * torch.rand(300, 1, generator=random) * torch.randn(300, 30, generator=random)
-    X *= torch.exp(0.1 * torch.randn(300, 1, generator=random)) / X.norm(dim=1, keepdim=True)
+    X = torch.randn(5, 30, generator=random).repeat(30, 1)
+    X += 0.02 * torch.rand(150, 1, generator=random) * torch.randn(150, 30, generator=random)
+    X *= torch.exp(0.1 * torch.randn(150, 1, generator=random)) / X.norm(dim=1, keepdim=True)
     whole = slice(None)
     blocks = Interpolated(partial(blocks_of, network), X)
     exact, diagonal = blocks.exact.tile(whole, whole, kernel), blocks.diagonal()[1]
@@ -84,6 +87,7 @@ def test_only_nearly_parallel_pairs_are_computed_exactly(network, monkeypatch):
     assert sum(counts) <= (cosines > 0.998).sum() and (cosines > 0.99999).sum() > 0
 
 
+@pytest.mark.slow
 def test_parallel_samples_and_equal_norms(monkeypatch):
     """Duplicates, opposites and scaled copies go through the exact tiles; one norm for all is a scale of no length."""
     network = build_model("tanh_inn", 30, 1, 3, 0.5)

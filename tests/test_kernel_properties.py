@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
+from conftest import examples
 from gaussian_integration import ACTIVATIONS, Activation, gaussian_moments, piecewise_linear
 from kernels import explicit_kernels, implicit_kernels
 from utils import estimate_tau0, get_tau
 
-EXAMPLES = settings(deadline=None, derandomize=True, max_examples=16, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(deadline=None, derandomize=True, max_examples=examples(16), suppress_health_check=list(HealthCheck))
 
 
 # -- an integral over the plane, in the coordinates of one of the two and what the other adds ---------------------
@@ -168,7 +169,7 @@ def test_explicit_kernels_are_their_integrals_or_refused(layers, X):
             agree(ntk[i, j].item(), tangent, ntk, i, j)
 
 
-@settings(EXAMPLES, max_examples=12)
+@settings(EXAMPLES, max_examples=examples(12))
 @given(activations(), samples(), st.floats(-1.5, 1.5), st.floats(0.05, 1), st.booleans())
 def test_a_jump_is_refused_with_its_reason(activation, X, place, height, declared):
     place *= estimate_tau0(X)  # where samples of this scale come across it

@@ -19,6 +19,7 @@ SIGMA_A2 = 0.2
 CLOSED = ["relu", "leaky_relu", "hardtanh", "erf", "sin", "clipped"]
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize(
     "name, cosine",
     [
@@ -137,6 +138,7 @@ def test_spread_norms_and_strong_feedback(name, sigma_a2):
     assert ck[i, j].item() == pytest.approx(G, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_many_pairs_just_beyond_a_table_of_the_series_have_the_next_one(monkeypatch):
     """One by one, as the few nearly parallel pairs are taken, they would be slower a hundred times."""
     aside = []
@@ -152,6 +154,7 @@ def test_many_pairs_just_beyond_a_table_of_the_series_have_the_next_one(monkeypa
 # -- parts, and kernels between two sets -------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["relu", "elu", "hardtanh"])
 def test_kernels_between_two_sets_are_blocks_of_the_kernel_of_both(name):
     activation, X = ACTIVATIONS[name], spread(190, 20, "two")

@@ -38,6 +38,7 @@ def weights():
     return torch.randn(WIDTH, WIDTH, generator=g), ROWS.float() @ torch.randn(2 * PLANES, WIDTH, generator=g)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["relu", "tanh", "swish", "hardtanh"])
 def test_random_deq_of_width_2000(name, weights):
     m, activation, (A, inputs) = WIDTH, ACTIVATIONS[name], weights
@@ -65,6 +66,7 @@ def empirical_ntk(outputs, parameters):
     return torch.stack([J @ J.T for J in parts]).cumsum(0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["relu", "tanh"])
 def test_empirical_ntk_of_a_wide_deq(name):
     m, activation, X = 750, ACTIVATIONS[name], correlated(0.8, -0.3)
@@ -135,6 +137,7 @@ def white():
     return X, fit
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["relu", "swish"])
 def test_coefficients_come_out_of_the_implicit_kernels(white, name):
     X, fit = white

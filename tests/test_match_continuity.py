@@ -31,6 +31,7 @@ def features(kind, n=100):
     return X / X.square().sum(1).mean().sqrt()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind, near", [("mixture", 0.006), ("features", 0.018)])
 @pytest.mark.parametrize("name, sigma_a2, low, high", [("swish", 0.2, 0.978, 1.002), ("gelu", 0.2, 0.61, 0.64)])
 def test_the_distance_to_the_deq_does_not_jump_with_tau0(name, sigma_a2, low, high, kind, near):
@@ -43,6 +44,7 @@ def test_the_distance_to_the_deq_does_not_jump_with_tau0(name, sigma_a2, low, hi
     assert max(found) < near and max(abs(a - b) for a, b in zip(found, found[1:])) < near / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swish", "elu"])
 def test_the_mismatch_is_continuous_in_tau0_and_sigma_a2(name):
     for along in ([(0.2, t) for t in np.linspace(0.9, 1.1, 21)], [(s, 0.8) for s in np.linspace(0.15, 0.25, 11)]):
@@ -50,6 +52,7 @@ def test_the_mismatch_is_continuous_in_tau0_and_sigma_a2(name):
         assert max(values) < 0.03 and max(abs(a - b) for a, b in zip(values, values[1:])) < 0.006
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name, sigma_a2, tau0",
     [
@@ -70,6 +73,7 @@ def test_the_kernel_does_not_step_where_the_nearest_match_lies_between_two_share
         before = error
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name, sigma_a2, tau0, kernel",
     [("gelu", 0.2, 1.0, "ck"), ("gelu", 0.06, 1.0, "ck"), ("relu", 0.9, 1.0, "ck"), ("softplus", 0.2, 1.4, "ntk")],

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from scipy.optimize import brentq
 
 from coefficients import implicit_ck
+from conftest import examples
 from gaussian_integration import ACTIVATIONS, Activation
 from matching import fluctuation, match
 from sampled_networks import sampled
@@ -110,7 +111,7 @@ def activations(draw):
     )
 
 
-@settings(deadline=None, derandomize=True, max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, derandomize=True, max_examples=examples(20), suppress_health_check=list(HealthCheck))
 @given(activations(), st.floats(0.001, 0.989), st.floats(-3, 3), st.sampled_from(["ck", "ntk"]))
 def test_any_deq_is_matched_or_refused(activation, sigma_a2, exponent, kernel):
     tau0 = 10**exponent
@@ -125,6 +126,7 @@ def test_any_deq_is_matched_or_refused(activation, sigma_a2, exponent, kernel):
     assert np.abs((got - target) * unit).max() < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, sigma_a2, tau0", [("selu", 0.74, 0.2), ("swish", 0.2, 1.0), ("elu", 0.9, 2.0)])
 def test_networks_of_width_2000_have_the_diagonal_that_is_claimed(name, sigma_a2, tau0):
     m, found = 2000, match(ACTIVATIONS[name], sigma_a2, tau0)

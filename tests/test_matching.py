@@ -18,6 +18,7 @@ from utils import generator
 MODES = [("ck", "aAB"), ("ntk", "aAB"), ("ntk", "aA")]
 
 
+@pytest.mark.few(21)
 @pytest.mark.parametrize("kernel, trained", MODES)
 @pytest.mark.parametrize("tau0", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -83,6 +84,7 @@ def random_activation(seed):
     )
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("seed", range(25))
 def test_random_smooth_activations(seed):
     activation = random_activation(seed)
@@ -174,6 +176,7 @@ def cubic_ntk_equations(name):
     return equations
 
 
+@pytest.mark.slow
 def test_swish_has_no_ntk_match_of_two_cubic_layers():
     low, high = [0, -3, 0, -3], [3, 3, 3, 3]
     assert brute_force(cubic_ntk_equations("gelu"), low, high, 8) < 1e-15

@@ -24,6 +24,7 @@ def error(A, B):
     return (torch.linalg.matrix_norm(A - B, 2) / torch.linalg.matrix_norm(A, 2)).item()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "name, kernel, scale",
     [
@@ -88,6 +89,7 @@ def numeric_response(kernel, tau0, c1):
     return (up - down) / (2 * h * tau0**2) / c1, (math.log(linear(1 + h)) - math.log(linear(1 - h))) / (2 * h)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "kernel, trained, mode", [("ck", "aAB", "readout"), ("ntk", "aAB", "all"), ("ntk", "aA", "frozen_first")]
 )

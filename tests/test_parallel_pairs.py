@@ -16,6 +16,7 @@ from utils import estimate_tau0, generator, get_tau
 SIGMA_A2 = 0.2
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "clipped"])
 def test_parallel_opposite_and_repeated_samples(name):
     activation = {a.name: a for a in EVERY}[name]
@@ -32,6 +33,7 @@ def test_parallel_opposite_and_repeated_samples(name):
         assert torch.linalg.eigvalsh(kernel)[0] > -1e-11 * kernel.max()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ["elu", "softsign", "hardtanh", "tanh", "relu", "clipped"])
 @pytest.mark.parametrize("cosine", [0.9995, -0.9995])
 def test_nearly_parallel_samples_under_quadrature(name, cosine):
@@ -63,6 +65,7 @@ def test_the_pairs_set_aside_do_not_change_the_others():
             torch.testing.assert_close(part, whole[:100, :100], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kink", [6.4, 12.0])
 def test_parallel_samples_keep_their_digits_where_the_function_begins_far_out(kink):
     late = piecewise_linear("late", (kink,), (0.0, 1.0))
@@ -95,6 +98,7 @@ def test_many_nearly_parallel_pairs_are_as_exact_together(kinks, slopes, monkeyp
         assert not torch.equal(a, b)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["relu", "hardtanh", "tanh", "erf", "sin"])
 def test_entries_of_a_list_of_pairs_are_those_of_the_matrix(name):
     activation = {a.name: a for a in EVERY}[name]

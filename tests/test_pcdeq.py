@@ -173,6 +173,7 @@ def small_problem(shape, n=48):
     return x, (x[:, 0, :14].mean((1, 2)) > 0).long()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["linear_pcdeq_1", "linear_pcdeq_2", "multi_conv_pcdeq_1", "multi_conv_pcdeq_2"])
 def test_every_weight_is_nonnegative_at_every_step(name):
     network = build_pcdeq(name, activation_of(name), (1, 28, 28), 2)
@@ -221,6 +222,7 @@ def test_a_row_without_a_direction_has_weight_zero_and_can_come_back():
 # the networks
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("shape", WIDTHS)
 @pytest.mark.parametrize("name", PCDEQS)
 def test_networks_of_both_image_sizes_train_a_step(name, shape):

@@ -35,6 +35,7 @@ def test_only_the_plain_deq_stops_converging():
         assert record["converged"] == (name != "plain")
 
 
+@pytest.mark.slow
 def test_the_scripts_numbers_and_panels(monkeypatch, capsys):
     """On toy digits; and the report of scripts/reproduce.py can read what it writes."""
     monkeypatch.setattr("data_prepare.load_dataset", lambda *_: toy_digits())

@@ -57,11 +57,13 @@ def test_writes_float16_weights_that_load(run, tmp_path, capsys):
     assert printed.count("training accuracy") == 4
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_other_seed_others(run):
     first = run("a")
     assert same(first, run("b")) and not same(first, run("c", "--seed", "1"))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("step", [4, 9])  # in the first epoch, and in the third after two checkpoints
 def test_killed_and_resumed_ends_the_same(run, monkeypatch, step):
     whole = run("whole")
@@ -169,6 +171,7 @@ def test_with_validation_killed_and_resumed_ends_the_same(run, monkeypatch, accu
     assert same(whole, run("killed", "--val", "10", "--resume"))
 
 
+@pytest.mark.slow
 def test_learns(run, tmp_path):
     run("a", "--epochs", "60", "--lr", "0.05", "--batch_size", "20", "--dropout", "0")
     data = cifar10_images(tmp_path)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from coefficients import explicit_ck, implicit_ck, implicit_ntk
+from conftest import examples
 from gaussian_integration import ACTIVATIONS, Activation, centre, from_function, gaussian_moments, piecewise_linear
 from utils import get_tau
 
@@ -80,7 +81,7 @@ def continuous(draw):
     return from_function(fn, kind, () if kind == "tanh" else (-b / a,)), (-b / a,)
 
 
-@settings(deadline=None, derandomize=True, max_examples=120)
+@settings(deadline=None, derandomize=True, max_examples=examples(120))
 @given(continuous(), scales)
 def test_moments_of_continuous_activations(drawn, tau):
     activation, features = drawn
@@ -89,7 +90,7 @@ def test_moments_of_continuous_activations(drawn, tau):
     assert m.d1_sq == pytest.approx(expected[4], rel=1e-9, abs=0) and not m.jumps
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=examples(40))
 @given(
     continuous(),
     st.lists(st.tuples(st.floats(-2, 2), st.floats(0.1, 1), st.booleans()), min_size=1, max_size=3),
@@ -119,7 +120,7 @@ def test_moments_of_activations_with_jumps(drawn, steps, declared, tau):
         implicit_ck(activation, 0.2, tau)
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=examples(40))
 @given(continuous(), st.sampled_from(["factor", "step", "wave"]), st.floats(-3, 0), st.floats(-2, 2), scales)
 def test_a_perturbed_derivative_is_refused(drawn, kind, size, where, tau):
     activation, _ = drawn
@@ -133,7 +134,7 @@ def test_a_perturbed_derivative_is_refused(drawn, kind, size, where, tau):
         gaussian_moments(Activation("wrong", activation.fn, wrong, activation.kinks, activation.lipschitz), tau)
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=examples(40))
 @given(continuous(), st.floats(0.01, 0.99), scales)
 def test_coefficients_are_right_or_refused(drawn, sigma_a2, tau0):
     activation, features = drawn
@@ -157,7 +158,7 @@ def test_coefficients_are_right_or_refused(drawn, sigma_a2, tau0):
     assert ntk.diag * slack == pytest.approx(variance, rel=1e-8, abs=0)
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=examples(40))
 @given(st.floats(-2, 2), st.floats(0.1, 2), scales)
 def test_a_layer_with_a_jump_has_the_conjugate_kernel_of_its_hermite_series(place, size, tau):
     """A step at k tau: c_1 = density(k), c_2 = k density(k)/sqrt 2, alpha_1 tau^2 = c_1^2, alpha_3 tau^4 = c_2^2."""

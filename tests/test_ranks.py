@@ -96,6 +96,7 @@ threading.Thread(target=kill_rank_1, daemon=True).start()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_and_resume_finishes_it(forks, base, whole, tmp_path):
     """The real torchrun, itself a fork: its ranks are new processes. A thread within it kills one of them."""
     launcher = torch.distributed.run.__file__
@@ -203,7 +204,10 @@ def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, base, tmp_path
 def test_a_rank_that_is_stopped_after_rank_0_has_told_why_is_silent(forks, base, tmp_path):
     """The store, by which ranks agree on who speaks, ends with rank 0."""
     argv = [*map(str, (*base, *DIVERGES, "--model", "tanh_inn", "--seed", 0, 1, *at(tmp_path)))]
-    port, busy = str(free_port()), "import time, grid; grid.run = lambda *_: time.sleep(60)"
+    port, busy = (
+        str(free_port()),
+        "import time, distributed, grid; distributed.PATIENCE, grid.run = 0.5, lambda *_: time.sleep(60)",
+    )
     ranks = forks.ranks(
         *(
             {"argv": argv, "cwd": str(tmp_path), "env": rank_environment(rank, MASTER_PORT=port), "setup": setup}
@@ -215,7 +219,7 @@ def test_a_rank_that_is_stopped_after_rank_0_has_told_why_is_silent(forks, base,
 
 
 def test_a_rank_without_a_world_gives_up_in_one_line(forks, tmp_path):
-    done = forks.run(cwd=str(tmp_path), env=rank_environment(1, MASTER_PORT=str(free_port()), WORLD_TIMEOUT="1"))
+    done = forks.run(cwd=str(tmp_path), env=rank_environment(1, MASTER_PORT=str(free_port()), WORLD_TIMEOUT="0.5"))
     assert done["status"] == 1 and done["err"].count("\n") == 1 and not os.listdir(tmp_path)
     assert "rank 1 met no world of 2" in done["err"]
-    assert "start every rank within 1 s (WORLD_TIMEOUT)" in done["err"]
+    assert "start every rank within 0.5 s (WORLD_TIMEOUT)" in done["err"]

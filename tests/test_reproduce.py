@@ -173,17 +173,19 @@ def test_a_failure_is_status_1_and_bad_input_2(tmp_path, capsys, monkeypatch):
     assert stop.value.code == 2 and "stages.json is damaged" in capsys.readouterr().err
 
 
-def test_memory_counts_a_childs_child(tmp_path):
+def test_memory_counts_a_childs_child(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "POLL", 0.1)
     stage = fake(
         tmp_path,
         "hungry",
         "import subprocess\nsubprocess.run([sys.executable, '-c', "
-        "'import time; x = bytearray(2 * 10**8); time.sleep(2)'])",
+        "'import time; x = bytearray(2 * 10**8); time.sleep(0.6)'])",
     )
     status, _, peak = reproduce.run_stage(stage, 1, tmp_path / "log", lambda *_: None)
     assert status == 0 and 2e8 < peak < 4e8
 
 
+@pytest.mark.slow
 def test_a_small_sweep_from_end_to_end(forks, tmp_path, monkeypatch, capsys):
     """The real commands: one sweep on the mixture and one figure, and their report; the second time nothing is run."""
     real = reproduce.subprocess.Popen

@@ -86,6 +86,7 @@ def test_runs_from_the_repository_root_too(monkeypatch):
     assert namespace["ROOT"] == ROOT
 
 
+@pytest.mark.slow
 def test_printed_text_is_the_committed_text(tour):
     _, printed, figures = tour
     for cell, text, drawn in zip(CODE, printed, figures):
@@ -99,6 +100,7 @@ def test_printed_text_is_the_committed_text(tour):
     assert sum(figures) >= 7
 
 
+@pytest.mark.slow
 def test_what_the_text_claims(tour):
     names = tour[0]
     # section 4: the regression reads off the scalars (white data), the error falls like n^(-1/2) or a little faster

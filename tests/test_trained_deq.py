@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import conftest
 from candidates import networks
 from data_prepare import load_dataset
 from gaussian_integration import ACTIVATIONS
@@ -182,6 +183,7 @@ def test_the_law_of_the_singular_values():
         assert _singular(W)[0] > 1.15
 
 
+@pytest.mark.slow
 def test_random_weights_are_called_random_in_95_of_100_whatever_their_distribution():
     X, found = data(30), []
     for seed in range(60):
@@ -220,6 +222,7 @@ def test_a_spectrum_without_a_large_value_is_seen_too():
     assert found["statistics"]["largest singular value of A"]["value"] == pytest.approx(0.5, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_kernel_is_that_of_infinite_width_within_what_random_weights_do():
     for name, sigma_a2, tau0 in (("relu", 0.2, 1.0), ("tanh", 0.5, 1.0), ("swish", 0.3, 1.3)):
         found = drift(adapt(DEQ(ACTIVATIONS[name], P, 300, K, sigma_a2, tau0)), data(30))
@@ -242,6 +245,7 @@ def trained(data, activation, width, steps, rate, seed):
     return deq
 
 
+@pytest.mark.slow
 def test_short_and_long_trainings_on_mnist_are_told_apart(real_data):
     mnist = load_dataset("mnist", real_data)
     short = [
@@ -259,9 +263,10 @@ def test_short_and_long_trainings_on_mnist_are_told_apart(real_data):
 @pytest.fixture(scope="module")
 def mixture():
     data = load_dataset("gmm")
-    return data, adapt(trained(data, "relu", 40, 300, 1.0, 0))
+    return data, adapt(trained(data, "relu", 40, 300 if conftest.SLOW else 50, 1.0, 0))
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_readouts_solved_apart(mixture):
     data, deq = mixture
     X, y = data.X_train[:2000], data.y_train[:2000]
@@ -304,6 +309,7 @@ def test_the_loss_is_that_of_readouts_solved_apart(mixture):
             torch.testing.assert_close(one.enn.weights[0], deq.U / deq.U.square().mean().sqrt())
 
 
+@pytest.mark.slow
 def test_what_training_has_learned_is_in_b(mixture):
     """The first layer of the trained DEQ makes a better network than a drawn one, by far more than the interval."""
     data, deq = mixture

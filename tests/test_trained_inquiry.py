@@ -64,6 +64,7 @@ def test_a_deq_as_it_was_drawn_is_not_looked_at(blobs):
     assert isinstance(inquire(trained(blobs, 1, 0.1), *blobs), TrainedInquiry)
 
 
+@pytest.mark.slow
 def test_weights_that_hardly_moved_have_the_verdict_of_random_ones(blobs):
     found = gateway.verdict(trained(blobs, 2, 0.05), *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
     assert not found.drift["left"] and found.drift["sigma_a2"] == pytest.approx(0.2, rel=0.2)
@@ -71,6 +72,7 @@ def test_weights_that_hardly_moved_have_the_verdict_of_random_ones(blobs):
     assert found.candidates[0].distance["ck"]["relative"] > 0 and found.settings["sigma_a2"] == 0.2
 
 
+@pytest.mark.slow
 def test_weights_that_have_moved_have_a_measured_loss(blobs, moved):
     (X, y), deq = blobs, moved
     found = gateway.verdict(deq, X[:600], y[:600], held=(X[600:], y[600:]), budget=1.0, tolerance=4.0, clock=Ticks())
@@ -97,6 +99,7 @@ def test_the_answer_follows_the_interval_of_the_best(few_candidates, blobs, move
         assert found.answer == answer and (found.chosen is None) == (answer != "replace")
 
 
+@pytest.mark.slow
 def test_modules_of_other_makers(few_candidates, blobs):
     X, y = blobs
     verdict = lambda *given: gateway.verdict(*given, budget=1.0, tolerance=5.0, clock=Ticks())
@@ -203,6 +206,7 @@ def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, cap
     assert (classes == raw["y_test"]).mean() > 0.6
 
 
+@pytest.mark.slow
 def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(no_page, files, tmp_path, capsys):
     folder, _ = files
     out = "--output", str(tmp_path), "--export", str(tmp_path / "new" / "enn.pt")

@@ -100,6 +100,7 @@ def test_the_measured_loss_is_that_of_exact_readouts(deq, blobs):
     assert interval.low < np.mean(losses) + 2 * error and interval.high > np.mean(losses) - 2 * error
 
 
+@pytest.mark.slow
 def test_without_labels_the_kernels_decide(deq, blobs):
     found = gateway.verdict(deq, blobs[0], budget=0.5, clock=Ticks())
     assert found.answer == "replace" and found.chosen.distance["ck"]["with_factor"] < inquiry.NEAR
@@ -182,6 +183,7 @@ def test_a_pass_that_takes_too_long_makes_do_with_less(deq, blobs):
     assert len(ladder.points(found[0].name)) == 1 and ladder.points(found[-1].name) == []
 
 
+@pytest.mark.slow
 def test_a_narrow_width_without_an_equilibrium_is_passed_over(few_candidates, deq, blobs, monkeypatch):
     measure = width_ladder.Ladder.measure
 
@@ -195,6 +197,7 @@ def test_a_narrow_width_without_an_equilibrium_is_passed_over(few_candidates, de
     assert {point.width for point in found.candidates[0].measured} >= {64} and found.settings["samples"] > 0
 
 
+@pytest.mark.slow
 def test_seeds_without_an_equilibrium_are_told_and_passed_over(blobs):
     X, y = blobs
     deq = DEQ(ACTIVATIONS["relu"], 20, 16, 3, 0.9)
@@ -217,6 +220,7 @@ def test_seeds_without_an_equilibrium_are_told_and_passed_over(blobs):
     assert ladder.equilibria(16) == (tries, len(expected)) and ladder.settles(16)
 
 
+@pytest.mark.slow
 def test_a_deq_without_an_equilibrium_at_its_width_has_a_verdict(tmp_path, blobs):
     found = gateway.verdict(DEQ(ACTIVATIONS["erf"], 20, 16, 3, 0.99), *blobs, budget=1.0)
     draws = found.deq["draws"]
@@ -348,6 +352,7 @@ def test_a_run_prints_a_table_and_writes_what_it_found(capsys, tmp_path, small_n
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "verdict.png", "verdict.html"}
 
 
+@pytest.mark.slow
 def test_a_file_without_labels_or_test_set(few_candidates, capsys, tmp_path, small_npz):
     arrays = dict(np.load(small_npz))
     np.savez(tmp_path / "unlabelled.npz", X_train=arrays["X_train"])
@@ -358,6 +363,7 @@ def test_a_file_without_labels_or_test_set(few_candidates, capsys, tmp_path, sma
     assert "loss, points" in capsys.readouterr().out
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "place, name, calls, known",
     [

@@ -226,6 +226,7 @@ def test_whatever_is_known_has_a_page(tmp_path):
         assert "plain, depth 1" in html and "no labels" in html and "None" not in html and "nan" not in html
 
 
+@pytest.mark.slow
 def test_of_many_candidates_the_best_are_drawn(tmp_path, monkeypatch):
     found = copy.deepcopy(FOUND)
     found["candidates"] = [candidate(f"n{i}", "plain", 20.0 - i) for i in range(30)] + [candidate("it", "plain", 99.0)]

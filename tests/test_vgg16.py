@@ -136,6 +136,7 @@ def test_a_pickled_object_in_a_weight_file_is_not_run(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
+@pytest.mark.slow
 def test_imagenet_weights_without_a_network(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network here")

@@ -20,6 +20,7 @@ from sampled_networks import sampled
 from utils import generator, get_tau
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "name, kernel, trained, family",
     [
@@ -41,6 +42,7 @@ def test_fluctuation_is_that_of_sampled_networks(name, kernel, trained, family):
     assert found.fluctuation == off + on
 
 
+@pytest.mark.slow
 def test_fluctuation_of_strongly_curved_layers():
     # here E[sigma'^2] depends on the scale, and sigma^2 and sigma'^2 of a unit are correlated
     def bent(inner, outer, c):
@@ -59,6 +61,7 @@ def test_the_papers_root_has_the_least_fluctuation():
     assert match(ACTIVATIONS["relu"], 0.2, family="l_relu").fluctuation == min(errors) < max(errors)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name, sigma_a2, kernel, family",
     [("swish", 0.05, "ck", "piecewise"), ("elu", 0.2, "ntk", "piecewise"), ("elu", 0.2, "ntk", "hermite")],
@@ -99,6 +102,7 @@ def test_layers_are_centred_at_their_input_scales():
 # the DEQ's own finite-width error
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name, sigma_a2, tau0", [("relu", 0.2, 1.0), ("selu", 0.3, 0.7), ("tanh", 0.5, 1.5)])
 def test_implicit_fluctuation_is_that_of_sampled_deqs(name, sigma_a2, tau0):
     m, draws, some, activation, g = 128, 2000, 50, ACTIVATIONS[name], generator("sampled deq")

@@ -72,9 +72,9 @@ def test_only_nearly_parallel_pairs_are_computed_exactly(network, monkeypatch):
     depth, kernel = 3 if network == "unmatched_enn" else None, "ntk"
     network = build_model(network, 30, 1, 3, 0.2, 1.0, 0, ACTIVATIONS["relu"], kernel=kernel, depth=depth)
     random = torch.Generator().manual_seed(0)
-    X = torch.randn(5, 30, generator=random).repeat(30, 1)
-    X += 0.02 * torch.rand(150, 1, generator=random) * torch.randn(150, 30, generator=random)
-    X *= torch.exp(0.1 * torch.randn(150, 1, generator=random)) / X.norm(dim=1, keepdim=True)
+    X = torch.randn(5, 30, generator=random).repeat(60, 1)
+    X += 0.02 * torch.rand(300, 1, generator=random) * torch.randn(300, 30, generator=random)
+    X *= torch.exp(0.1 * torch.randn(300, 1, generator=random)) / X.norm(dim=1, keepdim=True)
     whole = slice(None)
     blocks = Interpolated(partial(blocks_of, network), X)
     exact, diagonal = blocks.exact.tile(whole, whole, kernel), blocks.diagonal()[1]

@@ -6,6 +6,7 @@ Nothing heavy is imported here: --help and a bad flag are answered without waiti
 import argparse
 import math
 import os
+import tempfile
 from pathlib import Path
 
 from interrupts import INTERRUPTED  # noqa: F401
@@ -303,5 +304,7 @@ def check_folder(parser, flag, path):
     existing = next(p for p in (path, *path.absolute().parents) if os.path.exists(p))
     if not existing.is_dir():
         parser.error(f"argument --{flag}: {existing} is a file, not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
+    try:  # os.access says yes to root, also of what is no place for files, as /proc
+        os.rmdir(tempfile.mkdtemp(dir=existing))
+    except OSError:
         parser.error(f"argument --{flag}: {existing} cannot be written to")

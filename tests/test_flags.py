@@ -131,6 +131,15 @@ def refused_to_another(path):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), words
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")
+def test_a_folder_that_takes_no_files_is_one_line(capsys):
+    """os.access has no objection to /proc, where we are root."""
+    with pytest.raises(SystemExit) as stop:
+        flags.check_folder(flags.OneLineParser(prog="test"), "output_path", "/proc/new")
+    assert stop.value.code == 2
+    assert "argument --output_path: /proc cannot be written to" in capsys.readouterr().err
+
+
 def test_a_folder_that_this_user_may_not_write_or_see_is_one_line():
     with tempfile.TemporaryDirectory() as folder:  # pytest's own may be seen by its owner only
         folder = Path(folder)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as distributed.py has it, which is too late where torch is there already
 
-SLOW = False  # whether --slow was given
+SLOW = False  # whether --slow or --long was given
 
 
 def examples(whole):
@@ -41,12 +41,14 @@ class Ticks:
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the full-size checks too")
+    parser.addoption("--long", action="store_true", help="and kill runs, and fill disks, at many more random moments")
 
 
 def pytest_configure(config):
     global SLOW
-    SLOW = config.getoption("--slow")
+    SLOW = config.getoption("--slow") or config.getoption("--long")
     config.addinivalue_line("markers", "slow: a full-size check, run with --slow")
+    config.addinivalue_line("markers", "long: many random moments of one kind, run with --long")
     config.addinivalue_line("markers", "few(count): without --slow only so many of its cases, evenly spread, are run")
 
 
@@ -88,11 +90,12 @@ def beyond_the_few(items):
 def pytest_collection_modifyitems(config, items):
     place = {f"test_{name}": number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))  # stable: the others stay in their order
-    if not SLOW:
-        left_out = beyond_the_few(items)
-        for item in items:
-            if item in left_out or item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+    left_out = set() if SLOW else beyond_the_few(items)
+    for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="long: run with --long"))
+        elif item in left_out or item.get_closest_marker("slow") and not SLOW:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
 @pytest.hookimpl(tryfirst=True)

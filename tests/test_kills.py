@@ -89,7 +89,14 @@ def whole(forks, base, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("job, kills", [("full", 2), *(pytest.param(job, 14, marks=pytest.mark.slow) for job in JOBS)])
+@pytest.mark.parametrize(
+    "job, kills",
+    [
+        ("full", 2),
+        *(pytest.param(job, kills, marks=pytest.mark.slow) for job, kills in (("grid", 3), ("full", 3), ("ranks", 2))),
+        *(pytest.param(job, 14, marks=pytest.mark.long) for job in JOBS),
+    ],
+)
 def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whole, tmp_path, job, kills):
     expected, points, seconds = whole[job]
     draw, done, folders = random.Random(f"{job} {kills}"), 0, 0
@@ -120,7 +127,12 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whol
 
 @pytest.mark.parametrize(
     "job, times",
-    [("grid", 2), ("full", 2), *(pytest.param(job, 30, marks=pytest.mark.slow) for job in ("grid", "full"))],
+    [
+        ("grid", 2),
+        ("full", 2),
+        *(pytest.param(job, times, marks=pytest.mark.slow) for job, times in (("grid", 3), ("full", 4))),
+        *(pytest.param(job, 30, marks=pytest.mark.long) for job in ("grid", "full")),
+    ],
 )
 def test_a_full_disk_is_one_line_and_costs_nothing(forks, base, whole, tmp_path, job, times):
     expected, points, _ = whole[job]

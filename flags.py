@@ -6,7 +6,6 @@ Nothing heavy is imported here: --help and a bad flag are answered without waiti
 import argparse
 import math
 import os
-import tempfile
 from pathlib import Path
 
 from interrupts import INTERRUPTED  # noqa: F401
@@ -299,6 +298,8 @@ def check_data_flags(parser, arguments):
 
 
 def check_folder(parser, flag, path):
+    import tempfile  # a good command line can wait for it, --help need not
+
     path = Path(path)
     # of a path through a folder that may not be searched, that folder: os.path.exists says False, Path.exists raises
     existing = next(p for p in (path, *path.absolute().parents) if os.path.exists(p))

@@ -204,10 +204,8 @@ def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, base, tmp_path
 def test_a_rank_that_is_stopped_after_rank_0_has_told_why_is_silent(forks, base, tmp_path):
     """The store, by which ranks agree on who speaks, ends with rank 0."""
     argv = [*map(str, (*base, *DIVERGES, "--model", "tanh_inn", "--seed", 0, 1, *at(tmp_path)))]
-    port, busy = (
-        str(free_port()),
-        "import time, distributed, grid; distributed.PATIENCE, grid.run = 0.5, lambda *_: time.sleep(60)",
-    )
+    port = str(free_port())
+    busy = "import time, distributed, grid; distributed.PATIENCE, grid.run = 0.5, lambda *_: time.sleep(60)"
     ranks = forks.ranks(
         *(
             {"argv": argv, "cwd": str(tmp_path), "env": rank_environment(rank, MASTER_PORT=port), "setup": setup}

@@ -18,8 +18,12 @@ An activation with a star violates the paper's Assumption 3 at this sigma_a^2; w
 
 import argparse
 
-from any_activation_figure import NETWORKS, draw, geometric_mean, starred
-from experiment import ROOT, _positive, run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.any_activation import NETWORKS, draw, geometric_mean, starred
+from ck_ntk.common.command import ROOT, _positive, run
 
 RUNS = ROOT / "results" / "any_activation"
 LR, BATCH_SIZE = 1.0, 128
@@ -27,7 +31,7 @@ LR, BATCH_SIZE = 1.0, 128
 
 def chosen(args):
     """{name: activation} of --activation, in the order of the registry; all of it without the flag."""
-    from gaussian_integration import ACTIVATIONS
+    from deq_enn.theory.activations import ACTIVATIONS
 
     names = args.activation or list(ACTIVATIONS)
     if unknown := set(names) - set(ACTIVATIONS):
@@ -44,8 +48,8 @@ def distances(X, activation, sigma_a2, matches, unmatched):
 
     matches : {kernel: its Match}. unmatched : an ENN, of which layers and input scale are taken.
     """
-    from kernel_distance import least_distance, relative_error
-    from kernels import explicit_kernels, implicit_kernels
+    from deq_enn.kernels.distance import least_distance, relative_error
+    from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 
     deq = implicit_kernels(X, activation, sigma_a2)
     plain = explicit_kernels(unmatched.input_scale * X, unmatched.layers)
@@ -65,10 +69,11 @@ def study_kernels(args):
     import numpy as np
     from tqdm import tqdm
 
-    from matching import fluctuation, implicit_fluctuation, match
-    from model import build_model
-    from spectra import fit_slope, mixture, slope_interval
-    from utils import check_assumptions, estimate_tau0
+    from deq_enn.theory.finite_width import fluctuation, implicit_fluctuation
+    from deq_enn.matching.families import match
+    from deq_enn.networks.build import build_model
+    from ck_ntk.common.samples import fit_slope, mixture, slope_interval
+    from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
 
     activations = chosen(args)
     matches = {
@@ -118,7 +123,7 @@ def study_kernels(args):
 
 
 def print_kernels(args, numbers, spread):
-    from spectra import slope_interval
+    from ck_ntk.common.samples import slope_interval
 
     for row in numbers["ck"].values():
         for sentence in row["violates"]:
@@ -151,9 +156,10 @@ def print_kernels(args, numbers, spread):
 
 def study_accuracies(args, data):
     """{activation: {network: test accuracies after the last epoch, one a seed}}, printed as they come."""
-    from model import build_model
-    from train import Config, fingerprint, run as train
-    from utils import estimate_tau0, get_device
+    from deq_enn.networks.build import build_model
+    from deq_enn.training.run_files import Config, fingerprint
+    from deq_enn.training.loop import run as train
+    from deq_enn.theory.equilibrium import estimate_tau0, get_device
 
     tau0, p, key, device = estimate_tau0(data.X_train), data.X_train.shape[1], fingerprint(data), get_device()
     folder = RUNS / f"epoch_{args.epoch}_asquare_{args.sigma_a2:g}_{key}"
@@ -238,7 +244,7 @@ def accuracy_row(name, row):
 
 def print_equality(args, accuracies, kernels):
     """Whether each DEQ and its matched network are equal within the margin, and their finite-width terms."""
-    from comparison import compare, holm, verdict
+    from deq_enn.reporting.statistics import compare, holm, verdict
 
     found = {
         name: compare(
@@ -270,7 +276,7 @@ def main(args):
     args.trainings = args.trainings or args.seeds
     if len(args.width) != 1:
         raise ValueError("any_activation_matching takes one --width")
-    from data_prepare import load_dataset
+    from deq_enn.data.datasets import load_dataset
 
     chosen(args)
     data = load_dataset("mnist", args.dataset_path) if args.dataset_path else None  # before the kernels: it may fail

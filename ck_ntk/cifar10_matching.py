@@ -5,7 +5,11 @@ matched and of its unmatched network. Right: relative distance to the DEQ, of ma
 layers where they do, piecewise-linear ones elsewhere) and of two centred layers of the DEQ's own activation (dashed).
 """
 
-from experiment import run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import run
 
 NAMES = ("relu", "tanh", "swish")
 KERNELS = ("ck", "ntk")
@@ -13,10 +17,10 @@ KERNELS = ("ck", "ntk")
 
 def kernels(sample, name, sigma_a2):
     """{"ck": (DEQ, matched, unmatched), "ntk": the same}, each (n, n)."""
-    from gaussian_integration import ACTIVATIONS
-    from kernels import explicit_kernels, implicit_kernels
-    from matching import match
-    from spectra import own_layers
+    from deq_enn.theory.activations import ACTIVATIONS
+    from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+    from deq_enn.matching.families import match
+    from ck_ntk.common.samples import own_layers
 
     activation, tau0 = ACTIVATIONS[name], sample.statistics.tau0
     deq = implicit_kernels(sample.X, activation, sigma_a2, tau0=tau0)
@@ -34,7 +38,8 @@ def main(args):
     from matplotlib import pyplot as plt
     from tqdm import tqdm
 
-    from spectra import LABEL, MARKER, cifar10, draw_errors, fit_slope, log_sizes, relative_error
+    from ck_ntk.common.samples import LABEL, MARKER, cifar10, draw_errors, fit_slope, log_sizes
+    from deq_enn.kernels.distance import relative_error
 
     draw = cifar10(args.dataset_path)
     errors = {

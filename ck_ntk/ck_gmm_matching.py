@@ -4,11 +4,15 @@ Its relative spectral error against n, with the slope for each activation (the t
 spectrum and its limit.
 """
 
-from experiment import run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import run
 
 
 def main(args):
-    from spectra import equivalent_figure, mixture
+    from ck_ntk.common.samples import equivalent_figure, mixture
 
     return equivalent_figure(args, mixture, "ck", "Gaussian mixture")
 

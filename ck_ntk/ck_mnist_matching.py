@@ -1,10 +1,14 @@
 """Conjugate kernel of a DEQ against its high-dimensional equivalent on real MNIST, 6 against 8 (Theorem 1)."""
 
-from experiment import run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import run
 
 
 def main(args):
-    from spectra import equivalent_figure, mnist
+    from ck_ntk.common.samples import equivalent_figure, mnist
 
     return equivalent_figure(args, mnist(args.dataset_path), "ck", "MNIST, 6 and 8")
 

@@ -3,7 +3,11 @@
 Both roots of the match share the infinite-width kernel (to O(n^(-1/2)), see the legend) and differ at finite width.
 """
 
-from experiment import run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import run
 
 
 def random_features(X, activations, m, generator):
@@ -42,12 +46,14 @@ def main(args):
     from matplotlib import pyplot as plt
     from tqdm import tqdm
 
-    from coefficients import implicit_ck
-    from gaussian_integration import ACTIVATIONS, centre
-    from kernels import explicit_kernels, implicit_kernels
-    from spectra import draw_errors, log_sizes, mixture, relative_error, scientific, slope_text
-    from two_layer_lrelu import solutions
-    from utils import generator, get_tau
+    from deq_enn.theory.coefficients import implicit_ck
+    from deq_enn.theory.activations import ACTIVATIONS
+    from deq_enn.theory.gaussian import centre
+    from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+    from ck_ntk.common.samples import draw_errors, log_sizes, mixture, scientific, slope_text
+    from deq_enn.kernels.distance import relative_error
+    from deq_enn.matching.two_layer_lrelu import solutions
+    from deq_enn.theory.equilibrium import generator, get_tau
 
     if len(args.n) != 1:
         raise ValueError("finite_width_kernels takes one --n")

@@ -1,11 +1,15 @@
 """A tanh-DEQ and its matched one-hidden-layer hard-tanh network on the paper's Gaussian mixture (Example 1)."""
 
-from experiment import run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import run
 
 
 def main(args):
-    import one_layer_tanh
-    from spectra import matching_figure, mixture
+    from deq_enn.matching import one_layer_tanh
+    from ck_ntk.common.samples import matching_figure, mixture
 
     return matching_figure(args, mixture, "tanh", "H-Tanh", one_layer_tanh.match, 1, "Gaussian mixture")
 

@@ -1,11 +1,15 @@
 """A ReLU-DEQ and its matched two-hidden-layer leaky-ReLU network on the paper's Gaussian mixture (Example 2)."""
 
-from experiment import run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import run
 
 
 def main(args):
-    import two_layer_lrelu
-    from spectra import matching_figure, mixture
+    from deq_enn.matching import two_layer_lrelu
+    from ck_ntk.common.samples import matching_figure, mixture
 
     return matching_figure(args, mixture, "relu", "L-ReLU", two_layer_lrelu.match, 2, "Gaussian mixture")
 

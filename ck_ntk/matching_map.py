@@ -12,7 +12,11 @@ how many are matched, and of the others why not.
 import argparse
 import math
 
-from experiment import run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import run
 
 COLOURS = {"hard_tanh": "#56B4E9", "l_relu": "#0072B2", "piecewise": "#009E73", "hermite": "#E69F00", "none": "#FFFFFF"}
 NAMES = {"hard_tanh": "hard tanh", "l_relu": "L-ReLU", "piecewise": "piecewise-linear", "hermite": "cubic (Hermite)"}
@@ -51,7 +55,7 @@ def scale(text):
 
 def study(activation, sigma_a2, tau0, kernel, trained):
     """One cell of the map."""
-    from matching import match
+    from deq_enn.matching.families import match
 
     try:
         found = match(activation, sigma_a2, tau0, kernel, trained=trained)
@@ -73,10 +77,10 @@ def random_study(args):
     import torch
     from tqdm import tqdm
 
-    from coefficients import MatchError
-    from gaussian_integration import ACTIVATIONS
-    from matching import match
-    from utils import generator
+    from deq_enn.theory.coefficients import MatchError
+    from deq_enn.theory.activations import ACTIVATIONS
+    from deq_enn.matching.families import match
+    from deq_enn.theory.equilibrium import generator
 
     found = {}
     for kernel in ("ck", "ntk"):
@@ -193,7 +197,7 @@ def main(args):
     from matplotlib.patches import Patch
     from tqdm import tqdm
 
-    from gaussian_integration import ACTIVATIONS
+    from deq_enn.theory.activations import ACTIVATIONS
 
     random = random_study(args) if args.random else {}
     print_random(random)

@@ -7,7 +7,11 @@ geometric rate against the spectral radius. All in float64. The table sets besid
 spectral radius of the Jacobian J at the fixed point, and the bound that pcdeq.py proves (from five steps).
 """
 
-from experiment import run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import run
 
 LOOKS = {"tanh": "#0072B2", "softsign": "#009E73", "relu6": "#D55E00", "sigmoid": "#CC79A7", "plain": "#000000"}
 CURVES = {0.5: "#a6cee3", 1.0: "#4a98c9", 2.0: "#1764ab", 4.0: "#08306b"}  # spectral radius: colour
@@ -15,7 +19,7 @@ RADII = [10 ** (k / 20 - 1) for k in range(61)]  # of the right panel
 
 
 def show(weights, records):
-    from convergence_rates import STEPS
+    from ck_ntk.common.convergence_rates import STEPS
 
     for r in records:
         line = f"{weights:8s} {r['layer']:9s} {r['radius']:7.3f} "
@@ -30,7 +34,7 @@ def show(weights, records):
 def draw(learned, curves, rates, critical):
     from matplotlib import pyplot as plt
 
-    from convergence_rates import FLOOR
+    from ck_ntk.common.convergence_rates import FLOOR
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.4))
     for r in learned:
@@ -79,8 +83,8 @@ def draw(learned, curves, rates, critical):
 
 
 def main(args):
-    from convergence_rates import ACTIVATIONS, fitted_rate, largest_radius, random_layers, residuals, study, trained
-    from data_prepare import load_dataset
+    from ck_ntk.common.convergence_rates import ACTIVATIONS, fitted_rate, largest_radius, random_layers, residuals, study, trained
+    from deq_enn.data.datasets import load_dataset
 
     data = load_dataset("mnist", args.dataset_path)
     learned = [trained(activation, data, args.epoch) for activation in ACTIVATIONS]

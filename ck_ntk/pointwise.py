@@ -8,7 +8,11 @@ random weights. So a match replaces a DEQ in distribution, as another draw of th
 pointwise.
 """
 
-from experiment import _positive, _variance, run
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import _positive, _variance, run
 
 LR, BATCH_SIZE = 1.0, 128
 NETWORKS = {"deq": "DEQ", "matched_enn": "matched ENN", "unmatched_enn": "unmatched ENN"}
@@ -32,9 +36,10 @@ def outputs(network, activation, data, width, seed, args):
     """Outputs (n, classes) on the test images of one network, after the last epoch."""
     import torch
 
-    from model import build_model
-    from train import Config, ReadoutTask
-    from utils import estimate_tau0, generator, get_device
+    from deq_enn.networks.build import build_model
+    from deq_enn.training.run_files import Config
+    from deq_enn.training.loop import ReadoutTask
+    from deq_enn.theory.equilibrium import estimate_tau0, generator, get_device
 
     device = get_device()
     model = build_model(
@@ -98,7 +103,7 @@ def draw(args, found):
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
-    from spectra import log_sizes
+    from ck_ntk.common.samples import log_sizes
 
     figure, ax = plt.subplots(figsize=(3.6, 2.9))
     for pair, (colour, marker, line) in PAIRS.items():
@@ -125,8 +130,8 @@ def draw(args, found):
 
 
 def main(args):
-    from data_prepare import load_dataset
-    from gaussian_integration import ACTIVATIONS
+    from deq_enn.data.datasets import load_dataset
+    from deq_enn.theory.activations import ACTIVATIONS
 
     if args.seeds < 2:
         raise ValueError("pointwise compares two seeds of a network: take --seeds 2 or more")

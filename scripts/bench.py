@@ -25,13 +25,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_growth import growth  # noqa: E402
-from bench_kernels import kernels, matching  # noqa: E402
-from bench_machine import kernel_machine  # noqa: E402
-from bench_networks import features, readout, roots, solver  # noqa: E402
-from bench_tools import head, noise, row, seconds  # noqa: E402
+from scripts.benchmarks.growth import growth
+from scripts.benchmarks.kernels import kernels, matching
+from scripts.benchmarks.machines import kernel_machine
+from scripts.benchmarks.networks import features, readout, roots, solver
+from scripts.benchmarks.timing import head, noise, row, seconds
 
 
 def start():
@@ -65,8 +65,8 @@ def high_water():
 
 
 def cost():
-    from inference_cost import costs
-    from model import build_model
+    from deq_enn.networks.cost import costs
+    from deq_enn.networks.build import build_model
 
     titles = {
         "inference": "inference, one row",
@@ -174,7 +174,7 @@ def main():
             page.append(line)
             print(line, flush=True)
     if args.report:
-        from utils import atomic_write
+        from deq_enn.theory.equilibrium import atomic_write
 
         with atomic_write(args.report, "w") as file:
             file.write("\n".join(page) + "\n")

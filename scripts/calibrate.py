@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 PACKED = ROOT / "docs" / "calibration.json.gz"
 FIGURE = ROOT / "figures" / "calibration.png"
@@ -43,13 +43,13 @@ def append(path: Path, record: dict) -> None:
 
 def records_of(arguments, *stages) -> dict[str, list[dict]]:
     """The records of each stage so far."""
-    from run_files import read_lines
+    from deq_enn.training.run_files import read_lines
 
     return {stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in stages}
 
 
 def list_cases(arguments):
-    from calibration_cases import cases, that_set_constants
+    from scripts.calibration.cases import cases, that_set_constants
 
     half = that_set_constants()
     for case in cases():
@@ -61,7 +61,7 @@ def list_cases(arguments):
 
 def _each(arguments, stage, chosen, work):
     """Appends work(case, data) of every chosen case to the stage's file."""
-    from calibration_cases import load
+    from scripts.calibration.cases import load
 
     for number, case in enumerate(chosen, 1):
         append(arguments.output / f"{stage}.jsonl", work(case, load(case, arguments.dataset_path)))
@@ -76,9 +76,9 @@ def _left(arguments, stage, chosen):
 def outcomes(arguments):
     import torch
 
-    from calibration_analysis import joined
-    from calibration_cases import cases
-    from calibration_outcomes import outcome
+    from scripts.calibration.analysis import joined
+    from scripts.calibration.cases import cases
+    from scripts.calibration.outcomes import outcome
 
     def kept(case):
         return arguments.output / "deq_right" / f"{case.name}.pt"
@@ -102,8 +102,8 @@ def outcomes(arguments):
 
 
 def verdicts(arguments):
-    from calibration_cases import cases
-    from calibration_verdicts import verdict_of
+    from scripts.calibration.cases import cases
+    from scripts.calibration.verdicts import verdict_of
 
     _each(
         arguments,
@@ -114,15 +114,15 @@ def verdicts(arguments):
 
 
 def sgd(arguments):
-    from calibration_outcomes import sgd_cases, trained
+    from scripts.calibration.outcomes import sgd_cases, trained
 
     chosen = sgd_cases()
     _each(arguments, "sgd", _left(arguments, "sgd", chosen), lambda case, data: trained(case, data, **chosen[case]))
 
 
 def pack(arguments):
-    from calibration_analysis import merged
-    from utils import atomic_write
+    from scripts.calibration.analysis import merged
+    from deq_enn.theory.equilibrium import atomic_write
 
     lines = records_of(arguments, "outcomes", "verdicts", "sgd")
     if not (lines["outcomes"] and lines["verdicts"]):
@@ -151,8 +151,8 @@ def read_packed(path: Path) -> dict:
 
 
 def constants(arguments):
-    from calibration_analysis import set_constants
-    from calibration_cases import that_set_constants
+    from scripts.calibration.analysis import set_constants
+    from scripts.calibration.cases import that_set_constants
 
     found = set_constants(read_packed(arguments.packed), that_set_constants())
     for name, value in vars(found).items():
@@ -160,9 +160,9 @@ def constants(arguments):
 
 
 def report(arguments):
-    from calibration_analysis import joined, tables
-    from calibration_cases import that_set_constants
-    from calibration_figure import draw
+    from scripts.calibration.analysis import joined, tables
+    from scripts.calibration.cases import that_set_constants
+    from scripts.calibration.figure import draw
 
     packed, half = read_packed(arguments.packed), that_set_constants()
     held = joined(packed)

@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 COLUMNS = ("n", "ridge", "accuracy", "DEQ less it", "log P(label)", "calibration error")
 
 
 def machines(folder):
     """{(kernel, activation, network): (config, record)} of the largest training size, of the least seed."""
-    from kernel_report import entry
-    from run_files import Config, read_metrics
+    from deq_enn.experiments.exact_report import entry
+    from deq_enn.training.run_files import Config, read_metrics
 
     configs, found = {}, {}
     for line in read_metrics(folder):
@@ -38,10 +38,10 @@ def machines(folder):
 
 def table(folder):
     """Lines of Markdown."""
-    from kernel_machine import bootstrap_difference
-    from kernel_report import right
-    from names import DEQS
-    from run_files import log_path
+    from deq_enn.machines.regression import bootstrap_difference
+    from deq_enn.experiments.exact_report import right
+    from deq_enn.names import DEQS
+    from deq_enn.training.run_files import log_path
 
     found = machines(folder)
     for kernel, activation in dict.fromkeys((kernel, activation) for kernel, activation, _ in found):

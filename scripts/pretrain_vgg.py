@@ -24,9 +24,10 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data_prepare import CIFAR10_MEAN, VGG16, cifar10_images, load_vgg16  # noqa: E402
-from main import natural_int, positive_int  # noqa: E402
-from utils import atomic_write, generator, get_device  # noqa: E402
+from deq_enn.data.images import CIFAR10_MEAN, cifar10_images
+from deq_enn.data.vgg16 import VGG16, load_vgg16
+from deq_enn.experiments.flags import natural_int, positive_int
+from deq_enn.theory.equilibrium import atomic_write, generator, get_device
 
 PAD = 4  # pixels of shift in random crops, either way
 SMOOTHING = 0.1  # of the labels

@@ -15,27 +15,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from curves import KINDS, write_figures  # noqa: E402  (none of these imports torch or matplotlib)
-from logs import OPTIMIZERS, load  # noqa: E402
-from page import Code, Figure, Heading, Rows, Table, Text, page  # noqa: E402
-from paper_claims import (  # noqa: E402
-    ACCURACY,
-    BOTH_RATES,
-    CLAIMED,
-    KERNELS,
-    OURS,
-    PROTOCOLS,
-    TRAINING,
-    figure_tables,
-    finding,
-    sweep_finding,
-)
-from protocols import protocol_finding, protocol_tables, protocols  # noqa: E402
-from stages import OWN_RATE  # noqa: E402
-from summarize import Parser  # noqa: E402
-from tables import tables  # noqa: E402
+from deq_enn.reporting.curves import KINDS, write_figures
+from deq_enn.reporting.logs import OPTIMIZERS, load
+from deq_enn.reporting.page import Code, Figure, Heading, Rows, Table, Text, page
+from scripts.reproduction.claims import ACCURACY, BOTH_RATES, CLAIMED, KERNELS, OURS, PROTOCOLS, TRAINING, figure_tables, finding, sweep_finding
+from deq_enn.reporting.protocols import protocol_finding, protocol_tables, protocols
+from scripts.reproduction.stages import OWN_RATE
+from scripts.summarize import Parser
+from deq_enn.reporting.tables import tables
 
 PAPER = (
     "Ling et al., *Deep Equilibrium Models are Almost Equivalent to Not-so-deep Explicit Models for "
@@ -211,7 +200,7 @@ def write_report(folder):
     ------
     ValueError : nothing to report, or logs and numbers that cannot be read, named.
     """
-    from utils import atomic_write
+    from deq_enn.theory.equilibrium import atomic_write
 
     folder = Path(folder)
     stages = read_stages(folder)

@@ -17,16 +17,17 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparison import LEAST_SEEDS  # noqa: E402  (none of these imports torch)
-from flags import check_folder  # noqa: E402
-from main import FAILED, INTERRUPTED, positive_int  # noqa: E402
-from processes import error_line, memory, stop  # noqa: E402
-from report import write_report  # noqa: E402
-from stage_records import Records, SweepProgress, clock, commit, time_left  # noqa: E402
-from stages import SEEDS, missing, plan  # noqa: E402
-from summarize import Parser  # noqa: E402
+from deq_enn.reporting.statistics import LEAST_SEEDS
+from deq_enn.experiments.flags import check_folder
+from deq_enn.experiments.flags import FAILED, positive_int
+from deq_enn.utils.interrupts import INTERRUPTED
+from scripts.reproduction.processes import error_line, memory, stop
+from scripts.report import write_report
+from scripts.reproduction.records import Records, SweepProgress, clock, commit, time_left
+from scripts.reproduction.stages import SEEDS, missing, plan
+from scripts.summarize import Parser
 
 POLL, SAY = 1, 60  # seconds between looks at a stage, and between lines where nobody watches
 

@@ -105,7 +105,7 @@ def pytest_runtestloop(session):
     gc.collect()
     gc.freeze()  # what the imports made stays: neither is it looked through again, nor do forked processes copy it
     if any("forks" in getattr(item, "fixturenames", ()) for item in session.items):
-        from forks import Forks
+        from tests.helpers.forks import Forks
 
         session.config.forks = Forks()  # before the first test: with the imports of all, and with nothing that one did
 
@@ -142,7 +142,7 @@ def small_npz(tmp_path_factory):
 @pytest.fixture
 def few_candidates(monkeypatch):
     """Verdicts on two matches and one plain network in the place of all candidates."""
-    import candidates
+    from deq_enn.verdicts import candidates
 
     monkeypatch.setattr(candidates, "FAMILIES", ("auto", "piecewise"))
     monkeypatch.setattr(candidates, "PLAIN_DEPTHS", (1,))

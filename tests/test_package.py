@@ -9,8 +9,8 @@ import zipfile
 import pytest
 import torch
 
-import deq_enn
-from conftest import ROOT
+from deq_enn import __init__
+from tests.conftest import ROOT
 
 FLAT = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in ("deq_enn", "setup"))
 
@@ -101,13 +101,13 @@ def test_another_project_imports_it_and_keeps_its_own_modules(forks, installed, 
     assert found["utils"] == "me" and found["top"] == ["utils"] and found["style"]
     assert len(found["inside"]) == len(FLAT) + 1
     assert all(path.startswith(str(installed)) for path in found["inside"])
-    assert found["names"] == sorted(deq_enn.__all__)
-    X, activations = torch.tensor(rows, dtype=torch.float64), deq_enn.ACTIVATIONS
-    ck, ntk = deq_enn.implicit_kernels(X, activations["swish"], 0.2)
+    assert found["names"] == sorted(__init__.__all__)
+    X, activations = torch.tensor(rows, dtype=torch.float64), __init__.ACTIVATIONS
+    ck, ntk = __init__.implicit_kernels(X, activations["swish"], 0.2)
     torch.testing.assert_close(torch.tensor(found["ck"], dtype=torch.float64), ck)
     torch.testing.assert_close(torch.tensor(found["ntk"], dtype=torch.float64), ntk)
-    assert found["parameters"] == json.loads(json.dumps(deq_enn.match(activations["tanh"], 0.2).parameters))
-    enn = deq_enn.matched_enn(deq_enn.DEQ(activations["relu"], p=3, dim=8, n_classes=2, sigma_a2=0.2))
+    assert found["parameters"] == json.loads(json.dumps(__init__.match(activations["tanh"], 0.2).parameters))
+    enn = __init__.matched_enn(__init__.DEQ(activations["relu"], p=3, dim=8, n_classes=2, sigma_a2=0.2))
     torch.testing.assert_close(torch.tensor(found["out"]), enn(X.float()))
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from conftest import beyond_the_few
+from tests.conftest import beyond_the_few
 
 
 class Case:

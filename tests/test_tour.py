@@ -12,7 +12,7 @@ import sys
 import matplotlib
 import pytest
 
-from conftest import ROOT
+from tests.conftest import ROOT
 
 PATH = ROOT / "notebooks" / "tour.ipynb"
 NOTEBOOK = json.loads(PATH.read_text())

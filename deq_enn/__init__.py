@@ -1,0 +1,121 @@
+"""What another project imports: `from deq_enn import DEQ, match, matched_enn, implicit_kernels, verdict`.
+
+A name is imported when it is asked for (PEP 562), so that `import deq_enn`, `--help` and a bad flag do not wait for
+torch. `README.md` says which subpackage holds what.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deq_enn.data.datasets import Dataset, gaussian_mixture, load_dataset
+    from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+    from deq_enn.matching.families import Match, match
+    from deq_enn.networks.build import build_model, matched_enn
+    from deq_enn.networks.deq import DEQ
+    from deq_enn.networks.enn import ENN
+    from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard
+    from deq_enn.networks.pcdeq import PcDEQ, build_pcdeq
+    from deq_enn.networks.trained_deq import adapt
+    from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, load_activation, piecewise_linear
+    from deq_enn.theory.coefficients import (
+        KernelCoefficients,
+        MatchError,
+        explicit_ck,
+        explicit_ntk,
+        implicit_ck,
+        implicit_ntk,
+    )
+    from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0, get_tau
+    from deq_enn.theory.finite_width import fluctuation
+    from deq_enn.theory.gaussian import centre, expectation, gaussian_moments
+    from deq_enn.theory.hermite import hermite_coefficients
+    from deq_enn.theory.mixture import MixtureStatistics, equivalent_kernel, estimate_statistics
+    from deq_enn.verdicts.api import verdict
+
+__version__ = "1.1.0"
+
+# Where each public name lives, below deq_enn. TYPE_CHECKING's imports say the same to a type checker.
+_PLACES = {
+    "data.datasets": ("Dataset", "gaussian_mixture", "load_dataset"),
+    "kernels.exact": ("explicit_kernels", "implicit_kernels"),
+    "matching.families": ("Match", "match"),
+    "networks.build": ("build_model", "matched_enn"),
+    "networks.deq": ("DEQ",),
+    "networks.enn": ("ENN",),
+    "networks.fixed_point": ("Anderson", "ConvergenceError", "FixedPoint", "Picard"),
+    "networks.pcdeq": ("PcDEQ", "build_pcdeq"),
+    "networks.trained_deq": ("adapt",),
+    "theory.activations": ("ACTIVATIONS", "Activation", "from_function", "load_activation", "piecewise_linear"),
+    "theory.coefficients": (
+        "KernelCoefficients",
+        "MatchError",
+        "explicit_ck",
+        "explicit_ntk",
+        "implicit_ck",
+        "implicit_ntk",
+    ),
+    "theory.equilibrium": ("check_assumptions", "estimate_tau0", "get_tau"),
+    "theory.finite_width": ("fluctuation",),
+    "theory.gaussian": ("centre", "expectation", "gaussian_moments"),
+    "theory.hermite": ("hermite_coefficients",),
+    "theory.mixture": ("MixtureStatistics", "equivalent_kernel", "estimate_statistics"),
+    "verdicts.api": ("verdict",),
+}
+_MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = [  # sorted, as the linter has it
+    "ACTIVATIONS",
+    "DEQ",
+    "ENN",
+    "Activation",
+    "Anderson",
+    "ConvergenceError",
+    "Dataset",
+    "FixedPoint",
+    "KernelCoefficients",
+    "Match",
+    "MatchError",
+    "MixtureStatistics",
+    "PcDEQ",
+    "Picard",
+    "adapt",
+    "build_model",
+    "build_pcdeq",
+    "centre",
+    "check_assumptions",
+    "equivalent_kernel",
+    "estimate_statistics",
+    "estimate_tau0",
+    "expectation",
+    "explicit_ck",
+    "explicit_kernels",
+    "explicit_ntk",
+    "fluctuation",
+    "from_function",
+    "gaussian_mixture",
+    "gaussian_moments",
+    "get_tau",
+    "hermite_coefficients",
+    "implicit_ck",
+    "implicit_kernels",
+    "implicit_ntk",
+    "load_activation",
+    "load_dataset",
+    "match",
+    "matched_enn",
+    "piecewise_linear",
+    "verdict",
+]
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # asked for once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,112 @@
+"""What main.py prints and draws of a grid of runs: the scalars of the theory, test accuracies as a table and a figure.
+
+matplotlib is imported where it draws: scripts take the styles from here without it.
+"""
+
+from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
+
+# a family has one colour; its DEQ is solid, the matched network dashed, the unmatched one dotted
+LOOKS = {
+    "inn": ("C0", "-", "ReLU-DEQ"),
+    "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
+    "relu_enn": ("C0", ":", "unmatched ReLU-ENN"),
+    "tanh_inn": ("C1", "-", "tanh-DEQ"),
+    "h_tanh_enn": ("C1", "--", "matched hard-tanh-ENN"),
+    "tanh_enn": ("C1", ":", "unmatched tanh-ENN"),
+}
+
+
+def print_theory(data, scales, theories):
+    """The data's size and its scales (names and numbers), then a line for each model and for each matched layer."""
+    scales = ", ".join(f"{name} = {value:.6g}" for name, value in scales.items())
+    print(
+        f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, "
+        f"p = {data.X_train.shape[1]}, {data.n_classes} classes; {scales}"
+    )
+    for name, theory in theories.items():
+        # what is 0 but for rounding is shown as 0
+        shown = {
+            k: str(v) if isinstance(v, str) else f"{v if abs(v) > 1e-15 else 0:.6g}"
+            for k, v in theory.items()
+            if isinstance(v, (int, float, str)) and k != "tau0"
+        }
+        print(f"  {name:<13} " + "  ".join(f"{k} = {v}" for k, v in shown.items()))
+        for index, layer in enumerate(theory.get("parameters", ()), 1):
+            print(f"{'':16}layer {index}: {layer}")
+
+
+def print_table(arguments, results):
+    print(
+        f"\ntest accuracy in % after {arguments.epoch} epochs (mean ± std over {len(arguments.seed)} seed(s)), "
+        "and seconds a run"
+    )
+    print(f"{'model':<19}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
+    for model in arguments.model:
+        cells = []
+        for dim in arguments.dim:
+            runs = [results[model, dim, seed] for seed in arguments.seed]
+            mean, std = mean_std([100 * run.history[-1]["test_accuracy"] for run in runs])
+            cells.append(f"{mean:.2f} ± {std:.2f} {sum(run.seconds for run in runs) / len(runs):7.1f} s")
+        print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
+
+
+def print_rates(arguments):
+    """The learning rates that were chosen for the runs, by model and width, over the seeds."""
+    from deq_enn.training.run_files import read_metrics
+
+    rates = {}
+    for line in read_metrics(arguments.output_path):
+        if line.get("event") == "run" and line["config"].get("own_rate") and line["seed"] in arguments.seed:
+            rates.setdefault((line["config"]["model"], line["dim"]), {})[line["seed"]] = line["config"]["lr"]
+    print("\nlearning rates chosen on held-out training samples")
+    for model in arguments.model:
+        found = [dict.fromkeys(rates.get((model, dim), {}).values()) for dim in arguments.dim]
+        cells = [" ".join(f"{rate:.3g}" for rate in each) for each in found]
+        print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
+
+
+def plot(arguments, data, results, path):
+    """Test accuracy against epoch at the largest width, and against width after the last epoch; as a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    short = arguments.activation.rpartition(":")[2]
+    looks = LOOKS | {
+        "deq": ("C2", "-", f"{short}-DEQ"),
+        "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
+        "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN"),
+    }
+    plt.style.use(STYLE)
+    panels = 2 if len(arguments.dim) > 1 else 1
+    figure, axes = plt.subplots(1, panels, figsize=(3.4 * panels, 2.7), squeeze=False, layout="constrained")
+    widths, widest = sorted(arguments.dim), max(arguments.dim)
+    for model in arguments.model:
+        look = curve_look(*looks.get(model, ("C2", "-", model)))
+        if len(arguments.model) == 1:  # no other curve lies on top of it
+            look |= {"linewidth": 1.3, "alpha": 1}
+
+        def accuracies(dim):
+            """One list a seed, by epoch."""
+            return [
+                [100 * record["test_accuracy"] for record in results[model, dim, seed].history]
+                for seed in arguments.seed
+            ]
+
+        draw_band(axes[0, 0], range(1, arguments.epoch + 1), accuracies(widest), look)
+        if panels == 2:
+            mean, std = zip(*(mean_std([curve[-1] for curve in accuracies(dim)]) for dim in widths))
+            axes[0, 1].errorbar(widths, mean, std if len(arguments.seed) > 1 else None, **look)
+    axes[0, 0].set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{data.name}, width {widest}")
+    if panels == 2:
+        axes[0, 1].set(xlabel="width $m$", title=f"after {arguments.epoch} epochs", xscale="log")
+        axes[0, 1].set_xticks(widths, widths)
+        axes[0, 1].minorticks_off()
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3 if panels == 2 else 2,
+        handlelength=3,
+    )
+    save(figure, path, dpi=200)

@@ -1,0 +1,224 @@
+"""Grids of runs without steps: networks at infinite width (--train kernel), and exact readouts (--train ridge).
+
+Each run is one solve, so its history has one entry. The labels that it predicts for the test samples, beside the true
+ones, are a log of their own, `{dim}_predicted_{model}_{dataset}.json`: two networks are compared sample by sample.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from deq_enn.machines import regression
+from deq_enn.experiments import exact_report
+from deq_enn.machines import readout as ridge_features
+from deq_enn.data.datasets import load_dataset
+from deq_enn.experiments.executors import Team
+from deq_enn.experiments.grid import GRIDS as STEPPED, Grid
+from deq_enn.machines.run import plan, run_machine, subset
+from deq_enn.utils.devices import available
+from deq_enn.names import DEQS, UNMATCHED
+from deq_enn.training.run_files import Config, RunFiles, fingerprint, finished, log_path, whole_file
+from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
+
+WIDTHLESS = "inf"  # what is called the width of a kernel machine
+
+
+class ExactGrid(Grid):
+    """Runs of one solve: models, unmatched ones of each depth, x widths x training sizes x seeds."""
+
+    def load(self, device):
+        a = self.arguments
+        self.data = load_dataset(
+            self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path, device=device
+        )
+        n = len(self.data.X_train)
+        for size in a.train_size or ():
+            if size > n:
+                raise ValueError(f"--train_size {size} is larger than the training set of {n}")
+        if min(a.train_size or [n]) < 5:
+            raise ValueError("a ridge needs at least 5 training samples to be chosen on")
+        self.tau0 = estimate_tau0(self.data.X_train)
+        self.networks = {
+            (model, depth): self.network(model, 1, 0, depth)
+            for model in a.model
+            for depth in (a.depth if a.depth and model in UNMATCHED else [0])
+        }
+        self.theories = {
+            exact_report.entry(model, depth): network.describe() for (model, depth), network in self.networks.items()
+        }
+
+    def settings(self, model):
+        a = self.arguments
+        ridge = "" if a.ridge == ["auto"] else " ".join(f"{value:.17g}" for value in sorted(a.ridge))
+        return super().settings(model) | {"lr": 0.0, "epoch": 1, "batch_size": 0, "opt": "", "ridge": ridge}
+
+    def configs(self) -> list[Config]:
+        a, key = self.arguments, fingerprint(self.data)
+        return [
+            Config(
+                dataset=a.dataset,
+                model=model,
+                dim=dim,
+                seed=seed,
+                data=key,
+                train_size=size,
+                depth=depth,
+                **self.settings(model),
+            )
+            for seed in a.seed
+            for size in a.train_size or [0]
+            for dim in self.widths()
+            for model, depth in self.networks
+        ]
+
+    def widths(self):
+        return self.arguments.dim
+
+    def warnings(self):
+        return [
+            warning
+            for (model, _), network in self.networks.items()
+            if model in DEQS
+            for warning in check_assumptions(network.activation, self.arguments.asquare, self.tau0)
+        ]
+
+    def ridges(self, grid):
+        """Those to choose from: the grid, or what was given."""
+        given = self.arguments.ridge
+        return grid if given == ["auto"] else sorted(given)
+
+    def samples(self, config):
+        """Training samples and labels of the run, in its order."""
+        n = len(self.data.X_train)
+        order = subset(n, config.train_size or n, config.seed)
+        return self.data.X_train[order], self.data.y_train[order]
+
+    def solve(self, config, device, team) -> tuple[dict, torch.Tensor]:
+        """What is logged of the run, and the predicted labels of the test samples."""
+        raise NotImplementedError
+
+    def train(self, config, device, team=None):
+        a, team = self.arguments, team or Team()
+        files = RunFiles(config, a.output_path, a.save_path, writes=team.rank == 0)
+        state = files.restore("cpu") if a.resume else None
+        if state:
+            self._write_predicted(config, state["predicted"], team)
+            return files.result()
+        files.note(
+            "run",
+            config=asdict(config),
+            theory=self.networks[config.model, config.depth].describe(),
+            device=str(device),
+            resumed_at=0,
+            setup_seconds=0.0,
+        )
+        start = time.perf_counter()
+        record, predicted = self.solve(config, device, team)
+        files.epoch_done({"epoch": 1, **record, "seconds": time.perf_counter() - start}, {"predicted": predicted})
+        self._write_predicted(config, predicted, team)
+        return files.result()
+
+    def _write_predicted(self, config, predicted, team):
+        if team.rank == 0:
+            with whole_file(log_path(config, self.arguments.output_path, "predicted"), "w") as file:
+                json.dump({"predicted": predicted.tolist(), "labels": self.data.y_test.tolist()}, file)
+
+    def report(self, results):
+        exact_report.print_report(self.arguments, results)
+        sys.stdout.flush()  # in a pipe too the table is there, whatever becomes of the figure
+        path = exact_report.plot(self.arguments, self.data, results, fingerprint(self.data))
+        print(f"\nlogs in {self.arguments.output_path}, figure {path}")
+
+
+class KernelGrid(ExactGrid):
+    """Networks at infinite width."""
+
+    def widths(self):
+        return [WIDTHLESS]
+
+    def settings(self, model):
+        # the kernel of every model, and not of a match alone
+        return super().settings(model) | {"match": self.arguments.match}
+
+    def cost(self, config):
+        return 1  # every rank shares every run
+
+    def plan(self, config, size):
+        """How the run fits into memory, shared by `size` ranks; ValueError where it does not."""
+        (n, p), m = self.data.X_train.shape, len(self.data.X_test)
+        loaded = 4 * (n + m) * p
+        memory = self.arguments.memory or 0.9 * (available() or math.inf) + loaded
+        return plan(config.train_size or n, m, p, memory, loaded, size)
+
+    def check_memory(self, configs, device):
+        a = self.arguments
+        if a.device not in (None, "cpu"):
+            raise ValueError(f"--device {a.device}: --train kernel runs on the CPU")
+        for config in configs:
+            if not (a.resume and finished(config, a.output_path)):
+                self.plan(config, int(os.environ.get("WORLD_SIZE", 1)) if a.together else 1)
+
+    def solve(self, config, device, team):
+        a = self.arguments
+        files = Path(a.save_path) / f"inf_{config.label}_{config.dataset}_seed{config.seed}_{config.key}"
+        if not a.resume:  # what a killed run has left
+            shared = ("factor", "json") if team.rank == 0 else ()
+            for end in (f"rank{team.rank}.kernel", f"rank{team.rank}.json", *shared):
+                Path(f"{files}.{end}").unlink(missing_ok=True)
+        d, ridges = self.data, self.ridges(regression.RIDGES)
+        return run_machine(
+            self.networks[config.model, config.depth],
+            *self.samples(config),
+            d.X_test,
+            d.y_test,
+            d.n_classes,
+            a.match,
+            ridges,
+            self.plan(config, team.size),
+            files,
+            config.key,
+            team,
+        )
+
+
+class RidgeGrid(ExactGrid):
+    """Networks of finite width with their best readout."""
+
+    def cost(self, config):
+        n, m, p = config.train_size or len(self.data.X_train), config.dim, self.data.X_train.shape[1]
+        return (n + len(self.data.X_test)) * m * (p + m * (13 if config.model in DEQS else 1)) + n * m * m
+
+    def memory(self, config):
+        m, p = config.dim, self.data.X_train.shape[1]
+        squares = len([*self.networks[config.model, config.depth].parameters()]) - 2
+        # the sums of the two parts and of all samples, and the matrix that is factorised
+        return {"weights": 4 * (m * (p + self.data.n_classes) + squares * m * m), "normal equations": 5 * 8 * m * m}
+
+    def solve(self, config, device, team):
+        model = self.network(config.model, config.dim, config.seed, config.depth).to(device)
+        X, y = self.samples(config)
+        ridges = self.ridges(ridge_features.RIDGES)
+        readout, table = ridge_features.solve(model, X, y, self.data.n_classes, ridges, device)
+        prediction = readout.predict(model, self.data.X_test, device)
+        scores = regression.score(prediction, self.data.y_test)
+        return (
+            {f"test_{name}": value for name, value in scores.items()}
+            | {
+                "ridge": readout.ridge,
+                "noise": readout.noise,
+                "scale2": readout.scale2,
+                "log_evidence": readout.log_evidence,
+                "ridge_table": table,
+                "train_size": len(X),
+            },
+            prediction.mean.argmax(1),
+        )
+
+
+GRIDS = STEPPED | {"kernel": KernelGrid, "ridge": RidgeGrid}

@@ -1,0 +1,221 @@
+"""The grid of runs that the flags ask for: models x widths x seeds, for each kind of training.
+
+A grid knows what its networks are built with, trained by, and called in the logs. A kind of training is a class in a
+table `GRIDS`, here or in kernel_grid.py, and a row of default flags in flags.DEFAULTS; nothing else of main.py knows
+which there are.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+from deq_enn.experiments.accuracy_report import plot, print_rates, print_table
+from deq_enn.data.datasets import load_dataset
+from deq_enn.experiments.executors import cost
+from deq_enn.theory.activations import load_activation
+from deq_enn.training.learning_rate import with_own_rate
+from deq_enn.utils.devices import available, shown
+from deq_enn.networks.build import build_model
+from deq_enn.names import DEQS, GENERAL
+from deq_enn.networks.pcdeq import WIDTHS, build_pcdeq
+from deq_enn.training.run_files import Config, Result, fingerprint, fingerprint_code, finished, sweep
+from deq_enn.training.loop import run
+from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
+
+
+class Grid:
+    """The paper's networks and those of --activation, of each width.
+
+    Attributes
+    ----------
+    data, tau0 : the data set and its scale, once `load` has been called.
+    narrow : for each model, its network of width 1, which holds all that does not depend on width.
+    theories : for each model, the scalars that are printed and logged.
+    """
+
+    def __init__(self, arguments):
+        self.arguments = arguments
+        self.activation = load_activation(arguments.activation) if arguments.activation else None
+
+    def load(self, device):
+        """Loads the data, and settles what depends on it. Raises ValueError where the data or its shape is wrong."""
+        a = self.arguments
+        self.data = load_dataset(
+            self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path, device=device
+        )
+        n = len(self.data.X_train)
+        if a.batch_size > n:
+            raise ValueError(f"--batch_size {a.batch_size} is larger than the training set of {n}")
+        self.tau0 = estimate_tau0(self.data.X_train)
+        self.narrow = {model: self.network(model, 1, 0) for model in a.model}
+        self.theories = {model: network.describe() for model, network in self.narrow.items()}
+
+    def dataset(self) -> str:
+        return self.arguments.dataset
+
+    def scales(self) -> dict:
+        """{name: number} that is printed of the data beside its size."""
+        return {"tau_0": self.tau0, "sigma_a^2": self.arguments.asquare}
+
+    def network(self, model, dim, seed, depth=0):
+        a = self.arguments
+        return build_model(
+            model,
+            self.data.X_train.shape[1],
+            dim,
+            self.data.n_classes,
+            a.asquare,
+            self.tau0,
+            seed,
+            self.activation,
+            a.match,
+            a.family,
+            depth or None,
+        )
+
+    def settings(self, model) -> dict:
+        """The settings of a run's Config beside its data, model, width and seed."""
+        a = self.arguments
+        found = {
+            "train": a.train,
+            "lr": a.lr,
+            "epoch": a.epoch,
+            "batch_size": a.batch_size,
+            "opt": a.opt,
+            "asquare": a.asquare,
+        }
+        if a.lr == "auto":
+            found |= {"lr": 0.0, "own_rate": True}
+        if model in GENERAL:
+            found |= {"activation": a.activation, "code": fingerprint_code(a.activation)}
+        if model == "matched_enn":
+            found |= {"match": a.match, "family": a.family}
+        return found
+
+    def configs(self) -> list[Config]:
+        """The Config of each run of the grid."""
+        a, key = self.arguments, fingerprint(self.data)
+        return [
+            Config(dataset=a.dataset, model=model, dim=dim, seed=seed, data=key, **self.settings(model))
+            for seed in a.seed
+            for dim in a.dim
+            for model in a.model
+        ]
+
+    def warnings(self) -> list[str]:
+        """The assumptions of the theory that do not hold."""
+        a = self.arguments
+        return [
+            warning
+            for model in a.model
+            if model in DEQS
+            for warning in check_assumptions(self.narrow[model].activation, a.asquare, self.tau0)
+        ]
+
+    def memory(self, config) -> dict[str, int]:
+        """Bytes that the run takes at least, by what takes them."""
+        data, m = self.data, config.dim
+        # a first layer and a readout, and between them a square matrix for an equilibrium or for each further layer
+        squares = len([*self.narrow[config.model].parameters()]) - 2
+        weights = m * (data.X_train.shape[1] + data.n_classes) + squares * m * m
+        scaled = m * m if config.model in DEQS else 0  # sigma_a A/sqrt(m)
+        if config.train == "readout":
+            return {"weights": 4 * (weights + scaled), "features": 4 * m * (len(data.X_train) + len(data.X_test))}
+        return {
+            "weights": 4 * (weights + scaled),
+            "gradients": 4 * (weights + scaled),
+            "optimizer": {"sgd": 0, "adam": 8}[config.opt] * weights,
+            "features": 4 * m * config.batch_size,
+        }
+
+    def check_memory(self, configs, device):
+        """Raises ValueError where a run that is still to be made cannot fit, before anything of it is allocated."""
+        free = available(device)
+        if free is None:
+            return
+        for config in configs:
+            parts = self.memory(config)
+            if sum(parts.values()) <= free or self.arguments.resume and finished(config, self.arguments.output_path):
+                continue
+            listed = ", ".join(f"{name} {shown(size)}" for name, size in parts.items() if size)
+            where = "" if device.type == "cpu" else "of the GPU "
+            raise ValueError(
+                f"--dim {config.dim}: {config.model} takes at least {shown(sum(parts.values()))} of memory "
+                f"({listed}), and {shown(free)} {where}are free: take a smaller width"
+            )
+
+    def cost(self, config) -> float:
+        """The cost of a run, by which the longest is begun first (`distributed.cost`)."""
+        data = self.data
+        return cost(config, len(data.X_train) + len(data.X_test), data.X_train.shape[1], data.n_classes)
+
+    def train(self, config, device, team=None) -> Result:
+        """Does the run and writes its logs; a `team` of ranks shares it."""
+        a = self.arguments
+
+        def make_model():
+            return self.network(config.model, config.dim, config.seed)
+
+        if config.own_rate:
+            config = with_own_rate(config, self.data, make_model, a.save_path, device, a.resume, team)
+        return run(config, self.data, make_model, a.output_path, a.save_path, device, a.resume, team)
+
+    def report(self, results):
+        """Prints the table and draws the figure of the results, a `Result` for each configuration."""
+        results = {(config.model, config.dim, config.seed): result for config, result in results.items()}
+        print_table(self.arguments, results)
+        if self.arguments.lr == "auto":
+            print_rates(self.arguments)
+        sys.stdout.flush()  # in a pipe too the table is there, whatever becomes of the figure
+        figure = Path(self.arguments.output_path) / f"accuracy_{self.arguments.dataset}.png"
+        sweep(figure)
+        plot(self.arguments, self.data, results, figure)
+        print(f"\nlogs in {self.arguments.output_path}, figure {figure}")
+
+
+class PcDEQGrid(Grid):
+    """A positive concave DEQ on images, of its published width."""
+
+    def __init__(self, arguments):
+        self.arguments = arguments
+        self.activation = arguments.activation or ("tanh" if arguments.model[0][-1] == "1" else "sigmoid")
+
+    def load(self, device):
+        super().load(device)
+        self.arguments.dim = [self.theories[self.arguments.model[0]]["widths"][-1]]
+
+    def dataset(self):
+        given = self.arguments.dataset
+        return "cifar10_images" if given == "cifar10" else given  # a convolution has no use for VGG16 features
+
+    def scales(self):
+        return {"tau_0": self.tau0}
+
+    def network(self, model, dim, seed):
+        p = self.data.X_train.shape[1]
+        shape = {math.prod(shape): shape for shape in WIDTHS}.get(p, (p,))
+        return build_pcdeq(model, self.activation, shape, self.data.n_classes, seed, self.arguments.aug)
+
+    def warnings(self):
+        return []  # its equilibrium exists whatever the data
+
+    def memory(self, config):
+        weights = self.theories[config.model]["weights"]
+        return {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
+
+    def settings(self, model):
+        a = self.arguments
+        return {
+            "train": a.train,
+            "lr": a.lr,
+            "epoch": a.epoch,
+            "batch_size": a.batch_size,
+            "opt": "adamw",
+            "weight_decay": a.weight_decay,
+            "milestone": a.milestone,
+            "aug": a.aug,
+            "activation": self.activation,
+        }
+
+
+GRIDS = {"readout": Grid, "full": Grid, "pcdeq": PcDEQGrid}

@@ -1,0 +1,212 @@
+"""The kernels between samples that are parallel or opposite, or nearly so.
+
+At |rho| = 1 closed forms lose their digits, a Mehler series converges too slowly, and a correlation that was rounded
+does not determine the angle between two samples: 1 - |rho| is the wrong unknown. For the few pairs this concerns, the
+unknown is the distance. With v = sign * v', (u, v) of scales a and b, and eta = 1 - sign * rho,
+
+    2 a b eta + (a - b)^2 = E[(u - sign v)^2] = sigma_b^2 |x - sign x'|^2 + sigma_a^2 E[(phi(u) - sign phi(v))^2]
+
+for a DEQ, in which nothing cancels but what the norms have in common. The right side is concave in eta, so that
+Newton's method converges from any start. The expectations are integrals over the plane in polar coordinates,
+
+    u = a r cos(w - theta/2),   v = sign b r cos(w + theta/2),   cos(theta) = 1 - eta,
+
+whose panels end where u or v crosses a kink of the activation: in r along each ray, and in w where two such lines meet.
+Parallel samples (theta = 0) are a case like any other. About 1 ms a pair: right for every activation, dear for many.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+
+from deq_enn.theory.activations import Activation
+
+_REACH = 9.0  # exp(-r^2/2) is 3e-18 there; so far beyond the farthest kink, for what begins there
+_CHUNK = 300_000  # nodes at a time, that stay in the cache
+
+
+@cache
+def _legendre(n):
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+
+
+def _panels(edges, n):
+    """Nodes and weights (..., panels * n) of Gauss-Legendre rules between sorted edges (..., panels + 1)."""
+    nodes, weights = _legendre(n)
+    width = edges.diff()[..., None]
+    return ((edges[..., :-1, None] + width * nodes).flatten(-2), (width * weights).flatten(-2))
+
+
+def _graded(scale, feature=1.0):
+    """1/2, 1/4, ... down to where an activation of this scale has its features, of this size about 0."""
+    return 0.5 ** torch.arange(1, 1 + max(1, math.ceil(math.log2(4 * scale / feature + 1))), dtype=torch.float64)
+
+
+def _angles(a, b, sign, theta, kinks, n):
+    """Nodes and weights (pairs, n_w) of the angle w over a full turn."""
+    pairs, pi = len(a), math.pi
+    zero = torch.stack([-pi / 2 - theta / 2, -pi / 2 + theta / 2, pi / 2 - theta / 2, pi / 2 + theta / 2], 1)
+    offsets = pi / 2 * _graded(max(a.max().item(), b.max().item()), min([1.0, *(abs(k) for k in kinks if k)]))
+    offsets = torch.cat([-offsets.flip(0), offsets])
+    edges = [zero, (zero[..., None] + offsets).flatten(1)]
+    for k in kinks:
+        for other in kinks:
+            if k or other:  # the lines u = k and v = other meet, sign b k cos(w + theta/2) = other a cos(w - theta/2)
+                x, y = other * a, sign * k * b
+                meet = torch.atan2((y - x) * torch.cos(theta / 2), (x + y) * torch.sin(theta / 2))
+                edges += [meet[:, None], meet[:, None] + pi]
+    turn = torch.tensor([-1.5 * pi, 0.5 * pi], dtype=torch.float64)
+    edges = turn[0] + (torch.cat(edges, 1) - turn[0]) % (2 * pi)
+    edges = torch.cat([edges, turn.expand(pairs, 2)], 1).sort(1).values
+    return _panels(edges, n)
+
+
+def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes: int):
+    """E[(phi(u) - sign phi(v))^2] and E[f'(u) f'(v)], phi = f - centre, for pairs of scales a and b (pairs,).
+
+    u and v are Gaussian with correlation sign * cos(theta), theta in [0, pi/2], sign +1 or -1, all of shape (pairs,).
+    """
+    out = torch.empty(2, len(a), dtype=torch.float64)
+    least = min(a.min().item(), b.min().item())
+    reach = min(_REACH + max((abs(k) / least for k in activation.kinks if abs(k) < 38 * least), default=0.0), 38.0)
+    far = torch.arange(_REACH, reach, 2.0, dtype=torch.float64)[1:]
+    radii = torch.tensor([0, 1, 2, 3.5, 5.5, _REACH, reach], dtype=torch.float64)
+    radii = torch.cat([radii, far, _graded(max(a.max().item(), b.max().item()))]).unique()
+    kinks = [k if abs(k) > 1e-12 * max(a.max().item(), b.max().item()) else 0.0 for k in activation.kinks]
+    breaks = [k for k in kinks if k]
+    per_pair = nodes**2 * (12 + 8 * len(radii)) * (len(radii) + 2 * len(breaks))
+    for chunk in torch.arange(len(a)).split(max(1, _CHUNK // per_pair)):
+        a_, b_, sign_, theta_ = (t[chunk] for t in (a, b, sign, theta))
+        w, weight = _angles(a_, b_, sign_, theta_, kinks, nodes)
+        along = torch.stack(
+            [
+                a_[:, None] * torch.cos(w - theta_[:, None] / 2),
+                (sign_ * b_)[:, None] * torch.cos(w + theta_[:, None] / 2),
+            ]
+        )  # u/r and v/r
+        if breaks:
+            crossing = torch.cat([(k / along[i])[..., None] for k in breaks for i in (0, 1)], -1)
+            crossing = torch.where((crossing > 0) & (crossing < reach), crossing, 0.0)
+            r, density = _panels(torch.cat([radii.expand(*w.shape, -1), crossing], -1).sort(-1).values, nodes)
+        else:
+            r, density = _panels(radii, nodes)
+        density = weight[..., None] * density * r * torch.exp(-r * r / 2) / (2 * math.pi)
+        u, v = along[0][..., None] * r, along[1][..., None] * r
+        s = sign_[:, None, None]
+        apart = activation.fn(u) - s * activation.fn(v) - centre * (1 - s)
+        out[0, chunk] = (apart.square_() * density).sum((1, 2))
+        out[1, chunk] = (activation.derivative(u) * activation.derivative(v) * density).sum((1, 2))
+    return out
+
+
+def _rounding(activation, apart, dot, ab):
+    """What rounding of f(u) and f(v) does to the mean of their squared difference: both are f(0) + O(sqrt(ab dot))."""
+    constant = activation.fn(torch.zeros(1, dtype=torch.float64)).abs()
+    size = 1e-15 * ((ab * dot.abs()).sqrt() + constant)
+    return size * (apart.sqrt() + size)
+
+
+def _resolved(activation, centre, a, b, sign, theta):
+    """A number of nodes a panel with which `pair_moments` agrees, to 1e-10, with a coarser rule: tried on some pairs.
+
+    The error of a Gauss-Legendre rule falls geometrically, so that the finer of the two has about 1e-14.
+    """
+    some = torch.cat([torch.stack([t.argmin(), t.argmax()]) for t in (a, b, theta)]).unique()
+    a, b, sign, theta = (t[some] for t in (a, b, sign, theta))
+    nodes, coarse = 8, pair_moments(activation, centre, a, b, sign, theta, 8)
+    while nodes < 100:
+        finer = math.ceil(1.5 * nodes)
+        fine = pair_moments(activation, centre, a, b, sign, theta, finer)
+        apart, dot = fine
+        floor = torch.stack([_rounding(activation, apart, dot, a * b), torch.zeros_like(a)])
+        if ((coarse - fine).abs() <= 1e-10 * fine.abs().amax(1, keepdim=True) + floor).all():
+            return finer
+        nodes, coarse = finer, fine
+    raise ValueError(
+        f"the kernel of {activation.name} between nearly parallel samples does not converge: it is not smooth "
+        "between its declared kinks; declare them (Activation(..., kinks=...)), or remove such samples"
+    )
+
+
+def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b, sign, distance2, second_a, second_b):
+    """Solves a DEQ's equation for pairs of nearly parallel samples.
+
+    Parameters
+    ----------
+    a, b : scales of the two samples, (pairs,), on the CPU like all that follows.
+    sign : +1 where they point the same way, -1 where opposite ways.
+    distance2 : sigma_b^2 |x - sign x'|^2.
+    second_a, second_b : E[phi^2] at a and b.
+
+    Returns
+    -------
+    (G, G_dot, Lambda), each (pairs,): E[phi(u) phi(v)], E[phi'(u) phi'(v)], and the covariance of u and v.
+    """
+    ab, radial = a * b, (a - b) ** 2
+
+    def solve(nodes):
+        eta = torch.zeros_like(a)
+        for _ in range(60):
+            apart, dot = pair_moments(activation, centre, a, b, sign, angle(eta), nodes)
+            right = distance2 + sigma_a2 * apart
+            slope = 2 * ab * (1 - sigma_a2 * dot)
+            excess = 2 * ab * eta + radial - right
+            noise = 1e-14 * (radial + right) + sigma_a2 * _rounding(activation, apart, dot, ab)
+            step = torch.where(excess.abs() <= noise, 0.0, excess / slope)  # parallel to rounding is parallel
+            before, eta = eta, (eta - step).clamp(0, 1)
+            if ((eta - before).abs() <= 1e-13 * eta).all():
+                return eta, apart, dot
+        raise ValueError(
+            f"Newton's method did not converge for {activation.name} between nearly parallel samples: step "
+            f"{step.abs().max().item():.2g}"
+        )
+
+    nodes = 12
+    while True:
+        eta, apart, dot = solve(nodes)
+        needed = _resolved(activation, centre, a, b, sign, angle(eta))
+        if needed <= nodes:
+            return sign * (second_a + second_b - apart) / 2, dot, sign * (1 - eta) * ab
+        nodes = needed
+
+
+def squared_distances(Y, s, i, j, sign):
+    """|y_i - sign y_j|^2 between the samples of two lists, y the rows of Y, times s where given."""
+
+    def rows(index):
+        return Y[index] if s is None else Y[index] * s[index, None]
+
+    chunks = torch.arange(len(i), device=i.device).split(max(1, 2**22 // Y.shape[1]))
+    return torch.cat([(rows(i[k]) - sign[k, None] * rows(j[k])).square().sum(1) for k in chunks])
+
+
+def angle(eta):
+    """theta with 1 - cos(theta) = eta."""
+    return 2 * torch.asin((eta / 2).clamp(0, 0.5).sqrt())
+
+
+def explicit_pairs(layers, first_a, first_b, sign, theta, linear: float, seconds):
+    """The conjugate and tangent kernel after the last of the layers, (pairs,) each, for nearly parallel samples.
+
+    Parameters
+    ----------
+    first_a, first_b, sign, theta : scales at the first of these layers; the correlation there is sign * cos(theta).
+    linear : (pairs,) the tangent kernel ahead of it.
+    seconds : for each layer E[sigma^2] at either sample, two (pairs,) tensors.
+    """
+    a, b, tangent = first_a, first_b, linear
+    for layer, (second_a, second_b) in zip(layers, seconds):
+        nodes = _resolved(layer, 0.0, a, b, sign, theta)
+        apart, dot = pair_moments(layer, 0.0, a, b, sign, theta, nodes)
+        sigma = sign * (second_a + second_b - apart) / 2
+        tangent = sigma + tangent * dot
+        a, b = second_a.sqrt(), second_b.sqrt()
+        flipped = torch.where(sigma < 0, -1.0, 1.0)
+        apart = torch.where(flipped == sign, apart, 2 * (second_a + second_b) - apart)
+        sign = flipped
+        closeness = apart - (a - b) ** 2
+        theta = angle(torch.where(closeness <= 1e-14 * apart, 0.0, closeness / (2 * a * b)))  # parallel to rounding
+    return sigma, tangent

@@ -1,0 +1,311 @@
+"""How the covariance of two activations depends on the correlation of their inputs.
+
+For samples i, j of scales s_i, s_j and a tile of correlations rho, a pair function gives (g, g', g''), with
+
+    g(rho) = Cov[f(u), f(v)]/(s_i s_j),   g'(rho) = E[f'(u) f'(v)],   (u, v) = (s_i x, s_j y), corr(x, y) = rho,
+
+in closed form, or by its Mehler series:
+- kinked at 0 (relu, leaky relu): the arc-cosine kernel, Cho & Saul, NeurIPS 2009, in the form that keeps small rho;
+- erf: Williams, NeurIPS 1996; sin: Rahimi & Recht, NeurIPS 2007;
+- piecewise linear in general (hard tanh): g'' is a sum of bivariate normal densities at the kinks (Price's theorem),
+  so g' and g are integrals over the correlation, by Gauss-Legendre quadrature as in Genz, Stat. Comput. 14, 2004;
+- any other: sum_k c_k(s_i) c_k(s_j) rho^k (Mehler) by Horner's rule, with as many terms as the tile's |rho| asks for.
+
+Near |rho| = 1 each of them loses digits or becomes dear. `limit` says up to which |rho| a function is to be used on a
+tile; the few pairs beyond it are the business of parallel_pairs.py.
+"""
+
+import logging
+import math
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.gaussian import hermite_coefficients
+from deq_enn.kernels.sample_scales import OfScale, Scales, explicit_scales
+from deq_enn.utils.tiles import largest
+
+_log = logging.getLogger("kernels")
+
+
+class PairFunction:
+    """A pair function of the samples' scales: call it with slices of rows and columns, and a tile of correlations.
+
+    Or with the pairs of two index tensors (k,) and (k, 1), and their correlations (k, 1).
+    """
+
+    cut = 1 - 1e-6  # beyond it, a correlation that was rounded does not determine the angle to 1e-10
+
+    def __init__(self, activation: Activation, scales: Scales, device):
+        self.activation, self.scales, self.device = activation, scales, device
+        self.s = torch.from_numpy(scales.s).to(device)
+
+    def limit(self, rho: torch.Tensor, reach: float) -> float:
+        """Up to which |rho| to use this function on a tile whose correlations are at most |rho|, all at most reach."""
+        return min(reach, self.cut)
+
+
+class KinkedAtZero(PairFunction):
+    """f = const + m x + h |x|: g = m^2 rho + h^2 (2/pi) (sqrt(1 - rho^2) - 1 + rho asin rho)."""
+
+    def __init__(self, activation, scales, device):
+        super().__init__(activation, scales, device)
+        left, right = activation.slopes[0], activation.slopes[-1]
+        self.m2, self.h2 = (left + right) ** 2 / 4, (right - left) ** 2 / (2 * math.pi)
+
+    def __call__(self, rows, cols, rho):
+        angle = torch.asin(rho)
+        rho2 = rho * rho
+        cosine = torch.rsub(rho2, 1).sqrt_()
+        g = torch.addcdiv(rho * angle, rho2, cosine + 1, value=-1)  # sqrt(1 - rho^2) - 1 without its cancellation
+        g.mul_(self.h2).add_(rho, alpha=self.m2)
+        return g, angle.mul_(self.h2).add_(self.m2), torch.div(self.h2, cosine)
+
+
+class Erf(PairFunction):
+    """E[erf u erf v] = (2/pi) asin(2 s_i s_j rho / sqrt((1 + 2 s_i^2)(1 + 2 s_j^2)))."""
+
+    def __init__(self, activation, scales, device):
+        super().__init__(activation, scales, device)
+        self.k = torch.sqrt(2 * self.s**2 / (1 + 2 * self.s**2))
+
+    def __call__(self, rows, cols, rho):
+        kk = self.k[rows, None] * self.k[cols]
+        per_scale = (2 / math.pi / self.s)[rows, None] * (1 / self.s)[cols]
+        x = kk * rho
+        cosine2 = torch.rsub(x * x, 1)
+        dg = per_scale * kk / cosine2.sqrt()
+        return torch.asin(x).mul_(per_scale), dg, dg * kk * x / cosine2
+
+
+class Sin(PairFunction):
+    """Cov[sin u, sin v] = exp(-(s_i^2 + s_j^2)/2) sinh(s_i s_j rho)."""
+
+    largest_scale = 1e3
+
+    def __init__(self, activation, scales, device):
+        super().__init__(activation, scales, device)
+        if scales.s.max() > self.largest_scale:
+            raise ValueError(
+                f"the kernel of sin at scale {scales.s.max():.4g} is not computed: above a scale of "
+                f"{self.largest_scale:g} rounding turns its phase; scale the data down"
+            )
+
+    def __call__(self, rows, cols, rho):
+        ss = self.s[rows, None] * self.s[cols]
+        x = ss * rho
+        decay = -(self.s[rows, None] ** 2 + self.s[cols] ** 2) / 2
+        grow, fall = torch.exp(decay + x), torch.exp(decay - x)  # neither overflows: |x| <= -decay
+        sinh = torch.where(x.abs() < 1, torch.exp(decay) * torch.sinh(x.clamp(-1, 1)), (grow - fall) / 2)
+        return sinh / ss, (grow + fall) / 2, ss * sinh
+
+
+class PiecewiseLinear(PairFunction):
+    """g''(r) = sum_kl jump_k jump_l density(t_k/s_i, t_l/s_j; r), integrated once and twice over r in (0, rho).
+
+    With r = tanh(y) the integrand varies on a scale of 1 in y, however close rho is to 1: 69 nodes do at the cut.
+    """
+
+    def __init__(self, activation, scales, device):
+        super().__init__(activation, scales, device)
+        self.d1 = torch.from_numpy(scales.d1).to(device)
+        jumps = [right - left for left, right in zip(activation.slopes, activation.slopes[1:])]
+        self.terms = {}
+        for t, a in zip(activation.kinks, jumps):
+            for u, b in zip(activation.kinks, jumps):  # the density is the same at (t, u) and at (-t, -u)
+                key = max((t, u), (-t, -u))
+                self.terms[key] = self.terms.get(key, 0.0) + a * b / (2 * math.pi)
+
+    def __call__(self, rows, cols, rho):
+        y = torch.atanh(rho)
+        nodes, weights = np.polynomial.legendre.leggauss(10 + math.ceil(8 * largest(y)))
+        sides = [(t / self.s[rows, None], u / self.s[cols], w) for (t, u), w in self.terms.items()]
+        sides = [((a * a + b * b).div_(2), a * b, w) for a, b, w in sides]
+
+        def density(r, cosine2):  # times sqrt(1 - r^2)
+            total = 0
+            for half, product, w in sides:
+                total = total + torch.addcmul(half, product, r, value=-1).div_(cosine2).neg_().exp_().mul_(w)
+            return total
+
+        dg, g = torch.zeros_like(rho), torch.zeros_like(rho)
+        for x, weight in zip((nodes + 1) / 2, weights / 2):
+            r = torch.tanh(y * x)
+            cosine2 = torch.rsub(r * r, 1)
+            value = density(r, cosine2).mul_(cosine2.sqrt()).mul_(weight)  # dr/sqrt(1 - r^2) = sech(y) dy
+            dg.add_(value)
+            g.addcmul_(value, rho - r)
+        linear = self.d1[rows, None] * self.d1[cols]
+        cosine2 = torch.rsub(rho * rho, 1)
+        return g.mul_(y).addcmul_(linear, rho), dg.mul_(y).add_(linear), density(rho, cosine2).div_(cosine2.sqrt())
+
+
+@dataclass(frozen=True)
+class SeriesReport:
+    """How a Mehler series was cut: terms up to `degree` at correlations up to `rho`, remainder of E[f'(u) f'(v)] at
+    most `remainder`, relative to E[f'^2]; that of E[f(u) f(v)] is smaller still."""
+
+    degree: int
+    rho: float
+    remainder: float
+
+
+class _Table:
+    """Hermite coefficients c_k(s)/s, k <= degree, of an activation at the samples' scales."""
+
+    def __init__(self, activation, scales, degree):
+        s, self.d1 = scales.s, scales.d1
+
+        def table(some):
+            return hermite_coefficients(activation, torch.from_numpy(some), degree).numpy() / some[:, None]
+
+        fit = OfScale(table, s.min(), s.max(), activation.name, lambda some, values: np.abs(values).max(), s)
+        self.piece, u = fit.locate(s)
+        self.basis = np.polynomial.chebyshev.chebvander(u, max(len(c) for *_, c in fit.pieces) - 1)
+        self.coefficients = [c for *_, c in fit.pieces]
+        for c in self.coefficients:
+            c[:, 0] = 0  # covariances, not second moments
+        # at the samples' scales, of which 512 stand for all where there are more
+        some = np.argsort(s)[np.unique(np.linspace(0, len(s) - 1, 512).astype(int))]
+        c, d1_sq = self.at(some), scales.d1_sq[some]
+        order = np.arange(degree + 1)
+        self.weights = order * (c**2).max(0) / d1_sq.min()
+        # Parseval: what the table leaves of E[f'^2]; below 1e-12 it is rounding
+        self.left = (1 - (order * c**2).sum(1) / d1_sq).max()
+        self.cut = Series.cut
+        if self.report(self.cut).remainder > Series.tolerance:
+            low, high = 0.0, self.cut
+            while high - low > 1e-6:
+                middle = (low + high) / 2
+                low, high = (middle, high) if self.report(middle).remainder <= Series.tolerance else (low, middle)
+            self.cut = low
+
+    def at(self, rows):
+        """c_k(s)/s of these samples, (..., degree + 1)."""
+        piece, basis = self.piece[rows], self.basis[rows]
+        out = np.empty((*piece.shape, self.coefficients[0].shape[1]))
+        for number in np.unique(piece):
+            c, here = self.coefficients[number], piece == number
+            out[here] = basis[here][:, : len(c)] @ c
+        out[..., 1] = self.d1[rows]  # is E[f'], which a constant in f much larger than s f' does not blur
+        return out
+
+    def report(self, rho):
+        """The SeriesReport for correlations up to rho: the fewest terms that lose nothing against the full table."""
+        degree = len(self.weights) - 1
+        terms = self.weights[1:] * rho ** np.arange(degree)
+        tail = np.cumsum(terms[::-1])
+        remainder = max(self.left, 0.0) * rho**degree if self.left > 1e-12 else 0.0
+        kept = degree - int(np.searchsorted(tail, 1e-14))
+        return SeriesReport(max(kept, 1), rho, remainder + 1e-14)
+
+
+class Series(PairFunction):
+    """The Mehler series: g = sum_k>=1 c_k(s_i) c_k(s_j) rho^k/(s_i s_j), with c_k the Hermite coefficients.
+
+    Attributes
+    ----------
+    tolerance : what may be cut off, relative to E[f'^2].
+    degrees : of the tables of coefficients. A tile takes the first that does, so that its entries depend on nothing but
+        its own samples, whatever the other threads do; one with few pairs beyond a table does not ask for the next.
+
+    Notes
+    -----
+    What is dearest is weighed in terms of the series on a tile of 180 x 180, about 0.1 ms each. As measured, the first
+    pair of parallel_pairs.py takes as long as 150 of them and each further one 15; a table takes 5 for each degree.
+    """
+
+    tolerance = 1e-11
+    degrees = 64, 128, 256, 512, 1024, 2048
+    tile = 180 * 180
+
+    def __init__(self, activation, scales, device):
+        super().__init__(activation, scales, device)
+        self.lock, self.tables, self.told = threading.Lock(), {}, 0
+        self.table(self.degrees[0])
+
+    def table(self, degree):
+        with self.lock:
+            if degree not in self.tables:
+                self.tables[degree] = _Table(self.activation, self.scales, degree)
+            return self.tables[degree]
+
+    def _table_for(self, limit):
+        """The first table that reaches so far; the last where none does."""
+        for degree in self.degrees:
+            if (table := self.table(degree)).cut >= limit:
+                break
+        return table
+
+    def _aside(self, size, limit):
+        """The cost of the pairs of a tile with |rho| beyond the limit."""
+        count = (size > limit).sum().item()
+        return count and 150 + 15 * count
+
+    def limit(self, rho, reach):
+        size, tiles = rho.abs(), max(1.0, len(self.s) ** 2 / self.tile / 2)
+        for degree, following in zip(self.degrees, (*self.degrees[1:], math.inf)):
+            table = self.table(degree)
+            longer = (following - degree) * rho.numel() / self.tile + 5 * following / tiles
+            if table.cut >= reach or self._aside(size, table.cut) <= longer:
+                break
+        reach = min(reach, table.cut)
+        most = table.report(reach)
+        if most.degree > 100:  # as many terms as pay for the pairs that they spare
+            choices = [limit for limit in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99) if limit < reach] + [reach]
+            costs = [
+                table.report(limit).degree * rho.numel() / self.tile + self._aside(size, limit) for limit in choices
+            ]
+            reach = choices[int(np.argmin(costs))]
+            most = table.report(reach)
+        if most.degree > self.told:
+            self.told = most.degree
+            _log.info(
+                "Mehler series of %s: %d terms at |rho| <= %.6g, relative remainder %.1g",
+                self.activation.name,
+                most.degree,
+                reach,
+                most.remainder,
+            )
+        return reach
+
+    def __call__(self, rows, cols, rho):
+        limit = largest(rho)
+        table = self._table_for(limit)
+        degree = table.report(min(limit, table.cut)).degree
+        left, right = (
+            torch.from_numpy(np.ascontiguousarray(np.moveaxis(table.at(index), -1, 0)[: degree + 1])).to(self.device)
+            for index in (rows, cols)
+        )
+        left = left[..., None]
+        g = left[degree] * right[degree]
+        dg, half_ddg, term = torch.zeros_like(g), torch.zeros_like(g), torch.empty_like(g)
+        for k in range(degree - 1, -1, -1):
+            torch.addcmul(dg, half_ddg, rho, out=half_ddg)
+            torch.addcmul(g, dg, rho, out=dg)
+            torch.addcmul(torch.mul(left[k], right[k], out=term), g, rho, out=g)
+        return g, dg, half_ddg.mul_(2)
+
+
+def series_report(activation: Activation, scales: torch.Tensor, rho: float) -> SeriesReport:
+    """How the Mehler series is cut for correlations up to rho in absolute value between samples of these scales s (n,).
+
+    The report is given even where `remainder` is above the 1e-11 that the kernels insist on: there they leave the pairs
+    to parallel_pairs.py.
+    """
+    series = Series(activation, explicit_scales(activation, np.asarray(scales, dtype=np.float64)), "cpu")
+    return series._table_for(rho).report(rho)
+
+
+def pair_function(activation: Activation, scales: Scales, device) -> PairFunction:
+    """The pair function of an activation for samples of these scales."""
+    if activation.slopes and activation.kinks in ((), (0.0,)):
+        kind = KinkedAtZero
+    elif activation.slopes:
+        kind = PiecewiseLinear
+    else:
+        kind = {torch.erf: Erf, torch.sin: Sin}.get(activation.fn, Series)
+    return kind(activation, scales, device)

@@ -1,0 +1,186 @@
+"""The samples' pre-activation scales and an activation's moments there: the diagonals of the exact kernels.
+
+A sample's pre-activation is Gaussian with a standard deviation, its scale, of its own. The moments of the activation
+are smooth functions of the scale, so that a Chebyshev interpolant in its logarithm replaces an integral for each
+sample; where scales spread too widely for one polynomial, the interval is halved.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial import chebyshev
+from scipy.optimize import brentq
+
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.theory.equilibrium import check_stable, jump_places
+
+_EPS = np.finfo(np.float64).eps
+
+
+class OfScale:
+    """An interpolant of `table`, (N,) scales -> (N, k) values, on the interval [low, high] of scales.
+
+    Parameters
+    ----------
+    floor : (N,) scales -> (N, k) or (N, 1), magnitudes below which a column's relative error does not count.
+    samples : where it will be evaluated, (n,) scales; pieces of the interval without any of them are left out.
+
+    Raises
+    ------
+    ValueError : the table is not smooth, down to pieces whose ends differ by a hundredth.
+    """
+
+    def __init__(self, table, low, high, name, floor, samples=None):
+        self.pieces = []  # (left, right, coefficients (degree + 1, k)), of log s, from left to right
+        waiting = [(math.log(low * (1 - 1e-6)), math.log(high * (1 + 1e-6)))]  # no interval is of no length
+        where = None if samples is None else np.log(samples)
+        while waiting:
+            left, right = waiting.pop()
+            if where is not None and not ((where >= left) & (where <= right)).any():
+                continue
+            coefficients = self._fit(table, left, right, floor)
+            if coefficients is not None:
+                self.pieces.append((left, right, coefficients))
+            elif right - left < 0.01:
+                raise ValueError(
+                    f"activation {name}: its Gaussian moments vary too quickly over the scales "
+                    f"{math.exp(left):.3g} to {math.exp(right):.3g} of these samples"
+                )
+            else:
+                middle = (left + right) / 2
+                waiting += [(middle, right), (left, middle)]
+
+    @staticmethod
+    def _fit(table, left, right, floor):
+        # each degree's nodes are among the next one's, whose moments `gaussian_moments` keeps
+        for degree in (4, 8, 16, 32, 64) if right - left < 0.1 else (8, 16, 32, 64):
+            if degree > 8 * (right - left) + 32:  # a short piece that is not smooth will not be at a higher degree
+                break
+            nodes = chebyshev.chebpts2(degree + 1)
+            scales = np.exp((left + right + (right - left) * nodes) / 2)
+            values = table(scales)
+            coefficients = np.linalg.solve(chebyshev.chebvander(nodes, degree), values)
+            size = np.maximum(np.abs(values), floor(scales, values)).max(0)
+            if (np.abs(coefficients[-2:]).max(0) <= 1e-13 * size).all():
+                return coefficients
+        return None
+
+    def locate(self, s):
+        """The number of the piece that each scale falls into, and where in it, from -1 to 1."""
+        log_s = np.log(s)
+        piece = np.searchsorted([left for left, *_ in self.pieces], log_s, side="right").clip(1, len(self.pieces)) - 1
+        left, right = (np.array([p[side] for p in self.pieces])[piece] for side in (0, 1))
+        return piece, ((2 * log_s - left - right) / (right - left)).clip(-1, 1)
+
+    def __call__(self, s, derivative=False):
+        """Values (n, k) at scales (n,), or derivatives in log s."""
+        piece, u = self.locate(s)
+        out = np.empty((len(s), self.pieces[0][2].shape[1]))
+        for number, (left, right, coefficients) in enumerate(self.pieces):
+            if (here := piece == number).any():
+                if derivative:
+                    coefficients = chebyshev.chebder(coefficients) * (2 / (right - left))
+                out[here] = chebyshev.chebval(u[here], coefficients).T
+        return out
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The samples' scales s (n,) and the moments of an activation there, all (n,) float64 arrays.
+
+    mean = E[f] (minus the centring constant), variance = Var[f], d1 = E[f'], d2 = E[f''], d1_sq = E[f'^2].
+    """
+
+    s: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    d1: np.ndarray
+    d2: np.ndarray
+    d1_sq: np.ndarray
+
+    @property
+    def second(self):
+        """E[(f - centre)^2] at each scale."""
+        return self.variance + self.mean**2
+
+
+def _moments(activation, low, high, samples=None):
+    def table(scales):
+        found = [gaussian_moments(activation, s) for s in scales]
+        for m in found:
+            if m.jumps:
+                raise ValueError(
+                    f"the tangent kernel of {activation.name} is infinite, {jump_places(m.jumps)}: "
+                    "E[f'^2] is; coefficients.explicit_ck has the conjugate kernel of a network with it"
+                )
+        return np.array([[m.mean, m.variance, m.d1, m.d2, m.d1_sq] for m in found])
+
+    def floor(scales, values):
+        size = np.sqrt(values[:, 1] + values[:, 0] ** 2)
+        return np.stack([size, size**2, size / scales, size / scales**2, 0 * size], 1)
+
+    return OfScale(table, low, high, activation.name, floor, samples)
+
+
+def explicit_scales(activation: Activation, s: np.ndarray) -> Scales:
+    """The moments at given scales (n,), the activation as it is."""
+    return Scales(s, *_moments(activation, s.min(), s.max(), s)(s).T)
+
+
+def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray, centre: float) -> Scales:
+    """Solves s^2 = sigma_a^2 E[(f(s xi) - centre)^2] + sigma_b^2 |x|^2 for each of the squared norms (n,).
+
+    Raises
+    ------
+    ValueError : there is no such s, or not a stable one, or sigma_a^2 E[f'^2] is not below 1 at one of them: then the
+        equilibrium is not stable, and the tangent kernel is infinite.
+    """
+    sigma_b2 = 1 - sigma_a2
+    missing = (
+        f"the diagonal of the kernel has no {{}}fixed point for activation {activation.name} at sigma_a^2 = "
+        f"{sigma_a2:g}: sigma_a^2 E[phi(s xi)^2] outgrows s^2; take a smaller sigma_a^2"
+    )
+
+    def solve(norm2):
+        def excess(s):
+            m = gaussian_moments(activation, s)
+            return sigma_a2 * (m.variance + (m.mean - centre) ** 2) + sigma_b2 * norm2 - s * s
+
+        low = high = math.sqrt(sigma_b2 * norm2)
+        while excess(high) > 0:
+            low, high = high, 2 * high
+            if high > 1e8 * math.sqrt(norm2) + 1e8 * abs(centre):
+                raise ValueError(missing.format(""))
+        return brentq(excess, low, high, xtol=1e-14 * low) if high > low else low
+
+    low, high = solve(norms2.min()), solve(norms2.max())
+    at_low = gaussian_moments(activation, low)
+    if at_low.jumps:
+        check_stable(activation, sigma_a2, at_low.d1_sq, at_low.jumps)
+    moments = _moments(activation, low, high)
+
+    def second_moment(s):  # and its derivative in log s
+        (mean, variance, *_), (d_mean, d_variance, *_) = moments(s).T, moments(s, derivative=True).T
+        mean = mean - centre
+        return variance + mean**2, d_variance + 2 * mean * d_mean
+
+    grid = np.geomspace(low, high, 65)
+    if (2 * grid**2 <= sigma_a2 * second_moment(grid)[1]).any():
+        raise ValueError(missing.format("stable "))
+    # s^2 increases with |x|^2; Newton's method in log s begins on the line between the two ends
+    spread = max(np.log(norms2.max() / norms2.min()), _EPS)
+    log_s = np.log(low) + np.log(high / low) * np.log(norms2 / norms2.min()) / spread
+    for _ in range(100):
+        s = np.exp(log_s)
+        value, slope = second_moment(s)
+        step = (s * s - sigma_a2 * value - sigma_b2 * norms2) / (2 * s * s - sigma_a2 * slope)
+        log_s = np.clip(log_s - step, np.log(low), np.log(high))
+        if np.abs(step).max() < 4 * _EPS:
+            break
+    s = np.exp(log_s)
+    mean, *others = moments(s).T
+    scales = Scales(s, mean - centre, *others)
+    check_stable(activation, sigma_a2, scales.d1_sq.max())
+    return scales

@@ -1,0 +1,271 @@
+"""The lower triangle of a kernel matrix in float32, in memory or on disk, and its formation, which survives a kill.
+
+An (n, n) kernel of 60,000 samples is 28.8 GB in float64. Its lower triangle in float32 is 7.2 GB. It is held as *block
+rows*: block row i is the array [rows_i, 0 : stop_i] with rows_i = [start_i, stop_i), its diagonal block whole. One
+block row is contiguous, so that it is one read or write of a file, and all that follows (a Cholesky factorisation, a
+solve, a product) goes through block rows in their order.
+"""
+
+import contextlib
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from deq_enn.utils.interrupts import RESUME
+from deq_enn.theory.equilibrium import atomic_write
+
+HEIGHT = 1080  # rows of a block row: enough for matrix products at their full speed
+STRIP, WIDTH = 360, 4320  # rows and columns of a kernel computed at once: multiples of kernel_interpolation.TILE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How n rows are cut into block rows of `height`, and which of them rank `rank` of `size` holds.
+
+    Ranks are dealt block rows in turns that go to and fro (0 1 1 0 0 1 ...): later block rows are longer.
+    """
+
+    n: int
+    height: int = HEIGHT
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.n // self.height)
+
+    @property
+    def owned(self) -> list[int]:
+        turns = [(i // self.size % 2, i % self.size) for i in range(self.blocks)]
+        return [i for i, (back, place) in enumerate(turns) if self.rank == (self.size - 1 - place if back else place)]
+
+    def rows(self, i: int) -> slice:
+        return slice(i * self.height, min((i + 1) * self.height, self.n))
+
+    def shape(self, i: int) -> tuple[int, int]:
+        rows = self.rows(i)
+        return rows.stop - rows.start, rows.stop
+
+    def offset(self, i: int) -> int:
+        """Entries of the owned block rows before block row i."""
+        return sum(math.prod(self.shape(j)) for j in self.owned if j < i)
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * sum(math.prod(self.shape(i)) for i in self.owned)
+
+
+class MemoryRows:
+    """Block rows in memory. `read` gives the array itself, so that work in place needs no `write`."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self._rows: dict[int, torch.Tensor] = {}
+
+    def read(self, i: int) -> torch.Tensor:
+        return self._rows[i]
+
+    def write(self, i: int, values: torch.Tensor) -> None:
+        self._rows[i] = values
+
+    def has(self, i: int) -> bool:
+        return i in self._rows
+
+    def copy(self) -> "MemoryRows":
+        other = MemoryRows(self.layout)
+        other._rows = {i: values.clone() for i, values in self._rows.items()}
+        return other
+
+
+class FileRows:
+    """Block rows in a file, with a list of the finished ones beside it; both outlive a killed process.
+
+    Parameters
+    ----------
+    path : of the file, of `layout.nbytes` bytes; the list is `path` with the suffix .json.
+    key : what the values depend on. A file of another key, or one whose list is damaged, is begun again.
+
+    Raises
+    ------
+    ValueError : the disk has no room for the file; said before anything is computed.
+
+    Notes
+    -----
+    The bytes of a block row are on disk before the list that names it takes the place of the former list. A read is
+    an ordinary read, not a mapping, so that the file does not count as memory of the process.
+    """
+
+    def __init__(self, layout: Layout, path, key: str):
+        self.layout, self.path, self.list = layout, Path(path), Path(path).with_suffix(".json")
+        self.key = {"key": key, "n": layout.n, "height": layout.height, "rank": layout.rank, "size": layout.size}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._finished: list[int] = []
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(self.list.read_text())
+            finished = found.pop("finished_rows")
+            if found == self.key and self.path.stat().st_size == layout.nbytes:
+                self._finished = finished
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        if not self._finished:
+            try:
+                os.ftruncate(self._file, layout.nbytes)
+                os.posix_fallocate(self._file, 0, layout.nbytes)
+            except OSError as error:
+                self.remove()
+                free = os.statvfs(self.path.parent)
+                raise ValueError(
+                    f"{self.path}: the kernel takes {layout.nbytes / 1e9:.3g} GB on disk ({error.strerror}; "
+                    f"{free.f_bavail * free.f_frsize / 1e9:.3g} GB are free): free some, or pass another --save_path"
+                ) from None
+
+    def read(self, i: int) -> torch.Tensor:
+        values = torch.empty(self.layout.shape(i))
+        view, place = memoryview(values.numpy()).cast("B"), 4 * self.layout.offset(i)
+        while len(view):
+            if not (count := os.preadv(self._file, [view], place)):
+                raise OSError(f"{self.path}: cut short; delete it, and run the same command again")
+            view, place = view[count:], place + count
+        return values
+
+    def write(self, i: int, values: torch.Tensor) -> None:
+        view, place = memoryview(values.numpy()).cast("B"), 4 * self.layout.offset(i)
+        try:
+            while len(view):
+                count = os.pwrite(self._file, view, place)
+                view, place = view[count:], place + count
+            os.fdatasync(self._file)
+            with atomic_write(self.list, "w") as file:
+                json.dump({**self.key, "finished_rows": [*self._finished, i]}, file)
+        except OSError as error:
+            raise OSError(f"{self.path} could not be written ({error.strerror}); {RESUME}") from None
+        self._finished.append(i)
+
+    def has(self, i: int) -> bool:
+        return i in self._finished
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def remove(self) -> None:
+        """Closes and deletes the file and its list."""
+        self.close()
+        for path in (self.list, self.path):
+            path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _spans(start, stop, step=WIDTH):
+    return [slice(a, min(a + step, stop)) for a in range(start, stop, step)]
+
+
+def form(blocks, kernel: str, rows: MemoryRows | FileRows, kept: FileRows | None = None) -> None:
+    """Writes the lower triangle of a kernel into `rows`, as far as its block rows are not there yet.
+
+    Parameters
+    ----------
+    blocks : square `kernels.Blocks`.
+    kernel : "ck" or "ntk".
+    kept : a file that has block rows from a killed run, and is given each that is new.
+    """
+    layout = rows.layout
+    entries = sum(math.prod(layout.shape(i)) for i in layout.owned)
+    with (
+        ThreadPoolExecutor(1) as writer,
+        tqdm(total=entries, desc=f"{kernel} kernel", unit_scale=True, leave=False, disable=None, delay=1) as bar,
+    ):
+        writing = None
+        for i in layout.owned:
+            if not rows.has(i):
+                if kept is not None and kept.has(i):
+                    rows.write(i, kept.read(i))
+                else:
+                    values = _block_row(blocks, kernel, layout, i)
+                    if writing:
+                        writing.result()  # an error of the disk, if there was one
+                    if kept is not None:  # beside the next block row's arithmetic
+                        writing = writer.submit(kept.write, i, values)
+                    rows.write(i, values)
+            bar.update(math.prod(layout.shape(i)))
+        if writing:
+            writing.result()
+
+
+def _block_row(blocks, kernel, layout, i):
+    rows, values = layout.rows(i), torch.empty(layout.shape(i))
+    for c in _spans(0, rows.start):
+        blocks.tile(rows, c, kernel, out=values[:, c])
+    for r in _spans(rows.start, rows.stop, STRIP):  # the diagonal block is stored whole, and computed half
+        local = slice(r.start - rows.start, r.stop - rows.start)
+        blocks.tile(r, slice(rows.start, r.stop), kernel, out=values[local, rows.start : r.stop])
+        values[: local.start, r] = values[local, rows.start : r.start].T
+    return values
+
+
+def rectangle(blocks, kernel: str, rows: slice, weights: torch.Tensor):
+    """Rows of a rectangular kernel, in float32, and their product with weights, in float64.
+
+    Parameters
+    ----------
+    blocks : `kernels.Blocks` made with `other`, of shape (m, n).
+    weights : (n, c) float64.
+
+    Returns
+    -------
+    (K[rows] (r, n) float32, K[rows] @ weights (r, c) float64)
+    """
+    values = torch.empty(rows.stop - rows.start, blocks.shape[1])
+    product = torch.zeros(len(values), weights.shape[1], dtype=torch.float64)
+    for c in _spans(0, blocks.shape[1]):
+        tile = blocks.tile(rows, c, kernel)
+        values[:, c] = tile
+        product.addmm_(tile.double(), weights[c])
+    return values, product
+
+
+def exact_product(blocks, kernel: str, weights: torch.Tensor) -> torch.Tensor:
+    """K @ weights in float64 with every tile computed anew: the product that no rounding to float32 has touched."""
+    out = torch.zeros(blocks.shape[0], weights.shape[1], dtype=torch.float64)
+    for r in _spans(0, len(out), STRIP):
+        for c in _spans(0, r.start):
+            tile = blocks.tile(r, c, kernel).double()
+            out[r].addmm_(tile, weights[c])
+            out[c].addmm_(tile.T, weights[r])
+        out[r].addmm_(blocks.tile(r, r, kernel).double(), weights[r])
+    return out
+
+
+def product(rows: MemoryRows | FileRows, weights: torch.Tensor) -> torch.Tensor:
+    """The share of the owned block rows in K @ weights (n, c), in float64.
+
+    Over all ranks the shares add up to it. Where the columns of `weights` are contiguous, as those of what is returned,
+    nothing is copied.
+    """
+    columns, out = weights.T.contiguous(), weights.new_zeros(weights.shape[::-1])
+    for i in rows.layout.owned:
+        span, values = rows.layout.rows(i), rows.read(i)
+        for r, c, tile in tiles64(values, span, span.stop):
+            out[:, r].addmm_(columns[:, c], tile.T)
+            if c.stop <= span.start:  # used for the upper triangle too, of which only the diagonal block is stored
+                out[:, c].addmm_(columns[:, r], tile)
+    return out.T
+
+
+def tiles64(values: torch.Tensor, span: slice, width: int):
+    """Rows, columns and float64 values of the tiles of a block row, each small enough for the cache.
+
+    values : of the rows in `span`, whose first `width` columns are taken. A tile is overwritten by the next.
+    """
+    room = torch.empty(STRIP * HEIGHT, dtype=torch.float64)
+    for r in _spans(span.start, span.stop, STRIP):
+        strip = values[r.start - span.start : r.stop - span.start]
+        for c in _spans(0, min(width, span.start), HEIGHT) + _spans(min(width, span.start), width, HEIGHT):
+            height, columns = r.stop - r.start, c.stop - c.start
+            yield r, c, room[: height * columns].view(height, columns).copy_(strip[:, c])

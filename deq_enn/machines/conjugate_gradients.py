@@ -1,0 +1,223 @@
+"""Preconditioned conjugate gradients for a kernel whose block rows are spread over ranks and never gathered.
+
+Each rank multiplies with the block rows that it holds; one all-reduce of an (n, classes) array adds the shares up. The
+preconditioner is a Nystrom approximation on the first r samples, which are random ones as the rows are in random
+order: with W the kernel between them and C that of all samples with them,
+
+    P = C W^-1 C^T + delta I,     delta = ridge + mean diagonal of K - C W^-1 C^T,
+
+inverted by Woodbury's formula at O(n r) a product (Rudi, Carratino & Rosasco, FALKON, NeurIPS 2017, use it likewise;
+Frangella, Tropp & Udell, Randomized Nystrom preconditioning, SIAM J. Matrix Anal. Appl. 2023, bound the iterations).
+A kernel of a network that is not linear has a multiple of the identity within it, which is why delta has that mean.
+"""
+
+import contextlib
+
+import torch
+from tqdm import tqdm
+
+from deq_enn.experiments.executors import Team
+from deq_enn.machines.cholesky import NotPositiveDefinite
+from deq_enn.machines.regression import BATCH, CHOICE, RIDGES, Machine, Prediction, choice_size, coarse_to_fine, held_out_errors, least_error, mean_diagonal, one_hot_targets
+from deq_enn.machines.block_rows import FileRows, Layout, MemoryRows, product, rectangle, tiles64
+
+LEAST_RANK, MOST_RANK = 1000, 4000  # of the preconditioner
+TOLERANCE = 1e-9  # of the residual, relative to the targets'
+MOST = 2000  # iterations, after which it gives up
+
+
+class NoConvergence(RuntimeError):
+    """Conjugate gradients did not reach the tolerance."""
+
+
+def add_up(team: Team, tensor: torch.Tensor) -> torch.Tensor:
+    """Replaces the tensor by its sum over the ranks."""
+    if team.size > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def preconditioner_rank(n: int) -> int:
+    """Of n samples. The iterations fall slower than the rank rises, each costs about 4 r / n of its product more."""
+    return min(n, max(LEAST_RANK, min(n // 15, MOST_RANK)))
+
+
+def preconditioner_bytes(n: int, size: int = 1) -> float:
+    """What a rank of `size` takes for it: its share of C, and three (r, r) arrays in float64."""
+    r = preconditioner_rank(n)
+    return 4 * r * n / size + 24 * r * r
+
+
+class Nystrom:
+    """P^-1 for the block rows of all ranks together; called with (n, c) float64, the same on every rank."""
+
+    def __init__(
+        self,
+        rows: MemoryRows | FileRows,
+        diagonal: torch.Tensor,
+        noise: float,
+        rank: int | None = None,
+        team: Team = Team(),
+    ):
+        layout = rows.layout
+        rank = min(rank or preconditioner_rank(layout.n), layout.n)
+        self.team, self.spans, self.parts = team, [layout.rows(i) for i in layout.owned], []
+        W = torch.zeros(rank, rank, dtype=torch.float64)
+        for i, r in zip(layout.owned, self.spans):
+            part = rows.read(i)[:, :rank].clone()
+            self.parts.append(part)
+            if r.start < rank:
+                part = part[: rank - r.start].double()
+                W[r.start : r.stop, : part.shape[1]] = part
+                W[: r.start, r.start : r.stop] = part[:, : r.start].T
+        add_up(team, W)
+        for power in range(-7, 2):  # K is rounded to float32; of samples almost the same, W has eigenvalues below that
+            jitter = 10.0**power * W.diagonal().mean()
+            shifted = W.clone()
+            shifted.diagonal().add_(jitter)
+            root, failed = torch.linalg.cholesky_ex(shifted)
+            if not failed:
+                break
+        else:
+            raise NotPositiveDefinite("the kernel between the first samples is not positive definite")
+        gram, left = torch.zeros_like(W), torch.zeros(1, dtype=torch.float64)
+        for k, (r, part) in enumerate(zip(self.spans, self.parts)):
+            part = part.double()
+            if r.start < rank:  # of the landmarks themselves only the lower triangle is stored
+                inside = min(r.stop, rank) - r.start
+                whole = torch.zeros(len(part), rank, dtype=torch.float64)
+                whole[:, : part.shape[1]] = part
+                whole[:inside] = W[r.start : r.start + inside]
+                part = whole
+            B = torch.linalg.solve_triangular(root.T, part, upper=True, left=False)
+            gram.addmm_(B.T, B)
+            left += (diagonal[r] - B.square().sum(1)).clamp_min(0).sum()
+            self.parts[k] = B.float()
+        self.delta = noise + add_up(team, left).item() / layout.n + jitter.item()
+        add_up(team, gram).diagonal().add_(self.delta)
+        self.root = torch.linalg.cholesky(gram)
+
+    def __call__(self, V: torch.Tensor) -> torch.Tensor:
+        columns, out = V.T.contiguous(), V.new_zeros(V.shape[::-1])
+        inner = V.new_zeros(len(columns), len(self.root))
+        for r, c, tile in self._tiles():
+            inner[:, c].addmm_(columns[:, r], tile)
+        inner = torch.cholesky_solve(add_up(self.team, inner).T, self.root).T.contiguous()
+        for r, c, tile in self._tiles():
+            out[:, r].addmm_(inner[:, c], tile.T)
+        for r in self.spans:
+            out[:, r] = (columns[:, r] - out[:, r]) / self.delta
+        return add_up(self.team, out).T
+
+    def _tiles(self):
+        for span, B in zip(self.spans, self.parts):
+            yield from tiles64(B, span, B.shape[1])
+
+
+def conjugate_gradients(
+    rows: MemoryRows | FileRows,
+    noise: float,
+    Y: torch.Tensor,
+    preconditioner,
+    team: Team = Team(),
+    tolerance: float = TOLERANCE,
+) -> tuple[torch.Tensor, int]:
+    """(K + noise I)^-1 Y for Y (n, c) float64, the same on every rank, and the iterations taken.
+
+    The columns have steps of their own and share the products.
+
+    Raises
+    ------
+    NoConvergence : the residual of a column is above `tolerance` |column| after MOST iterations.
+    """
+    X, R = torch.zeros_like(Y), Y.clone()
+    Z = preconditioner(R)
+    P, rho = Z.clone(), (R * Z).sum(0)
+    size = Y.norm(dim=0).clamp_min(1e-300)
+    bar = tqdm(desc="conjugate gradients", leave=False, disable=None, delay=1)
+    for iteration in range(1, MOST + 1):
+        Q = add_up(team, product(rows, P)).add_(P, alpha=noise)
+        step = rho / (P * Q).sum(0).clamp_min(1e-300)
+        X += step * P
+        R -= step * Q
+        worst = (R.norm(dim=0) / size).max().item()
+        bar.update()
+        bar.set_postfix(residual=f"{worst:.1e}")
+        if worst <= tolerance:
+            bar.close()
+            return X, iteration
+        Z = preconditioner(R)
+        previous, rho = rho, (R * Z).sum(0)
+        P = Z + rho / previous.clamp_min(1e-300) * P
+    bar.close()
+    raise NoConvergence(
+        f"conjugate gradients left a residual of {worst:.1e} after {MOST} iterations, above "
+        f"{tolerance:g}: take a larger --ridge"
+    )
+
+
+# the machine, over ranks: every rank calls these, and has the answer ----------------------------------------------
+
+
+def choose_ridge_shared(
+    rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE, team: Team = Team()
+) -> tuple[float, list[dict]]:
+    """`kernel_machine.choose_ridge`, the ridges dealt out to the ranks. Of the kernel only its part on the first `size`
+    samples is sent to every rank."""
+    size, first = choice_size(len(targets), size)
+    part = MemoryRows(Layout(size, rows.layout.height))
+    for i in range(part.layout.blocks):
+        height, width = part.layout.shape(i)
+        mine = i in rows.layout.owned
+        part.write(i, add_up(team, rows.read(i)[:height, :width].clone() if mine else torch.zeros(height, width)))
+
+    def evaluate(some):
+        found = torch.zeros(len(some), 3, dtype=torch.float64)  # whether it can be factorised, squared error, accuracy
+        for k in team.share(range(len(some))):
+            with contextlib.suppress(NotPositiveDefinite):
+                found[k] = torch.tensor([1, *held_out_errors(part, targets, some[k] * unit, first)])
+        return [
+            {"ridge": ridge, "mse": mse, "accuracy": accuracy}
+            for ridge, (done, mse, accuracy) in zip(some, add_up(team, found).tolist())
+            if done
+        ]
+
+    table = coarse_to_fine(ridges, evaluate)
+    if not table:
+        raise NotPositiveDefinite(
+            f"the kernel is not positive definite to float32 rounding with any ridge of "
+            f"{', '.join(f'{ridge:.3g}' for ridge in ridges)}: take a larger --ridge"
+        )
+    return least_error(table), table
+
+
+def fit_shared(
+    blocks,
+    rows: MemoryRows | FileRows,
+    labels: torch.Tensor,
+    n_classes: int,
+    kernel: str,
+    ridge: float,
+    team: Team = Team(),
+) -> Machine:
+    """`kernel_machine.fit` by conjugate gradients: without a factor, so without log_evidence and variances.
+
+    rows : those of this rank; they stay as they are.
+    """
+    noise = ridge * mean_diagonal(blocks, kernel)
+    targets, mean = one_hot_targets(labels, n_classes)
+    diagonal = blocks.diagonal()[kernel == "ntk"]
+    weights, _ = conjugate_gradients(rows, noise, targets, Nystrom(rows, diagonal, noise, team=team), team)
+    left = targets - add_up(team, product(rows, weights)) - noise * weights
+    residual = (left.norm(dim=0) / targets.norm(dim=0).clamp_min(1e-300)).max().item()
+    return Machine(kernel, ridge, noise, weights, mean, (targets * weights).sum().item() / targets.numel(), residual)
+
+
+def predict_shared(machine: Machine, cross, team: Team = Team()) -> Prediction:
+    """`machine.predict`, the test samples dealt out to the ranks in batches."""
+    means = torch.zeros(cross.shape[0], machine.weights.shape[1], dtype=torch.float64)
+    for rows in team.share([slice(a, min(a + BATCH, len(means))) for a in range(0, len(means), BATCH)]):
+        means[rows] = rectangle(cross, machine.kernel, rows, machine.weights)[1] + machine.mean
+    return Prediction(add_up(team, means), None)

@@ -1,0 +1,150 @@
+"""The readout of a network of finite width solved exactly: ridge regression on its features, from normal equations.
+
+With features F (n, m) the kernel machine of the kernel F F^T (kernel_machine.py), whose limit for m -> infinity is that
+of the network's conjugate kernel, in its weight-space form (Rasmussen & Williams 2006, section 2.1):
+
+    w = (F^T F + lambda I)^-1 F^T Y,     variance at z: s^2 lambda (1 + z^T (F^T F + lambda I)^-1 z)
+
+F^T F and F^T Y are sums over samples: one pass over the data in batches, O(m^2) memory. The squared error on held-out
+samples is a function of *their* sums, so the same pass chooses the ridge.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from deq_enn.machines.regression import Prediction, one_hot_targets
+
+RIDGES = tuple(10 ** (k / 2) for k in range(-16, 5))  # 1e-8 to 100, of the mean squared norm of the features
+BATCH = 512  # samples at a time, so that their features stay in cache
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The normal equations of n samples with features F and targets Y, in float64.
+
+    gram F^T F (m, m), moment F^T Y (m, c), power tr Y^T Y, and the count n.
+    """
+
+    gram: torch.Tensor
+    moment: torch.Tensor
+    power: float
+    count: int
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.gram + other.gram, self.moment + other.moment, self.power + other.power, self.count + other.count
+        )
+
+    @property
+    def unit(self) -> float:
+        """The mean squared norm of the features, of which ridges are multiples."""
+        return self.gram.diagonal().sum().item() / self.count
+
+    def squared_error(self, weights: torch.Tensor) -> float:
+        """Mean over samples and classes of (Y - F weights)^2."""
+        total = self.power - 2 * (weights * self.moment).sum() + (weights * (self.gram @ weights)).sum()
+        return max(total.item(), 0.0) / (self.count * weights.shape[1])
+
+
+def _batches(model, X, device):
+    with torch.no_grad():
+        for start in tqdm(range(0, len(X), BATCH), desc="features", leave=False, disable=None, delay=1):
+            rows = slice(start, start + BATCH)
+            yield rows, model.features(X[rows].to(device)).double()
+
+
+def sums(model, X: torch.Tensor, targets: torch.Tensor, device="cpu") -> Sums:
+    """The normal equations of the model's features at X (n, p) with targets (n, c)."""
+    m = model.readout.in_features
+    gram = torch.zeros(m, m, dtype=torch.float64, device=device)
+    moment = torch.zeros(m, targets.shape[1], dtype=torch.float64, device=device)
+    for rows, F in _batches(model, X, device):
+        gram.addmm_(F.T, F)
+        moment.addmm_(F.T, targets[rows].to(device))
+    return Sums(gram, moment, targets.square().sum().item(), len(X))
+
+
+def _root(found: Sums, noise: float) -> torch.Tensor:
+    A = found.gram.clone()
+    A.diagonal().add_(noise)
+    root, info = torch.linalg.cholesky_ex(A)
+    if info:
+        raise ValueError(
+            f"the features' normal equations are singular at ridge {noise / found.unit:.3g}: "
+            "take a larger --ridge, or a width below the number of samples"
+        )
+    return root
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The readout at its ridge: attributes as of `kernel_machine.Machine`, with weights (m, c) and root (m, m)."""
+
+    ridge: float
+    noise: float
+    weights: torch.Tensor
+    mean: torch.Tensor
+    scale2: float
+    log_evidence: float | None
+    root: torch.Tensor
+
+    def predict(self, model, X: torch.Tensor, device="cpu") -> Prediction:
+        """Predictions for the samples X (m, p), passed through the network that the readout was solved for."""
+        means, variances = [], []
+        for _, F in _batches(model, X, device):
+            means.append((F @ self.weights).cpu() + self.mean)
+            inner = torch.linalg.solve_triangular(self.root, F.T, upper=False).square().sum(0).cpu()
+            variances.append(self.scale2 * self.noise * (1 + inner))
+        return Prediction(torch.cat(means), torch.cat(variances) if self.noise else None)
+
+
+def solve(
+    model, X: torch.Tensor, labels: torch.Tensor, n_classes: int, ridges=RIDGES, device="cpu"
+) -> tuple[Readout, list[dict]]:
+    """The readout of one-hot targets: `solve_targets` for labels (n,) in 0 .. n_classes - 1."""
+    return solve_targets(model, X, *one_hot_targets(labels, n_classes), ridges, device)
+
+
+def solve_targets(
+    model, X: torch.Tensor, targets: torch.Tensor, mean: torch.Tensor, ridges=RIDGES, device="cpu"
+) -> tuple[Readout, list[dict]]:
+    """The readout of the ridge with the least squared error on the last fifth of the samples, solved on all of them.
+
+    Parameters
+    ----------
+    model : its `features` (n, m) are used as they are.
+    X, targets : (n, p) and (n, c), float64, in random order. mean : (c,), which predictions have added.
+    ridges : multiples of the features' mean squared norm, 0 or positive. One alone is not chosen but taken.
+
+    Returns
+    -------
+    (readout, table), one {"ridge", "mse"} a ridge on the held-out samples.
+
+    Raises
+    ------
+    ValueError : the normal equations are singular at the ridge.
+    """
+    first = len(X) - max(len(X) // 5, 1)
+    fitted, held_out = (sums(model, X[part], targets[part], device) for part in (slice(first), slice(first, None)))
+    whole = fitted + held_out
+    table = []
+    for ridge in ridges if len(ridges) > 1 else ():
+        try:
+            weights = torch.cholesky_solve(fitted.moment, _root(fitted, ridge * fitted.unit))
+        except ValueError:
+            continue
+        table.append({"ridge": ridge, "mse": held_out.squared_error(weights)})
+    ridge = min(table, key=lambda row: row["mse"])["ridge"] if table else ridges[0]
+    noise = ridge * whole.unit
+    root = _root(whole, noise)
+    weights = torch.cholesky_solve(whole.moment, root)
+    n, (m, c) = whole.count, weights.shape
+    if not noise:
+        return Readout(ridge, noise, weights, mean, math.nan, None, root), table
+    scale2 = (whole.power - (whole.moment * weights).sum().item()) / (noise * n * c)
+    log_det = 2 * root.diagonal().log().sum().item() + (n - m) * math.log(noise)
+    evidence = -c * (math.log(2 * math.pi * scale2) + 1 + log_det / n) / 2
+    return Readout(ridge, noise, weights, mean, scale2, evidence, root), table

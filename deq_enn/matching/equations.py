@@ -1,0 +1,404 @@
+"""The equations that curved layers have to meet, and their solutions, in closed form.
+
+With N, mu, w for E[sigma^2]/tau^2, E[sigma'^2] and E[(sigma^2)'']/2 of each layer (`curved_layers`), all quadratic in
+its (q, r), the conjugate kernel is
+
+    alpha_1 = 1,   gamma^2 = tau_0^2 prod_l N_l,   tau_0^2 alpha_3 = sum_l y_l,
+    tau_0^2 alpha_2 = sum_l y_l prod_{k<l} w_k^2/2
+
+where y_l = q_l^2/prod_{k<l} N_k. A gain on the last layer sets alpha_1, so three numbers remain to be met. The tangent
+kernel has integer weights in the same sums: with b = 1, or 0 if the first of the L layers is frozen, beta_1 = L + b,
+y_l counts L-l+1 + 2(l-1+b) times in beta_3 and L-l+1 times in beta_2; kappa_l^2 = tau_l^2 + kappa_{l-1}^2 mu_l.
+
+Two layers have (q_1, r_1, q_2, r_2) for three equations. Given the share of layer 1 in c3, y_2 follows from c3, w_1
+from c2, r_1 from w_1 (a quadratic), r_2^2 from the diagonal (linear): nothing is iterated, nothing guessed. Where
+r_2^2 >= 0 there is a match. Of all these curves of matches, over every number of kinks, knee and sign of r_2, the one
+is taken that comes nearest to the DEQ in `norm_response` at the points of a grid, unless that leaves a mismatch above
+`NOISE` and another, with all that lies between the points, comes nearer by a tenth. So the mismatch is within a tenth
+of the least, or below NOISE: it only jumps by more where the nearest matches begin or end. They do at a fold, r_2 = 0,
+where those of both signs meet. Example: of gelu in NTK, sigma_a^2 = 0.2, those with two kinks a layer begin at
+tau_0 = 0.96591 with a mismatch of 0.08; for smaller tau_0 their largest r_2^2 is negative, and the others have 0.15.
+
+One layer does where c2 and c3 are zero (an odd activation) or stand as one layer has them (2 alpha_2 = alpha_3,
+6 beta_2 = beta_3).
+
+Where two layers have too large a diagonal whatever the share:
+
+- in the tangent kernel a linear layer ahead of, between or behind them helps: it changes the integer weights;
+- in the conjugate kernel it changes nothing, but k odd layers xi + r_0 o ahead do. They multiply w by (w_0)^k and the
+  diagonal by (N_0)^k = (1 + r_0^2 E[o^2])^k. A c2/c3 far from 1/2 asks for a product of w far from 1, which k layers
+  reach with r_0 = O(1/k), at (N_0)^k = 1 + O(1/k). With all of c3 in the last layer the least diagonal falls to
+  tau_0^2 c1 (1 + tau_0^2 c3/c1) as k grows. Since the kernel of a DEQ is a power series in the correlation without a
+  negative coefficient, and alpha_1, alpha_3 are its first two, every DEQ has gamma^2 >= tau_0^2 alpha_1 + tau_0^4
+  alpha_3: some depth matches every conjugate kernel for which this is not an equality.
+"""
+
+import heapq
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count, product
+
+import numpy as np
+from scipy.optimize import brentq, minimize_scalar
+
+from deq_enn.theory.coefficients import MatchError
+from deq_enn.matching.curved_layers import linear_layer
+from deq_enn.theory.norm_sensitivity import NOISE, chord, mismatch, response_of
+
+_ZERO = 1e-13  # c2 and c3 below it, in scale-free units, are those of an odd activation
+_GRID, _STEPS = np.linspace(0, 1, 65)[:-1], np.geomspace(1e-8, 0.1, 57)  # of shares
+_SIGNS = np.array([1, -1])  # of r_2
+_SHORT = 0.005  # a chord of (u, v) that is as good as its arc
+_NARROW = 1e-9  # of the share: what is still long there is a jump
+_NEARER = 0.9  # of the mismatch: what makes another match worth a switch
+_STRAIGHT = (1.0, 1.0, 1.0, 0.0, 0.0)  # the moments of a linear layer
+
+
+class TooLarge(MatchError):
+    """The least diagonal a family can have with this c2 and c3 is 1 + gap times the target's."""
+
+    def __init__(self, gap, message):
+        super().__init__(message)
+        self.gap = gap
+
+
+@dataclass(frozen=True)
+class Place:
+    """One or two curved layers among linear ones, and how the kernel's sums weigh them. Scale-free: tau_0 = 1."""
+
+    trained: str
+    curved: int
+    before: int = 0
+    between: int = 0
+    behind: int = 0
+    bends: int = 0  # odd layers ahead of all, for the conjugate kernel
+
+    @property
+    def depth(self):
+        return self.bends + self.curved + self.before + self.between + self.behind
+
+    @property
+    def start(self):
+        """kappa^2 ahead of the first curved layer, which is beta_1 there."""
+        return self.before + (self.trained == "all")
+
+    @property
+    def c1(self):
+        return 1 if self.trained == "readout" else self.depth + (self.trained == "all")
+
+    def weights(self, which):
+        """How often y of the curved layer numbered `which`, 0 or 1, counts in c3 and in c2."""
+        if self.trained == "readout":
+            return 1.0, 0.5
+        ahead = which * (1 + self.between)
+        after = self.depth - self.before - ahead  # layers from this one on
+        return after + 2.0 * (self.start + ahead), after / 2
+
+    def diagonal(self, *first):
+        """(a, b) in diag = a N + b mu of the last curved layer, given the moments of the one before it, if any."""
+        scale, kappa = 1.0, self.start
+        for N, mu, *_ in first:
+            scale, kappa = scale * N, scale * N * (1 + self.between) + kappa * mu
+        return (scale, 0.0) if self.trained == "readout" else ((1 + self.behind) * scale, kappa)
+
+    def describe(self, bases):
+        curved = "one of the" if self.curved == 1 else ("two", "three", "four", "five", "six")[self.bends]
+        linear = [
+            f"{n} linear {'one' if n == 1 else 'ones'} {where}"
+            for n, where in ((self.before, "ahead"), (self.between, "between"), (self.behind, "behind"))
+            if n
+        ]
+        return " and ".join([f"{curved} {bases[0].name}", *linear])
+
+
+def scale_free(target, tau0):
+    return target.diag / (target.c1 * tau0**2), target.c2 * tau0**2 / target.c1, target.c3 * tau0**2 / target.c1
+
+
+def is_odd(target, tau0):
+    return max(scale_free(target, tau0)[1:]) < _ZERO
+
+
+def build(place, bases, q, r, target, tau0):
+    """The layers and their parameters, from the (q, r) of the curved ones, those of `place.bends` first."""
+    curved = list(zip(bases, q, r))
+    bends, (first, *rest) = curved[: place.bends], curved[place.bends :]
+    order = [*bends, *[None] * place.before, first, *[None] * place.between, *rest, *[None] * place.behind]
+    layers, tau = [], tau0
+    for index, item in enumerate(order, 1):
+        gain = math.sqrt(target.c1 / place.c1) if index == len(order) else 1.0
+        if item is None:
+            layers.append(linear_layer(index, gain))
+        else:
+            basis, q_l, r_l = item
+            layers.append(basis.layer(index, float(q_l), float(r_l), tau, gain))
+            tau *= math.sqrt(basis.moments(q_l, r_l)[0])
+    return tuple(layer for layer, _ in layers), tuple(parameters for _, parameters in layers)
+
+
+def closing(place, basis, first, q, diag):
+    """r^2 of the last curved layer from the diagonal, and the least diagonal, that with r = 0."""
+    a, b = place.diagonal(*first)
+    least = a * (1 + q * q * basis.N[1, 1]) + b * (1 + q * q * basis.mu[1, 1])
+    return (diag - least) / (a * basis.N[2, 2] + b * basis.mu[2, 2]), least
+
+
+def one_layer(place, bases, target, tau0, goal):
+    """The layer of one of the bases that meets the target, nearest to the goal."""
+    diag, c2, c3 = (place.c1 * value for value in scale_free(target, tau0))
+    in_c3, in_c2 = place.weights(0)
+    if is_odd(target, tau0):
+        c2 = c3 = 0.0
+    elif abs(c3 * in_c2 / in_c3 - c2) > _ZERO * place.c1:
+        raise MatchError(f"one layer of any kind has c2/c3 = {in_c2 / in_c3:.6g}, the target has {c2 / c3:.9g}")
+    q, found, floor = math.sqrt(c3 / in_c3), [], math.inf
+    for basis in bases:
+        r2, least = closing(place, basis, (), q, diag)
+        floor = min(floor, least)
+        if r2 >= -1e-14 * diag:
+            for r in (math.sqrt(max(r2, 0.0)), -math.sqrt(max(r2, 0.0))):
+                found.append((mismatch(goal, response_of([basis.moments(q, r)], place.trained)), basis, r))
+    if not found:
+        raise _too_large(place, bases, floor, diag)
+    _, basis, r = min(found, key=lambda item: item[0])
+    return build(place, [basis], [q], [r], target, tau0)
+
+
+def _too_large(place, bases, least, diag):
+    return TooLarge(
+        least / diag - 1,
+        f"{place.describe(bases)} with this c2 and c3 have diag/(tau_0^2 c1) >= "
+        f"{least / place.c1:.9g}, the target has {diag / place.c1:.9g}",
+    )
+
+
+def _excess(place, first, scaled, share):
+    """(y_1, y_2), and the w that layer 1 has at r_1 = 0 less the w_1 that c2 asks for; NaN where it can have none."""
+    _, c2, c3 = scaled
+    (A, C), (B, D) = place.weights(0), place.weights(1)
+    y1, y2 = share * c3 / A, (1 - share) * c3 / B
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return y1, y2, 1 + y1 * first.w[1, 1] - np.sqrt((c2 - C * y1) / (D * y2))
+
+
+def curve(place, first, second, scaled, share):
+    """The two layers of which the first makes the given share of c3.
+
+    Returns (q_1, r_1, q_2, r_2^2), the least diagonal, and the w that layer 1 has at r_1 = 0 less the w_1 that c2 asks
+    for. Where no layer has that w_1, r_1 is NaN, and so is what follows from it.
+    """
+    y1, y2, excess = _excess(place, first, scaled, share)
+    q1, b = np.sqrt(y1), first.w[0, 2]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # w = 1 + y w_ee + 2 r w_xo + r^2 w_oo = w_1. The root nearer 0; the other layer has hardly a linear part.
+        r1 = -excess / (b + np.sqrt(b * b - first.w[2, 2] * excess))
+        moments = first.moments(q1, r1)
+        q2 = np.sqrt(y2 * moments[0])
+        r2_squared, least = closing(place, second, [moments], q2, scaled[0])
+    return (q1, r1, q2, r2_squared), least, excess
+
+
+@lru_cache(maxsize=64)  # two_layers tries each first layer with several second ones
+def _first_shares(place, first, scaled):
+    """A grid of shares in [0, 1), fine where r_1 = 0: a nearly linear DEQ has its matches in a narrow window there."""
+    grid, steps = _GRID, _STEPS
+    centres = roots(lambda share: _excess(place, first, scaled, share)[2], grid)
+    grid = np.concatenate([grid, steps, 1 - steps, *(c * np.concatenate([[1], 1 + steps, 1 - steps]) for c in centres)])
+    return np.unique(grid[grid < 1])
+
+
+def _shares(place, first, second, scaled):
+    """The same, and finer where the diagonal is least, so that no window falls between two points."""
+
+    def around_the_least(grid, least):
+        at = np.argmin(np.where(np.isnan(least), np.inf, least))
+        return np.linspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 33)
+
+    def diagonal(grid):
+        return curve(place, first, second, scaled, grid)[1]
+
+    grid = _first_shares(place, first, scaled)
+    least = diagonal(grid)
+    finer = around_the_least(grid, least)
+    grid, index = np.unique(np.concatenate([grid, finer]), return_index=True)
+    least = np.concatenate([least, diagonal(finer)])[index]
+    return np.unique(np.concatenate([grid, around_the_least(grid, least)]))
+
+
+def roots(f, grid):
+    values = f(grid)
+    return [
+        brentq(f, grid[i], grid[i + 1], xtol=1e-17, rtol=1e-15) for i in np.flatnonzero(values[:-1] * values[1:] < 0)
+    ]
+
+
+class _Curve:
+    """The matches by two given bases, one for each share of layer 1 in c3 and each sign of r_2."""
+
+    def __init__(self, place, first, second, target, tau0, goal, bend=0.0):
+        self.place, self.first, self.second, self.goal, self.bend = place, first, second, goal, bend
+        self.ahead = [first.moments(0.0, bend)] * place.bends
+        N, w = (math.prod(layer[i] for layer in self.ahead) for i in (0, 2))
+        diag, c2, c3 = (place.c1 * value for value in scale_free(target, tau0))
+        # behind the bends the problem is that of two layers again, with another target
+        self.scaled = diag / N, c2 * N / w**2, c3 * N
+        self.least = self.sample(_shares(place, first, second, self.scaled))
+
+    def sample(self, share):
+        """Take these shares as the grid and find its best point. Returns the least diagonal, 1 for the target's."""
+        layers, least, _ = curve(self.place, self.first, self.second, self.scaled, share)
+        self.share, self.cost, self.answers = share, math.inf, None
+        if (feasible := np.flatnonzero(layers[-1] >= 0)).size:
+            q1, r1, q2, r2_squared = (values[feasible] for values in layers)
+            found = np.stack(self.response(q1, r1, q2, _SIGNS[:, None] * np.sqrt(r2_squared)))
+            cost = mismatch(self.goal, found)
+            sign, at = np.unravel_index(np.nanargmin(cost), cost.shape)
+            self.cost, self.sign, self.at = cost[sign, at], _SIGNS[sign], feasible[at]
+            self.answers = np.full((2, 2, len(share)), np.nan)  # (u, v) of each sign of r_2
+            self.answers[..., feasible] = found
+        return np.fmin.reduce(least) / self.scaled[0]
+
+    def between(self):
+        """Of each interval of the grid, the least mismatch on a chord of (u, v) and that chord's length.
+
+        Where the matches end, those of both signs of r_2 meet at r_2 = 0: there the chord is from one to the other.
+        Infinite where neither end of the interval has a match.
+        """
+        up, down = self.answers[:, 0], self.answers[:, 1]
+        left, right = np.isnan(up[0, :-1]), np.isnan(up[0, 1:])
+        at = np.arange(len(left)) + left
+        ends = [np.where(left != right, answers[:, at], np.nan) for answers in (up, down)]
+        starts, stops = (
+            np.stack(points, axis=1)
+            for points in ((up[:, :-1], down[:, :-1], ends[0]), (up[:, 1:], down[:, 1:], ends[1]))
+        )
+        near, length = chord(self.goal, starts, stops)
+        near = np.where(np.isnan(near), math.inf, near)
+        which = np.argmin(near, axis=0), np.arange(len(left))
+        return near[which], length[which]
+
+    def solve(self, share, sign):
+        (q1, r1, q2, r2_squared), *_ = curve(self.place, self.first, self.second, self.scaled, share)
+        return q1, r1, q2, sign * np.sqrt(np.where(r2_squared >= 0, r2_squared, np.nan))
+
+    def answer(self, share, sign):
+        """(u, v) of `norm_response`, NaN where there is no match."""
+        return self.response(*self.solve(share, sign))
+
+    def response(self, q1, r1, q2, r2):
+        place = self.place
+        layers = [
+            *self.ahead,
+            *[_STRAIGHT] * place.before,
+            self.first.moments(q1, r1),
+            *[_STRAIGHT] * place.between,
+            self.second.moments(q2, r2),
+            *[_STRAIGHT] * place.behind,
+        ]
+        return response_of(layers, place.trained)
+
+    def refined(self):
+        """The best (cost, share), between grid points too, so that parameters vary smoothly with the target."""
+        share = self.share[[max(self.at - 1, 0), self.at, min(self.at + 1, len(self.share) - 1)]]
+        found = minimize_scalar(
+            lambda s: np.nan_to_num(mismatch(self.goal, self.answer(s, self.sign)), nan=1e300),
+            bounds=(share[0], share[2]),
+            method="bounded",
+            options=dict(xatol=1e-6 * (share[2] - share[0]), maxiter=60),
+        )
+        return min((self.cost, share[1]), (float(found.fun), float(found.x)))
+
+
+def two_layers(places, families, target, tau0, goal):
+    """Two curved layers at one of the places, with bases out of the same one of the families, nearest to the goal."""
+    if is_odd(target, tau0):
+        raise MatchError("an odd activation is matched by one layer")
+    curves = [
+        _Curve(place, first, second, target, tau0, goal, bend)
+        for place in places
+        for bases in families
+        for first, second in product(bases, bases)
+        for bend in _bends(place, first, target)
+    ]
+    best = min(curves, key=lambda found: found.cost)
+    if best.cost == math.inf:
+        nearest = min(curves, key=lambda found: np.nan_to_num(found.least, nan=math.inf))
+        diag, c2, c3 = scale_free(target, tau0)
+        if math.isfinite(nearest.least):
+            diag *= nearest.place.c1
+            raise _too_large(nearest.place, (nearest.first,), nearest.least * diag, diag)
+        raise MatchError(
+            f"{nearest.place.describe([nearest.first])} cannot have c2/c3 = {c2 / c3:.6g} with tau_0^2 "
+            f"c3/c1 = {c3:.6g}: no first layer has the w that it takes"
+        )
+    if best.place.bends:
+        best = _bent(best, target, tau0)
+    cost, share = best.refined()
+    sign = best.sign
+    if cost > NOISE and (other := _between_points(curves, _NEARER * cost)):
+        found = other.refined()
+        if found[0] < _NEARER * cost:
+            best, share, sign = other, found[1], other.sign
+    q1, r1, q2, r2 = best.solve(share, sign)
+    bends = best.place.bends
+    return build(
+        best.place,
+        [best.first] * (bends + 1) + [best.second],
+        [0.0] * bends + [q1, q2],
+        [best.bend] * bends + [r1, r2],
+        target,
+        tau0,
+    )
+
+
+def _between_points(curves, below):
+    """The curve that comes nearest to the goal, sampled about that point; None where none comes nearer than `below`.
+
+    Best first: the interval of the least mismatch on its chord, less what an arc bulges, is cut in eight until it is
+    short, or narrow: a curve may jump.
+    """
+    number, waiting = count(), []
+
+    def look(curve):
+        near, length = curve.between()
+        bound = near - length / 8
+        for i in np.flatnonzero(bound < below):
+            heapq.heappush(waiting, (bound[i], next(number), length[i], curve, curve.share[i : i + 2]))
+
+    for curve in curves:
+        if curve.answers is not None:
+            look(curve)
+    while waiting:
+        _, _, length, curve, (low, high) = heapq.heappop(waiting)
+        curve.sample(np.linspace(low, high, 9))
+        if length < _SHORT:
+            return curve
+        if high - low > _NARROW:  # or the curve jumps here, and has nothing between
+            look(curve)
+    return None
+
+
+def _bends(place, basis, target):
+    """A grid of r_0, from 0 to twice what it takes where all bends and layer 1 share equally in w^2 = 2 c2/c3."""
+    if not place.bends:
+        return [0.0]
+    excess = 1 - (2 * target.c2 / target.c3) ** (0.5 / (place.bends + 1))
+    b, c = basis.w[0, 2], basis.w[2, 2]  # w = 1 + 2 r b + r^2 c, at least at r = -b/c
+    return np.linspace(0, 2, 11) * -excess / (b + math.sqrt(max(b * b - c * excess, 0.0)))
+
+
+def _bent(best, target, tau0):
+    """The curve of the bend near that of `best` whose best match is best of all."""
+
+    def at(bend):
+        return _Curve(best.place, best.first, best.second, target, tau0, best.goal, bend)
+
+    step = abs(_bends(best.place, best.first, target)[1])
+    found = minimize_scalar(
+        lambda bend: min(at(bend).cost, 1e300),
+        bounds=(best.bend - step, best.bend + step),
+        method="bounded",
+        options=dict(xatol=1e-4 * step, maxiter=25),
+    )
+    return at(found.x) if found.fun < best.cost else best

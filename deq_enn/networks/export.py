@@ -1,0 +1,310 @@
+"""An explicit network for use elsewhere: its weights, the numbers that rebuild it, and programs that run it.
+
+`export(network, "enn.pt", X)` writes
+
+    enn.pt     the state_dict, for torch.load(..., weights_only=True)
+    enn.json   what rebuilds the network around it: sizes, and each layer as numbers or as a name of the registry
+    enn.pt2    a torch.export program, for torch.export.load
+    enn.onnx   where onnx and onnxscript are installed; onnxruntime, where it is, must give the same
+
+all or none of them. `rebuild("enn.pt")` makes the network again, and runs nothing that a file brings along. A network
+here takes rows as the user has them: what data_prepare subtracts and divides by is part of it.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from deq_enn.theory.activations import ACTIVATIONS, Activation, piecewise_linear
+from deq_enn.networks.build import ENN
+from deq_enn.machines.readout import Readout
+from deq_enn.theory.equilibrium import atomic_write
+
+FORMAT = 1
+TOLERANCE = 1e-5  # of a program's outputs, relative to the largest of the network's
+INSTALL = "pip install onnx onnxscript onnxruntime"
+
+
+class Network(nn.Module):
+    """x -> readout of x_L, with x_l = layer_l(W_l x_{l-1}) and x_0 = (x - mean)/scale; the factors are in the weights.
+
+    Parameters
+    ----------
+    inputs, widths, classes : of x, of the hidden layers, of the outputs.
+    layers : one Activation a hidden layer.
+    """
+
+    def __init__(self, inputs: int, widths, classes: int, layers):
+        super().__init__()
+        self.layers = tuple(layers)
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(()))
+        self.weights = nn.ParameterList(torch.zeros(*shape) for shape in zip(widths, [inputs, *widths]))
+        self.readout = nn.Linear(widths[-1], classes)
+
+    def features(self, x):
+        """The last hidden layer (n, m) of rows x (n, p)."""
+        x = (x - self.mean) / self.scale
+        for weight, layer in zip(self.weights, self.layers):
+            x = layer.fn(linear(x, weight))
+        return x
+
+    def forward(self, x):
+        return self.readout(self.features(x))
+
+
+@torch.no_grad()
+def network_of(enn: ENN, readout: Readout | None = None, mean=None, scale: float = 1.0) -> Network:
+    """The explicit network, calibrated to its data as it is built, for rows x of which it is given (x - mean)/scale.
+
+    Parameters
+    ----------
+    enn : with layers that are centred, or not, as the DEQ asks.
+    readout : of `ridge_features.solve` for `enn`, whose outputs estimate one-hot rows: the bias is their mean in
+        training. By default the readout is that of `enn`, without a bias.
+    mean, scale : what `data_prepare` normalised the data by, `Dataset.mean` and `Dataset.scale`.
+    """
+    dims = [len(weight) for weight in enn.weights]
+    network = Network(enn.weights[0].shape[1], dims, enn.readout.out_features, enn.layers).to(enn.weights[0])
+    if mean is not None:
+        network.mean.copy_(mean)
+    network.scale.fill_(scale)
+    *factors, last = [enn.input_scale, *(1 / math.sqrt(dim) for dim in dims)]
+    for ours, weight, factor in zip(network.weights, enn.weights, factors):
+        ours.copy_(weight * factor)
+    network.readout.weight.copy_(last * (enn.readout.weight if readout is None else readout.weights.T))
+    network.readout.bias.copy_(torch.zeros(()) if readout is None else readout.mean)
+    return network
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# layers as numbers
+
+_PROBE = torch.linspace(-6, 6, 121, dtype=torch.float64)
+
+
+def describe_layer(layer: Activation) -> dict:
+    """A layer as JSON: a registry activation plus a constant, a piecewise-linear function, or a polynomial.
+
+    What is none of them, a function of the user's own, is given by its name alone, with which it cannot be rebuilt.
+    """
+    value = layer.fn(torch.zeros(1, dtype=torch.float64)).item()
+    found = []
+    if layer.name in ACTIVATIONS:
+        own = ACTIVATIONS[layer.name].fn(torch.zeros(1, dtype=torch.float64)).item()
+        found.append({"kind": "activation", "activation": layer.name, "constant": value - own})
+    if layer.slopes:
+        found.append({"kind": "piecewise_linear", "kinks": layer.kinks, "slopes": layer.slopes, "value_at_zero": value})
+    one, minus, two, less = layer.fn(torch.tensor([1.0, -1, 2, -2], dtype=torch.float64)).tolist()
+    cubic = ((two - less) / 2 - (one - minus)) / 6
+    found.append(
+        {"kind": "polynomial", "coefficients": (value, (one - minus) / 2 - cubic, (one + minus) / 2 - value, cubic)}
+    )
+    expected = layer.fn(_PROBE)
+    for numbers in found:
+        if (make_layer(layer.name, numbers).fn(_PROBE) - expected).abs().max() <= 1e-12 * expected.abs().max():
+            return {"name": layer.name, **numbers}
+    return {"name": layer.name, "kind": "own"}
+
+
+def _with_constant(activation, constant):
+    return Activation(
+        activation.name,
+        lambda x: activation.fn(x) + constant,
+        activation.derivative,
+        activation.kinks,
+        activation.lipschitz,
+        activation.slopes,
+    )
+
+
+def _polynomial(name, coefficients):
+    a0, a1, a2, a3 = map(float, coefficients)
+    return Activation(name, lambda x: a0 + x * (a1 + x * (a2 + x * a3)), lambda x: a1 + x * (2 * a2 + 3 * a3 * x))
+
+
+def make_layer(name: str, numbers: dict) -> Activation:
+    """The layer that `describe_layer` describes."""
+    kind = numbers["kind"]
+    if kind == "activation":
+        return _with_constant(ACTIVATIONS[numbers["activation"]], float(numbers["constant"]))
+    if kind == "piecewise_linear":
+        return piecewise_linear(name, numbers["kinks"], numbers["slopes"], float(numbers["value_at_zero"]))
+    if kind == "polynomial":
+        return _polynomial(name, numbers["coefficients"])
+    raise ValueError(f"layer {name} is a function that these files do not hold: load the .pt2 program instead")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# files
+
+
+def check_path(path) -> None:
+    """Raises ValueError where `export` could not write; to be called before an hour of work."""
+    path = Path(path)
+    if path.suffix != ".pt":
+        raise ValueError(f"the network is exported to a file that ends in .pt, and others beside it; got {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path.parent} cannot be written ({error.strerror}): export to another folder") from None
+
+
+def export(network: Network | ENN, path, X_example: torch.Tensor) -> dict:
+    """Writes the network as enn.pt, enn.json, enn.pt2 and, if it can, enn.onnx, for a `path` enn.pt.
+
+    Parameters
+    ----------
+    network : of `network_of`, or an ENN with a trained readout.
+    path : ends in .pt.
+    X_example : (n, p), two rows or more, that the programs are traced and checked with. They take any number of rows.
+
+    Returns
+    -------
+    {"files": paths, "difference": {"pt2": ..., "onnx": ...}, "skipped": a sentence or None}; difference : the largest
+    of the outputs at X_example, relative to the largest output.
+
+    Raises
+    ------
+    ValueError : the place cannot be written, X_example has not the network's inputs, or too few rows.
+    RuntimeError : a program's outputs are not the network's to 1e-5.
+    """
+    check_path(path)
+    path = Path(path)
+    if isinstance(network, ENN):
+        network = network_of(network)
+    network = network.eval()
+    p = len(network.mean)
+    if X_example.ndim != 2 or X_example.shape[1] != p or len(X_example) < 2:
+        raise ValueError(f"the example must be two or more rows of {p}, got shape {tuple(X_example.shape)}")
+    X_example = X_example.to(network.mean)
+    with torch.no_grad():
+        expected = network(X_example)
+    with quiet():
+        program = torch.export.export(network, (X_example,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    contents = {
+        ".pt": _saved(torch.save, network.state_dict()),
+        ".json": json.dumps(describe(network), indent=1).encode(),
+        ".pt2": _saved(torch.export.save, program),
+    }
+    with torch.no_grad():
+        difference = {"pt2": _difference("the torch.export program", program.module()(X_example), expected)}
+    contents[".onnx"], skipped = _onnx(program)
+    if contents[".onnx"] is None:
+        del contents[".onnx"]
+    elif (outputs := onnx_outputs(contents[".onnx"], X_example)) is not None:
+        difference["onnx"] = _difference("the ONNX program", outputs, expected)
+    files = [path.with_suffix(suffix) for suffix in contents]
+    try:
+        with contextlib.ExitStack() as stack:  # renamed when all are written
+            for file, data in zip(files, contents.values()):
+                stack.enter_context(atomic_write(file)).write(data)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): export to another folder") from None
+    return {"files": [str(file) for file in files], "difference": difference, "skipped": skipped}
+
+
+def describe(network: Network) -> dict:
+    """What `rebuild` needs beside the state_dict."""
+    return {
+        "format": FORMAT,
+        "inputs": len(network.mean),
+        "widths": [len(weight) for weight in network.weights],
+        "classes": network.readout.out_features,
+        "dtype": str(network.mean.dtype).removeprefix("torch."),
+        "layers": [describe_layer(layer) for layer in network.layers],
+        "input": "rows (n, inputs) of the data set before it is normalised; the network itself subtracts `mean` "
+        "and divides by `scale`, both in the state_dict",
+        "output": "scores (n, classes), in the order of the sorted labels; the predicted class has the largest",
+    }
+
+
+def rebuild(path) -> Network:
+    """The network that `export` wrote to this path, enn.pt, with enn.json beside it. Nothing is unpickled or run.
+
+    Raises ValueError, in one line, where a file is missing or damaged, or a layer is a function of the user's own.
+    """
+    path = Path(path)
+    try:
+        said = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        if said["format"] != FORMAT:
+            raise ValueError(f"format {said['format']}, this code reads {FORMAT}")
+        layers = [make_layer(layer["name"], layer) for layer in said["layers"]]
+        network = Network(said["inputs"], said["widths"], said["classes"], layers).to(getattr(torch, said["dtype"]))
+    except OSError as error:
+        raise ValueError(f"{path.with_suffix('.json')} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise ValueError(f"{path.with_suffix('.json')} does not describe a network: {reason}") from None
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except Exception as error:  # whatever a damaged file makes of the unpickler
+        raise ValueError(
+            f"{path} is damaged, or not of {path.with_suffix('.json').name} ({type(error).__name__}): export it again"
+        ) from None
+    return network.eval()
+
+
+def _saved(save, what):
+    buffer = io.BytesIO()
+    save(what, buffer)
+    return buffer.getvalue()
+
+
+def _difference(what, outputs, expected):
+    found = ((outputs - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    if not found <= TOLERANCE:
+        raise RuntimeError(f"{what} differs from the network by {found:.2g} of its largest output; nothing was written")
+    return found
+
+
+def _onnx(program):
+    """The bytes of a torch.export program as ONNX, or None and why there is none."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        return None, f"no ONNX program: {error.name} is not installed ({INSTALL})"
+    with quiet():
+        converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["x"], output_names=["scores"])
+    try:
+        return converted.model_proto.SerializeToString(), None
+    except ValueError:  # of protobuf
+        return None, "no ONNX program: one file of it holds at most 2 GB; take a smaller width"
+
+
+def onnx_outputs(model: bytes, X: torch.Tensor) -> torch.Tensor | None:
+    """What onnxruntime makes of the rows X on the CPU; None where it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["scores"], {"x": X.cpu().numpy()})[0]).to(X.device)
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without what exporters say on the way."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

@@ -1,0 +1,129 @@
+"""Figures of an experiment: test accuracy against epoch, and against width with the paired differences beside it."""
+
+import math
+import re
+from pathlib import Path
+
+from deq_enn.reporting.statistics import MARGIN
+from deq_enn.experiments.accuracy_report import LOOKS
+from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
+from deq_enn.reporting.tables import LINES, differences, final, name_of, pairs_of
+
+
+def looks(experiment):
+    """{model: keywords of a curve}"""
+    found, colours = {}, {}
+    for model in experiment.models:
+        kind, _, rest = model.partition("-")
+        if model in LOOKS:
+            colour, line, _ = LOOKS[model]
+        else:
+            family = re.sub(r"-(ck|ntk)$", "", rest) if kind in LINES else model
+            colour = colours.setdefault(family, f"C{2 + len(colours)}")
+            line = LINES[kind][0] if kind in LINES else "-."
+        found[model] = curve_look(colour, line, name_of(model))
+    return found
+
+
+def legend_below(figure, handles, columns):
+    """{label: handle} row by row, a family of three in a row, where matplotlib goes column by column."""
+    order = [label for column in range(columns) for label in list(handles)[column::columns]]
+    figure.legend([handles[label] for label in order], order, loc="outside lower center", ncols=columns, handlelength=3)
+
+
+def epoch_figure(experiment):
+    """Test accuracy against epoch, a panel a width: mean over seeds, and a band of one standard deviation."""
+    from matplotlib import pyplot as plt
+
+    dims, style = experiment.dims, looks(experiment)
+    columns = min(3, len(dims))
+    rows = math.ceil(len(dims) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(6.75 if columns > 1 else 3.6, 2.1 * rows + 0.6), squeeze=False)
+    epochs = range(1, experiment.epochs + 1)
+    for ax, dim in zip(axes.flat, dims):
+        for model, look in style.items():
+            runs = list(experiment.of(model, dim).values())
+            if runs:
+                draw_band(ax, epochs, [[100 * run.test[e - 1] for e in epochs] for run in runs], look)
+        ax.set(title=f"width {dim}", xlabel="epoch")
+        if experiment.epochs > 20:
+            ax.set_xscale("log")
+        else:
+            ax.xaxis.get_major_locator().set_params(integer=True)
+    for ax in axes.flat[len(dims) :]:
+        ax.set_axis_off()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test accuracy (%)")
+    handles = {label: h for ax in axes.flat for h, label in zip(*ax.get_legend_handles_labels())}
+    legend_below(figure, handles, 3 if columns > 1 else 2)
+    return figure
+
+
+def width_figure(experiment, margin=MARGIN):
+    """Final test accuracy against width, mean ± standard deviation; beside it DEQ - ENN with 95% intervals.
+
+    The margin within which networks count as equal is grey.
+    """
+    from matplotlib import pyplot as plt
+
+    dims, style, pairs = experiment.dims, looks(experiment), pairs_of(experiment)
+    panels = 2 if pairs else 1
+    figure, axes = plt.subplots(1, panels, figsize=(3.375 * panels, 3.1), squeeze=False)
+    left = axes[0, 0]
+    for model, look in style.items():
+        points = [(dim, list(final(experiment.of(model, dim)).values())) for dim in dims]
+        points = [(dim, *mean_std(values), len(values)) for dim, values in points if values]
+        widths, mean, std, n = zip(*points)
+        left.errorbar(widths, mean, std if max(n) > 1 else None, **look)
+    left.set(ylabel="test accuracy (%)", title=f"after {experiment.epochs} epochs")
+    if pairs:
+        right = axes[0, 1]
+        right.axhline(0, color="0.55", linewidth=0.6)
+        right.axhspan(-margin, margin, color="0.93", linewidth=0, zorder=0)
+        seeds = set()
+        for index, (deq, enn) in enumerate(pairs):
+            found = differences(experiment, deq, enn)
+            shift = 1.04 ** (index - (len(pairs) - 1) / 2)  # side by side, or the bars hide one another
+            bars = [paired.half for paired in found.values()]
+            seeds |= {paired.n for paired in found.values()}
+            right.errorbar(
+                [dim * shift for dim in found],
+                [paired.mean for paired in found.values()],
+                None if any(map(math.isnan, bars)) else bars,
+                color=style[enn]["color"],
+                linestyle=style[enn]["linestyle"],
+                marker="o",
+                markersize=3,
+            )
+        right.set(
+            ylabel="DEQ − ENN (percentage points)", title="difference" if seeds == {1} else "difference, 95% interval"
+        )
+    for ax in axes.flat:
+        ax.set(xlabel="width $m$", xscale="log")
+        ax.set_xticks(dims, dims)
+        ax.minorticks_off()
+    handles, labels = left.get_legend_handles_labels()
+    legend_below(figure, dict(zip(labels, handles)), 3 if pairs else 2)
+    return figure
+
+
+KINDS = ("epochs", "widths")
+
+
+def write_figures(experiments, folder, margin=MARGIN):
+    """{(index of the experiment, kind): path}"""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    written = {}
+    slugs = [e.slug for e in experiments]
+    for index, experiment in enumerate(experiments):
+        slug = slugs[index] + (f"-{slugs[:index].count(slugs[index]) + 1}" if slugs.count(slugs[index]) > 1 else "")
+        with plt.style.context(STYLE):
+            for kind, figure in zip(KINDS, (epoch_figure(experiment), width_figure(experiment, margin))):
+                written[index, kind] = Path(folder) / f"{slug}-{kind}.png"
+                save(figure, written[index, kind], dpi=200)
+                plt.close(figure)
+    return written

@@ -1,0 +1,300 @@
+"""Accuracy logs of main.py, of the authors' code, or in TensorBoard event files, read and grouped into experiments."""
+
+import json
+import math
+import os
+import re
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+
+from deq_enn.names import DATASETS
+from deq_enn.experiments.accuracy_report import LOOKS
+
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+# of a configuration: what differs inside a table
+PER_RUN = ("model", "dim", "seed", "activation", "match", "family", "depth")
+
+# fashion_mnist before mnist, as both end a name; another code's dataset is what follows the last underscore
+NAME = rf"(.+?)_({'|'.join(sorted(DATASETS, key=len, reverse=True))}|[^_]+)"
+LOG = re.compile(rf"(\d+)_(train|test)_{NAME}\.json")
+EVENTS = re.compile(rf"(\d+)_{NAME}")
+
+
+class LogError(ValueError):
+    """Logs that cannot be read or must not be put together."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network's accuracies by epoch, in [0, 1]; config and seconds are None where no metrics.jsonl tells them."""
+
+    folder: Path  # of the logs, without seed_{s}
+    dataset: str
+    model: str
+    dim: int
+    seed: int
+    train: tuple
+    test: tuple
+    config: dict | None = None
+    setup_seconds: float | None = None  # the network, and its features of training and test samples
+    epoch_seconds: float | None = None  # median over the epochs
+    own_lr: float | None = None  # where `--lr auto` chose it; the config's is then "auto"
+
+    @property
+    def title(self):
+        return f"{self.folder}: {self.model} {self.dataset} dim {self.dim} seed {self.seed}"
+
+
+@dataclass
+class Experiment:
+    """The runs of one table: same dataset and settings, several models, widths and seeds."""
+
+    dataset: str
+    settings: dict  # {} where the logs do not tell them
+    folders: list
+    runs: dict = field(default_factory=dict)  # (model, dim, seed): Run
+    unfinished: list = field(default_factory=list)
+    first: int | None = None  # only so many epochs are looked at
+
+    @property
+    def epochs(self):
+        return self.first or self.settings.get("epoch") or max(len(run.test) for run in self.runs.values())
+
+    @property
+    def own_rate(self):
+        return self.settings.get("lr") == "auto"
+
+    @property
+    def rate(self):
+        return "each at its own lr" if self.own_rate else f"at lr {self.settings['lr']:g}"
+
+    @property
+    def title(self):
+        s = self.settings
+        epochs = f"after {self.first} epochs" if self.first else f"{self.epochs} epochs"
+        if not s:
+            return f"{self.dataset}, {self.folders[0]}, {epochs}"
+        if s["train"] == "ridge":
+            return f"{self.dataset}, readout solved exactly" + (f", n = {s['train_size']}" if s["train_size"] else "")
+        trained = "readout trained" if s["train"] == "readout" else "every weight trained"
+        return f"{self.dataset}, {trained} by {OPTIMIZERS[s['opt']]} {self.rate}, {epochs}"
+
+    @property
+    def slug(self):
+        if not self.settings:
+            return f"{self.dataset}-{self.folders[0].name}"
+        return f"{self.dataset}-{self.settings['opt'] or self.settings['train']}" + "-own-rate" * self.own_rate
+
+    @property
+    def models(self):
+        known = list(LOOKS)
+        return sorted({m for m, _, _ in self.runs}, key=lambda m: (known.index(m) if m in known else len(known), m))
+
+    @property
+    def dims(self):
+        return sorted({dim for _, dim, _ in self.runs})
+
+    def of(self, model, dim):
+        """{seed: Run} of one cell."""
+        return {seed: run for (m, d, seed), run in sorted(self.runs.items()) if (m, d) == (model, dim)}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# reading
+
+
+def as_fractions(values, source):
+    """Accuracies in [0, 1]; a list with a value above 1 is in percent."""
+    if not (isinstance(values, list) and values and all(type(v) in (int, float) and 0 <= v <= 100 for v in values)):
+        raise LogError(f"{source}: not a list of accuracies")
+    return tuple(v / 100 for v in values) if max(values) > 1 else tuple(values)
+
+
+def home(folder):
+    """(folder without seed_{s}, s)."""
+    match = re.fullmatch(r"seed_(\d+)", folder.name)
+    return (folder.parent, int(match[1])) if match else (folder, 0)
+
+
+def read_json_logs(path):
+    """{(folder, dataset, model, dim, seed): {"train": ..., "test": ...}} of every log below the path."""
+    found = {}
+    for file in sorted(path.rglob("*.json")):
+        match = LOG.fullmatch(file.name)
+        if not match:
+            continue
+        try:
+            values = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise LogError(f"{file}: broken JSON ({error})") from None
+        folder, seed = home(file.parent)
+        dim, split, model, dataset = match.groups()
+        found.setdefault((folder, dataset, model, int(dim), seed), {})[split] = as_fractions(values, file)
+    return found
+
+
+def read_events(path):
+    """The same of TensorBoard event files."""
+    folders = sorted({file.parent for file in path.rglob("events.out.tfevents.*")})
+    if not folders:
+        return {}
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        raise LogError(
+            f"{folders[0]} holds TensorBoard event files, and the package tensorboard is not installed: "
+            "pip install tensorboard"
+        ) from None
+    found = {}
+    for folder in folders:
+        match = EVENTS.fullmatch(folder.name)
+        if not match:
+            raise LogError(f"{folder}: name event files' folder {{dim}}_{{model}}_{{dataset}}, such as 256_inn_mnist")
+        try:
+            events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+            scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if "acc" in tag.lower()}
+        except Exception as error:  # tensorboard raises many kinds on a damaged file
+            raise LogError(f"{folder}: damaged event files ({type(error).__name__})") from None
+        parent, seed = home(folder.parent)
+        splits = found.setdefault((parent, match[3], match[2], int(match[1]), seed), {})
+        for tag, events in scalars.items():
+            split = "train" if "train" in tag.lower() else "test"
+            if split in splits:
+                raise LogError(f"{folder}: several scalars for the {split} accuracy ({tag} is one)")
+            splits[split] = as_fractions([e.value for e in sorted(events, key=lambda e: e.step)], f"{folder}, {tag}")
+    return found
+
+
+def read_times(folder):
+    """{(dataset, model, dim, seed): (config, setup seconds, {epoch: record}, own lr)} from metrics.jsonl."""
+    from deq_enn.training.run_files import read_metrics
+
+    owner, setup, epochs, chosen = {}, {}, {}, {}
+    for record in read_metrics(folder):
+        key = record["run"]
+        if record["event"] == "run":
+            owner[record["dataset"], record["model"], record["dim"], record["seed"]] = record
+            if record["config"].get("own_rate"):  # chosen, so not a setting that a table's runs share
+                chosen[key] = record["config"]["lr"]
+                record["config"]["lr"] = "auto"
+            # a resumed run adds its set-ups up; the least is that of one
+            setup[key] = min(record["setup_seconds"], setup.get(key, math.inf))
+        elif record["event"] == "epoch":
+            epochs.setdefault(key, {})[record["epoch"]] = record
+    return {
+        name: (record["config"], setup[key], epochs.get(key, {}), chosen.get(key))
+        for name, record in owner.items()
+        for key in [record["run"]]
+    }
+
+
+def read_runs(path):
+    """Every Run below the path.
+
+    Raises
+    ------
+    LogError : a file that cannot be read, no logs, or a log that is not the one its metrics.jsonl tells of.
+    """
+    if not path.is_dir():
+        raise LogError(f"{path}: no such folder")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise LogError(f"{path}: the folder cannot be read")
+    found = {**read_json_logs(path), **read_events(path)}
+    if not found:
+        raise LogError(
+            f"{path}: no accuracy logs ({{dim}}_test_{{model}}_{{dataset}}.json) and no TensorBoard event files"
+        )
+    times = {folder: read_times(folder) for folder in {name[0] for name in found}}
+    runs = []
+    for (folder, *name), splits in found.items():
+        dataset, model, dim, seed = name
+        config, setup, epochs, own_lr = times[folder].get(tuple(name), (None, None, {}, None))
+        run = Run(
+            folder,
+            dataset,
+            model,
+            dim,
+            seed,
+            splits.get("train", ()),
+            splits.get("test", ()),
+            config,
+            setup,
+            median(r["seconds"] for r in epochs.values()) if epochs else None,
+            own_lr,
+        )
+        if not run.test:
+            raise LogError(f"{run.title}: a log of the training accuracy without one of the test accuracy")
+        # a killed run's last epoch may be in the one file and not yet in the other
+        if any(epochs[e]["test_accuracy"] != run.test[e - 1] for e in epochs if e <= len(run.test)):
+            raise LogError(f"{run.title}: the log and metrics.jsonl tell of two configurations: take one of them away")
+        runs.append(run)
+    return runs
+
+
+def shared(config):
+    return {key: value for key, value in (config or {}).items() if key not in PER_RUN}
+
+
+def differing(one, other):
+    """In words, what two configurations differ in."""
+    if not (one and other):
+        return "one of them without a configuration in metrics.jsonl"
+    return ", ".join(f"{key} {one.get(key)} and {other.get(key)}" for key in one if one.get(key) != other.get(key))
+
+
+def group(runs):
+    """Experiments of equal dataset and settings, unfinished runs apart.
+
+    Raises
+    ------
+    LogError : one name (folder, dataset, model) with two configurations, or one run twice with other numbers.
+    """
+    experiments, names = {}, {}
+    for run in runs:
+        # over its widths and seeds, a name has one configuration
+        mine = {k: v for k, v in (run.config or {}).items() if k not in ("dim", "seed")}
+        first, theirs = names.setdefault((run.folder, run.dataset, run.model), (run, mine))
+        if theirs != mine:
+            raise LogError(
+                f"{run.title} and dim {first.dim} seed {first.seed} are two configurations under one name "
+                f"({differing(mine, theirs)}): summarise them from folders of their own"
+            )
+        settings = shared(run.config)
+        key = (run.dataset, json.dumps(settings, sort_keys=True) if settings else str(run.folder))
+        experiment = experiments.setdefault(key, Experiment(run.dataset, settings, []))
+        if run.folder not in experiment.folders:
+            experiment.folders.append(run.folder)
+        twin = experiment.runs.setdefault((run.model, run.dim, run.seed), run)
+        if (twin.test, twin.train, twin.config) != (run.test, run.train, run.config):
+            raise LogError(f"{run.title} is also in {twin.folder}, with other numbers: leave one of them out")
+    for experiment in experiments.values():
+        for name in [name for name, run in experiment.runs.items() if len(run.test) < experiment.epochs]:
+            run = experiment.runs.pop(name)
+            experiment.unfinished.append(f"{run.model} dim {run.dim} seed {run.seed} ({len(run.test)} epochs)")
+    finished = [e for e in experiments.values() if e.runs]
+    if not finished:
+        raise LogError(f"{runs[0].folder}: no run is finished (resume it with main.py --resume)")
+    return sorted(finished, key=lambda e: (e.dataset, e.title))
+
+
+def first_epochs(experiment, epochs):
+    """The same runs as they stood after so many epochs.
+
+    Raises
+    ------
+    LogError : they were shorter.
+    """
+    if epochs > experiment.epochs:
+        raise LogError(f"--epoch {epochs}: the runs of {experiment.title} have no more")
+    runs = {
+        name: replace(run, train=run.train[:epochs], test=run.test[:epochs]) for name, run in experiment.runs.items()
+    }
+    return replace(experiment, runs=runs, first=epochs)
+
+
+def load(paths):
+    return group([run for path in dict.fromkeys(map(Path, paths)) for run in read_runs(path)])

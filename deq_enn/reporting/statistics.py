@@ -1,0 +1,85 @@
+"""A DEQ and an explicit network, paired over seeds: intervals, tests of a difference and of equality, multiplicity.
+
+The networks of one seed share data, order and first-layer weights, so their accuracies are compared seed by seed. An
+interval that holds 0 does not show that two networks are equal: three seeds will do for that. Equality within a margin
+is shown by two one-sided tests (TOST): that the mean difference is above -margin, and that it is below +margin.
+
+References: Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987), two one-sided tests; Holm, Scand. J. Stat. 6 (1979).
+"""
+
+import math
+from dataclasses import dataclass
+
+from deq_enn.reporting.style import mean_std
+
+MARGIN = 0.5  # percentage points within which accuracies count as equal
+LEAST_SEEDS = 8  # fewer make no claim of equality
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences, one a seed, in their unit: `mean` and `half`, half the width of the 95% interval of the paired t.
+
+    half, p_difference and p_equality are NaN for a single seed.
+    """
+
+    n: int
+    mean: float
+    half: float
+    half_90: float
+    p_difference: float
+    p_equality: float
+
+    @property
+    def enough(self):
+        return self.n >= LEAST_SEEDS
+
+
+def compare(one, other, margin=MARGIN):
+    """The differences one - other, over the seeds that both {seed: value} have; None if they share no seed.
+
+    p_difference is two-sided, of a mean of 0. p_equality is the larger of the two one-sided ones, so that it is below
+    5% exactly where the 90% interval lies inside (-margin, margin).
+    """
+    differences = [one[seed] - other[seed] for seed in one if seed in other]
+    if not differences:
+        return None
+    mean, std = mean_std(differences)
+    n = len(differences)
+    if n == 1:
+        return Paired(1, mean, *[math.nan] * 4)
+    from scipy.special import stdtr, stdtrit  # scipy.stats.t's own, without the half second that its import takes
+
+    error = std / math.sqrt(n)
+
+    def above(distance):
+        """The p-value of a mean this far above the bound; where all seeds agree it is 0 or 1."""
+        return float(stdtr(n - 1, -distance / error)) if error else float(distance <= 0)
+
+    return Paired(
+        n,
+        mean,
+        float(stdtrit(n - 1, 0.975)) * error,
+        float(stdtrit(n - 1, 0.95)) * error,
+        min(1.0, 2 * above(abs(mean))),
+        max(above(margin + mean), above(margin - mean)),
+    )
+
+
+def holm(p_values):
+    """Holm's adjusted p-values: below a level, they are significant at it with all of them tested together."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
+
+
+def verdict(paired, p_difference, p_equality, margin=MARGIN, level=0.05):
+    """What the adjusted p-values say, in words; both answers may hold, as a small difference can be a sure one."""
+    if not paired.enough:
+        return f"not enough seeds ({paired.n} of {LEAST_SEEDS})"
+    found = [f"equal within {margin:g}"] if p_equality < level else []
+    found += ["higher" if paired.mean > 0 else "lower"] if p_difference < level else []
+    return ", yet ".join(found) or "undecided"

@@ -1,0 +1,235 @@
+"""The tables of an experiment: accuracies, paired differences, tests of equality, cost; and a CSV of its runs."""
+
+import csv
+import math
+import re
+from statistics import median
+
+from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, compare, holm, verdict
+from deq_enn.experiments.accuracy_report import LOOKS
+from deq_enn.reporting.page import Table
+from deq_enn.reporting.style import mean_std
+
+PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")]
+# of models that are named with their activation
+LINES = {"deq": ("-", "{}-DEQ"), "matched_enn": ("--", "matched {}-ENN"), "unmatched_enn": (":", "unmatched {}-ENN")}
+
+
+def name_of(model):
+    kind, _, rest = model.partition("-")
+    return LOOKS[model][2] if model in LOOKS else LINES[kind][1].format(rest) if kind in LINES and rest else model
+
+
+def pairs_of(experiment):
+    """(DEQ, explicit network) that are compared, in the order of the models."""
+    pairs = [pair for pair in PAIRS if set(pair) <= set(experiment.models)]
+    for deq in (m for m in experiment.models if m.startswith("deq-")):
+        activation = re.escape(deq.removeprefix("deq-"))
+        pairs += [
+            (deq, m)
+            for m in experiment.models
+            if re.fullmatch(rf"matched_enn-{activation}-(ck|ntk)|unmatched_enn-{activation}", m)
+        ]
+    return pairs
+
+
+def is_matched(enn):
+    return not name_of(enn).startswith("unmatched")
+
+
+def final(runs):
+    """{seed: test accuracy in % after the last epoch}"""
+    return {seed: 100 * run.test[-1] for seed, run in runs.items()}
+
+
+def differences(experiment, deq, enn, margin=MARGIN):
+    """{dim: Paired} of the final test accuracies in %."""
+    found = {
+        dim: compare(final(experiment.of(deq, dim)), final(experiment.of(enn, dim)), margin) for dim in experiment.dims
+    }
+    return {dim: paired for dim, paired in found.items() if paired}
+
+
+def accuracy_cell(experiment, model, dim):
+    """Mean and standard deviation over the seeds, in %."""
+    values = list(final(experiment.of(model, dim)).values())
+    if not values:
+        return "–"
+    mean, std = mean_std(values)
+    return f"{mean:.2f} ± {std:.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def seeds_of(experiment, dims):
+    """How many, in words."""
+    counts = {len(experiment.of(model, dim)) for model in experiment.models for dim in dims} - {0}
+    most = f"{max(counts)} seed{'s' * (max(counts) > 1)}"
+    return f"{min(counts)} to {most}" if len(counts) > 1 else most
+
+
+def difference_cell(paired):
+    """A mean difference and its 95% interval, where there is one."""
+    text = f"{paired.mean:+.2f}"
+    if paired.n > 1:
+        text += f" [{paired.mean - paired.half:+.2f}, {paired.mean + paired.half:+.2f}]"
+    return text.replace("-", "−")
+
+
+def accuracy_table(experiment):
+    rows = [[str(dim), *(accuracy_cell(experiment, m, dim) for m in experiment.models)] for dim in experiment.dims]
+    note = f"Unfinished and left out: {', '.join(experiment.unfinished)}." if experiment.unfinished else ""
+    seeds = seeds_of(experiment, experiment.dims)
+    return Table(
+        f"Test accuracy in % ({experiment.title}; mean ± standard deviation, {seeds})",
+        ["width", *map(name_of, experiment.models)],
+        rows,
+        note,
+    )
+
+
+def difference_table(experiment):
+    """None where there is no pair."""
+    pairs = [(pair, differences(experiment, *pair)) for pair in pairs_of(experiment)]
+    if not pairs:
+        return None
+
+    rows = [
+        [str(dim), *(difference_cell(found[dim]) if dim in found else "–" for _, found in pairs)]
+        for dim in experiment.dims
+    ]
+    all_found = [paired for _, found in pairs for paired in found.values()]
+    most = max(paired.n for paired in all_found) if all_found else 0
+    note = "In brackets the 95% interval of the paired t, each by itself; without one, a single seed."
+    if most < LEAST_SEEDS:
+        note += (
+            f" Not enough seeds for a claim of equality ({most} of {LEAST_SEEDS}): that an interval holds 0 shows none."
+        )
+    return Table(
+        f"DEQ − ENN, test accuracy in percentage points, paired over seeds ({experiment.title})",
+        ["width", *(f"{name_of(deq)} − {name_of(enn)}" for (deq, enn), _ in pairs)],
+        rows,
+        note,
+    )
+
+
+def equality_table(experiment, margin=MARGIN):
+    """Is the ENN as good as the DEQ, up to a margin in percentage points? None where no pair has enough seeds."""
+    found = [
+        (dim, deq, enn, paired)
+        for deq, enn in pairs_of(experiment)
+        for dim, paired in differences(experiment, deq, enn, margin).items()
+    ]
+    tested = [paired for *_, paired in found if paired.enough]
+    if not tested:
+        return None
+    different, equal = (holm([getattr(paired, which) for paired in tested]) for which in ("p_difference", "p_equality"))
+    adjusted = {id(paired): p for paired, *p in zip(tested, different, equal)}
+    rows = []
+    for dim, deq, enn, paired in found:
+        p = adjusted.get(id(paired), (math.nan, math.nan))
+        low, high = paired.mean - paired.half_90, paired.mean + paired.half_90
+        interval = f"[{low:+.2f}, {high:+.2f}]".replace("-", "−") if paired.n > 1 else "–"
+        rows.append(
+            [
+                str(dim),
+                f"{name_of(deq)} − {name_of(enn)}",
+                str(paired.n),
+                f"{paired.mean:+.2f}".replace("-", "−"),
+                interval,
+                *(f"{value:.2g}" if paired.enough else "–" for value in p),
+                verdict(paired, *p, margin),
+            ]
+        )
+    note = (
+        "Paired t over the seeds. p, difference: two-sided, of no difference. p, equality: two one-sided tests (TOST) "
+        f"of a difference of {margin:g} or more, either way. Both adjusted by Holm's method over the {len(tested)} "
+        f"row{'s' * (len(tested) > 1)} tested; the verdicts are at 5%. A row needs {LEAST_SEEDS} seeds."
+    )
+    return Table(
+        f"Equal within {margin:g} percentage points? ({experiment.title})",
+        ["width", "pair", "seeds", "mean difference", "90% interval", "p, difference", "p, equality", "verdict"],
+        rows,
+        note,
+    )
+
+
+def cost_table(experiment):
+    """None where no times are known."""
+
+    def typical(model, dim, what):
+        times = [getattr(run, what) for run in experiment.of(model, dim).values() if getattr(run, what) is not None]
+        return median(times) if times else None
+
+    pairs = [(deq, enn) for deq, enn in pairs_of(experiment) if is_matched(enn)]
+    rows = []
+    for dim in experiment.dims:
+        for deq, enn in pairs:
+            setup = [typical(model, dim, "setup_seconds") for model in (deq, enn)]
+            epoch = [typical(model, dim, "epoch_seconds") for model in (deq, enn)]
+            if None not in setup + epoch:
+                rows.append(
+                    [
+                        str(dim),
+                        name_of(deq),
+                        *(f"{s:.3g}" for s in setup),
+                        f"{setup[0] / setup[1]:.1f}",
+                        *(f"{s:.3g}" for s in epoch),
+                    ]
+                )
+    if not rows:
+        return None
+    return Table(
+        f"Cost of a DEQ and of its matched ENN, seconds ({experiment.title}; median over seeds)",
+        ["width", "DEQ", "features, DEQ", "features, ENN", "ratio", "epoch, DEQ", "epoch, ENN"],
+        rows,
+        "Features: building the network and passing all training and test samples through it once.",
+    )
+
+
+def tables(experiment, margin=MARGIN):
+    made = (
+        accuracy_table(experiment),
+        difference_table(experiment),
+        equality_table(experiment, margin),
+        cost_table(experiment),
+    )
+    return [table for table in made if table]
+
+
+def write_csv(experiments, file):
+    """One row a run."""
+    keys = list(dict.fromkeys(key for e in experiments for key in e.settings if key != "dataset"))
+    out = csv.writer(file, lineterminator="\n")
+    out.writerow(
+        [
+            "dataset",
+            "model",
+            "dim",
+            "seed",
+            "epochs",
+            "train_accuracy",
+            "test_accuracy",
+            "setup_seconds",
+            "epoch_seconds",
+            *keys,
+            "own_lr",
+            "folder",
+        ]
+    )
+    for e in experiments:
+        for (model, dim, seed), run in sorted(e.runs.items()):
+            out.writerow(
+                [
+                    e.dataset,
+                    model,
+                    dim,
+                    seed,
+                    len(run.test),
+                    run.train[-1] if run.train else "",
+                    run.test[-1],
+                    run.setup_seconds,
+                    run.epoch_seconds,
+                    *(e.settings.get(key) for key in keys),
+                    run.own_lr,
+                    run.folder,
+                ]
+            )

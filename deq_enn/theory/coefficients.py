@@ -1,0 +1,239 @@
+"""The four scalars of every kernel, and the closed-form equivalent matrix they make.
+
+On high-dimensional Gaussian-mixture data each of the kernels here is, up to O(n^{-1/2}) in spectral norm,
+
+    M = c1 S + V C V^T + (diag - tau_0^2 c1) I,   V = [J/sqrt(p), psi],   C = [[c2 t t^T + c3 T, c2 t], [c2 t^T, c2]]
+
+with S = X X^T: Theorem 1 (implicit CK), Theorem 2 (implicit NTK) and Theorem 3 (explicit CK) of Ling et al., ICML
+2024; the explicit NTK follows the same way. Entry by entry off the diagonal, M_ij = c1 S_ij + c2 chi_i chi_j +
+c3 S_ij^2 with chi_i = |x_i|^2 - tau_0^2.
+
+Where the printed formulas are wrong this file has what holds (docs/corrections.md); tests/test_coefficients.py
+has for each a check that the printed variant fails.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.theory.equilibrium import check_stable, estimate_tau0, get_tau, jump_places
+
+
+@dataclass(frozen=True)
+class KernelCoefficients:
+    """(diag, c1, c2, c3): of a CK (gamma^2, alpha_1, alpha_2, alpha_3), of an NTK (kappa^2, beta_1, beta_2, beta_3)."""
+
+    diag: float
+    c1: float
+    c2: float
+    c3: float
+
+
+class MatchError(ValueError):
+    """No explicit network of a family has the coefficients asked for; says which condition fails and by how much."""
+
+
+def implicit_ck(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> KernelCoefficients:
+    """Conjugate kernel of the DEQ z = phi(sigma_a A z + sigma_b B x)/sqrt(m), phi centred at tau_* (Theorem 1).
+
+    alpha_2 goes with the square of alpha_4 (the slides have the first power).
+    Raises ValueError where tau_* does not exist or is not stable, or the DEQ has no stable equilibrium
+    (`utils.check_stable`), which an activation with a jump never has.
+    """
+    return _implicit(activation, sigma_a2, tau0)[0]
+
+
+def implicit_ntk(
+    activation: Activation, sigma_a2: float, tau0: float = 1.0, trained: str = "aAB"
+) -> KernelCoefficients:
+    """Tangent kernel of the DEQ with readout a and weights A trained ("aA", Theorem 2), or B as well ("aAB").
+
+    kappa^2 has gamma^2 where the slides have tau_*^2, and the cross term of beta_3 is beta_1 sigma_a^2 d2^2 L.
+    """
+    if trained not in ("aA", "aAB"):
+        raise ValueError(f"trained must be 'aA' or 'aAB', got {trained!r}")
+    ck, moments = _implicit(activation, sigma_a2, tau0)
+    sigma_b2, d1, d2 = 1 - sigma_a2, moments.d1, moments.d2
+    D = 1 - sigma_a2 * d1**2
+    L = sigma_b2 / D
+    slack = 1 - sigma_a2 * moments.d1_sq  # positive: the equilibrium is stable
+    kappa2 = ck.diag / slack
+    b1, b2 = ck.c1 / D, ck.c2 / D
+    if trained == "aAB":
+        kappa2 += sigma_b2 * tau0**2 * moments.d1_sq / slack
+        b1 += sigma_b2 * d1**2 / D
+    # G_dot_ij = d1^2 + d2^2 L S_ij: the second-order term that the factor 1/(1 - sigma_a^2 G_dot) adds
+    b3 = (ck.c3 + b1 * sigma_a2 * d2**2 * L) / D
+    if trained == "aAB":
+        b3 += sigma_b2 * d2**2 * L / D
+    return KernelCoefficients(kappa2, b1, b2, b3)
+
+
+def _implicit(activation, sigma_a2, tau0):
+    moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
+    sigma_b2, d1, d2 = 1 - sigma_a2, moments.d1, moments.d2
+    D = 1 - sigma_a2 * d1**2
+    check_stable(activation, sigma_a2, moments.d1_sq, moments.jumps)
+    growth = sigma_a2 * moments.sq_dd / 2
+    if growth >= 1:  # (D > 0 wherever tau_* exists, by Cauchy-Schwarz)
+        raise ValueError(
+            f"the conjugate kernel of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable fixed "
+            f"point: sigma_a^2 E[(phi^2)'']/2 = {growth:.4g} must be below 1"
+        )
+    a1 = sigma_b2 * d1**2 / D
+    a4 = sigma_b2 / (1 - growth)
+    L = sigma_b2 / D  # Lambda_ij = L S_ij to first order
+    return KernelCoefficients(moments.variance, a1, d2**2 * a4**2 / (4 * D), d2**2 * L**2 / (2 * D)), moments
+
+
+def explicit_ck(layers: Sequence[Activation], tau0: float = 1.0) -> KernelCoefficients:
+    """Conjugate kernel of x_l = sigma_l(W_l x_{l-1})/sqrt(m) after the last of the layers, as given (Theorem 3).
+
+    Raises ValueError for a layer whose mean at its input scale is not zero: its kernel has a constant part that
+    no choice of the four scalars describes. `gaussian_integration.centre` centres one. A layer may have jumps.
+    """
+    return _explicit(layers, tau0, frozen_first=False)[0]
+
+
+def explicit_ntk(layers: Sequence[Activation], tau0: float = 1.0, trained: str = "all") -> KernelCoefficients:
+    """Tangent kernel of the same network and its readout, with all weights trained, or all but W_1 ("frozen_first").
+
+    K_l = Sigma_l + K_{l-1} * Sigma_dot_l entry by entry, from K_0 = S, or 0 with the first layer frozen. Raises
+    ValueError as `explicit_ck` does, and for a layer with a jump unless it is the frozen one: E[sigma'^2] is infinite.
+    """
+    if trained not in ("all", "frozen_first"):
+        raise ValueError(f"trained must be 'all' or 'frozen_first', got {trained!r}")
+    _, ntk, infinite = _explicit(layers, tau0, frozen_first=trained == "frozen_first")
+    if infinite:
+        raise ValueError(f"the tangent kernel of this network is infinite: {infinite}")
+    return ntk
+
+
+def _explicit(layers, tau0, frozen_first):
+    if not layers:
+        raise ValueError("an explicit network needs at least one layer")
+    if not (tau0 > 0 and math.isfinite(tau0)):
+        raise ValueError(f"tau_0 must be positive and finite, got {tau0}")
+    tau = tau0
+    a1, a2, a3, a4 = 1.0, 0.0, 0.0, 1.0
+    b1, b2, b3, kappa2 = (0.0, 0.0, 0.0, 0.0) if frozen_first else (1.0, 0.0, 0.0, tau0**2)
+    infinite = None
+    for index, layer in enumerate(layers, 1):
+        moments = gaussian_moments(layer, tau)
+        if abs(moments.mean) > 1e-9 * math.sqrt(moments.variance) + 1e-13:
+            raise ValueError(
+                f"layer {index} ({layer.name}) is not centred at its input scale {tau:.6g}: its mean there "
+                f"is {moments.mean:.3g}; centre it with gaussian_integration.centre"
+            )
+        if moments.variance <= 1e-300:
+            raise ValueError(f"layer {index} ({layer.name}) is constant at its input scale {tau:.6g}")
+        s, e, w = moments.d1**2, moments.d2**2, moments.sq_dd / 2
+        b3 = s * b3 + b1 * e * a1
+        a1, a2, a3, a4 = s * a1, s * a2 + e * a4**2 / 4, s * a3 + e * a1**2 / 2, w * a4
+        b1, b2, b3 = a1 + s * b1, a2 + s * b2, a3 + b3
+        if moments.jumps and kappa2:  # a frozen layer's derivative does not enter
+            infinite = infinite or f"E[f'^2] of layer {index} ({layer.name}) is, {jump_places(moments.jumps)}"
+        kappa2 = moments.variance + (kappa2 * moments.d1_sq if kappa2 else 0.0)
+        tau = math.sqrt(moments.variance)
+    return KernelCoefficients(tau**2, a1, a2, a3), KernelCoefficients(kappa2, b1, b2, b3), infinite
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the equivalent matrix
+
+
+@dataclass(frozen=True)
+class MixtureStatistics:
+    """What the theory needs of n samples from a K-class mixture, sqrt(p) x ~ N(mu_a, C_a).
+
+    J : (n, K) float64, one-hot class membership.
+    t : (K,) tr(C_a - C)/sqrt(p), with C the class-weighted mean of the C_a.
+    T : (K, K) tr(C_a C_b)/p, of the full covariances (the authors' code centres them, which is wrong).
+    psi : (n,) |x_i - E x_i|^2 - E|x_i - E x_i|^2.
+    tau0 : float, the scale at which kernels are expanded.
+    """
+
+    J: torch.Tensor
+    t: torch.Tensor
+    T: torch.Tensor
+    psi: torch.Tensor
+    tau0: float
+
+
+def equivalent_kernel(coefficients: KernelCoefficients, X: torch.Tensor, statistics: MixtureStatistics) -> torch.Tensor:
+    """The equivalent matrix M above for data X (n, p), float64, of shape (n, n) (Theorems 1 to 3)."""
+    X = X.double()
+    n, p = X.shape
+    if statistics.J.shape[0] != n or statistics.psi.shape != (n,):
+        raise ValueError(f"the statistics describe {statistics.J.shape[0]} samples, X has {n}")
+    c1, c2, c3 = coefficients.c1, coefficients.c2, coefficients.c3
+    J = statistics.J.to(X) / math.sqrt(p)
+    t, T, psi = statistics.t.to(X), statistics.T.to(X), statistics.psi.to(X)
+    # V C V^T = c2 (J t + psi)(J t + psi)^T + c3 J T J^T
+    drift = J @ t + psi
+    M = X @ X.T
+    M.mul_(c1).addr_(drift, drift, alpha=c2).addmm_(J @ T, J.T, alpha=c3)
+    M.diagonal().add_(coefficients.diag - statistics.tau0**2 * c1)
+    return M
+
+
+def estimate_statistics(X: torch.Tensor, y: torch.Tensor) -> MixtureStatistics:
+    """The mixture's statistics from labelled data X (n, p), y (n,) integers, in O(n p min(n, p)).
+
+    Each class is centred at its sample mean; the class of label y.unique()[a] is column a of J.
+
+    Raises
+    ------
+    ValueError : X is not an (n, p) matrix of finite numbers with one label a row, or a class has fewer than 3 samples.
+
+    Notes
+    -----
+    Biases, for Gaussian classes of n_a samples:
+
+    - The plug-in tr(C_a^ C_a^)/p of the sample covariances is too large by (tr C_a)^2/(n_a p), that is by a share of
+      about p/n_a, which does not vanish as n and p grow together. Its cause is the terms of a sample with itself, so
+      T_aa here averages (x_i^T x_j)^2 over pairs i != j alone; a relative bias of O(p/n_a^2) remains. T_ab, a != b,
+      and t are unbiased.
+    - psi has mean zero within each class by construction, and |x_i - sample mean|^2 is short by tr C_a/(n_a p) in
+      expectation, which the class average takes with it: the bias of psi is zero, its error O(p^{-1/2} n^{-1/2}).
+    - tau_0 is that of `estimate_tau0`: it counts the class means, sum_a n_a |mu_a|^2/(n p), which the theory's
+      tr C/p neglects and a kernel of real data does not.
+    """
+    if X.ndim != 2 or y.shape != X.shape[:1]:
+        raise ValueError(f"X must be (n, p) and y (n,), got shapes {tuple(X.shape)} and {tuple(y.shape)}")
+    X = X.double()
+    tau0 = estimate_tau0(X)
+    p = X.shape[1]
+    _, index = y.unique(return_inverse=True)
+    J = torch.nn.functional.one_hot(index).to(X)
+    counts = J.sum(0)
+    if counts.min() < 3:
+        raise ValueError(f"a class has {int(counts.min())} samples: its covariance needs at least 3")
+    Z = X - (J.T @ X / counts[:, None])[index]
+    norms2 = Z.square().sum(1)
+    mean_norms2 = J.T @ norms2 / counts
+    variances = mean_norms2 * counts / (counts - 1)
+    classes = [Z[index == a] for a in range(len(counts))]
+    K = len(counts)
+    T = torch.empty(K, K, dtype=X.dtype, device=X.device)
+    for a in range(K):
+        for b in range(a, K):
+            pairs = counts[a] * counts[b]
+            total = _squared_products(classes[a], classes[b])
+            if a == b:
+                total, pairs = total - norms2[index == a].square().sum(), counts[a] * (counts[a] - 1)
+            # centring shrinks both factors by 1 - 1/n_a
+            T[a, b] = T[b, a] = p * total / (pairs * (1 - 1 / counts[a]) * (1 - 1 / counts[b]))
+    t = math.sqrt(p) * (variances - counts @ variances / len(X))
+    return MixtureStatistics(J, t, T, norms2 - mean_norms2[index], tau0)
+
+
+def _squared_products(Z, W):
+    """sum_ij (z_i^T w_j)^2 by whichever product is smaller."""
+    if len(Z) * len(W) <= Z.shape[1] ** 2:
+        return (Z @ W.T).square().sum()
+    return ((Z.T @ Z) * (W.T @ W)).sum()

@@ -1,0 +1,148 @@
+"""The scales tau_0 and tau_* with the assumptions behind them; seeds, device, atomic file writes."""
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from scipy.optimize import brentq
+
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.gaussian import gaussian_moments
+
+
+def estimate_tau0(X: torch.Tensor) -> float:
+    """tau_0 = sqrt(mean squared row norm) of the data X (n, p); O(n p) time, no (n, n) matrix."""
+    if X.ndim != 2 or not len(X):
+        raise ValueError(f"X must be a non-empty (n, p) matrix, got shape {tuple(X.shape)}")
+    total = math.fsum(rows.double().square().sum().item() for rows in X.split(4096))
+    if not (math.isfinite(total) and total > 0):
+        raise ValueError("X has NaN or infinite entries" if not math.isfinite(total) else "X is zero")
+    return math.sqrt(total / len(X))
+
+
+def check_sigma_a2(sigma_a2: float) -> None:
+    if not 0 < sigma_a2 < 1:
+        raise ValueError(f"sigma_a^2 must lie in (0, 1), got {sigma_a2}")
+
+
+def check_stable(activation: Activation, sigma_a2: float, d1_sq: float, jumps=()) -> None:
+    """Refuses a DEQ whose equilibrium is not stable: E[f'^2] at its scale tau_*, `d1_sq`, must be below 1/sigma_a^2.
+
+    A small change of the state grows by sigma_a^2 E[f'^2] with each application of a wide layer, so that from 1 on the
+    iteration does not settle, and the tangent kernel is infinite. `jumps` : the places where f jumps, for the message.
+    """
+    if math.isinf(d1_sq):
+        raise ValueError(
+            f"E[f'^2] of {activation.name} is infinite, {jump_places(jumps)}: at no sigma_a^2 has the DEQ "
+            "a stable equilibrium; take a continuous activation"
+        )
+    if sigma_a2 * d1_sq >= 1:
+        raise ValueError(
+            f"the DEQ of {activation.name} at sigma_a^2 = {sigma_a2:g} has no stable equilibrium: "
+            f"sigma_a^2 E[phi'^2] = {sigma_a2 * d1_sq:.4g} must be below 1; take a smaller sigma_a^2"
+        )
+
+
+def jump_places(jumps) -> str:
+    shown = ", ".join(f"{x:.6g}" for x in jumps[:3]) + (f" and {len(jumps) - 3} more places" if len(jumps) > 3 else "")
+    return f"as it jumps at x = {shown}" if jumps else "as it jumps"
+
+
+def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
+    """tau_*, the positive solution of tau^2 = sigma_a^2 Var[f(tau xi)] + sigma_b^2 tau_0^2 (paper, before Theorem 1).
+
+    The activation is centred at tau_* itself, so its second moment there is the variance of the given f.
+    Solved on a bracket to machine precision.
+
+    Raises
+    ------
+    ValueError : sigma_a^2 outside (0, 1), tau_0 not positive, no fixed point below 1e8 max(tau_0, 1),
+        or an activation whose moments `gaussian_moments` refuses.
+    """
+    check_sigma_a2(sigma_a2)
+    if not (tau0 > 0 and math.isfinite(tau0)):
+        raise ValueError(f"tau_0 must be positive and finite, got {tau0}")
+
+    def excess(tau):
+        return sigma_a2 * gaussian_moments(activation, tau).variance + (1 - sigma_a2) * tau0**2 - tau**2
+
+    low = math.sqrt(1 - sigma_a2) * tau0
+    slack = 1 - sigma_a2 * activation.lipschitz**2
+    # Poincare: Var[f(tau xi)] <= L^2 tau^2, which bounds the fixed point where sigma_a^2 L^2 < 1
+    high = low / math.sqrt(slack) * (1 + 1e-9) if slack > 0 else 1.1 * low
+    while excess(high) > 0:
+        low, high = high, 1.1 * high  # small steps: the excess may dip below 0 for a short while only
+        if high > 1e8 * max(tau0, 1.0):
+            raise ValueError(
+                f"no tau_* exists for activation {activation.name} at sigma_a^2 = {sigma_a2}: "
+                "sigma_a^2 Var[f(tau xi)] outgrows tau^2; take a smaller sigma_a^2"
+            )
+    return (
+        brentq(excess, low, high, xtol=1e-16 * low, rtol=4 * torch.finfo(torch.float64).eps) if excess(low) > 0 else low
+    )
+
+
+def check_assumptions(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> list[str]:
+    """The conditions of the paper's Assumption (3) that fail, one sentence each; an empty list if all hold."""
+    failed = []
+    moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
+    lipschitz, curvature = math.inf if moments.jumps else activation.lipschitz, moments.sq_dd
+    if 4 * sigma_a2 * lipschitz**2 >= 1:
+        failed.append(
+            f"sigma_a^2 = {sigma_a2:g} is not below 1/(4 L^2) = {1 / (4 * lipschitz**2):.4g} (L = "
+            f"{lipschitz:.4g} for {activation.name}): the equilibrium need not exist or be unique"
+        )
+    if curvature > 0 and sigma_a2 >= 2 / curvature:
+        failed.append(
+            f"sigma_a^2 = {sigma_a2:g} is not below 2/E[(phi^2)''] = {2 / curvature:.4g} at tau_*: "
+            "the diagonal of the kernel need not converge"
+        )
+    return failed
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def generator(*seeds) -> torch.Generator:
+    """A CPU generator for this tuple of integers and strings; other tuples give independent streams."""
+    digest = hashlib.sha256(repr(seeds).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def get_device(name: str | None = None) -> torch.device:
+    """The named device; CUDA if there is one, else the CPU, where no name is given."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not one that torch knows: use cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(f"device {name!r} is not there: torch sees {found} CUDA device{'s' * (found != 1)}; use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use cpu, cuda or cuda:0")
+    return device
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Yields a file that takes the place of `path` on success and vanishes on any failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, mode) as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes the file private
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,112 @@
+"""The limiting spectrum of an equivalent kernel on a mixture: the density of its bulk, an atom, isolated eigenvalues.
+
+On a mixture the equivalent kernel is c1 X X^T + V C V^T + (diag - tau_0^2 c1) I. Write X = J M/sqrt(p) + W with the
+class means M (K, p) and noise rows w_i ~ N(0, C_a/p). All but W W^T has low rank, U A U^T with
+U = [J/sqrt(p), W M^T, psi], so the bulk is that of W W^T, and an isolated eigenvalue solves
+det(I + A U^T Q(x) U) = 0, Q(x) = (W W^T - x)^{-1}. Both follow from the deterministic equivalent
+
+    Q ~ diag(g_a(x)),  g_a = -1/(x - tr(C_a R)/p),  R = (I + sum_b (n_b/p) g_b C_b)^{-1}
+
+(Couillet & Liao, Random Matrix Methods for Machine Learning, 2022, Theorem 2.8), which is Marchenko and Pastur's law
+for one class with C = I.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from deq_enn.theory.coefficients import KernelCoefficients
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """W W^T at its limit: class ratios n_a/p and the covariances, as in `Sample`."""
+
+    ratios: np.ndarray
+    covariances: np.ndarray
+    multiplicity: np.ndarray
+
+    def solve(self, x, tolerance=1e-10):
+        """g (len(x), K) and R (len(x), q) at the points x, complex or real outside the support."""
+        share = (self.covariances * self.multiplicity / self.multiplicity.sum()).T
+        load = self.ratios[:, None] * self.covariances
+        g = np.repeat(-1 / x[:, None], len(self.ratios), 1)
+        active = np.arange(len(x))
+        for _ in range(2000):  # close to an edge of the support it is slow, and then good enough
+            now = g[active]
+            new = -1 / (x[active, None] - (1 / (1 + now @ load)) @ share)
+            g[active] = (now + new) / 2
+            active = active[np.abs(new - now).max(1) > tolerance * np.abs(new).max(1)]
+            if not len(active):
+                break
+        return g, 1 / (1 + g @ load)
+
+    def density(self, x):
+        """Of the spectrum of W W^T at x > 0, the atom at 0 left out."""
+        g, _ = self.solve(x * (1 + 1e-5j), 1e-7)
+        return np.maximum(g.imag @ self.ratios / self.ratios.sum() / math.pi, 0)
+
+    def support(self):
+        """(left, right) ends of the continuous part, to about 1%."""
+        p = self.multiplicity.sum()
+        trace = (self.covariances * self.multiplicity).sum(1) / p
+        top = self.covariances.max() * (1 + math.sqrt(self.ratios.sum())) ** 2
+        x = np.geomspace(1e-3 * trace.min(), 1.05 * top, 600)
+        density = self.density(x)
+        inside = x[density * x > 1e-3 * (density * x).max()]
+        return inside[0], inside[-1]
+
+
+def isolated_eigenvalues(sample, coefficients, bulk, right):
+    """Limits x of the eigenvalues of W W^T + U A U^T at least 2% above the bulk's right end, which is known to 1%."""
+    K, p = len(bulk.ratios), bulk.multiplicity.sum()
+    t, T = sample.statistics.t.numpy(), sample.statistics.T.numpy()
+    c2, c3 = coefficients.c2 / coefficients.c1, coefficients.c3 / coefficients.c1
+    A = np.zeros((2 * K + 1, 2 * K + 1))
+    A[:K, :K] = sample.overlaps.sum(0) + c2 * np.outer(t, t) + c3 * T
+    A[:K, K:-1] = A[K:-1, :K] = np.eye(K)
+    A[:K, -1] = A[-1, :K] = c2 * t
+    A[-1, -1] = c2
+
+    def determinant(x):
+        g, R = bulk.solve(x)
+        weight = g * bulk.ratios
+        B = np.zeros((len(x), 2 * K + 1, 2 * K + 1))
+        B[:, range(K), range(K)] = weight
+        B[:, K:-1, K:-1] = np.einsum("xq,qab->xab", 1 - R, sample.overlaps)  # W^T Q W ~ I - R
+        B[:, -1, -1] = weight @ sample.psi_variance * p
+        return np.linalg.det(np.eye(2 * K + 1) + A @ B)
+
+    largest = 4 * (right + np.abs(A).sum() * max(1.0, bulk.ratios.sum()))
+    x = np.geomspace(right * 1.02, largest, 2000)
+    value = determinant(x)
+    k = np.nonzero(np.sign(value[1:]) != np.sign(value[:-1]))[0]
+    # the steps are half a percent: a secant is enough
+    return (x[k] - value[k] * (x[k + 1] - x[k]) / (value[k + 1] - value[k])).tolist()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The limiting spectrum of an equivalent kernel: density on a grid, an atom, and isolated eigenvalues."""
+
+    x: np.ndarray
+    density: np.ndarray
+    atom: float
+    atom_mass: float
+    isolated: list
+
+
+def limiting_spectrum(sample, coefficients: KernelCoefficients) -> Limit:
+    n, p = sample.X.shape
+    bulk = Bulk(sample.statistics.J.sum(0).numpy() / p, sample.covariances, sample.multiplicity)
+    left, right = bulk.support()
+    grid = np.geomspace(left / 1.1, right * 1.05, 400)
+    shift = coefficients.diag - sample.statistics.tau0**2 * coefficients.c1
+    return Limit(
+        coefficients.c1 * grid + shift,
+        bulk.density(grid) / coefficients.c1,
+        shift,
+        max(0.0, 1 - p / n),
+        [coefficients.c1 * x + shift for x in isolated_eigenvalues(sample, coefficients, bulk, right)],
+    )

@@ -1,0 +1,130 @@
+"""A learning rate of its own for each run, chosen on a validation part of the training set (`--lr auto`).
+
+One rate for all networks favours those whose kernel has the scale that it suits. Here each run is first made on four
+fifths of the training samples at every rate of a grid, for as many epochs as it will have, and the rate of the highest
+accuracy on the other fifth is taken (of equal ones the lower loss). Where that is the end of the grid, the grid is
+continued. A rate is not taken where the next larger one diverges: on all of the samples it may diverge itself. Test
+samples take no part.
+"""
+
+import json
+import math
+from dataclasses import replace
+
+import torch
+
+from deq_enn.data.datasets import Dataset
+from deq_enn.experiments.executors import Team
+from deq_enn.networks.fixed_point import ConvergenceError
+from deq_enn.training.run_files import Config, checkpoint_path, whole_file
+from deq_enn.training.loop import FullTask, ReadoutTask, make_optimizer
+from deq_enn.theory.equilibrium import generator
+
+STEP = 10**0.5
+# exponents of STEP where the grid begins and ends
+GRIDS = {
+    ("readout", "sgd"): (-2, 4),
+    ("readout", "adam"): (-8, -2),
+    ("full", "sgd"): (-4, 1),
+    ("full", "adam"): (-9, -4),
+}
+FURTHER = 4  # steps beyond the grid, at most
+
+
+def split(data: Dataset, seed: int) -> Dataset:
+    """The training samples alone: a random fifth of them in the place of the test samples."""
+    order = torch.randperm(len(data.X_train), generator=generator(seed, "validation"))
+    fifth = max(len(order) // 5, 1)
+    held, kept = order[:fifth], order[fifth:]
+    return replace(
+        data,
+        X_train=data.X_train[kept],
+        y_train=data.y_train[kept],
+        X_test=data.X_train[held],
+        y_test=data.y_train[held],
+    )
+
+
+def _trainer(config: Config, data: Dataset, make_model, device, team: Team):
+    """A function of the rate that gives what the run has on the validation samples, or None where it diverges."""
+    # the features of a readout do not depend on the rate
+    shared = ReadoutTask(make_model().to(device), data, config, device) if config.train == "readout" else None
+
+    def start(rate):
+        chosen = replace(config, lr=rate)
+        if shared is None:
+            return FullTask(make_model().to(device), data, chosen, device, team)
+        with torch.no_grad():
+            shared.weight.zero_()
+        shared.optimizer = make_optimizer([shared.weight], chosen)
+        return shared
+
+    def attempt(rate):
+        task = start(rate)
+        try:
+            for epoch in range(1, config.epoch + 1):
+                order = torch.randperm(len(data.X_train), generator=generator(config.seed, "order", epoch)).to(device)
+                if not math.isfinite(task.epoch(order)["train_loss"]):
+                    return None
+            found = task.evaluate()
+        except ConvergenceError:
+            return None
+        if not math.isfinite(found["test_loss"]):
+            return None
+        return {"lr": rate, "validation_accuracy": found["test_accuracy"], "validation_loss": found["test_loss"]}
+
+    return attempt
+
+
+def choose_rate(
+    config: Config, data: Dataset, make_model, device="cpu", team: Team = Team()
+) -> tuple[float, list[dict]]:
+    """The rate for a run, and what each rate of the grid had on the validation samples.
+
+    Parameters
+    ----------
+    config : of the run; its own `lr` plays no part.
+    make_model : called with no arguments for the network as it is before training.
+    team : ranks that share a run with `train` "full", and call this together.
+
+    Raises
+    ------
+    ValueError : every rate of the grid diverges.
+    """
+    attempt = _trainer(config, split(data, config.seed), make_model, device, team)
+    first, last = GRIDS[config.train, config.opt]
+    found = {exponent: attempt(STEP**exponent) for exponent in range(first, last + 1)}
+
+    def best():
+        finite = [exponent for exponent, result in found.items() if result]
+        usable = [exponent for exponent in finite if found.get(exponent + 1, "not tried")] or finite
+        if not usable:
+            raise ValueError(
+                f"{config.title}: training diverges at every rate from {STEP**first:.2g} to "
+                f"{STEP**last:.2g}; give --lr a smaller one"
+            )
+        return max(usable, key=lambda e: (found[e]["validation_accuracy"], -found[e]["validation_loss"]))
+
+    for _ in range(FURTHER):
+        beyond = best() + (1 if best() == max(found) else -1)
+        if beyond in found:
+            break
+        found[beyond] = attempt(STEP**beyond)
+    return STEP ** best(), [found[exponent] for exponent in sorted(found) if found[exponent]]
+
+
+def with_own_rate(
+    config: Config, data: Dataset, make_model, save_path, device="cpu", resume: bool = False, team: Team | None = None
+) -> Config:
+    """The configuration with the rate chosen for it, which is kept beside the run's checkpoint."""
+    path, team = checkpoint_path(config, save_path).with_suffix(".rate.json"), team or Team()
+    try:
+        rate = float(json.loads(path.read_text())["lr"]) if resume else None
+    except (OSError, ValueError, KeyError, TypeError):
+        rate = None
+    if rate is None:
+        rate, table = choose_rate(config, data, make_model, device, team)
+        if team.rank == 0:
+            with whole_file(path, "w") as file:
+                json.dump({"lr": rate, "table": table}, file)
+    return replace(config, lr=rate)

@@ -1,0 +1,280 @@
+"""Training loops, checkpoints and accuracy logs.
+
+`--train readout` is the regime of the conjugate kernel: hidden weights stay as drawn, so the features are computed
+once and only a linear softmax readout is trained on them, from zero. `--train full` trains every weight; a DEQ's
+gradient is implicit (fixed_point.py). A positive concave DEQ has all its weights trained, and projected (pcdeq.py).
+
+What a run writes is in run_files.py.
+"""
+
+import inspect
+import math
+import time
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from deq_enn.data.datasets import Dataset
+from deq_enn.experiments.executors import Team
+from deq_enn.networks.fixed_point import ConvergenceError
+from deq_enn.networks.pcdeq import augment, keep_nonnegative
+from deq_enn.training.run_files import Config, Result, RunFiles, best_path, check_output, checkpoint_path, fingerprint, fingerprint_code, log_path, read_metrics
+from deq_enn.theory.equilibrium import generator
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (the loss is no longer a number, or an equilibrium is lost); the logs so far are kept."""
+
+
+def extract_features(model, X: torch.Tensor, device="cpu", batch_size: int = 512) -> tuple[torch.Tensor, int]:
+    """Features (n, m) of X (n, p), in batches that stay in cache, and the most solver iterations that a batch took."""
+    out = torch.empty(len(X), model.readout.in_features, device=device)
+    iterations = 0
+    with torch.no_grad():
+        for start in tqdm(range(0, len(X), batch_size), desc="features", leave=False, disable=None, delay=1):
+            rows = slice(start, start + batch_size)
+            out[rows] = model.features(X[rows].to(device))
+            iterations = max(iterations, model.fixed_point.iterations if hasattr(model, "fixed_point") else 0)
+    return out, iterations
+
+
+def _eager(kind):
+    """An optimizer class of torch without what prepares it for torch.compile, which imports a compiler for seconds."""
+    methods = "add_param_group", "load_state_dict", "state_dict", "step", "zero_grad"
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
+    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
+
+
+OPTIMIZERS = {"sgd": _eager(torch.optim.SGD), "adam": _eager(torch.optim.Adam), "adamw": _eager(torch.optim.AdamW)}
+
+
+def make_optimizer(parameters, config: Config) -> torch.optim.Optimizer:
+    kind = OPTIMIZERS[config.opt]
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+class ReadoutTask:
+    """A softmax readout, without bias and from zero, on fixed features."""
+
+    def __init__(self, model, data: Dataset, config: Config, device):
+        self.config = config
+        self.train, self.iterations = extract_features(model, data.X_train, device)
+        self.test, _ = extract_features(model, data.X_test, device)
+        self.y_train, self.y_test = data.y_train.to(device), data.y_test.to(device)
+        self.weight = torch.nn.Parameter(torch.zeros(data.n_classes, self.train.shape[1], device=device))
+        self.optimizer = make_optimizer([self.weight], config)
+        self.buffer = torch.empty(config.batch_size, self.train.shape[1], device=device)
+
+    def state(self) -> dict:
+        return {"weight": self.weight.detach(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict) -> None:
+        with torch.no_grad():
+            self.weight.copy_(state["weight"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    @torch.no_grad()
+    def epoch(self, order: torch.Tensor) -> dict:
+        """One pass over the samples in the given order. Loss and accuracy are those seen on the way."""
+        labels = self.y_train[order][:, None]
+        log_likelihood = torch.empty(len(order), 1, device=order.device)
+        predicted = torch.empty(len(order), dtype=torch.int64, device=order.device)
+        minus_one = torch.full((self.config.batch_size, 1), -1.0, device=order.device)
+        for start in range(0, len(order), self.config.batch_size):
+            rows = slice(start, min(start + self.config.batch_size, len(order)))
+            size = rows.stop - rows.start
+            x = torch.index_select(self.train, 0, order[rows], out=self.buffer[:size])
+            # the gradient of the mean cross-entropy of a linear model, written out: (softmax - onehot)^T x / n
+            log_p = (x @ self.weight.T).log_softmax(1)
+            torch.argmax(log_p, 1, out=predicted[rows])
+            torch.gather(log_p, 1, labels[rows], out=log_likelihood[rows])
+            delta = log_p.exp_().scatter_add_(1, labels[rows], minus_one[:size])
+            self.weight.grad = (delta.T @ x).div_(size)
+            self.optimizer.step()
+        return {
+            "train_loss": -log_likelihood.double().mean().item(),
+            "train_accuracy": (predicted == labels[:, 0]).sum().item() / len(order),
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> dict:
+        logits = self.test @ self.weight.T
+        return {
+            "test_loss": F.cross_entropy(logits, self.y_test).item(),
+            "test_accuracy": (logits.argmax(1) == self.y_test).sum().item() / len(logits),
+        }
+
+
+class FullTask:
+    """Every weight trained, by automatic differentiation (implicit, for a DEQ).
+
+    The ranks of a team take the same steps on the same weights, with the gradient of the whole batch: each computes
+    that of its share, and they differ from a single process by rounding (a DEQ: by the solver's tolerance).
+    """
+
+    def __init__(self, model, data: Dataset, config: Config, device, team: Team = Team()):
+        self.model, self.config, self.team = model.to(device), config, team
+        self.network = team.wrap(self.model)
+        self.train, self.y_train = data.X_train.to(device), data.y_train.to(device)
+        self.test, self.y_test = data.X_test.to(device), data.y_test.to(device)
+        self.optimizer = make_optimizer(self.model.parameters(), config)
+
+    def state(self) -> dict:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def batch(self, index: torch.Tensor) -> torch.Tensor:
+        return self.train[index]
+
+    def epoch(self, order: torch.Tensor) -> dict:
+        """One pass over the samples in the given order. Loss and accuracy are those seen on the way."""
+        self.model.train()
+        sums = torch.zeros(2, dtype=torch.float64, device=order.device)  # of the loss, and of correct predictions
+        solvers = [layer.fixed_point for layer in self.model.modules() if hasattr(layer, "fixed_point")]
+        forward, backward = [], []
+        for index in tqdm(
+            order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None, delay=1
+        ):
+            share = self.team.share(index)
+            y = self.y_train[share]
+            logits = self.network(self.batch(share))
+            loss = F.cross_entropy(logits, y, reduction="sum")
+            self.optimizer.zero_grad()
+            # the gradients will be averaged over the ranks, whose shares differ in size: sums, over the whole batch
+            (loss * (self.team.size / len(index))).backward()
+            self.optimizer.step()
+            sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == y).sum()])
+            forward += [solver.iterations for solver in solvers]
+            backward += [solver.backward_iterations for solver in solvers]
+        loss_sum, correct = self.team.total(sums)
+        record = {"train_loss": loss_sum / len(order), "train_accuracy": correct / len(order)}
+        if solvers:  # a batch takes as many iterations as its slowest share
+            forward, backward = self.team.most(torch.tensor([forward, backward], device=order.device))
+            record |= {
+                "forward_iterations": sum(forward) / len(forward),
+                "backward_iterations": sum(backward) / len(backward),
+            }
+        return record
+
+    @torch.no_grad()
+    def evaluate(self) -> dict:
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.test.device)
+        for x, y in self.team.share(list(zip(self.test.split(512), self.y_test.split(512)))):
+            logits = self.model(x)
+            sums += torch.stack([F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()])
+        loss, correct = self.team.total(sums)
+        return {"test_loss": loss / len(self.test), "test_accuracy": correct / len(self.test)}
+
+
+class PcDEQTask(FullTask):
+    """A positive concave DEQ: weights kept nonnegative, a tenth of the rate after the milestone, images augmented."""
+
+    def __init__(self, model, data: Dataset, config: Config, device):
+        super().__init__(model, data, config, device)
+        keep_nonnegative(self.model, self.optimizer)
+        self.generator = generator(config.seed, "augmentation")
+        self.epochs = 0
+
+    def state(self) -> dict:
+        return {**super().state(), "augmentation": self.generator.get_state(), "epochs": self.epochs}
+
+    def load(self, state: dict) -> None:
+        super().load(state)
+        self.generator.set_state(state["augmentation"].cpu())
+        self.epochs = state["epochs"]
+
+    def batch(self, index: torch.Tensor) -> torch.Tensor:
+        images = super().batch(index).view(-1, *self.model.image_shape)
+        return augment(images, self.generator) if self.config.aug else images
+
+    def epoch(self, order: torch.Tensor) -> dict:
+        if self.epochs == self.config.milestone > 0:
+            for group in self.optimizer.param_groups:
+                group["lr"] *= 0.1
+        self.epochs += 1
+        return super().epoch(order)
+
+
+TASKS = {"readout": ReadoutTask, "full": FullTask, "pcdeq": PcDEQTask}
+
+
+def has_equilibrium(model, data: Dataset, device) -> bool:
+    """Whether the solver finds the model's equilibrium for every sample."""
+    try:
+        with torch.no_grad():
+            for X in (data.X_train, data.X_test):
+                for x in X.split(512):
+                    model(x.to(device))
+    except ConvergenceError:
+        return False
+    return True
+
+
+def run(
+    config: Config,
+    data: Dataset,
+    make_model,
+    output_path,
+    save_path,
+    device="cpu",
+    resume: bool = False,
+    team: Team | None = None,
+) -> Result:
+    """Train one model and write its logs.
+
+    Parameters
+    ----------
+    make_model : called with no arguments for the network, unless the run is already finished.
+    resume : go on from this configuration's checkpoint, if there is one.
+    team : the ranks that call this together, to share a run with `train` "full"; rank 0 writes.
+
+    Raises
+    ------
+    TrainingError : the loss is no longer finite, or an equilibrium that the initial weights have is lost.
+    ConvergenceError : the initial weights have no equilibrium that the solver finds.
+    """
+    files = RunFiles(config, output_path, save_path, writes=team is None or team.rank == 0)
+    state = files.restore(device) if resume else None
+    if len(files.history) >= config.epoch:
+        return files.result()
+    start = time.perf_counter()
+    model = make_model().to(device)
+    task = FullTask(model, data, config, device, team) if team else TASKS[config.train](model, data, config, device)
+    if state:
+        task.load(state)
+    files.setup_seconds += time.perf_counter() - start
+    files.note(
+        "run",
+        config=asdict(config),
+        theory=model.describe(),
+        device=str(device),
+        resumed_at=len(files.history),
+        setup_seconds=files.setup_seconds,
+        solver_iterations=getattr(task, "iterations", None),
+    )
+    epochs = range(len(files.history) + 1, config.epoch + 1)
+    for epoch in tqdm(epochs, desc=config.title, leave=False, disable=None, delay=1):
+        start = time.perf_counter()
+        order = torch.randperm(len(data.X_train), generator=generator(config.seed, "order", epoch)).to(device)
+        advice = f"take a smaller --lr (it was {config.lr:g}). The logs up to epoch {epoch - 1} are kept"
+        try:
+            record = {"epoch": epoch, **task.epoch(order), **task.evaluate()}
+        except ConvergenceError as error:
+            if config.train == "readout" or not has_equilibrium(make_model().to(device), data, device):
+                raise
+            worst, iterations = error.solution.residual.max().item(), error.solution.iterations
+            raise TrainingError(
+                f"{config.title}: the steps of epoch {epoch} lost the equilibrium, which the initial "
+                f"weights have (relative residual {worst:.3g} after {iterations} iterations); "
+                f"{advice}"
+            ) from None
+        if not math.isfinite(record["train_loss"] + record["test_loss"]):
+            raise TrainingError(f"{config.title}: the loss became {record['train_loss']} in epoch {epoch}; {advice}")
+        files.epoch_done({**record, "seconds": time.perf_counter() - start}, task.state())
+    return files.result()

@@ -1,0 +1,276 @@
+"""A run's settings, and the files that it leaves.
+
+After each epoch a run writes `{dim}_train_{model}_{dataset}.json` and `{dim}_test_...` (lists of accuracies; seed s
+other than 0 in the folder `seed_s`), one line in `metrics.jsonl`, and a checkpoint that holds all of these, so that a
+killed run goes on to the same bytes.
+"""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from deq_enn.data.datasets import Dataset
+from deq_enn.utils.interrupts import RESUME
+from deq_enn.theory.equilibrium import atomic_write
+
+# settings that Config did not always have: where they are empty they do not enter the key, so that a run keeps the key,
+# and the checkpoint, that it had before them
+LATER = "code", "ridge", "train_size", "depth", "own_rate"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines the numbers of one run; `data` is a fingerprint of the samples."""
+
+    dataset: str
+    model: str
+    dim: int | str  # "inf" for a kernel machine
+    lr: float
+    epoch: int
+    batch_size: int
+    seed: int = 0
+    opt: str = "sgd"
+    asquare: float = 0.2
+    train: str = "readout"
+    activation: str = ""  # where the model's name does not say it
+    match: str = ""  # kernel and family of a matched_enn
+    family: str = ""
+    weight_decay: float = 0.0  # this and the next two: of a positive concave DEQ
+    milestone: int = 0
+    aug: bool = False
+    data: str = ""
+    ridge: str = ""  # this and the next two: of --train ridge and kernel, where they are given
+    train_size: int = 0
+    depth: int = 0
+    own_rate: bool = False  # `lr` is chosen for this run, and follows from the rest
+    code: str = ""  # fingerprint of the user's file that `activation` names
+
+    @property
+    def key(self) -> str:
+        settings = asdict(self)
+        if self.own_rate:
+            del settings["lr"]
+        for name in LATER:
+            if not settings[name]:
+                del settings[name]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """The model in file names: with its activation, and its kernel, where these are the user's choice."""
+        if self.train == "pcdeq":
+            return self.model
+        exact = self.train if self.train in ("ridge", "kernel") else ""
+        parts = (
+            self.activation.rpartition(":")[2],
+            self.depth and f"depth{self.depth}",
+            self.match,
+            exact,
+            self.train_size and f"n{self.train_size}",
+        )
+        return "-".join([self.model, *filter(None, parts)])
+
+    @property
+    def title(self) -> str:
+        return f"{self.label} dim {self.dim} seed {self.seed}"
+
+
+def fingerprint(data: Dataset) -> str:
+    """Short hash of a dataset's arrays."""
+    digest = hashlib.sha256()
+    for array in (data.X_train, data.y_train, data.X_test, data.y_test):
+        digest.update(str(tuple(array.shape)).encode())
+        digest.update(array.numpy())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_code(activation: str) -> str:
+    """Short hash of the file in "path/to/file.py:name"; empty for an activation from the registry."""
+    path, colon, _ = activation.rpartition(":")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if colon else ""
+
+
+def log_path(config: Config, output_path, split: str) -> Path:
+    folder = Path(output_path) if config.seed == 0 else Path(output_path) / f"seed_{config.seed}"
+    return folder / f"{config.dim}_{split}_{config.label}_{config.dataset}.json"
+
+
+def checkpoint_path(config: Config, save_path) -> Path:
+    return Path(save_path) / f"{config.dim}_{config.label}_{config.dataset}_seed{config.seed}_{config.key}.pt"
+
+
+def best_path(config: Config, save_path) -> Path:
+    """Where the weights are kept that were best by test accuracy, of runs that train every weight.
+
+    The published code of the pcDEQs keeps such weights, so they are here too; but what is chosen on the test set is no
+    estimate of what a network does on new data. Logs, tables and figures report the last epoch, whatever the test
+    accuracy of the others.
+    """
+    return checkpoint_path(config, save_path).with_suffix(".best.pt")
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The records of a file of JSON lines, none if there is no file; a line cut short by a kill is passed over."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def read_metrics(output_path) -> list[dict]:
+    """The records of metrics.jsonl."""
+    return read_lines(Path(output_path) / "metrics.jsonl")
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-min(1, path.stat().st_size), os.SEEK_END)
+        return file.read()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, mode: str = "wb"):
+    """`utils.atomic_write` for a log or a checkpoint, whose OSError says which file could not be written, and why."""
+    try:
+        with atomic_write(path, mode) as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save makes it a RuntimeError
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(f"{path} could not be written ({cause.strerror or cause}); {RESUME}") from None
+
+
+def sweep(*paths: Path) -> None:
+    """Removes the temporary files of `utils.atomic_write` that a kill has left beside these files."""
+    for path in paths:
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            stale.unlink(missing_ok=True)
+
+
+def check_output(configs: list[Config], output_path) -> None:
+    """Raises ValueError if the folder holds a log of the same name that another configuration wrote."""
+    owner = {
+        (r["dim"], r["model"], r["dataset"], r["seed"]): r["run"]
+        for r in read_metrics(output_path)
+        if r.get("event") == "run"
+    }
+    for config in configs:
+        path = log_path(config, output_path, "test")
+        if path.exists() and owner.get((config.dim, config.label, config.dataset, config.seed)) != config.key:
+            raise ValueError(f"{path} is the log of another configuration: pass another --output_path, or move it away")
+
+
+@dataclass(frozen=True)
+class Result:
+    """history : one record an epoch, as in metrics.jsonl; seconds : what the whole run took, setup included."""
+
+    history: list[dict]
+    seconds: float
+
+
+def finished(config: Config, output_path) -> bool:
+    """Whether the log has all epochs; whose log it is, `check_output` knows."""
+    path = log_path(config, output_path, "test")
+    return path.exists() and len(json.loads(path.read_text())) >= config.epoch
+
+
+class RunFiles:
+    """The files of one run: accuracy logs, metrics lines, checkpoint, and the weights that were best by test accuracy
+    (`best_path`). Of ranks that share a run one `writes`."""
+
+    def __init__(self, config: Config, output_path, save_path, writes: bool = True):
+        self.config, self.output_path, self.writes = config, Path(output_path), writes
+        self.checkpoint, self.best = checkpoint_path(config, save_path), best_path(config, save_path)
+        self.history: list[dict] = []
+        self.setup_seconds = 0.0  # building the network and its features, over all attempts
+        self.logs = {split: log_path(config, output_path, split) for split in ("train", "test")}
+        self.output_path.mkdir(parents=True, exist_ok=True)
+        if writes:
+            sweep(self.checkpoint, self.best, *self.logs.values())
+
+    def restore(self, device) -> dict | None:
+        """State of the checkpoint, with the history and the logs brought up to it; None if there is none."""
+        if not self.checkpoint.exists():
+            return None
+        try:
+            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
+            self.history, self.setup_seconds = state.pop("history"), state.pop("setup_seconds")
+        except PermissionError:
+            raise ValueError(f"checkpoint {self.checkpoint} may not be read by this user") from None
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, or run without --resume"
+            ) from None
+        known = {
+            r["epoch"]
+            for r in read_metrics(self.output_path)
+            if r.get("event") == "epoch" and r["run"] == self.config.key
+        }
+        for record in self.history:
+            if record["epoch"] not in known:
+                self.note("epoch", **record)
+        self._write_logs()
+        return state
+
+    def epoch_done(self, record: dict, state: dict) -> None:
+        """Checkpoint first: whatever is killed after it, `restore` writes again."""
+        if not self.writes:
+            self.history.append(record)
+            return
+        if "model" in state and all(record["test_accuracy"] > r["test_accuracy"] for r in self.history):
+            with whole_file(self.best) as file:
+                torch.save(state["model"], file)
+        self.history.append(record)
+        with whole_file(self.checkpoint) as file:
+            torch.save({**state, "history": self.history, "setup_seconds": self.setup_seconds}, file)
+        self._write_logs()
+        self.note("epoch", **record)
+
+    def result(self) -> Result:
+        return Result(self.history, self.setup_seconds + sum(record["seconds"] for record in self.history))
+
+    def _write_logs(self):
+        if not self.writes:
+            return
+        for split, path in self.logs.items():
+            if f"{split}_accuracy" not in self.history[0]:  # an exact readout is not tried on its training samples
+                continue
+            with whole_file(path, "w") as file:
+                json.dump([record[f"{split}_accuracy"] for record in self.history], file)
+
+    def note(self, event: str, **values) -> None:
+        """One line of metrics.jsonl: a single append, so that two processes may share the file."""
+        if not self.writes:
+            return
+        c = self.config
+        line = {
+            "event": event,
+            "run": c.key,
+            "dataset": c.dataset,
+            "model": c.label,
+            "dim": c.dim,
+            "seed": c.seed,
+            **values,
+        }
+        path = self.output_path / "metrics.jsonl"
+        torn = b"\n" if path.exists() and _last_byte(path) not in (b"\n", b"") else b""  # a line cut short by a kill
+        data = torn + (json.dumps(line) + "\n").encode()
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                while data:  # a second time where the disk is full, for its error
+                    data = data[os.write(handle, data) :]
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise OSError(f"{path} could not be written ({error.strerror}); {RESUME}") from None

@@ -1,0 +1,349 @@
+"""Verdicts beside outcomes: coverage of the intervals, confusion of the answers, and what sets the constants.
+
+The outcome has an error of its own, from few seeds of the weights and a finite test set. An interval [low, high] about
+the mean is held to cover a measured loss that is within sqrt((high - mean)^2 + (z error)^2) above or as much below,
+z = 1.645. That is exact where both errors are Gaussian and forgives nothing that is wrong with the interval alone, but
+it tells less the larger the error is: coverage without it is reported beside it. "Beyond noise" means by more than
+z errors.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.stats import beta, rankdata, spearmanr
+
+from scripts.calibration.verdicts import points_of
+from deq_enn.verdicts.loss_model import CONSTANTS, Discrepancy, predict
+
+TOLERANCE = 0.5  # percentage points, that of the verdicts
+Z = 1.645  # of a two-sided 90%, or of a one-sided 95%
+REAL = ("mnist", "cifar10_pixels", "cifar10_vgg16")
+MIXTURES = ("mixed", "two_class")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """mean, low, high : predicted loss in points and its 90% interval. loss, error : measured, None if not trained."""
+
+    name: str
+    work: int
+    mean: float
+    low: float
+    high: float
+    loss: float | None
+    error: float | None
+    scores: dict
+
+    @property
+    def covered(self) -> bool:
+        """Allowing for the error of the measured loss."""
+        end = self.high if self.loss > self.mean else self.low
+        return abs(self.loss - self.mean) <= math.hypot(end - self.mean, Z * self.error)
+
+    @property
+    def covered_as_measured(self) -> bool:
+        return self.low <= self.loss <= self.high
+
+
+@dataclass(frozen=True)
+class Held:
+    """A case: what was answered, and the candidates. chosen : of "replace"."""
+
+    case: str
+    width: int
+    answer: str
+    chosen: Candidate | None
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def data(self) -> str:
+        return self.case.split("-")[0]
+
+    @property
+    def kind(self) -> str:
+        return "mixtures" if self.data in MIXTURES else "images" if self.data in REAL else "assumptions broken"
+
+    @property
+    def trained(self) -> list[Candidate]:
+        return [one for one in self.candidates if one.loss is not None]
+
+    @property
+    def happened(self) -> str:
+        """Beyond noise: "some below" the tolerance, "all above", or "too near"."""
+        if any(one.loss + Z * one.error < TOLERANCE for one in self.trained):
+            return "some below"
+        return "all above" if all(one.loss - Z * one.error > TOLERANCE for one in self.trained) else "too near"
+
+    @property
+    def wrong(self) -> bool | None:
+        """Whether the replacement lost more than the tolerance, beyond noise; None if it was not trained."""
+        return None if self.chosen.loss is None else self.chosen.loss - Z * self.chosen.error > TOLERANCE
+
+
+def merged(records: list[dict]) -> dict[str, dict]:
+    """{case: record}: of several of one case the last, with the networks of all."""
+    found = {}
+    for record in records:
+        networks = found.get(record["case"], {}).get("networks", {}) | record.get("networks", {})
+        found[record["case"]] = record | ({"networks": networks} if "networks" in record else {})
+    return found
+
+
+def answer(candidates, tolerance=TOLERANCE) -> tuple[str, Candidate | None]:
+    """As the verdict answers: of the candidates sure to be below the tolerance the cheapest, of these the best."""
+    accepted = [one for one in candidates if one.high < tolerance]
+    if accepted:
+        return "replace", min(accepted, key=lambda one: (one.work, one.mean))
+    return ("keep" if all(one.low > tolerance for one in candidates) else "undecided"), None
+
+
+def joined(packed: dict, constants: Discrepancy = CONSTANTS) -> list[Held]:
+    """Every case that has both, with intervals and answers as the constants give them."""
+    outcomes, found = merged(packed["outcomes"]), []
+    for record in packed["verdicts"]:
+        outcome = outcomes.get(record["case"], {})
+        if not outcome.get("networks") or not record.get("candidates"):
+            continue
+        candidates = tuple(
+            _candidate(record, one, outcome["networks"].get(one["name"], {}), constants) for one in record["candidates"]
+        )
+        found.append(Held(record["case"], record["width"], *answer(candidates), candidates))
+    return found
+
+
+def _candidate(record, one, measured, constants):
+    interval = predict(points_of(one, constants), record["width"], record["n"], constants)
+    scores = {
+        "kernel distance": one["distance"]["ck"]["with_factor"],
+        "RMS of predictions": one["infinite"]["rms"],
+        "fluctuation": (one["fluctuation"] - record["deq_fluctuation"]) / record["width"],
+        "infinite width": one["infinite"]["difference"],
+        "the verdict": interval.mean,
+    }
+    return Candidate(
+        one["name"],
+        one["work"],
+        interval.mean,
+        interval.low,
+        interval.high,
+        measured.get("loss"),
+        measured.get("error"),
+        scores,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the constants
+
+
+def interval_score(one: Candidate) -> float:
+    """Width of the interval and 20 times what it misses: of least mean for the true quantiles of 5% and 95%.
+
+    (Gneiting & Raftery, J. Am. Stat. Assoc. 102 (2007), eq. 43.) The interval is widened by the error of the outcome.
+    """
+    low = one.mean - math.hypot(one.mean - one.low, Z * one.error)
+    high = one.mean + math.hypot(one.high - one.mean, Z * one.error)
+    return high - low + 20 * max(low - one.loss, one.loss - high, 0.0)
+
+
+def mean_score(held: list[Held]) -> float:
+    """Cases count alike, however many candidates they have."""
+    return float(np.mean([np.mean([interval_score(one) for one in case.trained]) for case in held]))
+
+
+FREE = ("amplitude", "spread", "length_u", "length_w", "floor", "seeds")
+START = replace(CONSTANTS, amplitude=0.1, spread=1.5, length_u=3.0, length_w=3.0, floor=0.05, seeds=0.04)
+
+
+def set_constants(packed: dict, half: set[str], steps: int = 400) -> Discrepancy:
+    """The constants of the least mean interval score over the cases in `half`, by Nelder and Mead, in logarithms."""
+    packed = packed | {"verdicts": [record for record in packed["verdicts"] if record["case"] in half]}
+
+    def constants(logs):
+        return replace(START, **dict(zip(FREE, np.exp(logs).tolist())))
+
+    found = minimize(
+        lambda logs: mean_score(joined(packed, constants(logs))),
+        np.log([getattr(START, name) for name in FREE]),
+        method="Nelder-Mead",
+        options=dict(maxfev=steps, xatol=0.02, fatol=1e-3),
+    )
+    return constants(found.x)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# tables
+
+
+def rate(yes: int, of: int) -> str:
+    """A share in % with its 95% interval (Clopper and Pearson)."""
+    if not of:
+        return "none of 0"
+    low = beta.ppf(0.025, yes, of - yes + 1) if yes else 0.0
+    high = beta.ppf(0.975, yes + 1, of - yes) if yes < of else 1.0
+    return f"{yes} of {of}, {100 * yes / of:.0f}% ({100 * low:.0f}% to {100 * high:.0f}%)"
+
+
+def coverage(held: list[Held]) -> dict:
+    """Shares in %, of all candidates that were trained: cases count alike."""
+
+    def share(of):
+        return 100 * float(np.mean([np.mean([of(one) for one in case.trained]) for case in held]))
+
+    return {
+        "covered": share(lambda one: one.covered),
+        "as measured": share(lambda one: one.covered_as_measured),
+        "below": share(lambda one: not one.covered and one.loss < one.mean),
+        "above": share(lambda one: not one.covered and one.loss > one.mean),
+    }
+
+
+def _spread(held, draws=2000):
+    """Half the width of the 95% interval of the coverage, by the bootstrap over cases."""
+    each = np.array([np.mean([one.covered for one in case.trained]) for case in held])
+    draw = np.random.default_rng(0).choice(each, (draws, len(each)))
+    low, high = np.quantile(100 * draw.mean(1), [0.025, 0.975])
+    return f"{low:.0f} to {high:.0f}"
+
+
+def tables(held: list[Held], half: set[str], sgd: list[dict]):
+    """Lines of Markdown."""
+    halves = {
+        "sets constants": [case for case in held if case.case in half],
+        "reports": [case for case in held if case.case not in half],
+    }
+    yield "| half | cases | coverage, % | its 95% interval | as measured | too low | too high | score | median width |"
+    yield "| --- |" + " ---: |" * 8
+    for name, cases in halves.items():
+        yield _coverage_row(name, cases)
+    reporting = halves["reports"]
+    for title, key in (
+        ("data", lambda case: case.kind),
+        ("data set", lambda case: case.data),
+        ("width", lambda case: f"{case.width}"),
+    ):
+        yield (
+            f"\n| {title} (reports) | cases | coverage, % | its 95% interval | as measured | too low | too high | "
+            "score | median width |\n| --- |" + " ---: |" * 8
+        )
+        for value in sorted({key(case) for case in reporting}, key=lambda v: (len(v), v) if title == "width" else v):
+            yield _coverage_row(value, [case for case in reporting if key(case) == value])
+    for name, cases in halves.items():
+        yield from _confusion(name, cases)
+        yield from _confusion(f"{name}, matched networks alone", matched_alone(cases))
+    yield from _alone(halves)
+    yield from _by_sgd(held, sgd)
+
+
+def _coverage_row(name, cases):
+    c = coverage(cases)
+    width = np.median([one.high - one.low for case in cases for one in case.trained])
+    return (
+        f"| {name} | {len(cases)} | {c['covered']:.0f} | {_spread(cases)} | {c['as measured']:.0f} | "
+        f"{c['above']:.0f} | {c['below']:.0f} | {mean_score(cases):.2f} | {width:.2f} |"
+    )
+
+
+def _confusion(name, cases):
+    yield f"\n| {name}: answer | some below | too near | all above |\n| --- | ---: | ---: | ---: |"
+    for said in ("replace", "undecided", "keep"):
+        counts = [
+            sum(case.answer == said and case.happened == what for case in cases)
+            for what in ("some below", "too near", "all above")
+        ]
+        yield f"| {said} | " + " | ".join(map(str, counts)) + " |"
+    replaced = [case for case in cases if case.answer == "replace"]
+    trained = [case for case in replaced if case.wrong is not None]
+    kept = [case for case in cases if case.answer == "keep"]
+    yield f"\n- wrong replace: {rate(sum(case.wrong for case in trained), len(trained))}" + (
+        f"; {len(replaced) - len(trained)} chosen ones not trained" if len(replaced) > len(trained) else ""
+    )
+    yield f"- wrong keep: {rate(sum(case.happened == 'some below' for case in kept), len(kept))}"
+    yield f"- undecided: {rate(sum(case.answer == 'undecided' for case in cases), len(cases))}"
+    yield f"- the chosen network's interval covers: {rate(sum(case.chosen.covered for case in trained), len(trained))}"
+
+
+def matched_alone(held: list[Held]) -> list[Held]:
+    """The cases as they would be without plain networks, of the matched ones that were trained."""
+    found = []
+    for case in held:
+        matched = tuple(one for one in case.trained if one.name.startswith("matched"))
+        if matched:
+            found.append(Held(case.case, case.width, *answer(matched), matched))
+    return found
+
+
+def _alone(halves):
+    """What one number alone would have said: a line through the constants half, held against the other."""
+    yield "\n| predictor alone | rank correlation | area under ROC | median error, points | replaced | wrong |"
+    yield "| --- |" + " ---: |" * 5
+    values = {
+        name: [(one.scores, one.loss) for case in cases for one in case.trained] for name, cases in halves.items()
+    }
+    for score in next(iter(values["reports"]))[0]:
+        (x, y), (x_new, y_new) = (
+            np.array([(scores[score], loss) for scores, loss in part]).T for part in values.values()
+        )
+        above = y_new > TOLERANCE
+        area = (rankdata(x_new)[above].mean() - (above.sum() + 1) / 2) / (~above).sum() if 0 < above.sum() else math.nan
+        slope, offset = (1.0, 0.0) if score == "the verdict" else np.linalg.lstsq(np.stack([x, x**0], 1), y)[0]
+        error = np.median(np.abs(slope * x_new + offset - y_new))
+        threshold = _threshold(halves["sets constants"], score)
+        said = [chosen for case in halves["reports"] if (chosen := _below(case, score, threshold))]
+        wrong = sum(one.loss - Z * one.error > TOLERANCE for one in said)
+        yield (
+            f"| {score} | {spearmanr(x_new, y_new).statistic:.2f} | {area:.2f} | {error:.2f} | "
+            f"{len(said)} of {len(halves['reports'])} | {wrong} |"
+        )
+    for kind in ("plain, depth 1", "plain, depth 2"):
+        always = [one for case in halves["reports"] for one in case.trained if one.name == kind]
+        wrong = sum(one.loss - Z * one.error > TOLERANCE for one in always)
+        yield f"| always {kind} | | | | {len(always)} of {len(halves['reports'])} | {wrong} |"
+
+
+def _below(case, score, threshold):
+    """The cheapest trained candidate whose score is below the threshold, or None."""
+    accepted = [one for one in case.trained if one.scores[score] < threshold]
+    return min(accepted, key=lambda one: (one.work, one.scores[score]), default=None)
+
+
+def _threshold(held, score):
+    """The largest below which at most 3% of the replacements are wrong."""
+    best = -math.inf
+    for threshold in sorted({one.scores[score] for case in held for one in case.trained}):
+        said = [chosen for case in held if (chosen := _below(case, score, threshold))]
+        if said and sum(one.loss - Z * one.error > TOLERANCE for one in said) <= 0.03 * len(said):
+            best = threshold
+    return best
+
+
+def _by_sgd(held, sgd):
+    """Losses by SGD beside those of the exact readout."""
+    losses = {(case.case, one.name): one for case in held for one in case.trained}
+    for train, title in (("readout", "readouts by SGD"), ("full", "all weights by SGD")):
+        pairs = [
+            (record["case"], name, _mean_difference(record["runs"], name), losses[record["case"], name])
+            for record in sgd
+            if record["train"] == train
+            for name in record["runs"]
+            if (record["case"], name) in losses
+        ]
+        if not pairs:
+            continue
+        by_sgd, exact = np.array([p[2][0] for p in pairs]), np.array([p[3].loss for p in pairs])
+        error = np.array([math.hypot(p[2][1], p[3].error) for p in pairs])
+        apart = by_sgd - exact
+        yield (
+            f"\n{title}: {len(pairs)} losses of {len({p[0] for p in pairs})} cases; less those of the exact readout "
+            f"{apart.mean():+.2f} on average, RMS {math.sqrt((apart**2).mean()):.2f} (of their errors "
+            f"{math.sqrt((error**2).mean()):.2f}), correlation {np.corrcoef(by_sgd, exact)[0, 1]:.2f}"
+        )
+        for case, name, (loss, own), one in pairs:
+            yield f"- {case}, {name}: {loss:+.2f} ± {own:.2f}; exact {one.loss:+.2f} ± {one.error:.2f}"
+
+
+def _mean_difference(runs, name):
+    d = np.array([a["accuracy"] - b["accuracy"] for a, b in zip(runs["deq"], runs[name])])
+    return d.mean(), d.std(ddof=1) / math.sqrt(len(d))

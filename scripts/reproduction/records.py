@@ -1,0 +1,141 @@
+"""What is known of each stage of reproduce.py: what it did, how far a sweep is, and so how much time is left."""
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+from scripts.reproduction.stages import ROOT, choice, seconds
+
+
+class Records:
+    """OUTPUT/stages.json: {stage: what is known of it}, written after every change."""
+
+    def __init__(self, path):
+        self.path, self.stages = path, {}
+        try:
+            if path.exists():
+                self.stages = json.loads(path.read_bytes())["stages"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{path} is damaged: delete it (finished sweeps resume all the same)") from None
+
+    def finished(self, stage):
+        record = self.stages.get(stage.name, {})
+        return (
+            record.get("status") == "done"
+            and record["task"] == task(stage)
+            and all(Path(output).exists() for output in stage.outputs)
+        )
+
+    def note(self, stage, seconds=0.0, peak_memory=0, **values):
+        """Seconds and memory are those of all attempts at the same command."""
+        before = self.stages.get(stage.name, {})
+        if before.get("task") != task(stage):
+            before = {"seconds": 0.0, "peak_memory": 0}
+        self.stages[stage.name] = {
+            **before,
+            "kind": stage.kind,
+            "data": stage.data,
+            "task": task(stage),
+            "cost": stage.cost,
+            "command": shown(stage.command),
+            "folder": stage.folder,
+            "seconds": before["seconds"] + seconds,
+            "peak_memory": max(before["peak_memory"], peak_memory),
+            **values,
+        }
+
+    def save(self, stages):
+        from deq_enn.theory.equilibrium import atomic_write
+
+        order = [stage.name for stage in stages]
+        with atomic_write(self.path, "w") as file:
+            json.dump({"stages": {name: self.stages[name] for name in order if name in self.stages}}, file, indent=1)
+
+
+def task(stage):
+    """The command without its launcher: as many processes as you like make the same logs."""
+    script = next(i for i, word in enumerate(stage.command) if word.endswith(".py"))
+    return stage.command[script:]
+
+
+def shown(command):
+    """For the report, to be typed in the repository root."""
+    python = Path(command[0])
+    return shlex.join([str(python.relative_to(ROOT)) if python.is_relative_to(ROOT) else command[0], *command[1:]])
+
+
+def commit():
+    def git(*words):
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        changed = " with changes" if git("status", "--porcelain", "-uno") else ""
+        return git("rev-parse", "--short=12", "HEAD") + changed
+    except OSError:  # no git here
+        return ""
+
+
+class SweepProgress:
+    """Seconds of a sweep's cost that its metrics.jsonl shows to be done, read on from where the last look ended."""
+
+    def __init__(self, stage):
+        self.path, self.data = Path(stage.folder) / "metrics.jsonl", stage.data
+        self.position, self.seen, self.done = 0, set(), 0.0
+
+    def __call__(self):
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self.position)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # being written
+                    self.position += len(line)
+                    self.count(line)
+        return self.done
+
+    def count(self, line):
+        try:
+            r = json.loads(line)
+            what = r["event"], r["model"], r["dim"], r["seed"], r.get("epoch")
+        except (ValueError, KeyError):
+            return
+        if what not in self.seen:
+            self.seen.add(what)
+            run = self.data, r["model"], r["dim"]
+            features = seconds(*run)
+            if r["event"] != "run":
+                self.done += seconds(*run, 1) - features
+            else:  # its own rate is found before it begins
+                self.done += features + (choice(*run, r["config"]["epoch"]) if r["config"].get("own_rate") else 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# time left
+
+
+def rate(work, prior=1.0):
+    """Seconds that a second of cost takes, from [(cost, seconds)]; 5 s of cost count as taken at the prior rate."""
+    return (5 * prior + sum(seconds for _, seconds in work)) / (5 + sum(cost for cost, _ in work))
+
+
+def time_left(todo, work, current=None, behind=0.0, fresh=0.0, elapsed=0.0):
+    """Seconds expected for the stages `todo` and for the rest of the `current` one.
+
+    work : [(kind, cost, seconds)] of what is done.
+    behind : cost of the current stage that is done; `fresh` of it was done in the `elapsed` seconds since its start.
+    A figure tells nothing of its progress: it is never nearer to its end than a tenth of the time that it has taken.
+    """
+    rates = {kind: rate([w[1:] for w in work if w[0] == kind]) for kind in ("figure", "sweep")}
+    left = sum(stage.cost * rates[stage.kind] for stage in todo)
+    if current and current.kind == "sweep":
+        left += max(current.cost - behind, 0) * rate([(fresh, elapsed)] if fresh else [], rates["sweep"])
+    elif current:
+        left += max(current.cost * rates["figure"] - elapsed, elapsed / 10)
+    return left
+
+
+def clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,178 @@
+"""The stages of reproduce.py, each one command: what it writes, what it should cost, the data that it needs."""
+
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parent.parent
+
+from deq_enn.experiments.executors import cost
+from deq_enn.names import MODELS
+
+DIMS, EPOCHS, SEEDS = (32, 128, 256, 1024, 4096), 100, 3  # scripts/sweep.sh, and how many seeds
+SGD, ADAM = {"gmm": 1, "mnist": 1, "fashion_mnist": 1, "cifar10": 0.1}, 0.001  # learning rates, of those that source it
+OWN_RATE = "-own-rate"  # ends the name of a sweep with --lr auto
+SIZES = {
+    "gmm": (6000, 4000, 200, 4),
+    "mnist": (60000, 10000, 784, 10),
+    "fashion_mnist": (60000, 10000, 784, 10),
+    "cifar10": (50000, 10000, 256, 10),
+}  # training and test samples, p, classes
+# name: seconds at full size and with --quick on two cores of 2026, None: not part of --quick; data
+FIGURES = {
+    "ck_gmm_matching": (60, 4, "gmm"),
+    "gmm_ntk_matching": (60, 4, "gmm"),
+    "gmm_one_layer_matching": (40, 4, "gmm"),
+    "gmm_two_layer_relu_matching": (30, 4, "gmm"),
+    "finite_width_kernels": (20, 4, "gmm"),
+    "ck_mnist_matching": (40, 5, "mnist"),
+    "mnist_ntk_matching": (40, 5, "mnist"),
+    "mnist_one_layer_matching": (30, 5, "mnist"),
+    "mnist_two_layer_matching": (30, 5, "mnist"),
+    "cifar10_matching": (330, None, "cifar10"),
+    "any_activation_matching": (250, None, "gmm"),
+    "matching_map": (120, None, "gmm"),
+    "pcdeq_convergence": (60, 30, "mnist"),
+    "training_dynamics": (2400, 40, "mnist"),
+}
+QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
+QUICK_OWN_DIMS = (64,)  # of the sweep of each network at its own rate
+QUICK_FIGURE = {
+    "finite_width_kernels": ["--n", "128", "--seeds", "2", "--width", "64", "128", "256", "512"],
+    "pcdeq_convergence": ["--epoch", "1"],
+    "training_dynamics": ["--lr", "0.3", "--width", "128", "--seeds", "1"],
+}
+QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]
+MULTIPLICATIONS = 7.5e10  # a second, float32, on both of these cores
+PASS = 0.06  # seconds of an epoch over 60,000 samples, whatever the width
+RATES, KEPT = 9, 0.8  # rates that --lr auto tries, 7 to 11 of them with SGD, and the share of the samples it trains on
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. `cost`: expected seconds; `outputs`: files that are there once it is finished."""
+
+    name: str
+    kind: str  # "sweep" or "figure"
+    command: list
+    outputs: list
+    cost: float
+    data: str = "gmm"
+    folder: str = ""  # of a sweep's logs
+
+
+def seconds(dataset, model, dim, epochs=0):
+    """Expected of a run: its features, and its epochs."""
+    n, n_test, p, n_classes = SIZES[dataset]
+    work = cost(SimpleNamespace(model=model, dim=dim, train="readout", epoch=epochs), n + n_test, p, n_classes)
+    return work / MULTIPLICATIONS + epochs * n / 60000 * PASS
+
+
+def choice(dataset, model, dim, epochs):
+    """Seconds expected of finding a run's own rate: features of the training samples, and an attempt at each rate."""
+    n, n_test, *_ = SIZES[dataset]
+    features = seconds(dataset, model, dim)
+    return features * n / (n + n_test) + RATES * KEPT * (seconds(dataset, model, dim, epochs) - features)
+
+
+def sweep_cost(dataset, dims, epochs, seeds=SEEDS):
+    return 5 + seeds * sum(seconds(dataset, model, dim, epochs) for model in MODELS for dim in dims)
+
+
+def own_rate_cost(dataset, dims, epochs, seeds=SEEDS):
+    chosen = seeds * sum(choice(dataset, model, dim, epochs) for model in MODELS for dim in dims)
+    return chosen + sweep_cost(dataset, dims, epochs, seeds)
+
+
+def launch(script, processes):
+    """The start of a command: torchrun deals the runs of a grid out over processes of one thread each."""
+    if processes == 1:
+        return [sys.executable, script]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), script]
+
+
+def plan(arguments):
+    """Every stage, the cheapest first."""
+    output, data = arguments.output, ["--dataset_path", str(arguments.dataset_path)] if arguments.dataset_path else []
+    stages = []
+    for name, (full, quick, dataset) in FIGURES.items():
+        if arguments.quick and quick is None:
+            continue
+        flags = QUICK_FIGURE.get(name, QUICK_FIGURE_FLAGS) if arguments.quick else []
+        folder = output / "figures"
+        command = [
+            sys.executable,
+            f"ck_ntk/{name}.py",
+            *flags,
+            *(data if dataset != "gmm" else []),
+            "--output",
+            str(folder),
+        ]
+        outputs = [folder / f"{name}.json", folder / f"{name}.png"]
+        stages.append(Stage(name, "figure", command, outputs, quick if arguments.quick else full, dataset))
+    dims, epochs = (QUICK_DIMS, QUICK_EPOCHS) if arguments.quick else (DIMS, EPOCHS)
+    own_dims = QUICK_OWN_DIMS if arguments.quick else DIMS
+    for dataset in QUICK_DATA if arguments.quick else SIZES:
+        for name, opt, lr, widths, expected in (
+            (f"{dataset}-sgd", "sgd", SGD[dataset], dims, sweep_cost),
+            (f"{dataset}-adam", "adam", ADAM, dims, sweep_cost),
+            (f"{dataset}-sgd{OWN_RATE}", "sgd", "auto", own_dims, own_rate_cost),
+        ):
+            processes = min(arguments.processes, len(MODELS) * len(widths) * arguments.seeds)  # a run is not shared
+            command = [
+                *launch("main.py", processes),
+                "--dataset",
+                dataset,
+                *(data if dataset != "gmm" else []),
+                "--dim",
+                *map(str, widths),
+                "--seed",
+                *map(str, range(arguments.seeds)),
+                "--epoch",
+                str(epochs),
+                "--opt",
+                opt,
+                "--lr",
+                str(lr),
+                "--output_path",
+                str(output / name),
+                "--save_path",
+                str(output / "checkpoints" / name),
+                "--resume",
+            ]
+            stages.append(
+                Stage(
+                    name,
+                    "sweep",
+                    command,
+                    [output / name / f"accuracy_{dataset}.png"],
+                    expected(dataset, widths, epochs, arguments.seeds),
+                    dataset,
+                    str(output / name),
+                )
+            )
+    return sorted(stages, key=lambda stage: stage.cost)
+
+
+@functools.cache
+def missing(dataset, path):
+    """Why the data set is not there, or "". MNIST and its like are downloaded where there is a network."""
+    path = Path(path or "data")
+    if dataset == "gmm":
+        return ""
+    if dataset == "cifar10":
+        from deq_enn.data.vgg16 import VGG16_WEIGHTS
+
+        if not (path / "cifar10").is_dir() and not (path / "cifar-10-batches-py").is_dir():
+            return f"neither cifar10/ nor cifar-10-batches-py/ in {path}"
+        missing_weights = f"no {VGG16_WEIGHTS.relative_to(ROOT)} (scripts/pretrain_vgg.py makes it)"
+        return "" if VGG16_WEIGHTS.exists() else missing_weights
+    from deq_enn.data.images import DataError, mnist_images
+
+    try:
+        mnist_images(path, dataset)
+    except DataError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,319 @@
+"""main.py with --train kernel and --train ridge: logs, table, figure, --resume, kills, memory, and what is refused."""
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deq_enn.experiments import exact_grid
+from deq_enn.machines import run
+from deq_enn.machines import block_rows
+from deq_enn.experiments import command
+from deq_enn.machines.regression import one_hot_targets
+from deq_enn.machines.run import Plan, blocks_of, find_duplicate, plan, subset
+from deq_enn.networks.build import build_model
+from deq_enn.theory.equilibrium import estimate_tau0
+
+P, N, M = 15, 420, 150
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A .npz of three classes, whose test samples are not normalised like the training ones."""
+    random = np.random.default_rng(0)
+    y = random.integers(3, size=N + M)
+    X = (0.6 * random.normal(size=(3, P))[y] + random.normal(size=(N + M, P))).astype(np.float32)
+    path = tmp_path_factory.mktemp("data") / "good.npz"
+    np.savez(path, X_train=X[:N], y_train=y[:N], X_test=X[N:], y_test=y[N:])
+    return path
+
+
+def call(folder, data, *flags):
+    command.main(
+        [
+            "--dataset",
+            "npz",
+            "--dataset_path",
+            str(data),
+            "--device",
+            "cpu",
+            "--output_path",
+            str(folder / "out"),
+            "--save_path",
+            str(folder / "save"),
+            *map(str, flags),
+        ]
+    )
+
+
+def fails(capsys, *arguments, status=2):
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    message = capsys.readouterr().err
+    assert stop.value.code == status and message.startswith("main.py: ") and "Traceback" not in message
+    return message
+
+
+def records(folder):
+    lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    return {line["model"]: line for line in lines if line["event"] == "epoch"}
+
+
+def test_a_machine_from_the_command_line_is_a_dense_solve(data, tmp_path, capsys):
+    """Accuracy and error of the NTK machine of a DEQ against the whole kernel and numpy's solve."""
+    from deq_enn.data.datasets import load_dataset
+    from deq_enn.kernels.exact import implicit_kernels
+
+    call(tmp_path, data, "--train", "kernel", "--match", "ntk", "--model", "inn", "--ridge", 0.05, "--train_size", 300)
+    record = records(tmp_path)["inn-ntk-kernel-n300"]
+    d = load_dataset("npz", data)
+    order = subset(N, 300, 0)
+    X, y = d.X_train[order], d.y_train[order]
+    deq = build_model("inn", P, 1, 3, 0.2, estimate_tau0(d.X_train))
+    _, K = implicit_kernels(X, deq.activation, 0.2, tau0=deq.tau0)
+    _, cross = implicit_kernels(X, deq.activation, 0.2, tau0=deq.tau0, other=d.X_test)
+    Y, mean = one_hot_targets(y, 3)
+    A = K.numpy() + 0.05 * K.diagonal().mean().item() * np.eye(300)
+    predicted = cross.numpy() @ np.linalg.solve(A, Y.numpy()) + mean.numpy()
+    assert record["test_accuracy"] == (predicted.argmax(1) == d.y_test.numpy()).mean()
+    assert record["test_mse"] == pytest.approx(((np.eye(3)[d.y_test] - predicted) ** 2).mean(), rel=1e-5)
+    fitted = K.numpy() @ np.linalg.solve(A, Y.numpy()) + mean.numpy()
+    assert record["train_accuracy"] == (fitted.argmax(1) == y.numpy()).mean()
+    assert record["noise"] == pytest.approx(0.05 * K.diagonal().mean().item()) and record["ridge_table"] == []
+    found = json.loads((tmp_path / "out" / "inf_predicted_inn-ntk-kernel-n300_npz.json").read_text())
+    assert found == {"predicted": predicted.argmax(1).tolist(), "labels": d.y_test.tolist()}
+
+
+def test_the_grid_its_table_figure_resume_and_refusal(data, tmp_path, capsys):
+    flags = (
+        "--train",
+        "kernel",
+        "--model",
+        "deq",
+        "matched_enn",
+        "unmatched_enn",
+        "--activation",
+        "relu",
+        "--depth",
+        1,
+        3,
+        "--train_size",
+        100,
+        200,
+        "--seed",
+        0,
+        1,
+    )
+    call(tmp_path, data, *flags)
+    printed = capsys.readouterr().out
+    assert "CK at infinite width" in printed and "unmatched_enn 3" in printed and "n = 200" in printed
+    assert re.search(r"unmatched_enn 1 +[+-]\d\.\d\d  \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", printed)
+    for split in ("train", "test", "predicted"):
+        for folder in ("", "seed_1"):
+            for name in ("deq-relu", "matched_enn-relu", "unmatched_enn-relu-depth1", "unmatched_enn-relu-depth3"):
+                assert (tmp_path / "out" / folder / f"inf_{split}_{name}-ck-kernel-n100_npz.json").exists()
+    assert (tmp_path / "out" / "kernel-ck_npz.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not list((tmp_path / "save").glob("*.kernel*"))  # the kernels' own files are gone
+    mean, _ = exact_grid.kernel_report.mean_std(
+        [
+            100 * json.loads((tmp_path / "out" / f / "inf_test_deq-relu-ck-kernel-n200_npz.json").read_text())[0]
+            for f in ("", "seed_1")
+        ]
+    )
+    line = next(line for line in printed.splitlines() if line.startswith("deq   ") and "±" in line)
+    assert f"{mean:.2f} ± " in line
+    one, other = (
+        json.loads((tmp_path / "out" / f / "inf_predicted_deq-relu-ck-kernel-n100_npz.json").read_text())
+        for f in ("", "seed_1")
+    )
+    assert one["predicted"] != other["predicted"]  # each seed has a subset of its own
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    call(tmp_path, data, *flags, "--resume")
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+    assert capsys.readouterr().out == printed
+    assert "another configuration" in fails(capsys, tmp_path, data, *flags, "--asquare", 0.1)
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
+def test_subsets_are_nested_and_differ_by_seed():
+    assert torch.equal(subset(100, 30, 5), subset(100, 60, 5)[:30]) and len(subset(100, 100, 5).unique()) == 100
+    assert not torch.equal(subset(100, 30, 5), subset(100, 30, 6))
+
+
+def test_blocks_are_those_of_the_network_with_its_scales(data):
+    """The kernel of an unmatched network, whose input is scaled, against features of a wide one."""
+    X = torch.randn(6, P, generator=torch.Generator().manual_seed(0)) / P**0.5
+    for name in ("relu_enn", "l_relu_enn", "inn"):
+        model = build_model(name, P, 3000, 3, 0.2)
+        blocks = blocks_of(model, X)
+        with torch.no_grad():
+            F = model.features(X).double()
+        ck = blocks.tile(slice(None), slice(None), "ck")
+        assert torch.allclose(F @ F.T, ck, atol=0.1 * ck.max().item()), name
+        cross = blocks_of(model, X[:4], X[4:])
+        assert torch.allclose(
+            cross.tile(slice(None), slice(None), "ntk"),
+            blocks.tile(slice(None), slice(None), "ntk")[4:, :4],
+            rtol=1e-10,
+        )
+
+
+def test_a_killed_run_goes_on_from_its_finished_tiles(data, tmp_path, capsys, monkeypatch):
+    flags = ("--train", "kernel", "--model", "inn", "--ridge", "auto")
+    monkeypatch.setattr(run, "HEIGHT", 120)
+    call(tmp_path / "whole", data, *flags)
+    write, written = block_rows.FileRows.write, []
+
+    def killed(self, i, values):
+        if i == 2:
+            raise KeyboardInterrupt
+        write(self, i, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(block_rows.FileRows, "write", killed)
+        assert "--resume" in fails(capsys, tmp_path / "killed", data, *flags, status=130)
+    monkeypatch.setattr(
+        block_rows.FileRows, "write", lambda self, i, values: (written.append(i), write(self, i, values))
+    )
+    call(tmp_path / "killed", data, *flags, "--resume")
+    assert written == [2, 3]
+    logs = [{p.name: p.read_bytes() for p in (tmp_path / f / "out").glob("*.json")} for f in ("whole", "killed")]
+    assert logs[0] == logs[1] and len(logs[0]) == 3
+    assert [p.suffix for p in (tmp_path / "killed" / "save").iterdir()] == [".pt"]
+    # without --resume what a killed run left is removed, not trusted
+    with monkeypatch.context() as patch:
+        patch.setattr(block_rows.FileRows, "write", killed)
+        fails(capsys, tmp_path / "killed", data, *flags, "--train_size", 400, status=130)
+    written.clear()
+    call(tmp_path / "killed", data, *flags, "--train_size", 400)
+    assert written == [0, 1, 2, 3]
+
+
+def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(data, tmp_path, capsys, monkeypatch):
+    flags = ("--train", "kernel", "--model", "inn", "--ridge", 0.1)
+    monkeypatch.setattr(run, "HEIGHT", 120)
+    real, calls = os.pwrite, []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(block_rows.os, "pwrite", full)
+        message = fails(capsys, tmp_path, data, *flags, status=1)
+    assert re.search(r"failed: \S+\.kernel could not be written \(No space left on device\); .*--resume", message)
+    finished = json.loads(next((tmp_path / "save").glob("*.json")).read_text())["finished_rows"]
+    assert finished == [0, 1]
+    call(tmp_path, data, *flags, "--resume")
+    assert "inn-ck-kernel" in records(tmp_path)
+
+
+def test_a_kernel_on_disk_gives_what_memory_gives(data, tmp_path, monkeypatch):
+    flags = ("--train", "kernel", "--model", "tanh_inn", "--ridge", 0.01)
+    monkeypatch.setattr(run, "HEIGHT", 120)
+    call(tmp_path / "memory", data, *flags)
+    monkeypatch.setattr(exact_grid, "plan", lambda *_: Plan(False, 120, 0))
+    call(tmp_path / "disk", data, *flags)
+    one, other = (records(tmp_path / folder)["tanh_inn-ck-kernel"] for folder in ("memory", "disk"))
+    assert one["in_memory"] and not other["in_memory"]
+    for name in ("train_accuracy", "scale2", "log_evidence", *(name for name in one if name.startswith("test_"))):
+        assert one[name] == other[name], name
+    assert [p.suffix for p in (tmp_path / "disk" / "save").iterdir()] == [".pt"]
+
+
+def test_plans_fit_and_what_does_not_is_refused_with_both_sizes():
+    roomy, tight = plan(60_000, 10_000, 784, 20e9), plan(60_000, 10_000, 784, 5e9)
+    assert roomy.in_memory and 7.2e9 < roomy.needed < 12e9
+    assert not tight.in_memory and tight.needed <= 5e9 and tight.height >= 360
+    assert plan(60_000, 10_000, 784, 8e9, size=2).in_memory
+    with pytest.raises(
+        ValueError,
+        match=r"60000 samples takes 10.\d GB of memory, or 3.\d* GB with its kernel of 7.33 "
+        r"GB on disk, and --memory allows 2 GB: allow more, or .* --train_size",
+    ):
+        plan(60_000, 10_000, 784, 2e9)
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, capsys):
+    def refused(*flags):
+        message = fails(capsys, tmp_path, data, *flags)
+        assert not (tmp_path / "out").exists()
+        return message
+
+    kernel = ("--train", "kernel", "--model", "inn")
+    assert "--memory allows 0.1 GB" in refused(*kernel, "--memory", "100M")
+    assert "must be auto, or 0 or positive" in refused(*kernel, "--ridge", "-1")
+    assert "auto stands alone" in refused(*kernel, "--ridge", "auto", 1)
+    assert "--train_size 421 is larger than the training set of 420" in refused(*kernel, "--train_size", 421)
+    assert "at least 5 training samples" in refused(*kernel, "--train_size", 4)
+    assert "--dim: not a setting of --train kernel" in refused(*kernel, "--dim", 4)
+    assert "--memory: not a setting of --train ridge" in refused("--train", "ridge", "--memory", "1G")
+    assert "--depth: only relu_enn" in refused(*kernel, "--depth", 2)
+    assert "must be a number with M, G or T" in refused(*kernel, "--memory", "8")
+    assert "a value is given twice" in refused(*kernel, "--ridge", 1, 1)
+
+
+def test_duplicates_with_ridge_zero_are_named(tmp_path, capsys):
+    random = np.random.default_rng(1)
+    X, y = random.normal(size=(40, P)).astype(np.float32), random.integers(2, size=40)
+    X[31], y[:2] = X[12], (0, 1)
+    np.savez(tmp_path / "twice.npz", X_train=X, y_train=y, X_test=X[:10], y_test=y[:10])
+    flags = ("--train", "kernel", "--model", "inn", "--ridge")
+    message = fails(capsys, tmp_path, tmp_path / "twice.npz", *flags, 0)
+    assert re.search(r"training samples \d+ and \d+ are the same: with --ridge 0", message)
+    call(tmp_path, tmp_path / "twice.npz", *flags, 1e-3)
+    assert find_duplicate(torch.from_numpy(X)) == (12, 31) and find_duplicate(torch.from_numpy(X[:31])) is None
+
+
+@pytest.mark.slow
+def test_exact_readouts_run_into_the_kernels_line(data, tmp_path, capsys):
+    common = ("--model", "inn", "relu_enn", "--train_size", 300)
+    call(tmp_path, data, "--train", "kernel", "--model", "inn", "--train_size", 100)  # not the limit of these
+    call(tmp_path, data, "--train", "kernel", *common)
+    machines = records(tmp_path)
+    call(tmp_path, data, "--train", "ridge", *common, "--dim", 4, 600, "--seed", 0, 1)
+    printed = capsys.readouterr().out
+    assert "exact readouts" in printed and "m = 600, n = 300" in printed
+    wide, other, narrow = (
+        json.loads((tmp_path / "out" / f"{name}_test_inn-ridge-n300_npz.json").read_text())[0]
+        for name in ("600", "seed_1/600", "4")
+    )
+    limit = machines["inn-ck-kernel-n300"]["test_accuracy"]
+    assert abs((wide + other) / 2 - limit) < 0.05 < limit - narrow
+    lines = []
+    real = exact_grid.kernel_report.limits
+    exact_grid.kernel_report.limits = lambda *arguments: lines.append(real(*arguments)) or lines[-1]
+    try:
+        call(tmp_path, data, "--train", "ridge", *common, "--dim", 4, 600, "--seed", 0, 1, "--resume")
+    finally:
+        exact_grid.kernel_report.limits = real
+    assert lines == [{"inn": limit, "relu_enn": machines["relu_enn-ck-kernel-n300"]["test_accuracy"]}]
+    assert (tmp_path / "out" / "ridge-ck_npz.png").exists()
+
+
+def test_the_table_of_a_folder_is_markdown_with_paired_intervals(data, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(command.__file__).parent / "scripts")
+    from scripts import kernel_table
+
+    flags = ("--train", "kernel", "--model", "inn", "relu_enn", "--ridge", 0.1, "--train_size")
+    for sizes in ((60, 200), (100,)):
+        call(tmp_path, data, *flags, *sizes)
+    lines = "\n".join(kernel_table.table(tmp_path / "out")).splitlines()
+    assert lines[1] == "**CK, networks of the paper, npz**"
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines[3:]}
+    found = records(tmp_path)
+    for name in ("inn", "relu_enn"):  # of the largest size alone
+        record = found[f"{name}-ck-kernel-n200"]
+        assert cells[name][:3] == ["200", "0.1", f"{100 * record['test_accuracy']:.2f}"]
+    first, second = (found[f"{name}-ck-kernel-n200"]["test_accuracy"] for name in ("inn", "relu_enn"))
+    difference = 100 * (first - second)
+    assert cells["relu_enn"][3].startswith(f"{difference:+.2f} [") and cells["inn"][3] == ""
+    with pytest.raises(ValueError, match="no kernel machines; make them with main.py --train kernel"):
+        list(kernel_table.table(tmp_path))

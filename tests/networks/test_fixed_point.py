@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard
+
+SOLVERS = [Picard, Anderson]
+
+
+def layer(z, W, u):
+    return torch.tanh(z @ W.T + u)
+
+
+def problem(n=7, m=11, radius=0.6, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    W = torch.randn(m, m, generator=g, dtype=dtype)
+    return W * (radius / torch.linalg.matrix_norm(W, 2)), torch.randn(n, m, generator=g, dtype=dtype)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_linear_fixed_point_is_the_linear_solve(solver):
+    W, u = problem()
+    solution = solver(tol=1e-13).solve(lambda z: z @ W.T + u, torch.zeros_like(u))
+    exact = torch.linalg.solve(torch.eye(11, dtype=torch.float64) - W, u.T).T
+    assert solution.converged and solution.residual.shape == (7,) and solution.residual.max() <= 1e-13
+    torch.testing.assert_close(solution.value, exact, rtol=1e-11, atol=1e-11)
+
+
+def test_anderson_needs_fewer_steps_on_a_slow_contraction():
+    W, u = problem(radius=0.97)
+    W = (W + W.T) / 2  # real spectrum, spectral radius close to its norm: Picard crawls
+    W *= 0.97 / torch.linalg.matrix_norm(W, 2)
+    picard = Picard(1e-8, 2000).solve(lambda z: layer(z, W, u / 10), torch.zeros_like(u))
+    anderson = Anderson(1e-8, 2000).solve(lambda z: layer(z, W, u / 10), torch.zeros_like(u))
+    assert anderson.iterations < 0.7 * picard.iterations
+    torch.testing.assert_close(anderson.value, picard.value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_stops_at_the_first_step_where_the_worst_sample_meets_the_tolerance(solver):
+    W, u = problem()
+    u[0] *= 100  # saturated: converges long before the others
+    seen = []
+
+    def f(z):
+        fz = layer(z, W, u)
+        seen.append(((fz - z).norm(dim=1) / fz.norm(dim=1)).max().item())
+        return fz
+
+    solution = solver(tol=1e-6).solve(f, torch.zeros_like(u))
+    assert len(seen) == solution.iterations
+    assert seen[-1] <= 1e-6 < min(seen[:-1])
+    assert solution.residual[0] < solution.residual.max()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_divergence_and_running_out_of_steps_raise_unless_told_otherwise(solver):
+    W, u = problem()
+    with pytest.raises(ConvergenceError, match="diverged"):
+        solver(max_steps=5000).solve(lambda z: (z @ W.T * 10).square() + u, u)
+    with pytest.raises(ConvergenceError, match=r"did not converge: relative residual .* after 3 iterations") as caught:
+        solver(max_steps=3).solve(lambda z: layer(z, W, u), u)
+    assert caught.value.solution.iterations == 3
+    lenient = solver(max_steps=3, strict=False).solve(lambda z: layer(z, W, u), u)
+    assert not lenient.converged and lenient.iterations == 3
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gradcheck(solver):
+    W, u = problem(n=3, m=4)
+    point = FixedPoint(solver(tol=1e-13))
+    assert torch.autograd.gradcheck(
+        lambda W, u: point(layer, torch.zeros_like(u), W, u), (W.requires_grad_(), u.requires_grad_())
+    )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gradient_is_that_of_200_unrolled_steps(solver):
+    W, u = (t.requires_grad_() for t in problem(radius=0.8))
+    weight = torch.randn(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z = torch.zeros_like(u)
+    for _ in range(200):
+        z = layer(z, W, u)
+    expected = torch.autograd.grad((z * weight).sum(), (W, u))
+    point = FixedPoint(solver(tol=1e-13))
+    z = point(layer, torch.zeros_like(u), W, u)
+    got = torch.autograd.grad((z * weight).sum(), (W, u))
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+    assert point.iterations > 1 and point.backward_iterations > 1
+
+
+def test_only_wanted_gradients_and_none_for_unused_arguments():
+    W, u = problem()
+    idle = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    u.requires_grad_()
+    z = FixedPoint(Picard(1e-12))(lambda z, W, u, idle: layer(z, W, u), torch.zeros_like(u), W, u, idle)
+    z.sum().backward()
+    assert u.grad is not None and W.grad is None and idle.grad is None
+
+
+def saved_bytes(steps):
+    W, u = (t.requires_grad_() for t in problem(radius=0.999))
+    total = 0
+
+    def pack(t):
+        nonlocal total
+        total += t.nbytes
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        z = FixedPoint(Picard(0.0, steps, strict=False))(layer, torch.zeros_like(u), W, u)
+    assert z.requires_grad
+    return total
+
+
+def test_memory_does_not_grow_with_the_number_of_steps():
+    assert 0 < saved_bytes(2) == saved_bytes(300)
+
+
+def test_no_graph_outlives_the_backward_pass():
+    import gc
+    import weakref
+
+    W, u = (t.requires_grad_() for t in problem())
+    z = FixedPoint(Picard(1e-10))(layer, torch.zeros_like(u), W, u)
+    node = weakref.ref(z.grad_fn)
+    z.sum().backward()
+    del z
+    gc.collect()
+    assert node() is None

@@ -1,0 +1,347 @@
+"""The calibration: its cases, its outcomes and their errors, and an analysis of data whose coverage is known."""
+
+import gzip
+import json
+import math
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+
+from scripts import calibrate
+from scripts.calibration import analysis
+from scripts.calibration import cases as calibration_cases
+from scripts.calibration import outcomes as calibration_outcomes
+from scripts.calibration import verdicts as calibration_verdicts
+from deq_enn.verdicts import candidates
+from deq_enn.theory.activations import ACTIVATIONS
+from scripts.calibration.cases import Case, cases, load, that_set_constants
+from deq_enn.verdicts.result import Candidate as Found
+from deq_enn.verdicts.at_initialisation import Inquiry
+from deq_enn.networks.build import ENN
+from deq_enn.verdicts.loss_model import CONSTANTS, measured, predict
+from deq_enn.machines.readout import solve
+from deq_enn.training.run_files import read_lines
+from deq_enn.theory.equilibrium import estimate_tau0
+
+
+@pytest.mark.slow
+def test_the_cases():
+    found = cases()
+    assert len(found) == len({case.name for case in found}) >= 120
+    assert len({case.activation for case in found}) >= 10
+    assert {case.data for case in found} == set(calibration_cases.COUNTS)
+    assert min(case.sigma_a2 for case in found) == 0.05 and max(case.sigma_a2 for case in found) == 0.9
+    for sizes, ends in (([case.width for case in found], (64, 4096)), ([case.n for case in found], (1000, 60_000))):
+        assert (min(sizes), max(sizes)) == ends
+    assert 0.45 < len(that_set_constants()) / len(found) < 0.55
+
+
+@pytest.mark.slow
+def test_the_halves_depend_on_names_alone(monkeypatch):
+    half, fewer = that_set_constants(), cases()[::3]
+    monkeypatch.setattr(calibration_cases, "cases", lambda: fewer)
+    assert that_set_constants() == {case.name for case in fewer} & half
+    assert "mixed-tanh-0.8-m512-n3000" in half and "mixed-relu-0.5-m64-n3000" not in half  # in every process
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mixed", "two_class", "mixed_spread", "heavy_tails", "few_dimensions", "duplicated", "correlated", "unnormalised"],
+)
+def test_the_made_up_data(name, monkeypatch):
+    monkeypatch.setitem(calibration_cases.LIMITS, 64, (1000, 400, 2))
+    case = Case(name, "relu", 0.2, 64, 600)
+    data, again = load(case, None), load(case, None)
+    assert torch.equal(data.X_train, again.X_train) and torch.equal(data.y_test, again.y_test)
+    assert data.X_train.shape[0] == len(data.y_train) == 600 and len(data.X_test) == len(data.y_test) == 400
+    assert data.X_train.isfinite().all() and set(data.y_test.tolist()) <= set(range(data.n_classes))
+    if name == "unnormalised":
+        assert estimate_tau0(data.X_train) > 1.2  # of lognormal norms, sqrt(E r^2) = exp(0.6^2)
+    else:
+        assert estimate_tau0(data.X_train) == pytest.approx(1, abs=1e-5)
+    norms2 = data.X_train.square().sum(1)
+    if name.endswith("spread"):
+        assert norms2.std() > norms2.mean()
+    nearest = (torch.cdist(data.X_train, data.X_train) + 100 * torch.eye(600)).min(1).values
+    assert (nearest < 0.1).float().mean() > 0.9 if name == "duplicated" else (nearest > 0).all()
+
+
+def narrow(seed=0, width=30):
+    return ENN([ACTIVATIONS["tanh"]], 12, width, 3, seed=seed)
+
+
+def some_data(n, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    X = torch.randn(n, 12, generator=draw) / math.sqrt(12)
+    return X, (X[:, :3] + 0.1 * torch.randn(n, 3, generator=draw)).argmax(1)
+
+
+def test_the_readout_of_few_samples_is_that_of_the_normal_equations():
+    ridges = set()
+    for seed in range(6):
+        X, y = some_data(60, seed)
+        model = narrow(width=80)
+        weights, mean = calibration_outcomes.best_readout(model, X, y, 3)
+        expected, _ = solve(model, X, y, 3)
+        torch.testing.assert_close(weights, expected.weights, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(mean, expected.mean)
+        ridges.add(expected.ridge)
+    assert len(ridges) > 2
+
+
+def test_the_error_of_a_loss_is_its_spread():
+    """Tables of seeds with a seed's effect, a sample's and chance: the error is what the mean loss spreads by."""
+    draw, losses, errors = np.random.default_rng(0), [], []
+    for _ in range(400):
+        seed, sample = draw.normal(0, 0.03, (6, 1)), draw.normal(0, 0.15, (1, 300))
+        deq = draw.random((6, 300)) < 0.8
+        other = draw.random((6, 300)) < np.clip(0.75 + seed + sample, 0, 1)
+        found = calibration_outcomes.paired(torch.from_numpy(deq), torch.from_numpy(other))
+        losses.append(found["loss"])
+        errors.append(found["error"])
+    assert np.mean(losses) == pytest.approx(5, abs=0.5)
+    assert math.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(losses), rel=0.1)
+
+
+def test_measurements_come_back_for_any_constants():
+    draw = np.random.default_rng(1)
+    group = np.arange(200) // 2
+    for width, seeds in ((64, 3), (64, 1), (math.inf, 1)):
+        differences = draw.choice([-1, 0, 1], (seeds, 200), p=[0.1, 0.8, 0.1]) + draw.choice([0, 0, 1], (seeds, 1))
+        summary = calibration_verdicts._summary(width, differences, group)
+        json.dumps(summary)
+        for constants in (CONSTANTS, replace(CONSTANTS, seeds=0.3, weight=5.0)):
+            (point,) = calibration_verdicts.points_of({"points": [summary]}, constants)
+            expected = measured(width, differences, group, constants)
+            assert vars(point) == pytest.approx(vars(expected))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def record(case, points=(), name="plain, depth 1", width=64, n=1000):
+    return {
+        "case": case,
+        "width": width,
+        "n": n,
+        "deq_fluctuation": 1.0,
+        "candidates": [
+            {
+                "name": name,
+                "work": 1,
+                "distance": {"ck": {"with_factor": 0.1}},
+                "fluctuation": 2.0,
+                "points": list(points),
+                "infinite": {"rms": 0.1, "difference": 0.0},
+            }
+        ],
+    }
+
+
+def made_up(spread, cases=300, error=0.0):
+    """Losses that are Gaussian about 0, in cases of which nothing was measured: the interval is that of the prior."""
+    draw = np.random.default_rng(2)
+    losses = spread * draw.standard_normal(cases) + error * draw.standard_normal(cases)
+    return {
+        "verdicts": [record(f"mixed-{i}") for i in range(cases)],
+        "sgd": [],
+        "outcomes": [
+            {"case": f"mixed-{i}", "networks": {"plain, depth 1": {"loss": loss, "error": error}}}
+            for i, loss in enumerate(losses)
+        ],
+    }
+
+
+@pytest.mark.slow
+def test_coverage_is_that_of_the_interval():
+    prior = predict([], 64, 1000)
+    half = (prior.high - prior.low) / 2
+    for times, share in ((1, 0.9), (2, 0.589), (0.5, 0.999)):  # P(|xi| < 1.645/times)
+        held = analysis.joined(made_up(times * half / 1.645))
+        assert analysis.coverage(held)["as measured"] == pytest.approx(100 * share, abs=4)
+    # noise of the outcome is allowed for, and hides nothing else
+    held = analysis.joined(made_up(half / 1.645, error=half))
+    assert analysis.coverage(held)["covered"] == pytest.approx(90, abs=4)
+    assert analysis.coverage(held)["as measured"] < 70
+    held = analysis.joined(made_up(3 * half / 1.645, error=0.1 * half))
+    assert analysis.coverage(held)["covered"] < 50
+
+
+@pytest.mark.slow
+def test_constants_are_set_so_that_intervals_cover():
+    packed = made_up(4.0, cases=100)
+    names = {outcome["case"] for outcome in packed["outcomes"]}
+    assert analysis.coverage(analysis.joined(packed))["covered"] < 80
+    found = analysis.set_constants(packed, names, steps=80)
+    held = analysis.joined(packed, found)
+    assert analysis.mean_score(held) < analysis.mean_score(analysis.joined(packed))
+    assert analysis.coverage(held)["covered"] == pytest.approx(90, abs=4)
+    assert held[0].candidates[0].high == pytest.approx(4 * 1.645, rel=0.2)
+
+
+def test_constants_are_set_on_one_half_alone():
+    packed = made_up(2.0, cases=40)
+    half = {f"mixed-{i}" for i in range(20)}
+    found = analysis.set_constants(packed, half, steps=20)
+    for outcome in packed["outcomes"][20:]:
+        outcome["networks"]["plain, depth 1"]["loss"] += 100
+    assert analysis.set_constants(packed, half, steps=20) == found
+
+
+def candidate(name, low, high, work=1):
+    return analysis.Candidate(name, work, (low + high) / 2, low, high, None, None, {})
+
+
+def test_answers_are_those_of_the_verdict():
+    draw = np.random.default_rng(3)
+    seen = Counter()
+    for _ in range(200):
+        ends = np.sort(draw.normal(0.5, 1, (3, 2)) + draw.normal(0.3, 1, (1, 1)), axis=1)
+        depths = draw.integers(1, 3, 3)
+        found = [
+            Found(
+                f"{i}",
+                "plain",
+                None,
+                None,
+                int(depth),
+                (),
+                1.0,
+                None,
+                {},
+                loss=sum(pair) / 2,
+                loss_interval=tuple(pair),
+            )
+            for i, (depth, pair) in enumerate(zip(depths, ends))
+        ]
+        inquiry = Inquiry.__new__(Inquiry)
+        inquiry.candidates, inquiry.tolerance, inquiry.width, inquiry.p, inquiry.applies = found, 0.5, 8, 10, {}
+        inquiry.n = 100
+        said, chosen, _ = inquiry._by_loss()
+        ours, own = analysis.answer([candidate(one.name, *one.loss_interval, one.work(10, 8)) for one in found])
+        assert (said, chosen and chosen.name) == (ours, own and own.name)
+        seen[said] += 1
+    assert min(seen[said] for said in ("replace", "undecided", "keep")) > 5
+
+
+def held(answer, *losses, chosen=None, error=0.1):
+    found = tuple(analysis.Candidate(f"{i}", 1, 0, -1, 1, loss, error, {}) for i, loss in enumerate(losses))
+    return analysis.Held("mnist-x", 64, answer, None if chosen is None else found[chosen], found)
+
+
+def test_what_happened():
+    assert held("keep", 2.0, 0.2).happened == "some below"
+    assert held("keep", 2.0, 0.4).happened == "too near"  # 0.4 + 1.645 * 0.1 > 0.5
+    assert held("keep", 2.0, 0.7).happened == "all above"
+    assert not held("replace", 0.6, chosen=0).wrong and held("replace", 0.7, chosen=0).wrong
+    assert held("replace", 0.6, chosen=0, error=0.02).wrong
+    assert "2 of 4, 50% (7% to 93%)" == analysis.rate(2, 4)  # Clopper and Pearson's, from their table
+    assert analysis.rate(0, 0) == "none of 0"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Two small cases in the place of all, and half of the candidates."""
+    monkeypatch.setattr(candidates, "FAMILIES", ("auto", "hermite", "piecewise"))
+    monkeypatch.setattr(candidates, "PLAIN_DEPTHS", (1,))
+    found = [Case("mixed", "tanh", 0.3, 16, 300), Case("few_dimensions", "relu", 0.2, 16, 300)]
+    monkeypatch.setitem(calibration_cases.LIMITS, 16, (300, 300, 3))
+    for module in (calibration_cases, calibration_outcomes):
+        monkeypatch.setattr(module, "cases", lambda: found)
+    monkeypatch.setattr(calibration_cases, "that_set_constants", lambda: {found[0].name})
+    for name in ("SGD", "FULL"):
+        settings, _ = getattr(calibration_outcomes, name)
+        monkeypatch.setattr(calibration_outcomes, name, (settings | {"epochs": 1, "seeds": 2}, 1))
+    return found
+
+
+def run(folder, *stages):
+    for stage in stages:
+        calibrate.main(
+            [
+                stage,
+                "--output",
+                str(folder),
+                "--budget",
+                "0.3",
+                "--packed",
+                str(folder / "packed.json.gz"),
+                "--figure",
+                str(folder / "figure.png"),
+            ]
+        )
+
+
+@pytest.mark.slow
+def test_from_the_cases_to_the_report(tiny, tmp_path, capsys):
+    run(tmp_path, "outcomes", "verdicts", "sgd")
+    lines = {stage: (tmp_path / f"{stage}.jsonl").read_text() for stage in ("outcomes", "verdicts", "sgd")}
+    assert [json.loads(line)["case"] for line in lines["outcomes"].splitlines()] == [case.name for case in tiny]
+    # a verdict that chose what was not trained, and a stage that was killed in a line
+    verdicts = [json.loads(line) for line in lines["verdicts"].splitlines()]
+    missing = "matched ntk: 1 hermite"
+    (one,) = verdicts[0]["candidates"] = [one for one in verdicts[0]["candidates"] if one["name"] == missing]
+    one["points"] = [
+        {
+            "width": 16,
+            "count": 300,
+            "loss": -30.0,
+            "seeds": 4,
+            "apart": 40.0,
+            "one": 1600.0,
+            "common": 1.0,
+            "of_samples": 0.1,
+            "of_one_seed": 0.1,
+        }
+    ]
+    assert missing not in json.loads(lines["outcomes"].splitlines()[0])["networks"]
+    (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, verdicts)) + "\n" + '{"case": "cut sh')
+    run(tmp_path, "outcomes", "verdicts", "pack", "report")
+    outcomes = read_lines(tmp_path / "outcomes.jsonl")
+    assert [record["case"] for record in outcomes] == [tiny[0].name, tiny[1].name, tiny[0].name]
+    assert list(outcomes[2]["networks"]) == [missing] and outcomes[2]["deq"] == outcomes[0]["deq"]
+    with gzip.open(tmp_path / "packed.json.gz") as file:
+        packed = json.load(file)
+    assert {name: len(records) for name, records in packed.items()} == {"outcomes": 2, "verdicts": 2, "sgd": 2}
+    assert len(packed["outcomes"][0]["networks"]) == len(outcomes[0]["networks"]) + 1
+    text = capsys.readouterr().out
+    assert "wrong replace" in text and "| kernel distance |" in text and "readouts by SGD" in text
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    before = (tmp_path / "outcomes.jsonl").read_bytes()
+    run(tmp_path, "outcomes", "sgd")
+    assert (tmp_path / "outcomes.jsonl").read_bytes() == before
+
+
+def test_a_line_after_a_cut_one_is_whole(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    calibrate.append(path, {"case": "a"})
+    with path.open("a") as file:
+        file.write('{"case": "b')
+    calibrate.append(path, {"case": "c"})
+    calibrate.append(path, {"case": "d"})
+    assert [record["case"] for record in read_lines(path)] == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["report", "--packed", "nowhere.json.gz"], "nowhere.json.gz: cannot be read"),
+        (["pack", "--output", "nowhere"], "nowhere: no outcomes and verdicts there"),
+        (["verdict"], "invalid choice: 'verdict'"),
+    ],
+)
+def test_bad_flags(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as failure:
+        calibrate.main(arguments)
+    assert failure.value.code == 2 and message in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -1,0 +1,245 @@
+"""The report: one page that needs no other file, every number recomputed from the logs."""
+
+import html
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from tests.conftest import ROOT
+
+
+from scripts.reproduction import claims
+from scripts import report
+from scripts.reproduction import records as stage_records
+from deq_enn.reporting.page import inline
+from deq_enn.names import MODELS
+from scripts.reproduction.stages import Stage
+from tests.scripts.test_summarize import made_up, write_grid
+
+
+def test_a_report_of_nothing(tmp_path, capsys):
+    for content, words in (
+        (None, "nothing to report, no stages.json"),
+        ("{", "is damaged"),
+        ('{"stages": {}}', "no stage has been run"),
+        ('{"stages": {"a": {}}}', "is damaged"),
+    ):
+        if content is not None:
+            (tmp_path / "stages.json").write_text(content)
+        with pytest.raises(SystemExit) as stop:
+            report.main([str(tmp_path)])
+        captured = capsys.readouterr()
+        assert stop.value.code == 2 and words in captured.err and captured.err.count("\n") == 1
+        assert not list(tmp_path.glob("report.*"))
+
+
+class Page(HTMLParser):
+    """What a page refers to, and whether its tags are closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for key, value in attributes if key in ("src", "href", "srcset", "data", "action")]
+        if tag not in ("meta", "img", "link", "br", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def tables_of(markdown):
+    """{title: (header, [rows])} of the Markdown tables."""
+    found = {}
+    for title, body in re.findall(r"^\*\*(.+)\*\*\n\n((?:\|.*\n)+)", markdown, re.M):
+        lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in body.splitlines()]
+        found[title] = lines[0], lines[2:]
+    return found
+
+
+def numbers(text):
+    return [float(x) for x in re.findall(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?", text.replace("−", "-"))]
+
+
+def stage(out, name, kind="figure", data="gmm"):
+    return Stage(name, kind, [sys.executable, f"{name}.py"], [], 10.0, data, str(out / name))
+
+
+def write_figure(out, name, numbers):
+    from matplotlib import pyplot as plt
+
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    (out / "figures" / f"{name}.json").write_text(json.dumps(numbers))
+    plt.figure(figsize=(3.6, 3)).savefig(out / "figures" / f"{name}.png")
+    plt.close()
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A report of synthetic logs and of the numbers of one figure."""
+    out = tmp_path_factory.mktemp("report")
+    accuracies = write_grid(out / "mnist-sgd", MODELS, (16, 64), (0, 1, 2), dataset="mnist")
+    done = [
+        stage(out, "gmm_one_layer_matching"),
+        stage(out, "mnist-sgd", "sweep", "mnist"),
+        stage(out, "gmm-adam", "sweep"),
+    ]
+    errors = {"matched": [[0.04, 0.01], [0.02, 0.005]], "unmatched": [[0.5, 0.5], [0.5, 0.5]]}
+    write_figure(
+        out,
+        "gmm_one_layer_matching",
+        {"settings": {"n": [100, 200]}, "errors": errors, "slope": [-1.0, 0.25], "overlaps": [0.9999, 0.99]},
+    )
+    records = stage_records.Records(out / "stages.json")
+    for index, one in enumerate(done):
+        records.note(one, 10.0 + index, 10**9, status=("done", "done", "failed")[index], error=("", "", "no")[index])
+    records.save(done)
+    return report.write_report(out), accuracies, done
+
+
+def test_the_page_needs_nothing_else(reported):
+    page, _, done = reported
+    text = page.read_text()
+    parsed = Page(text)
+    assert not parsed.open
+    assert [link.partition(",")[0] for link in parsed.links] == ["data:image/png;base64"] * 3
+    assert not re.search(r"https?://|@import|url\(|<script", text)
+    for stage in done[:2]:
+        assert html.escape(stage_records.shown(stage.command)) in text
+    for word in ("torch", "numpy", "scipy", "processor", "cores", "memory", "peak memory 1.00 GB", "11.0 s"):
+        assert word in text
+
+
+def test_every_number_of_the_report_is_that_of_the_logs(reported):
+    page, accuracies, _ = reported
+    text = page.with_suffix(".md").read_text()
+    found = tables_of(text)
+    order = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")
+    final = {(m, d): 100 * np.array([accuracies[m, d, s][-1] for s in (0, 1, 2)]) for m in order for d in (16, 64)}
+    header, rows = next(v for k, v in found.items() if k.startswith("Test accuracy"))
+    assert [numbers(" ".join(row)) for row in rows] == [
+        [d, *(round(x, 2) for m in order for x in (final[m, d].mean(), final[m, d].std(ddof=1)))] for d in (16, 64)
+    ]
+    header, rows = next(v for k, v in found.items() if k.startswith("DEQ − ENN"))
+    for d, row in zip((16, 64), rows):
+        expected = [d]
+        for a, b in (("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")):
+            interval = ttest_rel(final[a, d], final[b, d]).confidence_interval(0.95)
+            expected += [(final[a, d] - final[b, d]).mean(), *interval]
+        assert numbers(" ".join(row)) == [pytest.approx(x, abs=0.00501) for x in expected]
+    header, rows = next(v for k, v in found.items() if k.startswith("Cost"))
+    assert [row[2:] for row in rows] == [["1", "1", "1.0", "0.2", "0.2"]] * 4
+    header, rows = found["Relative spectral error, geometric mean over draws"]
+    assert [numbers(" ".join(row[2:])) for row in rows] == [[-1.0, 0.25, 0.02, 100, 0.01, 200], [0.5, 100, 0.5, 200]]
+    assert "n = 200 the matched network's kernel is 0.01 from the DEQ's, with slope −1.00, the unmatched" in text
+    assert "within 0.01 of 1" in text
+    assert text.count("too few seeds for a claim of equality") == 2 and "(3 of 8)" in text
+    _, rows = next(v for k, v in found.items() if k.startswith("Stages"))
+    assert [row[1:4] for row in rows] == [
+        ["done", "10.0", "1.00"],
+        ["done", "11.0", "1.00"],
+        ["failed", "12.0", "1.00"],
+        ["", "33.0", "1.00"],
+    ]
+    # the page shows the same cells
+    shown = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page.read_text())]
+    for _, rows in found.values():
+        for cell in (cell for row in rows for cell in row):
+            assert html.unescape(re.sub("<[^>]+>", "", inline(cell))) in map(html.unescape, shown)
+
+
+def test_the_report_claims_equality_where_eight_seeds_show_it(tmp_path):
+    for seeds, words in (
+        (8, "Two one-sided tests: ReLU-DEQ − matched L-ReLU-ENN: equal within 0.5."),
+        (3, "Two one-sided tests: too few seeds for a claim of equality."),
+    ):
+        experiment = made_up(tmp_path / str(seeds), {16: (2.0, 0.1), 64: (0.0, 0.1)}, seeds)
+        assert claims.sweep_finding(experiment).endswith(words)
+
+
+@pytest.mark.slow
+def test_both_protocols_stand_side_by_side(tmp_path):
+    """Each data set's two sweeps with SGD, and not the one with Adam; every claim in the first table."""
+    names = "mnist-sgd", "mnist-adam", "mnist-sgd-own-rate"
+    settings = {"lr": 1.0}, {"opt": "adam", "lr": 0.001}, {"own_rate": True, "lr": 30.0}
+    done = [stage(tmp_path, name, "sweep", "mnist") for name in names]
+    records = stage_records.Records(tmp_path / "stages.json")
+    for one, more in zip(done, settings):
+        write_grid(tmp_path / one.name, MODELS, (16, 64), (0, 1, 2), dataset="mnist", **more)
+        records.note(one, 1.0, 10**9, status="done", error="")
+    records.save(done)
+    text = report.write_report(tmp_path).with_suffix(".md").read_text()
+    found = tables_of(text)
+    _, rows = next(v for k, v in found.items() if k.startswith("Test accuracy in %, mnist"))
+    assert len(rows) == 12 and {row[-1] for row in rows} == {"30"}
+    [(_, rows)] = [v for k, v in found.items() if k.startswith("Which claim survives which protocol")]
+    assert [row[0] for row in rows] == ["16"] * 6 + ["64"] * 6
+    _, lines = found["What the paper claims, and what was measured"]
+    assert [line[0] for line in lines] == [
+        "MNIST, SGD",
+        "MNIST, Adam",
+        "MNIST, SGD, each at its own rate",
+        f"MNIST: {claims.BOTH_RATES}",
+    ]
+    for row in rows[6:]:
+        assert f"{row[1]}: {row[-1]}" in lines[-1][-1]
+    kinds = {
+        f"{name}-{kind}.png" for name in ("mnist-sgd", "mnist-adam", "mnist-sgd-own-rate") for kind in report.KINDS
+    }
+    assert {file.name for file in (tmp_path / "figures").glob("*.png")} == kinds
+
+
+def test_what_is_trained_whole_has_its_tables_and_sentences(tmp_path):
+    """The numbers of training_dynamics.py and pcdeq_convergence.py, those of the largest width, in order."""
+
+    def cell(width, lr, centred, **distances):
+        return {
+            "width": width,
+            "lr": lr,
+            "centred": centred,
+            "networks": {name: {"distance": d, "distance_error": d and d / 10} for name, d in distances.items()},
+        }
+
+    names = {"deq": "ReLU-DEQ", "ntk": "NTK-matched", "unmatched": "unmatched ReLU"}
+    cells = [
+        cell(16, 3.0, False, deq=0.0, ntk=0.9, unmatched=0.9),
+        cell(64, 30.0, False, deq=0.0, ntk=0.05, unmatched=None),
+        cell(64, 3.0, False, deq=0.0, ntk=0.012, unmatched=0.25),
+        cell(64, 3.0, True, deq=0.0, ntk=0.003, unmatched=0.34),
+    ]
+    layer = {"layer": "tanh", "converged": True, "radius": 0.5, "rate": 0.21, "jacobian_radius": 0.205, "bound": 0.3}
+    random = [{**layer, "radius": 4.0}, {"layer": "plain", "converged": False, "radius": 2.0}]
+    trained = [{**layer, "test_accuracy": 0.9712}, {**layer, "rate": 0.4, "test_accuracy": 0.96}]
+    pcdeq = {"trained": trained, "random": random, "plain_converges_up_to": 1.25}
+    figures = {"training_dynamics": {"names": names, "cells": cells}, "pcdeq_convergence": pcdeq}
+    records = stage_records.Records(tmp_path / "stages.json")
+    for name, numbers_of_it in figures.items():
+        write_figure(tmp_path, name, numbers_of_it)
+        records.note(stage(tmp_path, name), 1.0, 10**9, status="done", error="")
+    records.save([stage(tmp_path, name) for name in figures])
+    page = report.write_report(tmp_path)
+    text = page.with_suffix(".md").read_text()
+    header, rows = next(v for k, v in tables_of(text).items() if k.startswith("Distance to the DEQ's curve"))
+    assert header == ["network", "lr 3, centred", "lr 3", "lr 30"]
+    assert rows == [
+        ["NTK-matched", "0.003 ± 0.000", "0.012 ± 0.001", "0.050 ± 0.005"],
+        ["unmatched ReLU", "0.340 ± 0.034", "0.250 ± 0.025", "–"],
+    ]
+    assert "learning rate of 3 the curve of training loss of the NTK-matched network is 0.012 of the drop" in text
+    assert "that of the unmatched one 0.25." in text
+    _, rows = next(v for k, v in tables_of(text).items() if k.startswith("Layers of 80 units"))
+    assert rows[0] == ["tanh", "0.5000", "0.2100", "0.2050", "0.3000", "97.12"]
+    assert "the trained ones at rates from 0.21 to 0.40, random ones up to a spectral radius of 4; a plain DEQ" in text
+    assert page.read_text().count("data:image/png;base64") == 2
+    random[0]["converged"] = False
+    assert "not every positive concave layer converges: tanh;" in claims.pcdeq_finding(pcdeq, "")
+    write_figure(tmp_path, "training_dynamics", {"cells": [{}]})
+    with pytest.raises(ValueError, match="training_dynamics.json: not the numbers of that figure"):
+        report.write_report(tmp_path)

@@ -1,0 +1,96 @@
+"""The stages of scripts/reproduce.py: their plan, which is that of the other scripts, and the time that is left."""
+
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+from scripts.reproduction import claims
+from scripts.reproduction import records
+from scripts.reproduction import stages
+from tests.scripts.test_reproduce import arguments
+from tests.scripts.test_summarize import write_grid
+
+
+def test_the_plan_is_that_of_the_scripts():
+    everything = stages.plan(arguments(ROOT, quick=False, processes=2, dataset_path="D"))
+    sweeps = {s.name: " ".join(s.command) for s in everything if s.kind == "sweep"}
+    text = (ROOT / "scripts" / "sweep.sh").read_text()
+    dims, epochs = re.search(r"--dim ([\d ]+) --epoch (\d+)", text).groups()
+    assert tuple(map(int, dims.split())) == stages.DIMS and int(epochs) == stages.EPOCHS
+    for dataset in ("mnist", "fashion_mnist", "cifar10"):
+        script = (ROOT / "scripts" / f"{dataset}.sh").read_text()
+        for opt in ("sgd", "adam"):
+            rate = re.search(rf"\[{opt}\]=([\d.]+)", script)[1]
+            assert f"--dataset {dataset} --dataset_path D --dim" in sweeps[f"{dataset}-{opt}"]
+            assert f"--seed 0 1 2 --epoch 100 --opt {opt} --lr {rate} " in sweeps[f"{dataset}-{opt}"]
+            assert "-m torch.distributed.run --standalone --nproc_per_node 2 main.py " in sweeps[f"{dataset}-{opt}"]
+        # each at its own rate: the same widths, seeds and epochs
+        other = re.sub(r"-sgd(?= )", "-sgd-own-rate", sweeps[f"{dataset}-sgd"])
+        assert sweeps[f"{dataset}-sgd-own-rate"] == re.sub(r"--lr \S+", "--lr auto", other)
+    kinds = ("sgd", "adam", "sgd-own-rate")
+    assert set(sweeps) == {f"{d}-{kind}" for d in ("gmm", "mnist", "fashion_mnist", "cifar10") for kind in kinds}
+    scripts = {f.stem for f in (ROOT / "ck_ntk").glob("*.py")}
+    shell = set(re.findall(r"\w+", (ROOT / "scripts" / "figures.sh").read_text()))
+    assert shell & scripts <= set(stages.FIGURES) <= scripts
+    assert {s.name for s in everything if s.kind == "figure"} == set(stages.FIGURES)
+    named = {name for _, _, names in claims.KERNELS + claims.TRAINING for name in names}
+    assert named == set(stages.FIGURES)  # each has its place in the report
+    quick = stages.plan(arguments(ROOT, processes=64))
+    assert {s.data for s in quick} == {"gmm", "mnist"} and sum(s.cost for s in quick) < 300
+    eight = {s.name: s for s in stages.plan(arguments(ROOT, quick=False, seeds=8))}
+    assert "--seed 0 1 2 3 4 5 6 7 --epoch" in " ".join(eight["mnist-sgd"].command)
+    three = next(s for s in everything if s.name == "mnist-sgd")
+    assert eight["mnist-sgd"].cost - 5 == pytest.approx((three.cost - 5) * 8 / 3)
+    # a run whose rate is chosen: features of the training samples once more, and so many attempts
+    cost = {d: stages.own_rate_cost("mnist", (1024,), d, 1) - stages.sweep_cost("mnist", (1024,), d, 1) for d in (0, 7)}
+    alone = {d: stages.sweep_cost("mnist", (1024,), d, 1) - 5 for d in (0, 7)}
+    assert cost[0] == pytest.approx(alone[0] * 6 / 7)
+    assert cost[7] - cost[0] == pytest.approx(stages.RATES * 0.8 * (alone[7] - alone[0]))
+    # no rank without a run
+    assert "--nproc_per_node 36 " in " ".join(next(s for s in quick if s.name == "gmm-sgd").command)
+
+
+def test_time_left():
+    def stage(kind, cost):
+        return SimpleNamespace(kind=kind, cost=cost)
+
+    left = records.time_left
+    assert left([stage("figure", 30), stage("sweep", 70)], []) == pytest.approx(100)
+    # a machine of half the speed: the stages to come and the present one are counted at its rate, figures at their own
+    slow = [("sweep", 1e6, 2e6)]
+    assert left([stage("sweep", 70), stage("figure", 5)], slow) == pytest.approx(145, rel=1e-3)
+    assert left([], slow, stage("sweep", 100), behind=50, fresh=50, elapsed=100) == pytest.approx(100, rel=1e-3)
+    # what was done before a resumption has no part in the rate
+    resumed = left([], [("sweep", 1e6, 1e6)], stage("sweep", 1000), behind=900, fresh=10, elapsed=10)
+    assert resumed == pytest.approx(100, rel=1e-3)
+    # never negative, and never at the end while a stage runs
+    assert left([], [], stage("sweep", 10), behind=12, fresh=12, elapsed=12) == 0
+    assert left([], [], stage("figure", 10), elapsed=4) == pytest.approx(6)
+    assert left([], [], stage("figure", 10), elapsed=50) == 5
+    assert [records.clock(s) for s in (7, 65, 3661, 36000)] == ["0:07", "1:05", "1:01:01", "10:00:00"]
+
+
+def test_progress_of_a_sweep_is_its_cost_at_the_end(tmp_path, monkeypatch):
+    models, dims = ("inn", "l_relu_enn"), (16, 64)
+    monkeypatch.setattr(stages, "MODELS", models)
+    stage = SimpleNamespace(folder=str(tmp_path), data="gmm")
+    progress = records.SweepProgress(stage)
+    assert progress() == 0
+    write_grid(tmp_path, models, dims, (0,))
+    third = progress()
+    write_grid(tmp_path, models, dims, (1, 2))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "epoch", "model": "inn", "dim": 16, "seed": 3, "ep')  # being written
+    assert progress() == pytest.approx(3 * third) == pytest.approx(stages.sweep_cost("gmm", dims, 3) - 5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('och": 1}\n')
+    assert progress() > 3 * third
+    assert records.SweepProgress(stage)() == progress()
+    own = SimpleNamespace(folder=str(tmp_path / "own"), data="gmm")
+    write_grid(tmp_path / "own", models, dims, (0, 1, 2), own_rate=True)
+    assert records.SweepProgress(own)() == pytest.approx(stages.own_rate_cost("gmm", dims, 3) - 5)

@@ -1,0 +1,123 @@
+"""The error of kernels at finite width, against networks that are drawn; and the match that is nearest to its DEQ."""
+
+import itertools
+import math
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+import torch
+
+from deq_enn.matching import curved_layers
+from deq_enn.matching import equations
+from deq_enn.theory import norm_sensitivity
+from deq_enn.matching import two_layer_lrelu
+from deq_enn.theory.coefficients import explicit_ntk, implicit_ck
+from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
+from deq_enn.theory.gaussian import centre, expectation
+from tests.helpers.match_residual import residual
+from deq_enn.theory.finite_width import fluctuation, implicit_fluctuation
+from deq_enn.matching.families import match
+from tests.helpers.sampled_networks import sampled
+from deq_enn.theory.equilibrium import generator, get_tau
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize(
+    "name, kernel, trained, family",
+    [
+        ("relu", "ck", "aAB", "l_relu"),
+        ("gelu", "ck", "aAB", "piecewise"),
+        ("elu", "ntk", "aAB", "hermite"),
+        ("relu", "ntk", "aAB", "piecewise"),
+        ("relu", "ntk", "aA", "piecewise"),
+        ("swish", "ntk", "aAB", "piecewise"),
+    ],
+)
+def test_fluctuation_is_that_of_sampled_networks(name, kernel, trained, family):
+    m, draws = 64, 2000
+    found = match(ACTIVATIONS[name], 0.2, 0.9, kernel, family, trained)
+    off, on = fluctuation(found.layers, 0.9, found.trained)
+    entries = sampled(found.layers, 0.9, m, draws, found.trained) / found.achieved.diag
+    assert m * np.mean(entries[:, 0] ** 2) == pytest.approx(off, rel=0.16)
+    assert m * np.var(entries[:, 1]) == pytest.approx(on, rel=0.16)
+    assert found.fluctuation == off + on
+
+
+@pytest.mark.slow
+def test_fluctuation_of_strongly_curved_layers():
+    # here E[sigma'^2] depends on the scale, and sigma^2 and sigma'^2 of a unit are correlated
+    def bent(inner, outer, c):
+        return piecewise_linear("bent", (-c, c), (outer, inner, outer))
+
+    for layers in ([bent(0.1, 1, 1.0), bent(1, 0, 0.5)], [bent(0.1, 1, 2.0), bent(0.1, 1, 2.0)]):
+        entries = sampled(layers, 1.0, 64, 4000, "all") / explicit_ntk(layers).diag
+        off, on = fluctuation(layers)
+        assert 64 * np.mean(entries[:, 0] ** 2) == pytest.approx(off, rel=0.14)
+        assert 64 * np.var(entries[:, 1]) == pytest.approx(on, rel=0.14)
+
+
+def test_the_papers_root_has_the_least_fluctuation():
+    roots = two_layer_lrelu.solutions(implicit_ck(ACTIVATIONS["relu"], 0.2))
+    errors = [sum(fluctuation(root.layers, 1.0, "readout")) for root in roots]
+    assert match(ACTIVATIONS["relu"], 0.2, family="l_relu").fluctuation == min(errors) < max(errors)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize(
+    "name, sigma_a2, kernel, family",
+    [("swish", 0.05, "ck", "piecewise"), ("elu", 0.2, "ntk", "piecewise"), ("elu", 0.2, "ntk", "hermite")],
+)
+def test_the_match_taken_is_the_nearest_beyond_the_four_coefficients(name, sigma_a2, kernel, family):
+    """No number of kinks, no knee, no share of layer 1, no sign of r_2 comes nearer, by the public functions."""
+    found, activation = match(ACTIVATIONS[name], sigma_a2, kernel=kernel, family=family), ACTIVATIONS[name]
+    assert len(found.layers) == 2
+    goal = norm_sensitivity.implicit_response(activation, sigma_a2, 1.0, kernel)
+    place = equations.Place(found.trained, 2)
+    scaled = tuple(place.c1 * value for value in equations.scale_free(found.target, 1.0))
+    others = []
+    for ramps in (1, 2, 3, 4) if family == "piecewise" else (1,):
+        for first, second in itertools.product(curved_layers.bases_of(family, ramps), repeat=2):
+            for share in np.linspace(0, 0.99, 12):
+                (q1, r1, q2, r2_squared), *_ = equations.curve(place, first, second, scaled, share)
+                for sign in (1, -1) if r2_squared >= 0 else ():
+                    layers, _ = equations.build(
+                        place, [first, second], [q1, q2], [r1, sign * math.sqrt(r2_squared)], found.target, 1.0
+                    )
+                    if not others:
+                        assert residual(activation, sigma_a2, 1.0, kernel, "aAB", layers) < 1e-12
+                    u, v = norm_sensitivity.explicit_response(layers, 1.0, found.trained)
+                    others.append(math.hypot(u - goal[0], 4 * (v - goal[1])))
+    assert len(others) >= 6 and found.mismatch <= min(others) + 1e-9 and max(others) > min(others) + 0.02
+
+
+def test_layers_are_centred_at_their_input_scales():
+    found, tau = match(ACTIVATIONS["swish"], 0.2, 0.7, "ntk"), 0.7
+    for layer in found.layers:
+        kinks = [k / tau for k in layer.kinks]
+        assert abs(expectation(lambda x: layer.fn(tau * x), kinks)) < 1e-14
+        tau = math.sqrt(expectation(lambda x: layer.fn(tau * x) ** 2, kinks))
+    assert astuple(explicit_ntk(found.layers, 0.7)) == astuple(found.achieved)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the DEQ's own finite-width error
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name, sigma_a2, tau0", [("relu", 0.2, 1.0), ("selu", 0.3, 0.7), ("tanh", 0.5, 1.5)])
+def test_implicit_fluctuation_is_that_of_sampled_deqs(name, sigma_a2, tau0):
+    m, draws, some, activation, g = 128, 2000, 50, ACTIVATIONS[name], generator("sampled deq")
+    phi = centre(activation, get_tau(activation, sigma_a2, tau0)).fn
+    entries = []
+    for _ in range(0, draws, some):  # two orthogonal inputs: B x is a pair of independent Gaussian vectors
+        A = torch.randn(some, m, m, generator=g).mul_(math.sqrt(sigma_a2 / m))
+        u = torch.randn(some, m, 2, generator=g).mul_(math.sqrt(1 - sigma_a2) * tau0)
+        v = phi(u)
+        for _ in range(15):
+            v = phi(torch.baddbmm(u, A, v))
+        entries.append((v.mT @ v / m)[:, 0])
+    entries = torch.cat(entries).numpy() / implicit_ck(activation, sigma_a2, tau0).diag
+    off, on = implicit_fluctuation(activation, sigma_a2, tau0)
+    assert m * np.mean(entries[:, 1] ** 2) == pytest.approx(off, rel=0.15)
+    assert m * np.var(entries[:, 0]) == pytest.approx(on, rel=0.15)

@@ -1,0 +1,316 @@
+"""Expectations, moments and Hermite coefficients against Gauss-Legendre quadrature and closed forms."""
+
+import math
+
+import pytest
+import torch
+from scipy import special
+
+from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, piecewise_linear
+from deq_enn.theory.gaussian import expectation, gaussian_moments, hermite_coefficients, hermite_functions
+from tests.helpers.pair_quadrature import quadrature
+
+SCALES = (0.3, 1.0, 2.7)
+names = pytest.mark.parametrize("name", ACTIVATIONS)
+
+
+def quad(f, kinks=()):
+    """E[f(xi)] by an independent rule."""
+    return quadrature(lambda x: f(torch.from_numpy(x)).numpy(), kinks)
+
+
+def test_polynomials_and_closed_forms():
+    for k, value in ((0, 1), (2, 1), (4, 3), (6, 15), (8, 105)):
+        assert abs(expectation(lambda x: x**k) - value) < 1e-12 * value
+    assert abs(expectation(torch.exp) - math.exp(0.5)) < 1e-12
+    assert abs(expectation(torch.cos) - math.exp(-0.5)) < 1e-12
+
+
+def test_kinks_declared_or_not_are_exact_to_1e_12():
+    # E|xi - c| = 2 phi(c) + c (2 Phi(c) - 1)
+    for c in (0.0, 0.3, math.pi / 3, -2.2):
+        exact = 2 * math.exp(-c * c / 2) / math.sqrt(2 * math.pi) + c * math.erf(c / math.sqrt(2))
+        assert abs(expectation(lambda x: (x - c).abs(), (c,)) - exact) < 1e-12
+        assert abs(expectation(lambda x: (x - c).abs()) - exact) < 1e-12
+    # a jump, away from every panel edge and just beside one, where no interior node sees it
+    for c in (0.77, 1.0003, -2.9999, 1e-5):
+        assert abs(expectation(lambda x: (x > c).double()) - 0.5 * math.erfc(c / math.sqrt(2))) < 1e-12
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e5, 1e7, 1e10])
+@pytest.mark.parametrize("place", [0.0, 0.4])
+def test_a_narrow_peak_at_0_or_at_a_kink_is_seen(scale, place):
+    # integral of sech^2 = 2; the density varies by place * pi/(12 scale^2), relatively
+    found = expectation(lambda x: 1 - torch.tanh(scale * (x - place)) ** 2, (place,))
+    density = math.exp(-(place**2) / 2) / math.sqrt(2 * math.pi)
+    second_order = density * (place**2 - 1) / 2 * math.pi**2 / 6 / scale**3
+    assert found == pytest.approx(2 * density / scale + second_order, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "f, words",
+    [
+        (lambda x: torch.exp(x * x / 2), "grows too fast|not finite"),
+        (lambda x: torch.exp(0.49 * x * x), "grows too fast"),
+        (lambda x: torch.log(x), "not finite"),
+        (lambda x: x.sum(), "not elementwise"),
+        (lambda x: 1.0, "not elementwise"),
+    ],
+)
+def test_functions_without_gaussian_moments_are_refused(f, words):
+    with pytest.raises(ValueError, match=words):
+        expectation(f)
+
+
+@names
+@pytest.mark.parametrize("tau", SCALES)
+def test_moments_against_an_independent_rule(name, tau):
+    a = ACTIVATIONS[name]
+    m = gaussian_moments(a, tau)
+    kinks = [k / tau for k in a.kinks]
+    mean = quad(lambda x: a.fn(tau * x), kinks)
+    phi = lambda x: a.fn(tau * x) - mean
+    assert m.mean == pytest.approx(mean, abs=1e-12)
+    assert m.variance == pytest.approx(quad(lambda x: phi(x) ** 2, kinks), abs=1e-12)
+    assert m.d1 == pytest.approx(quad(lambda x: a.derivative(tau * x), kinks), abs=1e-12)
+    assert m.d1_sq == pytest.approx(quad(lambda x: a.derivative(tau * x) ** 2, kinks), abs=1e-12)
+    # second derivatives by Stein's lemma twice, from the function itself
+    assert m.d2 == pytest.approx(quad(lambda x: (x * x - 1) * phi(x), kinks) / tau**2, abs=2e-11)
+    assert m.sq_dd == pytest.approx(quad(lambda x: (x * x - 1) * phi(x) ** 2, kinks) / tau**2, abs=2e-11)
+
+
+def test_moments_that_are_kept_are_those_of_the_activation_and_the_scale():
+    class Linear:
+        """Compared by its name and without a hash, as a user's own class may be."""
+
+        def __init__(self, slope):
+            self.slope, self.name = slope, "linear"
+
+        def __eq__(self, other):
+            return self.name == other.name
+
+        def __call__(self, x):
+            return self.slope * x
+
+    slopes = (1.0, 2.0)
+    lines = [Activation("linear", Linear(s), lambda x, s=s: torch.full_like(x, s), lipschitz=2.0) for s in slopes]
+    for tau in (0.5, 1.5, 0.5):
+        for line, slope in zip(lines, slopes):
+            m = gaussian_moments(line, tau)
+            assert (m.d1, m.variance) == pytest.approx((slope, (slope * tau) ** 2))
+    wrong = Activation("wrong", torch.tanh, torch.sigmoid)
+    for _ in range(2):  # and what is refused stays refused
+        with pytest.raises(ValueError, match="derivative is not that of its function"):
+            gaussian_moments(wrong, 1.0)
+
+
+def test_second_derivative_of_a_smooth_activation_is_the_ordinary_one():
+    m = gaussian_moments(ACTIVATIONS["softplus"], 1.3)
+    assert m.d2 == pytest.approx(quad(lambda x: torch.sigmoid(1.3 * x) * torch.sigmoid(-1.3 * x)), abs=1e-12)
+
+
+def test_moments_by_sampling():
+    x = 0.8 * torch.randn(4_000_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a = ACTIVATIONS["swish"]
+    m = gaussian_moments(a, 0.8)
+    assert a.fn(x).mean().item() == pytest.approx(m.mean, abs=2e-3)
+    assert a.fn(x).var().item() == pytest.approx(m.variance, abs=2e-3)
+
+
+ROOT_2_PI = math.sqrt(2 * math.pi)
+LARGE = {  # scale * (E[f'], E[f'^2]) as the scale grows: density(0) times the integrals over x
+    "tanh": (2, 4 / 3),
+    "erf": (2, 2 * math.sqrt(2 / math.pi)),
+    "sigmoid": (1, 1 / 6),
+    "softsign": (2, 2 / 3),
+    "hardtanh": (2, 2),
+}
+HALVES = {  # of f(s x)/s as the scale grows: slopes left and right of 0
+    "relu": (0, 1),
+    "leaky_relu": (0.01, 1),
+    "swish": (0, 1),
+    "gelu": (0, 1),
+    "elu": (0, 1),
+    "selu": (0, 1.0507009873554805),
+    "softplus": (0, 1),
+    "mish": (0, 1),
+}
+
+
+@pytest.mark.parametrize("tau", [1e3, 1e5, 5e6, 1e8])
+@names
+def test_moments_at_large_scales(name, tau):
+    a = ACTIVATIONS[name]
+    if name == "sin" and tau > 1e4:  # 10,000 periods a standard deviation
+        with pytest.raises(ValueError, match="sin at scale .* does not converge"):
+            gaussian_moments(a, tau)
+        return
+    m = gaussian_moments(a, tau)
+    if name == "sin":
+        assert (m.variance, m.d1_sq, m.d1) == pytest.approx((0.5, 0.5, 0), abs=1e-11)
+    elif name in LARGE:
+        for found, integral in zip((m.d1, m.d1_sq), LARGE[name]):
+            # softsign falls as 1/x^2, which the density cuts off at x ~ tau
+            error = 5 / tau * math.log(tau) if name == "softsign" else 1e-5
+            assert found * tau == pytest.approx(integral / ROOT_2_PI, rel=error)
+        assert m.variance == pytest.approx(0.25 if name == "sigmoid" else 1, rel=10 / tau * math.log(tau))
+    else:
+        left, right = HALVES[name]
+        assert (m.d1, m.d1_sq) == pytest.approx(((left + right) / 2, (left**2 + right**2) / 2), rel=3 / tau)
+        assert m.mean == pytest.approx(tau * (right - left) / ROOT_2_PI, rel=3 / tau)
+        assert m.d2 * tau == pytest.approx((right - left) / ROOT_2_PI, rel=3 / tau)
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1e-5, 1e-8])
+@names
+def test_moments_at_small_scales(name, tau):
+    # to first order in tau: f = f(0) + l x left of 0, f(0) + r x right of it
+    a = ACTIVATIONS[name]
+    left, right = a.derivative(torch.tensor([-1e-300, 1e-300], dtype=torch.float64)).tolist()
+    half, size = (right - left) / ROOT_2_PI, (left**2 + right**2) / 2
+    m = gaussian_moments(a, tau)
+    assert m.d1 == pytest.approx((left + right) / 2, rel=4 * tau)
+    assert m.d1_sq == pytest.approx(size, rel=5 * tau)
+    assert m.variance == pytest.approx(tau**2 * (size - half**2), rel=5 * tau + 1e-15, abs=0)
+    assert m.mean == pytest.approx(
+        a.fn(torch.zeros((), dtype=torch.float64)).item() + tau * half, abs=2 * tau**2 + 1e-15
+    )
+    assert m.sq_dd / 2 == pytest.approx(size - half**2, rel=10 * tau)
+    if half:
+        assert m.d2 * tau == pytest.approx(half, rel=5 * tau)
+    else:  # smooth: E[f''], to the rounding of f' over tau
+        below, above = a.derivative(torch.tensor([-1e-5, 1e-5], dtype=torch.float64)).tolist()
+        assert m.d2 == pytest.approx((above - below) / 2e-5, abs=4 * tau + 1e-5 + 1e-16 / tau)
+
+
+@pytest.mark.parametrize(
+    "name, slope", [("tanh", 1.0), ("sigmoid", 0.25), ("sin", 1.0), ("erf", 2 / math.sqrt(math.pi))]
+)
+def test_the_variance_at_small_scales_keeps_its_digits(name, slope):
+    # f - f(0) has lost half of them
+    for tau in (1e-7, 1e-8):  # f = f(0) + slope x, up to x^3
+        assert gaussian_moments(ACTIVATIONS[name], tau).variance == pytest.approx((slope * tau) ** 2, rel=1e-13, abs=0)
+
+
+def test_hermite_functions_are_orthonormal_at_high_degree():
+    x, w = torch.linspace(-46, 46, 4601, dtype=torch.float64), 92 / 4600
+    h = hermite_functions(x, 400)[[0, 1, 2, 57, 399, 400]]
+    gram = h @ h.T * w / math.sqrt(2 * math.pi)  # the density is exp(-x^2/4) squared, up to its constant
+    torch.testing.assert_close(gram, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@names
+def test_hermite_coefficients(name):
+    a = ACTIVATIONS[name]
+    scales = torch.tensor([0.5, 1.0, 2.0, 1.0], dtype=torch.float64)
+    c = hermite_coefficients(a, scales, 40)
+    assert c.shape == (4, 41) and torch.equal(c[1], c[3])
+    for row, s in zip(c[:3], scales.tolist()):
+        kinks = [k / s for k in a.kinks]
+        assert row[0].item() == pytest.approx(quad(lambda x: a.fn(s * x), kinks), abs=1e-12)
+        for k in (1, 2, 3, 17):
+            weight = lambda x: torch.from_numpy(special.eval_hermitenorm(k, x.numpy())) / math.sqrt(math.factorial(k))
+            assert row[k].item() == pytest.approx(quad(lambda x: a.fn(s * x) * weight(x), kinks), abs=1e-11)
+        # Parseval: what is left after 40 terms is positive and small
+        rest = expectation(lambda x: a.fn(s * x) ** 2, kinks) - row.square().sum().item()
+        assert -1e-13 < rest < 0.01
+
+
+@pytest.mark.parametrize("scale", [30.0, 1e3, 1e5, 1e8])
+@pytest.mark.parametrize("name", [n for n in ACTIVATIONS if n != "sin"])
+def test_hermite_coefficients_at_large_scales(name, scale):
+    """c_1 = s E[f'] and sqrt(2) c_2 = s^2 E[f''] by Stein's lemma, and Mehler's series at rho = 1/2 of the limit."""
+    a = ACTIVATIONS[name]
+    c = hermite_coefficients(a, torch.tensor([scale, 0.5 * scale], dtype=torch.float64), 60)
+    for row, s in zip(c, (scale, 0.5 * scale)):
+        m, size = gaussian_moments(a, s), row.abs().max().item()
+        assert row[0].item() == pytest.approx(m.mean, abs=1e-12 * size)
+        assert row[1].item() == pytest.approx(s * m.d1, abs=1e-12 * size)
+        assert math.sqrt(2) * row[2].item() == pytest.approx(s * s * m.d2, abs=1e-12 * size)
+        assert (row[1:] ** 2).sum().item() < m.variance * (1 + 1e-12)
+    if name in LARGE and scale >= 1e5:  # sign or step: E[f f] = (1 + (2/pi) asin(rho))/4 for the step
+        series = (c[0, 1:] ** 2 * 0.5 ** torch.arange(1, 61)).sum().item()
+        limit = (0.25 if name == "sigmoid" else 1) * 2 / math.pi * math.asin(0.5)
+        assert series == pytest.approx(limit, rel=30 / scale * math.log(scale))
+
+
+@pytest.mark.parametrize(
+    "activation, scale, words",
+    [
+        (ACTIVATIONS["sin"], 1e5, "of sin at scale 100000 do not converge"),
+        (from_function(torch.exp), 10.0, "exp grows too fast"),
+        (
+            from_function(lambda x: (x - 0.3).abs(), "bent"),
+            torch.linspace(0.1, 3, 400),
+            "bent .* a kink of it is not declared",
+        ),
+    ],
+)
+def test_hermite_coefficients_that_are_not_resolved_are_refused(activation, scale, words):
+    with pytest.raises(ValueError, match=words):
+        hermite_coefficients(activation, scale, 30)
+
+
+def test_hermite_coefficients_of_a_function_with_hidden_kinks_and_jumps():
+    for fn, place in ((lambda x: (x - 0.3).abs(), 0.3), (lambda x: (x > 0.2503).to(x.dtype), 0.2503)):
+        hidden = hermite_coefficients(from_function(fn), 1.0, 20)
+        declared = hermite_coefficients(from_function(fn, kinks=(place,)), 1.0, 20)
+        torch.testing.assert_close(hidden, declared, rtol=0, atol=1e-13)
+        assert hidden[0, 3].item() == pytest.approx(
+            quad(lambda x: fn(x) * (x**3 - 3 * x) / math.sqrt(6), (place,)), abs=1e-12
+        )
+
+
+def test_hermite_series_reproduces_the_arc_cosine_kernel():
+    rho = 0.6
+    c = hermite_coefficients(ACTIVATIONS["relu"], 1.0, 60)[0]
+    series = sum(ck.item() ** 2 * rho**k for k, ck in enumerate(c))
+    exact = (math.sqrt(1 - rho**2) + rho * (math.pi - math.acos(rho))) / (2 * math.pi)
+    assert series == pytest.approx(exact, abs=1e-14)
+
+
+def test_hermite_bad_scales():
+    for scale in (0.0, -1.0, float("nan"), torch.ones(2, 2)):
+        with pytest.raises(ValueError, match="scale"):
+            hermite_coefficients(ACTIVATIONS["relu"], scale, 3)
+    with pytest.raises(ValueError, match="degree"):
+        hermite_coefficients(ACTIVATIONS["relu"], 1.0, -1)
+
+
+LATE = [5, 8, 12, 15, 20, 30, 33, 36.9, 37.5, 37.95, 45]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("slope", [1e-200, 1.0, 1e150])
+@pytest.mark.parametrize("kink", LATE)
+def test_a_function_that_begins_far_out_has_its_moments_or_is_refused_as_constant(kink, slope, offset, declared):
+    late = piecewise_linear("late", (kink,), (0.0, slope), offset)
+    if not declared:
+        late = Activation("late", late.fn, late.derivative, lipschitz=slope)
+    try:
+        m = gaussian_moments(late, 1.0)
+    except ValueError as error:
+        assert "the function is constant" in str(error) and 37 < kink < 38
+        return
+    beyond = special.erfc(kink / math.sqrt(2)) / 2  # P(xi > kink), 0 from 38 on
+    assert m.d1 == pytest.approx(slope * beyond, rel=1e-8, abs=1e-305 * max(slope, 1))
+    assert m.d1_sq == pytest.approx(slope * (slope * beyond), rel=1e-8, abs=1e-305 * max(slope**2, 1))
+
+
+@pytest.mark.parametrize(
+    "rate, less, words",
+    [(0.49, 600, "grows too fast"), (0.6, 600, "grows too fast"), (0.5, 0, "overflows"), (1.0, 0, "overflows")],
+)
+def test_growth_is_refused_as_growth_however_small_the_function(rate, less, words):
+    growing = from_function(lambda x: torch.exp(rate * x * x - less), "growing")
+    with pytest.raises(ValueError, match=words):
+        gaussian_moments(growing, 1.0)
+
+
+def test_hermite_coefficients_name_the_reason_and_the_scale():
+    late = piecewise_linear("late", (1.0,), (0.0, 1.0))
+    with pytest.raises(ValueError, match="at scale 0.0645161: .*the function is constant"):
+        hermite_coefficients(late, torch.tensor([0.5, 1 / 15.5]), 30)
+    with pytest.raises(ValueError, match="grows too fast .* at scale 10$"):
+        hermite_coefficients(from_function(torch.exp), torch.tensor([0.5, 10.0]), 30)

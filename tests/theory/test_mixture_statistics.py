@@ -1,0 +1,81 @@
+"""Statistics estimated from labelled data, against those that the mixture was drawn with."""
+
+import math
+
+import pytest
+import torch
+
+from deq_enn.theory.coefficients import estimate_statistics
+from deq_enn.data.datasets import gaussian_mixture
+from deq_enn.theory.equilibrium import estimate_tau0, generator
+
+P, COUNTS = 120, [50, 80]
+DIAGONALS = [torch.linspace(0.5, 1.5, P, dtype=torch.float64), torch.linspace(2.5, 0.5, P, dtype=torch.float64)]
+MEANS = 3 * torch.eye(2, P)
+
+
+def draws(number):
+    return [gaussian_mixture(MEANS, DIAGONALS, COUNTS, generator("statistics", k)) for k in range(number)]
+
+
+def test_t_and_T_are_unbiased_and_the_plug_in_is_not():
+    truth = draws(1)[0][2]
+    t, T, plug_in = [], [], []
+    for X, y, _ in draws(60):
+        found = estimate_statistics(X, y)
+        t.append(found.t)
+        T.append(found.T)
+        covariances = [P * torch.cov(X[y == a].T) for a in (0, 1)]
+        plug_in.append(torch.tensor([torch.trace(C @ C).item() / P for C in covariances]))
+    t, T, plug_in = map(torch.stack, (t, T, plug_in))
+    for values, expected in ((t, truth.t), (T, truth.T)):
+        error = values.std(0) / math.sqrt(60)
+        # what remains of the bias of T_aa, O(p/n_a^2) of it, is below a standard error here times 3
+        assert ((values.mean(0) - expected).abs() < 4 * error + 0.01).all()
+    # the docstring's bias of the plug-in: (tr C_a)^2/(n_a p), more than the value itself
+    bias = torch.tensor([C.sum().item() ** 2 / (n * P) for C, n in zip(DIAGONALS, COUNTS)])
+    torch.testing.assert_close(plug_in.mean(0) - truth.T.diagonal(), bias.double(), rtol=0.08, atol=0)
+    assert (bias / truth.T.diagonal() > 0.8).all()
+
+
+def test_psi_membership_and_scale():
+    X, y, truth = draws(1)[0]
+    found = estimate_statistics(X, y)
+    assert torch.equal(found.J, truth.J) and found.tau0 == estimate_tau0(X)
+    for a in (0, 1):
+        assert found.psi[y == a].mean().abs() < 1e-14
+    # centring by the sample's own mean moves psi by O(1/n_a) of its spread and its class mean
+    difference = found.psi - truth.psi
+    assert difference.std() < 0.35 * truth.psi.std() and found.psi.std().item() == pytest.approx(
+        truth.psi.std().item(), rel=0.1
+    )
+
+
+def test_labels_may_be_any_integers_in_any_order():
+    X, y, _ = draws(1)[0]
+    order = torch.randperm(len(X), generator=generator("order"))
+    plain, moved = estimate_statistics(X, y), estimate_statistics(X[order], 8 - 2 * y[order])
+    torch.testing.assert_close(moved.T, plain.T.flip(0, 1))
+    torch.testing.assert_close(moved.t, plain.t.flip(0))
+    torch.testing.assert_close(moved.psi, plain.psi[order])
+
+
+@pytest.mark.parametrize("rows, features", [(30, 200), (300, 20)])
+def test_either_product_gives_the_same(rows, features):
+    X = torch.randn(2 * rows, features, generator=generator("shape"), dtype=torch.float64)
+    y = torch.arange(2 * rows) % 2
+    T = estimate_statistics(X, y).T
+    Z = [X[y == a] - X[y == a].mean(0) for a in (0, 1)]
+    cross = (Z[0] @ Z[1].T).square().mean() * features / (1 - 1 / rows) ** 2
+    own = (Z[0] @ Z[0].T).square().fill_diagonal_(0).sum() / (rows * (rows - 1)) * features / (1 - 1 / rows) ** 2
+    torch.testing.assert_close(T[0], torch.stack([own, cross]))
+
+
+def test_bad_input():
+    X, y, _ = draws(1)[0]
+    with pytest.raises(ValueError, match=r"y \(n,\)"):
+        estimate_statistics(X, y[:-1])
+    with pytest.raises(ValueError, match="2 samples"):
+        estimate_statistics(X[:52], y[:52])
+    with pytest.raises(ValueError, match="NaN"):
+        estimate_statistics(X * float("nan"), y)

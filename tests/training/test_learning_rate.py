@@ -1,0 +1,131 @@
+"""`--lr auto`: the rate is that of the best held-out training samples, and no test sample has a part in it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deq_enn.training import learning_rate
+from deq_enn.experiments import command
+from tests.conftest import ROOT
+from deq_enn.data.datasets import Dataset
+from deq_enn.training.learning_rate import STEP, choose_rate, split, with_own_rate
+from deq_enn.networks.build import build_model
+from deq_enn.training.run_files import Config
+from deq_enn.training.loop import run
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = torch.Generator().manual_seed(0)
+    y = torch.randint(3, (700,), generator=random)
+    X = 0.5 * torch.randn(3, 10, generator=random)[y] + torch.randn(700, 10, generator=random)
+    X /= X.square().sum(1).mean().sqrt()
+    return Dataset("toy", X[:500], y[:500], X[500:], y[500:], 3, None)
+
+
+def config(**changes):
+    return Config("toy", "relu_enn", 16, lr=0.0, epoch=2, batch_size=50, own_rate=True, **changes)
+
+
+def make_model():
+    return build_model("relu_enn", 10, 16, 3, 0.2)
+
+
+def test_the_split_is_of_training_samples_alone(data):
+    parts = split(data, 0)
+    rows = torch.cat([parts.X_train, parts.X_test])
+    assert len(parts.X_test) == 100 and len(rows.unique(dim=0)) == 500
+    assert torch.equal(rows.unique(dim=0), data.X_train.unique(dim=0))
+    assert not torch.equal(split(data, 1).X_test, parts.X_test)
+
+
+@pytest.mark.parametrize("train", ["readout", "full"])
+def test_it_is_the_rate_of_the_best_run_on_the_held_out_samples(data, train, tmp_path):
+    """Each entry of the table equals an ordinary run whose test samples are the held-out ones."""
+    rate, table = choose_rate(config(train=train), data, make_model)
+    tried = [row["lr"] for row in table]
+    assert tried == sorted(tried) and rate in tried
+    for row in table[::3]:
+        plain = replace(config(train=train), lr=row["lr"], own_rate=False)
+        last = run(plain, split(data, 0), make_model, tmp_path, tmp_path).history[-1]
+        assert last["test_accuracy"] == row["validation_accuracy"]
+        assert last["test_loss"] == pytest.approx(row["validation_loss"], rel=1e-6)
+    best = max(table, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    assert rate == best["lr"]
+    other = replace(data, X_test=-data.X_test, y_test=data.y_test.roll(1))
+    assert choose_rate(config(train=train), other, make_model) == (rate, table)
+
+
+def test_the_grid_goes_on_where_its_end_is_best(data, monkeypatch):
+    rate, table = choose_rate(config(), data, make_model)
+    monkeypatch.setitem(learning_rate.GRIDS, ("readout", "sgd"), (-6, -5))  # rates far too small
+    low, table = choose_rate(config(), data, make_model)
+    assert STEP**-5 < low and len(table) == 2 + learning_rate.FURTHER
+    monkeypatch.setitem(learning_rate.GRIDS, ("full", "sgd"), (60, 61))
+    with pytest.raises(ValueError, match="diverges at every rate.*--lr"):
+        choose_rate(config(train="full"), data, make_model)
+
+
+@pytest.mark.parametrize("limit, chosen", [(1.2, -1), (50, 2), (1e9, 1 + learning_rate.FURTHER)])
+def test_a_rate_next_to_divergence_is_not_taken(data, monkeypatch, limit, chosen):
+    """The larger the better up to a limit: on all samples training at the last good rate may diverge."""
+
+    def attempt(rate):
+        return {"lr": rate, "validation_accuracy": rate / 1e6, "validation_loss": 1.0} if rate < limit else None
+
+    monkeypatch.setattr(learning_rate, "_trainer", lambda *_: attempt)
+    rate, table = choose_rate(config(train="full"), data, make_model)
+    assert rate == STEP**chosen and all(row["lr"] < limit for row in table)
+
+
+def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypatch):
+    first = with_own_rate(config(), data, make_model, tmp_path)
+    assert first.lr > 0 and first.key == config().key != replace(first, own_rate=False).key
+    monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (123.0, []))
+    assert with_own_rate(config(), data, make_model, tmp_path, resume=True) == first
+    assert with_own_rate(config(), data, make_model, tmp_path).lr == 123.0  # without --resume it is begun again
+
+
+def test_the_stages_expect_as_many_attempts_as_there_are(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from scripts.reproduction.stages import RATES
+
+    first, last = learning_rate.GRIDS["readout", "sgd"]
+    assert last - first + 1 < RATES <= last - first + 1 + learning_rate.FURTHER
+
+
+def test_the_gateway_runs_resumes_and_prints_the_rates(tmp_path, capsys):
+    flags = [
+        "--model",
+        "relu_enn",
+        "tanh_enn",
+        "--dim",
+        "16",
+        "--epoch",
+        "1",
+        "--lr",
+        "auto",
+        "--device",
+        "cpu",
+        "--output_path",
+        str(tmp_path / "out"),
+        "--save_path",
+        str(tmp_path / "save"),
+    ]
+    command.main(flags)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["config"]["model"]: line["config"]["lr"] for line in lines if line["event"] == "run"}
+    tail = printed.split("learning rates chosen")[1]
+    assert all(f"{rate:.3g}" in tail for rate in rates.values()) and all(rate > 0 for rate in rates.values())
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    command.main([*flags, "--resume"])
+    assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    with pytest.raises(SystemExit):  # the folder's logs are those of chosen rates
+        command.main([*flags[:8], "1", *flags[9:]])
+    assert "another configuration" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["--model", "linear_pcdeq_1", "--lr", "auto"])
+    assert "--lr: auto is not for a positive concave DEQ" in capsys.readouterr().err

@@ -1,0 +1,260 @@
+"""The verdict on DEQs that were trained, from Python and from the command line, and the network that it writes."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deq_enn.verdicts import command as gateway
+from tests.conftest import Ticks
+from deq_enn.data.datasets import load_dataset
+from deq_enn.networks.export import rebuild
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.verdicts.at_initialisation import Inquiry
+from deq_enn.networks.build import DEQ
+from deq_enn.training.run_files import Config, checkpoint_path
+from deq_enn.training.loop import run
+from deq_enn.verdicts.after_training import TrainedInquiry, inquire
+from deq_enn.theory.equilibrium import generator
+from deq_enn.verdicts.page import write
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """900 samples of three classes."""
+    g = generator("trained blobs")
+    y = torch.randint(3, (900,), generator=g)
+    X = torch.randn(900, 20, generator=g)
+    X[:, :3] += 2.0 * F.one_hot(y, 3)
+    X -= X.mean(0)
+    return X / X.square().sum(1).mean().sqrt(), y
+
+
+def trained(blobs, steps, rate, activation="tanh"):
+    (X, y), deq = blobs, DEQ(ACTIVATIONS[activation], 20, 32, 3, 0.2, seed=1)
+    optimizer = torch.optim.SGD(deq.parameters(), rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(deq(X[:600]), y[:600]).backward()
+        optimizer.step()
+    return deq
+
+
+@pytest.fixture(scope="module")
+def moved(blobs):
+    return trained(blobs, 120, 3.0)
+
+
+class Module(torch.nn.Module):
+    """z = activation(A z + B x), as nn.Linear draws them, but for the scale of B."""
+
+    def __init__(self, activation, bias):
+        super().__init__()
+        torch.manual_seed(3)
+        self.A, self.B = torch.nn.Linear(32, 32, bias=False), torch.nn.Linear(20, 32, bias=bias)
+        self.B.weight.data.mul_(5)
+        self.activation, self.readout = activation, torch.nn.Linear(32, 3)
+
+
+def test_a_deq_as_it_was_drawn_is_not_looked_at(blobs):
+    assert isinstance(inquire(DEQ(ACTIVATIONS["tanh"], 20, 32, 3, 0.2), *blobs), Inquiry)
+    assert isinstance(inquire(trained(blobs, 1, 0.1), *blobs), TrainedInquiry)
+
+
+@pytest.mark.slow
+def test_weights_that_hardly_moved_have_the_verdict_of_random_ones(blobs):
+    found = gateway.verdict(trained(blobs, 2, 0.05), *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
+    assert not found.drift["left"] and found.drift["sigma_a2"] == pytest.approx(0.2, rel=0.2)
+    assert "cannot be told from random ones" in found.reason[0] and "at initialisation" in found.reason[0]
+    assert found.candidates[0].distance["ck"]["relative"] > 0 and found.settings["sigma_a2"] == 0.2
+
+
+@pytest.mark.slow
+def test_weights_that_have_moved_have_a_measured_loss(blobs, moved):
+    (X, y), deq = blobs, moved
+    found = gateway.verdict(deq, X[:600], y[:600], held=(X[600:], y[600:]), budget=1.0, tolerance=4.0, clock=Ticks())
+    assert found.drift["left"] and "have left the random regime" in found.reason[0]
+    assert found.deq["held"] == 300
+    assert found.deq["accuracy"] == pytest.approx(100 * (deq(X[600:]).argmax(1) == y[600:]).double().mean().item())
+    best = found.candidates[0]
+    assert best.replacement.chosen_by == max(one.replacement.chosen_by for one in found.candidates)
+    low, high = best.loss_interval
+    assert found.answer == ("replace" if high < 4 else "keep" if low > 4 else "undecided")
+    assert (found.chosen is best) == (found.answer == "replace")
+    read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert read["candidates"][0]["agreement"] == best.replacement.agreement and read["drift"]["left"]
+    assert best.name in found.table() and found.answer in found.table() and best.cost["inference"] > 0
+
+
+def test_the_answer_follows_the_interval_of_the_best(few_candidates, blobs, moved):
+    making = inquire(moved, *blobs, tolerance=4.0, budget=1.0, clock=Ticks())
+    assert making.conclude().answer == "undecided"  # as after an interruption
+    making.run()
+    for interval, answer in (((-1.0, 3.9), "replace"), ((4.1, 9.0), "keep"), ((3.0, 5.0), "undecided")):
+        making.found[0].loss_interval = interval
+        found = making.conclude()
+        assert found.answer == answer and (found.chosen is None) == (answer != "replace")
+
+
+@pytest.mark.slow
+def test_modules_of_other_makers(few_candidates, blobs):
+    X, y = blobs
+    verdict = lambda *given: gateway.verdict(*given, budget=1.0, tolerance=5.0, clock=Ticks())
+    first = verdict(Module(torch.nn.Tanh(), bias=False), X, y)
+    assert not first.drift["left"] and first.settings["sigma_a2"] == pytest.approx(1 / 3, rel=0.1)
+    assert "at initialisation" in first.reason[0] and first.candidates[0].distance["ck"]
+    for module, why in (
+        (Module(torch.nn.Tanh(), bias=True), "it has a bias"),
+        (Module(torch.relu, bias=False), "its activation is not centred"),
+    ):
+        found = verdict(module, X, y)
+        assert why in found.reason[0] and found.candidates[0].replacement
+        assert len(found.table().splitlines()) > 4
+    # scaled samples and a scaled B are the same network
+    module = Module(torch.nn.Tanh(), bias=False)
+    module.B.weight.data.mul_(10)
+    again = verdict(module, X / 10, y)
+    one, other = (found.candidates[0].distance["ck"]["relative"] for found in (first, again))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
+    """A shift ends after so many steps; its entries in random places make circles, in which the state grows."""
+    module = Module(torch.relu, bias=False)
+    module.A.weight.data.copy_(torch.diag(torch.full((31,), 1.5), 1))
+    found = gateway.verdict(module, *blobs, budget=1.0, clock=Ticks())
+    assert found.drift["left"] and not found.drift["settle"] and "they have no equilibrium" in found.reason[0]
+    assert found.settings["sigma_a2"] > 2 and {one.kind for one in found.candidates} == {"plain"}
+    json.dumps(found.to_dict(), allow_nan=False)
+    write(found.to_dict(), tmp_path)
+
+
+def test_without_labels_the_deqs_classes_are_followed(few_candidates, blobs, moved):
+    found = gateway.verdict(moved, blobs[0], budget=1.0, clock=Ticks())
+    assert "no labels" in " ".join(found.reason) and found.deq["accuracy"] == 100
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda X, y: (X, y - 1), "labels of a trained DEQ are 0, 1, .*got -1"),
+        (lambda X, y: (X, y + 1), "labels go up to 3, and the DEQ has 3 outputs"),
+        (lambda X, y: (X[:40], y[:40]), "40 samples are too few"),
+        (lambda X, y: (X[:, :4], y), r"\(n, 20\)"),
+        (lambda X, y: (X * np.nan, y), "NaN or infinite"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(blobs, moved, change, message):
+    with pytest.raises(ValueError, match=message):
+        gateway.verdict(moved, *change(*blobs), budget=2.0)
+    with pytest.raises(ValueError, match="both have labels, or neither"):
+        inquire(moved, *blobs, held=(blobs[0], None))
+
+
+# the command line ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A data file, and the checkpoint of a run of 20 epochs on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    g = np.random.default_rng(0)
+    y = np.arange(900) % 3
+    X = (3 + g.normal(size=(900, 12)) + 2 * np.eye(12)[y]).astype("f4")
+    np.savez(folder / "data.npz", X_train=X[:500], y_train=y[:500], X_test=X[500:], y_test=y[500:])
+    config = Config("npz", "inn", 24, 1.0, 20, 50, train="full")
+    run(
+        config,
+        load_dataset("npz", folder / "data.npz"),
+        lambda: DEQ(ACTIVATIONS["relu"], 12, 24, 3, 0.2),
+        folder,
+        folder,
+    )
+    return folder, checkpoint_path(config, folder)
+
+
+def command(files, *flags):
+    folder, _ = files
+    gateway.main(["--dataset", "npz", "--dataset_path", str(folder / "data.npz"), "--activation", "relu", *flags])
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """What is looked at is the network alone."""
+    monkeypatch.setattr("verdict_page.write", lambda *_: ())
+
+
+def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, capsys):
+    folder, checkpoint = files
+    out = "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt")
+    command(files, "--checkpoint", str(checkpoint), "--budget", "1s", "--tolerance", "90", *out)
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "verdict.json").read_text())
+    assert found["answer"] == "replace" and f"exported {found['chosen']}" in said
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"verdict.png", "verdict.html", "enn.pt", "enn.json", "enn.pt2"} <= names
+    raw = np.load(folder / "data.npz")
+    network = rebuild(tmp_path / "enn.pt")
+    with torch.no_grad():
+        classes = network(torch.from_numpy(raw["X_test"])).argmax(1).numpy()
+    chosen = next(one for one in found["candidates"] if one["name"] == found["chosen"])
+    assert found["drift"]["left"]  # measured on these very samples, as a mean over seeds
+    assert 100 * (classes == raw["y_test"]).mean() == pytest.approx(chosen["accuracy"], abs=4)
+    assert (classes == raw["y_test"]).mean() > 0.6
+
+
+@pytest.mark.slow
+def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(no_page, files, tmp_path, capsys):
+    folder, _ = files
+    out = "--output", str(tmp_path), "--export", str(tmp_path / "new" / "enn.pt")
+    command(files, "--dim", "64", "--budget", "1s", "--tolerance", "50", *out)
+    found = json.loads((tmp_path / "verdict.json").read_text())
+    assert found["answer"] == "replace" and found["chosen"] in capsys.readouterr().out
+    raw = np.load(folder / "data.npz")
+    with torch.no_grad():
+        classes = rebuild(tmp_path / "new" / "enn.pt")(torch.from_numpy(raw["X_test"])).argmax(1).numpy()
+    assert (classes == raw["y_test"]).mean() > 0.7
+    state = torch.load(tmp_path / "new" / "enn.pt", weights_only=True)
+    np.testing.assert_allclose(state["mean"], raw["X_train"].mean(0), rtol=1e-5)
+
+
+def test_where_nothing_is_chosen_nothing_is_written(no_page, few_candidates, files, tmp_path, capsys, monkeypatch):
+    from deq_enn.verdicts.at_initialisation import Inquiry
+
+    monkeypatch.setattr(Inquiry, "_answer", lambda self: ("keep", None, ["No."]))
+    command(files, "--dim", "16", "--budget", "0.3s", "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
+    assert "enn.pt is not written: the answer is keep" in capsys.readouterr().out
+    assert not (tmp_path / "enn.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--export", "enn.onnx"], "argument --export: the file must end in .pt, got enn.onnx"),
+        (["--export", "{folder}/data.npz/enn.pt"], "argument --export: .*data.npz is a file, not a folder"),
+        (["--checkpoint", "{folder}/no.pt"], "no.pt cannot be read"),
+        (["--checkpoint", "{folder}/data.npz"], "data.npz is no checkpoint of main.py"),
+        (["--checkpoint", "{checkpoint}", "--dim", "32"], "--dim 32: the DEQ of .* has width 24; leave --dim out"),
+    ],
+)
+def test_bad_flags_are_one_line_and_status_2(files, flags, message, capsys, tmp_path):
+    folder, checkpoint = files
+    with pytest.raises(SystemExit) as caught:
+        command(
+            files, "--output", str(tmp_path), *(flag.format(folder=folder, checkpoint=checkpoint) for flag in flags)
+        )
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and re.search(message, error)
+
+
+def test_an_export_that_cannot_be_made_is_an_error(no_page, few_candidates, files, tmp_path, capsys):
+    raw = np.load(files[0] / "data.npz")
+    np.savez(tmp_path / "unlabelled.npz", X_train=raw["X_train"])
+    flags = "--dataset_path", str(tmp_path / "unlabelled.npz"), "--dim", "16", "--budget", "0.3s"
+    with pytest.raises(SystemExit) as caught:
+        command(files, *flags, "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
+    assert caught.value.code == 2 and "a readout is fitted to labels" in capsys.readouterr().err

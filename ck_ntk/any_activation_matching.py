@@ -17,9 +17,9 @@ An activation with a star violates the paper's Assumption 3 at this sigma_a^2; w
 """
 
 import argparse
-
 import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.any_activation import NETWORKS, draw, geometric_mean, starred
@@ -69,11 +69,12 @@ def study_kernels(args):
     import numpy as np
     from tqdm import tqdm
 
-    from deq_enn.theory.finite_width import fluctuation, implicit_fluctuation
+    from ck_ntk.common.samples import mixture
+    from ck_ntk.common.slopes import fit_slope, slope_interval
     from deq_enn.matching.families import match
     from deq_enn.networks.build import build_model
-    from ck_ntk.common.samples import fit_slope, mixture, slope_interval
     from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
+    from deq_enn.theory.finite_width import fluctuation, implicit_fluctuation
 
     activations = chosen(args)
     matches = {
@@ -123,7 +124,7 @@ def study_kernels(args):
 
 
 def print_kernels(args, numbers, spread):
-    from ck_ntk.common.samples import slope_interval
+    from ck_ntk.common.slopes import slope_interval
 
     for row in numbers["ck"].values():
         for sentence in row["violates"]:
@@ -157,9 +158,10 @@ def print_kernels(args, numbers, spread):
 def study_accuracies(args, data):
     """{activation: {network: test accuracies after the last epoch, one a seed}}, printed as they come."""
     from deq_enn.networks.build import build_model
-    from deq_enn.training.run_files import Config, fingerprint
+    from deq_enn.theory.equilibrium import estimate_tau0
     from deq_enn.training.loop import run as train
-    from deq_enn.theory.equilibrium import estimate_tau0, get_device
+    from deq_enn.training.run_files import Config, fingerprint
+    from deq_enn.utils.devices import get_device
 
     tau0, p, key, device = estimate_tau0(data.X_train), data.X_train.shape[1], fingerprint(data), get_device()
     folder = RUNS / f"epoch_{args.epoch}_asquare_{args.sigma_a2:g}_{key}"

@@ -7,6 +7,7 @@ layers where they do, piecewise-linear ones elsewhere) and of two centred layers
 
 import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import run
@@ -17,10 +18,10 @@ KERNELS = ("ck", "ntk")
 
 def kernels(sample, name, sigma_a2):
     """{"ck": (DEQ, matched, unmatched), "ntk": the same}, each (n, n)."""
-    from deq_enn.theory.activations import ACTIVATIONS
+    from ck_ntk.common.kernel_figures import own_layers
     from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
     from deq_enn.matching.families import match
-    from ck_ntk.common.samples import own_layers
+    from deq_enn.theory.activations import ACTIVATIONS
 
     activation, tau0 = ACTIVATIONS[name], sample.statistics.tau0
     deq = implicit_kernels(sample.X, activation, sigma_a2, tau0=tau0)
@@ -38,7 +39,9 @@ def main(args):
     from matplotlib import pyplot as plt
     from tqdm import tqdm
 
-    from ck_ntk.common.samples import LABEL, MARKER, cifar10, draw_errors, fit_slope, log_sizes
+    from ck_ntk.common.panels import draw_errors, log_sizes
+    from ck_ntk.common.samples import LABEL, MARKER, cifar10
+    from ck_ntk.common.slopes import fit_slope
     from deq_enn.kernels.distance import relative_error
 
     draw = cifar10(args.dataset_path)

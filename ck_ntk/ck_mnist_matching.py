@@ -2,13 +2,15 @@
 
 import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import run
 
 
 def main(args):
-    from ck_ntk.common.samples import equivalent_figure, mnist
+    from ck_ntk.common.kernel_figures import equivalent_figure
+    from ck_ntk.common.samples import mnist
 
     return equivalent_figure(args, mnist(args.dataset_path), "ck", "MNIST, 6 and 8")
 

@@ -5,6 +5,7 @@ Both roots of the match share the infinite-width kernel (to O(n^(-1/2)), see the
 
 import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import run
@@ -46,14 +47,17 @@ def main(args):
     from matplotlib import pyplot as plt
     from tqdm import tqdm
 
-    from deq_enn.theory.coefficients import implicit_ck
-    from deq_enn.theory.activations import ACTIVATIONS
-    from deq_enn.theory.gaussian import centre
-    from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
-    from ck_ntk.common.samples import draw_errors, log_sizes, mixture, scientific, slope_text
+    from ck_ntk.common.panels import draw_errors, log_sizes, scientific
+    from ck_ntk.common.samples import mixture
+    from ck_ntk.common.slopes import slope_text
     from deq_enn.kernels.distance import relative_error
+    from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
     from deq_enn.matching.two_layer_lrelu import solutions
-    from deq_enn.theory.equilibrium import generator, get_tau
+    from deq_enn.theory.activations import ACTIVATIONS
+    from deq_enn.theory.coefficients import implicit_ck
+    from deq_enn.theory.equilibrium import get_tau
+    from deq_enn.theory.gaussian import centre
+    from deq_enn.utils.random import generator
 
     if len(args.n) != 1:
         raise ValueError("finite_width_kernels takes one --n")

@@ -6,13 +6,15 @@ spectrum and its limit.
 
 import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import run
 
 
 def main(args):
-    from ck_ntk.common.samples import equivalent_figure, mixture
+    from ck_ntk.common.kernel_figures import equivalent_figure
+    from ck_ntk.common.samples import mixture
 
     return equivalent_figure(args, mixture, "ntk", "Gaussian mixture")
 

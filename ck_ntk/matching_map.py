@@ -11,9 +11,9 @@ how many are matched, and of the others why not.
 
 import argparse
 import math
-
 import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import run
@@ -77,10 +77,10 @@ def random_study(args):
     import torch
     from tqdm import tqdm
 
-    from deq_enn.theory.coefficients import MatchError
-    from deq_enn.theory.activations import ACTIVATIONS
     from deq_enn.matching.families import match
-    from deq_enn.theory.equilibrium import generator
+    from deq_enn.theory.activations import ACTIVATIONS
+    from deq_enn.theory.coefficients import MatchError
+    from deq_enn.utils.random import generator
 
     found = {}
     for kernel in ("ck", "ntk"):

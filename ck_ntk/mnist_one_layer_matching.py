@@ -2,14 +2,16 @@
 
 import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import run
 
 
 def main(args):
+    from ck_ntk.common.kernel_figures import matching_figure
+    from ck_ntk.common.samples import mnist
     from deq_enn.matching import one_layer_tanh
-    from ck_ntk.common.samples import matching_figure, mnist
 
     return matching_figure(args, mnist(args.dataset_path), "tanh", "H-Tanh", one_layer_tanh.match, 1, "MNIST, 6 and 8")
 

@@ -9,6 +9,7 @@ spectral radius of the Jacobian J at the fixed point, and the bound that pcdeq.p
 
 import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import run
@@ -83,7 +84,15 @@ def draw(learned, curves, rates, critical):
 
 
 def main(args):
-    from ck_ntk.common.convergence_rates import ACTIVATIONS, fitted_rate, largest_radius, random_layers, residuals, study, trained
+    from ck_ntk.common.convergence_rates import (
+        ACTIVATIONS,
+        fitted_rate,
+        largest_radius,
+        random_layers,
+        residuals,
+        study,
+        trained,
+    )
     from deq_enn.data.datasets import load_dataset
 
     data = load_dataset("mnist", args.dataset_path)

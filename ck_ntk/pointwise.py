@@ -10,6 +10,7 @@ pointwise.
 
 import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import _positive, _variance, run
@@ -37,9 +38,11 @@ def outputs(network, activation, data, width, seed, args):
     import torch
 
     from deq_enn.networks.build import build_model
-    from deq_enn.training.run_files import Config
+    from deq_enn.theory.equilibrium import estimate_tau0
     from deq_enn.training.loop import ReadoutTask
-    from deq_enn.theory.equilibrium import estimate_tau0, generator, get_device
+    from deq_enn.training.run_files import Config
+    from deq_enn.utils.devices import get_device
+    from deq_enn.utils.random import generator
 
     device = get_device()
     model = build_model(
@@ -103,7 +106,7 @@ def draw(args, found):
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
-    from ck_ntk.common.samples import log_sizes
+    from ck_ntk.common.panels import log_sizes
 
     figure, ax = plt.subplots(figsize=(3.6, 2.9))
     for pair, (colour, marker, line) in PAIRS.items():

@@ -14,10 +14,10 @@ import argparse
 import copy
 import json
 import math
-import time
-
 import sys
+import time
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import ROOT, _positive, run
@@ -35,10 +35,11 @@ PROBE = 30  # test samples that the empirical NTK is computed on
 
 def build(name, p, width, n_classes, tau0, seed):
     """The network of this name, as model.py draws it; rescaled ones differ in their learning rate only."""
-    from deq_enn.theory.coefficients import implicit_ck
-    from deq_enn.theory.activations import ACTIVATIONS
-    from deq_enn.networks.build import ENN, build_model
     from deq_enn.matching.two_layer_lrelu import solutions
+    from deq_enn.networks.build import build_model
+    from deq_enn.networks.enn import ENN
+    from deq_enn.theory.activations import ACTIVATIONS
+    from deq_enn.theory.coefficients import implicit_ck
 
     relu, name = ACTIVATIONS["relu"], name.removesuffix("_rescaled")
     if name.startswith("ck"):
@@ -55,8 +56,8 @@ def build(name, p, width, n_classes, tau0, seed):
 
 def tangent_coefficients(model):
     """Of the kernel at infinite width with all weights trained, as a function of the input before its scaling."""
+    from deq_enn.networks.deq import DEQ
     from deq_enn.theory.coefficients import KernelCoefficients, explicit_ntk, implicit_ntk
-    from deq_enn.networks.build import DEQ
 
     if isinstance(model, DEQ):
         return implicit_ntk(model.activation, model.sigma_a2, model.tau0, "aAB")
@@ -109,7 +110,7 @@ def train_network(config, data, tau0) -> dict:
 
     from deq_enn.networks.fixed_point import ConvergenceError
     from deq_enn.training.loop import FullTask
-    from deq_enn.theory.equilibrium import generator
+    from deq_enn.utils.random import generator
 
     n, p = data.X_train.shape
     model = build(config.model.removesuffix("_centred"), p, config.dim, data.n_classes, tau0, config.seed)
@@ -146,7 +147,7 @@ def train_network(config, data, tau0) -> dict:
 
 def finished(config, data, tau0) -> dict:
     """`train_network`, or what it returned when it was last asked for the same."""
-    from deq_enn.theory.equilibrium import atomic_write
+    from deq_enn.utils.files import atomic_write
 
     path = RUNS / f"{config.model}_{config.dim}_{config.lr:.4g}_seed{config.seed}_{config.key}.json"
     if not path.exists():
@@ -163,8 +164,8 @@ def main(args):
     from tqdm import tqdm
 
     from deq_enn.data.datasets import load_dataset
-    from deq_enn.training.run_files import Config, fingerprint
     from deq_enn.theory.equilibrium import estimate_tau0
+    from deq_enn.training.run_files import Config, fingerprint
 
     widths, lrs = sorted(set(args.width)), sorted(set(args.lr))
     data = load_dataset("mnist", args.dataset_path)

@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deq_enn.data.datasets import Dataset, gaussian_mixture, load_dataset
+    from deq_enn.data.datasets import Dataset, load_dataset
+    from deq_enn.data.mixtures import gaussian_mixture
     from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
     from deq_enn.matching.families import Match, match
     from deq_enn.networks.build import build_model, matched_enn
@@ -37,7 +38,8 @@ __version__ = "1.1.0"
 
 # Where each public name lives, below deq_enn. TYPE_CHECKING's imports say the same to a type checker.
 _PLACES = {
-    "data.datasets": ("Dataset", "gaussian_mixture", "load_dataset"),
+    "data.datasets": ("Dataset", "load_dataset"),
+    "data.mixtures": ("gaussian_mixture",),
     "kernels.exact": ("explicit_kernels", "implicit_kernels"),
     "matching.families": ("Match", "match"),
     "networks.build": ("build_model", "matched_enn"),

@@ -24,7 +24,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.benchmarks.growth import growth
@@ -32,6 +31,8 @@ from scripts.benchmarks.kernels import kernels, matching
 from scripts.benchmarks.machines import kernel_machine
 from scripts.benchmarks.networks import features, readout, roots, solver
 from scripts.benchmarks.timing import head, noise, row, seconds
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def start():
@@ -65,8 +66,8 @@ def high_water():
 
 
 def cost():
-    from deq_enn.networks.cost import costs
     from deq_enn.networks.build import build_model
+    from deq_enn.networks.cost import costs
 
     titles = {
         "inference": "inference, one row",
@@ -174,7 +175,7 @@ def main():
             page.append(line)
             print(line, flush=True)
     if args.report:
-        from deq_enn.theory.equilibrium import atomic_write
+        from deq_enn.utils.files import atomic_write
 
         with atomic_write(args.report, "w") as file:
             file.write("\n".join(page) + "\n")

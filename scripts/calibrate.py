@@ -21,7 +21,8 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 PACKED = ROOT / "docs" / "calibration.json.gz"
@@ -43,7 +44,7 @@ def append(path: Path, record: dict) -> None:
 
 def records_of(arguments, *stages) -> dict[str, list[dict]]:
     """The records of each stage so far."""
-    from deq_enn.training.run_files import read_lines
+    from deq_enn.reporting.records import read_lines
 
     return {stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in stages}
 
@@ -121,8 +122,8 @@ def sgd(arguments):
 
 
 def pack(arguments):
+    from deq_enn.utils.files import atomic_write
     from scripts.calibration.analysis import merged
-    from deq_enn.theory.equilibrium import atomic_write
 
     lines = records_of(arguments, "outcomes", "verdicts", "sgd")
     if not (lines["outcomes"] and lines["verdicts"]):

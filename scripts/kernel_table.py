@@ -11,7 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 COLUMNS = ("n", "ridge", "accuracy", "DEQ less it", "log P(label)", "calibration error")
@@ -20,7 +19,8 @@ COLUMNS = ("n", "ridge", "accuracy", "DEQ less it", "log P(label)", "calibration
 def machines(folder):
     """{(kernel, activation, network): (config, record)} of the largest training size, of the least seed."""
     from deq_enn.experiments.exact_report import entry
-    from deq_enn.training.run_files import Config, read_metrics
+    from deq_enn.reporting.records import read_metrics
+    from deq_enn.training.run_files import Config
 
     configs, found = {}, {}
     for line in read_metrics(folder):
@@ -38,8 +38,8 @@ def machines(folder):
 
 def table(folder):
     """Lines of Markdown."""
-    from deq_enn.machines.regression import bootstrap_difference
     from deq_enn.experiments.exact_report import right
+    from deq_enn.machines.scores import bootstrap_difference
     from deq_enn.names import DEQS
     from deq_enn.training.run_files import log_path
 

@@ -26,8 +26,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from deq_enn.data.images import CIFAR10_MEAN, cifar10_images
 from deq_enn.data.vgg16 import VGG16, load_vgg16
-from deq_enn.experiments.flags import natural_int, positive_int
-from deq_enn.theory.equilibrium import atomic_write, generator, get_device
+from deq_enn.utils.arguments import natural_int, positive_int
+from deq_enn.utils.devices import get_device
+from deq_enn.utils.files import atomic_write
+from deq_enn.utils.random import generator
 
 PAD = 4  # pixels of shift in random crops, either way
 SMOOTHING = 0.1  # of the labels

@@ -14,17 +14,27 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deq_enn.reporting.curves import KINDS, write_figures
 from deq_enn.reporting.logs import OPTIMIZERS, load
 from deq_enn.reporting.page import Code, Figure, Heading, Rows, Table, Text, page
-from scripts.reproduction.claims import ACCURACY, BOTH_RATES, CLAIMED, KERNELS, OURS, PROTOCOLS, TRAINING, figure_tables, finding, sweep_finding
 from deq_enn.reporting.protocols import protocol_finding, protocol_tables, protocols
+from deq_enn.reporting.tables import tables
+from scripts.reproduction.claims import (
+    ACCURACY,
+    BOTH_RATES,
+    CLAIMED,
+    KERNELS,
+    OURS,
+    PROTOCOLS,
+    TRAINING,
+    figure_tables,
+    finding,
+    sweep_finding,
+)
 from scripts.reproduction.stages import OWN_RATE
 from scripts.summarize import Parser
-from deq_enn.reporting.tables import tables
 
 PAPER = (
     "Ling et al., *Deep Equilibrium Models are Almost Equivalent to Not-so-deep Explicit Models for "
@@ -200,7 +210,7 @@ def write_report(folder):
     ------
     ValueError : nothing to report, or logs and numbers that cannot be read, named.
     """
-    from deq_enn.theory.equilibrium import atomic_write
+    from deq_enn.utils.files import atomic_write
 
     folder = Path(folder)
     stages = read_stages(folder)

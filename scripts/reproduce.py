@@ -16,18 +16,18 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deq_enn.reporting.statistics import LEAST_SEEDS
-from deq_enn.experiments.flags import check_folder
-from deq_enn.experiments.flags import FAILED, positive_int
+from deq_enn.utils.arguments import FAILED, check_folder, positive_int
 from deq_enn.utils.interrupts import INTERRUPTED
-from scripts.reproduction.processes import error_line, memory, stop
 from scripts.report import write_report
+from scripts.reproduction.processes import error_line, memory, stop
 from scripts.reproduction.records import Records, SweepProgress, clock, commit, time_left
 from scripts.reproduction.stages import SEEDS, missing, plan
 from scripts.summarize import Parser
+
+ROOT = Path(__file__).resolve().parents[1]
 
 POLL, SAY = 1, 60  # seconds between looks at a stage, and between lines where nobody watches
 

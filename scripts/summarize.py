@@ -18,15 +18,14 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from deq_enn.reporting.statistics import MARGIN
 from deq_enn.reporting.curves import KINDS, write_figures
 from deq_enn.reporting.logs import LogError, first_epochs, load
-from deq_enn.experiments.flags import BAD_INPUT, bounded_float, positive_int
 from deq_enn.reporting.protocols import protocol_tables, protocols
+from deq_enn.reporting.statistics import MARGIN
 from deq_enn.reporting.tables import tables, write_csv
+from deq_enn.utils.arguments import BAD_INPUT, bounded_float, positive_int
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,7 +61,7 @@ def main(argv=None):
             experiments = [first_epochs(experiment, arguments.epoch) for experiment in experiments]
         if output.exists() and not output.is_dir():
             raise LogError(f"--output {output} is a file, not a folder")
-        from deq_enn.theory.equilibrium import atomic_write
+        from deq_enn.utils.files import atomic_write
 
         figures = write_figures(experiments, output, arguments.margin)
         parts = []

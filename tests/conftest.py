@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 # The files that take longest come first, so that with a process a core none of them is left alone at the end.
-LONG = "tour ck_ntk matching any_activation ranks trained_deq trained_inquiry verdict kills match_continuity".split()
+LONG = """test_tour ck_ntk/test_figures matching/test_families matching/test_any_activation experiments/test_ranks
+networks/test_trained_deq verdicts/test_after_training verdicts/test_command training/test_kills
+matching/test_match_continuity""".split()
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -88,8 +90,10 @@ def beyond_the_few(items):
 
 
 def pytest_collection_modifyitems(config, items):
-    place = {f"test_{name}": number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))  # stable: the others stay in their order
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(
+        key=lambda item: place.get(item.path.relative_to(ROOT / "tests").with_suffix("").as_posix(), len(place))
+    )  # stable: the others stay in their order
     left_out = set() if SLOW else beyond_the_few(items)
     for item in items:
         if item.get_closest_marker("long") and not config.getoption("--long"):

@@ -24,7 +24,7 @@ def draw_distances(ax, args, table, spread):
     """A cell for each activation, and in it the distances against n, on a log axis of its own."""
     import numpy as np
 
-    from ck_ntk.common.samples import GREY
+    from ck_ntk.common.panels import GREY
 
     n, guide = np.array(args.n, dtype=float), geometric_mean(spread)
     within = 0.7 * (np.log(n / n[0]) / max(np.log(n[-1] / n[0]), 1e-9) - 0.5)
@@ -73,7 +73,7 @@ def draw(args, kernels, spread, accuracies):
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 
-    from ck_ntk.common.samples import GREY
+    from ck_ntk.common.panels import GREY
 
     sizes = f" to {args.n[-1]} from left to right" if len(args.n) > 1 else ""
     titles = [f"{kernel.upper()}, Gaussian mixture, $n = {args.n[0]}${sizes}" for kernel in kernels]

@@ -10,10 +10,9 @@ import math
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from deq_enn.reporting.style import STYLE, save
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _positive(text):
@@ -96,7 +95,7 @@ def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, wid
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
-        from deq_enn.theory.equilibrium import atomic_write
+        from deq_enn.utils.files import atomic_write
 
         with plt.style.context(STYLE):
             figure, numbers = main(args)

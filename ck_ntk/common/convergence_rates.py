@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from deq_enn.networks.fixed_point import Picard
 from deq_enn.networks.pcdeq import CONCAVE, PcDEQ, build_pcdeq, keep_nonnegative, rate_bound
-from deq_enn.theory.equilibrium import generator
+from deq_enn.utils.random import generator
 
 UNITS, INPUTS = 80, 64
 STEPS, FLOOR = 2000, 1e-12

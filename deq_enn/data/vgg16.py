@@ -12,9 +12,9 @@ from torch import nn
 from tqdm import tqdm
 
 from deq_enn.data.images import CIFAR10_MEAN, CIFAR10_STD, DataError, cifar10_images, one_line
-from deq_enn.theory.equilibrium import atomic_write
+from deq_enn.utils.files import atomic_write
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[2]
 VGG16_WEIGHTS = HERE / "pretrained" / "cifar10_vgg16.pth"
 FEATURE_CACHE = HERE / ".feature_cache"
 VGG16_WIDTHS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")

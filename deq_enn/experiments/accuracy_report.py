@@ -3,17 +3,8 @@
 matplotlib is imported where it draws: scripts take the styles from here without it.
 """
 
+from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
-
-# a family has one colour; its DEQ is solid, the matched network dashed, the unmatched one dotted
-LOOKS = {
-    "inn": ("C0", "-", "ReLU-DEQ"),
-    "l_relu_enn": ("C0", "--", "matched L-ReLU-ENN"),
-    "relu_enn": ("C0", ":", "unmatched ReLU-ENN"),
-    "tanh_inn": ("C1", "-", "tanh-DEQ"),
-    "h_tanh_enn": ("C1", "--", "matched hard-tanh-ENN"),
-    "tanh_enn": ("C1", ":", "unmatched tanh-ENN"),
-}
 
 
 def print_theory(data, scales, theories):
@@ -52,7 +43,7 @@ def print_table(arguments, results):
 
 def print_rates(arguments):
     """The learning rates that were chosen for the runs, by model and width, over the seeds."""
-    from deq_enn.training.run_files import read_metrics
+    from deq_enn.reporting.records import read_metrics
 
     rates = {}
     for line in read_metrics(arguments.output_path):

@@ -10,22 +10,15 @@
 mathematics, and nothing heavy is imported before the flags are known to be good.
 """
 
-from deq_enn.utils import interrupts
-
-if __name__ == "__main__":
-    interrupts.leave_at_once()
-
 import sys
 import warnings
 
-# scripts take names of accuracy, flags and names from here
-from deq_enn.experiments.accuracy_report import LOOKS, print_theory
-from deq_enn.reporting.style import mean_std
-from deq_enn.utils.interrupts import RESUME
+from deq_enn.experiments.accuracy_report import print_theory
 from deq_enn.experiments.executors import World
-from deq_enn.experiments.flags import BAD_INPUT, FAILED, bounded_float, natural_int, parse_arguments, positive_int
-from deq_enn.utils.interrupts import INTERRUPTED
-from deq_enn.names import DATASETS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, PRESETS
+from deq_enn.experiments.flags import parse_arguments
+from deq_enn.utils import interrupts
+from deq_enn.utils.arguments import FAILED
+from deq_enn.utils.interrupts import INTERRUPTED, RESUME
 
 
 def main(argv=None):
@@ -51,7 +44,7 @@ def experiment(parser, arguments, world):
     try:
         from deq_enn.experiments.exact_grid import GRIDS
         from deq_enn.training.run_files import Result, check_output
-        from deq_enn.theory.equilibrium import get_device
+        from deq_enn.utils.devices import get_device
 
         interrupts.raise_from_now_on()
         folders = arguments.output_path, arguments.save_path
@@ -78,10 +71,3 @@ def experiment(parser, arguments, world):
         together=arguments.together,
     )
     return grid, {config: Result(**values) for config, values in zip(configs, done)}
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    finally:
-        interrupts.ignore()

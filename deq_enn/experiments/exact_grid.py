@@ -14,17 +14,16 @@ from pathlib import Path
 
 import torch
 
-from deq_enn.machines import regression
-from deq_enn.experiments import exact_report
-from deq_enn.machines import readout as ridge_features
 from deq_enn.data.datasets import load_dataset
-from deq_enn.experiments.executors import Team
+from deq_enn.experiments import exact_report
 from deq_enn.experiments.grid import GRIDS as STEPPED, Grid
+from deq_enn.machines import readout as ridge_features, regression
 from deq_enn.machines.run import plan, run_machine, subset
-from deq_enn.utils.devices import available
 from deq_enn.names import DEQS, UNMATCHED
-from deq_enn.training.run_files import Config, RunFiles, fingerprint, finished, log_path, whole_file
 from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
+from deq_enn.training.run_files import Config, RunFiles, fingerprint, finished, log_path, whole_file
+from deq_enn.utils.devices import available
+from deq_enn.utils.team import Team
 
 WIDTHLESS = "inf"  # what is called the width of a kernel machine
 

@@ -7,10 +7,11 @@ import json
 import math
 from pathlib import Path
 
-from deq_enn.experiments.accuracy_report import LOOKS
 from deq_enn.names import DEQS
+from deq_enn.reporting.looks import LOOKS
+from deq_enn.reporting.records import read_metrics
 from deq_enn.reporting.style import STYLE, curve_look, mean_std, save
-from deq_enn.training.run_files import Config, log_path, read_metrics
+from deq_enn.training.run_files import Config, log_path
 
 # in the order of `kernel_machine.score`
 SCORES = {
@@ -75,7 +76,7 @@ def right(paths):
 
 def print_differences(arguments, runs) -> None:
     """The first DEQ less each other network, in percentage points, with 95% intervals over the test samples."""
-    from deq_enn.machines.regression import bootstrap_difference
+    from deq_enn.machines.scores import bootstrap_difference
 
     reference = next((name for name in runs if name in DEQS), None)
     if reference is None or len(runs) == 1:

@@ -9,18 +9,18 @@ import math
 import sys
 from pathlib import Path
 
-from deq_enn.experiments.accuracy_report import plot, print_rates, print_table
 from deq_enn.data.datasets import load_dataset
+from deq_enn.experiments.accuracy_report import plot, print_rates, print_table
 from deq_enn.experiments.executors import cost
-from deq_enn.theory.activations import load_activation
-from deq_enn.training.learning_rate import with_own_rate
-from deq_enn.utils.devices import available, shown
-from deq_enn.networks.build import build_model
 from deq_enn.names import DEQS, GENERAL
+from deq_enn.networks.build import build_model
 from deq_enn.networks.pcdeq import WIDTHS, build_pcdeq
-from deq_enn.training.run_files import Config, Result, fingerprint, fingerprint_code, finished, sweep
-from deq_enn.training.loop import run
+from deq_enn.theory.activations import load_activation
 from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
+from deq_enn.training.learning_rate import with_own_rate
+from deq_enn.training.loop import run
+from deq_enn.training.run_files import Config, Result, fingerprint, fingerprint_code, finished, sweep
+from deq_enn.utils.devices import available, shown
 
 
 class Grid:

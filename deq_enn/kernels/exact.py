@@ -22,13 +22,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from deq_enn.theory.activations import Activation
-from deq_enn.theory.gaussian import gaussian_moments
-from deq_enn.kernels.pair_functions import pair_function, series_report
 from deq_enn.kernels.near_parallel import angle, explicit_pairs, implicit_pairs, squared_distances
+from deq_enn.kernels.pair_functions import pair_function
 from deq_enn.kernels.sample_scales import explicit_scales, implicit_scales
-from deq_enn.utils.tiles import for_each, largest, tile_size, tiles
+from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_sigma_a2, estimate_tau0, get_tau
+from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.utils.tiles import for_each, largest, tile_size, tiles
 
 _EPS = torch.finfo(torch.float64).eps
 

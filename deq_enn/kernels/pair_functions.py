@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from deq_enn.theory.activations import Activation
-from deq_enn.theory.gaussian import hermite_coefficients
 from deq_enn.kernels.sample_scales import OfScale, Scales, explicit_scales
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.hermite import hermite_coefficients
 from deq_enn.utils.tiles import largest
 
 _log = logging.getLogger("kernels")

@@ -13,8 +13,8 @@ from numpy.polynomial import chebyshev
 from scipy.optimize import brentq
 
 from deq_enn.theory.activations import Activation
-from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.theory.equilibrium import check_stable, jump_places
+from deq_enn.theory.gaussian import gaussian_moments
 
 _EPS = np.finfo(np.float64).eps
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from deq_enn.utils.files import atomic_write
 from deq_enn.utils.interrupts import RESUME
-from deq_enn.theory.equilibrium import atomic_write
 
 HEIGHT = 1080  # rows of a block row: enough for matrix products at their full speed
 STRIP, WIDTH = 360, 4320  # rows and columns of a kernel computed at once: multiples of kernel_interpolation.TILE

@@ -16,10 +16,22 @@ import contextlib
 import torch
 from tqdm import tqdm
 
-from deq_enn.experiments.executors import Team
-from deq_enn.machines.cholesky import NotPositiveDefinite
-from deq_enn.machines.regression import BATCH, CHOICE, RIDGES, Machine, Prediction, choice_size, coarse_to_fine, held_out_errors, least_error, mean_diagonal, one_hot_targets
 from deq_enn.machines.block_rows import FileRows, Layout, MemoryRows, product, rectangle, tiles64
+from deq_enn.machines.cholesky import NotPositiveDefinite
+from deq_enn.machines.regression import (
+    BATCH,
+    CHOICE,
+    RIDGES,
+    Machine,
+    Prediction,
+    choice_size,
+    coarse_to_fine,
+    held_out_errors,
+    least_error,
+    mean_diagonal,
+    one_hot_targets,
+)
+from deq_enn.utils.team import Team
 
 LEAST_RANK, MOST_RANK = 1000, 4000  # of the preconditioner
 TOLERANCE = 1e-9  # of the residual, relative to the targets'

@@ -19,9 +19,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from deq_enn.machines.regression import one_hot_targets
 from deq_enn.machines.readout import RIDGES
-from deq_enn.theory.equilibrium import generator
+from deq_enn.machines.regression import one_hot_targets
+from deq_enn.utils.random import generator
 
 BATCH = 2048  # rows of features that are in float64 at once
 # A near copy is nearer than the first of these, in units of two samples' distance, while between it and the second

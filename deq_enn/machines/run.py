@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from deq_enn.experiments.executors import Team
-from deq_enn.machines.conjugate_gradients import choose_ridge_shared, fit_shared, preconditioner_bytes, predict_shared
-from deq_enn.kernels.interpolated import Interpolated
-from deq_enn.machines.regression import BATCH, CHOICE, RIDGES, choose_ridge, fit, mean_diagonal, one_hot_targets, score
-from deq_enn.machines.block_rows import HEIGHT, STRIP, FileRows, Layout, MemoryRows, form
 from deq_enn.kernels.exact import explicit_blocks, implicit_blocks
-from deq_enn.theory.equilibrium import generator
+from deq_enn.kernels.interpolated import Interpolated
+from deq_enn.machines.block_rows import HEIGHT, STRIP, FileRows, Layout, MemoryRows, form
+from deq_enn.machines.conjugate_gradients import choose_ridge_shared, fit_shared, preconditioner_bytes, predict_shared
+from deq_enn.machines.regression import BATCH, CHOICE, RIDGES, choose_ridge, fit, mean_diagonal, one_hot_targets
+from deq_enn.machines.scores import score
+from deq_enn.utils.random import generator
+from deq_enn.utils.team import Team
 
 INTERPOLATED = 2500  # samples from which on a kernel is interpolated
 PROGRAM = 0.7e9  # bytes of Python with torch and what it allocates in passing

@@ -34,15 +34,22 @@ from functools import partial
 import numpy as np
 from scipy.optimize import brentq
 
-from deq_enn.matching import one_layer_tanh
-from deq_enn.matching import two_layer_lrelu
-from deq_enn.theory.coefficients import KernelCoefficients, MatchError, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
+from deq_enn.matching import one_layer_tanh, two_layer_lrelu
 from deq_enn.matching.curved_layers import absolute_value, bases_of
-from deq_enn.theory.activations import Activation
-from deq_enn.matching.equations import Place, curve, is_odd, one_layer, roots, scale_free, two_layers
+from deq_enn.matching.equations import Place, curve, is_odd, one_layer, roots, scale_free
+from deq_enn.matching.search import two_layers
 from deq_enn.names import FAMILIES
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.coefficients import (
+    KernelCoefficients,
+    MatchError,
+    explicit_ck,
+    explicit_ntk,
+    implicit_ck,
+    implicit_ntk,
+)
+from deq_enn.theory.finite_width import fluctuation
 from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response, mismatch
-from deq_enn.theory.finite_width import fluctuation, implicit_fluctuation
 
 EXPLICIT_TRAINED = {"aAB": "all", "aA": "frozen_first"}  # what of the explicit net is trained when these of the DEQ are
 

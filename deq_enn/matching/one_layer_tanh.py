@@ -14,8 +14,8 @@ from functools import cached_property
 from scipy.optimize import brentq
 from scipy.special import gammainc
 
-from deq_enn.theory.coefficients import KernelCoefficients, MatchError
 from deq_enn.theory.activations import Activation, piecewise_linear
+from deq_enn.theory.coefficients import KernelCoefficients, MatchError
 
 
 @dataclass(frozen=True)

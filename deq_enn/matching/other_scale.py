@@ -25,9 +25,9 @@ from dataclasses import replace
 
 import torch
 
+from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.gaussian import gaussian_moments
-from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 
 _TOLERANCE = 0.1  # of an entry's error, relative to the diagonal
 

@@ -18,8 +18,8 @@ from functools import cached_property
 
 import numpy as np
 
-from deq_enn.theory.coefficients import KernelCoefficients, MatchError
 from deq_enn.theory.activations import Activation, piecewise_linear
+from deq_enn.theory.coefficients import KernelCoefficients, MatchError
 
 _K = 0.25 - 1 / (2 * math.pi)
 

@@ -16,174 +16,18 @@ given depth).
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from deq_enn.matching import families
-from deq_enn.matching import one_layer_tanh
-from deq_enn.matching import two_layer_lrelu
-from deq_enn.theory.coefficients import KernelCoefficients, explicit_ck, implicit_ck
-from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard
-from deq_enn.theory.activations import ACTIVATIONS, Activation
-from deq_enn.theory.gaussian import centre, gaussian_moments
-from deq_enn.names import GENERAL, MODELS, UNMATCHED
+from deq_enn.matching import families, one_layer_tanh, two_layer_lrelu
 from deq_enn.matching.other_scale import off_centre
-from deq_enn.theory.equilibrium import estimate_tau0, generator, get_tau
-
-
-def _normal(*shape, seed):
-    return nn.Parameter(torch.randn(*shape, generator=generator(*seed)))
-
-
-def _readout(dim, n_classes, seed):
-    readout = nn.Linear(dim, n_classes, bias=False)
-    readout.weight = _normal(n_classes, dim, seed=(seed, "readout"))
-    return readout
-
-
-class DEQ(nn.Module):
-    """Deep equilibrium model; its features are the fixed point, differentiated implicitly.
-
-    Parameters
-    ----------
-    activation : not centred; the module centres it at tau_*.
-    p, dim, n_classes : input dimension, width m, number of outputs.
-    sigma_a2, tau0 : weight variance, and scale of the data, which fix tau_*.
-    seed : of the weights.
-
-    Attributes
-    ----------
-    tau : tau_*.
-    coefficients : of its conjugate kernel.
-    fixed_point : solver and iteration counts of the last call.
-    """
-
-    def __init__(
-        self,
-        activation: Activation,
-        p: int,
-        dim: int,
-        n_classes: int,
-        sigma_a2: float,
-        tau0: float = 1.0,
-        seed: int = 0,
-        solver=Picard(),
-    ):
-        super().__init__()
-        self.activation, self.sigma_a2, self.tau0, self.seed = activation, sigma_a2, tau0, seed
-        self.tau = get_tau(activation, sigma_a2, tau0)
-        self.phi = centre(activation, self.tau)
-        self.coefficients = implicit_ck(activation, sigma_a2, tau0)
-        self.fixed_point = FixedPoint(solver)
-        self.A = _normal(dim, dim, seed=(seed, "A"))
-        self.B = _normal(dim, p, seed=(seed, "first"))
-        self.readout = _readout(dim, n_classes, seed)
-
-    def features(self, x):
-        """The equilibrium z (n, m) of inputs x (n, p)."""
-        # in v = sqrt(m) z, with the scales folded into the weights: v = phi(W v + u)
-        root = math.sqrt(len(self.A))
-        W = self.A * (math.sqrt(self.sigma_a2) / root)
-        u = (x @ self.B.T).mul_(math.sqrt(1 - self.sigma_a2))
-        try:
-            return self.fixed_point(self._step, self.phi.fn(u.detach()), W, u) / root
-        except ConvergenceError as error:
-            raise ConvergenceError(
-                f"{error}; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})", error.solution
-            ) from None
-
-    def _step(self, v, W, u):
-        return self.phi.fn(torch.addmm(u, v, W.T))
-
-    def forward(self, x):
-        return self.readout(self.features(x))
-
-    def describe(self) -> dict:
-        """The scalars of the theory, as they are printed and logged."""
-        return {"activation": self.activation.name, "tau0": self.tau0, "tau": self.tau, **_named(self.coefficients)}
-
-
-class ENN(nn.Module):
-    """Explicit network of len(layers) hidden layers of one width.
-
-    Parameters
-    ----------
-    layers : one activation a hidden layer, used as given (a matched network's are centred already).
-    p, dim, n_classes : input dimension, width m, number of outputs.
-    tau0 : scale of the data.
-    input_scale : factor on the input (sigma_b for the paper's unmatched networks).
-    seed : of the weights.
-    match : the match that the layers come from, a dataclass, for `describe`. Its layers are centred, and fix the
-        coefficients; `layers` may then have constants beside them.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[Activation],
-        p: int,
-        dim: int,
-        n_classes: int,
-        tau0: float = 1.0,
-        input_scale: float = 1.0,
-        seed: int = 0,
-        match=None,
-    ):
-        super().__init__()
-        self.layers, self.tau0, self.input_scale, self.match = tuple(layers), tau0, input_scale, match
-        ck = explicit_ck(self.layers if match is None else match.layers, tau0 * input_scale)
-        # the kernel of the scaled input, as a function of the input itself
-        self.coefficients = KernelCoefficients(
-            ck.diag, ck.c1 * input_scale**2, ck.c2 * input_scale**4, ck.c3 * input_scale**4
-        )
-        self.weights = nn.ParameterList([_normal(dim, p, seed=(seed, "first"))])
-        self.weights.extend(_normal(dim, dim, seed=(seed, "hidden", index)) for index in range(2, len(self.layers) + 1))
-        self.readout = _readout(dim, n_classes, seed)
-
-    def features(self, x):
-        """The last hidden layer (n, m) of inputs x (n, p)."""
-        scale = self.input_scale
-        for weight, layer in zip(self.weights, self.layers):
-            x = layer.fn((x @ weight.T) * scale)
-            scale = 1 / math.sqrt(len(weight))
-        return x * scale
-
-    def forward(self, x):
-        return self.readout(self.features(x))
-
-    def describe(self) -> dict:
-        """The scalars of the theory, as they are printed and logged."""
-        return {
-            "layers": [layer.name for layer in self.layers],
-            "tau0": self.tau0,
-            "input_scale": self.input_scale,
-            **_named(self.coefficients),
-            **_scalars(self.match),
-        }
-
-
-def _scalars(match) -> dict:
-    """The parameters of a match that can be printed and logged."""
-    if match is None:
-        return {}
-    return {
-        name: value
-        for name, value in vars(match).items()
-        if isinstance(value, (int, float, str)) or name == "parameters"
-    }
-
-
-def _named(ck: KernelCoefficients) -> dict:
-    return {"gamma2": ck.diag, "alpha1": ck.c1, "alpha2": ck.c2, "alpha3": ck.c3}
-
-
-def _centred_layers(activations, tau):
-    layers = []
-    for activation in activations:
-        layers.append(centre(activation, tau))
-        tau = math.sqrt(gaussian_moments(activation, tau).variance)
-    return layers
+from deq_enn.names import GENERAL, MODELS, UNMATCHED
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.enn import ENN, centred_layers
+from deq_enn.theory.activations import ACTIVATIONS, Activation
+from deq_enn.theory.coefficients import implicit_ck
+from deq_enn.theory.equilibrium import estimate_tau0
 
 
 def build_model(
@@ -218,7 +62,7 @@ def build_model(
         if depth < 1:
             raise ValueError(f"a network needs a depth of at least 1, got {depth}")
         sigma_b, own = math.sqrt(1 - sigma_a2), {"relu_enn": relu, "tanh_enn": tanh}.get(name, activation)
-        return ENN(_centred_layers([own] * depth, sigma_b * tau0), p, dim, n_classes, tau0, sigma_b, seed)
+        return ENN(centred_layers([own] * depth, sigma_b * tau0), p, dim, n_classes, tau0, sigma_b, seed)
     if name == "l_relu_enn":
         found = two_layer_lrelu.match(implicit_ck(relu, sigma_a2, tau0), tau0)
     elif name == "h_tanh_enn":

@@ -14,9 +14,6 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a CUDA compiler without a GPU
-from torch.utils.benchmark import Measurement, Timer
-
 BATCH, STEP = 512, 128  # rows of a batch of features, and of a training step
 ROUNDS = 3  # in which the networks take turns, if there is time
 
@@ -102,6 +99,10 @@ def peak_bytes(call) -> int:
 def _measure(calls, seconds):
     """The merged `Measurement` of each call, in turn, within about so many seconds, but one of each at least."""
     deadline = time.perf_counter() + seconds
+    # torch.utils.benchmark imports what warns of a CUDA compiler without a GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Measurement, Timer
+
     timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
     found = [[] for _ in calls]
     while not found[0] or time.perf_counter() < deadline:

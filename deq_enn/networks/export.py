@@ -20,19 +20,26 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from deq_enn.networks.enn import ENN
 from deq_enn.theory.activations import ACTIVATIONS, Activation, piecewise_linear
-from deq_enn.networks.build import ENN
-from deq_enn.machines.readout import Readout
-from deq_enn.theory.equilibrium import atomic_write
+from deq_enn.utils.files import atomic_write
 
 FORMAT = 1
 TOLERANCE = 1e-5  # of a program's outputs, relative to the largest of the network's
 INSTALL = "pip install onnx onnxscript onnxruntime"
+
+
+class LinearReadout(Protocol):
+    """A readout that was fitted elsewhere: `weights` (m, classes) and `mean` (classes,), as `machines.readout` gives."""
+
+    weights: torch.Tensor
+    mean: torch.Tensor
 
 
 class Network(nn.Module):
@@ -64,7 +71,7 @@ class Network(nn.Module):
 
 
 @torch.no_grad()
-def network_of(enn: ENN, readout: Readout | None = None, mean=None, scale: float = 1.0) -> Network:
+def network_of(enn: ENN, readout: LinearReadout | None = None, mean=None, scale: float = 1.0) -> Network:
     """The explicit network, calibrated to its data as it is built, for rows x of which it is given (x - mean)/scale.
 
     Parameters

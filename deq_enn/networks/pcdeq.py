@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from deq_enn.networks.fixed_point import FixedPoint, Picard
 from deq_enn.names import PCDEQ_ACTIVATIONS, PCDEQS
+from deq_enn.networks.fixed_point import FixedPoint, Picard
 
 # concave and nondecreasing on x >= 0; of the kind that needs a positive, or only a nonnegative, input
 CONCAVE = {kind: {name: getattr(F, name) for name in names} for kind, names in PCDEQ_ACTIVATIONS.items()}

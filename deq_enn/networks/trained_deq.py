@@ -22,11 +22,10 @@ import math
 import torch
 from torch import nn
 
-from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function
+from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import FixedPoint, Picard
-from deq_enn.networks.build import DEQ
-from deq_enn.theory.equilibrium import generator
-from deq_enn.verdicts.weight_drift import drift
+from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function
+from deq_enn.utils.random import generator
 
 
 class TrainedDEQ(nn.Module):

@@ -4,8 +4,8 @@ import math
 import re
 from pathlib import Path
 
+from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.statistics import MARGIN
-from deq_enn.experiments.accuracy_report import LOOKS
 from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
 from deq_enn.reporting.tables import LINES, differences, final, name_of, pairs_of
 

@@ -4,15 +4,12 @@ import json
 import math
 import os
 import re
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent
-
 from deq_enn.names import DATASETS
-from deq_enn.experiments.accuracy_report import LOOKS
+from deq_enn.reporting.looks import LOOKS
 
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 # of a configuration: what differs inside a table
@@ -171,7 +168,7 @@ def read_events(path):
 
 def read_times(folder):
     """{(dataset, model, dim, seed): (config, setup seconds, {epoch: record}, own lr)} from metrics.jsonl."""
-    from deq_enn.training.run_files import read_metrics
+    from deq_enn.reporting.records import read_metrics
 
     owner, setup, epochs, chosen = {}, {}, {}, {}
     for record in read_metrics(folder):

@@ -15,9 +15,18 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, compare, holm
 from deq_enn.reporting.page import Table
-from deq_enn.reporting.tables import accuracy_cell, difference_cell, differences, final, is_matched, name_of, pairs_of, seeds_of
+from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, compare, holm
+from deq_enn.reporting.tables import (
+    accuracy_cell,
+    difference_cell,
+    differences,
+    final,
+    is_matched,
+    name_of,
+    pairs_of,
+    seeds_of,
+)
 
 ONE, OWN = "one rate for all", "each its own"
 LEVEL = 0.05

@@ -45,7 +45,7 @@ def save(figure, path, **settings):
 
     The same numbers make the same file.
     """
-    from deq_enn.theory.equilibrium import atomic_write
+    from deq_enn.utils.files import atomic_write
 
     path = Path(path)
     kind = path.suffix[1:]

@@ -5,9 +5,9 @@ import math
 import re
 from statistics import median
 
-from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, compare, holm, verdict
-from deq_enn.experiments.accuracy_report import LOOKS
+from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.page import Table
+from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, compare, holm, verdict
 from deq_enn.reporting.style import mean_std
 
 PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")]

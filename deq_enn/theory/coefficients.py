@@ -16,11 +16,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from deq_enn.theory.activations import Activation
+from deq_enn.theory.equilibrium import check_stable, get_tau, jump_places
 from deq_enn.theory.gaussian import gaussian_moments
-from deq_enn.theory.equilibrium import check_stable, estimate_tau0, get_tau, jump_places
 
 
 @dataclass(frozen=True)
@@ -140,100 +138,3 @@ def _explicit(layers, tau0, frozen_first):
         kappa2 = moments.variance + (kappa2 * moments.d1_sq if kappa2 else 0.0)
         tau = math.sqrt(moments.variance)
     return KernelCoefficients(tau**2, a1, a2, a3), KernelCoefficients(kappa2, b1, b2, b3), infinite
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# the equivalent matrix
-
-
-@dataclass(frozen=True)
-class MixtureStatistics:
-    """What the theory needs of n samples from a K-class mixture, sqrt(p) x ~ N(mu_a, C_a).
-
-    J : (n, K) float64, one-hot class membership.
-    t : (K,) tr(C_a - C)/sqrt(p), with C the class-weighted mean of the C_a.
-    T : (K, K) tr(C_a C_b)/p, of the full covariances (the authors' code centres them, which is wrong).
-    psi : (n,) |x_i - E x_i|^2 - E|x_i - E x_i|^2.
-    tau0 : float, the scale at which kernels are expanded.
-    """
-
-    J: torch.Tensor
-    t: torch.Tensor
-    T: torch.Tensor
-    psi: torch.Tensor
-    tau0: float
-
-
-def equivalent_kernel(coefficients: KernelCoefficients, X: torch.Tensor, statistics: MixtureStatistics) -> torch.Tensor:
-    """The equivalent matrix M above for data X (n, p), float64, of shape (n, n) (Theorems 1 to 3)."""
-    X = X.double()
-    n, p = X.shape
-    if statistics.J.shape[0] != n or statistics.psi.shape != (n,):
-        raise ValueError(f"the statistics describe {statistics.J.shape[0]} samples, X has {n}")
-    c1, c2, c3 = coefficients.c1, coefficients.c2, coefficients.c3
-    J = statistics.J.to(X) / math.sqrt(p)
-    t, T, psi = statistics.t.to(X), statistics.T.to(X), statistics.psi.to(X)
-    # V C V^T = c2 (J t + psi)(J t + psi)^T + c3 J T J^T
-    drift = J @ t + psi
-    M = X @ X.T
-    M.mul_(c1).addr_(drift, drift, alpha=c2).addmm_(J @ T, J.T, alpha=c3)
-    M.diagonal().add_(coefficients.diag - statistics.tau0**2 * c1)
-    return M
-
-
-def estimate_statistics(X: torch.Tensor, y: torch.Tensor) -> MixtureStatistics:
-    """The mixture's statistics from labelled data X (n, p), y (n,) integers, in O(n p min(n, p)).
-
-    Each class is centred at its sample mean; the class of label y.unique()[a] is column a of J.
-
-    Raises
-    ------
-    ValueError : X is not an (n, p) matrix of finite numbers with one label a row, or a class has fewer than 3 samples.
-
-    Notes
-    -----
-    Biases, for Gaussian classes of n_a samples:
-
-    - The plug-in tr(C_a^ C_a^)/p of the sample covariances is too large by (tr C_a)^2/(n_a p), that is by a share of
-      about p/n_a, which does not vanish as n and p grow together. Its cause is the terms of a sample with itself, so
-      T_aa here averages (x_i^T x_j)^2 over pairs i != j alone; a relative bias of O(p/n_a^2) remains. T_ab, a != b,
-      and t are unbiased.
-    - psi has mean zero within each class by construction, and |x_i - sample mean|^2 is short by tr C_a/(n_a p) in
-      expectation, which the class average takes with it: the bias of psi is zero, its error O(p^{-1/2} n^{-1/2}).
-    - tau_0 is that of `estimate_tau0`: it counts the class means, sum_a n_a |mu_a|^2/(n p), which the theory's
-      tr C/p neglects and a kernel of real data does not.
-    """
-    if X.ndim != 2 or y.shape != X.shape[:1]:
-        raise ValueError(f"X must be (n, p) and y (n,), got shapes {tuple(X.shape)} and {tuple(y.shape)}")
-    X = X.double()
-    tau0 = estimate_tau0(X)
-    p = X.shape[1]
-    _, index = y.unique(return_inverse=True)
-    J = torch.nn.functional.one_hot(index).to(X)
-    counts = J.sum(0)
-    if counts.min() < 3:
-        raise ValueError(f"a class has {int(counts.min())} samples: its covariance needs at least 3")
-    Z = X - (J.T @ X / counts[:, None])[index]
-    norms2 = Z.square().sum(1)
-    mean_norms2 = J.T @ norms2 / counts
-    variances = mean_norms2 * counts / (counts - 1)
-    classes = [Z[index == a] for a in range(len(counts))]
-    K = len(counts)
-    T = torch.empty(K, K, dtype=X.dtype, device=X.device)
-    for a in range(K):
-        for b in range(a, K):
-            pairs = counts[a] * counts[b]
-            total = _squared_products(classes[a], classes[b])
-            if a == b:
-                total, pairs = total - norms2[index == a].square().sum(), counts[a] * (counts[a] - 1)
-            # centring shrinks both factors by 1 - 1/n_a
-            T[a, b] = T[b, a] = p * total / (pairs * (1 - 1 / counts[a]) * (1 - 1 / counts[b]))
-    t = math.sqrt(p) * (variances - counts @ variances / len(X))
-    return MixtureStatistics(J, t, T, norms2 - mean_norms2[index], tau0)
-
-
-def _squared_products(Z, W):
-    """sum_ij (z_i^T w_j)^2 by whichever product is smaller."""
-    if len(Z) * len(W) <= Z.shape[1] ** 2:
-        return (Z @ W.T).square().sum()
-    return ((Z.T @ Z) * (W.T @ W)).sum()

@@ -1,11 +1,6 @@
 """The scales tau_0 and tau_* with the assumptions behind them; seeds, device, atomic file writes."""
 
-import contextlib
-import hashlib
 import math
-import os
-import tempfile
-from pathlib import Path
 
 import torch
 from scipy.optimize import brentq
@@ -102,47 +97,3 @@ def check_assumptions(activation: Activation, sigma_a2: float, tau0: float = 1.0
             "the diagonal of the kernel need not converge"
         )
     return failed
-
-
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def generator(*seeds) -> torch.Generator:
-    """A CPU generator for this tuple of integers and strings; other tuples give independent streams."""
-    digest = hashlib.sha256(repr(seeds).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def get_device(name: str | None = None) -> torch.device:
-    """The named device; CUDA if there is one, else the CPU, where no name is given."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is not one that torch knows: use cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"device {name!r} is not there: torch sees {found} CUDA device{'s' * (found != 1)}; use cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported: use cpu, cuda or cuda:0")
-    return device
-
-
-@contextlib.contextmanager
-def atomic_write(path, mode="wb"):
-    """Yields a file that takes the place of `path` on success and vanishes on any failure."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, mode) as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes the file private
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

@@ -7,10 +7,10 @@ square falls like 1/m. `fluctuation` and `implicit_fluctuation` are the factors 
 import math
 from collections.abc import Sequence
 
-from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.activations import Activation
-from deq_enn.theory.gaussian import expectation, expectations, gaussian_moments
+from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.equilibrium import get_tau
+from deq_enn.theory.gaussian import expectation, expectations, gaussian_moments
 
 
 def fluctuation(layers: Sequence[Activation], tau0: float = 1.0, trained: str = "all") -> tuple[float, float]:

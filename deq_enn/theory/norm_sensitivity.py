@@ -23,10 +23,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from deq_enn.theory.coefficients import implicit_ck, implicit_ntk
 from deq_enn.theory.activations import Activation
-from deq_enn.theory.gaussian import expectation, expectations, gaussian_moments
+from deq_enn.theory.coefficients import implicit_ck, implicit_ntk
 from deq_enn.theory.equilibrium import get_tau
+from deq_enn.theory.gaussian import expectation, expectations, gaussian_moments
 
 
 def implicit_response(

@@ -14,11 +14,11 @@ from dataclasses import replace
 import torch
 
 from deq_enn.data.datasets import Dataset
-from deq_enn.experiments.executors import Team
 from deq_enn.networks.fixed_point import ConvergenceError
-from deq_enn.training.run_files import Config, checkpoint_path, whole_file
 from deq_enn.training.loop import FullTask, ReadoutTask, make_optimizer
-from deq_enn.theory.equilibrium import generator
+from deq_enn.training.run_files import Config, checkpoint_path, whole_file
+from deq_enn.utils.random import generator
+from deq_enn.utils.team import Team
 
 STEP = 10**0.5
 # exponents of STEP where the grid begins and ends

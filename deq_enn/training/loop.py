@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from deq_enn.data.datasets import Dataset
-from deq_enn.experiments.executors import Team
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.networks.pcdeq import augment, keep_nonnegative
-from deq_enn.training.run_files import Config, Result, RunFiles, best_path, check_output, checkpoint_path, fingerprint, fingerprint_code, log_path, read_metrics
-from deq_enn.theory.equilibrium import generator
+from deq_enn.training.run_files import Config, Result, RunFiles
+from deq_enn.utils.random import generator
+from deq_enn.utils.team import Team
 
 
 class TrainingError(RuntimeError):

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from deq_enn.data.datasets import Dataset
+from deq_enn.reporting.records import read_metrics
+from deq_enn.utils.files import atomic_write
 from deq_enn.utils.interrupts import RESUME
-from deq_enn.theory.equilibrium import atomic_write
 
 # settings that Config did not always have: where they are empty they do not enter the key, so that a run keeps the key,
 # and the checkpoint, that it had before them
@@ -113,22 +114,6 @@ def best_path(config: Config, save_path) -> Path:
     accuracy of the others.
     """
     return checkpoint_path(config, save_path).with_suffix(".best.pt")
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The records of a file of JSON lines, none if there is no file; a line cut short by a kill is passed over."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
-def read_metrics(output_path) -> list[dict]:
-    """The records of metrics.jsonl."""
-    return read_lines(Path(output_path) / "metrics.jsonl")
 
 
 def _last_byte(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""How much memory there is, so that what cannot fit is refused before it is allocated."""
+"""What this machine offers: a device, and how much memory is free, so that what cannot fit is refused beforehand."""
 
 import os
 from pathlib import Path
@@ -69,3 +69,19 @@ def shown(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.0f} PB"
+
+
+def get_device(name: str | None = None) -> torch.device:
+    """The named device; CUDA if there is one, else the CPU, where no name is given."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not one that torch knows: use cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(f"device {name!r} is not there: torch sees {found} CUDA device{'s' * (found != 1)}; use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use cpu, cuda or cuda:0")
+    return device

@@ -5,17 +5,17 @@ import time
 
 import torch
 
-from deq_enn.verdicts.result import Candidate, Verdict
-from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.networks.cost import BATCH, costs
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.trained_deq import adapt, as_drawn
+from deq_enn.theory.equilibrium import estimate_tau0, get_tau
+from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.verdicts.at_initialisation import Inquiry
 from deq_enn.verdicts.inputs import check_data
-from deq_enn.networks.build import DEQ
 from deq_enn.verdicts.loss_model import LEVEL
 from deq_enn.verdicts.measured_loss import replacements
-from deq_enn.networks.trained_deq import adapt, as_drawn
+from deq_enn.verdicts.result import Candidate, Verdict
 from deq_enn.verdicts.weight_drift import drift
-from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 
 COSTS = 0.15  # of the time is for what the networks cost
 MEAN = 0.05  # of phi, relative to its standard deviation, from which on it is not centred

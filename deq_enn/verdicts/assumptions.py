@@ -10,10 +10,11 @@ import math
 
 import torch
 
-from deq_enn.theory.activations import Activation
-from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.kernels.sample_scales import implicit_scales
-from deq_enn.theory.equilibrium import check_assumptions, check_sigma_a2, generator, get_tau
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.equilibrium import check_assumptions, check_sigma_a2, get_tau
+from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.utils.random import generator
 
 _TIMES = 2.0  # how far beyond a mixture's a spread may be before it is said to fail
 

@@ -9,20 +9,21 @@ import time
 import torch
 from tqdm import tqdm
 
+from deq_enn.kernels.distance import label_alignment, least_distance, relative_error
+from deq_enn.machines.leave_one_out import Targets, copies, from_kernel
+from deq_enn.machines.run import blocks_of
+from deq_enn.networks.cost import BATCH, costs
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.fixed_point import ConvergenceError
+from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.theory.finite_width import implicit_fluctuation
+from deq_enn.utils.random import generator
 from deq_enn.verdicts.assumptions import applicability
 from deq_enn.verdicts.candidates import networks
-from deq_enn.verdicts.result import Candidate, Verdict
-from deq_enn.networks.fixed_point import ConvergenceError
-from deq_enn.networks.cost import BATCH, costs
 from deq_enn.verdicts.inputs import LEAST, check_data, check_deq
-from deq_enn.kernels.distance import label_alignment, least_distance, relative_error
-from deq_enn.machines.run import blocks_of
-from deq_enn.machines.leave_one_out import Targets, copies, from_kernel
-from deq_enn.networks.build import DEQ
 from deq_enn.verdicts.loss_model import LEVEL, Interval, width_from
-from deq_enn.theory.equilibrium import estimate_tau0, generator
-from deq_enn.theory.finite_width import implicit_fluctuation
 from deq_enn.verdicts.measurements import Ladder, climb
+from deq_enn.verdicts.result import Candidate, Verdict
 
 TRIED = 150  # samples whose kernel tells how fast this machine is
 COMPARED = 600  # samples whose kernels are compared, at most

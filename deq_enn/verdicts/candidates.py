@@ -7,14 +7,16 @@ A matched network has the four coefficients of the DEQ's conjugate or tangent ke
 from dataclasses import dataclass, replace
 
 from deq_enn.matching import two_layer_lrelu
-from deq_enn.theory.coefficients import MatchError, explicit_ck
-from deq_enn.theory.activations import Activation
 from deq_enn.matching.families import Match, match
-from deq_enn.networks.build import DEQ, ENN, build_model
-from deq_enn.names import FAMILIES
-from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response, mismatch
 from deq_enn.matching.other_scale import off_centre
+from deq_enn.names import FAMILIES
+from deq_enn.networks.build import build_model
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.enn import ENN
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.coefficients import MatchError, explicit_ck
 from deq_enn.theory.finite_width import fluctuation
+from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response, mismatch
 
 PLAIN_DEPTHS = 1, 2, 3
 SAME_SCALE = 0.05  # relative, of the data's tau_0 and the DEQ's: a subsample of heavy-tailed data is so far off

@@ -1,73 +1,38 @@
 """Should this DEQ be replaced, by what, and what will it cost? One command, within a minute, from the training set.
 
-    python verdict.py --dataset mnist --activation swish --asquare 0.3 --dim 1024
-    python verdict.py --dataset npz --dataset_path mine.npz --activation my_file.py:my_function --asquare 0.1
-    python verdict.py --dataset mnist --activation relu --checkpoint checkpoints/256_inn_mnist_seed0_KEY.pt
-    python verdict.py --dataset mnist --activation relu --export enn.pt
+    python -m deq_enn verdict --dataset mnist --activation swish --asquare 0.3 --dim 1024
+    python -m deq_enn verdict --dataset npz --dataset_path mine.npz --activation my_file.py:my_function --asquare 0.1
+    python -m deq_enn verdict --dataset mnist --activation relu --checkpoint checkpoints/256_inn_mnist_seed0_KEY.pt
+    python -m deq_enn verdict --dataset mnist --activation relu --export enn.pt
 
 `verdict(deq, X, y)` is the same from Python. Does the theory apply, what could replace the DEQ, how far are their
 kernels from the DEQ's on these data, what is lost, what is saved: docs/verdict.md says how the answer is reached.
 """
 
-from deq_enn.utils import interrupts
-
-if __name__ == "__main__":
-    interrupts.leave_at_once("verdict.py: interrupted, before anything was found")
-
 import json
 import sys
-import time
 import warnings
 from pathlib import Path
 
-from deq_enn.verdicts.result import Candidate, Verdict
-from deq_enn.experiments.flags import FAILED, OneLineParser, add_data_flags, bounded_float, check_data_flags, check_folder, duration, natural_int, positive_int
-from deq_enn.utils.interrupts import INTERRUPTED
 from deq_enn.names import ACTIVATIONS
-
-
-def verdict(
-    deq,
-    X,
-    y=None,
-    *,
-    held=None,
-    width: int | None = None,
-    budget: float = 60.0,
-    tolerance: float = 0.5,
-    seed: int = 0,
-    progress: bool = False,
-    clock=time.perf_counter,
-) -> Verdict:
-    """Whether an explicit network should replace a DEQ for these data, and which.
-
-    Parameters
-    ----------
-    deq : model.DEQ at initialisation, of which activation, sigma_a^2, width and tau_0 count; or a DEQ that was trained,
-        ours or any module that `trained_deq.adapt` understands.
-    X, y : (n, p) training samples, scaled as the DEQ has them, and (n,) integer labels or None. Those of a trained DEQ
-        are 0, 1, ... in the order of its outputs.
-    held : of a trained DEQ, (X, y) that it was not trained on, for the loss; by default a fifth of X.
-    width : by default that of the DEQ.
-    budget : seconds, for all of it.
-    tolerance : the loss of accuracy that may be had, in percentage points.
-    seed : of the subsamples and of the weights that are drawn.
-    progress : whether a bar is shown.
-    clock : that the budget is measured by; time.process_time on a machine that others use.
-
-    Raises
-    ------
-    ValueError : the samples or labels cannot be used, or the DEQ has no stable equilibrium; says why.
-    """
-    from deq_enn.verdicts.after_training import inquire
-
-    inquiry = inquire(deq, X, y, held=held, width=width, budget=budget, tolerance=tolerance, seed=seed, clock=clock)
-    inquiry.run(progress)
-    return inquiry.conclude()
+from deq_enn.utils import interrupts
+from deq_enn.utils.arguments import (
+    FAILED,
+    OneLineParser,
+    add_data_flags,
+    bounded_float,
+    check_data_flags,
+    check_folder,
+    duration,
+    natural_int,
+    positive_int,
+)
+from deq_enn.utils.interrupts import INTERRUPTED
+from deq_enn.verdicts.result import Verdict
 
 
 def make_parser():
-    parser = OneLineParser(prog="verdict.py", description=__doc__)
+    parser = OneLineParser(prog="deq-enn verdict", description=__doc__)
     add = parser.add_argument
     add_data_flags(add)
     add(
@@ -119,7 +84,7 @@ def main(argv=None):
     if arguments.export:
         check_export(parser, arguments.export)
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"verdict.py: warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print(f"deq-enn verdict: warning: {message}", file=sys.stderr)
         try:
             inquiry, normalised = prepare(arguments)
             try:
@@ -127,7 +92,7 @@ def main(argv=None):
             except KeyboardInterrupt:
                 print("interrupted; known so far:")
                 print(inquiry.conclude().table())
-                parser.exit(INTERRUPTED, "verdict.py: interrupted, nothing was written\n")
+                parser.exit(INTERRUPTED, "deq-enn verdict: interrupted, nothing was written\n")
             found = inquiry.conclude()
             finish(found, arguments)
             if arguments.export:
@@ -135,11 +100,11 @@ def main(argv=None):
         except ValueError as error:
             parser.error(str(error))
         except (RuntimeError, OSError) as error:
-            parser.exit(FAILED, f"verdict.py: failed: {error}\n")
+            parser.exit(FAILED, f"deq-enn verdict: failed: {error}\n")
         except MemoryError as error:
-            parser.exit(FAILED, f"verdict.py: failed: out of memory ({error})\n")
+            parser.exit(FAILED, f"deq-enn verdict: failed: out of memory ({error})\n")
         except KeyboardInterrupt:
-            parser.exit(INTERRUPTED, "verdict.py: interrupted, before anything was found\n")
+            parser.exit(INTERRUPTED, "deq-enn verdict: interrupted, before anything was found\n")
 
 
 def check_export(parser, path):
@@ -154,9 +119,9 @@ def prepare(arguments):
     ValueError for what is wrong with the data, the DEQ or its checkpoint.
     """
     from deq_enn.data.datasets import load_dataset, load_training
-    from deq_enn.theory.activations import load_activation
-    from deq_enn.networks.build import DEQ
+    from deq_enn.networks.deq import DEQ
     from deq_enn.networks.trained_deq import load_checkpoint
+    from deq_enn.theory.activations import load_activation
     from deq_enn.verdicts.after_training import inquire
 
     interrupts.raise_from_now_on()
@@ -189,7 +154,7 @@ def prepare(arguments):
 
 def finish(found: Verdict, arguments):
     """Prints the verdict and writes it, with its figure and its page."""
-    from deq_enn.theory.equilibrium import atomic_write
+    from deq_enn.utils.files import atomic_write
     from deq_enn.verdicts.page import write
 
     for sentence in found.applies.get("fails", ()):
@@ -205,8 +170,8 @@ def finish(found: Verdict, arguments):
 
 def write_network(found: Verdict, inquiry, arguments, normalised):
     """Writes the chosen network with its readout, and prints what was written; says so where there is none."""
-    from deq_enn.networks.export import export, network_of
     from deq_enn.machines.readout import solve
+    from deq_enn.networks.export import export, network_of
 
     if found.chosen is None:
         print(f"{arguments.export} is not written: the answer is {found.answer}, so that no network was chosen")
@@ -226,10 +191,3 @@ def write_network(found: Verdict, inquiry, arguments, normalised):
     print(f"exported {found.chosen.name}: {', '.join(written['files'])}")
     if written["skipped"]:
         print(written["skipped"])
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    finally:
-        interrupts.ignore()

@@ -15,10 +15,12 @@ import torch
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
-from deq_enn.verdicts.candidates import PLAIN_DEPTHS, Network, networks
-from deq_enn.networks.build import ENN, build_model
 from deq_enn.machines.readout import Readout, solve_targets
-from deq_enn.theory.equilibrium import estimate_tau0, generator
+from deq_enn.networks.build import build_model
+from deq_enn.networks.enn import ENN
+from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.utils.random import generator
+from deq_enn.verdicts.candidates import PLAIN_DEPTHS, Network, networks
 
 BATCH = 512
 FIT = 10_000  # samples that a readout is solved on, at most

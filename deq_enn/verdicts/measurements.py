@@ -12,10 +12,10 @@ from itertools import count as integers, islice
 import numpy as np
 import torch
 
-from deq_enn.verdicts.candidates import Network
-from deq_enn.networks.fixed_point import ConvergenceError, Picard
 from deq_enn.machines.leave_one_out import Targets, from_features
-from deq_enn.networks.build import DEQ
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.fixed_point import ConvergenceError, Picard
+from deq_enn.verdicts.candidates import Network
 from deq_enn.verdicts.loss_model import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
 
 BATCH = 512  # of samples: their features stay in cache

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deq_enn.reporting.page import Figure, Heading, Rows, Table, Text, page
 from deq_enn.reporting.style import STYLE, save
-from deq_enn.theory.equilibrium import atomic_write
+from deq_enn.utils.files import atomic_write
 
 COLOURS = {"matched": "C0", "plain": "C1"}
 JOBS = {"inference": "one row", "features": "batch", "training_step": "training step", "memory": "memory"}

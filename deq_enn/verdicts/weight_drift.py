@@ -16,10 +16,11 @@ import torch
 from scipy.optimize import brentq
 from tqdm import tqdm
 
-from deq_enn.networks.fixed_point import ConvergenceError
-from deq_enn.theory.gaussian import expectation, gaussian_moments
 from deq_enn.kernels.exact import implicit_kernels
-from deq_enn.theory.equilibrium import estimate_tau0, generator
+from deq_enn.networks.fixed_point import ConvergenceError
+from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.theory.gaussian import expectation, gaussian_moments
+from deq_enn.utils.random import generator
 
 COPIES = 19  # shuffled ones; of 20 networks the most extreme is called trained
 BLOCK = 512  # units whose spectrum is taken: of a random network a block is as random

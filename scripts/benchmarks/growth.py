@@ -16,11 +16,11 @@ def slope(sizes, times):
 def growth():
     import torch
 
-    from deq_enn.theory.activations import ACTIVATIONS
     from deq_enn.kernels.exact import implicit_kernels
     from deq_enn.networks.build import build_model
-    from deq_enn.training.loop import extract_features
+    from deq_enn.theory.activations import ACTIVATIONS
     from deq_enn.theory.equilibrium import estimate_tau0
+    from deq_enn.training.loop import extract_features
 
     def rows(n, p):
         return torch.randn(n, p) / p**0.5

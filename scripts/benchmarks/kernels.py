@@ -6,9 +6,9 @@ from scripts.benchmarks.timing import head, row, seconds
 
 
 def matching():
-    from deq_enn.theory.coefficients import implicit_ck, implicit_ntk
-    from deq_enn.theory.activations import ACTIVATIONS
     from deq_enn.matching.families import match
+    from deq_enn.theory.activations import ACTIVATIONS
+    from deq_enn.theory.coefficients import implicit_ck, implicit_ntk
 
     yield head("DEQ", "kernel", "family", "tau and coefficients", "and the match")
     for name, kernel in (("relu", "ck"), ("tanh", "ck"), ("swish", "ck"), ("relu", "ntk")):
@@ -31,8 +31,8 @@ def monte_carlo(X, activation, sigma_a2=0.2, width=1000, iterations=8):
     """
     import torch
 
-    from deq_enn.theory.gaussian import gaussian_moments
     from deq_enn.theory.equilibrium import estimate_tau0, get_tau
+    from deq_enn.theory.gaussian import gaussian_moments
 
     n, p = X.shape
     mean = gaussian_moments(activation, get_tau(activation, sigma_a2, estimate_tau0(X))).mean
@@ -56,8 +56,8 @@ def monte_carlo(X, activation, sigma_a2=0.2, width=1000, iterations=8):
 def kernels():
     import torch
 
-    from deq_enn.theory.activations import ACTIVATIONS
     from deq_enn.kernels.exact import implicit_kernels
+    from deq_enn.theory.activations import ACTIVATIONS
 
     yield head("CK and NTK, float64", "n = 1600, p = 2000", "n = 4000, p = 5000")
     columns = []

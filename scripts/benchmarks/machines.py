@@ -8,9 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
 
 from scripts.benchmarks.timing import head, noise, row
 
@@ -24,8 +21,8 @@ def network(name):
 
 
 def formed(name, X, kernel):
-    from deq_enn.machines.run import float32_blocks
     from deq_enn.machines.block_rows import Layout, MemoryRows, form
+    from deq_enn.machines.run import float32_blocks
 
     blocks, rows = float32_blocks(network(name), X), MemoryRows(Layout(len(X)))
     form(blocks, kernel, rows)
@@ -64,8 +61,8 @@ def formation(n=5000):
 def factorisation(n=6000):
     import torch
 
-    from deq_enn.machines.cholesky import factorise
     from deq_enn.machines.block_rows import Layout, MemoryRows
+    from deq_enn.machines.cholesky import factorise
 
     X = noise(n)
     K = X @ X.T
@@ -87,10 +84,10 @@ def shared(rank, size, n):
     """Seconds of kernel, fit by conjugate gradients, and predictions, on this rank."""
     import torch
 
-    from deq_enn.experiments.executors import Team
+    from deq_enn.machines.block_rows import Layout, MemoryRows, form
     from deq_enn.machines.conjugate_gradients import fit_shared, predict_shared
     from deq_enn.machines.run import blocks_of
-    from deq_enn.machines.block_rows import Layout, MemoryRows, form
+    from deq_enn.utils.team import Team
 
     generator = torch.Generator().manual_seed(0)
     X, other = (torch.randn(m, P, generator=generator) / P**0.5 for m in (n, 1000))

@@ -58,9 +58,9 @@ def torchdeq_solvers():
 def solver():
     import torch
 
+    from deq_enn.networks.deq import DEQ
     from deq_enn.networks.fixed_point import Anderson, Picard
     from deq_enn.theory.activations import ACTIVATIONS
-    from deq_enn.networks.build import DEQ
 
     def ours(method):
         def solve(f, z0):
@@ -116,8 +116,8 @@ def readout_task(dim, opt="sgd", n=60000):
     import torch
 
     from deq_enn.data.datasets import Dataset
-    from deq_enn.training.run_files import Config
     from deq_enn.training.loop import ReadoutTask
+    from deq_enn.training.run_files import Config
 
     class Given(torch.nn.Module):
         """A network whose features are its input."""
@@ -150,13 +150,14 @@ def readout():
 def roots():
     import torch
 
-    from deq_enn.matching import two_layer_lrelu
-    from deq_enn.theory.coefficients import implicit_ck
     from deq_enn.data.datasets import load_dataset
+    from deq_enn.matching import two_layer_lrelu
+    from deq_enn.networks.deq import DEQ
+    from deq_enn.networks.enn import ENN
     from deq_enn.theory.activations import ACTIVATIONS
-    from deq_enn.networks.build import DEQ, ENN
-    from deq_enn.training.run_files import Config
+    from deq_enn.theory.coefficients import implicit_ck
     from deq_enn.training.loop import run
+    from deq_enn.training.run_files import Config
 
     data, relu = load_dataset("gmm"), ACTIVATIONS["relu"]
     p, classes = data.X_train.shape[1], data.n_classes

@@ -14,8 +14,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import beta, rankdata, spearmanr
 
-from scripts.calibration.verdicts import points_of
 from deq_enn.verdicts.loss_model import CONSTANTS, Discrepancy, predict
+from scripts.calibration.verdicts import points_of
 
 TOLERANCE = 0.5  # percentage points, that of the verdicts
 Z = 1.645  # of a two-sided 90%, or of a one-sided 95%

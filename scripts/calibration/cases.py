@@ -8,23 +8,21 @@ data. Half of the cases, by a hash of their names, set constants; the others onl
 
 import hashlib
 import math
-import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-
-from deq_enn.data.datasets import GMM_PRESETS, Dataset, _normalise
-from deq_enn.data.vgg16 import cifar10_features
+from deq_enn.data.datasets import Dataset, normalise
 from deq_enn.data.images import cifar10_images, mnist_images
-from deq_enn.theory.activations import ACTIVATIONS
-from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.data.mixtures import GMM_PRESETS
+from deq_enn.data.vgg16 import cifar10_features
 from deq_enn.kernels.sample_scales import implicit_scales
-from deq_enn.theory.equilibrium import estimate_tau0, generator, get_tau
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.equilibrium import estimate_tau0, get_tau
+from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.utils.random import generator
 
 SEED = 16
 # data set: number of its cases, beside those of LARGE
@@ -153,7 +151,7 @@ def load(case: Case, path) -> Dataset:
     """
     X, y, X_test, y_test = _SOURCES[case.data](case, path)
     X, X_test = (Z.flatten(1).to(torch.float32, copy=True) for Z in (X, X_test))
-    _normalise(X, X_test)
+    normalise(X, X_test)
     if case.data in SPREAD:
         draw = generator("norms", case.name)
         for Z in (X, X_test):

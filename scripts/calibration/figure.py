@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from scripts.calibration.analysis import TOLERANCE, Z, coverage, matched_alone
 from deq_enn.reporting.style import STYLE, save
+from scripts.calibration.analysis import TOLERANCE, Z, coverage, matched_alone
 
 KINDS = {"mixtures": "C0", "images": "C1", "assumptions broken": "C2"}
 SHOWN = {

@@ -11,17 +11,18 @@ from dataclasses import replace
 
 import torch
 
-from scripts.calibration.cases import WIDE_DATA, cases
-from deq_enn.verdicts.candidates import networks
+from deq_enn.machines.readout import RIDGES, solve
+from deq_enn.machines.regression import one_hot_targets
+from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError, Picard
 from deq_enn.theory.activations import ACTIVATIONS
-from deq_enn.machines.regression import one_hot_targets
+from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.training.learning_rate import choose_rate
-from deq_enn.networks.build import DEQ
-from deq_enn.machines.readout import RIDGES, solve
-from deq_enn.training.run_files import Config
 from deq_enn.training.loop import TASKS
-from deq_enn.theory.equilibrium import estimate_tau0, generator
+from deq_enn.training.run_files import Config
+from deq_enn.utils.random import generator
+from deq_enn.verdicts.candidates import networks
+from scripts.calibration.cases import WIDE_DATA, cases
 
 FIRST_SEED = 1000  # no seed of the weights is one that a verdict has drawn
 SOLVER = Picard(1e-5, 1000)  # an error that no accuracy shows, and steps enough for a slow equilibrium

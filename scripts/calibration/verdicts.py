@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from scripts.calibration.outcomes import deq_of
 from deq_enn.verdicts.at_initialisation import Inquiry
 from deq_enn.verdicts.loss_model import CONSTANTS, Discrepancy, Measured, measured
+from scripts.calibration.outcomes import deq_of
 
 _RAW = replace(CONSTANTS, weight=0.0)  # of_one_seed is then what is seen, and no prior
 

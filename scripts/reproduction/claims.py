@@ -1,9 +1,5 @@
 """What the paper claims, section by section of the report, and the sentence and table that a stage's numbers make."""
 
-import sys
-from pathlib import Path
-
-
 from deq_enn.reporting.page import Table
 from deq_enn.reporting.style import geometric_mean
 from deq_enn.reporting.tables import cost_table, difference_table, equality_table

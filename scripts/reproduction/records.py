@@ -46,7 +46,7 @@ class Records:
         }
 
     def save(self, stages):
-        from deq_enn.theory.equilibrium import atomic_write
+        from deq_enn.utils.files import atomic_write
 
         order = [stage.name for stage in stages]
         with atomic_write(self.path, "w") as file:

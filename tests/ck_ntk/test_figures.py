@@ -2,28 +2,31 @@
 
 import argparse
 import functools
+import importlib
 import json
 import math
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from scipy.stats import linregress
 
-ROOT = Path(__file__).resolve().parent.parent
-
-from deq_enn.theory import limiting_spectrum
-from ck_ntk.common import samples
-from deq_enn.theory.coefficients import KernelCoefficients, equivalent_kernel, implicit_ck, implicit_ntk
-from deq_enn.data.datasets import gaussian_mixture
-from deq_enn.theory.activations import ACTIVATIONS
+from ck_ntk import cifar10_matching, finite_width_kernels
+from ck_ntk.common import kernel_figures, samples, slopes
+from deq_enn.data.mixtures import gaussian_mixture
+from deq_enn.kernels.distance import relative_error
 from deq_enn.kernels.exact import implicit_kernels
-from deq_enn.theory.equilibrium import generator
+from deq_enn.theory import limiting_spectrum
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.coefficients import KernelCoefficients, implicit_ck, implicit_ntk
+from deq_enn.theory.mixture import equivalent_kernel
+from deq_enn.utils.random import generator
+from tests.conftest import ROOT
 
 GMM = [
     "ck_gmm_matching",
@@ -106,12 +109,12 @@ def test_covariance_and_fluctuation_terms_make_isolated_eigenvalues_of_their_own
 def test_fit_slope_is_ordinary_least_squares():
     errors = np.exp(np.random.default_rng(0).normal(size=(4, 3))) * np.array([8, 4, 2, 1])[:, None]
     expected = linregress(np.repeat(np.log([1, 2, 4, 8]), 3), np.log(errors).reshape(-1))
-    assert samples.fit_slope([1, 2, 4, 8], errors) == pytest.approx((expected.slope, expected.stderr))
+    assert slopes.fit_slope([1, 2, 4, 8], errors) == pytest.approx((expected.slope, expected.stderr))
     # of the t distribution with 10 degrees of freedom
-    assert samples.slope_interval([1, 2, 4, 8], errors) == pytest.approx(
+    assert slopes.slope_interval([1, 2, 4, 8], errors) == pytest.approx(
         (expected.slope - 2.228139 * expected.stderr, expected.slope + 2.228139 * expected.stderr), rel=1e-6
     )
-    assert samples.fit_slope([5], errors[:1]) is None and samples.slope_interval([5], errors[:1]) is None
+    assert slopes.fit_slope([5], errors[:1]) is None and slopes.slope_interval([5], errors[:1]) is None
 
 
 @pytest.mark.slow
@@ -123,12 +126,10 @@ def test_spectral_error_falls_like_the_square_root(which):
         for k in (0, 1):
             sample = samples.mixture(n, k)
             for name in names:
-                M, coefficients = samples.deq_kernel(which, sample, name, 0.2)
-                errors[name][i, k] = samples.relative_error(
-                    M, equivalent_kernel(coefficients, sample.X, sample.statistics)
-                )
+                M, coefficients = kernel_figures.deq_kernel(which, sample, name, 0.2)
+                errors[name][i, k] = relative_error(M, equivalent_kernel(coefficients, sample.X, sample.statistics))
     for name in names:
-        slope, error = samples.fit_slope(sizes, errors[name])
+        slope, error = slopes.fit_slope(sizes, errors[name])
         assert -0.6 < slope < -0.4 and error < 0.05, (name, slope, error)
 
 
@@ -200,7 +201,7 @@ def test_help_comes_without_torch():
         (["--asquare", "nan"], "(0, 1)"),
         (["--wrong"], "--wrong"),
         (["--spectrum", "9"], "16"),
-        (["--output", "ck_ntk/paper.mplstyle"], "not a folder"),
+        (["--output", "deq_enn/reporting/paper.mplstyle"], "not a folder"),
     ],
 )
 def test_bad_flags_are_one_line_and_status_2(run, tmp_path, flags, message):
@@ -257,14 +258,14 @@ def shown(monkeypatch, name):
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", GMM[:3])
 def test_the_other_mixture_scripts_run(name, shown):
-    figure, numbers = __import__(name).main(small())
-    samples.plt.close(figure)
+    figure, numbers = importlib.import_module(f"ck_ntk.{name}").main(small())
+    plt.close(figure)
     json.dumps(numbers)
 
 
 def test_finite_width_approaches_the_exact_kernel():
-    figure, numbers = __import__("finite_width_kernels").main(small(n=[64], seeds=2))
-    samples.plt.close(figure)
+    figure, numbers = finite_width_kernels.main(small(n=[64], seeds=2))
+    plt.close(figure)
     for errors in numbers["errors"].values():
         assert np.mean(errors[1]) < 0.75 * np.mean(errors[0])
 
@@ -276,8 +277,8 @@ read_once = functools.cache(samples.mnist)
 @pytest.mark.parametrize("name", MNIST)
 def test_mnist_scripts_run(real_data, name, shown, monkeypatch):
     monkeypatch.setattr(samples, "mnist", read_once)
-    figure, numbers = __import__(name).main(small(dataset_path=str(real_data)))
-    samples.plt.close(figure)
+    figure, numbers = importlib.import_module(f"ck_ntk.{name}").main(small(dataset_path=str(real_data)))
+    plt.close(figure)
     assert np.max([np.max(e) for e in numbers["errors"].values()]) < 1
 
 
@@ -287,8 +288,8 @@ def test_cifar10_script_tells_matched_from_unmatched(monkeypatch):
     monkeypatch.setattr(
         samples, "real_data", lambda *args: asked.append(args) or samples.mixture
     )  # a mixture for features
-    figure, numbers = __import__("cifar10_matching").main(small(n=[64, 128], dataset_path="folder"))
-    samples.plt.close(figure)
+    figure, numbers = cifar10_matching.main(small(n=[64, 128], dataset_path="folder"))
+    plt.close(figure)
     assert asked == [("cifar10", "folder", (3, 5))]
     for kernel in ("ck", "ntk"):
         for name in ("relu", "tanh", "swish"):
@@ -330,8 +331,8 @@ def test_outputs_are_those_of_a_readout_trained_from_zero():
 
 
 def test_distances_of_outputs(monkeypatch, capsys):
-    from deq_enn.data import datasets
     from ck_ntk import pointwise
+    from deq_enn.data import datasets
 
     assert pointwise.compare(torch.tensor([[1.0, 2.0], [0.0, 5.0]]), torch.tensor([[1.0, 2.0], [4.0, 3.0]])) == (
         pytest.approx(math.sqrt((16 + 4) / 4)),
@@ -340,7 +341,7 @@ def test_distances_of_outputs(monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: images())
     args = argparse.Namespace(sigma_a2=0.2, epoch=1, width=[64, 16], seeds=3, activation="relu", dataset_path="x")
     figure, numbers = pointwise.main(args)
-    samples.plt.close(figure)
+    plt.close(figure)
     json.dumps(numbers)
     printed = capsys.readouterr().out
     assert args.width == [16, 64] and set(numbers["pairs"]) == set(map(pointwise.label, pointwise.PAIRS))

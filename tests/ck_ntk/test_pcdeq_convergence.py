@@ -2,15 +2,12 @@
 
 import argparse
 import json
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
-
+from ck_ntk import pcdeq_convergence
 from ck_ntk.common import convergence_rates
 from scripts.reproduction import claims
-from ck_ntk import pcdeq_convergence
 from tests.training.test_pcdeq_training import toy_digits
 
 
@@ -37,7 +34,7 @@ def test_only_the_plain_deq_stops_converging():
 @pytest.mark.slow
 def test_the_scripts_numbers_and_panels(monkeypatch, capsys):
     """On toy digits; and the report of scripts/reproduce.py can read what it writes."""
-    monkeypatch.setattr("data_prepare.load_dataset", lambda *_: toy_digits())
+    monkeypatch.setattr("deq_enn.data.datasets.load_dataset", lambda *_: toy_digits())
     monkeypatch.setattr(pcdeq_convergence, "RADII", [0.1, 0.5, 10.0])
     monkeypatch.setattr(convergence_rates, "STEPS", 150)
     figure, numbers = pcdeq_convergence.main(argparse.Namespace(dataset_path=None, epoch=1))

@@ -3,22 +3,19 @@
 import argparse
 import json
 import math
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
-
-
-from scripts.reproduction import claims
-from ck_ntk.common import training_curves
 from ck_ntk import training_dynamics as td
+from ck_ntk.common import training_curves
 from deq_enn.data.datasets import Dataset
 from deq_enn.networks.fixed_point import ConvergenceError
-from deq_enn.training.run_files import Config
 from deq_enn.training.loop import FullTask
+from deq_enn.training.run_files import Config
+from scripts.reproduction import claims
+from tests.conftest import ROOT
 
 
 def toy(n=640, p=20, classes=4, tests=200):
@@ -43,7 +40,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(td, "POINTS", 2)
     monkeypatch.setattr(td, "PROBE", 6)
     monkeypatch.setattr(td, "NETWORKS", {name: td.NETWORKS[name] for name in ("deq", "ntk", "unmatched")})
-    monkeypatch.setattr("data_prepare.load_dataset", lambda name, path: toy(256))
+    monkeypatch.setattr("deq_enn.data.datasets.load_dataset", lambda name, path: toy(256))
 
     def go(**settings):
         return td.main(

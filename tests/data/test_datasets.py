@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import one_line
-from deq_enn.data.datasets import GMM_PRESETS, gaussian_mixture, load_dataset, mixed, two_class
+from deq_enn.data.datasets import load_dataset
 from deq_enn.data.images import DataError
-from deq_enn.theory.equilibrium import generator
+from deq_enn.data.mixtures import GMM_PRESETS, gaussian_mixture, mixed, two_class
+from deq_enn.utils.random import generator
+from tests.conftest import one_line
 
 
 def write_npz(path, **changes):

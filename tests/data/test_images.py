@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.data import datasets
-from tests.conftest import one_line
-from deq_enn.data.images import DataError, cifar10_images, mnist_images, svhn_images
+from deq_enn.data import images
 from deq_enn.data.datasets import load_dataset
+from deq_enn.data.images import DataError, cifar10_images, mnist_images, svhn_images
+from tests.conftest import one_line
 from tests.helpers.image_files import idx_bytes, write_cifar, write_mnist, write_svhn
 
 
@@ -43,7 +43,7 @@ def test_idx_files_where_they_lie(tmp_path, name, folder):
     assert data.X_train.square().sum(1).mean().item() == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("file", datasets.MNIST_FILES)
+@pytest.mark.parametrize("file", images.MNIST_FILES)
 @pytest.mark.parametrize(
     "damage",
     [lambda b: b[:-1], lambda b: b[:7], lambda b: b"", lambda b: b + b"\0", lambda b: b"\x1f\x8b" + b[2:], None],
@@ -90,7 +90,7 @@ def test_download_lands_in_torchvisions_layout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = load_dataset("fashion_mnist")  # the default folder is made
     assert data.X_train.shape == (60, 784)
-    assert sorted(os.listdir("data/FashionMNIST/raw")) == sorted(datasets.MNIST_FILES) and os.listdir("data") == [
+    assert sorted(os.listdir("data/FashionMNIST/raw")) == sorted(images.MNIST_FILES) and os.listdir("data") == [
         "FashionMNIST"
     ]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from deq_enn.data import vgg16
-from tests.conftest import one_line
-from deq_enn.data.vgg16 import VGG16, cifar10_features, load_vgg16
-from deq_enn.data.images import DataError, cifar10_images
 from deq_enn.data.datasets import load_dataset
+from deq_enn.data.images import DataError, cifar10_images
+from deq_enn.data.vgg16 import VGG16, cifar10_features, load_vgg16
+from tests.conftest import one_line
 from tests.helpers.image_files import write_cifar
 
 SMALL = (8, "M", 8, "M", 8, "M", 8, "M", 512, "M")  # a VGG that is cheap to run

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests import conftest
 from deq_enn.data import datasets
-from deq_enn.experiments import grid
-from deq_enn.experiments import command
+from deq_enn.experiments import command, grid
 from deq_enn.networks import build
+from tests import conftest
 from tests.helpers.forks import DIVERGES, at
 
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.experiments import exact_grid
-from deq_enn.machines import run
-from deq_enn.machines import block_rows
-from deq_enn.experiments import command
+from deq_enn.experiments import command, exact_grid
+from deq_enn.machines import block_rows, run
 from deq_enn.machines.regression import one_hot_targets
 from deq_enn.machines.run import Plan, blocks_of, find_duplicate, plan, subset
 from deq_enn.networks.build import build_model
+from deq_enn.reporting.style import mean_std
 from deq_enn.theory.equilibrium import estimate_tau0
 
 P, N, M = 15, 420, 150
@@ -119,7 +118,7 @@ def test_the_grid_its_table_figure_resume_and_refusal(data, tmp_path, capsys):
                 assert (tmp_path / "out" / folder / f"inf_{split}_{name}-ck-kernel-n100_npz.json").exists()
     assert (tmp_path / "out" / "kernel-ck_npz.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list((tmp_path / "save").glob("*.kernel*"))  # the kernels' own files are gone
-    mean, _ = exact_grid.kernel_report.mean_std(
+    mean, _ = mean_std(
         [
             100 * json.loads((tmp_path / "out" / f / "inf_test_deq-relu-ck-kernel-n200_npz.json").read_text())[0]
             for f in ("", "seed_1")

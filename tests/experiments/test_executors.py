@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from deq_enn.experiments import executors
-from deq_enn.experiments import command
-from deq_enn.training import loop
+from deq_enn.experiments import command, executors
 from deq_enn.experiments.executors import World, cost
-from tests.helpers.forks import free_port, rank_environment
+from deq_enn.training import loop
 from deq_enn.training.run_files import Config
+from tests.helpers.forks import free_port, rank_environment
 
 
 @pytest.fixture

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from deq_enn.data import datasets
-from deq_enn.experiments import flags
-from deq_enn.theory import gaussian
-from deq_enn.experiments import exact_grid
-from deq_enn.experiments import command
-from deq_enn.matching import families
-from deq_enn.networks import build
 from deq_enn import names
-from deq_enn.networks import pcdeq
-from tests.conftest import ROOT
+from deq_enn.data import datasets, mixtures
+from deq_enn.experiments import exact_grid, flags
 from deq_enn.experiments.executors import World
+from deq_enn.matching import families
+from deq_enn.networks import build, pcdeq
+from deq_enn.theory import activations
+from tests.conftest import ROOT
 from tests.experiments.test_command import refused
 
 
@@ -31,9 +28,9 @@ def test_lists_of_names_are_found_where_they_were_and_are_one():
         "DATASETS": datasets,
         "PCDEQ_ACTIVATIONS": pcdeq,
     }.items():
-        assert getattr(command, name) is getattr(place, name) is getattr(names, name)
-    assert tuple(gaussian.ACTIVATIONS) == names.ACTIVATIONS
-    assert tuple(datasets.GMM_PRESETS) == names.PRESETS
+        assert getattr(place, name) is getattr(names, name)
+    assert tuple(activations.ACTIVATIONS) == names.ACTIVATIONS
+    assert tuple(mixtures.GMM_PRESETS) == names.PRESETS
     assert {kind: tuple(found) for kind, found in pcdeq.CONCAVE.items()} == names.PCDEQ_ACTIVATIONS
 
 

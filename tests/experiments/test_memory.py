@@ -5,12 +5,11 @@ import re
 import pytest
 import torch
 
-from deq_enn.experiments import grid as grid_module
-from deq_enn.experiments import command
-from deq_enn.utils import devices
+from deq_enn.experiments import command, grid as grid_module
 from deq_enn.experiments.executors import World
 from deq_enn.experiments.flags import parse_arguments
 from deq_enn.names import GENERAL, MODELS
+from deq_enn.utils import devices
 
 
 def test_a_control_group_bounds_what_is_there(tmp_path):

@@ -9,11 +9,11 @@ import torch
 import torch.distributed.run
 
 from deq_enn.experiments import command as main
+from deq_enn.reporting.records import read_metrics
 from deq_enn.training import loop
+from deq_enn.utils.team import Team
 from tests.conftest import ROOT
-from deq_enn.experiments.executors import Team
 from tests.helpers.forks import DIVERGES, at, free_port, rank_environment
-from deq_enn.training.run_files import read_metrics
 
 GRID = ("--model", "inn", "h_tanh_enn", "relu_enn", "--dim", 8, 16, "--seed", 0, 1, "--epoch", 30)
 FULL = ("--model", "inn", "--dim", 24, "--epoch", 3, "--train", "full", "--opt", "adam", "--lr", 0.05)
@@ -116,12 +116,14 @@ GRADIENTS = """
 import sys
 import torch
 import torch.distributed as dist
-from data_prepare import Dataset
-from distributed import World
-from fixed_point import Picard
-from gaussian_integration import ACTIVATIONS
-from model import DEQ, build_model
-from train import Config, FullTask
+from deq_enn.data.datasets import Dataset
+from deq_enn.experiments.executors import World
+from deq_enn.networks.fixed_point import Picard
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.build import build_model
+from deq_enn.training.loop import FullTask
+from deq_enn.training.run_files import Config
 
 def weights_after_an_epoch(name, team):
     g = torch.Generator().manual_seed(0)
@@ -205,7 +207,10 @@ def test_a_rank_that_is_stopped_after_rank_0_has_told_why_is_silent(forks, base,
     """The store, by which ranks agree on who speaks, ends with rank 0."""
     argv = [*map(str, (*base, *DIVERGES, "--model", "tanh_inn", "--seed", 0, 1, *at(tmp_path)))]
     port = str(free_port())
-    busy = "import time, distributed, grid; distributed.PATIENCE, grid.run = 0.5, lambda *_: time.sleep(60)"
+    busy = (
+        "import time; from deq_enn.experiments import executors, grid; "
+        "executors.PATIENCE, grid.run = 0.5, lambda *_: time.sleep(60)"
+    )
     ranks = forks.ranks(
         *(
             {"argv": argv, "cwd": str(tmp_path), "env": rank_environment(rank, MASTER_PORT=port), "setup": setup}

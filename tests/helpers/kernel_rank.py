@@ -8,12 +8,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parent.parent
-
-from deq_enn.experiments.executors import Team
+from deq_enn.machines.block_rows import Layout, MemoryRows, form
 from deq_enn.machines.conjugate_gradients import Nystrom, choose_ridge_shared, fit_shared, predict_shared
 from deq_enn.machines.regression import mean_diagonal, one_hot_targets
-from deq_enn.machines.block_rows import Layout, MemoryRows, form
+from deq_enn.utils.team import Team
 
 N, M, CLASSES, HEIGHT = 410, 70, 3, 90  # neither divides the other
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from deq_enn.theory.equilibrium import generator
+from deq_enn.utils.random import generator
 
 AT_ONCE = 2**20  # entries of the weights of as many networks as are drawn at once
 

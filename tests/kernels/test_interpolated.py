@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from deq_enn.kernels import interpolated
-from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.kernels.interpolated import Interpolated
+from deq_enn.machines.block_rows import Layout, MemoryRows, form
 from deq_enn.machines.regression import fit
 from deq_enn.machines.run import blocks_of
-from deq_enn.machines.block_rows import Layout, MemoryRows, form
 from deq_enn.networks.build import build_model
+from deq_enn.theory.activations import ACTIVATIONS
 
 
 def samples(n, p=30, spread=0.2, common=1.0, seed=0):

@@ -6,13 +6,14 @@ import pytest
 import torch
 from scipy import integrate, special
 
-from deq_enn.data.datasets import two_class
-from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
-from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.data.mixtures import two_class
 from deq_enn.kernels.exact import explicit_blocks, explicit_kernels, implicit_blocks, implicit_kernels
 from deq_enn.kernels.pair_functions import PiecewiseLinear
+from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
+from deq_enn.theory.equilibrium import estimate_tau0, get_tau
+from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.utils.random import generator
 from tests.helpers.pair_quadrature import BY_HAND, EVERY, correlated, pair_expectation
-from deq_enn.theory.equilibrium import estimate_tau0, generator, get_tau
 
 SIGMA_A2 = 0.2
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
-from tests.conftest import examples
-from deq_enn.theory.activations import ACTIVATIONS, Activation, piecewise_linear
-from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+from deq_enn.theory.activations import ACTIVATIONS, Activation, piecewise_linear
 from deq_enn.theory.equilibrium import estimate_tau0, get_tau
+from deq_enn.theory.gaussian import gaussian_moments
+from tests.conftest import examples
 
 EXAMPLES = settings(deadline=None, derandomize=True, max_examples=examples(16), suppress_health_check=list(HealthCheck))
 

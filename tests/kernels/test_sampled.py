@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from deq_enn.theory.coefficients import explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
-from deq_enn.theory.activations import ACTIVATIONS
-from deq_enn.theory.gaussian import centre, gaussian_moments
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.coefficients import explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
+from deq_enn.theory.equilibrium import estimate_tau0, get_tau
+from deq_enn.theory.gaussian import centre, gaussian_moments
+from deq_enn.utils.random import generator
 from tests.helpers.pair_quadrature import correlated
-from deq_enn.theory.equilibrium import estimate_tau0, generator, get_tau
 
 SIGMA_A2 = 0.2
 

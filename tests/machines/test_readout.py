@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from deq_enn.machines import readout as ridge_features
-from deq_enn.machines.regression import fit, one_hot_targets, score
-from tests.helpers.kernel_rank import Dense
 from deq_enn.machines.block_rows import Layout, MemoryRows, form
-from deq_enn.networks.build import build_model
 from deq_enn.machines.readout import solve
+from deq_enn.machines.regression import fit, one_hot_targets
+from deq_enn.machines.scores import score
+from deq_enn.networks.build import build_model
+from tests.helpers.kernel_rank import Dense
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ import torch
 from scipy import stats
 
 from deq_enn.machines import cholesky
-from deq_enn.experiments.executors import Team
-from tests.helpers.forks import free_port
-from deq_enn.machines.conjugate_gradients import NoConvergence, Nystrom, conjugate_gradients
-from deq_enn.machines.regression import Prediction, bootstrap_difference, calibration_error, choose_ridge, class_probabilities, coarse_to_fine, fit, leave_one_out, one_hot_targets, score
-from tests.helpers.kernel_rank import CLASSES, HEIGHT, Dense, N, found_by, make_problem
 from deq_enn.machines.block_rows import FileRows, Layout, MemoryRows, exact_product, form, product
+from deq_enn.machines.conjugate_gradients import NoConvergence, Nystrom, conjugate_gradients
+from deq_enn.machines.regression import Prediction, choose_ridge, coarse_to_fine, fit, leave_one_out, one_hot_targets
+from deq_enn.machines.scores import bootstrap_difference, calibration_error, class_probabilities, score
+from deq_enn.utils.team import Team
+from tests.helpers.forks import free_port
+from tests.helpers.kernel_rank import CLASSES, HEIGHT, Dense, N, found_by, make_problem
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_layout_covers_the_triangle_once_and_evenly():
 @pytest.mark.parametrize("strip", [360, 40])  # a diagonal block in one piece, or in several
 def test_block_rows_hold_the_kernel_and_multiply(problem, monkeypatch, strip):
     square, *_, kernels = problem
-    monkeypatch.setattr("kernel_storage.STRIP", strip)
+    monkeypatch.setattr("deq_enn.machines.block_rows.STRIP", strip)
     rows = formed(square, "ntk")
     np.testing.assert_allclose(whole(rows), kernels["ntk"][:N, :N], rtol=1e-7)
     V = torch.randn(N, 4, dtype=torch.float64)
@@ -296,7 +297,7 @@ def test_samples_that_are_almost_the_same_have_a_preconditioner(problem, rank):
 
 def test_conjugate_gradients_that_cannot_reach_the_tolerance_say_so(problem, monkeypatch):
     square, _, y, _, _ = problem
-    monkeypatch.setattr("kernel_cg.MOST", 2)
+    monkeypatch.setattr("deq_enn.machines.conjugate_gradients.MOST", 2)
     rows = formed(square, "ck")
     with pytest.raises(NoConvergence, match="after 2 iterations.*--ridge"):
         conjugate_gradients(rows, 1e-3, one_hot_targets(y, CLASSES)[0], lambda V: V)
@@ -306,7 +307,10 @@ def test_ranks_find_what_one_process_finds(forks, tmp_path):
     """Two ranks, each with half of the block rows: the same ridge, weights and predictions."""
     port = str(free_port())
     ranks = forks.ranks(
-        *({"program": "tests/kernel_rank.py", "argv": [str(rank), "2", port, str(tmp_path)]} for rank in range(2))
+        *(
+            {"program": "tests/helpers/kernel_rank.py", "argv": [str(rank), "2", port, str(tmp_path)]}
+            for rank in range(2)
+        )
     )
     assert all(rank["status"] == 0 for rank in ranks), ranks
     alone = found_by(Team())

@@ -6,29 +6,27 @@ import json
 import math
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
-ROOT = Path(__file__).resolve().parent.parent
-
-from ck_ntk import any_activation_matching as study
-from ck_ntk.common import command
-from deq_enn.theory import gaussian
-from deq_enn.kernels import distance as kernel_distance
-from deq_enn.matching import families
-from ck_ntk import matching_map
-from deq_enn.networks import build as model
-from ck_ntk.common import samples
-from deq_enn.theory.coefficients import implicit_ck
+from ck_ntk import any_activation_matching as study, matching_map
+from ck_ntk.common import command, kernel_figures, samples, slopes
 from deq_enn.data.datasets import Dataset
-from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
+from deq_enn.kernels import distance as kernel_distance
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+from deq_enn.matching import families
 from deq_enn.matching.two_layer_lrelu import solutions
-from deq_enn.theory.equilibrium import estimate_tau0, generator
+from deq_enn.networks import build as model
+from deq_enn.theory import activations
+from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
+from deq_enn.theory.coefficients import implicit_ck
+from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.utils.random import generator
+from tests.conftest import ROOT
 
 match = functools.cache(families.match)  # the tests here ask for the same ones again and again
 
@@ -38,7 +36,7 @@ def keep(monkeypatch, *names):
     taken out: put back, they would stand at its end, and tests that come later in this process read its order."""
     monkeypatch.setattr(families, "match", match)
     kept = {name: activation for name, activation in ACTIVATIONS.items() if name in names}
-    monkeypatch.setattr(gaussian, "ACTIVATIONS", kept)
+    monkeypatch.setattr(activations, "ACTIVATIONS", kept)
 
 
 @pytest.fixture
@@ -73,7 +71,7 @@ def test_distances_of_the_relu_networks_recomputed():
     deq = implicit_kernels(X, relu, 0.2, "aAB", 1.0)
     roots = [explicit_kernels(X, root.layers)[0] for root in solutions(implicit_ck(relu, 0.2, 1.0), 1.0)]
     scale = math.sqrt(0.8)
-    plain = explicit_kernels(scale * X, samples.own_layers("relu", 2, scale))
+    plain = explicit_kernels(scale * X, kernel_figures.own_layers("relu", 2, scale))
 
     def distance(M, other):
         return np.linalg.norm((M - other).numpy(), 2) / np.linalg.norm(M.numpy(), 2)
@@ -144,8 +142,8 @@ def test_the_scripts_numbers_and_panels(few, capsys):
     assert numbers["spread"][1][0] == pytest.approx(float(np.std((x.numpy() ** 2).sum(1), ddof=1)))
     row = numbers["kernels"]["ck"]["relu"]
     assert (row["family"], row["layers"]) == ("l_relu", 2)
-    assert row["slope"] == pytest.approx(samples.fit_slope(args.n, row["matched"]))
-    samples.plt.close(figure)
+    assert row["slope"] == pytest.approx(slopes.fit_slope(args.n, row["matched"]))
+    plt.close(figure)
 
 
 # -- accuracies --------------------------------------------------------------------------------------------------
@@ -188,7 +186,7 @@ def test_trainings_resume_without_being_done_again(few, tmp_path, monkeypatch, c
     assert len(built) == 24
     figure = study.draw(args, *study.study_kernels(args), numbers)
     assert len(figure.axes) == 3
-    samples.plt.close(figure)
+    plt.close(figure)
 
 
 def test_own_learning_rate_makes_up_for_alpha_1(few, tmp_path, monkeypatch):

@@ -7,13 +7,12 @@ import pytest
 import torch
 from scipy.optimize import brentq, least_squares
 
-from deq_enn.matching import curved_layers
-from deq_enn.matching import equations as layer_equations
-from deq_enn.theory.coefficients import MatchError, implicit_ck, implicit_ntk
-from deq_enn.theory.activations import ACTIVATIONS, Activation
-from tests.helpers.match_residual import residual
+from deq_enn.matching import curved_layers, equations as layer_equations, search
 from deq_enn.matching.families import match
-from deq_enn.theory.equilibrium import generator
+from deq_enn.theory.activations import ACTIVATIONS, Activation
+from deq_enn.theory.coefficients import MatchError, implicit_ck, implicit_ntk
+from deq_enn.utils.random import generator
+from tests.helpers.match_residual import residual
 
 MODES = [("ck", "aAB"), ("ntk", "aAB"), ("ntk", "aA")]
 
@@ -183,7 +182,7 @@ def test_swish_has_no_ntk_match_of_two_cubic_layers():
     assert brute_force(cubic_ntk_equations("swish"), low, high, 15) > 1e-7
     target, place = implicit_ntk(ACTIVATIONS["swish"], 0.2), layer_equations.Place("all", 2)
     with pytest.raises(MatchError, match=r"two cubic layers with this .* >= 1.3\d+, the target has 1.3927"):
-        layer_equations.two_layers([place], [curved_layers.bases_of("hermite", 1)], target, 1.0, (1.0, 0.0))
+        search.two_layers([place], [curved_layers.bases_of("hermite", 1)], target, 1.0, (1.0, 0.0))
     assert [layer.name for layer in match(ACTIVATIONS["swish"], 0.2, kernel="ntk", family="hermite").layers] == [
         "cubic_1",
         "cubic_2",
@@ -272,7 +271,7 @@ def test_odd_layers_ahead_match_what_two_layers_cannot(name, sigma_a2, tau0, dep
     assert len(found.layers) == depth
     families = [curved_layers.bases_of("piecewise", ramps) for ramps in (1, 2, 3, 4)]
     with pytest.raises(MatchError, match="diag/.*>= "):
-        layer_equations.two_layers([layer_equations.Place("readout", 2)], families, found.target, tau0, (1.0, 0.0))
+        search.two_layers([layer_equations.Place("readout", 2)], families, found.target, tau0, (1.0, 0.0))
     # the proof that some depth is enough: the kernel's power series in the correlation has no negative coefficient
     diag, c2, c3 = layer_equations.scale_free(found.target, tau0)
     assert diag > 1 + c3

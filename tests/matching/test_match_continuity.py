@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.matching import curved_layers
-from deq_enn.matching import equations
-from deq_enn.theory import norm_sensitivity
-from deq_enn.theory.coefficients import implicit_ntk
-from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+from deq_enn.matching import curved_layers, equations, search
 from deq_enn.matching.families import match
-from deq_enn.theory.equilibrium import generator
+from deq_enn.theory import norm_sensitivity
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.coefficients import implicit_ntk
+from deq_enn.utils.random import generator
 
 
 def features(kind, n=100):
@@ -113,7 +112,7 @@ def test_a_step_where_the_nearest_matches_begin():
 
 
 def test_a_third_layer_is_taken_where_two_are_far_from_the_tangent_kernel():
-    two = equations.two_layers(
+    two = search.two_layers(
         [equations.Place("all", 2)],
         [curved_layers.bases_of("piecewise", 4)],
         implicit_ntk(ACTIVATIONS["gelu"], 0.2),

@@ -8,11 +8,11 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from scipy.optimize import brentq
 
-from deq_enn.theory.coefficients import implicit_ck
-from tests.conftest import examples
-from deq_enn.theory.activations import ACTIVATIONS, Activation
-from deq_enn.theory.finite_width import fluctuation
 from deq_enn.matching.families import match
+from deq_enn.theory.activations import ACTIVATIONS, Activation
+from deq_enn.theory.coefficients import implicit_ck
+from deq_enn.theory.finite_width import fluctuation
+from tests.conftest import examples
 from tests.helpers.sampled_networks import sampled
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(30)

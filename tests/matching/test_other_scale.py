@@ -5,13 +5,15 @@ import math
 import pytest
 import torch
 
-from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.matching.families import match
-from deq_enn.networks.build import DEQ, ENN, matched_enn
-from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response
 from deq_enn.matching.other_scale import off_centre
-from deq_enn.theory.equilibrium import generator
+from deq_enn.networks.build import matched_enn
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.enn import ENN
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response
+from deq_enn.utils.random import generator
 
 
 def mixture(n=120, p=150):

@@ -6,10 +6,9 @@ from dataclasses import astuple, replace
 import pytest
 import torch
 
-from deq_enn.matching import one_layer_tanh
-from deq_enn.matching import two_layer_lrelu
-from deq_enn.theory.coefficients import KernelCoefficients, MatchError, explicit_ck, implicit_ck
+from deq_enn.matching import one_layer_tanh, two_layer_lrelu
 from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.coefficients import KernelCoefficients, MatchError, explicit_ck, implicit_ck
 
 GRID = [(s, t) for s in (0.01, 0.05, 0.1, 0.2, 0.24) for t in (0.3, 0.7, 1.0, 3.0)]
 

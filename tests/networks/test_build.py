@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from deq_enn.matching import two_layer_lrelu
-from deq_enn.theory.coefficients import explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
+from deq_enn.names import MODELS
+from deq_enn.networks.build import build_model, matched_enn
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.enn import ENN
 from deq_enn.networks.fixed_point import Anderson, ConvergenceError, Picard
 from deq_enn.theory.activations import ACTIVATIONS
-from deq_enn.theory.gaussian import gaussian_moments
-from deq_enn.networks.build import DEQ, ENN, build_model, matched_enn
-from deq_enn.names import MODELS
+from deq_enn.theory.coefficients import explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from deq_enn.theory.equilibrium import get_tau
+from deq_enn.theory.gaussian import gaussian_moments
 
 P, M, K = 20, 48, 3
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from deq_enn.networks import cost
-from deq_enn.networks.cost import costs, peak_bytes
 from deq_enn.networks.build import build_model
+from deq_enn.networks.cost import costs, peak_bytes
 
 
 @pytest.fixture(scope="module")

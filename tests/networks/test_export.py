@@ -9,12 +9,13 @@ from functools import cache
 import pytest
 import torch
 
-from deq_enn.networks import export as export_network
 from deq_enn.data.datasets import load_dataset
+from deq_enn.machines.readout import solve
+from deq_enn.networks import export as export_network
+from deq_enn.networks.build import build_model, matched_enn
+from deq_enn.networks.deq import DEQ
 from deq_enn.networks.export import describe_layer, export, make_layer, network_of, rebuild
 from deq_enn.theory.activations import ACTIVATIONS, from_function
-from deq_enn.networks.build import DEQ, build_model, matched_enn
-from deq_enn.machines.readout import solve
 
 P, M, K = 12, 24, 3
 X = torch.nn.functional.normalize(torch.randn(40, P, generator=torch.Generator().manual_seed(0)))

@@ -1,17 +1,14 @@
 """Positive concave DEQs: the guarantee, gradients, weights that stay nonnegative, and the six networks."""
 
 import math
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import ROOT
+from deq_enn.names import PCDEQS
 from deq_enn.networks.fixed_point import Picard
 from deq_enn.networks.pcdeq import CONCAVE, WIDTHS, PcDEQ, augment, build_pcdeq, keep_nonnegative, rate_bound
-from deq_enn.names import PCDEQS
-
 
 ACTIVATIONS = [*CONCAVE["1"], *CONCAVE["2"]]
 

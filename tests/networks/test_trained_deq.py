@@ -9,17 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests import conftest
-from deq_enn.verdicts.candidates import networks
 from deq_enn.data.datasets import load_dataset
-from deq_enn.theory.activations import ACTIVATIONS
-from deq_enn.networks.build import DEQ
-from deq_enn.verdicts.measured_loss import paired, replacements
-from deq_enn.training.run_files import Config, best_path, checkpoint_path
-from deq_enn.training.loop import run
+from deq_enn.networks.deq import DEQ
 from deq_enn.networks.trained_deq import TrainedDEQ, adapt, as_drawn, load_checkpoint
-from deq_enn.verdicts.weight_drift import drift
-from deq_enn.verdicts.weight_drift import _singular, singular_law, spectral_radius
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.training.loop import run
+from deq_enn.training.run_files import Config, best_path, checkpoint_path
+from deq_enn.verdicts.candidates import networks
+from deq_enn.verdicts.measured_loss import paired, replacements
+from deq_enn.verdicts.weight_drift import _singular, drift, singular_law, spectral_radius
+from tests import conftest
 
 P, M, K = 12, 24, 3
 
@@ -292,7 +291,7 @@ def test_the_loss_is_that_of_readouts_solved_apart(mixture):
     names = {one.name for one in networks(DEQ(ACTIVATIONS["relu"], P, 4, K, 0.2), 1.0)[0]}
     assert {one.name for one in found} == names
     assert [one.chosen_by for one in found] == sorted((one.chosen_by for one in found), reverse=True)
-    from deq_enn.theory.equilibrium import generator
+    from deq_enn.utils.random import generator
 
     order = torch.randperm(2000, generator=generator("replacement", 0))[:1600]
     for one in (found[0], found[-1], next(r for r in found if r.fitted_to == "outputs" and r.first == "B")):

@@ -1,7 +1,6 @@
 """Two protocols side by side: each claim's verdict on logs where it is known, and on real runs of both."""
 
 import json
-import sys
 from statistics import median
 
 import numpy as np
@@ -9,14 +8,10 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 
 from deq_enn.experiments import command
-from tests.conftest import ROOT
-
-
-from deq_enn.reporting import logs
-from deq_enn.reporting import protocols
-from scripts import summarize
-from deq_enn.reporting.statistics import holm
+from deq_enn.reporting import logs, protocols
 from deq_enn.reporting.protocols import ONE, OWN
+from deq_enn.reporting.statistics import holm
+from scripts import summarize
 from tests.scripts.test_report import numbers, tables_of
 from tests.scripts.test_summarize import write_run
 

@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -11,24 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT
-
-
-from scripts import calibrate
-from scripts.calibration import analysis
-from scripts.calibration import cases as calibration_cases
-from scripts.calibration import outcomes as calibration_outcomes
-from scripts.calibration import verdicts as calibration_verdicts
-from deq_enn.verdicts import candidates
-from deq_enn.theory.activations import ACTIVATIONS
-from scripts.calibration.cases import Case, cases, load, that_set_constants
-from deq_enn.verdicts.result import Candidate as Found
-from deq_enn.verdicts.at_initialisation import Inquiry
-from deq_enn.networks.build import ENN
-from deq_enn.verdicts.loss_model import CONSTANTS, measured, predict
 from deq_enn.machines.readout import solve
-from deq_enn.training.run_files import read_lines
+from deq_enn.networks.enn import ENN
+from deq_enn.reporting.records import read_lines
+from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.verdicts import candidates
+from deq_enn.verdicts.at_initialisation import Inquiry
+from deq_enn.verdicts.loss_model import CONSTANTS, measured, predict
+from deq_enn.verdicts.result import Candidate as Found
+from scripts import calibrate
+from scripts.calibration import (
+    analysis,
+    cases as calibration_cases,
+    outcomes as calibration_outcomes,
+    verdicts as calibration_verdicts,
+)
+from scripts.calibration.cases import Case, cases, load, that_set_constants
 
 
 @pytest.mark.slow

@@ -1,16 +1,12 @@
-import sys
-
 import pytest
 import torch
 
 from deq_enn.data import vgg16
-from tests.conftest import ROOT
-from deq_enn.data.vgg16 import VGG16, load_vgg16
 from deq_enn.data.images import cifar10_images
-from tests.helpers.image_files import write_cifar
-from tests.data.test_vgg16 import SMALL
-
+from deq_enn.data.vgg16 import VGG16, load_vgg16
 from scripts import pretrain_vgg
+from tests.data.test_vgg16 import SMALL
+from tests.helpers.image_files import write_cifar
 
 
 @pytest.fixture

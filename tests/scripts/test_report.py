@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from tests.conftest import ROOT
-
-
-from scripts.reproduction import claims
-from scripts import report
-from scripts.reproduction import records as stage_records
-from deq_enn.reporting.page import inline
 from deq_enn.names import MODELS
+from deq_enn.reporting.page import inline
+from scripts import report
+from scripts.reproduction import claims, records as stage_records
 from scripts.reproduction.stages import Stage
 from tests.scripts.test_summarize import made_up, write_grid
 

@@ -9,13 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
-
-
-from scripts import report
-from scripts import reproduce
+from scripts import report, reproduce
 from scripts.reproduction import stages
 from scripts.reproduction.stages import Stage
+from tests.conftest import ROOT
 from tests.scripts.test_report import tables_of
 
 
@@ -98,7 +95,7 @@ def test_data_that_is_not_there_is_skipped_with_its_reason(tmp_path, capsys, mon
     def no_network(path, folder, name):
         raise datasets.DataError(f"{path}: no {name} found and its download failed (no network)")
 
-    monkeypatch.setattr("images._download_mnist", no_network)
+    monkeypatch.setattr("deq_enn.data.images._download_mnist", no_network)
     stages = [
         fake(tmp_path, "digits", data="mnist"),
         fake(tmp_path, "photos", data="cifar10"),
@@ -133,7 +130,8 @@ def test_an_interrupted_stage_ends_in_one_line_and_goes_on(forks, tmp_path):
     fake(tmp_path, "before"), fake(tmp_path, "slow", slow)
     driver = tmp_path / "driver.py"
     driver.write_text(
-        f"import sys\nsys.path[:0] = [{str(ROOT / 'scripts')!r}]\nimport pathlib, reproduce, stages\n"
+        f"import sys\nsys.path[:0] = [{str(ROOT)!r}]\n"
+        "import pathlib\nfrom scripts import reproduce\nfrom scripts.reproduction import stages\n"
         f"here = pathlib.Path({str(tmp_path)!r})\n"
         "reproduce.plan = lambda a: [stages.Stage(n, 'figure', [sys.executable, str(here / f'{n}.py')]"
         ", [here / f'{n}.out'], 10.0) for n in ('before', 'slow')]\n"

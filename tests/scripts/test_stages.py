@@ -1,17 +1,12 @@
 """The stages of scripts/reproduce.py: their plan, which is that of the other scripts, and the time that is left."""
 
 import re
-import sys
 from types import SimpleNamespace
 
 import pytest
 
+from scripts.reproduction import claims, records, stages
 from tests.conftest import ROOT
-
-
-from scripts.reproduction import claims
-from scripts.reproduction import records
-from scripts.reproduction import stages
 from tests.scripts.test_reproduce import arguments
 from tests.scripts.test_summarize import write_grid
 

@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 
-from tests.conftest import ROOT
-
-
-from deq_enn.reporting import statistics
-from deq_enn.reporting import curves
-from deq_enn.reporting import logs
-from scripts import summarize
-from deq_enn.reporting import tables
+from deq_enn.reporting import curves, logs, statistics, tables
 from deq_enn.training.run_files import Config
+from scripts import summarize
+from tests.conftest import ROOT
 
 
 def accuracies(model, dim, seed, split, epochs=3):
@@ -392,7 +387,7 @@ def test_event_files(tmp_path):
 
 def test_help_and_bad_flags_do_not_import_torch():
     code = (
-        "import sys; sys.path.insert(0, 'scripts'); import summarize\ntry: summarize.main([{}])\n"
+        "import sys; from scripts import summarize\ntry: summarize.main([{}])\n"
         "except SystemExit as e: print(e.code, 'torch' in sys.modules)"
     )
     for flag, status in (("'--help'", "0"), ("", "2")):

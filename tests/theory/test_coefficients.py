@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.theory.coefficients import KernelCoefficients, MixtureStatistics, equivalent_kernel, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from deq_enn.theory.activations import ACTIVATIONS, Activation
-from deq_enn.theory.gaussian import centre, gaussian_moments
+from deq_enn.theory.coefficients import KernelCoefficients, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from deq_enn.theory.equilibrium import get_tau
+from deq_enn.theory.gaussian import centre, gaussian_moments
+from deq_enn.theory.mixture import MixtureStatistics, equivalent_kernel
 
 SIGMA_A2, TAU0 = 0.2, 1.1
 SIGMA_B2 = 1 - SIGMA_A2
@@ -157,7 +158,7 @@ def test_relu_in_closed_form():
 
 
 def test_monte_carlo_deq_of_width_4000():
-    from deq_enn.networks.build import DEQ
+    from deq_enn.networks.deq import DEQ
 
     a, m, p = ACTIVATIONS["swish"], 4000, 50
     X = torch.linalg.qr(torch.randn(p, p, generator=torch.Generator().manual_seed(1)))[0][:8]
@@ -182,7 +183,7 @@ def test_monte_carlo_deq_of_width_4000():
 def test_an_unstable_fixed_point_is_refused(monkeypatch):
     fourth = Activation("fourth", lambda x: x**4, lambda x: 4 * x**3)
     tau = (0.8 / 0.9 / 240) ** (1 / 6)  # sigma_a^2 E[phi'^2] = 0.9 * 240 tau^6 = 0.8, E[phi phi''] = 144 tau^6
-    monkeypatch.setattr("coefficients.get_tau", lambda *_: tau)
+    monkeypatch.setattr("deq_enn.theory.coefficients.get_tau", lambda *_: tau)
     with pytest.raises(ValueError, match="no stable fixed point.* = 1.28 "):
         implicit_ck(fourth, 0.9)
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function
+from deq_enn.theory.equilibrium import check_assumptions, check_stable, estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
-from deq_enn.theory.equilibrium import atomic_write, check_assumptions, check_stable, estimate_tau0, generator, get_device, get_tau
+from deq_enn.utils.devices import get_device
+from deq_enn.utils.files import atomic_write
+from deq_enn.utils.random import generator
 
 
 def test_tau0_is_the_root_of_the_mean_squared_norm_also_across_chunks():

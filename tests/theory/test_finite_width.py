@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.matching import curved_layers
-from deq_enn.matching import equations
-from deq_enn.theory import norm_sensitivity
-from deq_enn.matching import two_layer_lrelu
-from deq_enn.theory.coefficients import explicit_ntk, implicit_ck
-from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
-from deq_enn.theory.gaussian import centre, expectation
-from tests.helpers.match_residual import residual
-from deq_enn.theory.finite_width import fluctuation, implicit_fluctuation
+from deq_enn.matching import curved_layers, equations, two_layer_lrelu
 from deq_enn.matching.families import match
+from deq_enn.theory import norm_sensitivity
+from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
+from deq_enn.theory.coefficients import explicit_ntk, implicit_ck
+from deq_enn.theory.equilibrium import get_tau
+from deq_enn.theory.finite_width import fluctuation, implicit_fluctuation
+from deq_enn.theory.gaussian import centre, expectation
+from deq_enn.utils.random import generator
+from tests.helpers.match_residual import residual
 from tests.helpers.sampled_networks import sampled
-from deq_enn.theory.equilibrium import generator, get_tau
 
 
 @pytest.mark.few(3)

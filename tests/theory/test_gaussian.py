@@ -7,7 +7,8 @@ import torch
 from scipy import special
 
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, piecewise_linear
-from deq_enn.theory.gaussian import expectation, gaussian_moments, hermite_coefficients, hermite_functions
+from deq_enn.theory.gaussian import expectation, gaussian_moments
+from deq_enn.theory.hermite import hermite_coefficients, hermite_functions
 from tests.helpers.pair_quadrature import quadrature
 
 SCALES = (0.3, 1.0, 2.7)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from deq_enn.theory.coefficients import explicit_ck, implicit_ck, implicit_ntk
-from tests.conftest import examples
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, piecewise_linear
-from deq_enn.theory.gaussian import centre, gaussian_moments
+from deq_enn.theory.coefficients import explicit_ck, implicit_ck, implicit_ntk
 from deq_enn.theory.equilibrium import get_tau
+from deq_enn.theory.gaussian import centre, gaussian_moments
+from tests.conftest import examples
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(40)
 scales = st.floats(-3, 3).map(lambda e: 10.0**e)

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from deq_enn.theory.coefficients import estimate_statistics
-from deq_enn.data.datasets import gaussian_mixture
-from deq_enn.theory.equilibrium import estimate_tau0, generator
+from deq_enn.data.mixtures import gaussian_mixture
+from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.theory.mixture import estimate_statistics
+from deq_enn.utils.random import generator
 
 P, COUNTS = 120, [50, 80]
 DIAGONALS = [torch.linspace(0.5, 1.5, P, dtype=torch.float64), torch.linspace(2.5, 0.5, P, dtype=torch.float64)]

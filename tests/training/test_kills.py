@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 
+from deq_enn.reporting.records import read_metrics
 from tests.conftest import ROOT
 from tests.helpers.forks import at, free_port, rank_environment
-from deq_enn.training.run_files import read_metrics
 
 JOBS = {
     "grid": ("--model", "inn", "relu_enn", "--dim", 8, "--seed", 0, 1, "--epoch", 3, "--opt", "adam", "--lr", 0.1),
@@ -237,7 +237,7 @@ def test_a_background_process_is_not_interrupted(forks, base, tmp_path):
     assert (done["status"], done["err"]) == (0, "")
 
 
-@pytest.mark.parametrize("module", ["flags", "torch._utils"])
+@pytest.mark.parametrize("module", ["deq_enn.experiments.flags", "torch._utils"])
 def test_ctrl_c_during_imports_is_one_line(tmp_path, module):
     code = (
         CTRL_C

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deq_enn.training import learning_rate
-from deq_enn.experiments import command
-from tests.conftest import ROOT
 from deq_enn.data.datasets import Dataset
-from deq_enn.training.learning_rate import STEP, choose_rate, split, with_own_rate
+from deq_enn.experiments import command
 from deq_enn.networks.build import build_model
-from deq_enn.training.run_files import Config
+from deq_enn.training import learning_rate
+from deq_enn.training.learning_rate import STEP, choose_rate, split, with_own_rate
 from deq_enn.training.loop import run
+from deq_enn.training.run_files import Config
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deq_enn.training import loop
 from deq_enn.data.datasets import Dataset
-from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.networks.build import build_model
-from deq_enn.training.run_files import Config, check_output, log_path, read_metrics
+from deq_enn.networks.fixed_point import ConvergenceError
+from deq_enn.reporting.records import read_metrics
+from deq_enn.training import loop
 from deq_enn.training.loop import FullTask, ReadoutTask, TrainingError, run
+from deq_enn.training.run_files import Config, check_output, log_path
 
 BASE = Config(dataset="toy", model="l_relu_enn", dim=16, lr=0.5, epoch=4, batch_size=32)
 

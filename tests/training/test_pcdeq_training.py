@@ -1,22 +1,19 @@
 """Positive concave DEQs as main.py trains them: schedule, best weights, resumption, refusals, a whole run."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from deq_enn.experiments import command
-from deq_enn.training import loop
-from tests.conftest import ROOT
 from deq_enn.data.datasets import Dataset
-from tests.helpers.image_files import write_svhn
+from deq_enn.experiments import command
 from deq_enn.networks.pcdeq import build_pcdeq
-from tests.networks.test_pcdeq import small_problem
-from deq_enn.training.run_files import Config, best_path
+from deq_enn.training import loop
 from deq_enn.training.loop import run
-
+from deq_enn.training.run_files import Config, best_path
+from tests.helpers.image_files import write_svhn
+from tests.networks.test_pcdeq import small_problem
 
 
 def toy_digits():

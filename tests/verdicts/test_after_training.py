@@ -8,18 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deq_enn.verdicts import command as gateway
-from tests.conftest import Ticks
 from deq_enn.data.datasets import load_dataset
+from deq_enn.networks.deq import DEQ
 from deq_enn.networks.export import rebuild
 from deq_enn.theory.activations import ACTIVATIONS
-from deq_enn.verdicts.at_initialisation import Inquiry
-from deq_enn.networks.build import DEQ
-from deq_enn.training.run_files import Config, checkpoint_path
 from deq_enn.training.loop import run
+from deq_enn.training.run_files import Config, checkpoint_path
+from deq_enn.utils.random import generator
+from deq_enn.verdicts import api, command as gateway
 from deq_enn.verdicts.after_training import TrainedInquiry, inquire
-from deq_enn.theory.equilibrium import generator
+from deq_enn.verdicts.at_initialisation import Inquiry
 from deq_enn.verdicts.page import write
+from tests.conftest import Ticks
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_deq_as_it_was_drawn_is_not_looked_at(blobs):
 
 @pytest.mark.slow
 def test_weights_that_hardly_moved_have_the_verdict_of_random_ones(blobs):
-    found = gateway.verdict(trained(blobs, 2, 0.05), *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
+    found = api.verdict(trained(blobs, 2, 0.05), *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
     assert not found.drift["left"] and found.drift["sigma_a2"] == pytest.approx(0.2, rel=0.2)
     assert "cannot be told from random ones" in found.reason[0] and "at initialisation" in found.reason[0]
     assert found.candidates[0].distance["ck"]["relative"] > 0 and found.settings["sigma_a2"] == 0.2
@@ -75,7 +75,7 @@ def test_weights_that_hardly_moved_have_the_verdict_of_random_ones(blobs):
 @pytest.mark.slow
 def test_weights_that_have_moved_have_a_measured_loss(blobs, moved):
     (X, y), deq = blobs, moved
-    found = gateway.verdict(deq, X[:600], y[:600], held=(X[600:], y[600:]), budget=1.0, tolerance=4.0, clock=Ticks())
+    found = api.verdict(deq, X[:600], y[:600], held=(X[600:], y[600:]), budget=1.0, tolerance=4.0, clock=Ticks())
     assert found.drift["left"] and "have left the random regime" in found.reason[0]
     assert found.deq["held"] == 300
     assert found.deq["accuracy"] == pytest.approx(100 * (deq(X[600:]).argmax(1) == y[600:]).double().mean().item())
@@ -102,7 +102,7 @@ def test_the_answer_follows_the_interval_of_the_best(few_candidates, blobs, move
 @pytest.mark.slow
 def test_modules_of_other_makers(few_candidates, blobs):
     X, y = blobs
-    verdict = lambda *given: gateway.verdict(*given, budget=1.0, tolerance=5.0, clock=Ticks())
+    verdict = lambda *given: api.verdict(*given, budget=1.0, tolerance=5.0, clock=Ticks())
     first = verdict(Module(torch.nn.Tanh(), bias=False), X, y)
     assert not first.drift["left"] and first.settings["sigma_a2"] == pytest.approx(1 / 3, rel=0.1)
     assert "at initialisation" in first.reason[0] and first.candidates[0].distance["ck"]
@@ -125,7 +125,7 @@ def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
     """A shift ends after so many steps; its entries in random places make circles, in which the state grows."""
     module = Module(torch.relu, bias=False)
     module.A.weight.data.copy_(torch.diag(torch.full((31,), 1.5), 1))
-    found = gateway.verdict(module, *blobs, budget=1.0, clock=Ticks())
+    found = api.verdict(module, *blobs, budget=1.0, clock=Ticks())
     assert found.drift["left"] and not found.drift["settle"] and "they have no equilibrium" in found.reason[0]
     assert found.settings["sigma_a2"] > 2 and {one.kind for one in found.candidates} == {"plain"}
     json.dumps(found.to_dict(), allow_nan=False)
@@ -133,7 +133,7 @@ def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
 
 
 def test_without_labels_the_deqs_classes_are_followed(few_candidates, blobs, moved):
-    found = gateway.verdict(moved, blobs[0], budget=1.0, clock=Ticks())
+    found = api.verdict(moved, blobs[0], budget=1.0, clock=Ticks())
     assert "no labels" in " ".join(found.reason) and found.deq["accuracy"] == 100
 
 
@@ -149,7 +149,7 @@ def test_without_labels_the_deqs_classes_are_followed(few_candidates, blobs, mov
 )
 def test_what_cannot_be_used_is_refused(blobs, moved, change, message):
     with pytest.raises(ValueError, match=message):
-        gateway.verdict(moved, *change(*blobs), budget=2.0)
+        api.verdict(moved, *change(*blobs), budget=2.0)
     with pytest.raises(ValueError, match="both have labels, or neither"):
         inquire(moved, *blobs, held=(blobs[0], None))
 
@@ -184,7 +184,7 @@ def command(files, *flags):
 @pytest.fixture
 def no_page(monkeypatch):
     """What is looked at is the network alone."""
-    monkeypatch.setattr("verdict_page.write", lambda *_: ())
+    monkeypatch.setattr("deq_enn.verdicts.page.write", lambda *_: ())
 
 
 def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, capsys):

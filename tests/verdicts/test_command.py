@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.verdicts import at_initialisation
-from deq_enn.verdicts import command as gateway
-from deq_enn.verdicts import measurements
-from tests.conftest import ROOT, Ticks
-from deq_enn.verdicts.result import Candidate
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.enn import ENN
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.utils.random import generator
+from deq_enn.verdicts import api, at_initialisation, command as gateway, measurements
 from deq_enn.verdicts.at_initialisation import Inquiry
-from deq_enn.networks.build import DEQ, ENN
 from deq_enn.verdicts.loss_model import Interval
-from deq_enn.theory.equilibrium import generator
 from deq_enn.verdicts.page import write
+from deq_enn.verdicts.result import Candidate
+from tests.conftest import ROOT, Ticks
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def deq():
 
 @pytest.fixture(scope="module")
 def found(deq, blobs):
-    return gateway.verdict(deq, *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
+    return api.verdict(deq, *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
 
 
 def test_what_a_verdict_holds(found, blobs):
@@ -102,7 +101,7 @@ def test_the_measured_loss_is_that_of_exact_readouts(deq, blobs):
 
 @pytest.mark.slow
 def test_without_labels_the_kernels_decide(deq, blobs):
-    found = gateway.verdict(deq, blobs[0], budget=0.5, clock=Ticks())
+    found = api.verdict(deq, blobs[0], budget=0.5, clock=Ticks())
     assert found.answer == "replace" and found.chosen.distance["ck"]["with_factor"] < at_initialisation.NEAR
     assert "no labels" in " ".join(found.reason) and found.chosen.loss is None
     json.dumps(found.to_dict(), allow_nan=False)
@@ -193,7 +192,7 @@ def test_a_narrow_width_without_an_equilibrium_is_passed_over(few_candidates, de
         return measure(self, width, *rest)
 
     monkeypatch.setattr(measurements.Ladder, "measure", fails_at_32)
-    found = gateway.verdict(deq, *blobs, budget=1.0, clock=Ticks())
+    found = api.verdict(deq, *blobs, budget=1.0, clock=Ticks())
     assert {point.width for point in found.candidates[0].measured} >= {64} and found.settings["samples"] > 0
 
 
@@ -201,7 +200,9 @@ def test_a_narrow_width_without_an_equilibrium_is_passed_over(few_candidates, de
 def test_seeds_without_an_equilibrium_are_told_and_passed_over(blobs):
     X, y = blobs
     deq = DEQ(ACTIVATIONS["relu"], 20, 16, 3, 0.9)
-    ladder = measurements.Ladder(deq, at_initialisation.networks(deq, 1.0)[0][-1:], X, y, torch.arange(600), torch.arange(600), 3)
+    ladder = measurements.Ladder(
+        deq, at_initialisation.networks(deq, 1.0)[0][-1:], X, y, torch.arange(600), torch.arange(600), 3
+    )
     tries, first = 6, ladder.first_seed
     for _ in range(tries):
         try:
@@ -222,7 +223,7 @@ def test_seeds_without_an_equilibrium_are_told_and_passed_over(blobs):
 
 @pytest.mark.slow
 def test_a_deq_without_an_equilibrium_at_its_width_has_a_verdict(tmp_path, blobs):
-    found = gateway.verdict(DEQ(ACTIVATIONS["erf"], 20, 16, 3, 0.99), *blobs, budget=1.0)
+    found = api.verdict(DEQ(ACTIVATIONS["erf"], 20, 16, 3, 0.99), *blobs, budget=1.0)
     draws = found.deq["draws"]
     assert draws["width"] == 16 and 1 <= draws["drawn"] == draws["without_equilibrium"] <= measurements.DRAWS
     assert found.answer == "undecided" and found.chosen is None
@@ -269,12 +270,12 @@ def test_a_deq_that_has_an_equilibrium_at_some_seeds_is_judged_by_those(judged):
 )
 def test_samples_that_cannot_be_used(deq, blobs, change, words):
     with pytest.raises(ValueError, match=words):
-        gateway.verdict(deq, *change(*blobs), budget=1.0)
+        api.verdict(deq, *change(*blobs), budget=1.0)
 
 
 def test_what_is_not_a_deq(blobs):
     with pytest.raises(ValueError, match="Linear is not a DEQ.*activation"):
-        gateway.verdict(torch.nn.Linear(20, 3), *blobs)
+        api.verdict(torch.nn.Linear(20, 3), *blobs)
 
 
 def refused(capsys, tmp_path, *argv):
@@ -283,7 +284,7 @@ def refused(capsys, tmp_path, *argv):
         gateway.main([*map(str, argv), "--output", str(tmp_path / "out")])
     assert stop.value.code == 2 and not (tmp_path / "out").exists()
     err = capsys.readouterr().err
-    assert err.startswith("verdict.py: error: ") and err.count("\n") == 1
+    assert err.startswith("deq-enn verdict: error: ") and err.count("\n") == 1
     return err
 
 
@@ -326,7 +327,7 @@ def test_the_output_must_be_a_folder(capsys, tmp_path):
 
 def test_help_and_bad_flags_do_not_import_torch():
     code = (
-        "import sys; sys.argv = ['verdict.py', {}]; import verdict\ntry: verdict.main()\n"
+        "import sys; sys.argv = ['verdict', {}]; from deq_enn.verdicts import command\ntry: command.main()\n"
         "except SystemExit as e: print(e.code, 'torch' in sys.modules)"
     )
     for flag, status in (("--help", "0"), ("--no_such_flag", "2")):

@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.verdicts import assumptions
-from deq_enn.verdicts import candidates
 from deq_enn.kernels import distance
-from deq_enn.machines import leave_one_out
-from deq_enn.verdicts import loss_model
-from deq_enn.machines import readout as ridge_features
-from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.machines import leave_one_out, readout as ridge_features
 from deq_enn.machines.leave_one_out import Targets, from_features, from_kernel
-from deq_enn.networks.build import DEQ
+from deq_enn.networks.deq import DEQ
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.utils.random import generator
+from deq_enn.verdicts import assumptions, candidates, loss_model
 from deq_enn.verdicts.loss_model import Discrepancy, Measured, Posterior, expected_apart, measured, predict, width_from
-from deq_enn.theory.equilibrium import generator
 
 
 def samples(n, p=12, classes=3, seed=0):

@@ -1,0 +1,44 @@
+"""The commands of the package: `python -m deq_enn COMMAND ...`, and `deq-enn COMMAND ...` once it is installed.
+
+    run      the experiments: data, networks, training, logs (the same as main.py)
+    verdict  should this DEQ be replaced, by what, and what will it cost?
+    match    the explicit network of a DEQ: its layers in numbers, without any training
+    export   the matched network with its readout, as files that need nothing of this project
+
+`deq-enn COMMAND --help` lists the flags of each.
+"""
+
+import importlib
+import sys
+
+from deq_enn.utils import interrupts
+from deq_enn.utils.arguments import BAD_INPUT
+
+COMMANDS = {
+    "run": ("deq_enn.experiments.command", f"deq-enn run: interrupted; {interrupts.RESUME}"),
+    "verdict": ("deq_enn.verdicts.command", "deq-enn verdict: interrupted, before anything was found"),
+    "match": ("deq_enn.networks.match_command", "deq-enn match: interrupted"),
+    "export": ("deq_enn.networks.export_command", "deq-enn export: interrupted, nothing was written"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command that the first argument names; nothing heavy is imported before its flags are checked."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    if not argv or argv[0] not in COMMANDS:
+        given = f"unknown command {argv[0]!r}" if argv else "no command given"
+        print(f"deq-enn: error: {given}: take one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    module, words = COMMANDS[argv[0]]
+    interrupts.leave_at_once(words)
+    try:
+        importlib.import_module(module).main(argv[1:])
+    finally:
+        interrupts.ignore()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What the predictions of a kernel machine are worth: accuracy, log likelihood, calibration, and their differences."""
+
+import math
+
+import numpy as np
+import torch
+from scipy.special import log_ndtr, logsumexp
+
+from deq_enn.machines.regression import Prediction
+
+
+def class_probabilities(prediction: Prediction) -> torch.Tensor:
+    """log P(class c has the largest target) (m, c), for targets that are independent given the input.
+
+    E[prod_{j != c} Phi(xi + (mean_c - mean_j)/sd)], xi ~ N(0, 1), by Gauss-Hermite quadrature, and normalised.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    mean = prediction.mean.numpy() / np.sqrt(prediction.variance.numpy())[:, None]
+    out = np.empty(mean.shape)
+    for c in range(mean.shape[1]):
+        gaps = mean[:, [c]] - np.delete(mean, c, 1)
+        logs = log_ndtr(nodes[:, None, None] + gaps).sum(2)  # (node, sample)
+        out[:, c] = logsumexp(logs + np.log(weights / weights.sum())[:, None], axis=0)
+    return torch.from_numpy(out - logsumexp(out, axis=1, keepdims=True))
+
+
+def calibration_error(log_probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+    """Expected calibration error of the most probable class, over `bins` equal intervals of its probability.
+
+    (Guo, Pleiss, Sun & Weinberger, On calibration of modern neural networks, ICML 2017.)
+    """
+    confidence, predicted = log_probabilities.exp().max(1)
+    gap = (predicted == labels).double() - confidence
+    index = (confidence * bins).long().clamp_max(bins - 1)
+    return torch.zeros(bins, dtype=gap.dtype).index_add_(0, index, gap).abs().sum().item() / len(labels)
+
+
+def score(prediction: Prediction, labels: torch.Tensor) -> dict:
+    """What the machine achieves on samples with these labels (m,).
+
+    Returns
+    -------
+    accuracy; mse : mean squared error of the one-hot targets. And with variances:
+    log_density : mean over samples of the log predictive density of the c targets.
+    coverage : share of the targets within their 95% predictive interval.
+    log_likelihood, calibration_error : of the label, by `class_probabilities`.
+    """
+    m, c = prediction.mean.shape
+    errors = torch.nn.functional.one_hot(labels, c) - prediction.mean
+    right = prediction.mean.argmax(1) == labels
+    out = {"accuracy": right.double().mean().item(), "mse": errors.square().mean().item()}
+    if prediction.variance is None:
+        return out
+    squares = errors.square() / prediction.variance[:, None]
+    logs = class_probabilities(prediction)
+    return out | {
+        "log_density": -(squares + torch.log(2 * math.pi * prediction.variance)[:, None]).sum().item() / (2 * m),
+        "coverage": (squares <= 1.959963984540054**2).double().mean().item(),
+        "log_likelihood": logs.gather(1, labels[:, None]).mean().item(),
+        "calibration_error": calibration_error(logs, labels),
+    }
+
+
+def bootstrap_difference(first: torch.Tensor, second: torch.Tensor, draws: int = 20_000, seed: int = 0) -> tuple:
+    """Difference of two accuracies on the same samples, and its 95% interval by the paired bootstrap over samples.
+
+    Parameters
+    ----------
+    first, second : (m,) bool, whether each sample is classified rightly.
+
+    Notes
+    -----
+    A resample of pairs is a draw of how many of them have the differences +1, 0 and -1: one multinomial variate.
+    """
+    m = len(first)
+    better, worse = (first & ~second).sum().item(), (second & ~first).sum().item()
+    counts = np.random.default_rng(seed).multinomial(m, [better / m, worse / m, 1 - (better + worse) / m], draws)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / m, [0.025, 0.975])
+    return (better - worse) / m, float(low), float(high)

@@ -1,0 +1,81 @@
+"""The deep equilibrium model z = phi(sigma_a A z + sigma_b B x)/sqrt(m), equations (1) to (3) of the paper."""
+
+import math
+
+import torch
+from torch import nn
+
+from deq_enn.networks.enn import named_scalars
+from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard
+from deq_enn.networks.weights import drawn_readout, normal_weights
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.coefficients import implicit_ck
+from deq_enn.theory.equilibrium import get_tau
+from deq_enn.theory.gaussian import centre
+
+
+class DEQ(nn.Module):
+    """Deep equilibrium model; its features are the fixed point, differentiated implicitly.
+
+    Parameters
+    ----------
+    activation : not centred; the module centres it at tau_*.
+    p, dim, n_classes : input dimension, width m, number of outputs.
+    sigma_a2, tau0 : weight variance, and scale of the data, which fix tau_*.
+    seed : of the weights.
+
+    Attributes
+    ----------
+    tau : tau_*.
+    coefficients : of its conjugate kernel.
+    fixed_point : solver and iteration counts of the last call.
+    """
+
+    def __init__(
+        self,
+        activation: Activation,
+        p: int,
+        dim: int,
+        n_classes: int,
+        sigma_a2: float,
+        tau0: float = 1.0,
+        seed: int = 0,
+        solver=Picard(),
+    ):
+        super().__init__()
+        self.activation, self.sigma_a2, self.tau0, self.seed = activation, sigma_a2, tau0, seed
+        self.tau = get_tau(activation, sigma_a2, tau0)
+        self.phi = centre(activation, self.tau)
+        self.coefficients = implicit_ck(activation, sigma_a2, tau0)
+        self.fixed_point = FixedPoint(solver)
+        self.A = normal_weights(dim, dim, seed=(seed, "A"))
+        self.B = normal_weights(dim, p, seed=(seed, "first"))
+        self.readout = drawn_readout(dim, n_classes, seed)
+
+    def features(self, x):
+        """The equilibrium z (n, m) of inputs x (n, p)."""
+        # in v = sqrt(m) z, with the scales folded into the weights: v = phi(W v + u)
+        root = math.sqrt(len(self.A))
+        W = self.A * (math.sqrt(self.sigma_a2) / root)
+        u = (x @ self.B.T).mul_(math.sqrt(1 - self.sigma_a2))
+        try:
+            return self.fixed_point(self._step, self.phi.fn(u.detach()), W, u) / root
+        except ConvergenceError as error:
+            raise ConvergenceError(
+                f"{error}; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})", error.solution
+            ) from None
+
+    def _step(self, v, W, u):
+        return self.phi.fn(torch.addmm(u, v, W.T))
+
+    def forward(self, x):
+        return self.readout(self.features(x))
+
+    def describe(self) -> dict:
+        """The scalars of the theory, as they are printed and logged."""
+        return {
+            "activation": self.activation.name,
+            "tau0": self.tau0,
+            "tau": self.tau,
+            **named_scalars(self.coefficients),
+        }

@@ -1,0 +1,94 @@
+"""Explicit networks: a few layers of given activations and a readout."""
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from deq_enn.networks.weights import drawn_readout, normal_weights
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.coefficients import KernelCoefficients, explicit_ck
+from deq_enn.theory.gaussian import centre, gaussian_moments
+
+
+class ENN(nn.Module):
+    """Explicit network of len(layers) hidden layers of one width.
+
+    Parameters
+    ----------
+    layers : one activation a hidden layer, used as given (a matched network's are centred already).
+    p, dim, n_classes : input dimension, width m, number of outputs.
+    tau0 : scale of the data.
+    input_scale : factor on the input (sigma_b for the paper's unmatched networks).
+    seed : of the weights.
+    match : the match that the layers come from, a dataclass, for `describe`. Its layers are centred, and fix the
+        coefficients; `layers` may then have constants beside them.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Activation],
+        p: int,
+        dim: int,
+        n_classes: int,
+        tau0: float = 1.0,
+        input_scale: float = 1.0,
+        seed: int = 0,
+        match=None,
+    ):
+        super().__init__()
+        self.layers, self.tau0, self.input_scale, self.match = tuple(layers), tau0, input_scale, match
+        ck = explicit_ck(self.layers if match is None else match.layers, tau0 * input_scale)
+        # the kernel of the scaled input, as a function of the input itself
+        self.coefficients = KernelCoefficients(
+            ck.diag, ck.c1 * input_scale**2, ck.c2 * input_scale**4, ck.c3 * input_scale**4
+        )
+        self.weights = nn.ParameterList([normal_weights(dim, p, seed=(seed, "first"))])
+        self.weights.extend(
+            normal_weights(dim, dim, seed=(seed, "hidden", index)) for index in range(2, len(self.layers) + 1)
+        )
+        self.readout = drawn_readout(dim, n_classes, seed)
+
+    def features(self, x):
+        """The last hidden layer (n, m) of inputs x (n, p)."""
+        scale = self.input_scale
+        for weight, layer in zip(self.weights, self.layers):
+            x = layer.fn((x @ weight.T) * scale)
+            scale = 1 / math.sqrt(len(weight))
+        return x * scale
+
+    def forward(self, x):
+        return self.readout(self.features(x))
+
+    def describe(self) -> dict:
+        """The scalars of the theory, as they are printed and logged."""
+        return {
+            "layers": [layer.name for layer in self.layers],
+            "tau0": self.tau0,
+            "input_scale": self.input_scale,
+            **named_scalars(self.coefficients),
+            **_scalars(self.match),
+        }
+
+
+def _scalars(match) -> dict:
+    """The parameters of a match that can be printed and logged."""
+    if match is None:
+        return {}
+    return {
+        name: value
+        for name, value in vars(match).items()
+        if isinstance(value, (int, float, str)) or name == "parameters"
+    }
+
+
+def named_scalars(ck: KernelCoefficients) -> dict:
+    return {"gamma2": ck.diag, "alpha1": ck.c1, "alpha2": ck.c2, "alpha3": ck.c3}
+
+
+def centred_layers(activations, tau):
+    layers = []
+    for activation in activations:
+        layers.append(centre(activation, tau))
+        tau = math.sqrt(gaussian_moments(activation, tau).variance)
+    return layers

@@ -1,0 +1,20 @@
+"""The records of runs are read here, without torch: `metrics.jsonl` and other files of one JSON object a line."""
+
+import json
+from pathlib import Path
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The records of a file of JSON lines, none if there is no file; a line cut short by a kill is passed over."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def read_metrics(output_path) -> list[dict]:
+    """The records of metrics.jsonl."""
+    return read_lines(Path(output_path) / "metrics.jsonl")

@@ -19,6 +19,7 @@ from deq_enn.experiments import exact_report
 from deq_enn.experiments.grid import GRIDS as STEPPED, Grid
 from deq_enn.machines import readout as ridge_features, regression
 from deq_enn.machines.run import plan, run_machine, subset
+from deq_enn.machines.scores import score as scores_of
 from deq_enn.names import DEQS, UNMATCHED
 from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
 from deq_enn.training.run_files import Config, RunFiles, fingerprint, finished, log_path, whole_file
@@ -205,7 +206,7 @@ class RidgeGrid(ExactGrid):
         ridges = self.ridges(ridge_features.RIDGES)
         readout, table = ridge_features.solve(model, X, y, self.data.n_classes, ridges, device)
         prediction = readout.predict(model, self.data.X_test, device)
-        scores = regression.score(prediction, self.data.y_test)
+        scores = scores_of(prediction, self.data.y_test)
         return (
             {f"test_{name}": value for name, value in scores.items()}
             | {

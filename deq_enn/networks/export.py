@@ -36,7 +36,7 @@ INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
 class LinearReadout(Protocol):
-    """A readout that was fitted elsewhere: `weights` (m, classes) and `mean` (classes,), as `machines.readout` gives."""
+    """A readout that was fitted elsewhere: `weights` (m, classes) and `mean` (classes,), as of `machines.readout`."""
 
     weights: torch.Tensor
     mean: torch.Tensor

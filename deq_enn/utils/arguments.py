@@ -6,7 +6,10 @@ Nothing heavy is imported here: --help and a bad flag are answered without waiti
 import argparse
 import math
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from deq_enn.names import DATASETS, PRESETS
 
@@ -14,14 +17,40 @@ BAD_INPUT, FAILED = 2, 1  # exit statuses; the third is INTERRUPTED
 
 
 class OneLineParser(argparse.ArgumentParser):
-    def __init__(self, **options):
+    """A parser that reports an error in one line, without the usage text, and shows a module's docstring as it is."""
+
+    def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
-    def error(self, message):  # one line, without the usage text
+    def error(self, message: object) -> NoReturn:
+        """Exits with status 2 after "NAME: error: MESSAGE"."""
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
 
 
-def positive_int(text):
+class _Renamed(argparse.Action):
+    """The old spelling of a flag: says the new one on stderr, at its first use, and does what the new one does."""
+
+    def __init__(self, old: str, target: argparse.Action):
+        shape = {key: getattr(target, key) for key in ("dest", "nargs", "type", "choices", "metavar")}
+        super().__init__([old], default=argparse.SUPPRESS, help=argparse.SUPPRESS, **shape)
+        self.target, self.told = target, False
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        new = self.target.option_strings[0]
+        if not self.told:
+            print(f"{parser.prog}: {option_string} is now {new}", file=sys.stderr)
+        self.told = True
+        self.target(parser, namespace, values, new)
+
+
+def old_spelling(parser: argparse.ArgumentParser, old: str, new: str) -> None:
+    """Lets the flag `old` stand for `new`, which the parser has; on stderr it says once which to use."""
+    target = next(action for action in parser._actions if new in action.option_strings)
+    parser._add_action(_Renamed(old, target))
+
+
+def positive_int(text: str) -> int:
+    """Reads a whole number from 1 on."""
     try:
         value = int(text)
     except ValueError:
@@ -31,14 +60,32 @@ def positive_int(text):
     return value
 
 
-def natural_int(text):
+def natural_int(text: str) -> int:
+    """Reads a whole number from 0 on."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
     return int(text)
 
 
-def bounded_float(low, high, what):
-    def parse(text):
+def bounded_int(low: int, high: int) -> Callable[[str], int]:
+    """Returns a reader of whole numbers from `low` to `high`, both included."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be a whole number between {low} and {high}, got {text!r}")
+        return value
+
+    return parse
+
+
+def bounded_float(low: float, high: float, what: str) -> Callable[[str], float]:
+    """Returns a reader of numbers strictly between `low` and `high`, which an error describes by `what`."""
+
+    def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
@@ -50,16 +97,18 @@ def bounded_float(low, high, what):
     return parse
 
 
-def rate(text):
+def rate(text: str) -> float | str:
+    """Reads a learning rate, which may be "auto"."""
     return text if text == "auto" else bounded_float(0, math.inf, "auto, or positive and finite")(text)
 
 
-def ridge(text):
+def ridge(text: str) -> float | str:
+    """Reads a ridge, which may be 0 or "auto"."""
     return text if text == "auto" else bounded_float(-1e-300, math.inf, "auto, or 0 or positive, and finite")(text)
 
 
-def byte_count(text):
-    """ "8G" and the like: decimal multiples."""
+def byte_count(text: str) -> float:
+    """Reads a number of bytes such as "8G"; the multiples are decimal."""
     try:
         value = float(text[:-1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[text[-1:].upper()]
     except (KeyError, ValueError):
@@ -69,8 +118,8 @@ def byte_count(text):
     return value
 
 
-def duration(text):
-    """Seconds from "60s", "5m" or a number of seconds."""
+def duration(text: str) -> float:
+    """Reads seconds from "60s", "5m" or a number of seconds."""
     try:
         value = float(text.rstrip("sm")) * (60 if text.endswith("m") else 1)
     except ValueError:
@@ -80,8 +129,8 @@ def duration(text):
     return value
 
 
-def add_data_flags(add):
-    """Those that name the data, by a parser's `add_argument`."""
+def add_data_flags(add: Callable[..., object]) -> None:
+    """Adds the flags that name the data, by a parser's `add_argument`."""
     add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
     add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
     add("--classes", nargs="+", type=natural_int, metavar="C", help="only these classes, such as 6 8")
@@ -89,20 +138,22 @@ def add_data_flags(add):
     add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
 
 
-def check_data_flags(parser, arguments):
+def check_data_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuses data flags that do not go together."""
     if arguments.dataset == "npz" and not arguments.dataset_path:
         parser.error("argument --dataset_path: the npz dataset needs the path of a .npz file")
 
 
-def check_folder(parser, flag, path):
+def check_folder(parser: argparse.ArgumentParser, flag: str, path: Path | str) -> None:
+    """Refuses a folder that cannot be made or written to; `flag` is its flag without the dashes."""
     import tempfile  # a good command line can wait for it, --help need not
 
     path = Path(path)
-    # of a path through a folder that may not be searched, that folder: os.path.exists says False, Path.exists raises
+    # os.path.exists returns False inside an unreadable folder, where Path.exists would raise; so this finds that folder
     existing = next(p for p in (path, *path.absolute().parents) if os.path.exists(p))
     if not existing.is_dir():
         parser.error(f"argument --{flag}: {existing} is a file, not a folder")
-    try:  # os.access says yes to root, also of what is no place for files, as /proc
+    try:  # os.access says yes to root even where no file can be made, as in /proc
         os.rmdir(tempfile.mkdtemp(dir=existing))
     except OSError:
         parser.error(f"argument --{flag}: {existing} cannot be written to")

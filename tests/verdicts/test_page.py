@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from deq_enn.verdicts import page as verdict_page
-from deq_enn.verdicts.page import draw, write
+from deq_enn.verdicts import figure as verdict_figure, page as verdict_page
+from deq_enn.verdicts.figure import draw
+from deq_enn.verdicts.page import write
 
 
 def candidate(name, kind, loss, **others):
@@ -114,7 +115,7 @@ def figure_of(found, monkeypatch, tmp_path):
     """The matplotlib figure that is drawn, laid out."""
     kept = []
     monkeypatch.setattr(
-        verdict_page, "save", lambda figure, path, **_: (figure.draw_without_rendering(), kept.append(figure))
+        verdict_figure, "save", lambda figure, path, **_: (figure.draw_without_rendering(), kept.append(figure))
     )
     assert draw(found, tmp_path / "x.png")
     return kept[0]

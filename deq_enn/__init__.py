@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deq_enn.matching.families import Match, match
     from deq_enn.networks.build import build_model, matched_enn
     from deq_enn.networks.deq import DEQ
+    from deq_enn.networks.empirical import empirical_ntk
     from deq_enn.networks.enn import ENN
     from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard
     from deq_enn.networks.pcdeq import PcDEQ, build_pcdeq
@@ -44,6 +45,7 @@ _PLACES = {
     "matching.families": ("Match", "match"),
     "networks.build": ("build_model", "matched_enn"),
     "networks.deq": ("DEQ",),
+    "networks.empirical": ("empirical_ntk",),
     "networks.enn": ("ENN",),
     "networks.fixed_point": ("Anderson", "ConvergenceError", "FixedPoint", "Picard"),
     "networks.pcdeq": ("PcDEQ", "build_pcdeq"),
@@ -86,6 +88,7 @@ __all__ = [  # sorted, as the linter has it
     "build_pcdeq",
     "centre",
     "check_assumptions",
+    "empirical_ntk",
     "equivalent_kernel",
     "estimate_statistics",
     "estimate_tau0",

@@ -6,7 +6,8 @@ gradient g,
 
     dL/dtheta = v^T df/dtheta,   v = g + (df/dz)^T v,
 
-so the backward pass is another fixed point, and memory holds one application of f however many steps were made.
+so the backward pass is another fixed point, and memory holds one application of f however many steps were made. The
+backward pass can be differentiated again (`create_graph`, `torch.func`): v is then differentiated as z is.
 
 References: Bai, Kolter & Koltun, Deep equilibrium models, NeurIPS 2019; Walker & Ni, Anderson acceleration for
 fixed-point iterations, SIAM J. Numer. Anal. 2011.
@@ -124,32 +125,73 @@ class Anderson:
 
 
 class _Implicit(torch.autograd.Function):
+    """The value z of z = f(z, *args) as a function of the args, to any order, for autograd and for torch.func."""
+
     @staticmethod
-    def forward(ctx, owner, f, z0, *args):
+    def forward(owner, f, z0, *args):
         solution = owner.solver.solve(lambda z: f(z, *args), z0)
         owner.iterations = solution.iterations
-        ctx.owner, ctx.f = owner, f
-        ctx.save_for_backward(solution.value, *args)
         return solution.value
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx, inputs, output):
+        ctx.owner, ctx.f, _, *args = inputs
+        ctx.save_for_backward(output, *args)
+
+    @staticmethod
     def backward(ctx, gradient):
         z, *args = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            args = [a.detach().requires_grad_(need) for a, need in zip(args, needed)]
-            fz = ctx.f(z, *args)
+        if torch.is_grad_enabled():  # create_graph, or a transform of torch.func: the result is differentiated in turn
+            gradients = _differentiable_adjoint(ctx.owner, ctx.f, gradient, z, *args)
+        else:
+            gradients = _adjoint(ctx.owner, ctx.f, gradient, z, args, needed)
+        return None, None, None, *(value if need else None for value, need in zip(gradients, needed))
 
-        def adjoint(v):
-            return gradient + torch.autograd.grad(fz, z, v, retain_graph=True)[0]
+    @staticmethod
+    def vmap(info, in_dims, owner, f, z0, *args):
+        """One solve for the whole batch of problems: the new dimension and that of the samples become one."""
+        size, dim = info.batch_size, in_dims[2]
+        start = z0.expand(size, *z0.shape) if dim is None else z0.movedim(dim, 0)
+        batched = torch.vmap(f, in_dims=(0, *in_dims[3:]))
 
-        solution = ctx.owner.backward_solver.solve(adjoint, gradient)
-        ctx.owner.backward_iterations = solution.iterations
-        wanted = [a for a, need in zip(args, needed) if need]
-        found = iter(torch.autograd.grad(fz, wanted, solution.value, allow_unused=True))
-        return None, None, None, *(next(found) if need else None for need in needed)
+        def flat(z, *args):
+            return batched(z.unflatten(0, (size, -1)), *args).flatten(0, 1)
+
+        return _Implicit.apply(owner, flat, start.flatten(0, 1), *args).unflatten(0, (size, -1)), 0
+
+
+def _adjoint(owner, f, gradient, z, args, needed):
+    """The gradients of the args that need one (None for the others), from one linearisation of f that is kept."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        args = [a.detach().requires_grad_(need) for a, need in zip(args, needed)]
+        fz = f(z, *args)
+
+    def adjoint(v):
+        return gradient + torch.autograd.grad(fz, z, v, retain_graph=True)[0]
+
+    solution = owner.backward_solver.solve(adjoint, gradient)
+    owner.backward_iterations = solution.iterations
+    wanted = [a for a, need in zip(args, needed) if need]
+    values = iter(torch.autograd.grad(fz, wanted, solution.value, allow_unused=True))
+    return [next(values) if need else None for need in needed]
+
+
+def _differentiable_adjoint(owner, f, gradient, z, *args):
+    """The gradients of all args, as differentiable functions of the gradient, of z and of the args.
+
+    v = g + (df/dz)^T v is a fixed point like the equilibrium itself, so that it is differentiated in the same way. The
+    linearisation of f is made anew in each of its iterations, since v has to be a function of z and the args alone.
+    """
+
+    def adjoint(v, g, z, *args):
+        return g + torch.func.vjp(lambda z: f(z, *args), z)[1](v)[0]
+
+    inner = FixedPoint(owner.backward_solver)
+    v = inner(adjoint, gradient.detach(), gradient, z, *args)
+    owner.backward_iterations = inner.iterations
+    return torch.func.vjp(lambda *args: f(z, *args), *args)[1](v)
 
 
 class FixedPoint:

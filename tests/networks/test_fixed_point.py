@@ -128,3 +128,54 @@ def test_no_graph_outlives_the_backward_pass():
     del z
     gc.collect()
     assert node() is None
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_derivatives_of_second_order_are_those_of_finite_differences(solver):
+    W, u = problem(n=2, m=3)
+    point = FixedPoint(solver(tol=1e-13, max_steps=500))
+
+    def equilibrium(W, u):
+        return point(layer, torch.zeros_like(u), W, u)
+
+    leaves = W.requires_grad_(), u.requires_grad_()
+    assert torch.autograd.gradcheck(equilibrium, leaves) and torch.autograd.gradgradcheck(
+        equilibrium, leaves, fast_mode=True
+    )
+
+
+def test_a_penalty_on_the_input_gradient_reaches_every_weight():
+    """Its gradient is that of the unrolled network."""
+    W, u = problem(n=3, m=6)
+    point = FixedPoint(Picard(tol=1e-14, max_steps=500))
+
+    def unrolled(f, z, W, u):
+        for _ in range(300):
+            z = f(z, W, u)
+        return z
+
+    def penalty(solve):
+        leaves = W.clone().requires_grad_(), u.clone().requires_grad_()
+        (g,) = torch.autograd.grad(solve(layer, torch.zeros_like(u), *leaves).sum(), leaves[1], create_graph=True)
+        return torch.autograd.grad(g.square().sum(), leaves)
+
+    for implicit, expected in zip(penalty(point), penalty(unrolled), strict=True):
+        torch.testing.assert_close(implicit, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_transforms_of_torch_func(solver):
+    """vmap over samples of the Jacobian with respect to the weights, and vmap over weights."""
+    W, u = problem(n=3, m=5)
+    point = FixedPoint(solver(tol=1e-13, max_steps=500))
+
+    def equilibrium(W, u):
+        return point(layer, torch.zeros_like(u)[None], W, u[None])[0]
+
+    jacobians = torch.func.vmap(torch.func.jacrev(equilibrium), (None, 0))(W, u)
+    for row, jacobian in zip(u, jacobians):
+        expected = torch.autograd.functional.jacobian(lambda W, row=row: equilibrium(W, row), W)
+        torch.testing.assert_close(jacobian, expected, rtol=1e-9, atol=1e-11)
+    several = torch.stack([W, 0.5 * W, -W])
+    values = torch.func.vmap(equilibrium, (0, None))(several, u[0])
+    torch.testing.assert_close(values, torch.stack([equilibrium(each, u[0]) for each in several]))

@@ -1,0 +1,69 @@
+"""The empirical tangent kernel: against autograd row by row, and against the exact kernel at infinite width."""
+
+import pytest
+import torch
+
+from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+from deq_enn.networks.build import build_model
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.empirical import empirical_ntk
+from deq_enn.networks.fixed_point import Picard
+from deq_enn.networks.pcdeq import build_pcdeq
+from deq_enn.theory.activations import ACTIVATIONS
+
+
+def rows(n, p, dtype=torch.float64):
+    X = torch.randn(n, p, generator=torch.Generator().manual_seed(n), dtype=dtype)
+    return X / X.norm(dim=1, keepdim=True)
+
+
+def by_autograd(network, X):
+    """The mean over the outputs of J J^T, from one backward pass a row and output."""
+    jacobians = []
+    for x in X:
+        out = network(x[None])[0]
+        gradients = [torch.autograd.grad(value, [*network.parameters()], retain_graph=True) for value in out]
+        jacobians.append(torch.stack([torch.cat([g.flatten() for g in gradient]) for gradient in gradients]))
+    J = torch.stack(jacobians)
+    return torch.einsum("iko,jko->ij", J, J) / J.shape[1]
+
+
+def networks():
+    deq = DEQ(ACTIVATIONS["swish"], 5, 12, 3, 0.4, solver=Picard(tol=1e-11, max_steps=500)).double()
+    return {"deq": deq, "enn": build_model("l_relu_enn", 5, 12, 3, 0.4).double()}
+
+
+@pytest.mark.parametrize("name", networks())
+def test_it_is_the_gram_matrix_of_the_jacobians(name):
+    network, X = networks()[name], rows(4, 5)
+    kernel = empirical_ntk(network, X, chunk=3)
+    torch.testing.assert_close(kernel, by_autograd(network, X), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(empirical_ntk(network, X[:1], X), kernel[:1])
+    readout = empirical_ntk(network, X, trained=["readout.weight"])  # the conjugate kernel
+    torch.testing.assert_close(readout, network.features(X).detach() @ network.features(X).detach().T)
+
+
+def test_a_positive_concave_deq_has_one_too():
+    network, X = build_pcdeq("linear_pcdeq_1", "tanh", (1, 28, 28), 10, 0).eval(), rows(2, 784, torch.float32).abs()
+    torch.testing.assert_close(empirical_ntk(network, X), by_autograd(network, X), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name, sigma_a2", [("relu", 0.3), ("swish", 0.8), ("tanh", 0.6)])
+def test_a_wide_deq_has_the_exact_kernel(name, sigma_a2):
+    """At width 2,000, four draws: the mean entry by entry within four standard errors, and the whole within 5%."""
+    X, f = rows(3, 30, torch.float32), ACTIVATIONS[name]
+    draws = torch.stack([empirical_ntk(DEQ(f, 30, 2000, 1, sigma_a2, seed=seed), X).double() for seed in range(4)])
+    _, exact = implicit_kernels(X.double(), f, sigma_a2, tau0=1.0)
+    error = draws.mean(0) - exact
+    assert (error.abs() < 4 * draws.std(0).mean() / 4**0.5).all() and error.norm() < 0.05 * exact.norm()
+    _, of_a_plain_network = explicit_kernels(X.double(), [f])
+    assert (draws.mean(0) - of_a_plain_network).norm() > 2 * error.norm()
+
+
+def test_what_cannot_be_had_is_refused():
+    network = networks()["deq"]
+    with pytest.raises(ValueError, match="rows of a matrix"):
+        empirical_ntk(network, torch.zeros(5))
+    with pytest.raises(ValueError, match="C is no parameter of the network, which has A, B, readout.weight"):
+        empirical_ntk(network, rows(2, 5), trained=["C"])

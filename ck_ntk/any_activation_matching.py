@@ -16,14 +16,14 @@ terms of the two conjugate kernels, m times the mean squared relative error of a
 An activation with a star violates the paper's Assumption 3 at this sigma_a^2; what it violates is printed.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.any_activation import NETWORKS, draw, geometric_mean, starred
-from ck_ntk.common.command import ROOT, _positive, run
+from ck_ntk.common.command import ROOT, run
+from deq_enn.utils.arguments import bounded_float, positive_int
 
 RUNS = ROOT / "results" / "any_activation"
 LR, BATCH_SIZE = 1.0, 128
@@ -78,11 +78,11 @@ def study_kernels(args):
 
     activations = chosen(args)
     matches = {
-        name: {kernel: match(activation, args.sigma_a2, kernel=kernel) for kernel in ("ck", "ntk")}
+        name: {kernel: match(activation, args.asquare, kernel=kernel) for kernel in ("ck", "ntk")}
         for name, activation in activations.items()
     }
     unmatched = {
-        name: build_model("unmatched_enn", 1, 1, 2, args.sigma_a2, activation=activation)
+        name: build_model("unmatched_enn", 1, 1, 2, args.asquare, activation=activation)
         for name, activation in activations.items()
     }
     columns = ("matched", "unmatched", "unmatched_scaled", "factor")
@@ -97,7 +97,7 @@ def study_kernels(args):
         X = X / estimate_tau0(X)
         spread[i, k] = X.square().sum(1).std()
         for name, activation in activations.items():
-            found = distances(X, activation, args.sigma_a2, matches[name], unmatched[name])
+            found = distances(X, activation, args.asquare, matches[name], unmatched[name])
             for kernel in values:
                 values[kernel][name][:, i, k] = found[kernel]
     table = {
@@ -116,10 +116,10 @@ def study_kernels(args):
     }
     for name, row in table["ck"].items():
         row["fluctuation"] = {
-            "deq": implicit_fluctuation(activations[name], args.sigma_a2),
+            "deq": implicit_fluctuation(activations[name], args.asquare),
             "matched": fluctuation(matches[name]["ck"].layers, 1.0, "readout"),
         }
-        row["violates"] = check_assumptions(activations[name], args.sigma_a2)
+        row["violates"] = check_assumptions(activations[name], args.asquare)
     return table, spread.tolist()
 
 
@@ -164,13 +164,13 @@ def study_accuracies(args, data):
     from deq_enn.utils.devices import get_device
 
     tau0, p, key, device = estimate_tau0(data.X_train), data.X_train.shape[1], fingerprint(data), get_device()
-    folder = RUNS / f"epoch_{args.epoch}_asquare_{args.sigma_a2:g}_{key}"
+    folder = RUNS / f"epoch_{args.epoch}_asquare_{args.asquare:g}_{key}"
 
     def build(network, activation, dim, seed):
-        return build_model(network, p, dim, data.n_classes, args.sigma_a2, tau0, seed, activation)
+        return build_model(network, p, dim, data.n_classes, args.asquare, tau0, seed, activation)
 
     print(
-        f"\nMNIST, readout of {args.width[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std "
+        f"\nMNIST, readout of {args.dim[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std "
         f"over {args.trainings} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}"
     )
     print(
@@ -196,12 +196,12 @@ def study_accuracies(args, data):
                 config = Config(
                     "mnist",
                     network,
-                    args.width[0],
+                    args.dim[0],
                     lr,
                     args.epoch,
                     BATCH_SIZE,
                     seed,
-                    asquare=args.sigma_a2,
+                    asquare=args.asquare,
                     activation=name,
                     data=key,
                     **extra,
@@ -209,7 +209,7 @@ def study_accuracies(args, data):
                 result = train(
                     config,
                     data,
-                    lambda: build(network, activation, args.width[0], seed),
+                    lambda: build(network, activation, args.dim[0], seed),
                     place,
                     folder / "checkpoints",
                     device,
@@ -276,8 +276,8 @@ def print_equality(args, accuracies, kernels):
 
 def main(args):
     args.trainings = args.trainings or args.seeds
-    if len(args.width) != 1:
-        raise ValueError("any_activation_matching takes one --width")
+    if len(args.dim) != 1:
+        raise ValueError("any_activation_matching takes one --dim")
     from deq_enn.data.datasets import load_dataset
 
     chosen(args)
@@ -293,13 +293,6 @@ def main(args):
     return figure, {"kernels": kernels, "spread": spread, "accuracies": accuracies}
 
 
-def margin(text):
-    value = float(text)
-    if not 0 < value < 100:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100")
-    return value
-
-
 if __name__ == "__main__":
     run(
         main,
@@ -307,13 +300,13 @@ if __name__ == "__main__":
         n=[200, 400, 800, 1600],
         seeds=3,
         epoch=10,
-        width=[1024],
+        dim=[1024],
         dataset="without it the kernels only; with it 168 trainings, half an hour on two cores",
         flags={
-            "--trainings": dict(type=_positive, metavar="K", help="seeds of the trainings (default: as --seeds)"),
+            "--trainings": dict(type=positive_int, metavar="K", help="seeds of the trainings (default: as --seeds)"),
             "--activation": dict(nargs="+", metavar="NAME", help="these DEQs only (default: all of the registry)"),
             "--margin": dict(
-                type=margin,
+                type=bounded_float(0, 100, "between 0 and 100"),
                 default=0.5,
                 metavar="POINTS",
                 help="within which accuracies count as equal, in percentage points (default 0.5)",

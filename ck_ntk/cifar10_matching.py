@@ -55,12 +55,12 @@ def main(args):
     for i, k in tqdm(cells, desc="kernels", leave=False, disable=None):
         sample = draw(args.n[i], k)
         for name in NAMES:
-            for kernel, (deq, matched, unmatched) in kernels(sample, name, args.sigma_a2).items():
+            for kernel, (deq, matched, unmatched) in kernels(sample, name, args.asquare).items():
                 errors[kernel, name, "matched"][i, k] = relative_error(deq, matched)
                 errors[kernel, name, "unmatched"][i, k] = relative_error(deq, unmatched)
 
     figure, axes = plt.subplots(2, 2, figsize=(6.75, 5.0))
-    shown = kernels(draw(args.spectrum, 0), "relu", args.sigma_a2)
+    shown = kernels(draw(args.spectrum, 0), "relu", args.asquare)
     eigenvalues = {}
     for row, (kernel, letters) in enumerate(zip(KERNELS, ("ab", "cd"))):
         left, right = axes[row]

@@ -61,19 +61,19 @@ def main(args):
 
     if len(args.n) != 1:
         raise ValueError("finite_width_kernels takes one --n")
-    n, widths = args.n[0], sorted(set(args.width))
+    n, widths = args.n[0], sorted(set(args.dim))
     sample = mixture(n, 0)
     X, tau0 = sample.X, sample.statistics.tau0
-    activation = centre(ACTIVATIONS["relu"], get_tau(ACTIVATIONS["relu"], args.sigma_a2, tau0))
-    G, _ = implicit_kernels(X, ACTIVATIONS["relu"], args.sigma_a2, tau0=tau0)
-    roots = solutions(implicit_ck(ACTIVATIONS["relu"], args.sigma_a2, tau0), tau0)
+    activation = centre(ACTIVATIONS["relu"], get_tau(ACTIVATIONS["relu"], args.asquare, tau0))
+    G, _ = implicit_kernels(X, ACTIVATIONS["relu"], args.asquare, tau0=tau0)
+    roots = solutions(implicit_ck(ACTIVATIONS["relu"], args.asquare, tau0), tau0)
     labels = ["ReLU-DEQ"] + [f"L-ReLU-ENN, $b_1/a_1 = {root.b1 / root.a1:.2f}$" for root in roots]
     errors = np.zeros((len(labels), len(widths), args.seeds))
     draws = [(i, k) for i in range(len(widths)) for k in range(args.seeds)]
     for i, k in tqdm(draws, desc="width", leave=False, disable=None):
         m = widths[i]
         features = [
-            equilibrium(X, activation, args.sigma_a2, m, generator("deq", m, k)),
+            equilibrium(X, activation, args.asquare, m, generator("deq", m, k)),
             *(random_features(X, root.layers, m, generator("enn", m, k)) for root in roots),
         ]
         errors[:, i, k] = [relative_error(G, z @ z.T) for z in features]
@@ -101,4 +101,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, __doc__, n=[256], seeds=3, width=[64, 128, 256, 512, 1024, 2048, 4096, 8192])
+    run(main, __doc__, n=[256], seeds=3, dim=[64, 128, 256, 512, 1024, 2048, 4096, 8192])

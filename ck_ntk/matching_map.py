@@ -9,7 +9,6 @@ parameter, residual and finite-width error, and why the families tried before do
 how many are matched, and of the others why not.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import run
+from deq_enn.utils.arguments import bounded_float, bounded_int
 
 COLOURS = {"hard_tanh": "#56B4E9", "l_relu": "#0072B2", "piecewise": "#009E73", "hermite": "#E69F00", "none": "#FFFFFF"}
 NAMES = {"hard_tanh": "hard tanh", "l_relu": "L-ReLU", "piecewise": "piecewise-linear", "hermite": "cubic (Hermite)"}
@@ -30,27 +30,6 @@ CURVES = {
     "ntk": ("relu", "tanh", "selu", "elu"),
     "ntk_aA": ("relu", "tanh", "selu", "elu"),
 }
-
-
-def points(text):
-    value = int(text)
-    if not 2 <= value <= 200:
-        raise argparse.ArgumentTypeError(f"{text} is not between 2 and 200")
-    return value
-
-
-def count(text):
-    value = int(text)
-    if not 0 <= value <= 10000:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 10000")
-    return value
-
-
-def scale(text):
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
-    return value
 
 
 def study(activation, sigma_a2, tau0, kernel, trained):
@@ -226,10 +205,20 @@ if __name__ == "__main__":
         main,
         __doc__,
         flags={
-            "--points": dict(type=points, default=25, metavar="N", help="values of sigma_a^2, 2 to 200 (default 25)"),
-            "--random": dict(
-                type=count, default=0, metavar="K", help="random DEQs an activation and kernel (default 0)"
+            "--points": dict(
+                type=bounded_int(2, 200), default=25, metavar="N", help="values of sigma_a^2, 2 to 200 (default 25)"
             ),
-            "--tau0": dict(type=scale, default=1.0, metavar="T", help="scale of the data (default 1)"),
+            "--random": dict(
+                type=bounded_int(0, 10000),
+                default=0,
+                metavar="K",
+                help="random DEQs an activation and kernel (default 0)",
+            ),
+            "--tau0": dict(
+                type=bounded_float(0, math.inf, "positive and finite"),
+                default=1.0,
+                metavar="T",
+                help="scale of the data (default 1)",
+            ),
         },
     )

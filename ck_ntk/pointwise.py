@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ck_ntk.common.command import _positive, _variance, run
+from ck_ntk.common.command import ASQUARE, run
+from deq_enn.utils.arguments import positive_int
 
 LR, BATCH_SIZE = 1.0, 128
 NETWORKS = {"deq": "DEQ", "matched_enn": "matched ENN", "unmatched_enn": "unmatched ENN"}
@@ -50,7 +51,7 @@ def outputs(network, activation, data, width, seed, args):
         data.X_train.shape[1],
         width,
         data.n_classes,
-        args.sigma_a2,
+        args.asquare,
         estimate_tau0(data.X_train),
         seed,
         activation,
@@ -74,7 +75,7 @@ def study(args, data, activation):
     from tqdm import tqdm
 
     found, size = {pair: [] for pair in PAIRS}, []
-    for width in args.width:
+    for width in args.dim:
         runs = [(network, seed) for seed in range(args.seeds) for network in NETWORKS]
         out = {
             run: outputs(run[0], activation, data, width, run[1], args)
@@ -92,7 +93,7 @@ def print_distances(args, found, size):
 
     for pair, rows in found.items():
         print(f"\n{label(pair)}")
-        for width, at, scale in zip(args.width, np.array(rows), size):
+        for width, at, scale in zip(args.dim, np.array(rows), size):
             distance, other_class = at[:, 0], 100 * at[:, 1].mean()
             print(
                 f"  width {width:5d}: RMS {distance.mean():.3f} ({distance.min():.3f} to {distance.max():.3f}), "
@@ -113,7 +114,7 @@ def draw(args, found):
         distance = np.array(found[pair])[..., 0]
         mean = distance.mean(1)
         ax.errorbar(
-            args.width,
+            args.dim,
             mean,
             [mean - distance.min(1), distance.max(1) - mean],
             color=colour,
@@ -121,7 +122,7 @@ def draw(args, found):
             ls=line,
             label=label(pair),
         )
-    log_sizes(ax, args.width, "width $m$")
+    log_sizes(ax, args.dim, "width $m$")
     low, high = ax.get_ylim()
     ax.set_ylim(bottom=low / (high / low) ** 0.7)  # room for the legend
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -140,7 +141,7 @@ def main(args):
         raise ValueError("pointwise compares two seeds of a network: take --seeds 2 or more")
     if args.activation not in ACTIVATIONS:
         raise ValueError(f"--activation must be one of {', '.join(ACTIVATIONS)}, got {args.activation!r}")
-    args.width = sorted(set(args.width))
+    args.dim = sorted(set(args.dim))
     data = load_dataset("mnist", args.dataset_path)
     found, size = study(args, data, ACTIVATIONS[args.activation])
     print_distances(args, found, size)
@@ -152,11 +153,11 @@ if __name__ == "__main__":
         main,
         __doc__,
         epoch=10,
-        width=[128, 256, 512],
+        dim=[128, 256, 512],
         dataset=True,
         flags={
-            "--seeds": dict(type=_positive, default=4, help="of the weights, two or more (default 4)"),
+            "--seeds": dict(type=positive_int, default=4, help="of the weights, two or more (default 4)"),
             "--activation": dict(default="relu", metavar="NAME", help="of the DEQ (default relu)"),
-            "--sigma_a2": dict(type=_variance, default=0.2, metavar="S", help="sigma_a^2 (default 0.2)"),
+            "--asquare": ASQUARE,
         },
     )

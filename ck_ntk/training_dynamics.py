@@ -10,7 +10,6 @@ relative changes of the weights and of the empirical NTK.
 Finished runs are kept in results/training_dynamics, and not done again.
 """
 
-import argparse
 import copy
 import json
 import math
@@ -20,8 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ck_ntk.common.command import ROOT, _positive, run
+from ck_ntk.common.command import ROOT, run
 from ck_ntk.common.training_curves import NETWORKS, POINTS, compare, draw, finite_only, show
+from deq_enn.utils.arguments import bounded_float, positive_int
 
 RUNS = ROOT / "results" / "training_dynamics"
 SIGMA_A2, BATCH = 0.2, 128
@@ -167,7 +167,7 @@ def main(args):
     from deq_enn.theory.equilibrium import estimate_tau0
     from deq_enn.training.run_files import Config, fingerprint
 
-    widths, lrs = sorted(set(args.width)), sorted(set(args.lr))
+    widths, lrs = sorted(set(args.dim)), sorted(set(args.lr))
     data = load_dataset("mnist", args.dataset_path)
     key, tau0 = fingerprint(data), estimate_tau0(data.X_train)
     ntks, cks = {}, {}
@@ -220,22 +220,20 @@ def main(args):
     return draw(cells, widths, columns, args.epoch), numbers
 
 
-def _rate(text):
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
-    return value
-
-
 if __name__ == "__main__":
     run(
         main,
         __doc__,
         epoch=1,
-        width=[64, 256, 512],
+        dim=[64, 256, 512],
         dataset=True,
         flags={
-            "--lr": dict(type=_rate, nargs="+", default=[0.3, 3.0, 30.0, 200.0], help="rates (default 0.3 3 30 200)"),
-            "--seeds": dict(type=_positive, default=3, help="number of seeds (default 3)"),
+            "--lr": dict(
+                type=bounded_float(0, math.inf, "positive and finite"),
+                nargs="+",
+                default=[0.3, 3.0, 30.0, 200.0],
+                help="rates (default 0.3 3 30 200)",
+            ),
+            "--seeds": dict(type=positive_int, default=3, help="number of seeds (default 3)"),
         },
     )

@@ -1,113 +1,101 @@
-"""What the figure scripts share before torch is loaded: flags, errors as one line, a JSON and a figure per script.
+"""The figure scripts share this before torch is loaded: flags, errors as one line, a JSON and a figure per script.
 
 A script has a docstring, a function main(args) -> (figure, numbers), and a call of `run`. It is started from the
 repository root as `python ck_ntk/NAME.py`.
 """
 
-import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
 from deq_enn.reporting.style import STYLE, save
+from deq_enn.utils.arguments import FAILED, OneLineParser, bounded_float, bounded_int, old_spelling, positive_int
+from deq_enn.utils.interrupts import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-def _positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
-    return value
-
-
-def _size(text):
-    value = int(text)
-    if not 16 <= value <= 20000:
-        raise argparse.ArgumentTypeError(f"{text}: take between 16 and 20000 samples")
-    return value
+SIZE = bounded_int(16, 20000)  # number of samples of an exact kernel
+ASQUARE = dict(
+    type=bounded_float(0, 1, "between 0 and 1"),
+    default=0.2,
+    metavar="S",
+    help="sigma_a^2, with sigma_b^2 = 1 - sigma_a^2 (default 0.2)",
+)
+OLD = {"--sigma_a2": "--asquare", "--width": "--dim", "--output": "--output_path"}
 
 
-def _variance(text):
-    value = float(text)
-    if not (0 < value < 1 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1)")
-    return value
+def make_parser(
+    name, description, *, n=None, seeds=None, epoch=None, spectrum=None, dim=None, dataset=False, flags=None
+):
+    """The parser of a script; see `run`. `--seeds` is a number of draws, and no abbreviation may be taken for it."""
+    parser = OneLineParser(prog=name, description=description, allow_abbrev=False)
+    add = parser.add_argument
+    if n:
+        add("--n", type=SIZE, nargs="+", default=n, help=f"numbers of samples (default {n})")
+        add("--seeds", type=positive_int, default=seeds, help=f"draws of each size (default {seeds})")
+        add("--asquare", **ASQUARE)
+    for flag, default, kind, nargs, what in (
+        ("--epoch", epoch, positive_int, None, "epochs of training"),
+        ("--spectrum", spectrum, SIZE, None, "number of samples of the spectrum shown"),
+        ("--dim", dim, positive_int, "+", "widths m"),
+    ):
+        if default:
+            add(flag, type=kind, nargs=nargs, default=default, help=f"{what} (default {default})")
+    if dataset:
+        without = dataset if isinstance(dataset, str) else "default data"
+        add("--dataset_path", default=None, help=f"folder with the MNIST files ({without})")
+    for flag, settings in (flags or {}).items():
+        add(flag, **settings)
+    folder = ROOT / "results" / "figures"
+    add("--output_path", type=Path, default=folder, help="folder (default results/figures)")
+    for old, new in OLD.items():
+        if parser.get_default(new[2:]) is not None:
+            old_spelling(parser, old, new)
+    return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")  # one line, where argparse prints its usage too
+def write(name, args, figure, numbers):
+    """Writes NAME.png, NAME.pdf and, with the settings beside the numbers, NAME.json."""
+    from deq_enn.utils.files import atomic_write
+
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    for kind in ("png", "pdf"):
+        save(figure, args.output_path / f"{name}.{kind}")
+    with atomic_write(args.output_path / f"{name}.json", "w") as file:
+        json.dump({"settings": settings, **numbers}, file, indent=1)
 
 
-def run(main, description, *, n=None, seeds=None, epoch=None, spectrum=None, width=None, dataset=False, flags=None):
+def run(main, description, **options):
     """Parses the flags, calls main(args) and writes what it returns to NAME.json, NAME.png and NAME.pdf.
 
     Parameters
     ----------
     main : args -> (matplotlib figure, dict of numbers). A ValueError or OSError ends the script with status 2, a
         RuntimeError (a training that diverged) with 1, each with one line.
-    n, seeds : defaults of the flags that kernels of samples take; `epoch`, `spectrum`, `width`, `dataset` add one each.
-    dataset : whether there is MNIST to read; a string says in the help what happens without.
-    flags : {flag: keywords of add_argument} of this script alone.
+    options : of `make_parser`. `n`, `seeds` are defaults of the flags that kernels of samples take; `epoch`,
+        `spectrum`, `dim` and `dataset` add one flag each. `dataset` says whether there is MNIST to read; a string says
+        in the help what happens without. `flags` : {flag: keywords of add_argument} of this script alone.
     """
     name = Path(sys.argv[0]).stem
-    parser = _Parser(prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if n:
-        parser.add_argument("--n", type=_size, nargs="+", default=n, help=f"numbers of samples (default {n})")
-        parser.add_argument("--seeds", type=_positive, default=seeds, help=f"draws of each size (default {seeds})")
-        parser.add_argument(
-            "--sigma_a2",
-            "--asquare",
-            type=_variance,
-            default=0.2,
-            metavar="S",
-            help="sigma_a^2, with sigma_b^2 = 1 - sigma_a^2 (default 0.2)",
-        )
-    if epoch:
-        parser.add_argument("--epoch", type=_positive, default=epoch, help=f"epochs of training (default {epoch})")
-    if spectrum:
-        parser.add_argument(
-            "--spectrum",
-            type=_size,
-            default=spectrum,
-            help=f"number of samples of the spectrum shown (default {spectrum})",
-        )
-    if width:
-        parser.add_argument("--width", type=_positive, nargs="+", default=width, help=f"widths m (default {width})")
-    if dataset:
-        without = dataset if isinstance(dataset, str) else "default data"
-        parser.add_argument("--dataset_path", default=None, help=f"folder with the MNIST files ({without})")
-    for flag, settings in (flags or {}).items():
-        parser.add_argument(flag, **settings)
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "results" / "figures", help="folder (default results/figures)"
-    )
+    parser = make_parser(name, description, **options)
     args = parser.parse_args()
-    if n:
+    if options.get("n"):
         args.n = sorted(set(args.n))
     try:
-        if args.output.exists() and not args.output.is_dir():
-            raise ValueError(f"--output {args.output} is not a folder")
+        if args.output_path.exists() and not args.output_path.is_dir():
+            raise ValueError(f"--output_path {args.output_path} is not a folder")
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
-        from deq_enn.utils.files import atomic_write
-
         with plt.style.context(STYLE):
             figure, numbers = main(args)
-            settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-            for kind in ("png", "pdf"):
-                save(figure, args.output / f"{name}.{kind}")
-            with atomic_write(args.output / f"{name}.json", "w") as file:
-                json.dump({"settings": settings, **numbers}, file, indent=1)
+            write(name, args, figure, numbers)
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     except RuntimeError as error:
-        parser.exit(1, f"{name}: failed: {' '.join(str(error).split())}\n")
+        parser.exit(FAILED, f"{name}: failed: {' '.join(str(error).split())}\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"{name}: interrupted\n")
-    print(f"{args.output / name}.png")
+        parser.exit(INTERRUPTED, f"{name}: interrupted\n")
+    print(f"{args.output_path / name}.png")

@@ -51,7 +51,7 @@ def equivalent_figure(args, draw, which, data):
     for i, k in draws(args, which):
         sample = draw(args.n[i], k)
         for name in SHOWN:
-            M, coefficients = deq_kernel(which, sample, name, args.sigma_a2)
+            M, coefficients = deq_kernel(which, sample, name, args.asquare)
             errors[name][i, k] = relative_error(M, equivalent_kernel(coefficients, sample.X, sample.statistics))
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.75, 2.7))
     for name in SHOWN:
@@ -62,7 +62,7 @@ def equivalent_figure(args, draw, which, data):
     left.set_ylim(top=left.get_ylim()[1] * 8)
     left.legend(loc="upper right", fontsize=6.5)
     sample = draw(args.spectrum, 0)
-    M, coefficients = deq_kernel(which, sample, "relu", args.sigma_a2)
+    M, coefficients = deq_kernel(which, sample, "relu", args.asquare)
     equivalent = equivalent_kernel(coefficients, sample.X, sample.statistics)
     values, others = (torch.linalg.eigvalsh(A).numpy() for A in (M, equivalent))
     limit = limiting_spectrum(sample, coefficients)
@@ -96,7 +96,7 @@ def matching_figure(args, draw, name, network, match, depth, data):
 
     def kernels_of(sample):
         tau0 = sample.statistics.tau0
-        G, coefficients = deq_kernel("ck", sample, name, args.sigma_a2)
+        G, coefficients = deq_kernel("ck", sample, name, args.asquare)
         matched, _ = explicit_kernels(sample.X, match(coefficients, tau0).layers)
         plain, _ = explicit_kernels(sample.X, own_layers(name, depth, tau0))
         return G, coefficients, matched, plain

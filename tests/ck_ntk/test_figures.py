@@ -170,18 +170,18 @@ for script, flags in {scripts}.items():
             runpy.run_path(f"ck_ntk/{{script}}.py", run_name="__main__")
     except SystemExit as end:
         assert not end.code
-    assert all(flag in text.getvalue() for flag in ["--output", *flags]), script
+    assert all(flag in text.getvalue() for flag in ["--output_path", *flags]), script
     assert not {{"torch", "numpy", "matplotlib"}} & set(sys.modules), script
 """
 
 
 def test_help_comes_without_torch():
     scripts = {path.stem: [] for path in (ROOT / "ck_ntk").glob("*.py") if "__main__" in path.read_text()}
-    scripts |= {name: ["--sigma_a2"] for name in GMM + MNIST}
+    scripts |= {name: ["--asquare"] for name in GMM + MNIST}
     scripts |= {
-        "training_dynamics": ["--lr", "--width"],
+        "training_dynamics": ["--lr", "--dim"],
         "pcdeq_convergence": ["--epoch"],
-        "any_activation_matching": ["--width"],
+        "any_activation_matching": ["--dim"],
         "matching_map": ["--points"],
     }
     assert len(scripts) == 15
@@ -196,16 +196,16 @@ def test_help_comes_without_torch():
         (["--n", "0"], "between 16"),
         (["--n", "many"], "--n"),
         (["--n"], "--n"),
-        (["--seeds", "0"], "positive"),
-        (["--sigma_a2", "1"], "(0, 1)"),
-        (["--asquare", "nan"], "(0, 1)"),
+        (["--seeds", "0"], "positive whole number"),
+        (["--asquare", "1"], "between 0 and 1"),
+        (["--asquare", "nan"], "between 0 and 1"),
         (["--wrong"], "--wrong"),
         (["--spectrum", "9"], "16"),
-        (["--output", "deq_enn/reporting/paper.mplstyle"], "not a folder"),
+        (["--output_path", "deq_enn/reporting/paper.mplstyle"], "not a folder"),
     ],
 )
 def test_bad_flags_are_one_line_and_status_2(run, tmp_path, flags, message):
-    output = [] if "--output" in flags else ["--output", str(tmp_path / "figures")]
+    output = [] if "--output_path" in flags else ["--output_path", str(tmp_path / "figures")]
     done = run("ck_gmm_matching", *flags, *output)
     assert done.status == 2 and done.err.count("\n") == 1 and message in done.err
     assert not list(tmp_path.iterdir())
@@ -214,9 +214,9 @@ def test_bad_flags_are_one_line_and_status_2(run, tmp_path, flags, message):
 def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):
     for name, flags in (
         ("ck_mnist_matching", ["--dataset_path", str(tmp_path / "none")]),
-        ("finite_width_kernels", ["--n", "64", "--width", "64", "--sigma_a2", "0.999999"]),
+        ("finite_width_kernels", ["--n", "64", "--dim", "64", "--asquare", "0.999999"]),
     ):
-        done = run(name, *flags, "--output", str(tmp_path / "figures"))
+        done = run(name, *flags, "--output_path", str(tmp_path / "figures"))
         lines = [
             line
             for line in done.err.replace("\r", "\n").split("\n")
@@ -228,14 +228,14 @@ def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):
 
 @pytest.mark.slow
 def test_a_script_writes_its_numbers_and_figures(run, tmp_path):
-    flags = ["--n", "64", "128", "--seeds", "2", "--spectrum", "128", "--output", str(tmp_path)]
+    flags = ["--n", "64", "128", "--seeds", "2", "--spectrum", "128", "--output_path", str(tmp_path)]
     done = run("gmm_two_layer_relu_matching", *flags)
     assert done.status == 0, done.err
     assert sorted(f.name for f in tmp_path.iterdir()) == [
         f"gmm_two_layer_relu_matching.{kind}" for kind in ("json", "pdf", "png")
     ]
     numbers = json.loads((tmp_path / "gmm_two_layer_relu_matching.json").read_text())
-    assert numbers["settings"]["n"] == [64, 128] and numbers["settings"]["sigma_a2"] == 0.2
+    assert numbers["settings"]["n"] == [64, 128] and numbers["settings"]["asquare"] == 0.2
     assert np.max(numbers["errors"]["matched"]) < 1e-3 < np.min(numbers["errors"]["unmatched"])  # what matching buys
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
     assert run("gmm_two_layer_relu_matching", *flags).status == 0
@@ -244,7 +244,7 @@ def test_a_script_writes_its_numbers_and_figures(run, tmp_path):
 
 def small(**settings):
     """Three sizes are as few as have a slope with an error."""
-    sizes = {"n": [64, 96, 128], "seeds": 1, "sigma_a2": 0.2, "spectrum": 128, "width": [64, 256]}
+    sizes = {"n": [64, 96, 128], "seeds": 1, "asquare": 0.2, "spectrum": 128, "dim": [64, 256]}
     return argparse.Namespace(**sizes | settings)
 
 
@@ -319,7 +319,7 @@ def test_outputs_are_those_of_a_readout_trained_from_zero():
     from deq_enn.theory.equilibrium import estimate_tau0
 
     data = images()
-    args = argparse.Namespace(sigma_a2=0.2, epoch=2)
+    args = argparse.Namespace(asquare=0.2, epoch=2)
     found = pointwise.outputs("matched_enn", ACTIVATIONS["relu"], data, 16, 3, args)
     net = build_model("matched_enn", 30, 16, 3, 0.2, estimate_tau0(data.X_train), 3, ACTIVATIONS["relu"])
     features, readout = net.features(data.X_train).detach(), torch.zeros(3, 16, requires_grad=True)
@@ -339,12 +339,12 @@ def test_distances_of_outputs(monkeypatch, capsys):
         0.5,
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: images())
-    args = argparse.Namespace(sigma_a2=0.2, epoch=1, width=[64, 16], seeds=3, activation="relu", dataset_path="x")
+    args = argparse.Namespace(asquare=0.2, epoch=1, dim=[64, 16], seeds=3, activation="relu", dataset_path="x")
     figure, numbers = pointwise.main(args)
     plt.close(figure)
     json.dumps(numbers)
     printed = capsys.readouterr().out
-    assert args.width == [16, 64] and set(numbers["pairs"]) == set(map(pointwise.label, pointwise.PAIRS))
+    assert args.dim == [16, 64] and set(numbers["pairs"]) == set(map(pointwise.label, pointwise.PAIRS))
     out = {
         (network, s): pointwise.outputs(network, ACTIVATIONS["relu"], images(), 64, s, args)
         for network in ("deq", "matched_enn")
@@ -367,4 +367,4 @@ def test_pointwise_refuses_what_it_cannot_compare(settings, message):
     from ck_ntk import pointwise
 
     with pytest.raises(ValueError, match=message):
-        pointwise.main(argparse.Namespace(**dict(seeds=4, activation="relu", width=[8]) | settings))
+        pointwise.main(argparse.Namespace(**dict(seeds=4, activation="relu", dim=[8]) | settings))

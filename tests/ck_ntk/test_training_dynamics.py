@@ -45,7 +45,7 @@ def small(monkeypatch, tmp_path):
     def go(**settings):
         return td.main(
             argparse.Namespace(
-                **{"width": [16], "epoch": 1, "dataset_path": None, "lr": [0.3, 1.0], "seeds": 1, **settings}
+                **{"dim": [16], "epoch": 1, "dataset_path": None, "lr": [0.3, 1.0], "seeds": 1, **settings}
             )
         )
 
@@ -239,23 +239,23 @@ def start(forks):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--lr", "0"], "not positive"),
+        (["--lr", "0"], "positive and finite"),
         (["--lr", "fast"], "--lr"),
-        (["--lr", "nan"], "not positive"),
+        (["--lr", "nan"], "positive and finite"),
         (["--lr"], "--lr"),
         (["--seeds", "0"], "positive"),
-        (["--width", "-1"], "positive"),
+        (["--dim", "-1"], "positive"),
         (["--epoch", "0"], "positive"),
         (["--wrong"], "--wrong"),
     ],
 )
 def test_bad_flags_are_one_line_and_status_2(start, tmp_path, flags, message):
-    done = start(*flags, "--output", str(tmp_path / "figures"))
+    done = start(*flags, "--output_path", str(tmp_path / "figures"))
     assert done.status == 2 and done.err.count("\n") == 1 and message in done.err
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_data_is_one_line(start, tmp_path):
-    done = start("--dataset_path", str(tmp_path / "none"), "--output", str(tmp_path / "figures"))
+    done = start("--dataset_path", str(tmp_path / "none"), "--output_path", str(tmp_path / "figures"))
     assert done.status == 2 and done.err.count("\n") == 1 and "no such" in done.err
     assert not list(tmp_path.iterdir())

@@ -46,7 +46,7 @@ def few(monkeypatch):
 
 def arguments(**settings):
     settings = {"trainings": settings.get("seeds", 1)} | settings
-    defaults = dict(n=[64], seeds=1, sigma_a2=0.2, epoch=2, width=[16], dataset_path=None, activation=None, margin=0.5)
+    defaults = dict(n=[64], seeds=1, asquare=0.2, epoch=2, dim=[16], dataset_path=None, activation=None, margin=0.5)
     return argparse.Namespace(**defaults | settings)
 
 
@@ -276,7 +276,7 @@ def call(forks):
     "name, flags, message",
     [
         ("any_activation_matching", ["--epoch", "0"], "positive"),
-        ("any_activation_matching", ["--sigma_a2", "1"], "(0, 1)"),
+        ("any_activation_matching", ["--asquare", "1"], "between 0 and 1"),
         ("any_activation_matching", ["--margin", "0"], "between 0 and 100"),
         ("matching_map", ["--points", "1"], "between 2 and 200"),
         ("matching_map", ["--points", "x"], "--points"),
@@ -286,14 +286,14 @@ def call(forks):
     ],
 )
 def test_bad_flags_are_one_line_and_status_2(call, tmp_path, name, flags, message):
-    done = call(name, *flags, "--output", str(tmp_path / "figures"))
+    done = call(name, *flags, "--output_path", str(tmp_path / "figures"))
     assert done.status == 2 and done.err.count("\n") == 1 and message in done.err
     assert not done.out and not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_done_is_said_before_the_kernels():
     for settings, message in (
-        (dict(width=[8, 16]), "one --width"),
+        (dict(dim=[8, 16]), "one --dim"),
         (dict(dataset_path="no/folder"), "no such file"),
         (dict(activation=["relu", "foo"]), "--activation foo: choose from relu"),
     ):
@@ -306,14 +306,14 @@ def test_what_cannot_be_done_is_said_before_the_kernels():
     [
         (RuntimeError("lost\nits way"), 1, "any: failed: lost its way\n"),
         (KeyboardInterrupt(), 130, "any: interrupted\n"),
-        (OSError("disk"), 2, "any: disk\n"),
+        (OSError("disk"), 2, "any: error: disk\n"),
     ],
 )
 def test_failures_are_one_line_with_their_status(tmp_path, monkeypatch, capsys, error, status, message):
     def fail(args):
         raise error
 
-    monkeypatch.setattr(sys, "argv", ["any.py", "--extra", "3", "--output", str(tmp_path / "figures")])
+    monkeypatch.setattr(sys, "argv", ["any.py", "--extra", "3", "--output_path", str(tmp_path / "figures")])
     with pytest.raises(SystemExit) as end:
         command.run(fail, "", flags={"--extra": dict(type=int)})
     assert end.value.code == status and capsys.readouterr().err == message and not list(tmp_path.iterdir())
@@ -322,7 +322,7 @@ def test_failures_are_one_line_with_their_status(tmp_path, monkeypatch, capsys, 
 @pytest.mark.slow
 def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "elu", "selu", "gelu")
-    monkeypatch.setattr(sys, "argv", ["matching_map.py", "--output", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["matching_map.py", "--output_path", str(tmp_path)])
     flags = {
         "--points": dict(type=int, default=2),
         "--tau0": dict(type=float, default=1.0),

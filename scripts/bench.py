@@ -17,7 +17,6 @@ growth     log-log slopes of time in n, p and m
 roots      test accuracy of the two roots of the leaky-ReLU match, beside their DEQ
 """
 
-import argparse
 import platform
 import re
 import subprocess
@@ -26,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from deq_enn.utils.arguments import OneLineParser
 from scripts.benchmarks.growth import growth
 from scripts.benchmarks.kernels import kernels, matching
 from scripts.benchmarks.machines import kernel_machine
@@ -150,7 +150,7 @@ def machine():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="bench.py", description=__doc__)
     parser.add_argument("section", nargs="*", metavar="section", help=f"from {', '.join(SECTIONS)} (default: all)")
     parser.add_argument(
         "--report",
@@ -163,9 +163,9 @@ def main():
     args = parser.parse_args()
     chosen = args.section or [name for name in SECTIONS if not (args.report and name == "roots")]
     if unknown := [name for name in chosen if name not in SECTIONS]:
-        parser.exit(2, f"bench.py: error: no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}\n")
+        parser.error(f"no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     if args.report and args.report.is_dir():
-        parser.exit(2, f"bench.py: error: --report {args.report} is a folder: name a file\n")
+        parser.error(f"--report {args.report} is a folder: name a file")
     command = f"python scripts/bench.py {' '.join(sys.argv[1:])}"
     page = [f"# Ratios of speed\n\n`{command}` on {machine()}"] if args.report else []
     for name in chosen:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every kernel figure of the paper (nine scripts of ck_ntk/) at its sizes, and those of any DEQ's match, into
-# results/figures; flags go to each script, but matching_map takes --output alone.
-#   scripts/figures.sh [--dataset_path DIR] [--sigma_a2 S] [--output DIR] ...
+# results/figures; flags go to each script, but matching_map takes --output_path alone.
+#   scripts/figures.sh [--dataset_path DIR] [--asquare S] [--output_path DIR] ...
 # --dataset_path (default data) is where MNIST and CIFAR-10 lie; figures of what is not there are skipped. Accuracies of
 # every DEQ and its match are 168 trainings, half an hour, which are left to
 #   python ck_ntk/any_activation_matching.py --dataset_path DIR
@@ -14,8 +14,14 @@ while (($#)); do
     case $1 in
         --dataset_path) data=${2:?--dataset_path needs a folder}; shift 2 ;;
         --dataset_path=*) data=${1#*=}; shift ;;
-        --output) output=(--output "${2:?--output needs a folder}"); shift 2 ;;
-        --output=*) output=("$1"); shift ;;
+        --output_path) output=(--output_path "${2:?--output_path needs a folder}"); shift 2 ;;
+        --output_path=*) output=("$1"); shift ;;
+        --output | --output=*)  # old spellings: said once here, and not by every script
+            echo "figures.sh: --output is now --output_path" >&2
+            set -- "--output_path${1#--output}" "${@:2}" ;;
+        --sigma_a2 | --sigma_a2=*)
+            echo "figures.sh: --sigma_a2 is now --asquare" >&2
+            set -- "--asquare${1#--sigma_a2}" "${@:2}" ;;
         *) flags+=("$1"); shift ;;
     esac
 done

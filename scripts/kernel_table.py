@@ -7,11 +7,12 @@ columns are, for the conjugate and the tangent kernel, the test accuracy in %, a
 95% interval of the paired bootstrap over the test samples.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from deq_enn.utils.arguments import OneLineParser
 
 COLUMNS = ("n", "ridge", "accuracy", "DEQ less it", "log P(label)", "calibration error")
 
@@ -67,13 +68,13 @@ def table(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="kernel_table.py", description=__doc__)
     parser.add_argument("folder", nargs="+", type=Path)
     for folder in parser.parse_args().folder:
         try:
             print("\n".join(table(folder)))
         except (ValueError, OSError) as error:
-            parser.exit(2, f"kernel_table.py: error: {error}\n")
+            parser.error(error)
 
 
 if __name__ == "__main__":

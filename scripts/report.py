@@ -21,6 +21,7 @@ from deq_enn.reporting.logs import OPTIMIZERS, load
 from deq_enn.reporting.page import Code, Figure, Heading, Rows, Table, Text, page
 from deq_enn.reporting.protocols import protocol_finding, protocol_tables, protocols
 from deq_enn.reporting.tables import tables
+from deq_enn.utils.arguments import OneLineParser
 from scripts.reproduction.claims import (
     ACCURACY,
     BOTH_RATES,
@@ -34,7 +35,6 @@ from scripts.reproduction.claims import (
     sweep_finding,
 )
 from scripts.reproduction.stages import OWN_RATE
-from scripts.summarize import Parser
 
 PAPER = (
     "Ling et al., *Deep Equilibrium Models are Almost Equivalent to Not-so-deep Explicit Models for "
@@ -183,7 +183,7 @@ def stage_table(stages):
 
 
 def read_stages(folder):
-    """Records of OUTPUT/stages.json.
+    """The records of OUTPUT_PATH/stages.json are read.
 
     Raises
     ------
@@ -191,7 +191,9 @@ def read_stages(folder):
     """
     path = Path(folder) / "stages.json"
     if not path.exists():
-        raise ValueError(f"{folder}: nothing to report, no stages.json: run scripts/reproduce.sh --output {folder}")
+        raise ValueError(
+            f"{folder}: nothing to report, no stages.json: run scripts/reproduce.sh --output_path {folder}"
+        )
     try:
         stages = json.loads(path.read_bytes())["stages"]
         if any({"status", "seconds", "kind"} - record.keys() for record in stages.values()):
@@ -251,8 +253,8 @@ def write_report(folder):
 
 
 def main(argv=None):
-    parser = Parser(prog="report.py", description=__doc__)
-    parser.add_argument("folder", help="the --output of scripts/reproduce.sh")
+    parser = OneLineParser(prog="report.py", description=__doc__)
+    parser.add_argument("folder", help="the --output_path of scripts/reproduce.sh")
     arguments = parser.parse_args(argv)
     try:
         print(write_report(arguments.folder))

@@ -4,9 +4,9 @@
     scripts/reproduce.sh --quick --dataset_path DIR   a small grid, minutes; results/quick/report.html
     scripts/reproduce.sh --seeds 8 --dataset_path DIR enough seeds to claim that networks are equal; longer by 8/3
 
-A stage is one command. What it did (seconds, memory, error) is kept in OUTPUT/stages.json, what it printed in
-OUTPUT/logs. The same command goes on where it was stopped: finished stages are passed over, a sweep resumes at its
-last epoch. A stage that fails does not stop the others; data that is not there is skipped, with its reason.
+A stage is one command. What it did (seconds, memory, error) is kept in OUTPUT_PATH/stages.json, what it printed in
+OUTPUT_PATH/logs. The same command goes on where it was stopped: finished stages are passed over, and a sweep resumes at
+its last epoch. A stage that fails does not stop the others; data that is not there is skipped, with its reason.
 """
 
 import os
@@ -19,13 +19,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deq_enn.reporting.statistics import LEAST_SEEDS
-from deq_enn.utils.arguments import FAILED, check_folder, positive_int
+from deq_enn.utils.arguments import FAILED, OneLineParser, check_folder, old_spelling, positive_int
 from deq_enn.utils.interrupts import INTERRUPTED
 from scripts.report import write_report
 from scripts.reproduction.processes import error_line, memory, stop
 from scripts.reproduction.records import Records, SweepProgress, clock, commit, time_left
 from scripts.reproduction.stages import SEEDS, missing, plan
-from scripts.summarize import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,7 +82,7 @@ class Teller:
 
 def reproduce(stages, arguments):
     """Run what is not finished; True if nothing failed."""
-    records, teller, version = Records(arguments.output / "stages.json"), Teller(), commit()
+    records, teller, version = Records(arguments.output_path / "stages.json"), Teller(), commit()
     todo = []
     for stage in stages:
         reason = missing(stage.data, arguments.dataset_path)
@@ -108,7 +107,7 @@ def reproduce(stages, arguments):
             share = f" {now / stage.cost:.0%}" if stage.kind == "sweep" else ""
             teller.progress(f"{place} {stage.name}{share}, {clock(elapsed)}; all that is left about {clock(left)}")
 
-        log = arguments.output / "logs" / f"{stage.name}.log"
+        log = arguments.output_path / "logs" / f"{stage.name}.log"
         log.unlink(missing_ok=True)
         try:
             status, seconds, peak = run_stage(stage, arguments.processes, log, tell)
@@ -138,10 +137,14 @@ def reproduce(stages, arguments):
 
 
 def parse_arguments(argv=None):
-    parser = Parser(prog="reproduce.sh", description=__doc__)
+    # --seeds is a number of seeds: no abbreviation may be taken for it
+    parser = OneLineParser(prog="reproduce.sh", description=__doc__, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="a small grid, on the mixture and MNIST only")
     parser.add_argument("--dataset_path", type=Path, metavar="DIR", help="folder of the data (default: data)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: results, or results/quick with --quick")
+    parser.add_argument(
+        "--output_path", type=Path, metavar="DIR", help="default: results, or results/quick with --quick"
+    )
+    old_spelling(parser, "--output", "--output_path")
     parser.add_argument(
         "--seeds",
         type=positive_int,
@@ -157,10 +160,10 @@ def parse_arguments(argv=None):
         help="that share a sweep's runs, one thread each (default: one a core)",
     )
     arguments = parser.parse_args(argv)
-    arguments.output = arguments.output or Path("results/quick" if arguments.quick else "results")
+    arguments.output_path = arguments.output_path or Path("results/quick" if arguments.quick else "results")
     if arguments.dataset_path and not os.path.isdir(arguments.dataset_path):
         parser.error(f"argument --dataset_path: {arguments.dataset_path}: no such folder, or it may not be looked into")
-    check_folder(parser, "output", arguments.output)
+    check_folder(parser, "output_path", arguments.output_path)
     return parser, arguments
 
 
@@ -175,7 +178,7 @@ def main(argv=None):
         signal.signal(kind, interrupt)
     try:
         good = reproduce(plan(arguments), arguments)
-        page = write_report(arguments.output)
+        page = write_report(arguments.output_path)
     except KeyboardInterrupt as stopped:
         where = f" in {stopped.args[0]}" if stopped.args else ""
         parser.exit(INTERRUPTED, f"\n{parser.prog}: interrupted{where}; the same command goes on from here\n")

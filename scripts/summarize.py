@@ -2,7 +2,7 @@
 Where the same networks were trained at one learning rate and each at its own, which claim survives which protocol.
 
     python scripts/summarize.py results/mnist-sgd                     one folder of logs
-    python scripts/summarize.py results --output results/summary      every folder of logs below it
+    python scripts/summarize.py results --output_path results/summary every folder of logs below it
     python scripts/summarize.py results/mnist-sgd results/mnist-sgd-own-rate    both protocols
     python scripts/summarize.py results/mnist-sgd --epoch 10          as it stood after 10 epochs
 
@@ -11,10 +11,9 @@ seed_{s}/), as main.py and the authors' code write them. metrics.jsonl beside th
 and times. TensorBoard event files (package tensorboard) are read from folders named {dim}_{model}_{dataset}, in
 seed_{s}/ likewise, from the scalars with "acc" in their names.
 
-The rooms: logs.py reads, tables.py, protocols.py and curves.py show; the statistics are in ../comparison.py.
+In deq_enn/reporting, logs.py reads, tables.py, protocols.py and curves.py show, and statistics.py compares.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -25,21 +24,14 @@ from deq_enn.reporting.logs import LogError, first_epochs, load
 from deq_enn.reporting.protocols import protocol_tables, protocols
 from deq_enn.reporting.statistics import MARGIN
 from deq_enn.reporting.tables import tables, write_csv
-from deq_enn.utils.arguments import BAD_INPUT, bounded_float, positive_int
-
-
-class Parser(argparse.ArgumentParser):
-    def __init__(self, **options):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-
-    def error(self, message):  # one line, without the usage text
-        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+from deq_enn.utils.arguments import OneLineParser, bounded_float, old_spelling, positive_int
 
 
 def main(argv=None):
-    parser = Parser(prog="summarize.py", description=__doc__)
+    parser = OneLineParser(prog="summarize.py", description=__doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folder of logs, or of folders of logs")
-    parser.add_argument("--output", default="results/summary", metavar="DIR", help="default: results/summary")
+    parser.add_argument("--output_path", default="results/summary", metavar="DIR", help="default: results/summary")
+    old_spelling(parser, "--output", "--output_path")
     parser.add_argument(
         "--margin",
         type=bounded_float(0, 100, "between 0 and 100"),
@@ -54,13 +46,13 @@ def main(argv=None):
         help="accuracies as they stood after E epochs (default: after the last)",
     )
     arguments = parser.parse_args(argv)
-    output = Path(arguments.output)
+    output = Path(arguments.output_path)
     try:
         experiments = load(arguments.paths)
         if arguments.epoch:
             experiments = [first_epochs(experiment, arguments.epoch) for experiment in experiments]
         if output.exists() and not output.is_dir():
-            raise LogError(f"--output {output} is a file, not a folder")
+            raise LogError(f"--output_path {output} is a file, not a folder")
         from deq_enn.utils.files import atomic_write
 
         figures = write_figures(experiments, output, arguments.margin)

@@ -7,16 +7,20 @@ from pathlib import Path
 
 from scripts.reproduction.stages import ROOT, choice, seconds
 
+RENAMED = {"--output": "--output_path", "--width": "--dim"}
+
 
 class Records:
-    """OUTPUT/stages.json: {stage: what is known of it}, written after every change."""
+    """OUTPUT_PATH/stages.json holds {stage: what is known of it}, written after every change."""
 
     def __init__(self, path):
         self.path, self.stages = path, {}
         try:
             if path.exists():
                 self.stages = json.loads(path.read_bytes())["stages"]
-        except (ValueError, TypeError, KeyError):
+                for record in self.stages.values():  # as the commands were called before their flags had one name
+                    record["task"] = [RENAMED.get(word, word) for word in record["task"]]
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"{path} is damaged: delete it (finished sweeps resume all the same)") from None
 
     def finished(self, stage):

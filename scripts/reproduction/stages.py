@@ -40,9 +40,9 @@ FIGURES = {
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
 QUICK_OWN_DIMS = (64,)  # of the sweep of each network at its own rate
 QUICK_FIGURE = {
-    "finite_width_kernels": ["--n", "128", "--seeds", "2", "--width", "64", "128", "256", "512"],
+    "finite_width_kernels": ["--n", "128", "--seeds", "2", "--dim", "64", "128", "256", "512"],
     "pcdeq_convergence": ["--epoch", "1"],
-    "training_dynamics": ["--lr", "0.3", "--width", "128", "--seeds", "1"],
+    "training_dynamics": ["--lr", "0.3", "--dim", "128", "--seeds", "1"],
 }
 QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]
 MULTIPLICATIONS = 7.5e10  # a second, float32, on both of these cores
@@ -95,7 +95,10 @@ def launch(script, processes):
 
 def plan(arguments):
     """Every stage, the cheapest first."""
-    output, data = arguments.output, ["--dataset_path", str(arguments.dataset_path)] if arguments.dataset_path else []
+    output, data = (
+        arguments.output_path,
+        ["--dataset_path", str(arguments.dataset_path)] if arguments.dataset_path else [],
+    )
     stages = []
     for name, (full, quick, dataset) in FIGURES.items():
         if arguments.quick and quick is None:
@@ -107,7 +110,7 @@ def plan(arguments):
             f"ck_ntk/{name}.py",
             *flags,
             *(data if dataset != "gmm" else []),
-            "--output",
+            "--output_path",
             str(folder),
         ]
         outputs = [folder / f"{name}.json", folder / f"{name}.png"]

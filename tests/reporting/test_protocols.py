@@ -165,7 +165,7 @@ def test_real_runs_of_both_protocols(tmp_path, capsys):
         places = ["--output_path", str(tmp_path / "logs" / name), "--save_path", str(tmp_path / "saved" / name)]
         command.main([*flags, "--device", "cpu", "--lr", rate, *places])
     capsys.readouterr()
-    summarize.main([str(tmp_path / "logs"), "--output", str(tmp_path / "out")])
+    summarize.main([str(tmp_path / "logs"), "--output_path", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     found = tables_of(printed)
     _, rows = next(v for k, v in found.items() if k.startswith("Test accuracy in %, gmm"))

@@ -29,7 +29,7 @@ def fake(folder, name, code="", kind="figure", data="gmm", cost=10.0):
 
 def arguments(folder, **more):
     return SimpleNamespace(
-        **{"output": folder / "out", "dataset_path": None, "processes": 1, "quick": True, "seeds": 3, **more}
+        **{"output_path": folder / "out", "dataset_path": None, "processes": 1, "quick": True, "seeds": 3, **more}
     )
 
 
@@ -82,6 +82,13 @@ def test_finished_stages_are_passed_over_and_others_are_not(tmp_path, capsys):
     other = Stage("moody", "figure", [*stages[1].command, "--n", "5"], stages[1].outputs, 10.0)
     reproduce.reproduce([stages[0], other], arguments(tmp_path))
     assert (count(tmp_path, "good"), count(tmp_path, "moody")) == (2, 3)
+    # the old spelling of a flag is no other command
+    records_file = tmp_path / "out" / "stages.json"
+    old = records_file.read_text().replace('"--n"', '"--width"')
+    records_file.write_text(old)
+    renamed = Stage("moody", "figure", [*stages[1].command, "--dim", "5"], stages[1].outputs, 10.0)
+    reproduce.reproduce([stages[0], renamed], arguments(tmp_path))
+    assert '"--width"' in old and count(tmp_path, "moody") == 3
     # the launcher is no part of the task: the same logs from more processes
     command = [sys.executable, "-m", "torch.distributed.run", *stages[0].command[1:]]
     torchrun = Stage("good", "figure", command, stages[0].outputs, 10.0)
@@ -135,7 +142,7 @@ def test_an_interrupted_stage_ends_in_one_line_and_goes_on(forks, tmp_path):
         f"here = pathlib.Path({str(tmp_path)!r})\n"
         "reproduce.plan = lambda a: [stages.Stage(n, 'figure', [sys.executable, str(here / f'{n}.py')]"
         ", [here / f'{n}.out'], 10.0) for n in ('before', 'slow')]\n"
-        "reproduce.main(['--output', str(here / 'out')])\n"
+        "reproduce.main(['--output_path', str(here / 'out')])\n"
     )
     for kind in (signal.SIGINT, signal.SIGTERM):
         (tmp_path / "started").unlink(missing_ok=True)
@@ -155,8 +162,8 @@ def test_a_failure_is_status_1_and_bad_input_2(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(reproduce, "plan", lambda a: [fake(tmp_path, "broken", "sys.exit('broken pipe')")])
     (tmp_path / "file").touch()
     for argv, status, words in (
-        (["--output", str(tmp_path / "out")], 1, "not every stage succeeded"),
-        (["--output", str(tmp_path / "file")], 2, "is a file, not a folder"),
+        (["--output_path", str(tmp_path / "out")], 1, "not every stage succeeded"),
+        (["--output_path", str(tmp_path / "file")], 2, "is a file, not a folder"),
         (["--dataset_path", str(tmp_path / "no")], 2, "no such folder"),
         (["--processes", "0"], 2, "positive whole number"),
         (["--fast"], 2, "--fast"),
@@ -166,7 +173,7 @@ def test_a_failure_is_status_1_and_bad_input_2(tmp_path, capsys, monkeypatch):
         assert stop.value.code == status and words in capsys.readouterr().err.splitlines()[-1]
     (tmp_path / "out" / "stages.json").write_text("{")
     with pytest.raises(SystemExit) as stop:
-        reproduce.main(["--output", str(tmp_path / "out")])
+        reproduce.main(["--output_path", str(tmp_path / "out")])
     assert stop.value.code == 2 and "stages.json is damaged" in capsys.readouterr().err
 
 
@@ -202,7 +209,7 @@ def test_a_small_sweep_from_end_to_end(forks, tmp_path, monkeypatch, capsys):
     names = "gmm_one_layer_matching", "gmm-sgd"
     monkeypatch.setattr(reproduce, "plan", lambda a: [s for s in real_plan(a) if s.name in names])
     for words in ("done after", "finished before"):
-        reproduce.main(["--quick", "--output", str(tmp_path), "--processes", "1", "--seeds", "2"])
+        reproduce.main(["--quick", "--output_path", str(tmp_path), "--processes", "1", "--seeds", "2"])
         captured = capsys.readouterr()
         assert captured.err.count(words) == 2 and captured.out == f"{tmp_path / 'report.html'}\n"
     text = (tmp_path / "report.md").read_text()

@@ -57,7 +57,7 @@ def cells(table):
 
 def refused(capsys, *paths, output):
     with pytest.raises(SystemExit) as stop:
-        summarize.main([*map(str, paths), "--output", str(output)])
+        summarize.main([*map(str, paths), "--output_path", str(output)])
     assert stop.value.code == 2 and not output.exists()
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("summarize.py: error: ") and captured.err.count("\n") == 1
@@ -66,7 +66,7 @@ def refused(capsys, *paths, output):
 
 def test_the_tables_are_the_logs(tmp_path, capsys):
     tests = write_grid(tmp_path / "a")
-    summarize.main([str(tmp_path), "--output", str(tmp_path / "out")])
+    summarize.main([str(tmp_path), "--output_path", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     [experiment] = logs.load([tmp_path / "a"])
     accuracy, difference, cost = tables.tables(experiment)
@@ -243,7 +243,7 @@ def test_a_row_with_too_few_seeds_is_not_counted(tmp_path):
 def test_the_margin_of_the_command(tmp_path, capsys):
     made_up(tmp_path / "a", {16: (0.3, 0.02)}, 8)
     for flags, word in (([], "equal within 0.5, yet higher"), (["--margin", "0.1"], "| higher |")):
-        summarize.main([str(tmp_path / "a"), "--output", str(tmp_path / "out"), *flags])
+        summarize.main([str(tmp_path / "a"), "--output_path", str(tmp_path / "out"), *flags])
         assert word in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         summarize.main([str(tmp_path / "a"), "--margin", "0"])
@@ -281,7 +281,7 @@ def test_the_tables_after_an_earlier_epoch(tmp_path, capsys):
     """Runs of 3 epochs as they stood after 2 are runs of 2 epochs; an unfinished one is left out all the same."""
     tests = write_grid(tmp_path / "a", dims=(16,))
     write_run(tmp_path / "a", "inn", 16, 3, epochs=2)
-    summarize.main([str(tmp_path / "a"), "--output", str(tmp_path / "out"), "--epoch", "2"])
+    summarize.main([str(tmp_path / "a"), "--output_path", str(tmp_path / "out"), "--epoch", "2"])
     printed = capsys.readouterr().out
     values = 100 * np.array([tests["inn", 16, s][1] for s in (0, 1, 2)])
     assert f"| 16 | {values.mean():.2f} ± {values.std(ddof=1):.2f} |" in printed and "lr 1, after 2 epochs" in printed

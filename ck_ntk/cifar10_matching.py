@@ -18,14 +18,14 @@ KERNELS = ("ck", "ntk")
 
 def kernels(sample, name, sigma_a2):
     """{"ck": (DEQ, matched, unmatched), "ntk": the same}, each (n, n)."""
-    from ck_ntk.common.kernel_figures import own_layers
     from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
     from deq_enn.matching.families import match
     from deq_enn.theory.activations import ACTIVATIONS
+    from deq_enn.theory.gaussian import centred_layers
 
     activation, tau0 = ACTIVATIONS[name], sample.statistics.tau0
     deq = implicit_kernels(sample.X, activation, sigma_a2, tau0=tau0)
-    plain = explicit_kernels(sample.X, own_layers(name, 2, tau0))
+    plain = explicit_kernels(sample.X, centred_layers([activation] * 2, tau0))
     found = {}
     for index, kernel in enumerate(KERNELS):
         matched = explicit_kernels(sample.X, match(activation, sigma_a2, tau0, kernel).layers)

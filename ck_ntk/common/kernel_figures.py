@@ -14,18 +14,9 @@ from deq_enn.kernels.distance import relative_error
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.coefficients import implicit_ck, implicit_ntk
-from deq_enn.theory.gaussian import centre, gaussian_moments
+from deq_enn.theory.gaussian import centred_layers
 from deq_enn.theory.limiting_spectrum import limiting_spectrum
 from deq_enn.theory.mixture import equivalent_kernel
-
-
-def own_layers(name, depth, tau0):
-    """An explicit network with no matching: `depth` layers of the DEQ's own activation, each centred at its scale."""
-    layers = []
-    for _ in range(depth):
-        layers.append(centre(ACTIVATIONS[name], tau0))
-        tau0 = math.sqrt(gaussian_moments(layers[-1], tau0).variance)
-    return layers
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -98,7 +89,7 @@ def matching_figure(args, draw, name, network, match, depth, data):
         tau0 = sample.statistics.tau0
         G, coefficients = deq_kernel("ck", sample, name, args.asquare)
         matched, _ = explicit_kernels(sample.X, match(coefficients, tau0).layers)
-        plain, _ = explicit_kernels(sample.X, own_layers(name, depth, tau0))
+        plain, _ = explicit_kernels(sample.X, centred_layers([ACTIVATIONS[name]] * depth, tau0))
         return G, coefficients, matched, plain
 
     errors = {"matched": np.zeros((len(args.n), args.seeds)), "unmatched": np.zeros((len(args.n), args.seeds))}

@@ -24,10 +24,11 @@ from deq_enn.matching import families, one_layer_tanh, two_layer_lrelu
 from deq_enn.matching.other_scale import off_centre
 from deq_enn.names import GENERAL, MODELS, UNMATCHED
 from deq_enn.networks.deq import DEQ
-from deq_enn.networks.enn import ENN, centred_layers
+from deq_enn.networks.enn import ENN
 from deq_enn.theory.activations import ACTIVATIONS, Activation
 from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.theory.gaussian import centred_layers
 
 
 def build_model(

@@ -8,7 +8,6 @@ from torch import nn
 from deq_enn.networks.weights import drawn_readout, normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import KernelCoefficients, explicit_ck
-from deq_enn.theory.gaussian import centre, gaussian_moments
 
 
 class ENN(nn.Module):
@@ -84,11 +83,3 @@ def _scalars(match) -> dict:
 
 def named_scalars(ck: KernelCoefficients) -> dict:
     return {"gamma2": ck.diag, "alpha1": ck.c1, "alpha2": ck.c2, "alpha3": ck.c3}
-
-
-def centred_layers(activations, tau):
-    layers = []
-    for activation in activations:
-        layers.append(centre(activation, tau))
-        tau = math.sqrt(gaussian_moments(activation, tau).variance)
-    return layers

@@ -1,9 +1,10 @@
-"""Activations: what the theory needs to know of one, the registry, and those that a user brings."""
+"""This file defines what the theory needs to know of an activation, their registry, and how users bring their own."""
 
 import math
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +16,14 @@ Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, eq=False)  # equal where it is the same object: functions compare no other way
 class Activation:
-    """An elementwise nonlinearity, as the theory needs to know it.
+    """This is an elementwise nonlinearity with what the theory needs to know of it.
 
     Attributes
     ----------
     name : str
-    fn, derivative : elementwise functions on torch tensors of any shape and float dtype, which do not change: their
-        moments are kept. `derivative` leaves out the jumps of `fn`; where there is one, only the conjugate kernel of an
-        explicit network exists.
+    fn, derivative : elementwise functions on torch tensors of any shape and float dtype. They must not change, because
+        their moments are kept. `derivative` leaves out the jumps of `fn`. If `fn` jumps, only the conjugate kernel of
+        an explicit network exists.
     kinks : points where `fn` jumps, or it or its derivative is not smooth; integrals are split there.
     lipschitz : the best Lipschitz constant; if not given, the largest |derivative| seen on a fine grid of [-20, 20].
     slopes : for a piecewise-linear `fn`, its slope on each of the len(kinks) + 1 intervals; else empty.
@@ -33,7 +34,7 @@ class Activation:
     fn: Elementwise
     derivative: Elementwise
     kinks: tuple[float, ...] = ()
-    lipschitz: float | None = None
+    lipschitz: float = cast(float, None)  # __post_init__ puts a number in its place
     slopes: tuple[float, ...] = ()
 
     def __post_init__(self):
@@ -54,11 +55,13 @@ class Activation:
         return self.fn(x)
 
 
-def piecewise_linear(name, kinks, slopes, value_at_zero=0.0) -> Activation:
-    """The continuous function with the given slopes between the given (sorted) kinks and the given value at 0."""
+def piecewise_linear(
+    name: str, kinks: Iterable[float], slopes: Iterable[float], value_at_zero: float = 0.0
+) -> Activation:
+    """Returns the continuous function with these slopes between these (sorted) kinks, and with this value at 0."""
     kinks, slopes = tuple(map(float, kinks)), tuple(map(float, slopes))
     jumps = [right - left for left, right in zip(slopes, slopes[1:])]
-    # sum of ramps; the ramps' own values at 0 are taken off so that `value_at_zero` means what it says
+    # the function is a sum of ramps; their own values at 0 are taken off, so that the sum has the value asked for
     offset = value_at_zero - sum(j * max(-k, 0.0) for j, k in zip(jumps, kinks))
 
     def fn(x):
@@ -129,11 +132,12 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("sin", torch.sin, torch.cos, (), 1.0),
     )
 }
-ACTIVATIONS = {name: ACTIVATIONS[name] for name in names.ACTIVATIONS}  # those that the command line offers
+# in the order in which the command line offers them
+ACTIVATIONS = {name: ACTIVATIONS[name] for name in names.ACTIVATIONS}
 
 
-def from_function(fn: Elementwise, name: str | None = None, kinks=()) -> Activation:
-    """An Activation from an elementwise torch function, its derivative taken by autograd."""
+def from_function(fn: Elementwise, name: str | None = None, kinks: Iterable[float] = ()) -> Activation:
+    """Makes an Activation of an elementwise torch function, with its derivative by autograd."""
 
     def derivative(x):
         with torch.enable_grad():
@@ -141,13 +145,14 @@ def from_function(fn: Elementwise, name: str | None = None, kinks=()) -> Activat
             y = fn(x)
             return torch.autograd.grad(y.sum(), x)[0] if y.requires_grad else torch.zeros_like(x)
 
-    return Activation(name or getattr(fn, "__name__", "activation"), fn, derivative, kinks)
+    return Activation(name or getattr(fn, "__name__", "activation"), fn, derivative, tuple(kinks))
 
 
 def load_activation(spec: str) -> Activation:
-    """A registry name, or "path/to/file.py:name", a function or `Activation` in a Python file, WHOSE CODE IS RUN.
+    """Returns the activation of a registry name, or of "path/to/file.py:name", a file WHOSE CODE IS RUN.
 
-    Raises ValueError, in one line, for an unknown name, a missing file or name, or a file that does not run.
+    The name in the file is that of a function or of an `Activation`. Raises ValueError, in one line, for an unknown
+    name, a missing file or name, or a file that does not run.
     """
     if spec in ACTIVATIONS:
         return ACTIVATIONS[spec]
@@ -157,14 +162,14 @@ def load_activation(spec: str) -> Activation:
             f"unknown activation {spec!r}: choose from {', '.join(ACTIVATIONS)}, or give path/to/file.py:name"
         )
     try:
-        found = runpy.run_path(path).get(name)
+        value = runpy.run_path(path).get(name)
     except FileNotFoundError:
         raise ValueError(f"activation {spec!r}: there is no file {path}") from None
     except Exception as error:
         raise ValueError(f"activation {spec!r}: {path} does not run: {type(error).__name__}: {error}") from None
-    if not callable(found):
+    if not callable(value):
         raise ValueError(f"activation {spec!r}: {path} defines no function or Activation called {name}")
     try:
-        return found if isinstance(found, Activation) else from_function(found, name)
+        return value if isinstance(value, Activation) else from_function(cast(Elementwise, value), name)
     except Exception as error:
         raise ValueError(f"activation {spec!r}: {name} is not an elementwise torch function: {error}") from None

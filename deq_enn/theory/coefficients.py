@@ -1,15 +1,15 @@
-"""The four scalars of every kernel, and the closed-form equivalent matrix they make.
+"""Every kernel here is described by four scalars, which this file computes from an activation's moments.
 
 On high-dimensional Gaussian-mixture data each of the kernels here is, up to O(n^{-1/2}) in spectral norm,
 
     M = c1 S + V C V^T + (diag - tau_0^2 c1) I,   V = [J/sqrt(p), psi],   C = [[c2 t t^T + c3 T, c2 t], [c2 t^T, c2]]
 
 with S = X X^T: Theorem 1 (implicit CK), Theorem 2 (implicit NTK) and Theorem 3 (explicit CK) of Ling et al., ICML
-2024; the explicit NTK follows the same way. Entry by entry off the diagonal, M_ij = c1 S_ij + c2 chi_i chi_j +
-c3 S_ij^2 with chi_i = |x_i|^2 - tau_0^2.
+2024; the explicit NTK follows in the same way. Entry by entry off the diagonal, M_ij = c1 S_ij + c2 chi_i chi_j +
+c3 S_ij^2 with chi_i = |x_i|^2 - tau_0^2. The matrix itself is made in `mixture.py`.
 
-Where the printed formulas are wrong this file has what holds (docs/corrections.md); tests/test_coefficients.py
-has for each a check that the printed variant fails.
+Some printed formulas are wrong. This file has what holds instead (docs/corrections.md), and for each of them
+tests/theory/test_coefficients.py shows that the printed variant fails.
 """
 
 import math
@@ -23,7 +23,10 @@ from deq_enn.theory.gaussian import gaussian_moments
 
 @dataclass(frozen=True)
 class KernelCoefficients:
-    """(diag, c1, c2, c3): of a CK (gamma^2, alpha_1, alpha_2, alpha_3), of an NTK (kappa^2, beta_1, beta_2, beta_3)."""
+    """Four scalars describe a kernel.
+
+    A CK has (gamma^2, alpha_1, alpha_2, alpha_3), an NTK (kappa^2, beta_1, beta_2, beta_3).
+    """
 
     diag: float
     c1: float
@@ -32,15 +35,15 @@ class KernelCoefficients:
 
 
 class MatchError(ValueError):
-    """No explicit network of a family has the coefficients asked for; says which condition fails and by how much."""
+    """No explicit network of a family has the coefficients asked for; the message has the condition and its failure."""
 
 
 def implicit_ck(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> KernelCoefficients:
-    """Conjugate kernel of the DEQ z = phi(sigma_a A z + sigma_b B x)/sqrt(m), phi centred at tau_* (Theorem 1).
+    """Returns the conjugate kernel of z = phi(sigma_a A z + sigma_b B x)/sqrt(m), phi centred at tau_* (Theorem 1).
 
     alpha_2 goes with the square of alpha_4 (the slides have the first power).
     Raises ValueError where tau_* does not exist or is not stable, or the DEQ has no stable equilibrium
-    (`utils.check_stable`), which an activation with a jump never has.
+    (`equilibrium.check_stable`), which an activation with a jump never has.
     """
     return _implicit(activation, sigma_a2, tau0)[0]
 
@@ -48,7 +51,7 @@ def implicit_ck(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> K
 def implicit_ntk(
     activation: Activation, sigma_a2: float, tau0: float = 1.0, trained: str = "aAB"
 ) -> KernelCoefficients:
-    """Tangent kernel of the DEQ with readout a and weights A trained ("aA", Theorem 2), or B as well ("aAB").
+    """Returns the tangent kernel of the DEQ with a and A trained ("aA", Theorem 2), or B as well ("aAB").
 
     kappa^2 has gamma^2 where the slides have tau_*^2, and the cross term of beta_3 is beta_1 sigma_a^2 d2^2 L.
     """
@@ -89,19 +92,22 @@ def _implicit(activation, sigma_a2, tau0):
 
 
 def explicit_ck(layers: Sequence[Activation], tau0: float = 1.0) -> KernelCoefficients:
-    """Conjugate kernel of x_l = sigma_l(W_l x_{l-1})/sqrt(m) after the last of the layers, as given (Theorem 3).
+    """Returns the conjugate kernel of x_l = sigma_l(W_l x_{l-1})/sqrt(m) after the last layer (Theorem 3).
 
-    Raises ValueError for a layer whose mean at its input scale is not zero: its kernel has a constant part that
-    no choice of the four scalars describes. `gaussian_integration.centre` centres one. A layer may have jumps.
+    The layers are taken as given, and may have jumps. Raises ValueError for a layer whose mean at its input scale is
+    not zero, because its kernel has a constant part that no four scalars describe. `gaussian_integration.centre`
+    centres a layer.
     """
     return _explicit(layers, tau0, frozen_first=False)[0]
 
 
 def explicit_ntk(layers: Sequence[Activation], tau0: float = 1.0, trained: str = "all") -> KernelCoefficients:
-    """Tangent kernel of the same network and its readout, with all weights trained, or all but W_1 ("frozen_first").
+    """Returns the tangent kernel of the same network and its readout, all weights trained, or all but W_1.
+
+    trained : "all", or "frozen_first" for all but W_1.
 
     K_l = Sigma_l + K_{l-1} * Sigma_dot_l entry by entry, from K_0 = S, or 0 with the first layer frozen. Raises
-    ValueError as `explicit_ck` does, and for a layer with a jump unless it is the frozen one: E[sigma'^2] is infinite.
+    ValueError as `explicit_ck` does, and for a layer with a jump, whose E[sigma'^2] is infinite, unless it is frozen.
     """
     if trained not in ("all", "frozen_first"):
         raise ValueError(f"trained must be 'all' or 'frozen_first', got {trained!r}")

@@ -1,16 +1,17 @@
-"""The scales tau_0 and tau_* with the assumptions behind them; seeds, device, atomic file writes."""
+"""This file computes the scales tau_0 and tau_*, and checks the assumptions behind them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-from scipy.optimize import brentq
 
 from deq_enn.theory.activations import Activation
+from deq_enn.theory.brackets import root_between
 from deq_enn.theory.gaussian import gaussian_moments
 
 
 def estimate_tau0(X: torch.Tensor) -> float:
-    """tau_0 = sqrt(mean squared row norm) of the data X (n, p); O(n p) time, no (n, n) matrix."""
+    """Returns tau_0 = sqrt(mean squared row norm) of the data X (n, p), in O(n p) time without an (n, n) matrix."""
     if X.ndim != 2 or not len(X):
         raise ValueError(f"X must be a non-empty (n, p) matrix, got shape {tuple(X.shape)}")
     total = math.fsum(rows.double().square().sum().item() for rows in X.split(4096))
@@ -20,15 +21,16 @@ def estimate_tau0(X: torch.Tensor) -> float:
 
 
 def check_sigma_a2(sigma_a2: float) -> None:
+    """Raises ValueError for a weight variance outside (0, 1)."""
     if not 0 < sigma_a2 < 1:
         raise ValueError(f"sigma_a^2 must lie in (0, 1), got {sigma_a2}")
 
 
-def check_stable(activation: Activation, sigma_a2: float, d1_sq: float, jumps=()) -> None:
-    """Refuses a DEQ whose equilibrium is not stable: E[f'^2] at its scale tau_*, `d1_sq`, must be below 1/sigma_a^2.
+def check_stable(activation: Activation, sigma_a2: float, d1_sq: float, jumps: Sequence[float] = ()) -> None:
+    """Refuses a DEQ whose equilibrium is not stable: `d1_sq`, E[f'^2] at its scale tau_*, must be below 1/sigma_a^2.
 
-    A small change of the state grows by sigma_a^2 E[f'^2] with each application of a wide layer, so that from 1 on the
-    iteration does not settle, and the tangent kernel is infinite. `jumps` : the places where f jumps, for the message.
+    A small change of the state grows by sigma_a^2 E[f'^2] with each application of a wide layer. From 1 on the
+    iteration does not settle, and the tangent kernel is infinite. `jumps` : where f jumps, for the message.
     """
     if math.isinf(d1_sq):
         raise ValueError(
@@ -42,16 +44,17 @@ def check_stable(activation: Activation, sigma_a2: float, d1_sq: float, jumps=()
         )
 
 
-def jump_places(jumps) -> str:
+def jump_places(jumps: Sequence[float]) -> str:
+    """Returns the clause of an error message that names the first places where a function jumps."""
     shown = ", ".join(f"{x:.6g}" for x in jumps[:3]) + (f" and {len(jumps) - 3} more places" if len(jumps) > 3 else "")
     return f"as it jumps at x = {shown}" if jumps else "as it jumps"
 
 
 def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
-    """tau_*, the positive solution of tau^2 = sigma_a^2 Var[f(tau xi)] + sigma_b^2 tau_0^2 (paper, before Theorem 1).
+    """Returns tau_*, the positive solution of tau^2 = sigma_a^2 Var[f(tau xi)] + sigma_b^2 tau_0^2 (before Theorem 1).
 
-    The activation is centred at tau_* itself, so its second moment there is the variance of the given f.
-    Solved on a bracket to machine precision.
+    The activation is centred at tau_* itself, so that its second moment there is the variance of the given f. The
+    equation is solved on a bracket to machine precision.
 
     Raises
     ------
@@ -76,13 +79,11 @@ def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
                 f"no tau_* exists for activation {activation.name} at sigma_a^2 = {sigma_a2}: "
                 "sigma_a^2 Var[f(tau xi)] outgrows tau^2; take a smaller sigma_a^2"
             )
-    return (
-        brentq(excess, low, high, xtol=1e-16 * low, rtol=4 * torch.finfo(torch.float64).eps) if excess(low) > 0 else low
-    )
+    return root_between(excess, low, high, xtol=1e-16 * low) if excess(low) > 0 else low
 
 
 def check_assumptions(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> list[str]:
-    """The conditions of the paper's Assumption (3) that fail, one sentence each; an empty list if all hold."""
+    """Returns a sentence for each condition of the paper's Assumption (3) that fails; none if all hold."""
     failed = []
     moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
     lipschitz, curvature = math.inf if moments.jumps else activation.lipschitz, moments.sq_dd

@@ -1,11 +1,12 @@
-"""How far the kernels of a network of finite width m are from their limit, to leading order in 1/m.
+"""The kernels of a network of finite width m differ from their limit; this file says by how much, to leading order.
 
-A matched network and its DEQ have the same kernel at m = infinity. At width m either has an error of its own, whose
-square falls like 1/m. `fluctuation` and `implicit_fluctuation` are the factors of 1/m.
+A matched network and its DEQ have the same kernel at m = infinity. At width m each has an error of its own, whose
+square falls like 1/m. `fluctuation` and `implicit_fluctuation` return the factors of 1/m.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import implicit_ck
@@ -14,7 +15,7 @@ from deq_enn.theory.gaussian import expectation, expectations, gaussian_moments
 
 
 def fluctuation(layers: Sequence[Activation], tau0: float = 1.0, trained: str = "all") -> tuple[float, float]:
-    """m E[(K^_ij - K_ij)^2]/K_ii^2 at width m to leading order in 1/m, for i != j and for i = j.
+    """Returns m E[(K^_ij - K_ij)^2]/K_ii^2 at width m to leading order in 1/m, for i != j and for i = j.
 
     Parameters
     ----------
@@ -22,11 +23,12 @@ def fluctuation(layers: Sequence[Activation], tau0: float = 1.0, trained: str = 
 
     Notes
     -----
-    For inputs of norm tau_0, orthogonal where i != j (high-dimensional data nearly are), and Gaussian weights. Given
-    the layer before, a Gram entry is a mean over m independent units; its noise is carried on to first order. Off the
-    diagonal only the noise of the forward Gram matrices survives, sum_l (v_l tau_l^2 prod_{k>l} E[sigma_k']^2)^2 with
-    v_l = 1 for the conjugate kernel and L-l+1 for the tangent kernel: a nearly linear first layer is best. On the
-    diagonal fourth moments enter. tests/test_matching.py holds both against sampled networks.
+    The inputs have norm tau_0 and are orthogonal where i != j, as high-dimensional data nearly are; the weights are
+    Gaussian. Given the layer before, a Gram entry is a mean over m independent units, and its noise is carried on to
+    first order. Off the diagonal only the noise of the forward Gram matrices survives, sum_l (v_l tau_l^2 prod_{k>l}
+    E[sigma_k']^2)^2 with v_l = 1 for the conjugate kernel and L-l+1 for the tangent kernel. So a nearly linear first
+    layer is best. On the diagonal fourth moments enter. tests/theory/test_finite_width.py compares both with sampled
+    networks.
     """
     columns, tau = [], tau0
     for layer in layers:
@@ -44,16 +46,17 @@ def fluctuation(layers: Sequence[Activation], tau0: float = 1.0, trained: str = 
 
 
 def implicit_fluctuation(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> tuple[float, float]:
-    """The same of a DEQ's conjugate kernel, for i != j and for i = j, to be held beside `fluctuation(layers, tau0,
-    "readout")` of the network that matches it.
+    """Returns the same two numbers of a DEQ's conjugate kernel.
+
+    They are to be compared with `fluctuation(layers, tau0, "readout")` of the network that matches it.
 
     Raises ValueError where the DEQ has no kernel, as `coefficients.implicit_ck`.
 
     Notes
     -----
-    For two orthogonal inputs of norm tau_0. Write F(Lambda) for E[phi(u) phi(v)] at the covariance Lambda of (u, v).
-    Given the products of A with the other equilibria, a unit's pre-activations are to leading order Gaussian with the
-    covariance Lambda^ = sigma_a^2 G^ + sigma_b^2 S of the network itself, and G^ is a mean over m such units:
+    The two inputs are orthogonal and of norm tau_0. Write F(Lambda) for E[phi(u) phi(v)] at the covariance Lambda of
+    (u, v). Given the products of A with the other equilibria, a unit's pre-activations are to leading order Gaussian
+    with the covariance Lambda^ = sigma_a^2 G^ + sigma_b^2 S of the network itself, and G^ is a mean over m such units:
 
         G^ = F(sigma_a^2 G^ + sigma_b^2 S) + noise,      so  G^ - G = noise/(1 - sigma_a^2 F') to first order.
 
@@ -62,8 +65,8 @@ def implicit_fluctuation(activation: Activation, sigma_a2: float, tau0: float = 
 
         off = 1/(1 - sigma_a^2 E[phi']^2)^2,    on = (E[phi^4]/gamma^4 - 1)/(1 - sigma_a^2 E[(phi^2)'']/2)^2.
 
-    An explicit network's noise passes each layer once, the DEQ's comes back to it: where sigma_a^2 F' > 0 that makes it
-    larger. tests/test_matching.py holds both against sampled DEQs.
+    An explicit network's noise passes each layer once. The DEQ's noise comes back to its layer, which makes it larger
+    where sigma_a^2 F' > 0. tests/theory/test_finite_width.py compares both with sampled DEQs.
     """
     diag = implicit_ck(activation, sigma_a2, tau0).diag
     tau = get_tau(activation, sigma_a2, tau0)
@@ -72,8 +75,8 @@ def implicit_fluctuation(activation: Activation, sigma_a2: float, tau0: float = 
     return 1 / (1 - sigma_a2 * m.d1**2) ** 2, (fourth / diag**2 - 1) / (1 - sigma_a2 * m.sq_dd / 2) ** 2
 
 
-def propagate(layers, trained):
-    """The same from (N, mu, w, nu, f4, f2g2, g4) of each layer; arrays of networks broadcast.
+def propagate(layers: Sequence[Sequence[Any]], trained: str) -> tuple[Any, Any]:
+    """Returns `fluctuation` from (N, mu, w, nu, f4, f2g2, g4) of each layer: floats, or arrays over networks.
 
     With f = sigma/(tau E[sigma']) and g = sigma'/E[sigma'] the seven are E[f^2], E[g^2], E[(f^2)'']/2, E[(g^2)'']/2,
     E[f^4], E[f^2 g^2], E[g^4].

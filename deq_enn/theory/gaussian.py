@@ -1,13 +1,13 @@
-"""Gaussian expectations and moments, Hermite coefficients.
+"""This file computes Gaussian expectations and the moments of activations, all in float64.
 
 Everything downstream (tau, the kernel coefficients, the matching, the exact kernels) sees an activation only
-through the integrals of this file. All of it is float64. An expectation over xi ~ N(0, 1) is a sum over panels that end
-at the kinks of the integrand, narrow towards them and towards 0, and are halved until they agree with themselves;
-sampling a grid across a kink, as is often done, stops at about 1e-4.
+through such integrals. An expectation over xi ~ N(0, 1) is a sum over panels. They end at the kinks of the integrand,
+narrow towards the kinks and towards 0, and are cut until coarse and fine panels agree. Sampling a grid across a kink,
+as is often done, stops at an error of about 1e-4.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,13 +20,13 @@ from deq_enn.theory.quadrature import EPS, adapt, graded, lobatto
 
 # ---------------------------------------------------------------------------------------------------------------
 # expectations
-def expectation(f: Elementwise, kinks=()) -> float:
-    """E[f(xi)] for xi ~ N(0, 1), absolute error at most 1e-12 (relative, where E|f| exceeds 1).
+def expectation(f: Elementwise, kinks: Iterable[float] = ()) -> float:
+    """Returns E[f(xi)] for xi ~ N(0, 1), to an absolute 1e-12 (relative, where E|f| exceeds 1).
 
     Parameters
     ----------
     f : elementwise function on a float64 tensor.
-    kinks : points where f is not smooth. Those left out are found by bisection, at some cost.
+    kinks : points where f is not smooth. Bisection locates those that are left out, at some cost.
 
     Raises
     ------
@@ -34,14 +34,14 @@ def expectation(f: Elementwise, kinks=()) -> float:
 
     Notes
     -----
-    f is sampled: a peak away from 0 and from the kinks is seen only if it is wider than about 1e-2. Panels narrow to
-    1e-12 about 0 and the kinks, and there any peak is seen.
+    f is only sampled, so that a peak away from 0 and from the kinks is seen only if it is wider than about 1e-2. About
+    0 and the kinks panels narrow to 1e-12, and any peak is seen there.
     """
     return expectations(lambda xi: (f(xi),), kinks)[0]
 
 
-def expectations(f: Callable[[torch.Tensor], Sequence[torch.Tensor]], kinks=()) -> list[float]:
-    """`expectation` of each of the functions that f returns the values of, on panels that resolve all of them."""
+def expectations(f: Callable[[torch.Tensor], Sequence[torch.Tensor]], kinks: Iterable[float] = ()) -> list[float]:
+    """Returns the expectation of each function whose values f returns, on panels that resolve all of them."""
 
     def rows(x):
         values = f(torch.from_numpy(x))
@@ -49,13 +49,13 @@ def expectations(f: Callable[[torch.Tensor], Sequence[torch.Tensor]], kinks=()) 
             raise ValueError("the function is not elementwise: it must map a tensor to a tensor of the same shape")
         return np.stack([y.detach().numpy() for y in values])
 
-    # a panel's nodes lie so close at its ends that one of the next finer panel's width is seen there
+    # nodes are so dense at the ends of a panel that it sees a peak as narrow as the next finer panel
     panels, _ = adapt(rows, graded({0.0, *kinks}, 256.0 ** -np.arange(1, 6)), 1.0)
     return [sums.sum() for sums in panels.sums(panels.values)]
 
 
 def centre(activation: Activation, tau: float) -> Activation:
-    """phi(x) = f(x) - E[f(tau xi)], the constant fixed; an activation already centred at tau is returned as it is."""
+    """Returns phi(x) = f(x) - E[f(tau xi)]; an activation already centred at tau is returned as it is."""
     mean = expectation(lambda x: activation.fn(tau * x), [k / tau for k in activation.kinks])
     if abs(mean) < 1e-15:
         return activation
@@ -63,18 +63,27 @@ def centre(activation: Activation, tau: float) -> Activation:
     return replace(activation, fn=lambda x: fn(x) - mean)
 
 
+def centred_layers(activations: Iterable[Activation], tau0: float) -> list[Activation]:
+    """Returns the layers of a network with these activations, each centred at the scale of its own input."""
+    layers, tau = [], tau0
+    for activation in activations:
+        layers.append(centre(activation, tau))
+        tau = math.sqrt(gaussian_moments(activation, tau).variance)
+    return layers
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # moments
-_AGREE = 1e-10  # of d1: a function and its derivative must agree to this
+_AGREE = 1e-10  # share of d1 to which a function and its derivative must agree
 
 
 @dataclass(frozen=True)
 class GaussianMoments:
-    """Moments at tau*xi, xi ~ N(0, 1), of an activation f centred at tau: phi = f - E[f(tau xi)].
+    """These are the moments at tau xi, xi ~ N(0, 1), of an activation f centred at tau: phi = f - E[f(tau xi)].
 
     mean = E[f], variance = E[phi^2], d1 = E[phi'], d2 = E[phi''], d1_sq = E[phi'^2], sq_dd = E[(phi^2)''], where the
-    derivatives are those of distributions: a jump counts in each. jumps : the places where f jumps; if there is one,
-    d1_sq is infinite.
+    derivatives are those of distributions, so that a jump counts in each. jumps has the places where f jumps; if there
+    is any, d1_sq is infinite.
     """
 
     mean: float
@@ -87,10 +96,10 @@ class GaussianMoments:
 
 
 def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
-    """Moments of the activation centred at tau. `tau` > 0 is the standard deviation of the pre-activation.
+    """Returns the moments of the activation centred at tau > 0, the standard deviation of the pre-activation.
 
-    Relative error about 1e-12, where no cancellation interferes (of E|f'|, say, in d1). Where tau is small, d2 has an
-    error of about 1e-17 d1/tau as well, the rounding of the derivative.
+    Their relative error is about 1e-12, where nothing cancels (as E|f'| may in d1). Where tau is small, d2 also has an
+    error of about 1e-17 d1/tau, the rounding of the derivative.
 
     Raises
     ------
@@ -99,11 +108,11 @@ def gaussian_moments(activation: Activation, tau: float) -> GaussianMoments:
 
     Notes
     -----
-    Where f is continuous: d1 = E[f'], and by Stein's lemma, E[g'(tau xi)] = E[xi g(tau xi)]/tau, d2 = E[xi f']/tau and
-    sq_dd = 2 E[xi phi f']/tau, so that the kinks of a piecewise-linear activation contribute as they must. phi is
-    the integral of f' where that is f - f(0) to rounding, as it keeps the digits which f - f(0) loses at small tau.
+    If f is continuous, d1 = E[f']. By Stein's lemma, E[g'(tau xi)] = E[xi g(tau xi)]/tau, d2 = E[xi f']/tau and
+    sq_dd = 2 E[xi phi f']/tau, so that the kinks of a piecewise-linear activation contribute as they must. phi is taken
+    as the integral of f' wherever that is f - f(0) to rounding: it keeps the digits that f - f(0) loses at small tau.
 
-    Where f jumps: d1 = E[xi phi]/tau, d2 = E[(xi^2 - 1) phi]/tau^2 and sq_dd = E[(xi^2 - 1) phi^2]/tau^2, which hold
+    If f jumps, d1 = E[xi phi]/tau, d2 = E[(xi^2 - 1) phi]/tau^2 and sq_dd = E[(xi^2 - 1) phi^2]/tau^2, which hold
     for any f, and d1_sq = inf. A jump that makes less than 1e-10 of d1 is taken for rounding.
     """
     if not (tau > 0 and math.isfinite(tau)):
@@ -119,7 +128,7 @@ def _moments(activation, tau):
     def mean_of(values):
         return float(np.vdot(weights, values))
 
-    # the integral of df from 0, outwards panel by panel: f less this is constant but for jumps
+    # the integral of df from 0 outwards, panel by panel; f minus this is constant apart from jumps
     integral, zero = _antiderivative(panels, tau), np.searchsorted(panels.left, 0.0)
     ends = integral[:, -1]
     integral += np.concatenate([-np.cumsum(ends[:zero][::-1])[::-1], [0.0], np.cumsum(ends[zero:-1])])[:, None]
@@ -159,8 +168,11 @@ def _moments(activation, tau):
 
 
 def _resolve(activation, tau):
-    """Panels on which f, f' and f'^2 are resolved and f is the integral of f' but for jumps; the rounding of f there;
-    and whether the two part in so many places that they do not belong together."""
+    """Returns panels that resolve f, f' and f'^2, the rounding of f there, and whether f and f' belong together.
+
+    On the panels f is the integral of f' apart from jumps. Where the two part in many places, they do not belong
+    together.
+    """
 
     def integrands(xi):
         x = torch.from_numpy(tau * xi)
@@ -173,12 +185,12 @@ def _resolve(activation, tau):
 
     bound = activation.lipschitz if math.isfinite(activation.lipschitz) else 0.0
 
-    def rounding(panels, largest):  # of f, of its argument, and of intermediate values such as the exp(x) in elu
+    def rounding(panels, largest):  # that of f, of its argument, and of intermediate values such as the exp(x) in elu
         f, df, _ = panels.values
         return 64 * EPS * (abs(f) + tau * abs(df * panels.x) + bound + np.minimum(bound * tau * abs(panels.x), largest))
 
     def inspect(panels, scale):
-        # the interpolant of f', and whether its integral is f
+        # whether f' is resolved by its interpolant, and whether the integral of that is f
         tail = abs(panels.values[1] @ lobatto().spectrum[-2:].T).max(1) * (panels.right - panels.left)
         gap = panels.values[0] - _antiderivative(panels, tau)
         gap = (gap.max(1) - gap.min(1)) * panels.density.max(1)
@@ -197,15 +209,15 @@ def _resolve(activation, tau):
 
 
 def _antiderivative(panels, tau):
-    """The integral of f' over x = tau xi, from the left end of each panel to each of its nodes."""
+    """Returns the integral of f' over x = tau xi, from the left end of each panel to each of its nodes."""
     return tau * (panels.right - panels.left)[:, None] / 2 * (panels.values[1] @ lobatto().integral.T)
 
 
 def _places(activation, tau, jumps):
-    """Where the function jumps, in x: the declared kink or 0 if it is one, each place once."""
-    found = []
+    """Returns each place x where the function jumps once; where that is a declared kink or 0, exactly that."""
+    places = []
     for place in (tau * jumps).tolist():
         place = next((k for k in (0.0, *activation.kinks) if abs(place - k) < 1e-11 * tau), place)
-        if not found or place - found[-1] > 1e-11 * tau:
-            found.append(place)
-    return tuple(found)
+        if not places or place - places[-1] > 1e-11 * tau:
+            places.append(place)
+    return tuple(places)

@@ -1,6 +1,8 @@
 """Hermite functions, and the coefficients of an activation in them, at any number of scales at once."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,13 +10,13 @@ import torch
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.quadrature import EPS, SQRT_2PI, TOLERANCE, lobatto
 
-# ---------------------------------------------------------------------------------------------------------------
-# Hermite coefficients
-_REACH = 16.0
+_REACH = 16.0  # standard deviations, beyond which f times the density times h_k is negligible
+_MOST_EDGES = 2048  # panels at most, after which an activation counts as not resolved
+_ENTRIES = 2e7  # entries of the arrays that are in memory at once
 
 
 def hermite_functions(x: torch.Tensor, degree: int) -> torch.Tensor:
-    """h_k(x) exp(-x^2/4) for k = 0 .. degree, shape (degree + 1, *x.shape), with h_k orthonormal under N(0, 1).
+    """Returns h_k(x) exp(-x^2/4), k = 0 .. degree, of shape (degree + 1, *x.shape), h_k orthonormal under N(0, 1).
 
     The weight keeps the three-term recurrence h_{k+1} = (x h_k - sqrt(k) h_{k-1}) / sqrt(k+1) bounded at any degree.
     """
@@ -28,8 +30,10 @@ def hermite_functions(x: torch.Tensor, degree: int) -> torch.Tensor:
     return table
 
 
-def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Tensor:
-    """c_k = E[f(s xi) h_k(xi)], k = 0 .. degree, of the activation as given (not centred) at each scale s.
+def hermite_coefficients(
+    activation: Activation, scale: float | Sequence[float] | torch.Tensor, degree: int
+) -> torch.Tensor:
+    """Returns c_k = E[f(s xi) h_k(xi)], k = 0 .. degree, of the activation as given (not centred) at each scale s.
 
     Parameters
     ----------
@@ -49,80 +53,112 @@ def hermite_coefficients(activation: Activation, scale, degree: int) -> torch.Te
     -----
     E[f(s xi) f(t xi')] = sum_k c_k(s) c_k(t) rho^k for unit Gaussians of correlation rho (Mehler).
     """
-    scale = torch.atleast_1d(torch.as_tensor(scale, dtype=torch.float64))
-    if scale.ndim != 1 or not bool(((scale > 0) & torch.isfinite(scale)).all()):
+    scales = torch.as_tensor(scale, dtype=torch.float64)
+    scales = scales[None] if scales.ndim == 0 else scales
+    if scales.ndim != 1 or not bool(((scales > 0) & torch.isfinite(scales)).all()):
         raise ValueError("scale must be one or more positive finite numbers")
     if degree < 0:
         raise ValueError(f"degree must be at least 0, got {degree}")
-    distinct, where = torch.unique(scale, return_inverse=True)
-    kinks = torch.tensor([k for k in activation.kinks if k], dtype=torch.float64, device=scale.device)
-    spectrum = torch.from_numpy(lobatto().spectrum[-2:].T.copy()).to(scale.device)
+    distinct, where = torch.unique(scales, return_inverse=True)
+    kinks = torch.tensor([k for k in activation.kinks if k], dtype=torch.float64, device=scales.device)
+    integrals = _Integrals(activation, distinct, degree, kinks)
+    return integrals.coefficients(integrals.resolved_edges())[where]
 
-    def own_edges(edges, s):
-        """(n, panels + 1), or (1, panels + 1) shared by all scales s: kinks sit at another place for each scale."""
-        if not len(kinks):
-            return edges[None]
-        return torch.cat([edges.expand(len(s), -1), (kinks / s[:, None]).clamp(-_REACH, _REACH)], 1).sort(1).values
 
-    def chunks(edges):  # of scales, to bound memory
-        return distinct.split(max(1, int(2e7 / (20 * len(edges) * (degree + 1 if len(kinks) else 1)))))
+@dataclass(frozen=True)
+class _Integrals:
+    """The integrals of one activation against h_0 .. h_degree, at distinct scales (n,); kinks other than 0 (k,)."""
 
-    def unresolved(edges):  # -> one bool for each panel: at some scale, f is no polynomial there
-        rough = torch.zeros(len(edges) - 1, dtype=torch.bool, device=edges.device)
-        for s in chunks(edges):
-            own = own_edges(edges, s)
-            x, half = _lobatto_panels(own)
-            f = activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4)
-            largest = f.abs().amax((1, 2))
-            ends = torch.maximum(f[:, 0, 0].abs(), f[:, -1, -1].abs())
-            if not (fine := ends <= TOLERANCE * largest).all():
-                bad = int((~fine).nonzero()[0])
-                if not f[bad][x[bad % len(x)].abs() < 12].any():
-                    raise ValueError(
-                        f"activation {activation.name} at scale {s[bad].item():.6g}: as far as a Gaussian variable of "
-                        "this scale reaches, the function is constant"
-                    )
+    activation: Activation
+    scales: torch.Tensor
+    degree: int
+    kinks: torch.Tensor
+
+    def resolved_edges(self):
+        """Returns sorted edges of panels, the same for all scales, on each of which f is a polynomial to rounding."""
+        edges = self._first_edges()
+        while (rough := self._unresolved(edges)).any():
+            edges = torch.cat([edges, ((edges[1:] + edges[:-1]) / 2)[rough]]).sort().values
+            if len(edges) > _MOST_EDGES:
                 raise ValueError(
-                    f"activation {activation.name} grows too fast for its Hermite coefficients, or is not "
-                    f"finite, at scale {s[bad].item():.6g}"
+                    f"the Hermite coefficients of {self.activation.name} at scale {self.scales.max().item():.6g} do "
+                    "not converge: it varies too quickly, or a kink of it is not declared"
                 )
+        return edges
+
+    def coefficients(self, edges):
+        """Returns c_k at each scale, (n, degree + 1), by the rule on these panels."""
+        rows = []
+        for s in self._chunks(edges):
+            own = self._own_edges(edges, s)
+            row = torch.zeros(len(s), self.degree + 1, dtype=torch.float64, device=self.scales.device)
+            block = max(1, int(_ENTRIES / (20 * len(own) * (self.degree + 1))))
+            for start in range(0, own.shape[1] - 1, block):
+                x, half = _lobatto_panels(own[:, start : start + block + 1])
+                weights = half[..., None] * torch.from_numpy(lobatto().weights).to(half) / SQRT_2PI
+                f = (self.activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4) * weights).flatten(1)
+                table = hermite_functions(x.flatten(1), self.degree)
+                row += f @ table[:, 0].T if len(own) == 1 else torch.einsum("nq,knq->nk", f, table)
+            rows.append(row)
+        return torch.cat(rows)
+
+    def _first_edges(self):
+        # h_k oscillates at a frequency of about sqrt(k)
+        width = min(0.5, 4 / math.sqrt(self.degree + 1))
+        edges = np.linspace(-_REACH, _REACH, math.ceil(_REACH / width) * 2 + 1)  # 0 is an edge
+        if not self.activation.slopes:  # f(s x) varies on a scale of 1/s about 0
+            largest = self.scales.max().item()
+            steps = width * 2.0 ** -np.arange(1, math.ceil(math.log2(max(1.0, 2 * width * largest))))
+            edges = np.sort(np.concatenate([edges, steps, -steps]))
+        return torch.from_numpy(edges).to(self.scales.device)
+
+    def _own_edges(self, edges, s):
+        """Returns (n, panels + 1) edges with the kinks, which lie elsewhere for each scale; (1, panels + 1) if none."""
+        if not len(self.kinks):
+            return edges[None]
+        kinks = (self.kinks / s[:, None]).clamp(-_REACH, _REACH)
+        return torch.cat([edges.expand(len(s), -1), kinks], 1).sort(1).values
+
+    def _chunks(self, edges):
+        """Splits the scales, so that memory is bounded."""
+        columns = self.degree + 1 if len(self.kinks) else 1
+        return self.scales.split(max(1, int(_ENTRIES / (20 * len(edges) * columns))))
+
+    def _unresolved(self, edges):
+        """Returns (panels,) bool: at some scale, f is no polynomial of the rule's degree on this panel."""
+        spectrum = torch.from_numpy(lobatto().spectrum[-2:].T.copy()).to(self.scales.device)
+        rough = torch.zeros(len(edges) - 1, dtype=torch.bool, device=edges.device)
+        for s in self._chunks(edges):
+            own = self._own_edges(edges, s)
+            x, half = _lobatto_panels(own)
+            f = self.activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4)
+            largest = f.abs().amax((1, 2))
+            self._check_tails(s, x, f, largest)
             at_fault = (f @ spectrum).abs().amax(-1) * half > TOLERANCE * largest[:, None]
             middles = ((own[:, 1:] + own[:, :-1]) / 2).expand(len(s), -1)[at_fault]
             rough[torch.searchsorted(edges, middles) - 1] = True
         return rough
 
-    # f * density * h_k = f * exp(-x^2/4) * (bounded), negligible beyond 16; h_k oscillates at frequency ~ sqrt(k)
-    width = min(0.5, 4 / math.sqrt(degree + 1))
-    edges = np.linspace(-_REACH, _REACH, math.ceil(_REACH / width) * 2 + 1)  # 0 is an edge
-    if not activation.slopes:  # f(s x) varies on a scale of 1/s about 0
-        steps = width * 2.0 ** -np.arange(1, math.ceil(math.log2(max(1.0, 2 * width * scale.max().item()))))
-        edges = np.sort(np.concatenate([edges, steps, -steps]))
-    edges = torch.from_numpy(edges).to(scale.device)
-    while (rough := unresolved(edges)).any():
-        edges = torch.cat([edges, ((edges[1:] + edges[:-1]) / 2)[rough]]).sort().values
-        if len(edges) > 2048:
+    def _check_tails(self, s, x, f, largest):
+        """Raises ValueError where f times the root of the density has not decayed at the ends."""
+        ends = torch.maximum(f[:, 0, 0].abs(), f[:, -1, -1].abs())
+        fine = ends <= TOLERANCE * largest
+        if fine.all():
+            return
+        bad = int((~fine).nonzero()[0])
+        if not f[bad][x[bad % len(x)].abs() < 12].any():
             raise ValueError(
-                f"the Hermite coefficients of {activation.name} at scale {scale.max().item():.6g} do not "
-                "converge: it varies too quickly, or a kink of it is not declared"
+                f"activation {self.activation.name} at scale {s[bad].item():.6g}: as far as a Gaussian variable of "
+                "this scale reaches, the function is constant"
             )
-
-    rows = []
-    for s in chunks(edges):
-        own = own_edges(edges, s)
-        row = torch.zeros(len(s), degree + 1, dtype=torch.float64, device=scale.device)
-        block = max(1, int(2e7 / (20 * len(own) * (degree + 1))))
-        for start in range(0, own.shape[1] - 1, block):
-            x, half = _lobatto_panels(own[:, start : start + block + 1])
-            weights = half[..., None] * torch.from_numpy(lobatto().weights).to(half) / SQRT_2PI
-            f = (activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4) * weights).flatten(1)
-            table = hermite_functions(x.flatten(1), degree)
-            row += f @ table[:, 0].T if len(own) == 1 else torch.einsum("nq,knq->nk", f, table)
-        rows.append(row)
-    return torch.cat(rows)[where]
+        raise ValueError(
+            f"activation {self.activation.name} grows too fast for its Hermite coefficients, or is not "
+            f"finite, at scale {s[bad].item():.6g}"
+        )
 
 
 def _lobatto_panels(edges):
-    """Nodes (r, panels, 20) and half-widths (r, panels) of the panels between edges (r, panels + 1)."""
+    """Returns nodes (r, panels, 20) and half-widths (r, panels) of the panels between edges (r, panels + 1)."""
     left, right = edges[:, :-1], edges[:, 1:]
     half, margin = (right - left) / 2, 4 * EPS * torch.maximum(left.abs(), right.abs())
     x = (left + half)[..., None] + half[..., None] * torch.from_numpy(lobatto().nodes).to(edges)

@@ -1,4 +1,4 @@
-"""The limiting spectrum of an equivalent kernel on a mixture: the density of its bulk, an atom, isolated eigenvalues.
+"""The spectrum of an equivalent kernel on a mixture has a limit: the density of a bulk, an atom, isolated eigenvalues.
 
 On a mixture the equivalent kernel is c1 X X^T + V C V^T + (diag - tau_0^2 c1) I. Write X = J M/sqrt(p) + W with the
 class means M (K, p) and noise rows w_i ~ N(0, C_a/p). All but W W^T has low rank, U A U^T with
@@ -13,22 +13,42 @@ for one class with C = I.
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+import torch
 
 from deq_enn.theory.coefficients import KernelCoefficients
+from deq_enn.theory.mixture import MixtureStatistics
+
+
+class MixtureSample(Protocol):
+    """The limit needs these of n samples from a mixture of K classes.
+
+    X : (n, p) samples. statistics : of the samples.
+    covariances : (K, q) eigenvalues of the C_a in a common basis, in q groups of `multiplicity` (q,), p in all.
+    overlaps : (q, K, K) what each group adds to the class means' mu_a^T mu_b, mu_a = sqrt(p) E[x].
+    psi_variance : (K,) Var[psi_i].
+    """
+
+    X: torch.Tensor
+    statistics: MixtureStatistics
+    covariances: np.ndarray
+    multiplicity: np.ndarray
+    overlaps: np.ndarray
+    psi_variance: np.ndarray
 
 
 @dataclass(frozen=True)
 class Bulk:
-    """W W^T at its limit: class ratios n_a/p and the covariances, as in `Sample`."""
+    """This is W W^T at its limit, given by the class ratios n_a/p and the covariances of `MixtureSample`."""
 
     ratios: np.ndarray
     covariances: np.ndarray
     multiplicity: np.ndarray
 
-    def solve(self, x, tolerance=1e-10):
-        """g (len(x), K) and R (len(x), q) at the points x, complex or real outside the support."""
+    def solve(self, x: np.ndarray, tolerance: float = 1e-10) -> tuple[np.ndarray, np.ndarray]:
+        """Returns g (len(x), K) and R (len(x), q) at points x that are complex, or real and outside the support."""
         share = (self.covariances * self.multiplicity / self.multiplicity.sum()).T
         load = self.ratios[:, None] * self.covariances
         g = np.repeat(-1 / x[:, None], len(self.ratios), 1)
@@ -42,13 +62,13 @@ class Bulk:
                 break
         return g, 1 / (1 + g @ load)
 
-    def density(self, x):
-        """Of the spectrum of W W^T at x > 0, the atom at 0 left out."""
+    def density(self, x: np.ndarray) -> np.ndarray:
+        """Returns the density of the spectrum of W W^T at x > 0, without the atom at 0."""
         g, _ = self.solve(x * (1 + 1e-5j), 1e-7)
-        return np.maximum(g.imag @ self.ratios / self.ratios.sum() / math.pi, 0)
+        return np.maximum(np.imag(g) @ self.ratios / self.ratios.sum() / math.pi, 0)
 
-    def support(self):
-        """(left, right) ends of the continuous part, to about 1%."""
+    def support(self) -> tuple[float, float]:
+        """Returns the left and the right end of the continuous part, to about 1%."""
         p = self.multiplicity.sum()
         trace = (self.covariances * self.multiplicity).sum(1) / p
         top = self.covariances.max() * (1 + math.sqrt(self.ratios.sum())) ** 2
@@ -58,8 +78,10 @@ class Bulk:
         return inside[0], inside[-1]
 
 
-def isolated_eigenvalues(sample, coefficients, bulk, right):
-    """Limits x of the eigenvalues of W W^T + U A U^T at least 2% above the bulk's right end, which is known to 1%."""
+def isolated_eigenvalues(
+    sample: MixtureSample, coefficients: KernelCoefficients, bulk: Bulk, right: float
+) -> list[float]:
+    """Returns the limits of the eigenvalues of W W^T + U A U^T at least 2% above the bulk's end, known to 1%."""
     K, p = len(bulk.ratios), bulk.multiplicity.sum()
     t, T = sample.statistics.t.numpy(), sample.statistics.T.numpy()
     c2, c3 = coefficients.c2 / coefficients.c1, coefficients.c3 / coefficients.c1
@@ -82,22 +104,23 @@ def isolated_eigenvalues(sample, coefficients, bulk, right):
     x = np.geomspace(right * 1.02, largest, 2000)
     value = determinant(x)
     k = np.nonzero(np.sign(value[1:]) != np.sign(value[:-1]))[0]
-    # the steps are half a percent: a secant is enough
+    # the steps of the grid are half a percent, so that a secant is enough
     return (x[k] - value[k] * (x[k + 1] - x[k]) / (value[k + 1] - value[k])).tolist()
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The limiting spectrum of an equivalent kernel: density on a grid, an atom, and isolated eigenvalues."""
+    """A limiting spectrum has a density, given on a grid, an atom, and isolated eigenvalues."""
 
     x: np.ndarray
     density: np.ndarray
     atom: float
     atom_mass: float
-    isolated: list
+    isolated: list[float]
 
 
-def limiting_spectrum(sample, coefficients: KernelCoefficients) -> Limit:
+def limiting_spectrum(sample: MixtureSample, coefficients: KernelCoefficients) -> Limit:
+    """Returns the limiting spectrum of the equivalent kernel with these coefficients on this sample's mixture."""
     n, p = sample.X.shape
     bulk = Bulk(sample.statistics.J.sum(0).numpy() / p, sample.covariances, sample.multiplicity)
     left, right = bulk.support()

@@ -1,6 +1,6 @@
-"""The closed-form kernel of a Gaussian mixture is made of four coefficients and of the statistics of the mixture here.
+"""The equivalent kernel of a Gaussian mixture is made of four coefficients and of the statistics in this file.
 
-Theorems 1 to 3 of the paper give it as M = c1 S + V C V^T + (diag - tau_0^2 c1) I, with V = [J/sqrt(p), psi].
+Theorems 1 to 3 of the paper give the matrix as M = c1 S + V C V^T + (diag - tau_0^2 c1) I, with V = [J/sqrt(p), psi].
 """
 
 import math
@@ -16,7 +16,7 @@ from deq_enn.theory.equilibrium import estimate_tau0
 # the equivalent matrix
 @dataclass(frozen=True)
 class MixtureStatistics:
-    """What the theory needs of n samples from a K-class mixture, sqrt(p) x ~ N(mu_a, C_a).
+    """The theory needs these statistics of n samples from a K-class mixture, sqrt(p) x ~ N(mu_a, C_a).
 
     J : (n, K) float64, one-hot class membership.
     t : (K,) tr(C_a - C)/sqrt(p), with C the class-weighted mean of the C_a.
@@ -33,7 +33,7 @@ class MixtureStatistics:
 
 
 def equivalent_kernel(coefficients: KernelCoefficients, X: torch.Tensor, statistics: MixtureStatistics) -> torch.Tensor:
-    """The equivalent matrix M above for data X (n, p), float64, of shape (n, n) (Theorems 1 to 3)."""
+    """Returns the equivalent matrix M above for data X (n, p), float64, of shape (n, n) (Theorems 1 to 3)."""
     X = X.double()
     n, p = X.shape
     if statistics.J.shape[0] != n or statistics.psi.shape != (n,):
@@ -50,7 +50,7 @@ def equivalent_kernel(coefficients: KernelCoefficients, X: torch.Tensor, statist
 
 
 def estimate_statistics(X: torch.Tensor, y: torch.Tensor) -> MixtureStatistics:
-    """The mixture's statistics from labelled data X (n, p), y (n,) integers, in O(n p min(n, p)).
+    """Estimates the mixture's statistics from labelled data X (n, p), y (n,) integers, in O(n p min(n, p)).
 
     Each class is centred at its sample mean; the class of label y.unique()[a] is column a of J.
 
@@ -60,14 +60,14 @@ def estimate_statistics(X: torch.Tensor, y: torch.Tensor) -> MixtureStatistics:
 
     Notes
     -----
-    Biases, for Gaussian classes of n_a samples:
+    For Gaussian classes of n_a samples the biases are these:
 
     - The plug-in tr(C_a^ C_a^)/p of the sample covariances is too large by (tr C_a)^2/(n_a p), that is by a share of
-      about p/n_a, which does not vanish as n and p grow together. Its cause is the terms of a sample with itself, so
-      T_aa here averages (x_i^T x_j)^2 over pairs i != j alone; a relative bias of O(p/n_a^2) remains. T_ab, a != b,
-      and t are unbiased.
+      about p/n_a, which does not vanish as n and p grow together. The terms of a sample with itself cause it. So T_aa
+      here averages (x_i^T x_j)^2 over pairs i != j alone, and a relative bias of O(p/n_a^2) remains. T_ab, a != b, and
+      t are unbiased.
     - psi has mean zero within each class by construction, and |x_i - sample mean|^2 is short by tr C_a/(n_a p) in
-      expectation, which the class average takes with it: the bias of psi is zero, its error O(p^{-1/2} n^{-1/2}).
+      expectation. The class average is short by as much, so that psi has no bias, and an error of O(p^{-1/2} n^{-1/2}).
     - tau_0 is that of `estimate_tau0`: it counts the class means, sum_a n_a |mu_a|^2/(n p), which the theory's
       tr C/p neglects and a kernel of real data does not.
     """
@@ -101,7 +101,7 @@ def estimate_statistics(X: torch.Tensor, y: torch.Tensor) -> MixtureStatistics:
 
 
 def _squared_products(Z, W):
-    """sum_ij (z_i^T w_j)^2 by whichever product is smaller."""
+    """Returns sum_ij (z_i^T w_j)^2 by whichever product is smaller."""
     if len(Z) * len(W) <= Z.shape[1] ** 2:
         return (Z @ W.T).square().sum()
     return ((Z.T @ Z) * (W.T @ W)).sum()

@@ -1,25 +1,29 @@
-"""Adaptive quadrature under the density of N(0, 1): composite Gauss-Lobatto rules on panels that are cut.
+"""Integrals under the density of N(0, 1) are sums of Gauss-Lobatto rules on panels, which are cut until they suffice.
 
 The rule has nodes at both ends of a panel, so that nothing hides between the last node of one panel and the first of
-the next. All of it is float64 numpy.
+the next. All of this is float64 numpy.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.polynomial import legendre
 
-TOLERANCE = 1e-14  # of each panel, so that the whole is within 1e-12
+TOLERANCE = 1e-14  # error of each panel, so that the whole is within 1e-12
 EPS, SQRT_2PI = 2.0**-52, math.sqrt(2 * math.pi)
-_RANGE = 38.0  # beyond it the density is below the smallest normal float64
-_EDGES = [-38.0, -30, -23, -18, -14, -11, *range(-8, 9), 11, 14, 18, 23, 30, 38.0]
+_RANGE = 38.0  # standard deviations, beyond which the density is below the smallest normal float64
+_EDGES = [-38.0, -30, -23, -18, -14, -11, *range(-8, 9), 11, 14, 18, 23, 30, 38.0]  # ends of the first panels
+_MANY_FAULTS = 1000  # panels at fault, from which on the faults count as everywhere
+
+Integrand = Callable[[np.ndarray], np.ndarray]  # nodes (q,) -> values (k, q)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Gauss-Lobatto on [-1, 1] with 20 nodes.
+    """This is the Gauss-Lobatto rule on [-1, 1] with 20 nodes.
 
     integral @ f is the integral of f's interpolant from -1 to each node, spectrum @ f its Legendre coefficients.
     """
@@ -31,7 +35,8 @@ class Rule:
 
 
 @cache
-def lobatto(n=20):
+def lobatto(n: int = 20) -> Rule:
+    """Returns the Gauss-Lobatto rule with n nodes, from the roots of the derivative of a Legendre polynomial."""
     last = [0] * (n - 1) + [1]
     inner = legendre.legroots(legendre.legder(last))
     inner = inner - legendre.legval(inner, legendre.legder(last)) / legendre.legval(inner, legendre.legder(last, 2))
@@ -43,7 +48,7 @@ def lobatto(n=20):
 
 @dataclass(frozen=True)
 class Panels:
-    """Panels, their nodes x (panels, 20), the density of N(0, 1), weights that include it, values (k, panels, 20)."""
+    """Panels have nodes x (panels, 20), the density of N(0, 1), weights that include it, and values (k, panels, 20)."""
 
     left: np.ndarray
     right: np.ndarray
@@ -52,7 +57,8 @@ class Panels:
     weights: np.ndarray
     values: np.ndarray
 
-    def pick(self, index):
+    def pick(self, index: np.ndarray) -> "Panels":
+        """Returns those of the panels that an index selects."""
         return Panels(
             self.left[index],
             self.right[index],
@@ -62,13 +68,14 @@ class Panels:
             self.values[:, index],
         )
 
-    def sums(self, values):
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Returns the integral of values (..., panels, 20) over each panel, (..., panels)."""
         return np.einsum("...pq,pq->...p", values, self.weights)
 
 
 def _sample(f, left, right):
     rule, half = lobatto(), (right - left) / 2
-    # an edge may be a kink or a jump: its panels see their own side of it, a few units in the last place away
+    # an edge may be a kink or a jump; each panel's nodes stay on its own side, a few units in the last place away
     margin = 4 * EPS * np.maximum(abs(left), abs(right))
     x = (left + half)[:, None] + half[:, None] * rule.nodes
     x = np.clip(x, (left + margin)[:, None], (right - margin)[:, None])
@@ -85,7 +92,10 @@ def _sample(f, left, right):
 
 
 def _check_tails(f, panels, size, scale):
-    """ValueError where f has not decayed: most of it may lie beyond 30 if it begins at 33, but not in the last 0.1."""
+    """Raises ValueError where f has not decayed.
+
+    Where f begins at 33, most of it lies beyond 30 and is fine; in the last 0.1 before 38 there must be nothing.
+    """
     last = _sample(f, np.array([-_RANGE, _RANGE - 0.1]), np.array([0.1 - _RANGE, _RANGE]))
     cut_off = last.sums(abs(last.values)).max(1) > TOLERANCE * scale
     if not cut_off.any():
@@ -97,23 +107,31 @@ def _check_tails(f, panels, size, scale):
     )
 
 
-def adapt(f, edges, floors, inspect=None):
-    """Sorted panels on which f : (q,) nodes -> (k, q) values is resolved, each to TOLERANCE of E|f| or `floors`.
+def adapt(
+    f: Integrand,
+    edges: Iterable[float],
+    floors: float | np.ndarray,
+    inspect: Callable[[Panels, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> tuple[Panels, bool]:
+    """Returns sorted panels on which f is resolved, each to TOLERANCE of E|f|, and whether faults are everywhere.
 
-    `floors` : (k,), or one for all.
-    `inspect` : (panels, E|f|) -> two (panels,) bool arrays: not resolved for a further reason; at fault. A fault is cut
-    for as long as float64 allows, and may remain (a jump). Returns the panels, and whether faults
-    spread over more than 1000 panels, which are then left wide.
+    Parameters
+    ----------
+    floors : (k,), or a number for all, below which E|f| does not count.
+    inspect : (panels, E|f|) -> two (panels,) bool arrays, of panels that are not resolved for a further reason, and of
+        panels at fault. A fault is cut for as long as float64 allows, and may remain (a jump). Where faults spread over
+        more than 1000 panels, these are left wide.
     """
-    edges = np.array(sorted(edges))
-    panels = _sample(f, edges[:-1], edges[1:])
+    ends = np.array(sorted(edges))
+    panels = _sample(f, ends[:-1], ends[1:])
     value, size = panels.sums(panels.values), panels.sums(abs(panels.values))
     scale = np.maximum(size.sum(-1), floors)
     if (size[:, [0, -1]].max(1) > TOLERANCE * scale).any():
         _check_tails(f, panels, size, scale)
     done, spread = [], False
+    rough = np.ones(len(panels.left), bool)
     for _ in range(120):
-        parts = 8 if len(panels.left) <= 8 else 2  # around the last few points that are left, in larger steps
+        parts = 8 if len(panels.left) <= 8 else 2  # the last few panels are cut in larger steps
         cuts = panels.left[:, None] + (panels.right - panels.left)[:, None] * (np.arange(parts + 1) / parts)
         cuts[:, -1] = panels.right
         panels = _sample(f, cuts[:, :-1].reshape(-1), cuts[:, 1:].reshape(-1))
@@ -122,9 +140,9 @@ def adapt(f, edges, floors, inspect=None):
         rough = (abs(sums.reshape(len(sums), -1, parts).sum(-1) - value) > TOLERANCE * scale[:, None]).any(0)
         if inspect is not None:
             narrow = panels.right - panels.left < 64 * EPS * np.maximum(abs(panels.left), abs(panels.right))
-            unresolved, fault = ((found & ~narrow).reshape(-1, parts).any(1) for found in inspect(panels, scale))
+            unresolved, fault = ((flags & ~narrow).reshape(-1, parts).any(1) for flags in inspect(panels, scale))
             rough |= unresolved
-            spread = fault.sum() > 1000 > 10 * rough.sum()
+            spread = bool(fault.sum() > _MANY_FAULTS > 10 * rough.sum())
             rough |= fault
         if not rough.any():
             done.append(panels)
@@ -141,11 +159,14 @@ def adapt(f, edges, floors, inspect=None):
         )
     if len(done) == 1:
         return done[0], spread
-    joined = [np.concatenate([getattr(p, name) for p in done]) for name in ("left", "right", "x", "density", "weights")]
-    return Panels(*joined, np.concatenate([p.values for p in done], 1)).pick(np.argsort(joined[0])), spread
+    joined = {
+        name: np.concatenate([getattr(p, name) for p in done]) for name in ("left", "right", "x", "density", "weights")
+    }
+    whole = Panels(**joined, values=np.concatenate([p.values for p in done], 1))
+    return whole.pick(np.argsort(whole.left)), spread
 
 
-def graded(points, steps):
-    """Edges of the first panels: the fixed ones, the points, and each point less and plus each step."""
+def graded(points: Iterable[float], steps: Iterable[float]) -> set[float]:
+    """Returns edges of first panels: the fixed ones, the points, and each point minus and plus each step."""
     around = {p + s for p in points for s in (0.0, *steps, *(-s for s in steps))}
     return {*_EDGES, *(e for e in around if -_RANGE < e < _RANGE)}

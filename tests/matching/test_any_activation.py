@@ -14,7 +14,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from ck_ntk import any_activation_matching as study, matching_map
-from ck_ntk.common import command, kernel_figures, samples, slopes
+from ck_ntk.common import command, samples, slopes
 from deq_enn.data.datasets import Dataset
 from deq_enn.kernels import distance as kernel_distance
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
@@ -25,6 +25,7 @@ from deq_enn.theory import activations
 from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
 from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.theory.gaussian import centred_layers
 from deq_enn.utils.random import generator
 from tests.conftest import ROOT
 
@@ -71,7 +72,7 @@ def test_distances_of_the_relu_networks_recomputed():
     deq = implicit_kernels(X, relu, 0.2, "aAB", 1.0)
     roots = [explicit_kernels(X, root.layers)[0] for root in solutions(implicit_ck(relu, 0.2, 1.0), 1.0)]
     scale = math.sqrt(0.8)
-    plain = explicit_kernels(scale * X, kernel_figures.own_layers("relu", 2, scale))
+    plain = explicit_kernels(scale * X, centred_layers([ACTIVATIONS["relu"]] * 2, scale))
 
     def distance(M, other):
         return np.linalg.norm((M - other).numpy(), 2) / np.linalg.norm(M.numpy(), 2)

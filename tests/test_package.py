@@ -1,6 +1,7 @@
 """The package `deq_enn` as somebody else's project has it: installed as a copy, and installed to be edited."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -98,4 +99,14 @@ def test_requirements_are_the_packages_and_the_tests_own():
     """requirements.txt names every dependency of the package, with the same bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = {line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
-    assert set(project["dependencies"]) <= lines and project["version"] == deq_enn.__version__
+    assert set(project["dependencies"]) <= lines
+
+
+def test_version_is_said_once_and_cited():
+    """pyproject.toml takes it from the package; CITATION.cff and the changelog's newest entry name the same."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" not in project and project["dynamic"] == ["version"]
+    assert f"\nversion: {deq_enn.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = [heading for heading in headings if heading != "Unreleased"]
+    assert released[0] == deq_enn.__version__ and len(released) == len(set(released))

@@ -18,7 +18,7 @@ COMMANDS = {
     "run": ("deq_enn.experiments.command", f"deq-enn run: interrupted; {interrupts.RESUME}"),
     "verdict": ("deq_enn.verdicts.command", "deq-enn verdict: interrupted, before anything was found"),
     "match": ("deq_enn.networks.match_command", "deq-enn match: interrupted"),
-    "export": ("deq_enn.networks.export_command", "deq-enn export: interrupted, nothing was written"),
+    "export": ("deq_enn.experiments.export_command", "deq-enn export: interrupted, nothing was written"),
 }
 
 

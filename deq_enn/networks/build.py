@@ -1,4 +1,4 @@
-"""The six networks of the paper, in its scaling, as torch modules.
+"""The six networks of the paper, in its scaling, are built here as torch modules.
 
     DEQ   z = phi(sigma_a A z + sigma_b B x)/sqrt(m)              phi centred at tau_*
     ENN   x_l = sigma_l(W_l x_{l-1})/sqrt(m),  l = 1 .. L         each sigma_l centred at its input scale
@@ -11,20 +11,19 @@ last hidden layer, `forward(x)` the logits. With one seed all networks share B =
     relu_enn     unmatched: two centred ReLU layers, input scaled by sigma_b
     tanh_enn     unmatched: one tanh layer, input scaled by sigma_b
 
-and three for any activation: deq; matched_enn, its match by matching.py; unmatched_enn, centred layers of it (two, or a
-given depth).
+and three for any activation: deq; matched_enn, its match by `matching.families`; unmatched_enn, centred layers of it
+(two, or a given depth).
 """
 
 import math
 
 import torch
-from torch import nn
 
 from deq_enn.matching import families, one_layer_tanh, two_layer_lrelu
 from deq_enn.matching.other_scale import off_centre
-from deq_enn.names import GENERAL, MODELS, UNMATCHED
+from deq_enn.names import DEQS, GENERAL, MODELS, UNMATCHED
 from deq_enn.networks.deq import DEQ
-from deq_enn.networks.enn import ENN
+from deq_enn.networks.enn import ENN, AnyMatch
 from deq_enn.theory.activations import ACTIVATIONS, Activation
 from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.equilibrium import estimate_tau0
@@ -43,46 +42,59 @@ def build_model(
     kernel: str = "ck",
     family: str = "auto",
     depth: int | None = None,
-) -> nn.Module:
-    """One of `MODELS` or `GENERAL` for data of dimension p and scale tau_0, float32 on the CPU.
+) -> DEQ | ENN:
+    """Builds one of `MODELS` or `GENERAL` for data of dimension p and scale tau_0, float32 on the CPU.
 
     Parameters
     ----------
     activation : the DEQ's, for `GENERAL`.
-    kernel, family : those of `matching.match`, for matched_enn.
+    kernel, family : those of `matching.families.match`, for matched_enn.
     depth : number of layers of an unmatched network, by default that of `UNMATCHED`.
     """
-    relu, tanh = ACTIVATIONS["relu"], ACTIVATIONS["tanh"]
-    deqs = {"inn": relu, "tanh_inn": tanh, "deq": activation}
     if depth is not None and name not in UNMATCHED:
         raise ValueError(f"the depth of {name} is not free: choose one of {', '.join(UNMATCHED)} with a depth")
-    if name in deqs:
-        return DEQ(deqs[name], p, dim, n_classes, sigma_a2, tau0, seed)
+    if name not in MODELS + GENERAL:
+        raise ValueError(f"unknown model {name!r}: choose from {', '.join(MODELS + GENERAL)}")
+    own = {"inn": "relu", "relu_enn": "relu", "tanh_inn": "tanh", "tanh_enn": "tanh"}
+    phi = ACTIVATIONS[own[name]] if name in own else activation
+    if name in GENERAL and phi is None:
+        raise ValueError(f"{name} is of any activation: give it one, such as ACTIVATIONS['swish']")
+    if name in DEQS:
+        assert phi is not None
+        return DEQ(phi, p, dim, n_classes, sigma_a2, tau0, seed)
     if name in UNMATCHED:
+        assert phi is not None
         depth = UNMATCHED[name] if depth is None else depth
         if depth < 1:
             raise ValueError(f"a network needs a depth of at least 1, got {depth}")
-        sigma_b, own = math.sqrt(1 - sigma_a2), {"relu_enn": relu, "tanh_enn": tanh}.get(name, activation)
-        return ENN(centred_layers([own] * depth, sigma_b * tau0), p, dim, n_classes, tau0, sigma_b, seed)
+        sigma_b = math.sqrt(1 - sigma_a2)
+        return ENN(centred_layers([phi] * depth, sigma_b * tau0), p, dim, n_classes, tau0, sigma_b, seed)
+    match = _match(name, phi, sigma_a2, tau0, kernel, family)
+    return ENN(match.layers, p, dim, n_classes, tau0, seed=seed, match=match)
+
+
+def _match(
+    name: str, activation: Activation | None, sigma_a2: float, tau0: float, kernel: str, family: str
+) -> AnyMatch:
+    """Returns the match of the DEQ that a matched network stands in for."""
     if name == "l_relu_enn":
-        found = two_layer_lrelu.match(implicit_ck(relu, sigma_a2, tau0), tau0)
-    elif name == "h_tanh_enn":
-        found = one_layer_tanh.match(implicit_ck(tanh, sigma_a2, tau0), tau0)
-    elif name == "matched_enn":
-        found = families.match(activation, sigma_a2, tau0, kernel, family)
-    else:
-        raise ValueError(f"unknown model {name!r}: choose from {', '.join(MODELS + GENERAL)}")
-    return ENN(found.layers, p, dim, n_classes, tau0, seed=seed, match=found)
+        return two_layer_lrelu.match(implicit_ck(ACTIVATIONS["relu"], sigma_a2, tau0), tau0)
+    if name == "h_tanh_enn":
+        return one_layer_tanh.match(implicit_ck(ACTIVATIONS["tanh"], sigma_a2, tau0), tau0)
+    assert activation is not None
+    return families.match(activation, sigma_a2, tau0, kernel, family)
 
 
 def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", family: str = "auto") -> ENN:
-    """The explicit network that may stand in for a DEQ: same width, kernel, seed, first weights, device and dtype.
+    """Builds the explicit network that may stand in for a DEQ.
+
+    It has the DEQ's kernel, width, seed, first weights, device and dtype.
 
     Parameters
     ----------
     deq : its activation, sigma_a^2, width, number of classes and seed are read off it.
     X : (n, p) data that fixes tau_0; by default that of the DEQ.
-    kernel, family : see `matching.match`, which raises MatchError where there is no match.
+    kernel, family : see `matching.families.match`, which raises MatchError where there is no match.
 
     Returns
     -------
@@ -101,12 +113,12 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
     mean, and so have the layers returned (`off_centre`); `coefficients` are then those of the kernel without it.
     """
     tau0 = deq.tau0 if X is None else estimate_tau0(X)
-    found = families.match(deq.activation, deq.sigma_a2, tau0, kernel, family)
-    layers = found.layers
+    match = families.match(deq.activation, deq.sigma_a2, tau0, kernel, family)
+    layers = match.layers
     if X is not None:
         layers = off_centre(layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
     dim, p = deq.B.shape
-    enn = ENN(layers, p, dim, deq.readout.out_features, tau0, seed=deq.seed, match=found).to(deq.B)
+    enn = ENN(layers, p, dim, deq.readout.out_features, tau0, seed=deq.seed, match=match).to(deq.B)
     with torch.no_grad():
         enn.weights[0].copy_(deq.B)
     return enn

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deq_enn.networks.enn import named_scalars
-from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard
+from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solver
 from deq_enn.networks.weights import drawn_readout, normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import implicit_ck
@@ -40,7 +40,7 @@ class DEQ(nn.Module):
         sigma_a2: float,
         tau0: float = 1.0,
         seed: int = 0,
-        solver=Picard(),
+        solver: Solver = Picard(),
     ):
         super().__init__()
         self.activation, self.sigma_a2, self.tau0, self.seed = activation, sigma_a2, tau0, seed
@@ -52,8 +52,8 @@ class DEQ(nn.Module):
         self.B = normal_weights(dim, p, seed=(seed, "first"))
         self.readout = drawn_readout(dim, n_classes, seed)
 
-    def features(self, x):
-        """The equilibrium z (n, m) of inputs x (n, p)."""
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the equilibrium z (n, m) of inputs x (n, p)."""
         # in v = sqrt(m) z, with the scales folded into the weights: v = phi(W v + u)
         root = math.sqrt(len(self.A))
         W = self.A * (math.sqrt(self.sigma_a2) / root)
@@ -65,14 +65,15 @@ class DEQ(nn.Module):
                 f"{error}; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})", error.solution
             ) from None
 
-    def _step(self, v, W, u):
+    def _step(self, v: torch.Tensor, W: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         return self.phi.fn(torch.addmm(u, v, W.T))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the logits (n, n_classes) of inputs x (n, p)."""
         return self.readout(self.features(x))
 
     def describe(self) -> dict:
-        """The scalars of the theory, as they are printed and logged."""
+        """Returns the scalars of the theory, as they are printed and logged."""
         return {
             "activation": self.activation.name,
             "tau0": self.tau0,

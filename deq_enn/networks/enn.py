@@ -1,13 +1,19 @@
-"""Explicit networks: a few layers of given activations and a readout."""
+"""Explicit networks have a few layers of given activations and a readout."""
 
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
+from deq_enn.matching.families import Match
+from deq_enn.matching.one_layer_tanh import HardTanhMatch
+from deq_enn.matching.two_layer_lrelu import LReLUMatch
 from deq_enn.networks.weights import drawn_readout, normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import KernelCoefficients, explicit_ck
+
+AnyMatch = LReLUMatch | HardTanhMatch | Match  # of the paper's examples, and of any activation
 
 
 class ENN(nn.Module):
@@ -33,7 +39,7 @@ class ENN(nn.Module):
         tau0: float = 1.0,
         input_scale: float = 1.0,
         seed: int = 0,
-        match=None,
+        match: AnyMatch | None = None,
     ):
         super().__init__()
         self.layers, self.tau0, self.input_scale, self.match = tuple(layers), tau0, input_scale, match
@@ -48,19 +54,20 @@ class ENN(nn.Module):
         )
         self.readout = drawn_readout(dim, n_classes, seed)
 
-    def features(self, x):
-        """The last hidden layer (n, m) of inputs x (n, p)."""
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the last hidden layer (n, m) of inputs x (n, p)."""
         scale = self.input_scale
         for weight, layer in zip(self.weights, self.layers):
             x = layer.fn((x @ weight.T) * scale)
             scale = 1 / math.sqrt(len(weight))
         return x * scale
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the logits (n, n_classes) of inputs x (n, p)."""
         return self.readout(self.features(x))
 
     def describe(self) -> dict:
-        """The scalars of the theory, as they are printed and logged."""
+        """Returns the scalars of the theory, as they are printed and logged."""
         return {
             "layers": [layer.name for layer in self.layers],
             "tau0": self.tau0,
@@ -70,8 +77,8 @@ class ENN(nn.Module):
         }
 
 
-def _scalars(match) -> dict:
-    """The parameters of a match that can be printed and logged."""
+def _scalars(match: AnyMatch | None) -> dict:
+    """Returns the parameters of a match that can be printed and logged."""
     if match is None:
         return {}
     return {
@@ -81,5 +88,6 @@ def _scalars(match) -> dict:
     }
 
 
-def named_scalars(ck: KernelCoefficients) -> dict:
+def named_scalars(ck: KernelCoefficients) -> dict[str, float]:
+    """Returns the coefficients of a conjugate kernel by the names that logs have for them."""
     return {"gamma2": ck.diag, "alpha1": ck.c1, "alpha2": ck.c2, "alpha3": ck.c3}

@@ -8,41 +8,50 @@
     enn.onnx   where onnx and onnxscript are installed; onnxruntime, where it is, must give the same
 
 all or none of them. `rebuild("enn.pt")` makes the network again, and runs nothing that a file brings along. A network
-here takes rows as the user has them: what data_prepare subtracts and divides by is part of it.
+here takes rows as the user has them: what `load_dataset` subtracts and divides by is part of it.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import logging
 import math
 import os
-import tempfile
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
 from deq_enn.networks.enn import ENN
-from deq_enn.theory.activations import ACTIVATIONS, Activation, piecewise_linear
-from deq_enn.utils.files import atomic_write
+from deq_enn.networks.layers import describe_layer, make_layer
+from deq_enn.theory.activations import Activation
+from deq_enn.utils.files import atomic_write, check_network_file
 
-FORMAT = 1
-TOLERANCE = 1e-5  # of a program's outputs, relative to the largest of the network's
+FORMAT = 1  # number of the JSON file's format, which `rebuild` asks for
+TOLERANCE = 1e-5  # difference that a program's outputs may have, relative to the largest of the network's
 INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
 class LinearReadout(Protocol):
     """A readout that was fitted elsewhere: `weights` (m, classes) and `mean` (classes,), as of `machines.readout`."""
 
-    weights: torch.Tensor
-    mean: torch.Tensor
+    @property
+    def weights(self) -> torch.Tensor:
+        """Returns the matrix (m, classes) that features are multiplied by."""
+        ...
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Returns the constants (classes,) that predictions have added."""
+        ...
 
 
-class Network(nn.Module):
+class ExportedENN(nn.Module):
     """x -> readout of x_L, with x_l = layer_l(W_l x_{l-1}) and x_0 = (x - mean)/scale; the factors are in the weights.
 
     Parameters
@@ -51,7 +60,10 @@ class Network(nn.Module):
     layers : one Activation a hidden layer.
     """
 
-    def __init__(self, inputs: int, widths, classes: int, layers):
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, inputs: int, widths: Sequence[int], classes: int, layers: Sequence[Activation]):
         super().__init__()
         self.layers = tuple(layers)
         self.register_buffer("mean", torch.zeros(inputs))
@@ -59,30 +71,33 @@ class Network(nn.Module):
         self.weights = nn.ParameterList(torch.zeros(*shape) for shape in zip(widths, [inputs, *widths]))
         self.readout = nn.Linear(widths[-1], classes)
 
-    def features(self, x):
-        """The last hidden layer (n, m) of rows x (n, p)."""
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the last hidden layer (n, m) of rows x (n, p)."""
         x = (x - self.mean) / self.scale
         for weight, layer in zip(self.weights, self.layers):
             x = layer.fn(linear(x, weight))
         return x
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the scores (n, classes) of rows x (n, p)."""
         return self.readout(self.features(x))
 
 
 @torch.no_grad()
-def network_of(enn: ENN, readout: LinearReadout | None = None, mean=None, scale: float = 1.0) -> Network:
-    """The explicit network, calibrated to its data as it is built, for rows x of which it is given (x - mean)/scale.
+def network_of(
+    enn: ENN, readout: LinearReadout | None = None, mean: torch.Tensor | None = None, scale: float = 1.0
+) -> ExportedENN:
+    """Returns the explicit network for rows x as they are, where `enn` takes (x - mean)/scale.
 
     Parameters
     ----------
     enn : with layers that are centred, or not, as the DEQ asks.
-    readout : of `ridge_features.solve` for `enn`, whose outputs estimate one-hot rows: the bias is their mean in
+    readout : of `machines.readout.solve` for `enn`, whose outputs estimate one-hot rows: the bias is their mean in
         training. By default the readout is that of `enn`, without a bias.
-    mean, scale : what `data_prepare` normalised the data by, `Dataset.mean` and `Dataset.scale`.
+    mean, scale : what `load_dataset` normalised the data by, `Dataset.mean` and `Dataset.scale`.
     """
     dims = [len(weight) for weight in enn.weights]
-    network = Network(enn.weights[0].shape[1], dims, enn.readout.out_features, enn.layers).to(enn.weights[0])
+    network = ExportedENN(enn.weights[0].shape[1], dims, enn.readout.out_features, enn.layers).to(enn.weights[0])
     if mean is not None:
         network.mean.copy_(mean)
     network.scale.fill_(scale)
@@ -94,82 +109,7 @@ def network_of(enn: ENN, readout: LinearReadout | None = None, mean=None, scale:
     return network
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# layers as numbers
-
-_PROBE = torch.linspace(-6, 6, 121, dtype=torch.float64)
-
-
-def describe_layer(layer: Activation) -> dict:
-    """A layer as JSON: a registry activation plus a constant, a piecewise-linear function, or a polynomial.
-
-    What is none of them, a function of the user's own, is given by its name alone, with which it cannot be rebuilt.
-    """
-    value = layer.fn(torch.zeros(1, dtype=torch.float64)).item()
-    found = []
-    if layer.name in ACTIVATIONS:
-        own = ACTIVATIONS[layer.name].fn(torch.zeros(1, dtype=torch.float64)).item()
-        found.append({"kind": "activation", "activation": layer.name, "constant": value - own})
-    if layer.slopes:
-        found.append({"kind": "piecewise_linear", "kinks": layer.kinks, "slopes": layer.slopes, "value_at_zero": value})
-    one, minus, two, less = layer.fn(torch.tensor([1.0, -1, 2, -2], dtype=torch.float64)).tolist()
-    cubic = ((two - less) / 2 - (one - minus)) / 6
-    found.append(
-        {"kind": "polynomial", "coefficients": (value, (one - minus) / 2 - cubic, (one + minus) / 2 - value, cubic)}
-    )
-    expected = layer.fn(_PROBE)
-    for numbers in found:
-        if (make_layer(layer.name, numbers).fn(_PROBE) - expected).abs().max() <= 1e-12 * expected.abs().max():
-            return {"name": layer.name, **numbers}
-    return {"name": layer.name, "kind": "own"}
-
-
-def _with_constant(activation, constant):
-    return Activation(
-        activation.name,
-        lambda x: activation.fn(x) + constant,
-        activation.derivative,
-        activation.kinks,
-        activation.lipschitz,
-        activation.slopes,
-    )
-
-
-def _polynomial(name, coefficients):
-    a0, a1, a2, a3 = map(float, coefficients)
-    return Activation(name, lambda x: a0 + x * (a1 + x * (a2 + x * a3)), lambda x: a1 + x * (2 * a2 + 3 * a3 * x))
-
-
-def make_layer(name: str, numbers: dict) -> Activation:
-    """The layer that `describe_layer` describes."""
-    kind = numbers["kind"]
-    if kind == "activation":
-        return _with_constant(ACTIVATIONS[numbers["activation"]], float(numbers["constant"]))
-    if kind == "piecewise_linear":
-        return piecewise_linear(name, numbers["kinks"], numbers["slopes"], float(numbers["value_at_zero"]))
-    if kind == "polynomial":
-        return _polynomial(name, numbers["coefficients"])
-    raise ValueError(f"layer {name} is a function that these files do not hold: load the .pt2 program instead")
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# files
-
-
-def check_path(path) -> None:
-    """Raises ValueError where `export` could not write; to be called before an hour of work."""
-    path = Path(path)
-    if path.suffix != ".pt":
-        raise ValueError(f"the network is exported to a file that ends in .pt, and others beside it; got {path}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"{path.parent} cannot be written ({error.strerror}): export to another folder") from None
-
-
-def export(network: Network | ENN, path, X_example: torch.Tensor) -> dict:
+def export(network: ExportedENN | ENN, path: Path | str, X_example: torch.Tensor) -> dict:
     """Writes the network as enn.pt, enn.json, enn.pt2 and, if it can, enn.onnx, for a `path` enn.pt.
 
     Parameters
@@ -188,7 +128,7 @@ def export(network: Network | ENN, path, X_example: torch.Tensor) -> dict:
     ValueError : the place cannot be written, X_example has not the network's inputs, or too few rows.
     RuntimeError : a program's outputs are not the network's to 1e-5.
     """
-    check_path(path)
+    check_network_file(path)
     path = Path(path)
     if isinstance(network, ENN):
         network = network_of(network)
@@ -208,23 +148,28 @@ def export(network: Network | ENN, path, X_example: torch.Tensor) -> dict:
     }
     with torch.no_grad():
         difference = {"pt2": _difference("the torch.export program", program.module()(X_example), expected)}
-    contents[".onnx"], skipped = _onnx(program)
-    if contents[".onnx"] is None:
-        del contents[".onnx"]
-    elif (outputs := onnx_outputs(contents[".onnx"], X_example)) is not None:
-        difference["onnx"] = _difference("the ONNX program", outputs, expected)
-    files = [path.with_suffix(suffix) for suffix in contents]
+    onnx, skipped = _onnx(program)
+    if onnx is not None:
+        contents[".onnx"] = onnx
+        if (outputs := onnx_outputs(onnx, X_example)) is not None:
+            difference["onnx"] = _difference("the ONNX program", outputs, expected)
+    _write_together(path, contents)
+    files = [str(path.with_suffix(suffix)) for suffix in contents]
+    return {"files": files, "difference": difference, "skipped": skipped}
+
+
+def _write_together(path: Path, contents: dict[str, bytes]) -> None:
+    """Writes the contents of each suffix, all of the files or none."""
     try:
         with contextlib.ExitStack() as stack:  # renamed when all are written
-            for file, data in zip(files, contents.values()):
-                stack.enter_context(atomic_write(file)).write(data)
+            for suffix, data in contents.items():
+                stack.enter_context(atomic_write(path.with_suffix(suffix))).write(data)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}): export to another folder") from None
-    return {"files": [str(file) for file in files], "difference": difference, "skipped": skipped}
 
 
-def describe(network: Network) -> dict:
-    """What `rebuild` needs beside the state_dict."""
+def describe(network: ExportedENN) -> dict:
+    """Returns what `rebuild` needs beside the state_dict, ready for JSON."""
     return {
         "format": FORMAT,
         "inputs": len(network.mean),
@@ -238,8 +183,8 @@ def describe(network: Network) -> dict:
     }
 
 
-def rebuild(path) -> Network:
-    """The network that `export` wrote to this path, enn.pt, with enn.json beside it. Nothing is unpickled or run.
+def rebuild(path: Path | str) -> ExportedENN:
+    """Returns the network that `export` wrote to this path, enn.pt, with enn.json beside it; runs nothing of theirs.
 
     Raises ValueError, in one line, where a file is missing or damaged, or a layer is a function of the user's own.
     """
@@ -249,7 +194,7 @@ def rebuild(path) -> Network:
         if said["format"] != FORMAT:
             raise ValueError(f"format {said['format']}, this code reads {FORMAT}")
         layers = [make_layer(layer["name"], layer) for layer in said["layers"]]
-        network = Network(said["inputs"], said["widths"], said["classes"], layers).to(getattr(torch, said["dtype"]))
+        network = ExportedENN(said["inputs"], said["widths"], said["classes"], layers).to(getattr(torch, said["dtype"]))
     except OSError as error:
         raise ValueError(f"{path.with_suffix('.json')} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -266,28 +211,31 @@ def rebuild(path) -> Network:
     return network.eval()
 
 
-def _saved(save, what):
+def _saved(save: Callable[[Any, io.BytesIO], object], what: object) -> bytes:
     buffer = io.BytesIO()
     save(what, buffer)
     return buffer.getvalue()
 
 
-def _difference(what, outputs, expected):
-    found = ((outputs - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
-    if not found <= TOLERANCE:
-        raise RuntimeError(f"{what} differs from the network by {found:.2g} of its largest output; nothing was written")
-    return found
+def _difference(what: str, outputs: torch.Tensor, expected: torch.Tensor) -> float:
+    difference = ((outputs - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"{what} differs from the network by {difference:.2g} of its largest output; nothing was written"
+        )
+    return difference
 
 
-def _onnx(program):
-    """The bytes of a torch.export program as ONNX, or None and why there is none."""
+def _onnx(program: torch.export.ExportedProgram) -> tuple[bytes | None, str | None]:
+    """Returns the bytes of a torch.export program as ONNX, or None and why there is none."""
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        importlib.import_module("onnx")
+        importlib.import_module("onnxscript")
     except ImportError as error:
         return None, f"no ONNX program: {error.name} is not installed ({INSTALL})"
     with quiet():
         converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["x"], output_names=["scores"])
+    assert converted is not None  # it is None only where a file is written at once
     try:
         return converted.model_proto.SerializeToString(), None
     except ValueError:  # of protobuf
@@ -295,9 +243,9 @@ def _onnx(program):
 
 
 def onnx_outputs(model: bytes, X: torch.Tensor) -> torch.Tensor | None:
-    """What onnxruntime makes of the rows X on the CPU; None where it is not installed."""
+    """Returns what onnxruntime makes of the rows X on the CPU; None where it is not installed."""
     try:
-        import onnxruntime
+        onnxruntime = importlib.import_module("onnxruntime")
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -305,8 +253,8 @@ def onnx_outputs(model: bytes, X: torch.Tensor) -> torch.Tensor | None:
 
 
 @contextlib.contextmanager
-def quiet():
-    """Without what exporters say on the way."""
+def quiet() -> Iterator[None]:
+    """Silences what exporters say on the way."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

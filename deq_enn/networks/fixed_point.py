@@ -1,4 +1,4 @@
-"""Fixed-point solvers, and differentiation through a fixed point without its iterations.
+"""Fixed points are solved for here, and differentiated without their iterations.
 
 A solver is a small frozen object with `solve(f, z0) -> Solution`; it knows nothing of gradients. `FixedPoint` puts
 any two of them (forward, backward) behind the implicit function theorem: for z = f(z, theta) and an incoming
@@ -14,7 +14,9 @@ fixed-point iterations, SIAM J. Numer. Anal. 2011.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -22,7 +24,7 @@ import torch
 class ConvergenceError(RuntimeError):
     """A fixed-point iteration diverged or ran out of steps; `solution` is where it stood."""
 
-    def __init__(self, message, solution):
+    def __init__(self, message: str, solution: "Solution"):
         super().__init__(message)
         self.solution = solution
 
@@ -37,13 +39,22 @@ class Solution:
     converged: bool
 
 
-def _residual(fz, z):
+class Solver(Protocol):
+    """What can solve z = f(z): `Picard` and `Anderson` do."""
+
+    def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
+        """Returns the fixed point that the iteration from z0 (n, ...) reaches."""
+        ...
+
+
+def _residual(fz: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     sample = tuple(range(1, fz.ndim))  # not flatten, which copies channels-last images
     size = torch.linalg.vector_norm(fz, dim=sample)
     return torch.linalg.vector_norm(fz - z, dim=sample) / size.clamp_min_(torch.finfo(fz.dtype).tiny)
 
 
-def _finish(value, residual, iterations, tol, strict) -> Solution:
+def _finish(value: torch.Tensor, residual: torch.Tensor, iterations: int, tol: float, strict: bool) -> Solution:
+    """Returns the solution, or raises ConvergenceError where it is none and the solver is strict."""
     worst = residual.max().item() if len(residual) else 0.0
     solution = Solution(value, residual, iterations, worst <= tol)
     if strict and not solution.converged:
@@ -67,16 +78,16 @@ class Picard:
     strict: bool = True
 
     @torch.no_grad()
-    def solve(self, f, z0: torch.Tensor) -> Solution:
-        z = z0
-        for step in range(1, self.max_steps + 1):  # noqa: B007 (used after the loop)
+    def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
+        """Iterates f from z0 (n, ...)."""
+        step, z = 1, z0
+        while True:
             fz = f(z)
             residual = _residual(fz, z)
             worst = residual.max().item() if len(residual) else 0.0
-            if worst <= self.tol or not math.isfinite(worst):
-                break
-            z = fz
-        return _finish(fz, residual, step, self.tol, self.strict)
+            if worst <= self.tol or not math.isfinite(worst) or step >= self.max_steps:
+                return _finish(fz, residual, step, self.tol, self.strict)
+            step, z = step + 1, fz
 
 
 @dataclass(frozen=True)
@@ -94,13 +105,16 @@ class Anderson:
     ridge: float = 1e-10
 
     @torch.no_grad()
-    def solve(self, f, z0: torch.Tensor) -> Solution:
+    def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
+        """Iterates f from z0 (n, ...), each time from the best combination of the last points."""
         n, memory = len(z0), self.memory
         shape, z = z0.shape, z0.flatten(1)
         values = z.new_zeros(n, memory, z.shape[1])  # f(z_j), the latest `memory` of them, in a ring
         residuals = torch.zeros_like(values)  # f(z_j) - z_j
         gram = z.new_zeros(n, memory, memory).double()  # of the residuals; one row is new each step
-        for step in range(1, self.max_steps + 1):
+        step = 0
+        while True:
+            step += 1
             fz = f(z.view(shape)).flatten(1)
             slot, known = (step - 1) % memory, min(step, memory)
             values[:, slot] = fz
@@ -111,8 +125,8 @@ class Anderson:
             size = torch.linalg.vector_norm(fz, dim=1).clamp_min(torch.finfo(fz.dtype).tiny)
             residual = row[:, slot].sqrt().to(size.dtype) / size
             worst = residual.max().item() if n else 0.0
-            if worst <= self.tol or not math.isfinite(worst):
-                break
+            if worst <= self.tol or not math.isfinite(worst) or step >= self.max_steps:
+                return _finish(fz.view(shape), residual, step, self.tol, self.strict)
             # least |sum_j a_j r_j|^2 subject to sum_j a_j = 1, by its normal equations scaled to unit diagonal
             # (a residual that is exactly 0 takes all the weight)
             scale = gram[:, :known, :known].diagonal(dim1=1, dim2=2).clamp_min(1e-200).rsqrt()
@@ -121,7 +135,6 @@ class Anderson:
             weights = torch.linalg.solve(system, scale[:, :, None])[..., 0] * scale
             weights = (weights / weights.sum(1, keepdim=True)).to(z.dtype)
             z = torch.bmm(weights[:, None], values[:, :known])[:, 0]
-        return _finish(fz.view(shape), residual, step, self.tol, self.strict)
 
 
 class _Implicit(torch.autograd.Function):
@@ -201,10 +214,10 @@ class FixedPoint:
     The last call's counts are in `iterations` and `backward_iterations`.
     """
 
-    def __init__(self, solver=Picard(), backward_solver=None):
+    def __init__(self, solver: Solver = Picard(), backward_solver: Solver | None = None):
         self.solver = solver
         self.backward_solver = backward_solver or solver
         self.iterations = self.backward_iterations = 0
 
-    def __call__(self, f, z0: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+    def __call__(self, f: Callable[..., torch.Tensor], z0: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
         return _Implicit.apply(self, f, z0, *args)

@@ -14,7 +14,8 @@ from deq_enn.machines.readout import solve
 from deq_enn.networks import export as export_network
 from deq_enn.networks.build import build_model, matched_enn
 from deq_enn.networks.deq import DEQ
-from deq_enn.networks.export import describe_layer, export, make_layer, network_of, rebuild
+from deq_enn.networks.export import export, network_of, rebuild
+from deq_enn.networks.layers import describe_layer, make_layer
 from deq_enn.theory.activations import ACTIVATIONS, from_function
 
 P, M, K = 12, 24, 3

@@ -1,0 +1,47 @@
+"""`python -m deq_enn`: the four commands by name, and answers to --help and bad flags without anything heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+from deq_enn.__main__ import COMMANDS
+from tests.conftest import ROOT
+
+PROGRAM = """
+import sys
+from deq_enn.__main__ import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code or 0
+else:
+    code = 0
+print("heavy:", [name for name in ("torch", "numpy", "scipy", "matplotlib") if name in sys.modules], code)
+"""
+
+
+def call(*argv):
+    return subprocess.run([sys.executable, "-c", PROGRAM, *argv], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_bad_flags_load_nothing_heavy(command):
+    done = call(command, "--help")
+    assert done.stdout.endswith("heavy: [] 0\n") and "--activation" in done.stdout and not done.stderr
+    done = call(command, "--asquare", "2")
+    assert done.stdout == "heavy: [] 2\n" and done.stderr.count("\n") == 1 and "error: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv, words", [([], "no command given"), (["verdikt"], "unknown command 'verdikt'"), (["-x"], "'-x'")]
+)
+def test_an_unknown_command_is_one_line(argv, words):
+    done = call(*argv)
+    assert done.stdout == "heavy: [] 2\n" and words in done.stderr and done.stderr.count("\n") == 1
+    assert all(command in done.stderr for command in COMMANDS)
+
+
+def test_help_lists_the_commands():
+    done = call("--help")
+    assert all(f"\n    {command} " in done.stdout for command in COMMANDS) and done.stdout.endswith("heavy: [] 0\n")

@@ -167,7 +167,7 @@ class _Implicit(Blocks):
     def _entries(self, rows, cols, base):
         sigma_a2, d1, half_d2, m = self.sigma_a2, self.d1, self.half_d2, self.m
         most = (self.reach[rows, None] * self.reach[cols]).mul_(base)
-        bound = largest(most)
+        bound = min(largest(most), 1.0)
         limit = self.pair.limit(most, bound)  # of pairs that turn out beyond it each is dear
         # second order in the base: a few digits on high-dimensional data
         linear = (d1[rows, None] * d1[cols]).mul_(-sigma_a2).add_(1).reciprocal_()
@@ -246,7 +246,7 @@ class _Explicit(Blocks):
         tangent = (self.s[rows, None] * self.s[cols]).mul_(rho if self.trained == "all" else 0)
         aside = []
         for index, (pair, scale, mean, shrink) in enumerate(self.stack):
-            bound = largest(rho)
+            bound = min(largest(rho), 1.0)
             limit = pair.limit(rho, bound)
             if limit < bound:
                 r, c = (rho.abs() > limit).nonzero(as_tuple=True)
@@ -359,9 +359,11 @@ def implicit_kernels(
 
     Notes
     -----
-    Samples may be parallel, opposite or the same: such pairs have a way of their own (parallel_pairs.py), which takes
-    about a millisecond each. Two arrays of the result's size are allocated, and no other. Where the Mehler series is
-    used, its number of terms is logged (logger "kernels", level INFO); `series_report` gives it as an object.
+    Samples may be parallel, opposite or the same. Where f is neither analytic nor piecewise linear (elu, selu,
+    softsign, most functions with kinks) such pairs go through a quadrature of 5 to 250 ms each
+    (`near_parallel`), once for those that are alike. Two arrays of the result's size are allocated, and no other. Where
+    the Mehler series is used, its number of terms is logged (logger "kernels", level INFO); `series_report` gives it
+    as an object.
     """
     return implicit_blocks(X, activation, sigma_a2, trained, tau0, other).both()
 

@@ -12,7 +12,10 @@ Newton's method converges from any start. The expectations are integrals over th
     u = a r cos(w - theta/2),   v = sign b r cos(w + theta/2),   cos(theta) = 1 - eta,
 
 whose panels end where u or v crosses a kink of the activation: in r along each ray, and in w where two such lines meet.
-Parallel samples (theta = 0) are a case like any other. About 1 ms a pair: right for every activation, dear for many.
+Parallel samples (theta = 0) are a case like any other. That is right for every activation, and dear: 5 to 250 ms a
+pair. Three things keep it rare. Piecewise-linear activations have the moments of `parallel_moments` instead. Analytic
+activations have a Mehler series that converges at |rho| = 1 too, where an error of rho does no harm (`pair_functions`).
+What stands in the data many times is computed once.
 """
 
 import math
@@ -21,6 +24,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from deq_enn.kernels.parallel_moments import piecewise_linear_moments
 from deq_enn.theory.activations import Activation
 
 _REACH = 9.0  # exp(-r^2/2) is 3e-18 there; so far beyond the farthest kink, for what begins there
@@ -145,12 +149,20 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
     -------
     (G, G_dot, Lambda), each (pairs,): E[phi(u) phi(v)], E[phi'(u) phi'(v)], and the covariance of u and v.
     """
+    keys, index = torch.unique(torch.stack([a, b, sign, distance2, second_a, second_b]), dim=1, return_inverse=True)
+    if keys.shape[1] < len(a):  # discrete data: few pairs, many times each
+        solved = implicit_pairs(activation, centre, sigma_a2, *keys)
+        return tuple(values[index] for values in solved)
     ab, radial = a * b, (a - b) ** 2
+    closed = piecewise_linear_moments(activation, centre)
 
     def solve(nodes):
         eta = torch.zeros_like(a)
         for _ in range(60):
-            apart, dot = pair_moments(activation, centre, a, b, sign, angle(eta), nodes)
+            theta = angle(eta)
+            apart, dot = (
+                closed(a, b, sign, theta) if closed else pair_moments(activation, centre, a, b, sign, theta, nodes)
+            )
             right = distance2 + sigma_a2 * apart
             slope = 2 * ab * (1 - sigma_a2 * dot)
             excess = 2 * ab * eta + radial - right
@@ -167,7 +179,7 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
     nodes = 12
     while True:
         eta, apart, dot = solve(nodes)
-        needed = _resolved(activation, centre, a, b, sign, angle(eta))
+        needed = 0 if closed else _resolved(activation, centre, a, b, sign, angle(eta))
         if needed <= nodes:
             return sign * (second_a + second_b - apart) / 2, dot, sign * (1 - eta) * ab
         nodes = needed
@@ -188,6 +200,14 @@ def angle(eta):
     return 2 * torch.asin((eta / 2).clamp(0, 0.5).sqrt())
 
 
+def _moments(layer, a, b, sign, theta):
+    """(apart, dot) of one layer, each distinct pair computed once."""
+    keys, index = torch.unique(torch.stack([a, b, sign, theta]), dim=1, return_inverse=True)
+    if closed := piecewise_linear_moments(layer, 0.0):
+        return closed(*keys)[:, index]
+    return pair_moments(layer, 0.0, *keys, _resolved(layer, 0.0, *keys))[:, index]
+
+
 def explicit_pairs(layers, first_a, first_b, sign, theta, linear: float, seconds):
     """The conjugate and tangent kernel after the last of the layers, (pairs,) each, for nearly parallel samples.
 
@@ -199,8 +219,7 @@ def explicit_pairs(layers, first_a, first_b, sign, theta, linear: float, seconds
     """
     a, b, tangent = first_a, first_b, linear
     for layer, (second_a, second_b) in zip(layers, seconds):
-        nodes = _resolved(layer, 0.0, a, b, sign, theta)
-        apart, dot = pair_moments(layer, 0.0, a, b, sign, theta, nodes)
+        apart, dot = _moments(layer, a, b, sign, theta)
         sigma = sign * (second_a + second_b - apart) / 2
         tangent = sigma + tangent * dot
         a, b = second_a.sqrt(), second_b.sqrt()

@@ -37,7 +37,8 @@ class PairFunction:
     Or with the pairs of two index tensors (k,) and (k, 1), and their correlations (k, 1).
     """
 
-    cut = 1 - 1e-6  # beyond it, a correlation that was rounded does not determine the angle to 1e-10
+    # |rho| up to which a kinked function is used: beyond, a rounded correlation does not fix the angle to 1e-10
+    cut = 1 - 1e-6
 
     def __init__(self, activation: Activation, scales: Scales, device):
         self.activation, self.scales, self.device = activation, scales, device
@@ -68,6 +69,8 @@ class KinkedAtZero(PairFunction):
 class Erf(PairFunction):
     """E[erf u erf v] = (2/pi) asin(2 s_i s_j rho / sqrt((1 + 2 s_i^2)(1 + 2 s_j^2)))."""
 
+    cut = 1.0
+
     def __init__(self, activation, scales, device):
         super().__init__(activation, scales, device)
         self.k = torch.sqrt(2 * self.s**2 / (1 + 2 * self.s**2))
@@ -84,6 +87,7 @@ class Erf(PairFunction):
 class Sin(PairFunction):
     """Cov[sin u, sin v] = exp(-(s_i^2 + s_j^2)/2) sinh(s_i s_j rho)."""
 
+    cut = 1.0
     largest_scale = 1e3
 
     def __init__(self, activation, scales, device):
@@ -175,6 +179,9 @@ class _Table:
         self.weights = order * (c**2).max(0) / d1_sq.min()
         # Parseval: what the table leaves of E[f'^2]; below 1e-12 it is rounding
         self.left = (1 - (order * c**2).sum(1) / d1_sq).max()
+        if self.report(1.0).remainder <= Series.tolerance:
+            self.cut = 1.0  # f is smooth: an error of rho is one of the same size in g and g'
+            return
         self.cut = Series.cut
         if self.report(self.cut).remainder > Series.tolerance:
             low, high = 0.0, self.cut
@@ -215,7 +222,7 @@ class Series(PairFunction):
     Notes
     -----
     What is dearest is weighed in terms of the series on a tile of 180 x 180, about 0.1 ms each. As measured, the first
-    pair of parallel_pairs.py takes as long as 150 of them and each further one 15; a table takes 5 for each degree.
+    pair of near_parallel takes as long as 150 of them and each further one 300; a table takes 5 for each degree.
     """
 
     tolerance = 1e-11
@@ -243,7 +250,7 @@ class Series(PairFunction):
     def _aside(self, size, limit):
         """The cost of the pairs of a tile with |rho| beyond the limit."""
         count = (size > limit).sum().item()
-        return count and 150 + 15 * count
+        return count and 150 + 300 * count
 
     def limit(self, rho, reach):
         size, tiles = rho.abs(), max(1.0, len(self.s) ** 2 / self.tile / 2)

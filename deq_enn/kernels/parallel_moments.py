@@ -1,0 +1,153 @@
+"""Moments of piecewise-linear activations between nearly parallel samples, in closed form or by one short integral.
+
+For (u, v) with v = sign v', where u and v' have scales a and b and the small angle theta between them,
+
+    apart = E[(phi(u) - sign phi(v))^2]   and   dot = E[f'(u) f'(v)],   phi = f - centre,
+
+are what `near_parallel` needs. Nothing here is the difference of nearly equal numbers, so that both keep their digits
+down to theta = 0, where the samples are parallel.
+
+With one kink, at 0, they are elementary. With kinks anywhere, Price's theorem gives their derivatives in theta. Those
+of `dot` are bivariate normal densities at the kinks, and d(apart)/d(eta) = 2 a b dot with eta = 1 - cos(theta). At
+theta = 0 everything is a function of one Gaussian variable, integrated piece by piece.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+
+from deq_enn.theory.activations import Activation
+
+Moments = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+_NODES = 16  # Gauss-Legendre nodes on each panel of the angle
+_PANELS = 52  # panels, each half as long as the one before: the last ends at theta 2^-52
+
+
+def piecewise_linear_moments(activation: Activation, centre: float) -> Moments | None:
+    """Returns (a, b, sign, theta) -> (apart, dot), a (2, pairs) tensor; None where f is not piecewise linear.
+
+    All arguments and the result are float64 on the CPU, (pairs,) each; theta lies in [0, pi/2].
+    """
+    if not activation.slopes:
+        return None
+    constant = activation.fn(torch.zeros(1, dtype=torch.float64)).item() - centre
+    if activation.kinks in ((), (0.0,)):
+        return _kinked_at_zero(activation.slopes[0], activation.slopes[-1], constant)
+    return _kinked(activation, constant)
+
+
+def _kinked_at_zero(left: float, right: float, constant: float) -> Moments:
+    """f = f(0) + m x + h |x|, whose moments are those of |u| and |v|: the arc-cosine kernel in a stable form."""
+    m, h = (left + right) / 2, (right - left) / 2
+
+    def moments(a, b, sign, theta):
+        ab, eta = a * b, 2 * torch.sin(theta / 2) ** 2
+        same, linear = sign > 0, (a - b) ** 2 + 2 * ab * eta
+        bend = torch.where(  # sin(theta) - theta cos(theta), by its series where that is small
+            theta < 0.05,
+            theta**3 / 3 * (1 - theta**2 / 10 * (1 - theta**2 / 28 * (1 - theta**2 / 54))),
+            torch.sin(theta) - theta * torch.cos(theta),
+        )
+        difference = linear - 4 / math.pi * ab * bend  # E[(|u| - |v|)^2]
+        total = 2 * (a**2 + b**2) - difference  # E[(|u| + |v|)^2]
+        shift = 4 * constant**2 + 4 * constant * h * math.sqrt(2 / math.pi) * (a + b)
+        apart = m**2 * linear + torch.where(same, h**2 * difference, h**2 * total + shift)
+        return torch.stack([apart, m**2 + sign * h**2 * (1 - 2 / math.pi * theta)])
+
+    return moments
+
+
+@cache
+def _legendre() -> tuple[torch.Tensor, torch.Tensor]:
+    """Nodes and weights of Gauss and Legendre on (0, 1)."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+
+
+@cache
+def _angle_rule() -> tuple[torch.Tensor, torch.Tensor]:
+    """Nodes and weights on (0, 1), in panels that halve towards 0."""
+    nodes, weights = _legendre()
+    length = 0.5 ** torch.arange(1, _PANELS + 1, dtype=torch.float64)[:, None]
+    return (length * (1 + nodes)).flatten(), (length * weights).flatten()
+
+
+def _kinked(activation: Activation, constant: float) -> Moments:
+    kinks = torch.tensor(activation.kinks, dtype=torch.float64)
+    slopes = torch.tensor(activation.slopes, dtype=torch.float64)
+    # on each piece f - centre = slope x + offset
+    offsets = torch.nn.functional.pad(-torch.cumsum(slopes.diff() * kinks, 0), (1, 0))
+    offsets += constant - offsets[int((kinks < 0).sum())]
+    rule, weights = _angle_rule()
+
+    def of_sign(a, b, theta, s):
+        """Those of pairs that all point the same way (s = 1), or opposite ways (s = -1)."""
+        # s f(s x) as a function of its own: the kinks and pieces in the order of x
+        order = slice(None) if s > 0 else torch.arange(len(kinks)).flip(0)
+        own_kinks = s * kinks[order]
+        own_slopes = slopes if s > 0 else slopes.flip(0)
+        own_offsets = offsets if s > 0 else -offsets.flip(0)
+        apart, dot = _at_no_angle(a, b, (kinks, slopes, offsets), (own_kinks, own_slopes, own_offsets))
+        jumps, own_jumps = slopes.diff(), own_slopes.diff()
+        t = theta[:, None] * rule
+        sine2, one_less = torch.sin(t).square(), 2 * torch.sin(t / 2).square()
+        lever = 2 * torch.sin((theta[:, None] + t) / 2) * torch.sin((theta[:, None] - t) / 2)  # cos t - cos theta
+        bend = torch.zeros_like(a)
+        turn = torch.zeros_like(a)
+        for k, jump in zip(kinks, jumps):
+            for other, own_jump in zip(own_kinks, own_jumps):
+                x, y = (k / a)[:, None], (other / b)[:, None]
+                exponent = ((x - y).square() + 2 * x * y * one_less) / (2 * sine2).clamp_min(1e-300)
+                density = torch.exp(-exponent) * (weights * jump * own_jump / (2 * math.pi))
+                turn += density.sum(1)
+                bend += (density * lever).sum(1)
+        eta = 2 * torch.sin(theta / 2).square()
+        return torch.stack([apart + 2 * a * b * (eta * dot - theta * bend), dot - theta * turn])
+
+    def moments(a, b, sign, theta):
+        out = torch.empty(2, len(a), dtype=torch.float64)
+        for s in (1, -1):
+            for part in ((sign > 0) == (s > 0)).nonzero()[:, 0].split(256):
+                if len(part):
+                    out[:, part] = of_sign(a[part], b[part], theta[part], s)
+        return out
+
+    return moments
+
+
+def _at_no_angle(a, b, first, second):
+    """(apart, dot) of two piecewise-linear functions of one Gaussian xi: first(a xi) - second(b xi), first' second'."""
+    (kinks, slopes, offsets), (own_kinks, own_slopes, own_offsets) = first, second
+    edges = torch.cat([kinks / a[:, None], own_kinks / b[:, None]], 1).sort(1).values
+    low = torch.nn.functional.pad(edges, (1, 0), value=-40.0)
+    high = torch.nn.functional.pad(edges, (0, 1), value=40.0)
+    middle = (low + high) / 2
+    here = (middle[..., None] > kinks / a[:, None, None]).sum(-1)
+    there = (middle[..., None] > own_kinks / b[:, None, None]).sum(-1)
+    slope = slopes[here] * a[:, None] - own_slopes[there] * b[:, None]
+    offset = offsets[here] - own_offsets[there]
+    density_low, density_high = (torch.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in (low, high))
+    mass = _mass(low, high)
+    mean = density_low - density_high
+    second_moment = mass + low * density_low - high * density_high
+    squares = slope**2 * second_moment + 2 * slope * offset * mean + offset**2 * mass
+    # the difference is small on a narrow piece, where only one of the two has met its kink, and the terms are not
+    nodes, node_weights = _legendre()
+    width = (high - low).clamp(max=1.0)
+    x = low[..., None] + width[..., None] * nodes
+    values = (slope[..., None] * x + offset[..., None]).square() * torch.exp(-x * x / 2)
+    narrow = (values * node_weights).sum(-1) * width / math.sqrt(2 * math.pi)
+    apart = torch.where(high - low < 1.0, narrow, squares).sum(1)
+    return apart, (slopes[here] * own_slopes[there] * mass).sum(1)
+
+
+def _mass(low, high):
+    """Phi(high) - Phi(low), from the tail that both lie in."""
+    root = math.sqrt(0.5)
+    right = torch.special.erfc(low * root) - torch.special.erfc(high * root)
+    left = torch.special.erfc(-high * root) - torch.special.erfc(-low * root)
+    return torch.where(low + high > 0, right, left) / 2

@@ -1,8 +1,11 @@
-"""The data sets of the experiments: Gaussian mixtures, MNIST, Fashion-MNIST, SVHN, CIFAR-10 (as VGG16 features or as
-pixels), and `.npz` files of one's own.
+"""The data sets: Gaussian mixtures, MNIST, Fashion-MNIST, SVHN, CIFAR-10 (VGG16 features or pixels), and `.npz` files.
 
-Samples are rows. They are normalised by the mean and the scale of the training set, so that the mean squared norm of
-its rows is 1, which is tau_0 of the paper. The code lives in `deq_enn/data/`.
+Samples are rows. The mean of the training rows is subtracted from all rows, which are then divided by one number, so
+that the mean squared norm of a training row is 1. Its root is tau_0 of the paper.
+
+    python data_prepare.py --dataset mnist [--dataset_path DIR]    fetches it, prints n, p, tau_0, spread of the norms
+
+The code lives in `deq_enn/data/`.
 """
 
 from deq_enn.data.datasets import Dataset, load_dataset, load_training
@@ -26,3 +29,8 @@ __all__ = [
     "svhn_images",
     "two_class",
 ]
+
+if __name__ == "__main__":
+    from deq_enn.data.command import main
+
+    main(description=__doc__)

@@ -1,7 +1,11 @@
-"""Expectations over a Gaussian: E[f(xi)], the moments of an activation at a scale tau, and its Hermite coefficients.
+"""Expectations E[f(xi)] over a Gaussian xi: the moments of an activation at a scale tau, and its Hermite coefficients.
 
-All four coefficients of a kernel are made of these moments. They are exact to 1e-12: panels end at the kinks of the
-activation and are halved until they agree. The code lives in `deq_enn/theory/`.
+The coefficients of every kernel in the paper are made of these moments. They are exact to 1e-12, because the panels of
+the integration end at the kinks of the activation and are halved until they agree.
+
+    python gaussian_integration.py --activation swish --tau 1      prints the moments
+
+The code lives in `deq_enn/theory/` (gaussian.py, hermite.py, activations.py).
 """
 
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, load_activation, piecewise_linear
@@ -22,3 +26,8 @@ __all__ = [
     "load_activation",
     "piecewise_linear",
 ]
+
+if __name__ == "__main__":
+    from deq_enn.networks.doorways import moments
+
+    moments(description=__doc__)

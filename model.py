@@ -1,9 +1,11 @@
 """The networks of the paper as `torch.nn.Module`s, by the names that `main.py --model` takes.
 
-`inn` and `tanh_inn` are the deep equilibrium models z = phi(sigma_a A z + sigma_b B x)/sqrt(m) of ReLU and of tanh.
-`l_relu_enn` (two leaky-ReLU layers) and `h_tanh_enn` (one hard-tanh layer) are the explicit networks that match them.
-`relu_enn` and `tanh_enn` are explicit networks of the DEQ's own activation that match nothing. `DEQ` and `matched_enn`
-are the same for any activation. The code lives in `deq_enn/networks/`.
+    inn, tanh_inn            the deep equilibrium models z = phi(sigma_a A z + sigma_b B x)/sqrt(m) of ReLU and of tanh
+    l_relu_enn, h_tanh_enn   explicit networks that match them: two leaky-ReLU layers, and one hard-tanh layer
+    relu_enn, tanh_enn       explicit networks of the DEQ's own activation, which match nothing: the paper's baselines
+
+`build_model` makes any of them by name. `DEQ` and `matched_enn` are the same for any activation, and `build_pcdeq`
+makes the positive concave DEQs of Gabor et al. (ICML 2024). The code lives in `deq_enn/networks/`.
 """
 
 from deq_enn.names import MODELS

@@ -1,9 +1,18 @@
-"""Example 1 of the paper: the explicit network of one hard-tanh layer with the conjugate kernel of a tanh-DEQ.
+"""Example 1 of the paper: the explicit network of one hard-tanh layer that has the conjugate kernel of a tanh-DEQ.
 
-The layer is sigma(x) = a clip(x, -c, c). The ratio gamma^2/(alpha_1 tau_0^2) of the DEQ fixes c, by one bracketed root,
-and alpha_1 then fixes a. The code lives in `deq_enn/matching/one_layer_tanh.py`.
+The layer is sigma(x) = a clip(x, -c, c). The ratio gamma^2/(alpha_1 tau_0^2) of the DEQ fixes c, which is found as one
+bracketed root. Then alpha_1 fixes a.
+
+    python one_layer_tanh.py --asquare 0.2 [--tau0 1]       prints a and c
+
+The code lives in `deq_enn/matching/one_layer_tanh.py`.
 """
 
 from deq_enn.matching.one_layer_tanh import HardTanhMatch, match
 
 __all__ = ["HardTanhMatch", "match"]
+
+if __name__ == "__main__":
+    from deq_enn.networks.doorways import hard_tanh
+
+    hard_tanh(description=__doc__)

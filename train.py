@@ -1,7 +1,10 @@
-"""Training: one run of one network, its checkpoints and its accuracy logs.
+"""Training: one run of one network, with its checkpoints and its accuracy logs.
 
-Either the readout alone is trained on fixed features, which the conjugate kernel describes, or every weight, which the
-neural tangent kernel describes; a DEQ's gradient is then implicit. The code lives in `deq_enn/training/`.
+Either the readout alone is trained on features that do not change, which is the regime that the conjugate kernel
+describes. Or every weight is trained, which the neural tangent kernel describes; the gradient of a DEQ is then
+implicit, that of its equilibrium and not of the steps that found it. `run` trains one network and writes its files.
+
+The code lives in `deq_enn/training/`.
 """
 
 from deq_enn.reporting.records import read_metrics

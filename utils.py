@@ -1,7 +1,10 @@
-"""The scales tau_0 of the data and tau_* of the equilibrium, and the assumptions of the paper's theorems.
+"""The scales of the theory and its assumptions: tau_0 of the data, tau_* of the equilibrium, and when they exist.
 
-Beside them stand seeds, the device, and files that are written whole or not at all. The code lives in
-`deq_enn/theory/equilibrium.py` and `deq_enn/utils/`.
+`get_tau` solves tau_*^2 = sigma_a^2 E[phi^2(tau_* xi)] + sigma_b^2 tau_0^2, on which every coefficient of a DEQ's
+kernels depends. `check_assumptions` says which of the paper's conditions fail. Beside them stand the small things that
+all programs share: seeds, the device, and files that are written whole or not at all.
+
+The code lives in `deq_enn/theory/equilibrium.py` and `deq_enn/utils/`.
 """
 
 from deq_enn.theory.equilibrium import check_assumptions, check_sigma_a2, check_stable, estimate_tau0, get_tau

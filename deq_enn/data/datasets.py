@@ -1,10 +1,11 @@
-"""Datasets: Gaussian mixtures, MNIST, Fashion-MNIST, SVHN, CIFAR-10 (images or VGG16 features), a user's own .npz.
+"""Every data set has one shape here: Gaussian mixtures, MNIST, Fashion-MNIST, SVHN, CIFAR-10, a user's own .npz.
 
 `load_dataset` gives what training takes: rows centred by the training mean and divided by one number, so that the
 mean squared norm of a training row is 1, for the test rows by the training set's mean and number. A user's file is
 never unpickled.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,8 +39,17 @@ class Dataset:
     scale: float = 1.0
 
 
-def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_path=None, device="cpu") -> Dataset:
-    """The named dataset, ready for training.
+def load_dataset(
+    name: str,
+    path: Path | str | None = None,
+    *,
+    preset: str = "mixed",
+    classes: Sequence[int] | None = None,
+    seed: int = 0,
+    vgg_path: Path | str | None = None,
+    device: torch.device | str = "cpu",
+) -> Dataset:
+    """Loads the named dataset, ready for training.
 
     Parameters
     ----------
@@ -88,11 +98,19 @@ def load_dataset(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_p
     return Dataset(name, X, y, X_test, y_test, n_classes, statistics, mean, scale)
 
 
-def load_training(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_path=None):
-    """(X, y, mean, scale): the training rows of the named dataset, normalised as by `load_dataset`, and their labels.
+def load_training(
+    name: str,
+    path: Path | str | None = None,
+    *,
+    preset: str = "mixed",
+    classes: Sequence[int] | None = None,
+    seed: int = 0,
+    vgg_path: Path | str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, float]:
+    """Returns (X, y, mean, scale): the training rows of the named dataset with their labels, normalised.
 
-    Parameters as there; mean and scale as of `Dataset`. An .npz file may be without a test set and without labels: y is
-    then None.
+    Parameters as of `load_dataset`; mean and scale as of `Dataset`. An .npz file may be without a test set and without
+    labels: y is then None.
     """
     if name == "npz" and (alone := read_npz_training(path)):
         X, y = alone
@@ -105,8 +123,10 @@ def load_training(name, path=None, *, preset="mixed", classes=None, seed=0, vgg_
     return data.X_train, data.y_train, data.mean, data.scale
 
 
-def _pick(X, y, X_test, y_test, classes):
-    """The samples of these classes, labelled 0, 1, ... in their order; and how many classes there are."""
+def _pick(
+    X: torch.Tensor, y: torch.Tensor, X_test: torch.Tensor, y_test: torch.Tensor, classes: Sequence[int] | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Returns the samples of these classes, labelled 0, 1, ... in their order; and how many classes there are."""
     present = y.unique()
     wanted = present if classes is None else torch.tensor(list(classes), dtype=torch.int64)
     if len(wanted) < 2 or len(wanted.unique()) < len(wanted):
@@ -118,21 +138,26 @@ def _pick(X, y, X_test, y_test, classes):
     absent = wanted[~torch.isin(wanted, present)]
     if len(absent):
         raise DataError(f"class {absent[0]} has no training sample: the labels are {present.tolist()}")
-    parts = []
-    for Z, labels in ((X, y), (X_test, y_test)):
+
+    def kept(Z: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if len(wanted) < len(present) or not torch.isin(labels, wanted).all():
             keep = torch.isin(labels, wanted)
             Z, labels = Z[keep], labels[keep]
         if not len(labels):
             raise DataError(f"classes {wanted.tolist()} have no test sample")
         order = wanted.argsort()
-        parts += [Z, order[torch.searchsorted(wanted[order], labels)]]
-    return *parts, len(wanted)
+        return Z, order[torch.searchsorted(wanted[order], labels)]
+
+    return *kept(X, y), *kept(X_test, y_test), len(wanted)
 
 
-def normalise(X, *others):
-    """In place: all minus the mean row of X, over the root mean squared norm that X then has. Returns the two."""
-    mean = (sum(rows.sum(0, dtype=torch.float64) for rows in X.split(4096)) / len(X)).to(X.dtype)
+def normalise(X: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Takes the mean row of X off all rows, and divides them by the root mean squared norm that X then has; in place.
+
+    Returns the mean and the number.
+    """
+    sums = (rows.sum(0, dtype=torch.float64) for rows in X.split(4096))
+    mean = (sum(sums, X.new_zeros(X.shape[1], dtype=torch.float64)) / len(X)).to(X.dtype)
     for Z in (X, *others):
         Z -= mean
     try:

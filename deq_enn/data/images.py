@@ -1,4 +1,4 @@
-"""Images as they come in files: MNIST, Fashion-MNIST, SVHN and CIFAR-10.
+"""Images are read here as they come in files: MNIST, Fashion-MNIST, SVHN and CIFAR-10.
 
 torchvision downloads what is not there, and is imported only for that.
 """
@@ -27,10 +27,15 @@ class Images:
     train_labels: torch.Tensor
     test: torch.Tensor
     test_labels: torch.Tensor
-    classes: tuple
+    classes: tuple[str, ...]
 
 
-def one_line(error):
+# training rows and labels, test rows and labels
+Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of an error in one line, its type where it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -52,8 +57,8 @@ FASHION_CLASSES = (
 )
 
 
-def mnist_images(path, name="mnist") -> Images:
-    """MNIST or Fashion-MNIST, from idx files below the path; where they are not there, torchvision downloads them.
+def mnist_images(path: Path | str, name: str = "mnist") -> Images:
+    """Reads MNIST or Fashion-MNIST from idx files below the path; torchvision downloads them if there are none.
 
     The files are looked for in <path>/MNIST/raw (or FashionMNIST/raw), as torchvision lays them, and in <path>.
 
@@ -84,8 +89,8 @@ def mnist_images(path, name="mnist") -> Images:
     return Images(train[:, None], train_labels.long(), test[:, None], test_labels.long(), classes)
 
 
-def _idx(file, ndim):
-    """The uint8 array of an idx file: 0, 0, 8 (unsigned byte), ndim, then the big-endian sizes, then the data."""
+def _idx(file: Path, ndim: int) -> torch.Tensor:
+    """Reads the uint8 array of an idx file: 0, 0, 8 (unsigned byte), ndim, then the big-endian sizes, then the data."""
     try:
         content = np.fromfile(file, dtype=np.uint8)
     except OSError as error:
@@ -107,7 +112,7 @@ def _idx(file, ndim):
     return torch.from_numpy(data).view(sizes)
 
 
-def _download_mnist(path, folder, name):
+def _download_mnist(path: Path, folder: Path, name: str) -> None:
     from torchvision import datasets
 
     try:
@@ -127,15 +132,15 @@ def _download_mnist(path, folder, name):
 # SVHN ---------------------------------------------------------------------------------------------------------
 
 
-def svhn_images(path) -> Images:
-    """SVHN from <path>/train_32x32.mat and test_32x32.mat; torchvision downloads what is not there.
+def svhn_images(path: Path | str) -> Images:
+    """Reads SVHN from <path>/train_32x32.mat and test_32x32.mat; torchvision downloads what is not there.
 
     Raises
     ------
     DataError : a file is not there and cannot be downloaded, or is not such a file.
     """
     path = Path(path)
-    return Images(*(array for split in ("train", "test") for array in _svhn(path, split)), tuple("0123456789"))
+    return Images(*_svhn(path, "train"), *_svhn(path, "test"), tuple("0123456789"))
 
 
 def _svhn(path, split):
@@ -174,8 +179,8 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training pixels, in [0, 1]
 
 
-def cifar10_images(path) -> Images:
-    """CIFAR-10 from the image folder <path>/cifar10/{train,test}/<class>/, else from torchvision's archive.
+def cifar10_images(path: Path | str) -> Images:
+    """Reads CIFAR-10 from the image folder <path>/cifar10/{train,test}/<class>/, else from torchvision's archive.
 
     Raises
     ------
@@ -189,7 +194,7 @@ def cifar10_images(path) -> Images:
     return Images(*train, *test, CIFAR10_CLASSES)
 
 
-def _image_folder(folder):
+def _image_folder(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     from PIL import Image, UnidentifiedImageError
 
     if not folder.is_dir():
@@ -221,7 +226,7 @@ def _image_folder(folder):
     return images, torch.tensor([label for _, label in files])
 
 
-def _cifar10_archive(path):
+def _cifar10_archive(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     from torchvision.datasets import CIFAR10
 
     parts = []

@@ -1,16 +1,24 @@
-"""Data files of a user's own: `.npz` archives, read without unpickling anything."""
+"""A user's own data come in `.npz` archives, which are read without unpickling anything."""
 
 import contextlib
 import zipfile
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from deq_enn.data.images import DataError, one_line
+from deq_enn.data.images import Arrays, DataError, one_line
 
 
-def read_npz(path):
+def read_npz(path: Path | str | None) -> Arrays:
+    """Reads X_train, y_train, X_test and y_test.
+
+    Raises
+    ------
+    DataError : there is no path, or the file is damaged, or holds something else than matching rows and labels.
+    """
     if path is None:
         raise DataError("the dataset npz needs --dataset_path: a file with X_train, y_train, X_test and y_test")
     with _archive(path) as archive:
@@ -24,8 +32,11 @@ def read_npz(path):
     return X, y, X_test, y_test
 
 
-def read_npz_training(path):
-    """X_train, and y_train or None, of a file without y_train or a test set; None of one that `read_npz` reads."""
+def read_npz_training(path: Path | str | None) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Reads X_train, and y_train or None, from a file without labels or without a test set.
+
+    Returns None for a file that `read_npz` reads.
+    """
     if path is None:
         return None
     with _archive(path) as archive:
@@ -36,8 +47,8 @@ def read_npz_training(path):
 
 
 @contextlib.contextmanager
-def _archive(path):
-    """The open file; what is wrong with it while it is read is a DataError."""
+def _archive(path: Path | str) -> Iterator[np.lib.npyio.NpzFile]:
+    """Opens the file; what is wrong with it while it is read becomes a DataError."""
     try:
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):
@@ -50,20 +61,20 @@ def _archive(path):
         raise DataError(f"{path}: damaged ({error}); write it again with numpy.savez") from None
 
 
-def _require(path, archive, *keys):
+def _require(path: Path | str, archive: np.lib.npyio.NpzFile, *keys: str) -> None:
     missing = [key for key in keys if key not in archive]
     if missing:
         raise DataError(f"{path}: holds no {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
 
 
-def _part(path, archive, part):
+def _part(path: Path | str, archive: np.lib.npyio.NpzFile, part: str) -> tuple[torch.Tensor, torch.Tensor]:
     X, y = _rows(path, archive, f"X_{part}"), _labels(path, archive, f"y_{part}")
     if len(X) != len(y):
         raise DataError(f"{path}: X_{part} has {len(X)} rows, y_{part} {len(y)} labels")
     return X, y
 
 
-def _array(path, archive, key):
+def _array(path: Path | str, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     try:
         array = archive[key]
     except (ValueError, EOFError, MemoryError, zlib.error) as error:
@@ -79,7 +90,7 @@ def _array(path, archive, key):
     return array
 
 
-def _rows(path, archive, key):
+def _rows(path: Path | str, archive: np.lib.npyio.NpzFile, key: str) -> torch.Tensor:
     array = _array(path, archive, key)
     if array.ndim != 2 or not array.size:
         raise DataError(f"{path}: {key} has shape {array.shape}; store a non-empty (n, p) matrix")
@@ -88,7 +99,7 @@ def _rows(path, archive, key):
     for start, chunk in zip(range(0, len(rows), 4096), rows.split(4096)):
         bad = (~chunk.isfinite()).nonzero()
         if len(bad):
-            row, column = start + bad[0, 0].item(), bad[0, 1].item()
+            row, column = start + int(bad[0, 0]), int(bad[0, 1])
             what = (
                 f"the entry {array[row, column]:g}, too large for float32 (up to 3.4e38: scale the array),"
                 if np.isfinite(array[row, column])
@@ -98,7 +109,7 @@ def _rows(path, archive, key):
     return rows
 
 
-def _labels(path, archive, key):
+def _labels(path: Path | str, archive: np.lib.npyio.NpzFile, key: str) -> torch.Tensor:
     array = _array(path, archive, key)
     if array.ndim != 1:
         raise DataError(f"{path}: {key} has shape {array.shape}; store one label a row, (n,)")

@@ -1,6 +1,7 @@
-"""The VGG16 of the CIFAR-10 experiments, and its features: `data_prepare.load_dataset("cifar10")` trains on these.
+"""The VGG16 of the CIFAR-10 experiments, and its features: `load_dataset("cifar10")` trains on these.
 
-scripts/pretrain_vgg.py trains the weights in pretrained/. torchvision is imported only where it is needed.
+scripts/pretrain_vgg.py trains the weights in pretrained/. An installed package has no such folder, and says what to
+fetch. Features are kept beside the data that they are made of. torchvision is imported only where it is needed.
 """
 
 import hashlib
@@ -11,12 +12,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from deq_enn.data.images import CIFAR10_MEAN, CIFAR10_STD, DataError, cifar10_images, one_line
+from deq_enn.data.images import CIFAR10_MEAN, CIFAR10_STD, Arrays, DataError, cifar10_images, one_line
 from deq_enn.utils.files import atomic_write
 
-HERE = Path(__file__).resolve().parents[2]
-VGG16_WEIGHTS = HERE / "pretrained" / "cifar10_vgg16.pth"
-FEATURE_CACHE = HERE / ".feature_cache"
+VGG16_WEIGHTS = Path(__file__).resolve().parents[2] / "pretrained" / "cifar10_vgg16.pth"  # where a checkout has them
+FEATURE_CACHE = ".feature_cache"  # folder in that of the data
 VGG16_WIDTHS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
 
@@ -26,7 +26,10 @@ class VGG16(nn.Module):
     Takes uint8 images (n, 3, 32, 32) and normalises them itself; its logits are (n, 10).
     """
 
-    def __init__(self, dropout=0.2):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, dropout: float = 0.2):
         super().__init__()
         layers, channels = [], 3
         for width in VGG16_WIDTHS:
@@ -48,36 +51,42 @@ class VGG16(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(CIFAR10_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(CIFAR10_STD).view(3, 1, 1), persistent=False)
 
-    def features(self, x):
-        """The 256 values after the second hidden ReLU of the head, (n, 256)."""
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the 256 values after the second hidden ReLU of the head, (n, 256)."""
         return self.hidden(self.convolutions((x - self.mean) / self.std))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the logits (n, 10) of images x."""
         return self.readout(self.features(x))
 
 
-def cifar10_features(path, vgg_path=None, device="cpu"):
-    """VGG16 features of CIFAR-10: X_train (50000, 256), y_train, X_test (10000, 256), y_test; not normalised.
+def cifar10_features(
+    path: Path | str, vgg_path: Path | str | None = None, device: torch.device | str = "cpu"
+) -> Arrays:
+    """Returns VGG16 features of CIFAR-10: X_train (50000, 256), y_train, X_test (10000, 256), y_test; not normalised.
 
-    In evaluation mode, without augmentation, in float32; kept in FEATURE_CACHE under a key of weights and images.
+    In evaluation mode, without augmentation, in float32; kept in <path>/.feature_cache under a key of weights and
+    images.
 
     Parameters
     ----------
     path : see `cifar10_images`.
     vgg_path : weights of `VGG16`, by default those shipped in pretrained/; or "imagenet" for torchvision's VGG16, whose
         convolutions, on the 32 x 32 images as they are, give 512 features after the last pooling.
+
+    Raises
+    ------
+    DataError : images or weights are missing or damaged.
     """
-    net = _imagenet_vgg16() if vgg_path == "imagenet" else load_vgg16(vgg_path or VGG16_WEIGHTS)
+    net = _imagenet_vgg16() if vgg_path == "imagenet" else load_vgg16(vgg_path or _own_weights())
     data = cifar10_images(path)
     digest = hashlib.sha256(b"imagenet" if vgg_path == "imagenet" else b"cifar10")
     for tensor in (*net.state_dict().values(), data.train, data.test):
-        digest.update(tensor.contiguous().numpy())
-    cache = FEATURE_CACHE / f"cifar10_vgg16_{digest.hexdigest()[:24]}.pt"
+        digest.update(tensor.contiguous().numpy().data)
+    cache = Path(path) / FEATURE_CACHE / f"cifar10_vgg16_{digest.hexdigest()[:24]}.pt"
     features = _cached(cache, (len(data.train), len(data.test)))
     if features is None:
-        features = tuple(
-            _extract(net, images, device, part) for images, part in ((data.train, "train"), (data.test, "test"))
-        )
+        features = _extract(net, data.train, device, "train"), _extract(net, data.test, device, "test")
         try:
             with atomic_write(cache) as file:
                 torch.save(features, file)
@@ -88,8 +97,19 @@ def cifar10_features(path, vgg_path=None, device="cpu"):
     return features[0], data.train_labels, features[1], data.test_labels
 
 
-def _cached(cache, sizes):
-    """The features in the file, or None if there are none or the file is damaged."""
+def _own_weights() -> Path:
+    """Returns the weights that a checkout has; DataError, with what to do, where this is none."""
+    if not VGG16_WEIGHTS.is_file():
+        raise DataError(
+            f"{VGG16_WEIGHTS}: no VGG16 weights, which an installed package does not bring along: fetch "
+            "pretrained/cifar10_vgg16.pth from the project's repository, or train them with scripts/pretrain_vgg.py, "
+            "and give --vgg_path FILE; or take --vgg_path imagenet"
+        )
+    return VGG16_WEIGHTS
+
+
+def _cached(cache: Path, sizes: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Returns the features in the file, or None if there are none or the file is damaged."""
     if not cache.exists():
         return None
     try:
@@ -102,16 +122,18 @@ def _cached(cache, sizes):
 
 
 @torch.no_grad()
-def _extract(net, images, device, part, batch_size=250):
-    net = net.to(device, memory_format=torch.channels_last).eval()
+def _extract(
+    net: "VGG16 | _ImageNetVGG16", images: torch.Tensor, device: torch.device | str, part: str, batch_size: int = 250
+) -> torch.Tensor:
+    net = net.to(device).to(memory_format=torch.channels_last).eval()
     batches = tqdm(images.split(batch_size), f"VGG16 features, {part}", disable=None, leave=False)
     return torch.cat(
         [net.features(x.to(device).contiguous(memory_format=torch.channels_last)).float().cpu() for x in batches]
     )
 
 
-def load_vgg16(file) -> VGG16:
-    """The network in evaluation mode, float32, with the weights of the file (a state_dict; float16 is fine).
+def load_vgg16(file: Path | str) -> VGG16:
+    """Returns the network in evaluation mode, float32, with the weights of the file (a state_dict; float16 is fine).
 
     Raises
     ------
@@ -148,17 +170,20 @@ def load_vgg16(file) -> VGG16:
 
 
 class _ImageNetVGG16(nn.Module):
-    def __init__(self, convolutions, mean, std):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, convolutions: nn.Module, mean: list[float], std: list[float]):
         super().__init__()
         self.convolutions = convolutions
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def features(self, x):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.convolutions((x - self.mean) / self.std).flatten(1)
 
 
-def _imagenet_vgg16():
+def _imagenet_vgg16() -> _ImageNetVGG16:
     from torchvision.models import VGG16_Weights, vgg16
 
     weights = VGG16_Weights.IMAGENET1K_V1

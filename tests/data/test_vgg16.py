@@ -18,9 +18,8 @@ SMALL = (8, "M", 8, "M", 8, "M", 8, "M", 512, "M")  # a VGG that is cheap to run
 
 @pytest.fixture
 def small_vgg(monkeypatch, tmp_path):
-    """The file of a small network's weights, with the cache in the test's folder."""
+    """The file of a small network's weights."""
     monkeypatch.setattr(vgg16, "VGG16_WIDTHS", SMALL)
-    monkeypatch.setattr(vgg16, "FEATURE_CACHE", tmp_path / "cache")
     torch.manual_seed(0)
     torch.save(VGG16().state_dict(), tmp_path / "vgg.pth")
     return tmp_path / "vgg.pth"
@@ -49,7 +48,7 @@ def test_features_are_deterministic_and_kept(tmp_path, small_vgg, monkeypatch):
         alone = torch.cat([net.features(x[None]) for x in cifar10_images(tmp_path).train])
     assert X.shape == (20, 256) and X_test.shape == (10, 256) and X.dtype == torch.float32
     assert torch.allclose(X, alone, atol=1e-5) and len(y_test) == 10
-    cached = list((tmp_path / "cache").iterdir())
+    cached = list((tmp_path / ".feature_cache").iterdir())
     assert len(cached) == 1
     calls = []
     extract = vgg16._extract
@@ -63,7 +62,7 @@ def test_features_are_deterministic_and_kept(tmp_path, small_vgg, monkeypatch):
         (tmp_path / "cifar10" / "test" / "dog" / "0000.jpg").read_bytes()
     )
     cifar10_features(tmp_path, small_vgg)
-    assert len(calls) == 4 and len(list((tmp_path / "cache").iterdir())) == 3  # other images
+    assert len(calls) == 4 and len(list((tmp_path / ".feature_cache").iterdir())) == 3  # other images
     data = load_dataset("cifar10", tmp_path, vgg_path=small_vgg)
     assert data.X_train.square().sum(1).mean().item() == pytest.approx(1, abs=1e-5) and data.n_classes == 10
 
@@ -71,7 +70,7 @@ def test_features_are_deterministic_and_kept(tmp_path, small_vgg, monkeypatch):
 def test_damaged_cache_is_computed_again(tmp_path, small_vgg):
     write_cifar(tmp_path)
     X = cifar10_features(tmp_path, small_vgg)[0]
-    (cache,) = (tmp_path / "cache").iterdir()
+    (cache,) = (tmp_path / ".feature_cache").iterdir()
     cache.write_bytes(cache.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="damaged"):
         assert torch.equal(cifar10_features(tmp_path, small_vgg)[0], X)
@@ -90,7 +89,7 @@ def test_full_disk_leaves_no_cache_and_the_run_goes_on(tmp_path, small_vgg, monk
     monkeypatch.setattr(torch, "save", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         assert cifar10_features(tmp_path, small_vgg)[0].shape == (20, 256)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / ".feature_cache").iterdir())
 
 
 def test_float16_weights_give_float32_features(tmp_path, small_vgg):
@@ -127,6 +126,14 @@ def test_weight_files_that_do_not_fit(tmp_path, small_vgg):
     one_line(error)
 
 
+def test_an_installed_package_without_weights_says_what_to_fetch(tmp_path, monkeypatch):
+    monkeypatch.setattr(vgg16, "VGG16_WEIGHTS", tmp_path / "site-packages" / "pretrained" / "cifar10_vgg16.pth")
+    with pytest.raises(DataError, match="fetch pretrained/cifar10_vgg16.pth .*give --vgg_path FILE") as error:
+        load_dataset("cifar10", tmp_path)
+    one_line(error)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_pickled_object_in_a_weight_file_is_not_run(tmp_path):
     class Attack:
         def __reduce__(self):
@@ -152,7 +159,6 @@ def test_imagenet_weights_without_a_network(tmp_path, monkeypatch):
 
 def test_imagenet_features(tmp_path, monkeypatch):
     write_cifar(tmp_path)
-    monkeypatch.setattr(vgg16, "FEATURE_CACHE", tmp_path / "cache")
     import torchvision.models
 
     build = torchvision.models.vgg16

@@ -34,8 +34,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(BAD_INPUT)
     module, words = COMMANDS[argv[0]]
     interrupts.leave_at_once(words)
+    name = {"prog": "deq-enn run"} if argv[0] == "run" else {}  # else it calls itself main.py
     try:
-        importlib.import_module(module).main(argv[1:])
+        importlib.import_module(module).main(argv[1:], **name)
     finally:
         interrupts.ignore()
 

@@ -4,10 +4,5 @@
 # Extra flags go to main.py, so that --resume, --seed 0 1 2 or --dataset_path DIR do what they say.
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 opt=${OPT:-sgd}
-launch=("$python")
-if ((${PROCESSES:-1} > 1)); then
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$PROCESSES")
-fi
-exec "${launch[@]}" main.py --dataset "$dataset" --dim 32 128 256 1024 4096 --epoch 100 --opt "$opt" --lr "${LR:-${default_lr[$opt]:-1}}" \
-    --output_path "results/$dataset-$opt" --save_path "checkpoints/$dataset-$opt" "$@"
+exec "$python" main.py --dataset "$dataset" --dim 32 128 256 1024 4096 --epoch 100 --opt "$opt" --lr "${LR:-${default_lr[$opt]:-1}}" \
+    ${PROCESSES:+--processes "$PROCESSES"} --output_path "results/$dataset-$opt" --save_path "checkpoints/$dataset-$opt" "$@"

@@ -9,12 +9,12 @@ import pytest
 
 # The files that take longest come first, so that with a process a core none of them is left alone at the end.
 LONG = """test_tour ck_ntk/test_figures matching/test_families matching/test_any_activation experiments/test_ranks
-networks/test_trained_deq verdicts/test_after_training verdicts/test_command training/test_kills
+experiments/test_executors networks/test_trained_deq verdicts/test_after_training verdicts/test_command training/test_kills
 matching/test_match_continuity""".split()
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as distributed.py has it, which is too late where torch is there already
+os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as utils/team.py has it, which is too late where torch is there already
 
 SLOW = False  # whether --slow or --long was given
 

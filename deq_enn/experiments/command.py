@@ -4,70 +4,106 @@
     python main.py --dataset mnist --model l_relu_enn --dim 1024     one network on MNIST
     python main.py --model deq matched_enn --activation swish        any DEQ, and the explicit network that matches it
     python main.py --dataset mnist --model linear_pcdeq_1            a positive concave DEQ on MNIST
-    torchrun --nproc_per_node 2 main.py --seed 0 1 2                 the runs shared by two processes
+    python main.py --seed 0 1 2 --processes 2                        the runs shared by two processes
 
 --model, --dim and --seed take several values: the data is loaded once and the grid is run. Nothing here is
 mathematics, and nothing heavy is imported before the flags are known to be good.
 """
 
+import contextlib
 import sys
 import warnings
+from argparse import Namespace
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 from deq_enn.experiments.accuracy_report import print_theory
-from deq_enn.experiments.executors import World
+from deq_enn.experiments.executors import cluster, pool, run_all
 from deq_enn.experiments.flags import parse_arguments
 from deq_enn.utils import interrupts
 from deq_enn.utils.arguments import FAILED
 from deq_enn.utils.interrupts import INTERRUPTED, RESUME
+from deq_enn.utils.team import Team, ranks, team_of_ranks
+
+if TYPE_CHECKING:
+    import torch
+
+    from deq_enn.experiments.grid import Grid
+    from deq_enn.training.run_files import Config, Result
 
 
-def main(argv=None):
-    with World() as world, warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"main.py: warning: {message}", file=sys.stderr)  # one line
-        parser, arguments = parse_arguments(argv, world, __doc__)
+def main(argv: Sequence[str] | None = None, prog: str = "main.py") -> None:
+    """Runs the grid of a command line, and ends the process with one line where that fails."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"{prog}: warning: {message}", file=sys.stderr)  # one line
+        parser, arguments = parse_arguments(argv, prog, __doc__)
         try:
-            grid, results = experiment(parser, arguments, world)
-            if world.rank == 0:
-                grid.report(results)
+            experiment(parser.prog, arguments)
         except ValueError as error:
             parser.error(str(error))
         except (RuntimeError, OSError) as error:
-            parser.exit(FAILED, f"{parser.prog}: failed: {error}\n")
+            parser.exit(FAILED, f"{prog}: failed: {error}\n")
         except MemoryError as error:
-            parser.exit(FAILED, f"{parser.prog}: failed: out of memory ({error})\n")
+            parser.exit(FAILED, f"{prog}: failed: out of memory ({error})\n")
         except KeyboardInterrupt as error:
-            parser.exit(INTERRUPTED, f"{parser.prog}: {error if error.args else 'interrupted'}; {RESUME}\n")
+            parser.exit(INTERRUPTED, f"{prog}: {error if error.args else 'interrupted'}; {RESUME}\n")
 
 
-def experiment(parser, arguments, world):
-    """The grid, and on rank 0 the result of each configuration."""
+def experiment(prog: str, arguments: Namespace) -> None:
+    """Makes the runs of the grid, here, in worker processes, or together with other ranks, and reports them."""
+    from deq_enn.utils.devices import get_device, numbered
+
+    interrupts.raise_from_now_on()
+    device = get_device(numbered(arguments.device, ranks()[2]) if arguments.together else arguments.device)
+    with contextlib.ExitStack() as stack:
+        team = stack.enter_context(team_of_ranks(device)) if arguments.together else None
+        executor = stack.enter_context(cluster(arguments.scheduler)) if arguments.scheduler else None
+        grid, configs = prepare(prog, arguments, device, team)
+        print_theory(grid.data, grid.scales(), grid.theories)
+        workers = min(arguments.processes or 1, len(configs))
+        if workers > 1:
+            executor = stack.enter_context(pool(workers))
+        if executor:
+            results = hand_out(executor, grid, configs)
+        else:
+            results = [grid.train(config, device, team) for config in configs]
+        if team is None or team.rank == 0:
+            grid.report(dict(zip(configs, results)))
+
+
+def prepare(
+    prog: str, arguments: Namespace, device: "torch.device", team: Team | None
+) -> tuple["Grid", list["Config"]]:
+    """Loads the data and settles the runs. Raises ValueError where something is wrong with either."""
+    from deq_enn.experiments.exact_grid import GRIDS
+    from deq_enn.training.run_files import check_output, checkpoint_path
+
     try:
-        from deq_enn.experiments.exact_grid import GRIDS
-        from deq_enn.training.run_files import Result, check_output
-        from deq_enn.utils.devices import get_device
-
-        interrupts.raise_from_now_on()
-        folders = arguments.output_path, arguments.save_path
-        world.form()
-        world.await_leader(*folders)
-        device = get_device(world.device(arguments.device))
         grid = GRIDS[arguments.train](arguments)
-        grid.load(device)
+        with team.rank_0_first(device) if team else contextlib.nullcontext():
+            grid.load(device)
         configs = grid.configs()
-        grid.check_memory(configs, device)
-        if world.rank == 0:  # the others come when it may have begun to write there
-            check_output(configs, arguments.output_path)
-        for warning in grid.warnings():  # before another rank may fail
-            print(f"{parser.prog}: warning: {warning}", file=sys.stderr)
-        world.let_start("-".join(config.key for config in configs), *folders)
+        if not arguments.scheduler:  # whose workers know what memory they have
+            grid.check_memory(configs, device)
+        check_output(configs, arguments.output_path)
+        for warning in grid.warnings():
+            print(f"{prog}: warning: {warning}", file=sys.stderr)
     except OSError as error:  # in the data, so bad input
         raise ValueError(str(error)) from None
-    print_theory(grid.data, grid.scales(), grid.theories)
-    team = world.team(device) if arguments.together else None
-    done = world.map(
-        lambda config: vars(grid.train(config, device, team)),
-        configs,
-        [grid.cost(c) for c in configs],
-        together=arguments.together,
-    )
-    return grid, {config: Result(**values) for config, values in zip(configs, done)}
+    if team:
+        seen = [checkpoint_path(config, arguments.save_path).exists() for config in configs]
+        team.agree(f"{[config.key for config in configs]} {seen if arguments.resume else ''}", device)
+    return grid, configs
+
+
+def hand_out(executor: Executor, grid: "Grid", configs: list["Config"]) -> list["Result"]:
+    """Has the workers make the runs, the longest first; the results come in the order of the configurations."""
+    from deq_enn.experiments.worker import do_run, for_other_machines
+    from deq_enn.training.run_files import Result
+
+    options = vars(grid.arguments)
+    if options["scheduler"]:
+        options = for_other_machines(options, configs)
+    costs = [grid.cost(config) for config in configs]
+    return [Result(**values) for values in run_all(executor, do_run, [(options, config) for config in configs], costs)]

@@ -6,7 +6,6 @@ ones, are a log of their own, `{dim}_predicted_{model}_{dataset}.json`: two netw
 
 import json
 import math
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -18,13 +17,13 @@ from deq_enn.data.datasets import load_dataset
 from deq_enn.experiments import exact_report
 from deq_enn.experiments.grid import GRIDS as STEPPED, Grid
 from deq_enn.machines import readout as ridge_features, regression
-from deq_enn.machines.run import plan, run_machine, subset
+from deq_enn.machines.run import Plan, plan, run_machine, subset
 from deq_enn.machines.scores import score as scores_of
 from deq_enn.names import DEQS, UNMATCHED
 from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
 from deq_enn.training.run_files import Config, RunFiles, fingerprint, finished, log_path, whole_file
 from deq_enn.utils.devices import available
-from deq_enn.utils.team import Team
+from deq_enn.utils.team import Team, ranks
 
 WIDTHLESS = "inf"  # what is called the width of a kernel machine
 
@@ -146,11 +145,13 @@ class KernelGrid(ExactGrid):
         # the kernel of every model, and not of a match alone
         return super().settings(model) | {"match": self.arguments.match}
 
-    def cost(self, config):
-        return 1  # every rank shares every run
+    def cost(self, config: Config) -> float:
+        """Estimates what forming and factorising the kernel take."""
+        n, p = config.train_size or len(self.data.X_train), self.data.X_train.shape[1]
+        return n * n * (n / 3 + p)
 
-    def plan(self, config, size):
-        """How the run fits into memory, shared by `size` ranks; ValueError where it does not."""
+    def plan(self, config: Config, size: int) -> Plan:
+        """Settles how the run fits into memory, shared by `size` ranks; ValueError where it does not."""
         (n, p), m = self.data.X_train.shape, len(self.data.X_test)
         loaded = 4 * (n + m) * p
         memory = self.arguments.memory or 0.9 * (available() or math.inf) + loaded
@@ -160,9 +161,11 @@ class KernelGrid(ExactGrid):
         a = self.arguments
         if a.device not in (None, "cpu"):
             raise ValueError(f"--device {a.device}: --train kernel runs on the CPU")
+        if a.processes and not a.memory:  # as much for each, whatever the others have taken when it begins
+            a.memory = 0.9 * (available() or math.inf) / a.processes
         for config in configs:
             if not (a.resume and finished(config, a.output_path)):
-                self.plan(config, int(os.environ.get("WORLD_SIZE", 1)) if a.together else 1)
+                self.plan(config, ranks()[1] if a.together else 1)
 
     def solve(self, config, device, team):
         a = self.arguments

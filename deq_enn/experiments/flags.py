@@ -3,7 +3,10 @@
 Nothing heavy is imported here: --help and a bad flag are answered without waiting for torch.
 """
 
+import importlib.util
 import math
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 
 from deq_enn.names import ACTIVATIONS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, UNMATCHED
 from deq_enn.utils.arguments import (
@@ -17,7 +20,9 @@ from deq_enn.utils.arguments import (
     positive_int,
     rate,
     ridge,
+    scheduler_address,
 )
+from deq_enn.utils.team import one_voice, ranks
 
 # What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
 # A kind of training is a row here and a grid of runs in grid.GRIDS.
@@ -54,17 +59,7 @@ DEFAULTS = {
 TRAININGS = "readout", "full", "ridge", "kernel"
 
 
-class Parser(OneLineParser):
-    def __init__(self, world, **options):
-        super().__init__(**options)
-        self.exit = world.exit  # what is wrong is said once, however many processes there are
-
-
-def make_parser(world, description):
-    """The parser of all flags. A flag in DEFAULTS is None where it is not given."""
-    parser = Parser(world, prog="main.py", description=description)
-    add = parser.add_argument
-    add_data_flags(add)
+def _add_grid(add: Callable) -> None:
     add(
         "--model",
         nargs="+",
@@ -82,6 +77,9 @@ def make_parser(world, description):
         help="the readout on fixed features by steps (default), every weight (full), the "
         "readout solved exactly (ridge), or the network at infinite width (kernel)",
     )
+
+
+def _add_steps(add: Callable) -> None:
     add(
         "--lr",
         type=rate,
@@ -91,6 +89,9 @@ def make_parser(world, description):
     add("--epoch", type=positive_int, help="epochs (default: 10; pcDEQ: 50)")
     add("--batch_size", type=positive_int, help="batch size (default: 128; pcDEQ: 64)")
     add("--opt", choices=("sgd", "adam"), help="optimizer (default: sgd; a pcDEQ has AdamW)")
+
+
+def _add_networks(add: Callable) -> None:
     add(
         "--asquare",
         type=bounded_float(0, 1, "between 0 and 1"),
@@ -108,6 +109,10 @@ def make_parser(world, description):
         choices=("ck", "ntk"),
         help="the kernel that matched_enn matches, and that --train kernel takes (default: ck, ntk with --train full)",
     )
+    add("--family", choices=FAMILIES, help="the layers of matched_enn (default: auto)")
+
+
+def _add_exact(add: Callable) -> None:
     add(
         "--ridge",
         nargs="+",
@@ -137,7 +142,9 @@ def make_parser(world, description):
         help="of --train kernel: what a process may take, such as 8G; a "
         "kernel that does not fit goes to --save_path (default: 90%% of what is free)",
     )
-    add("--family", choices=FAMILIES, help="the layers of matched_enn (default: auto)")
+
+
+def _add_pcdeq(add: Callable) -> None:
     add(
         "--weight_decay",
         type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"),
@@ -150,6 +157,9 @@ def make_parser(world, description):
         help="after it a pcDEQ's learning rate is a tenth (default: never)",
     )
     add("--aug", action="store_true", default=None, help="a pcDEQ's training images are shifted and flipped at random")
+
+
+def _add_output(add: Callable) -> None:
     add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
     add("--output_path", default="results", help="folder for logs and figure (default: results)")
     add(
@@ -160,15 +170,47 @@ def make_parser(world, description):
         "while the last epoch is what is reported",
     )
     add("--resume", action="store_true", help="skip finished runs and go on with a killed one")
+
+
+def make_parser(prog: str = "main.py", description: str | None = None) -> OneLineParser:
+    """Builds the parser of all flags. A flag in DEFAULTS is None where it is not given."""
+    parser = OneLineParser(prog=prog, description=description)
+    add_data_flags(parser.add_argument)
+    for group in (_add_grid, _add_steps, _add_networks, _add_exact, _add_pcdeq, _add_output):
+        group(parser.add_argument)
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument(
+        "--processes", type=positive_int, metavar="K", help="processes that share the runs of the grid (default: 1)"
+    )
+    engine.add_argument(
+        "--scheduler",
+        type=scheduler_address,
+        metavar="ADDRESS",
+        help="of a Dask cluster whose workers make the runs, such as tcp://HOST:8786",
+    )
     return parser
 
 
-def parse_arguments(argv, world, description=None):
-    """The parser and the checked arguments, with defaults filled in; `train` is a key of DEFAULTS, `together` says
-    whether all ranks share one run. Exits with BAD_INPUT and one line where a flag is wrong."""
-    parser = make_parser(world, description)
-    arguments = parser.parse_args(argv)
-    fill_in(parser, arguments)
+def parse_arguments(
+    argv: Sequence[str] | None, prog: str = "main.py", description: str | None = None
+) -> tuple[OneLineParser, Namespace]:
+    """Returns the parser and the checked arguments, with defaults filled in; `train` is a key of DEFAULTS, `together`
+    says whether the ranks of torchrun share the runs. Exits with BAD_INPUT and one line where a flag is wrong."""
+    parser = make_parser(prog, description)
+    try:
+        rank, size, _ = ranks()
+    except ValueError as error:
+        parser.error(str(error))
+    with one_voice(rank):
+        arguments = parser.parse_args(argv)
+        fill_in(parser, arguments)
+        check_values(parser, arguments)
+        check_engine(parser, arguments, size)
+    return parser, arguments
+
+
+def check_values(parser: OneLineParser, arguments: Namespace) -> None:
+    """Refuses values that do not go together, and folders that cannot be written to."""
     check_activation(parser, arguments)
     for flag in ("model", "dim", "seed", "classes", "ridge", "train_size", "depth"):
         values = getattr(arguments, flag)
@@ -181,19 +223,27 @@ def parse_arguments(argv, world, description=None):
     if arguments.depth and not any(name in UNMATCHED for name in arguments.model):
         parser.error(f"argument --depth: only {', '.join(UNMATCHED)} have one to choose")
     check_paths(parser, arguments)
+
+
+def check_engine(parser: OneLineParser, arguments: Namespace, size: int) -> None:
+    """Settles who makes the runs: this process, workers, or the `size` ranks of torchrun, which share each run."""
+    if arguments.scheduler and not importlib.util.find_spec("distributed"):
+        parser.error("argument --scheduler: the package distributed is missing: pip install 'deq_enn[cluster]'")
     runs = len(arguments.model) * len(arguments.dim or [None]) * len(arguments.seed)
-    # every rank has a share of each run
-    arguments.together = world.size > 1 and (arguments.train == "kernel" or runs == 1 and arguments.train == "full")
-    if world.size > runs and not arguments.together:
+    arguments.together = size > 1 and (arguments.train == "kernel" or runs == 1 and arguments.train == "full")
+    if size == 1:
+        return
+    if arguments.processes or arguments.scheduler:
+        parser.error("argument --processes, --scheduler: not for the ranks of torchrun; start main.py without it")
+    if not arguments.together:
         parser.error(
-            f"{world.size} ranks for {runs} run{'s' * (runs > 1)} (models x dims x seeds): start at most one "
-            "rank a run; only a single run with --train full, and those with --train kernel, are shared"
+            "under torchrun all ranks share one computation, --train kernel or a single run with --train full: "
+            f"for the runs of a grid start main.py without it, with --processes {size}"
         )
-    return parser, arguments
 
 
-def fill_in(parser, arguments):
-    """The kind of training, and the defaults of its flags."""
+def fill_in(parser: OneLineParser, arguments: Namespace) -> None:
+    """Settles the kind of training, and fills in the defaults of its flags."""
     trainings = TRAININGS
     if any(name in PCDEQS for name in arguments.model):
         if len(arguments.model) > 1:
@@ -211,7 +261,8 @@ def fill_in(parser, arguments):
             setattr(arguments, flag, DEFAULTS[arguments.train].get(flag))
 
 
-def check_activation(parser, arguments):
+def check_activation(parser: OneLineParser, arguments: Namespace) -> None:
+    """Refuses an activation that the models do not take, and models that lack one."""
     general = [name for name in arguments.model if name in GENERAL]
     if general and not arguments.activation:
         parser.error(f"argument --activation: {general[0]} needs one, such as swish")
@@ -226,7 +277,8 @@ def check_activation(parser, arguments):
         parser.error(f"argument --activation: not a setting of {arguments.model[0]}, which has its own")
 
 
-def check_paths(parser, arguments):
+def check_paths(parser: OneLineParser, arguments: Namespace) -> None:
+    """Refuses data without a path, and folders that cannot be written to."""
     check_data_flags(parser, arguments)
     for flag in ("output_path", "save_path"):
         check_folder(parser, flag, getattr(arguments, flag))

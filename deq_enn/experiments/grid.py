@@ -9,6 +9,8 @@ import math
 import sys
 from pathlib import Path
 
+import torch
+
 from deq_enn.data.datasets import load_dataset
 from deq_enn.experiments.accuracy_report import plot, print_rates, print_table
 from deq_enn.experiments.executors import cost
@@ -128,24 +130,34 @@ class Grid:
             "features": 4 * m * config.batch_size,
         }
 
-    def check_memory(self, configs, device):
-        """Raises ValueError where a run that is still to be made cannot fit, before anything of it is allocated."""
+    def check_memory(self, configs: list[Config], device: torch.device) -> None:
+        """Raises ValueError where runs that are still to be made cannot fit, before anything of them is allocated."""
         free = available(device)
         if free is None:
             return
+        a, sizes = self.arguments, []
+        where = "" if device.type == "cpu" else "of the GPU "
         for config in configs:
-            parts = self.memory(config)
-            if sum(parts.values()) <= free or self.arguments.resume and finished(config, self.arguments.output_path):
+            if a.resume and finished(config, a.output_path):
                 continue
-            listed = ", ".join(f"{name} {shown(size)}" for name, size in parts.items() if size)
-            where = "" if device.type == "cpu" else "of the GPU "
+            parts = self.memory(config)
+            sizes.append(sum(parts.values()))
+            if sizes[-1] > free:
+                listed = ", ".join(f"{name} {shown(size)}" for name, size in parts.items() if size)
+                raise ValueError(
+                    f"--dim {config.dim}: {config.model} takes at least {shown(sizes[-1])} of memory "
+                    f"({listed}), and {shown(free)} {where}are free: take a smaller width"
+                )
+        sharing = -(-(a.processes or 1) // (torch.cuda.device_count() if device.type == "cuda" else 1))
+        together = sum(sorted(sizes)[-sharing:])
+        if together > free:
             raise ValueError(
-                f"--dim {config.dim}: {config.model} takes at least {shown(sum(parts.values()))} of memory "
-                f"({listed}), and {shown(free)} {where}are free: take a smaller width"
+                f"--processes {a.processes}: the largest runs take at least {shown(together)} of memory at the same "
+                f"time, and {shown(free)} {where}are free: take fewer processes"
             )
 
     def cost(self, config) -> float:
-        """The cost of a run, by which the longest is begun first (`distributed.cost`)."""
+        """The cost of a run, by which the longest is begun first (`executors.cost`)."""
         data = self.data
         return cost(config, len(data.X_train) + len(data.X_test), data.X_train.shape[1], data.n_classes)
 

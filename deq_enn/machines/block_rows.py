@@ -115,7 +115,8 @@ class FileRows:
         if not self._finished:
             try:
                 os.ftruncate(self._file, layout.nbytes)
-                os.posix_fallocate(self._file, 0, layout.nbytes)
+                if layout.nbytes:  # of few samples a rank may have no rows
+                    os.posix_fallocate(self._file, 0, layout.nbytes)
             except OSError as error:
                 self.remove()
                 free = os.statvfs(self.path.parent)

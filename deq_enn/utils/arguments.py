@@ -6,6 +6,7 @@ Nothing heavy is imported here: --help and a bad flag are answered without waiti
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,13 @@ def duration(text: str) -> float:
     if not 0 < value < math.inf or text[-2:].strip("0123456789.") not in ("", "s", "m"):
         raise argparse.ArgumentTypeError(f"must be a positive time, such as 60s or 5m, got {text!r}")
     return value
+
+
+def scheduler_address(text: str) -> str:
+    """Checks the form of a Dask scheduler's address."""
+    if not re.fullmatch(r"(tcp|tls|ws|wss|ucx)://\S+:\d+", text):
+        raise argparse.ArgumentTypeError(f"must be an address such as tcp://HOST:8786, got {text!r}")
+    return text
 
 
 def add_data_flags(add: Callable[..., object]) -> None:

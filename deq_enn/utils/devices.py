@@ -71,6 +71,13 @@ def shown(size: float) -> str:
     return f"{size:.0f} PB"
 
 
+def numbered(name: str | None, number: int) -> str | None:
+    """Names the GPU of a process with this number, where there are GPUs and the name leaves open which."""
+    if name not in (None, "cuda") or not torch.cuda.is_available():
+        return name
+    return f"cuda:{number % torch.cuda.device_count()}"
+
+
 def get_device(name: str | None = None) -> torch.device:
     """The named device; CUDA if there is one, else the CPU, where no name is given."""
     if name is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def descendants(pid):
-    """The process and its children's children; torchrun's workers have process groups of their own."""
+    """The process and its children's children: a sweep has worker processes."""
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -58,9 +58,13 @@ class Records:
 
 
 def task(stage):
-    """The command without its launcher: as many processes as you like make the same logs."""
+    """The command without its interpreter and `--processes`: as many as you like make the same logs."""
     script = next(i for i, word in enumerate(stage.command) if word.endswith(".py"))
-    return stage.command[script:]
+    words = stage.command[script:]
+    if "--processes" in words:
+        place = words.index("--processes")
+        words = words[:place] + words[place + 2 :]
+    return words
 
 
 def shown(command):

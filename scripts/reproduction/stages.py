@@ -86,13 +86,6 @@ def own_rate_cost(dataset, dims, epochs, seeds=SEEDS):
     return chosen + sweep_cost(dataset, dims, epochs, seeds)
 
 
-def launch(script, processes):
-    """The start of a command: torchrun deals the runs of a grid out over processes of one thread each."""
-    if processes == 1:
-        return [sys.executable, script]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), script]
-
-
 def plan(arguments):
     """Every stage, the cheapest first."""
     output, data = (
@@ -123,9 +116,11 @@ def plan(arguments):
             (f"{dataset}-adam", "adam", ADAM, dims, sweep_cost),
             (f"{dataset}-sgd{OWN_RATE}", "sgd", "auto", own_dims, own_rate_cost),
         ):
-            processes = min(arguments.processes, len(MODELS) * len(widths) * arguments.seeds)  # a run is not shared
+            processes = min(arguments.processes, len(MODELS) * len(widths) * arguments.seeds)  # each run has one
             command = [
-                *launch("main.py", processes),
+                sys.executable,
+                "main.py",
+                *(["--processes", str(processes)] if processes > 1 else []),
                 "--dataset",
                 dataset,
                 *(data if dataset != "gmm" else []),

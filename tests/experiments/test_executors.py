@@ -1,221 +1,73 @@
-"""Parts of distributed.py in this process, over a store in memory."""
+"""A grid whose runs are made by workers: a pool of processes, and a Dask cluster."""
 
+import concurrent.futures
+import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
+import torch
 
-from deq_enn.experiments import command, executors
-from deq_enn.experiments.executors import World, cost
-from deq_enn.training import loop
+from deq_enn.experiments import command, executors, flags
+from deq_enn.experiments.executors import cost, run_all
+from deq_enn.reporting.records import read_metrics
 from deq_enn.training.run_files import Config
-from tests.helpers.forks import free_port, rank_environment
+from tests.conftest import ROOT
+from tests.helpers.forks import DIVERGES, FORKED, at
+
+GRID = ("--model", "inn", "h_tanh_enn", "relu_enn", "--dim", 8, 16, "--seed", 0, 1, "--epoch", 12)
+POOL = "--processes", 2
+RESUME = "the same command with --resume goes on from here\n"
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(executors, "PATIENCE", 0)
+@pytest.fixture(scope="module")
+def base(small_npz):
+    return "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 59, "--device", "cpu"
 
 
-def in_world(monkeypatch, capsys, *argv, **environment):
-    """Status and stderr of main.py in this process, with these environment variables."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as stop:
+def alone(*argv):
+    """main.py in this process, in one thread as the workers are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         command.main([*map(str, argv)])
-    told = capsys.readouterr()
-    assert told.out == ""
-    return stop.value.code, told.err
+    finally:
+        torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    "argv, words",
-    [
-        (("--dim", 0), "positive whole number"),
-        (("--model", "inn", "--dim", 8), "2 ranks for 1 run (models x dims x seeds): start at most one rank a run"),
-        (("--dataset", "mnist", "--model", "linear_pcdeq_1"), "2 ranks for 1 run "),
-    ],
-)
-def test_bad_flags_are_told_by_rank_0(monkeypatch, capsys, impatient, argv, words):
-    status, err = in_world(monkeypatch, capsys, *argv, **rank_environment(0))
-    assert status == 2 and words in err and err.count("\n") == 1
-    assert in_world(monkeypatch, capsys, *argv, **rank_environment(1)) == (2, "")
+def logs(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.json")}
 
 
-def test_as_many_ranks_as_runs_and_one_full_run_are_fine(monkeypatch):
-    four_runs = ["--model", "inn", "relu_enn", "--dim", "8", "9"]
-    one_full_run = ["--model", "inn", "--dim", "8", "--train", "full"]
-    for size, argv in ((4, four_runs), (7, one_full_run)):
-        for name, value in rank_environment(0, size).items():
-            monkeypatch.setenv(name, value)
-        assert command.parse_arguments(argv, World())[1].together == (size == 7)
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"RANK": ""},
-        {"RANK": "2"},
-        {"RANK": "-1"},
-        {"RANK": "one"},
-        {"WORLD_SIZE": "0"},
-        {"WORLD_SIZE": "two"},
-        {"WORLD_TIMEOUT": "0"},
-        {"WORLD_TIMEOUT": "nan"},
-    ],
-)
-def test_bad_environments(monkeypatch, capsys, environment):
-    status, err = in_world(monkeypatch, capsys, **{**rank_environment(0), **environment})
-    assert status == 2 and err.count("\n") == 1 and "0 <= RANK < WORLD_SIZE" in err
-
-
-def test_a_world_whose_other_rank_never_comes(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    status, err = in_world(
-        monkeypatch, capsys, **rank_environment(0, MASTER_PORT=str(free_port()), WORLD_TIMEOUT="0.5")
+def lines(folder, event):
+    """The records of one kind but for what differs from run to run: their times."""
+    return sorted(
+        json.dumps({k: v for k, v in r.items() if "seconds" not in k}, sort_keys=True)
+        for r in read_metrics(folder / "out")
+        if r["event"] == event
     )
-    assert status == 1 and "rank 0 met no world of 2" in err and "1/2 clients joined" in err and err.count("\n") == 1
-    status, err = in_world(monkeypatch, capsys, **rank_environment(0, MASTER_PORT="here"))
-    assert status == 2 and "MASTER_ADDR:MASTER_PORT is 127.0.0.1:here" in err and err.count("\n") == 1
-    assert not os.listdir(tmp_path)
 
 
-def worlds(monkeypatch, size=2):
-    """The ranks of a world over one store in memory."""
-    found, store = [], dist.HashStore()
-    for rank in range(size):
-        for name, value in rank_environment(rank, size).items():
-            monkeypatch.setenv(name, value)
-        found.append(World())
-        found[-1].store, found[-1].timeout = store, 20
-    return found
+def same(folder, other):
+    assert logs(folder / "out") == logs(other / "out")
+    assert lines(folder, "epoch") == lines(other, "epoch")
 
 
-def together(*calls):
-    """The calls at the same time, each in its thread; what they returned, or raised."""
-    results = [None] * len(calls)
-
-    def caught(index):
-        try:
-            results[index] = calls[index]()
-        except BaseException as error:
-            results[index] = error
-
-    threads = [threading.Thread(target=caught, args=(index,)) for index in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return results
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    alone(*base, *GRID, *at(folder))
+    return folder
 
 
-def test_the_longest_items_begin_first_and_each_is_done_once(monkeypatch):
-    begun, both = [], threading.Barrier(2, timeout=20)
-
-    def task(world):
-        def run(item):
-            begun.append((item, world.rank))
-            if item in (9, 8):  # the two longest are under way at the same time
-                both.wait()
-            return {"rank": world.rank, "ten": 10 * item}
-
-        return run
-
-    items = [3, 9, 1, 8, 2]
-    first, second = worlds(monkeypatch)
-    values, nothing = together(*(lambda world=world: world.map(task(world), items, items) for world in (first, second)))
-    assert [value["ten"] for value in values] == [30, 90, 10, 80, 20] and nothing == []
-    assert {item for item, _ in begun[:2]} == {9, 8} and sorted(item for item, _ in begun) == sorted(items)
-    assert {value["rank"] for value in values} == {0, 1}
-    assert World.map(first, len, ["a", "bc"], [1, 2], together=True) == [1, 2]
-
-
-def test_rank_0_does_not_wait_for_a_rank_that_is_silent(monkeypatch):
-    first, second = worlds(monkeypatch)
-    first.timeout = second.timeout = 0.5
-    done = []
-    with pytest.raises(RuntimeError, match="rank 1 has given no sign of life for 0.5 s .*--resume"):
-        first.map(done.append, [1, 2], [1, 2])
-    assert done == [2, 1]
-    # one that lives may take its time
-    threading.Thread(target=second._beat, daemon=True).start()
-    timer = threading.Timer(1, lambda: second.store.set("done/1", ""))
-    timer.start()
-    first._wait("done/1", 1)
-    second.ended.set()
-
-
-def test_the_first_rank_that_fails_speaks_and_the_others_end(monkeypatch, capsys, impatient, request):
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored, where a background shell began the suite
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    first, second = worlds(monkeypatch)
-    for world, message in ((second, "rank 1 is out of luck\n"), (first, "so is rank 0\n")):
-        with pytest.raises(SystemExit) as stop, world:
-            world.exit(1, message)
-        assert stop.value.code == 1
-    with pytest.raises(SystemExit), first:
-        first._wait("done/1", 1)
-    told = capsys.readouterr()
-    assert told.err == "rank 1 is out of luck\n" and told.out == ""
-    monkeypatch.setattr(second, "store", dist.PrefixStore("gone", second.store))
-    monkeypatch.setattr(dist.PrefixStore, "add", lambda *_: (_ for _ in ()).throw(dist.DistNetworkError("broken pipe")))
-    with pytest.raises(SystemExit), second:  # rank 0 took the store with it
-        second.exit(1, "the connection is lost\n")
-    assert capsys.readouterr().err == "the connection is lost\n"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_only_rank_0_is_heard(monkeypatch, capsys):
-    for world in worlds(monkeypatch):
-        with world:
-            print("table")
-            print("warning", file=sys.stderr)
-    assert capsys.readouterr() == ("table\n", "warning\n")
-
-
-def test_others_begin_when_rank_0_is_ready_in_the_same_folders(monkeypatch, impatient, tmp_path):
-    first, second = worlds(monkeypatch)
-    order = []
-
-    def leads():
-        time.sleep(0.3)
-        order.append("loaded")
-        first.let_start("grid", tmp_path / "out", tmp_path / "ckpt")
-
-    def follows():
-        second.await_leader(tmp_path / "out", tmp_path / "ckpt")
-        order.append("follows")
-
-    assert together(leads, follows) == [None, None] and order == ["loaded", "follows"]
-    assert not any(path.is_file() for path in tmp_path.rglob("*"))
-    second.let_start("grid")
-    with pytest.raises(ValueError, match="rank 1 .* has other flags or other data than rank 0"):
-        second.let_start("another grid")
-    first, second = worlds(monkeypatch)
-    first.timeout = 1
-    _, refusal = together(leads, lambda: second.await_leader(tmp_path / "elsewhere"))
-    assert isinstance(refusal, ValueError)
-    assert "--output_path and --save_path must be folders that all ranks share" in str(refusal)
-
-
-def test_lost_connections_become_advice(monkeypatch):
-    with pytest.raises(RuntimeError, match=r"connection to another rank is lost \(broken pipe\); .*--resume"):
-        with executors.one_line_where_a_rank_is_gone():
-            raise dist.DistNetworkError("broken pipe\nframe #0")
-    with pytest.raises(RuntimeError, match="is lost; ") as caught:
-        with executors.one_line_where_a_rank_is_gone():
-            raise RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer")
-    assert caught.value.__suppress_context__
-    with pytest.raises(loop.TrainingError):  # others stay as they are
-        with executors.one_line_where_a_rank_is_gone():
-            raise loop.TrainingError("loss")
+def without_seconds(text):
+    return re.sub(r" +[\d.]+ s\b", "", text).rpartition("\nlogs in")[0]
 
 
 def test_costs_put_what_is_long_before_what_is_short():
@@ -227,16 +79,235 @@ def test_costs_put_what_is_long_before_what_is_short():
     assert price(dim=4096, epoch=1) / price(dim=4096, epoch=1, model="relu_enn") == pytest.approx(10, rel=0.3)
 
 
-def test_single_process_has_no_world(monkeypatch, capsys):
-    monkeypatch.setattr(dist, "rendezvous", lambda *a, **k: pytest.fail("formed a world"))
-    for size in ({}, {"WORLD_SIZE": "1", "RANK": "0"}):
-        for name, value in size.items():
-            monkeypatch.setenv(name, value)
-        with World() as world:
-            world.form()
-            world.await_leader("nowhere")
-            world.let_start("", "nowhere")
-            assert (world.rank, world.size, world.device(None)) == (0, 1, None)
-            assert world.map(len, ["abc", ""], [0, 1]) == [3, 0]
-            print("heard")
-    assert capsys.readouterr().out == "heard\nheard\n" and not Path("nowhere").exists()
+def test_the_longest_are_begun_first_and_results_keep_their_places():
+    begun = []
+
+    def ten_times(item):
+        begun.append(item)
+        if item == 7:
+            raise ValueError("seven")
+        return 10 * item
+
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        assert run_all(executor, ten_times, [(3,), (9,), (1,), (8,)], [3, 9, 1, 8]) == [30, 90, 10, 80]
+        assert begun == [9, 8, 3, 1]
+        with pytest.raises(ValueError, match="seven"):
+            run_all(executor, ten_times, [(7,), (2,)], [7, 2])
+
+
+# a pool of processes ---------------------------------------------------------------------------------------------
+
+
+def test_two_processes_write_the_bytes_of_one(forks, base, whole, tmp_path, capsys):
+    alone(*base, *GRID, *at(whole), "--resume")
+    expected = capsys.readouterr().out
+    done = forks.run(*base, *GRID, *POOL, *at(tmp_path), setup=FORKED)
+    assert (done["status"], done["err"]) == (0, "")
+    assert without_seconds(done["out"]) == without_seconds(expected)
+    same(tmp_path, whole)
+    assert lines(tmp_path, "run") == lines(whole, "run") and len(logs(tmp_path / "out")) == 24
+    assert (tmp_path / "out" / "accuracy_npz.png").exists()
+    begun = [(r["model"], r["dim"]) for r in read_metrics(tmp_path / "out") if r["event"] == "run"]
+    assert begun[:2] == [("inn", 16)] * 2 and begun[-1][1] == 8
+
+
+@pytest.mark.slow
+def test_processes_that_are_spawned(base, whole, tmp_path):
+    """As anybody has them; the other tests fork theirs, which takes no imports."""
+    argv = [sys.executable, ROOT / "main.py", *base, *GRID, *POOL, *at(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    same(tmp_path, whole)
+
+
+def test_a_run_that_fails_ends_the_job_with_one_line(forks, base, tmp_path):
+    done = forks.run(*base, *DIVERGES, *POOL, *at(tmp_path), setup=FORKED)
+    warning, failure = done["err"].splitlines()
+    assert done["status"] == 1 and "main.py: warning: sigma_a^2" in warning
+    assert failure.startswith("main.py: failed: the equilibrium") and "relative residual" in failure
+    explodes = "--model", "relu_enn", "tanh_enn", "--dim", 16, "--epoch", 3, "--lr", 1e30, "--train", "full"
+    done = forks.run(*base, *explodes, *POOL, *at(tmp_path / "lr"), setup=FORKED)
+    assert done["status"] == 1 and done["err"].count("\n") == 1 and "take a smaller --lr" in done["err"]
+
+
+# once the first epoch is written: the ids of the workers, and what befalls them
+BEFALLS = (
+    FORKED
+    + """
+import os, signal, threading, time
+from pathlib import Path
+
+def befall():
+    metrics = Path("out", "metrics.jsonl")
+    while not metrics.exists() or '"event": "epoch"' not in metrics.read_text():
+        time.sleep(0.002)
+    children = Path("/proc/self/task", str(os.getpid()), "children").read_text().split()
+    workers = [*map(int, children[-2:])]  # the one before them is Python's tracker of resources
+    Path("workers").write_text(" ".join(children))
+    {}
+
+threading.Thread(target=befall, daemon=True).start()
+"""
+)
+
+
+def gone(pid):
+    """Whether the process has ended, if perhaps nobody has asked for its status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "what, status, words",
+    [
+        (
+            "os.kill(workers[0], signal.SIGKILL)",
+            1,
+            f"main.py: failed: a worker process died (killed, or out of memory); {RESUME}",
+        ),
+        (  # as a terminal does: all of them
+            "[os.kill(pid, signal.SIGINT) for pid in (*workers, os.getpid())]",
+            130,
+            f"main.py: interrupted; {RESUME}",
+        ),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+    ],
+    ids=["worker killed", "Ctrl-C", "killed"],
+)
+def test_what_is_stopped_leaves_no_process_and_goes_on(forks, base, whole, tmp_path, what, status, words):
+    stopped = forks.run(*base, *GRID, *POOL, *at(Path()), cwd=str(tmp_path), setup=BEFALLS.format(what))
+    assert (stopped["status"], stopped["err"]) == (status, words) and "test accuracy" not in stopped["out"]
+    workers = [int(pid) for pid in (tmp_path / "workers").read_text().split()]
+    deadline = time.monotonic() + 10
+    while not all(map(gone, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(workers) == 3 and 0 < len(lines(tmp_path, "epoch")) < len(lines(whole, "epoch"))
+    if status == 130:  # of SIGKILL some may be left, until the run goes on
+        assert not [*tmp_path.rglob(".*")]
+    assert forks.run(*base, *GRID, *POOL, *at(tmp_path), "--resume", setup=FORKED)["status"] == 0
+    same(tmp_path, whole)
+    assert not [*tmp_path.rglob(".*")]
+
+
+def test_threads_of_workers_are_a_share_of_the_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    assert [executors.threads_of_each(k) for k in (1, 3, 16)] == [8, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert executors.threads_of_each(2) == 5
+
+
+def test_appends_of_several_processes_do_not_mix(tmp_path):
+    """One write a line, however long it is. Who looks at the end of a file while a long line is being written takes it
+    for one that a kill has cut short, and begins with an empty line, which readers pass over."""
+    from deq_enn.training.run_files import RunFiles
+
+    children = []
+    for seed in range(4):
+        if not (child := os.fork()):
+            files = RunFiles(Config("d", "m", 1, 1.0, 1, 1, seed=seed), tmp_path, tmp_path)
+            for number in range(100):
+                files.note("test", number=number, padding="x" * (20_000 if number % 10 == 0 else 50))
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    text = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    written = [(record["seed"], record["number"]) for record in map(json.loads, filter(None, text))]
+    assert sorted(written) == [(seed, number) for seed in range(4) for number in range(100)]
+
+
+# a Dask cluster --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (("--processes", 0), "positive whole number"),
+        (("--scheduler", "here"), "must be an address such as tcp://HOST:8786, got 'here'"),
+        (("--scheduler", "tcp://here:1", *POOL), "not allowed with argument --"),
+    ],
+)
+def test_bad_flags(capsys, argv, words):
+    with pytest.raises(SystemExit) as stop:
+        command.main([*map(str, argv)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and words in said and said.count("\n") == 1
+
+
+def test_without_the_package_or_the_scheduler_it_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(executors, "CONNECT", 0.5)
+    argv = [*map(str, ("--scheduler", "tcp://127.0.0.1:9", *at(tmp_path)))]
+    with pytest.raises(SystemExit) as stop:
+        command.main(argv)
+    said = capsys.readouterr().err
+    assert stop.value.code == 1 and said.count("\n") == 1
+    assert said.startswith("main.py: failed: no Dask scheduler answers at tcp://127.0.0.1:9 within 0.5 s (")
+    monkeypatch.setattr(flags.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        command.main(argv)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.endswith("is missing: pip install 'deq_enn[cluster]'\n")
+
+
+@pytest.fixture
+def cluster(request, monkeypatch):
+    """A scheduler on this machine and two workers of one thread: threads, or processes."""
+    from distributed import LocalCluster
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made = LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=request.param,
+        protocol="tcp://",
+        dashboard_address=None,
+        worker_dashboard_address=None,
+        silence_logs=50,
+    )
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("cluster", [False], indirect=True)
+def test_a_cluster_writes_the_bytes_of_one_process(cluster, base, whole, tmp_path, monkeypatch, capsys):
+    """Also where an earlier job has left a checkpoint that is of no use, which only --resume would complain of."""
+    monkeypatch.chdir(tmp_path)
+    argv = [*base, *GRID, *at(Path()), "--scheduler", cluster.scheduler_address]
+    (tmp_path / "ckpt").mkdir()
+    for path in (whole / "ckpt").glob("*.pt"):
+        (tmp_path / "ckpt" / path.name).write_bytes(b"damaged")
+    alone(*argv)
+    same(tmp_path, whole)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit) as stop:
+        alone(*base, *DIVERGES, *at(tmp_path / "other"), "--scheduler", cluster.scheduler_address)
+    said = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 1 and len(said) == 2 and said[1].startswith("main.py: failed: the equilibrium")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [True], indirect=True)
+def test_what_a_killed_worker_had_is_made_by_another(cluster, base, whole, tmp_path, capsys):
+    """Two worker processes of a real scheduler, one of which is killed once the first epoch is written."""
+    from distributed import Client
+
+    with Client(cluster, set_as_default=False) as client:
+        workers = [*client.run(os.getpid).values()]
+
+    def kill():
+        metrics = tmp_path / "out" / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_text().count('"event": "epoch"') < 20:
+            time.sleep(0.002)
+        os.kill(workers[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    alone(*base, *GRID, *at(tmp_path), "--scheduler", cluster.scheduler_address)
+    killer.join()
+    same_epochs = set(lines(tmp_path, "epoch")), set(lines(whole, "epoch"))
+    assert same_epochs[0] == same_epochs[1] and logs(tmp_path / "out") == logs(whole / "out")
+    assert len(set(workers)) == 2 and gone(workers[0]) and capsys.readouterr().err == ""

@@ -11,7 +11,6 @@ import pytest
 from deq_enn import names
 from deq_enn.data import datasets, mixtures
 from deq_enn.experiments import exact_grid, flags
-from deq_enn.experiments.executors import World
 from deq_enn.matching import families
 from deq_enn.networks import build, pcdeq
 from deq_enn.theory import activations
@@ -40,7 +39,7 @@ def test_every_kind_of_training_has_flags_and_a_grid():
 
 def test_defaults_follow_the_kind_of_training():
     def parse(*argv):
-        return flags.parse_arguments(argv, World())[1]
+        return flags.parse_arguments(argv)[1]
 
     readout, full, pc = parse(), parse("--train", "full"), parse("--model", "linear_pcdeq_1")
     assert (readout.train, readout.match, readout.lr, readout.aug) == ("readout", "ck", 1.0, None)

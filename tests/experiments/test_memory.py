@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from deq_enn.experiments import command, grid as grid_module
-from deq_enn.experiments.executors import World
 from deq_enn.experiments.flags import parse_arguments
 from deq_enn.names import GENERAL, MODELS
 from deq_enn.utils import devices
@@ -45,7 +44,7 @@ def test_sizes_are_shown_for_a_reader():
 def test_what_is_counted_are_the_tensors_that_there_are(train, opt):
     """Against the parameters, their gradients and the optimizer's state of networks that were built and trained."""
     arguments = parse_arguments(
-        ["--model", *MODELS, *GENERAL, "--activation", "swish", "--train", train, "--opt", opt, "--dim", "24"], World()
+        ["--model", *MODELS, *GENERAL, "--activation", "swish", "--train", train, "--opt", opt, "--dim", "24"]
     )[1]
     made = grid_module.GRIDS[train](arguments)
     made.load(torch.device("cpu"))

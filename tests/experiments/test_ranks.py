@@ -1,27 +1,28 @@
-"""Grids and runs shared by two processes, started by torchrun and by hand."""
+"""One computation that two ranks share, started by torchrun and by hand: full training, and kernel machines."""
 
 import json
 import os
-import re
 
 import pytest
 import torch
 import torch.distributed.run
 
-from deq_enn.experiments import command as main
+from deq_enn.experiments import command
 from deq_enn.reporting.records import read_metrics
 from deq_enn.training import loop
 from deq_enn.utils.team import Team
 from tests.conftest import ROOT
-from tests.helpers.forks import DIVERGES, at, free_port, rank_environment
+from tests.experiments.test_executors import alone, logs
+from tests.helpers.forks import at, free_port, rank_environment
 
-GRID = ("--model", "inn", "h_tanh_enn", "relu_enn", "--dim", 8, 16, "--seed", 0, 1, "--epoch", 30)
 FULL = ("--model", "inn", "--dim", 24, "--epoch", 3, "--train", "full", "--opt", "adam", "--lr", 0.05)
+FULL += "--batch_size", 59  # the last batch has one sample, so that one of two ranks has none
+KERNEL = ("--train", "kernel", "--model", "inn", "relu_enn", "--match", "ntk", "--ridge", 0.01, 0.1)
 
 
-def two_ranks(forks, program, *argv, cwd):
+def two_ranks(forks, program, *argv, cwd, **more):
     """Both ranks of a world started by hand: (status, stdout, stderr) of each."""
-    job = {"program": str(program), "argv": [*map(str, argv)], "cwd": str(cwd)}
+    job = {"program": str(program), "argv": [*map(str, argv)], "cwd": str(cwd), **more}
     port = str(free_port())
     done = forks.ranks(*({**job, "env": rank_environment(rank, MASTER_PORT=port)} for rank in (0, 1)))
     return [(rank["status"], rank["out"], rank["err"]) for rank in done]
@@ -35,89 +36,44 @@ def shared_steps(forks):
 
 @pytest.fixture(scope="module")
 def base(small_npz):
-    # the last batch has one sample, so that one of two ranks has none
-    return "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 59, "--device", "cpu"
-
-
-def alone(*argv):
-    """main.py in this process, in one thread as the ranks are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        main.main([*map(str, argv)])
-    finally:
-        torch.set_num_threads(threads)
-
-
-def logs(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.json")}
+    return "--dataset", "npz", "--dataset_path", small_npz, "--device", "cpu"
 
 
 def epochs(folder):
-    return sorted((r["run"], r["epoch"]) for r in read_metrics(folder) if r["event"] == "epoch")
+    return [record for record in read_metrics(folder / "out") if record["event"] == "epoch"]
 
 
-@pytest.fixture(scope="module")
-def whole(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    alone(*base, *GRID, *at(folder))
-    return folder
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (("--dim", 0), "positive whole number"),
+        (("--dim", 8, "--processes", 2), "not for the ranks of torchrun"),
+        (("--dim", 8), "for the runs of a grid start main.py without it, with --processes 2"),
+        (("--dim", 8, 9, "--model", "inn", "--train", "full"), "a single run with --train full"),
+        (("--dataset", "mnist", "--model", "linear_pcdeq_1"), "with --processes 2"),
+    ],
+)
+def test_what_ranks_do_not_share_is_refused_by_rank_0(forks, tmp_path, argv, words):
+    (status, _, said), (other, *silence) = two_ranks(forks, ROOT / "main.py", *argv, cwd=tmp_path)
+    assert (status, said.count("\n")) == (2, 1) and words in said and not os.listdir(tmp_path)
+    assert silence == ["", ""] and other != 0
 
 
-def without_seconds(text):
-    return re.sub(r" +[\d.]+ s\b", "", text).rpartition("\nlogs in")[0]
-
-
-def test_two_ranks_write_the_bytes_of_one_process(forks, base, whole, tmp_path, capsys):
-    alone(*base, *GRID, *at(whole), "--resume")
-    expected = capsys.readouterr().out
-    first, second = two_ranks(forks, ROOT / "main.py", *base, *GRID, *at(tmp_path), cwd=tmp_path)
-    assert first[::2] == (0, "") and second == (0, "", "")
-    assert without_seconds(first[1]) == without_seconds(expected)
-    assert len(logs(tmp_path / "out")) == 24 and logs(tmp_path / "out") == logs(whole / "out")
-    assert epochs(tmp_path / "out") == epochs(whole / "out")
-    assert (tmp_path / "out" / "accuracy_npz.png").exists()
-    assert not [path for path in tmp_path.rglob(".*")]  # nothing is left of the search for shared folders
-
-
-KILLER = """
-import os, signal, threading, time
-from pathlib import Path
-
-def kill_rank_1():
-    metrics = Path("out", "metrics.jsonl")
-    while not metrics.exists() or '"epoch"' not in metrics.read_text():
-        time.sleep(0.01)
-    for child in Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
-        if "RANK=1" in Path("/proc", child, "environ").read_text().split("\\0"):
-            os.kill(int(child), signal.SIGKILL)
-
-threading.Thread(target=kill_rank_1, daemon=True).start()
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_rank_ends_the_job_and_resume_finishes_it(forks, base, whole, tmp_path):
-    """The real torchrun, itself a fork: its ranks are new processes. A thread within it kills one of them."""
-    launcher = torch.distributed.run.__file__
-    argv = ["--standalone", "--nproc_per_node", "2", ROOT / "main.py", *base, *GRID, *at(tmp_path)]
-    done = forks.run(*argv, program=launcher, cwd=str(tmp_path), setup=KILLER)
-    assert done["status"] != 0 and "test accuracy" not in done["out"]
-    (line,) = [line for line in done["err"].splitlines() if line.startswith("main.py: ")]
-    assert "has died" in line and "--resume" in line
-    before = epochs(tmp_path / "out")
-    assert 0 < len(set(before)) < len(epochs(whole / "out"))
-    alone(*base, *GRID, *at(tmp_path), "--resume")
-    assert logs(tmp_path / "out") == logs(whole / "out")
-    assert set(epochs(tmp_path / "out")) == set(epochs(whole / "out"))
+@pytest.mark.parametrize("bad", [{"RANK": ""}, {"RANK": "2"}, {"RANK": "-1"}, {"RANK": "one"}, {"WORLD_SIZE": "two"}])
+def test_bad_environments(monkeypatch, capsys, bad):
+    for name, value in {**rank_environment(0), **bad}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        command.main([])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "0 <= RANK < WORLD_SIZE" in said
 
 
 GRADIENTS = """
 import sys
 import torch
-import torch.distributed as dist
 from deq_enn.data.datasets import Dataset
-from deq_enn.experiments.executors import World
+from deq_enn.utils.team import team_of_ranks
 from deq_enn.networks.fixed_point import Picard
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.networks.deq import DEQ
@@ -138,12 +94,10 @@ def weights_after_an_epoch(name, team):
     return record, {k: v.detach().clone() for k, v in model.state_dict().items()}
 
 if __name__ == "__main__":
-    with World() as world:
-        world.form()
-        team = world.team(torch.device("cpu"))
-        found = {name: weights_after_an_epoch(name, team) for name in ("deq", "enn")}
-        with open(f"{sys.argv[1]}/{world.rank}.pt", "wb") as file:
-            torch.save(found, file)
+    with team_of_ranks(torch.device("cpu")) as team:
+        results = {name: weights_after_an_epoch(name, team) for name in ("deq", "enn")}
+        with open(f"{sys.argv[1]}/{team.rank}.pt", "wb") as file:
+            torch.save(results, file)
 """
 
 
@@ -175,7 +129,7 @@ def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, shared_
     monkeypatch.setattr(loop.RunFiles, "epoch_done", dies_in_the_second)
     with pytest.raises(SystemExit):
         alone(*base, *FULL, *at(tmp_path / "both"))
-    assert len(epochs(tmp_path / "both" / "out")) == 1
+    assert len(epochs(tmp_path / "both")) == 1
     command = ROOT / "main.py", *base, *FULL, *at(tmp_path / "both"), "--resume"
     (status, out, err), second = two_ranks(forks, *command, cwd=tmp_path)
     assert status == 0 and err == "" and out.count("inn  ") == 2  # the theory and the table
@@ -188,41 +142,98 @@ def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, shared_
         ]
         for name in ("whole", "both")
     )
-    for one, other in zip(expected, got, strict=True):  # one writer: no line twice
-        assert other == pytest.approx(one, rel=1e-4)
+    for first, other in zip(expected, got, strict=True):  # one writer: no line twice
+        assert other == pytest.approx(first, rel=1e-4)
     assert len(got) == 3
     for path, content in logs(tmp_path / "whole" / "out").items():
         assert json.loads((tmp_path / "both" / "out" / path).read_text()) == pytest.approx(json.loads(content))
 
 
-def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, base, tmp_path):
-    ranks = two_ranks(forks, ROOT / "main.py", *base, *DIVERGES, *at(tmp_path), cwd=tmp_path)
-    told = [line for _, _, err in ranks for line in err.splitlines()]
-    warning, failure = told  # of both ranks together, and no traceback
+def test_a_kernel_machine_by_block_rows_is_that_of_one_process(forks, base, tmp_path):
+    """Also where all rows are in one block, so that a rank has none."""
+    alone(*base, *KERNEL, *at(tmp_path / "alone"))
+    for name, setup in (("rows", "from deq_enn.machines import run; run.HEIGHT = 12"), ("row", "")):
+        argv = *base, *KERNEL, *at(tmp_path / name)
+        ranks = two_ranks(forks, ROOT / "main.py", *argv, cwd=tmp_path, setup=setup)
+        assert [rank[::2] for rank in ranks] == [(0, "")] * 2 and ranks[1][1] == ""
+        assert logs(tmp_path / name / "out") == logs(tmp_path / "alone" / "out")
+        for shared, whole in zip(epochs(tmp_path / name), epochs(tmp_path / "alone"), strict=True):
+            for score in ("ridge", "noise", "test_mse", "test_accuracy", "scale2"):
+                assert shared[score] == pytest.approx(whole[score], rel=1e-5)
+        assert not [*(tmp_path / name / "ckpt").glob("*.kernel")]
+
+
+def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, shared_steps, base, tmp_path):
+    """Also where one rank alone fails: the other has lost it, and is silent."""
+    diverges = *base, *FULL, "--model", "tanh_inn", "--dim", 256, "--epoch", 1, "--asquare", 0.99999
+    ranks = two_ranks(forks, ROOT / "main.py", *diverges, *at(tmp_path), cwd=tmp_path)
+    warning, failure = [line for _, _, err in ranks for line in err.splitlines()]
     assert "main.py: warning: sigma_a^2" in warning and "main.py: failed: the equilibrium" in failure
     assert "relative residual" in failure and 1 in (status for status, _, _ in ranks)
+    alone_fails = (
+        "import os\nfrom deq_enn.training import loop\ndef fails(*_):\n    raise loop.TrainingError('out of luck')\n"
+        "if os.environ['RANK'] == '{}': loop.FullTask.evaluate = fails"
+    )
+    for rank in (0, 1):
+        argv = *base, *FULL, *at(tmp_path / str(rank))
+        ranks = two_ranks(forks, ROOT / "main.py", *argv, cwd=tmp_path, setup=alone_fails.format(rank))
+        assert ranks[rank][::2] == (1, "main.py: failed: out of luck\n") and ranks[1 - rank][2] == ""
 
 
-def test_a_rank_that_is_stopped_after_rank_0_has_told_why_is_silent(forks, base, tmp_path):
-    """The store, by which ranks agree on who speaks, ends with rank 0."""
-    argv = [*map(str, (*base, *DIVERGES, "--model", "tanh_inn", "--seed", 0, 1, *at(tmp_path)))]
+def test_ranks_that_differ_are_refused(forks, shared_steps, base, tmp_path):
     port = str(free_port())
-    busy = (
-        "import time; from deq_enn.experiments import executors, grid; "
-        "executors.PATIENCE, grid.run = 0.5, lambda *_: time.sleep(60)"
+    jobs = (
+        {
+            "argv": [*map(str, (*base, *FULL, "--seed", rank, *at(tmp_path)))],
+            "cwd": str(tmp_path),
+            "env": rank_environment(rank, MASTER_PORT=port),
+        }
+        for rank in (0, 1)
     )
-    ranks = forks.ranks(
-        *(
-            {"argv": argv, "cwd": str(tmp_path), "env": rank_environment(rank, MASTER_PORT=port), "setup": setup}
-            for rank, setup in enumerate(("", busy))
-        )
-    )
-    assert (ranks[0]["status"], ranks[1]["status"], ranks[1]["err"]) == (1, 130, "")
-    assert "main.py: failed: the equilibrium" in ranks[0]["err"]
+    said = "".join(rank["err"] for rank in forks.ranks(*jobs))
+    assert said.count("\n") == 1 and "the ranks have different flags or data" in said
+    assert not [*tmp_path.rglob("*.jsonl")]
 
 
-def test_a_rank_without_a_world_gives_up_in_one_line(forks, tmp_path):
-    done = forks.run(cwd=str(tmp_path), env=rank_environment(1, MASTER_PORT=str(free_port()), WORLD_TIMEOUT="0.5"))
-    assert done["status"] == 1 and done["err"].count("\n") == 1 and not os.listdir(tmp_path)
-    assert "rank 1 met no world of 2" in done["err"]
-    assert "start every rank within 0.5 s (WORLD_TIMEOUT)" in done["err"]
+def test_a_rank_without_a_world_gives_up_in_one_line(forks, base, tmp_path):
+    hasty = "from deq_enn.utils import team; team.TIMEOUT = 0.5"
+    for rank, words in ((1, "rank 1 met no world of 2"), (0, "1/2 clients joined")):
+        environment = rank_environment(rank, MASTER_PORT=str(free_port()))
+        done = forks.run(*base, *FULL, *at(tmp_path), cwd=str(tmp_path), env=environment, setup=hasty)
+        assert done["status"] == 1 and done["err"].count("\n") == 1 and not os.listdir(tmp_path)
+        assert words in done["err"] and "start every rank within 0.5 s" in done["err"]
+
+
+KILLER = """
+import os, signal, threading, time
+from pathlib import Path
+
+def kill_rank_1():
+    metrics = Path("out", "metrics.jsonl")
+    while not metrics.exists() or '"event": "epoch"' not in metrics.read_text():
+        time.sleep(0.01)
+    for child in Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
+        if "RANK=1" in Path("/proc", child, "environ").read_text().split("\\0"):
+            os.kill(int(child), signal.SIGKILL)
+
+threading.Thread(target=kill_rank_1, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_job_and_resume_finishes_it(forks, base, tmp_path):
+    """The real torchrun, itself a fork: its ranks are new processes. A thread within it kills one of them."""
+    long = *FULL, "--epoch", 12
+    launcher = torch.distributed.run.__file__
+    argv = ["--standalone", "--nproc_per_node", "2", ROOT / "main.py", *base, *long, *at(tmp_path)]
+    done = forks.run(*argv, program=launcher, cwd=str(tmp_path), setup=KILLER)
+    assert done["status"] != 0 and "test accuracy" not in done["out"]
+    (line,) = [line for line in done["err"].splitlines() if line.startswith("main.py: ")]
+    assert ("has died" in line or "connection to another rank is lost" in line) and "--resume" in line
+    assert 0 < len(epochs(tmp_path)) < 12
+    done = forks.run(*argv, "--resume", program=launcher, cwd=str(tmp_path))
+    assert done["status"] == 0, done["err"]
+    assert len(epochs(tmp_path)) == 12
+    alone(*base, *long, *at(tmp_path / "alone"))
+    for shared, other in zip(epochs(tmp_path), epochs(tmp_path / "alone"), strict=True):
+        assert shared["test_loss"] == pytest.approx(other["test_loss"], rel=1e-3)

@@ -49,6 +49,9 @@ def at(folder):
     return "--output_path", folder / "out", "--save_path", folder / "ckpt"
 
 
+# workers are forked as well, from a process that has imported everything and has no other threads
+FORKED = "from deq_enn.experiments import executors; executors.START = 'fork'\n"
+
 # a run that is made, and one whose equilibrium is not found
 DIVERGES = "--model", "relu_enn", "tanh_inn", "--dim", 256, "--epoch", 1, "--asquare", 0.99999
 
@@ -98,62 +101,62 @@ class Forks:
 # in the child
 
 
-def plant(fault, at, passed):
-    """Patches what main.py writes with; the number of points passed is kept in the memory `passed`."""
-    import torch
+class Faults:
+    """Patches what main.py writes with; the number of points passed is kept in the memory `passed`.
 
-    full = False
+    That memory is shared with processes forked later, so that a fault strikes in whichever comes to it.
+    """
 
-    def point(before=lambda: None):
+    def __init__(self, fault, at, passed):
+        import torch
+
+        self.fault, self.at, self.passed, self.full = fault, at, passed, False
+        self.make, self.replace, self.write, self.save = tempfile.mkstemp, os.replace, os.write, torch.save
+        tempfile.mkstemp, os.replace, os.write, torch.save = self.mkstemp, self.renamed, self.written, self.saved
+
+    def point(self, before=lambda: None):
         """Counts; does `before` where it is time for the fault. True where the disk is full."""
-        nonlocal full
-        count = int.from_bytes(passed[:8], "little") + 1
-        passed[:8] = count.to_bytes(8, "little")
-        if count == at:
+        count = int.from_bytes(self.passed[:8], "little") + 1
+        self.passed[:8] = count.to_bytes(8, "little")
+        if count == self.at:
             before()
-            if fault == "kill":
+            if self.fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if fault == "ctrl_c":
+            if self.fault == "ctrl_c":
                 signal.raise_signal(signal.SIGINT)
-            full = fault == "full"
-        return full
+            self.full = self.fault == "full"
+        return self.full
 
-    def no_space():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def space(self, there=True):
+        if not there:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    make, replace, write, save = tempfile.mkstemp, os.replace, os.write, torch.save
+    def mkstemp(self, *args, **kwargs):
+        self.space(not self.point())
+        return self.make(*args, **kwargs)
 
-    def mkstemp(*args, **kwargs):
-        if point():
-            no_space()
-        return make(*args, **kwargs)
+    def renamed(self, a, b):  # takes no space
+        self.point()
+        self.replace(a, b)
+        self.point()
 
-    def renamed(a, b):  # takes no space
-        point()
-        replace(a, b)
-        point()
-
-    def written(handle, data):
+    def written(self, handle, data):
         if handle in (1, 2):
-            return write(handle, data)
-        if point():
-            no_space()
+            return self.write(handle, data)
+        self.space(not self.point())
         half = []
-        if point(lambda: half.append(write(handle, data[: len(data) // 2]))) and half:
+        if self.point(lambda: half.append(self.write(handle, data[: len(data) // 2]))) and half:
             return half[0]  # as much as there was space for
-        return sum(half) + write(handle, data[sum(half) :])
+        return sum(half) + self.write(handle, data[sum(half) :])
 
-    def saved(state, file):
+    def saved(self, state, file):
         whole = io.BytesIO()
-        save(state, whole)
+        self.save(state, whole)
         whole = whole.getvalue()
         file.write(whole[: len(whole) // 2])
         file.flush()
-        if point():
-            no_space()
+        self.space(not self.point())
         file.write(whole[len(whole) // 2 :])
-
-    tempfile.mkstemp, os.replace, os.write, torch.save = mkstemp, renamed, written, saved
 
 
 def child(job, out, err, passed):
@@ -169,7 +172,7 @@ def child(job, out, err, passed):
     program = ROOT / job.get("program", "main.py")
     sys.argv = [str(program), *job["argv"]]
     sys.path.insert(0, str(program.parent))
-    plant(job.get("fault"), job.get("at"), passed)
+    Faults(job.get("fault"), job.get("at"), passed)
     exec(job.get("setup", ""), {})
     status = 0
     try:
@@ -189,60 +192,71 @@ def child(job, out, err, passed):
 
 
 def serve(requests, answers):
+    warm_up()
+    for line in requests:
+        jobs = json.loads(line)
+        for job in [job for job in jobs if "prepare" in job]:
+            importlib.import_module(job["prepare"])
+            jobs.remove(job)
+        running = {}
+        for job in jobs:
+            job |= {"out": tempfile.TemporaryFile(), "err": tempfile.TemporaryFile(), "passed": mmap.mmap(-1, 8)}
+            pid = os.fork()
+            if not pid:
+                return child(job, job["out"], job["err"], job["passed"])
+            running[pid] = job
+        done = wait_for(running)
+        print(json.dumps([answer(job, *done[pid]) for pid, job in running.items()]), file=answers, flush=True)
+
+
+def warm_up():
+    """Imports all that main.py needs, even fonts, and forgets what pytest has put into its process."""
     import torch
-    import torch.distributed  # noqa: F401
+    import torch.distributed
 
-    from deq_enn.experiments import command
+    from deq_enn.experiments import command, worker
 
-    atexit._clear()  # what pytest has put into its process
+    assert torch.distributed.is_available() and worker
+    atexit._clear()
     logging.getLogger().handlers.clear()
     sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
     for name in ("RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)  # a child would wait for threads that it does not have
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # imports all, even fonts
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         small = "--model tanh_inn --dim 2 --epoch 1 --train full --device cpu --output_path {0} --save_path {0}"
         command.main(small.format(folder).split())
     gc.freeze()  # or each child's collector would write into, and so copy, all that is there
-    for line in requests:
-        jobs, running = json.loads(line), {}
-        for job in [job for job in jobs if "prepare" in job]:
-            importlib.import_module(job["prepare"])
-            jobs.remove(job)
-        for job in jobs:
-            out, err, passed = tempfile.TemporaryFile(), tempfile.TemporaryFile(), mmap.mmap(-1, 8)
-            pid = os.fork()
-            if not pid:
-                return child(job, out, err, passed)
-            running[pid] = job | {"out": out, "err": err, "passed": passed}
-        began, done, stopped = time.monotonic(), {}, False
-        while len(done) < len(jobs):
-            # without a poll where none is due to be killed: the others are to hear of a failure before they see it
-            timed = any("kill_after" in job for job in jobs)
-            pid, status = os.waitpid(-1, os.WNOHANG if timed else 0)
-            if pid:
-                done[pid] = os.waitstatus_to_exitcode(status), time.monotonic() - began
-                stopped = stopped or done[pid][0] != 0
-                if stopped:
-                    for other in running.keys() - done.keys():
-                        os.kill(other, signal.SIGTERM)
-                continue
-            for pid in running.keys() - done.keys():
-                if time.monotonic() - began > running[pid].get("kill_after", float("inf")):
-                    os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(running):
+    """{pid: (status, seconds)}; one is killed when its time has come, and when one fails the others are stopped."""
+    began, done = time.monotonic(), {}
+    # without a poll where none is due to be killed: the others are to hear of a failure before they see it
+    flag = os.WNOHANG if any("kill_after" in job for job in running.values()) else 0
+    while len(done) < len(running):
+        pid, status = os.waitpid(-1, flag)
+        if pid in running:
+            done[pid] = os.waitstatus_to_exitcode(status), time.monotonic() - began
+        if pid in running and done[pid][0] != 0:
+            for other in running.keys() - done.keys():
+                os.kill(other, signal.SIGTERM)
+        if not pid:
+            for other in running.keys() - done.keys():
+                if time.monotonic() - began > running[other].get("kill_after", float("inf")):
+                    os.kill(other, signal.SIGKILL)
             time.sleep(0.002)
-        answer = []
-        for pid, job in running.items():
-            for file in (job["out"], job["err"]):
-                file.seek(0)
-            answer.append(
-                {
-                    "status": done[pid][0],
-                    "seconds": done[pid][1],
-                    "out": job["out"].read().decode(),
-                    "err": job["err"].read().decode(),
-                    "moments": int.from_bytes(job["passed"][:8], "little"),
-                }
-            )
-        print(json.dumps(answer), file=answers, flush=True)
+    return done
+
+
+def answer(job, status, seconds):
+    for file in (job["out"], job["err"]):
+        file.seek(0)
+    return {
+        "status": status,
+        "seconds": seconds,
+        "out": job["out"].read().decode(),
+        "err": job["err"].read().decode(),
+        "moments": int.from_bytes(job["passed"][:8], "little"),
+    }

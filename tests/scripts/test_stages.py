@@ -23,7 +23,7 @@ def test_the_plan_is_that_of_the_scripts():
             rate = re.search(rf"\[{opt}\]=([\d.]+)", script)[1]
             assert f"--dataset {dataset} --dataset_path D --dim" in sweeps[f"{dataset}-{opt}"]
             assert f"--seed 0 1 2 --epoch 100 --opt {opt} --lr {rate} " in sweeps[f"{dataset}-{opt}"]
-            assert "-m torch.distributed.run --standalone --nproc_per_node 2 main.py " in sweeps[f"{dataset}-{opt}"]
+            assert " main.py --processes 2 " in sweeps[f"{dataset}-{opt}"]
         # each at its own rate: the same widths, seeds and epochs
         other = re.sub(r"-sgd(?= )", "-sgd-own-rate", sweeps[f"{dataset}-sgd"])
         assert sweeps[f"{dataset}-sgd-own-rate"] == re.sub(r"--lr \S+", "--lr auto", other)
@@ -46,8 +46,8 @@ def test_the_plan_is_that_of_the_scripts():
     alone = {d: stages.sweep_cost("mnist", (1024,), d, 1) - 5 for d in (0, 7)}
     assert cost[0] == pytest.approx(alone[0] * 6 / 7)
     assert cost[7] - cost[0] == pytest.approx(stages.RATES * 0.8 * (alone[7] - alone[0]))
-    # no rank without a run
-    assert "--nproc_per_node 36 " in " ".join(next(s for s in quick if s.name == "gmm-sgd").command)
+    # no process without a run
+    assert "--processes 36 " in " ".join(next(s for s in quick if s.name == "gmm-sgd").command)
 
 
 def test_time_left():

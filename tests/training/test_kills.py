@@ -12,7 +12,7 @@ import pytest
 
 from deq_enn.reporting.records import read_metrics
 from tests.conftest import ROOT
-from tests.helpers.forks import at, free_port, rank_environment
+from tests.helpers.forks import FORKED, at
 
 JOBS = {
     "grid": ("--model", "inn", "relu_enn", "--dim", 8, "--seed", 0, 1, "--epoch", 3, "--opt", "adam", "--lr", 0.1),
@@ -32,7 +32,8 @@ JOBS = {
         "full",
     ),
 }
-JOBS["ranks"] = JOBS["grid"]
+JOBS["pool"] = (*JOBS["grid"], "--processes", 2)  # whose workers a fault strikes as well
+DIED = "main.py: failed: a worker process died (killed, or out of memory)"
 TINY = "--model", "tanh_enn", "--dim", 4, "--epoch", 1
 RESUME = "the same command with --resume goes on from here\n"
 
@@ -42,18 +43,8 @@ def base(small_npz):
     return "--dataset", "npz", "--dataset_path", small_npz, "--batch_size", 16, "--device", "cpu"
 
 
-def start(forks, job, argv, faults=({},)):
-    """One result for each rank; the faults are those of the ranks."""
-    argv = [str(a) for a in argv]
-    if job != "ranks":
-        return [forks.run(*argv, **faults[0])]
-    port = str(free_port())
-    return forks.ranks(
-        *(
-            {"argv": argv, "env": rank_environment(rank, MASTER_PORT=port), **fault}
-            for rank, fault in enumerate((*faults, {})[:2])
-        )
-    )
+def start(forks, argv, **fault):
+    return forks.run(*argv, setup=FORKED, **fault)
 
 
 def left(folder):
@@ -72,28 +63,29 @@ def left(folder):
 
 
 def check_left(folder, expected):
-    found = left(folder)
-    assert (found - expected, expected - found) == ({}, {})
+    there = left(folder)
+    assert (there - expected, expected - there) == ({}, {})
 
 
 @pytest.fixture(scope="module")
 def whole(forks, base, tmp_path_factory):
     """What undisturbed runs leave, and their write points and seconds."""
-    found = {}
+    undisturbed = {}
     for job, argv in JOBS.items():
         folder = tmp_path_factory.mktemp(job)
-        results = start(forks, job, [*base, *argv, *at(folder)])
-        assert [result["status"] for result in results] == [0] * len(results), results
-        found[job] = left(folder), max(r["moments"] for r in results), max(r["seconds"] for r in results)
-    assert found["ranks"][0] == found["grid"][0]
-    return found
+        result = start(forks, [*base, *argv, *at(folder)])
+        assert result["status"] == 0, result
+        undisturbed[job] = left(folder), result["moments"], result["seconds"]
+    assert undisturbed["pool"][0] == undisturbed["grid"][0]
+    return undisturbed
 
 
 @pytest.mark.parametrize(
     "job, kills",
     [
         ("full", 2),
-        *(pytest.param(job, kills, marks=pytest.mark.slow) for job, kills in (("grid", 3), ("full", 3), ("ranks", 2))),
+        ("pool", 1),
+        *(pytest.param(job, kills, marks=pytest.mark.slow) for job, kills in (("grid", 3), ("full", 3), ("pool", 3))),
         *(pytest.param(job, 14, marks=pytest.mark.long) for job in JOBS),
     ],
 )
@@ -114,14 +106,13 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whol
                 if done < kills
                 else {}
             )
-            faults = [{}, fault] if job == "ranks" and draw.random() < 0.5 else [fault]
-            results = start(forks, job, [*base, *JOBS[job], *at(folder), *resume], faults)
-            statuses = [result["status"] for result in results]
-            finished = statuses == [0] * len(statuses)
-            assert finished or -signal.SIGKILL in statuses, results
-            done += -signal.SIGKILL in statuses
+            result = start(forks, [*base, *JOBS[job], *at(folder), *resume], **fault)
+            finished = result["status"] == 0
+            struck = result["status"] == -signal.SIGKILL or job == "pool" and DIED in result["err"]
+            assert finished or struck, result
+            done += struck
             resume = ("--resume",)
-            assert not [line for r in results for line in r["err"].splitlines() if not line.startswith("main.py: ")]
+            assert not [line for line in result["err"].splitlines() if not line.startswith("main.py: ")]
         check_left(folder, expected)
 
 

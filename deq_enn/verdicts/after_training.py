@@ -1,7 +1,9 @@
-"""The verdict on a DEQ that was trained: as at initialisation while its weights are random, else a measured loss."""
+"""The verdict on a trained DEQ: as at initialisation while its weights are random, else by measured losses."""
 
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -10,83 +12,87 @@ from deq_enn.networks.deq import DEQ
 from deq_enn.networks.trained_deq import adapt, as_drawn
 from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
-from deq_enn.verdicts.at_initialisation import Inquiry
-from deq_enn.verdicts.inputs import check_data
-from deq_enn.verdicts.loss_model import LEVEL
-from deq_enn.verdicts.measured_loss import replacements
+from deq_enn.verdicts.assumptions import check_data, check_request
+from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation, settings_of
+from deq_enn.verdicts.decision import Decision, Question, cost_sentence, loss_sentence
+from deq_enn.verdicts.measured_loss import MeasuredLosses, Replacement, replacements
 from deq_enn.verdicts.result import Candidate, Verdict
 from deq_enn.verdicts.weight_drift import drift
 
-COSTS = 0.15  # of the time is for what the networks cost
-MEAN = 0.05  # of phi, relative to its standard deviation, from which on it is not centred
+COST_SHARE = 0.15  # share of the time left for timing the networks
+OFF_CENTRE = 0.05  # mean of phi, relative to its standard deviation, from which on phi does not count as centred
+
+Labelled = tuple[Any, Any]  # samples, and their labels or None
 
 
-def inquire(deq, X, y, *, held=None, **settings):
-    """The `Inquiry` into a model.DEQ as it was drawn, or a `TrainedInquiry` into any other DEQ."""
-    return Inquiry(deq, X, y, **settings) if as_drawn(deq) else TrainedInquiry(deq, X, y, held=held, **settings)
-
-
-class TrainedInquiry:
-    """A verdict in the making, as `inquiry.Inquiry`.
+class VerdictAfterTraining:
+    """A verdict in the making: `run`, then `conclude`, as of `VerdictAtInitialisation`.
 
     Parameters
     ----------
-    deq : what `trained_deq.adapt` understands.
+    deq : a DEQ that `networks.trained_deq.adapt` understands.
     X, y : samples, and labels 0, 1, ... in the order of the DEQ's outputs, or None.
-    held : the same of samples that the DEQ was not trained on; by default a fifth of X.
+    held : samples and labels that the DEQ was not trained on; by default a fifth of X.
     """
 
     def __init__(
-        self, deq, X, y=None, *, held=None, width=None, budget=60.0, tolerance=0.5, seed=0, clock=time.perf_counter
+        self,
+        deq: Any,
+        X: Any,
+        y: Any = None,
+        *,
+        held: Labelled | None = None,
+        width: int | None = None,
+        budget: float = 60.0,
+        tolerance: float = 0.5,
+        seed: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
     ):
-        if not (budget > 0 and tolerance > 0 and math.isfinite(budget + tolerance)):
-            raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
+        check_request(budget, tolerance, width)
         self.clock, self.start, self.end = clock, clock(), clock() + budget
         self.original, self.deq = deq, adapt(deq)
-        self.p = self.deq.U.shape[1]
-        self.X, self.y = _checked(X, y, self.p)
-        self.held = None if held is None else _checked(*held, self.p)
+        p = self.deq.U.shape[1]
+        self.X, self.y = _checked(X, y, p)
+        self.held = None if held is None else _checked(*held, p)
         if held is not None and (y is None) != (held[1] is None):
             raise ValueError("the samples and those held out must both have labels, or neither")
-        self.width = len(self.deq.W) if width is None else width
-        self.tolerance, self.seed = tolerance, seed
-        self.settings = {
-            "activation": self.deq.activation.name,
-            "sigma_a2": self.deq.sigma_a2,
-            "width": self.width,
-            "tolerance": tolerance,
-            "budget": budget,
-            "n": len(self.X),
-            "p": self.p,
-            "classes": None if y is None else self.deq.readout.out_features,
-            "seed": seed,
-            "level": LEVEL,
-        }
-        self.drift, self.inner, self.found, self.facts, self.cost = None, None, [], {}, None
+        self.question = Question(p, len(self.X), len(self.deq.W) if width is None else width, tolerance)
+        self.seed = seed
+        classes = None if y is None else self.deq.readout.out_features
+        self.settings = settings_of(self.deq, self.question, budget, classes, seed)
+        self.drift: dict | None = None
+        self.as_random: VerdictAtInitialisation | None = None
+        self.losses: MeasuredLosses | None = None
+        self.cost: dict | None = None
 
-    def run(self, progress=False):
+    # ------------------------------------------------------------------------------------------------------------
+    # the work
+
+    def run(self, progress: bool = False) -> None:
+        """Does the work; with `progress` it shows a bar."""
         self.drift = drift(self.deq, self.X, self.seed)
-        if not self.drift["left"] and not (unlike := self._unlike()):
-            self.inner = self._as_random()
-            self.inner.run(progress)
+        unlike = None if self.drift["left"] else self._unlike()
+        if not self.drift["left"] and unlike is None:
+            self.as_random = self._as_random()
+            self.as_random.run(progress)
             return
-        self.drift["unlike"] = None if self.drift["left"] else unlike
+        self.drift["unlike"] = unlike
         left = max(self.end - self.clock(), 1.0)
-        self.found, self.facts = replacements(
+        self.losses = replacements(
             self.deq,
             self.X,
             self.y,
             self.held,
-            width=self.width,
+            width=self.question.width,
             seed=self.seed,
-            budget=(1 - COSTS) * left,
+            budget=(1 - COST_SHARE) * left,
             clock=self.clock,
         )
-        best = self.found[0]
-        self.cost = costs(self.deq, best.enn, self.X[:BATCH], COSTS * left)
+        best = self.losses.replacements[0]
+        self.cost = costs(self.deq, best.enn, self.X[:BATCH], COST_SHARE * left)
 
     def _unlike(self) -> str | None:
-        """What this network has that a random DEQ of the theory has not, in words."""
+        """Says in words in what this network differs from every random DEQ of the theory; None if in nothing."""
         deq = self.deq
         if deq.bias is not None:
             return "it has a bias, which the theory has not"
@@ -100,127 +106,134 @@ class TrainedInquiry:
             return str(error)
         zero = torch.zeros(1, dtype=torch.float64)
         mean = moments.mean - (deq.activation.fn(zero) - deq.phi(zero)).item()
-        if not isinstance(self.original, DEQ) and abs(mean) > MEAN * math.sqrt(moments.variance):
+        if not isinstance(self.original, DEQ) and abs(mean) > OFF_CENTRE * math.sqrt(moments.variance):
             return f"its activation is not centred: its mean is {mean:.3g} on these data"
         return None
 
-    def _as_random(self):
-        """The inquiry into the random DEQ that this one may be taken for."""
-        settings = dict(
-            budget=max(self.end - self.clock(), 1.0),
-            tolerance=self.tolerance,
+    def _as_random(self) -> VerdictAtInitialisation:
+        """The verdict in the making on the random DEQ that this one cannot be told from."""
+        deq, X = self.original, self.X
+        budget = max(self.end - self.clock(), 1.0)
+        if not isinstance(deq, DEQ):
+            own = self.deq
+            X = self.X * own.gain
+            deq = DEQ(
+                own.activation, self.question.p, len(own.W), own.readout.out_features, own.sigma_a2, estimate_tau0(X)
+            )
+        return VerdictAtInitialisation(
+            deq,
+            X,
+            self.y,
+            budget=budget,
+            tolerance=self.question.tolerance,
             seed=self.seed,
-            width=self.width,
+            width=self.question.width,
             clock=self.clock,
         )
-        if isinstance(self.original, DEQ):
-            return Inquiry(self.original, self.X, self.y, **settings)
-        deq = self.deq
-        X = self.X * deq.gain
-        alike = DEQ(deq.activation, self.p, len(deq.W), deq.readout.out_features, deq.sigma_a2, estimate_tau0(X))
-        return Inquiry(alike, X, self.y, **settings)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # what is known
 
     def conclude(self) -> Verdict:
-        """The verdict on what has been found so far."""
-        if self.inner:
-            found = self.inner.conclude()
-            found.drift = self.drift
-            found.reason.insert(
+        """Returns the verdict on what has been measured so far."""
+        if self.as_random and self.drift:
+            verdict = self.as_random.conclude()
+            verdict.drift = self.drift
+            verdict.reason.insert(
                 0,
                 f"The weights cannot be told from random ones (p = {self.drift['p']:.2g}), so this "
                 "is as at initialisation.",
             )
-            return found
-        if not self.found:
+            return verdict
+        if not self.losses or not self.drift:
             reason = ["Nothing has been measured yet: allow more time (--budget)."]
             if self.drift:
-                reason.insert(0, self._why_measured())
-            return Verdict(
-                "undecided", reason, {}, (), None, self.settings, self.clock() - self.start, {}, {}, self.drift
-            )
-        candidates = tuple(map(_candidate, self.found))
+                reason.insert(0, why_measured(self.drift))
+            return self._verdict(Decision("undecided", None, reason))
+        losses, candidates = self.losses, tuple(map(_candidate, self.losses.replacements))
         best = candidates[0]
         best.cost = self.cost and self.cost["ratios"] | {"measured": self.cost}
-        answer, chosen, reason = self._answer(best)
+        return self._verdict(
+            self._decide(best, losses, self.drift),
+            candidates,
+            losses.refused,
+            {"accuracy": losses.accuracy, "fit": losses.fit, "choose": losses.choose, "held": losses.held},
+        )
+
+    def _verdict(self, decision, candidates=(), refused=None, deq=None) -> Verdict:
         return Verdict(
-            answer,
-            reason,
+            decision.answer,
+            decision.reason,
             {},
             candidates,
-            chosen,
+            decision.chosen,
             self.settings,
             self.clock() - self.start,
-            self.facts["refused"],
-            {key: self.facts[key] for key in ("accuracy", "fit", "choose", "held")},
+            refused or {},
+            deq or {},
             self.drift,
         )
 
-    def _why_measured(self):
-        if not self.drift["left"]:
-            return f"The network is not one of the theory: {self.drift['unlike']}. The loss is measured."
-        if not self.drift["settle"]:
-            return (
-                "The weights have left the random regime: in random places they have no equilibrium. No loss is "
-                "predicted; it is measured."
-            )
-        name, worst = max(self.drift["statistics"].items(), key=lambda item: item[1]["score"])
-        return (
-            f"The weights have left the random regime: {name}, {worst['value']:.3g}, is {worst['score']:.1f} "
-            "standard deviations above that of shuffled ones. No loss is predicted; it is measured."
-        )
-
-    def _answer(self, best):
-        low, high = best.loss_interval
-        said = [self._why_measured()]
-        if self.facts["untried"]:
-            said.append(f"{self.facts['untried']} networks were not tried for want of time (--budget).")
-        if self.y is None:
-            said.append(
+    def _decide(self, best, losses, drift) -> Decision:
+        tolerance, (low, high) = self.question.tolerance, best.known_interval
+        reason = [why_measured(drift)]
+        if losses.untried:
+            reason.append(f"{losses.untried} networks were not tried for want of time (--budget).")
+        if not losses.labelled:
+            reason.append(
                 "There are no labels: the loss is the share of samples on which it says another class than the DEQ."
             )
-        measured = (
-            f"{best.name} at width {self.width} loses {best.loss:+.2f} points ({100 * LEVEL:.0f}% interval "
-            f"{low:+.2f} to {high:+.2f}) on {self.facts['held']} samples that were held out"
-        )
-        if high < self.tolerance:
-            said.append(f"{measured}, less than {self.tolerance:g}.")
-            if best.cost:
-                said.append(
-                    "The DEQ takes {inference:.3g} times its time for one sample, {features:.3g} times for "
-                    "features, {training_step:.3g} times for a training step, and {memory:.3g} times its "
-                    "memory.".format(**best.cost)
-                )
-            return "replace", best, said
-        if low > self.tolerance:
-            return (
-                "keep",
-                None,
-                [
-                    *said,
-                    f"{measured}, more than {self.tolerance:g}, and no other did better on the samples that choose.",
-                ],
-            )
+        measured = f"{loss_sentence(best, self.question.width)} on {losses.held} samples that were held out"
+        if high < tolerance:
+            costs_more = [cost_sentence(best.cost)] if best.cost else []
+            return Decision("replace", best, [*reason, f"{measured}, less than {tolerance:g}.", *costs_more])
+        if low > tolerance:
+            worst = f"{measured}, more than {tolerance:g}, and no other did better on the samples that choose."
+            return Decision("keep", None, [*reason, worst])
+        between = f"{measured}: {tolerance:g} lies between. More samples held out would decide it."
+        return Decision("undecided", None, [*reason, between])
+
+
+PendingVerdict = VerdictAtInitialisation | VerdictAfterTraining
+
+
+def begin(deq: Any, X: Any, y: Any, *, held: Labelled | None = None, **settings: Any) -> PendingVerdict:
+    """Returns the verdict in the making for this DEQ: at initialisation if its weights are as drawn."""
+    if as_drawn(deq):
+        return VerdictAtInitialisation(deq, X, y, **settings)
+    return VerdictAfterTraining(deq, X, y, held=held, **settings)
+
+
+def why_measured(drift: dict) -> str:
+    """Returns why the loss of a trained DEQ is measured and not predicted. drift : of `weight_drift.drift`."""
+    if not drift["left"]:
+        return f"The network is not one of the theory: {drift['unlike']}. The loss is measured."
+    if not drift["settle"]:
         return (
-            "undecided",
-            None,
-            [*said, f"{measured}: {self.tolerance:g} lies between. More samples held out would decide it."],
+            "The weights have left the random regime: in random places they have no equilibrium. No loss is "
+            "predicted; it is measured."
         )
-
-
-def _candidate(one) -> Candidate:
-    first = "of the DEQ's B, " if one.first == "B" else ""
-    return Candidate.of(
-        one.network,
-        name=f"{one.name}, {first}fitted to {one.fitted_to}",
-        distance=None,
-        loss=one.loss,
-        loss_interval=one.loss_interval,
-        replacement=one,
+    name, worst = max(drift["statistics"].items(), key=lambda item: item[1]["score"])
+    return (
+        f"The weights have left the random regime: {name}, {worst['value']:.3g}, is {worst['score']:.1f} "
+        "standard deviations above that of shuffled ones. No loss is predicted; it is measured."
     )
 
 
-def _checked(X, y, p):
-    """X float32 and y, which `check_data` has looked at; the labels stay what they are."""
+def _candidate(replacement: Replacement) -> Candidate:
+    first = "of the DEQ's B, " if replacement.first == "B" else ""
+    return Candidate.of(
+        replacement.network,
+        name=f"{replacement.name}, {first}fitted to {replacement.fitted_to}",
+        distance=None,
+        loss=replacement.loss,
+        loss_interval=replacement.loss_interval,
+        replacement=replacement,
+    )
+
+
+def _checked(X, y, p) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """X in float32, and the labels as they are, both checked."""
     X, _, _ = check_data(X, y, p)
     if y is None:
         return X, None

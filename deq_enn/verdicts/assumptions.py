@@ -1,13 +1,18 @@
-"""Does the theory apply to this DEQ and these data? Each of its assumptions as a number beside what it asks.
+"""What a verdict is asked about: input that cannot be used is refused, and the theory's assumptions are tested.
 
-The theory is that of a Gaussian mixture in many dimensions: squared norms concentrate about tau_0^2, and two samples
-are nearly orthogonal. A white Gaussian of dimension p has |x|^2/tau_0^2 with a standard deviation of sqrt(2/p), and
-cosines of 1/sqrt(p) root mean square. Data whose norms spread as those of a Gaussian of q dimensions have that many
-effective ones.
+`check_deq`, `check_data` and `check_request` say in one line what is wrong with the input. `applicability` says whether
+the theory applies to this DEQ and these data, each assumption as a number beside the value that it should have.
+
+The theory holds for a Gaussian mixture in many dimensions: squared norms concentrate about tau_0^2, and two samples are
+nearly orthogonal. For white Gaussian samples of dimension p, |x|^2/tau_0^2 has standard deviation sqrt(2/p), and the
+cosines are 1/sqrt(p) root mean square. We call 2/spread^2 the effective dimension of data whose squared norms spread by
+`spread`.
 """
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 
 from deq_enn.kernels.sample_scales import implicit_scales
@@ -16,23 +21,86 @@ from deq_enn.theory.equilibrium import check_assumptions, check_sigma_a2, get_ta
 from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.utils.random import generator
 
-_TIMES = 2.0  # how far beyond a mixture's a spread may be before it is said to fail
+LEAST = 50  # samples, the fewest that a verdict can rest on
+MOST_SPREAD = 2.0  # times the spread of Gaussian data, beyond which an assumption is said to fail
+MOST_OFF_SCALE = 0.1  # relative difference of the mean squared norm and tau_0^2, beyond which we say so
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what can be used
+
+
+def check_request(budget: float, tolerance: float, width: int | None) -> None:
+    """Refuses a budget, tolerance or width that means nothing, by a ValueError."""
+    if not (budget > 0 and tolerance > 0 and math.isfinite(budget + tolerance)):
+        raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
+    if width is not None and width < 1:
+        raise ValueError(f"the width must be positive, got {width}")
+
+
+def check_deq(deq: object) -> None:
+    """Refuses what is not a DEQ of this project at initialisation, by a ValueError."""
+    missing = [name for name in ("activation", "sigma_a2", "tau0", "A", "B") if not hasattr(deq, name)]
+    if missing:
+        raise ValueError(
+            f"{type(deq).__name__} is not a DEQ of the form z = phi(sigma_a A z + sigma_b B x)/sqrt(m): "
+            f"it has no {', '.join(missing)}"
+        )
+
+
+def check_data(X: Any, y: Any, p: int) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:
+    """Returns X as float32 (n, p), the labels as 0 .. classes - 1 or None, and the number of classes or None.
+
+    Raises ValueError with what is wrong.
+    """
+    X = _checked_samples(torch.as_tensor(X), p)
+    if y is None:
+        return X, None, None
+    y = torch.as_tensor(y)
+    if y.shape != X.shape[:1]:
+        raise ValueError(f"y must have one label a row of X, ({len(X)},); got shape {tuple(y.shape)}")
+    if y.is_floating_point() and not (y.isfinite().all() and (y == y.round()).all()):
+        raise ValueError("the labels y must be integers")
+    values, y = y.long().cpu().unique(return_inverse=True)
+    if len(values) < 2:
+        raise ValueError(
+            f"all labels are {int(values[0])}: a verdict on accuracy needs at least two classes; give "
+            "y=None for one on kernels alone"
+        )
+    return X, y, len(values)
+
+
+def _checked_samples(X, p):
+    if X.ndim != 2 or X.shape[1] != p:
+        raise ValueError(f"X must be an (n, {p}) matrix, as the DEQ's B has {p} columns; got shape {tuple(X.shape)}")
+    if len(X) < LEAST:
+        raise ValueError(f"{len(X)} samples are too few to say anything: at least {LEAST} are needed")
+    X = X.detach().to("cpu", torch.float32)
+    for start, rows in zip(range(0, len(X), 4096), X.split(4096)):
+        if not rows.isfinite().all():
+            bad = start + int((~rows.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"X has NaN or infinite entries, first in row {bad}")
+    return X
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# whether the theory applies
 
 
 def concentration(X: torch.Tensor, tau0: float, seed: int = 0) -> dict:
-    """Norms and cosines of the rows of X (n, p), beside those of a sample of white Gaussian data of its size.
+    """Returns how the norms and cosines of the rows of X (n, p) spread, beside those of white Gaussian samples.
 
     Returns
     -------
-    norm_spread : standard deviation of |x|^2/tau_0^2 - 1; norm_mean : its mean; norm_farthest : its largest size.
-    cosine : root mean square of the cosines of two samples; cosine_largest : the largest size of one.
-    gaussian : the same of n white Gaussian samples of dimension p, drawn.
-    dimensions : 2/norm_spread^2, of the Gaussian whose norms spread as much.
+    norm_spread, norm_mean, norm_farthest : standard deviation, mean and largest size of |x|^2/tau_0^2 - 1.
+    cosine, cosine_largest : root mean square and largest size of the cosines of two samples.
+    gaussian : the same numbers for n white Gaussian samples of dimension p, drawn with this seed.
+    dimensions : 2/norm_spread^2, the dimension of the Gaussian whose norms spread as much.
     """
     X = X.double()
     white = torch.randn(X.shape, dtype=torch.float64, generator=generator("white", seed)) / math.sqrt(X.shape[1])
-    found, gaussian = _spread(X / tau0), _spread(white)
-    return found | {"dimensions": 2 / max(found["norm_spread"], 1e-12) ** 2, "gaussian": gaussian}
+    own, gaussian = _spread(X / tau0), _spread(white)
+    return own | {"dimensions": 2 / max(own["norm_spread"], 1e-12) ** 2, "gaussian": gaussian}
 
 
 def _spread(X):
@@ -51,25 +119,27 @@ def _spread(X):
     }
 
 
-def stability(activation: Activation, sigma_a2: float, tau0: float, norms2) -> dict:
-    """The equilibrium's existence and stability at the scale tau_0 and at each sample's own.
+def stability(activation: Activation, sigma_a2: float, tau0: float, norms2: np.ndarray) -> dict:
+    """Returns whether the equilibrium exists and is stable, at the scale tau_0 and at each sample's own scale.
 
-    norms2 : (n,) positive squared norms, a numpy array.
+    norms2 : (n,) positive squared norms.
 
     Returns
     -------
-    tau : tau_*. growth : sigma_a^2 E[phi'^2] at tau_*, below 1 where the equilibrium is stable; growth_largest : at the
-    sample where it is largest. lipschitz : 2 sigma_a L, below 1 where the equilibrium exists and is unique whatever the
-    sample. Numbers below 1 are margins.
+    tau : tau_*.
+    growth : sigma_a^2 E[phi'^2] at tau_*. The equilibrium is stable where it is below 1.
+    growth_largest : the same at the sample where it is largest.
+    lipschitz : 2 sigma_a L. Where it is below 1 the equilibrium exists and is unique, whatever the sample.
 
     Raises
     ------
-    ValueError : there is no equilibrium, or not a stable one.
+    ValueError : there is no stable equilibrium.
     """
     check_sigma_a2(sigma_a2)
     tau = get_tau(activation, sigma_a2, tau0)
     moments = gaussian_moments(activation, tau)
     scales = implicit_scales(activation, sigma_a2, norms2, moments.mean)
+    assert activation.lipschitz is not None  # an Activation that was not given it has computed it
     return {
         "tau": tau,
         "growth": sigma_a2 * moments.d1_sq,
@@ -79,30 +149,30 @@ def stability(activation: Activation, sigma_a2: float, tau0: float, norms2) -> d
 
 
 def applicability(activation: Activation, sigma_a2: float, tau0: float, X: torch.Tensor, seed: int = 0) -> dict:
-    """The numbers of `concentration` and `stability`, and "fails": a sentence for each assumption that does not hold.
+    """Returns `concentration` and `stability`, and under "fails" a sentence for each assumption that does not hold.
 
-    tau0 : that the DEQ is centred at. X : (n, p), a subsample of a thousand or two is enough.
+    Parameters
+    ----------
+    tau0 : the scale that the DEQ is centred at.
+    X : (n, p); a subsample of one or two thousand is enough.
     """
     norms2 = X.double().square().sum(1)
-    found = {
-        "concentration": concentration(X, tau0, seed),
-        "stability": stability(activation, sigma_a2, tau0, norms2[norms2 > 0].numpy()),
-    }
-    c, p = found["concentration"], X.shape[1]
+    c, p = concentration(X, tau0, seed), X.shape[1]
+    own = {"concentration": c, "stability": stability(activation, sigma_a2, tau0, norms2[norms2 > 0].numpy())}
     fails = check_assumptions(activation, sigma_a2, tau0)
-    if c["norm_spread"] > _TIMES * c["gaussian"]["norm_spread"]:
+    if c["norm_spread"] > MOST_SPREAD * c["gaussian"]["norm_spread"]:
         fails.append(
             f"the squared norms do not concentrate: they spread by {c['norm_spread']:.2g} of tau_0^2, those "
             f"of Gaussian data of p = {p} by {c['gaussian']['norm_spread']:.2g}; as much as in "
             f"{max(c['dimensions'], 1):.0f} dimensions"
         )
-    if c["cosine"] > _TIMES * c["gaussian"]["cosine"]:
+    if c["cosine"] > MOST_SPREAD * c["gaussian"]["cosine"]:
         fails.append(
             f"two samples are not nearly orthogonal: their cosine is {c['cosine']:.2g} (root mean square), "
             f"that of Gaussian data of p = {p} {c['gaussian']['cosine']:.2g}"
         )
-    if abs(c["norm_mean"]) > 0.1:
+    if abs(c["norm_mean"]) > MOST_OFF_SCALE:
         fails.append(
             f"the data's mean squared norm is {1 + c['norm_mean']:.3g} times the tau_0^2 that the DEQ is centred at"
         )
-    return found | {"fails": fails}
+    return own | {"fails": fails}

@@ -9,10 +9,16 @@
 kernels from the DEQ's on these data, what is lost, what is saved: docs/verdict.md says how the answer is reached.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import warnings
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deq_enn.names import ACTIVATIONS
 from deq_enn.utils import interrupts
@@ -25,13 +31,23 @@ from deq_enn.utils.arguments import (
     check_folder,
     duration,
     natural_int,
+    old_spelling,
     positive_int,
 )
 from deq_enn.utils.interrupts import INTERRUPTED
-from deq_enn.verdicts.result import Verdict
+from deq_enn.verdicts.result import Candidate, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deq_enn.networks.export import Network
+    from deq_enn.verdicts.after_training import PendingVerdict
+
+Normalised = Sequence[Any]  # two numbers of the samples: the mean (or None) that was subtracted, and the divisor
 
 
-def make_parser():
+def make_parser() -> OneLineParser:
+    """Builds the parser of the flags."""
     parser = OneLineParser(prog="deq-enn verdict", description=__doc__)
     add = parser.add_argument
     add_data_flags(add)
@@ -67,7 +83,12 @@ def make_parser():
         help="loss of test accuracy that may be had, in percentage points (default: 0.5)",
     )
     add("--seed", type=natural_int, default=0, help="of subsamples and weights (default: 0)")
-    add("--output", default="results/verdict", help="folder of verdict.json, .png and .html (default: results/verdict)")
+    add(
+        "--output_path",
+        default="results/verdict",
+        help="folder of verdict.json, .png and .html (default: results/verdict)",
+    )
+    old_spelling(parser, "--output", "--output_path")
     add(
         "--export",
         metavar="FILE.pt",
@@ -76,53 +97,61 @@ def make_parser():
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     check_data_flags(parser, arguments)
-    check_folder(parser, "output", arguments.output)
+    check_folder(parser, "output_path", arguments.output_path)
     if arguments.export:
         check_export(parser, arguments.export)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"deq-enn verdict: warning: {message}", file=sys.stderr)
+    with warnings.catch_warnings(), one_line_errors(parser):
+        warnings.showwarning = lambda message, *_: print(f"{parser.prog}: warning: {message}", file=sys.stderr)
+        pending, normalised = prepare(arguments)
         try:
-            inquiry, normalised = prepare(arguments)
-            try:
-                inquiry.run(progress=sys.stderr.isatty())
-            except KeyboardInterrupt:
-                print("interrupted; known so far:")
-                print(inquiry.conclude().table())
-                parser.exit(INTERRUPTED, "deq-enn verdict: interrupted, nothing was written\n")
-            found = inquiry.conclude()
-            finish(found, arguments)
-            if arguments.export:
-                write_network(found, inquiry, arguments, normalised)
-        except ValueError as error:
-            parser.error(str(error))
-        except (RuntimeError, OSError) as error:
-            parser.exit(FAILED, f"deq-enn verdict: failed: {error}\n")
-        except MemoryError as error:
-            parser.exit(FAILED, f"deq-enn verdict: failed: out of memory ({error})\n")
+            pending.run(progress=sys.stderr.isatty())
         except KeyboardInterrupt:
-            parser.exit(INTERRUPTED, "deq-enn verdict: interrupted, before anything was found\n")
+            print("interrupted; known so far:")
+            print(pending.conclude().table())
+            parser.exit(INTERRUPTED, f"{parser.prog}: interrupted, nothing was written\n")
+        verdict = pending.conclude()
+        finish(verdict, arguments)
+        if arguments.export:
+            write_network(verdict, pending, arguments, normalised)
 
 
-def check_export(parser, path):
+@contextmanager
+def one_line_errors(parser: ArgumentParser) -> Iterator[None]:
+    """Ends the program with one line and the right exit status where something goes wrong inside."""
+    try:
+        yield
+    except ValueError as error:
+        parser.error(str(error))
+    except (RuntimeError, OSError) as error:
+        parser.exit(FAILED, f"{parser.prog}: failed: {error}\n")
+    except MemoryError as error:
+        parser.exit(FAILED, f"{parser.prog}: failed: out of memory ({error})\n")
+    except KeyboardInterrupt:
+        parser.exit(INTERRUPTED, f"{parser.prog}: interrupted, before anything was found\n")
+
+
+def check_export(parser: ArgumentParser, path: str) -> None:
+    """Refuses a path to which no network can be written."""
     if Path(path).suffix != ".pt":
         parser.error(f"argument --export: the file must end in .pt, got {path}")
     check_folder(parser, "export", Path(path).parent)
 
 
-def prepare(arguments):
-    """The inquiry that the flags ask for, and what the samples were normalised by, a mean and a scale.
+def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
+    """Loads the data and the DEQ, and returns the verdict to make and what the samples were normalised by.
 
-    ValueError for what is wrong with the data, the DEQ or its checkpoint.
+    Raises ValueError with what is wrong with the data, the DEQ or its checkpoint.
     """
     from deq_enn.data.datasets import load_dataset, load_training
     from deq_enn.networks.deq import DEQ
     from deq_enn.networks.trained_deq import load_checkpoint
     from deq_enn.theory.activations import load_activation
-    from deq_enn.verdicts.after_training import inquire
+    from deq_enn.verdicts.after_training import begin
 
     interrupts.raise_from_now_on()
     a = arguments
@@ -138,7 +167,7 @@ def prepare(arguments):
             X, y, *normalised = load_training(a.dataset, a.dataset_path, **choice)
         else:
             data = load_dataset(a.dataset, a.dataset_path, **choice)
-            X, y, held, normalised = data.X_train, data.y_train, (data.X_test, data.y_test), [data.mean, data.scale]
+            X, y, held, normalised = data.X_train, data.y_train, (data.X_test, data.y_test), (data.mean, data.scale)
     except OSError as error:
         raise ValueError(str(error)) from None
     if deq is None:
@@ -149,45 +178,58 @@ def prepare(arguments):
         f"{activation.name}, sigma_a^2 = {a.asquare:g}, width {len(deq.A)}",
         flush=True,
     )
-    return inquire(deq, X, y, held=held, budget=a.budget, tolerance=a.tolerance, seed=a.seed), normalised
+    return begin(deq, X, y, held=held, budget=a.budget, tolerance=a.tolerance, seed=a.seed), normalised
 
 
-def finish(found: Verdict, arguments):
+def finish(verdict: Verdict, arguments: Namespace) -> None:
     """Prints the verdict and writes it, with its figure and its page."""
     from deq_enn.utils.files import atomic_write
     from deq_enn.verdicts.page import write
 
-    for sentence in found.applies.get("fails", ()):
+    for sentence in verdict.applies.get("fails", ()):
         print(f"assumption: {sentence}")
-    print(found.table())
-    path = Path(arguments.output) / "verdict.json"
-    settings = {"dataset": arguments.dataset, "dataset_path": arguments.dataset_path, **found.settings}
-    numbers = found.to_dict() | {"settings": settings}
+    print(verdict.table())
+    path = Path(arguments.output_path) / "verdict.json"
+    settings = {"dataset": arguments.dataset, "dataset_path": arguments.dataset_path, **verdict.settings}
+    numbers = verdict.to_dict() | {"settings": settings}
     with atomic_write(path, "w") as file:
         json.dump(numbers, file, indent=1, allow_nan=False)
-    print(f"\n{found.seconds:.0f} s; {', '.join(map(str, [path, *write(numbers, path.parent)]))}")
+    print(f"\n{verdict.seconds:.0f} s; {', '.join(map(str, [path, *write(numbers, path.parent)]))}")
 
 
-def write_network(found: Verdict, inquiry, arguments, normalised):
+def write_network(verdict: Verdict, pending: PendingVerdict, arguments: Namespace, normalised: Normalised) -> None:
     """Writes the chosen network with its readout, and prints what was written; says so where there is none."""
-    from deq_enn.machines.readout import solve
-    from deq_enn.networks.export import export, network_of
+    from deq_enn.networks.export import export
 
-    if found.chosen is None:
-        print(f"{arguments.export} is not written: the answer is {found.answer}, so that no network was chosen")
+    if verdict.chosen is None:
+        print(f"{arguments.export} is not written: the answer is {verdict.answer}, so that no network was chosen")
         return
     mean, scale = normalised
-    if one := found.chosen.replacement:
-        network, X = network_of(one.enn, one.readout, mean, scale / one.gain), inquiry.X
-    else:
-        inquiry = getattr(inquiry, "inner", inquiry)
-        if inquiry.y is None:
-            raise ValueError("--export: a readout is fitted to labels, and the data have none")
-        X, y = inquiry.X[inquiry.order], inquiry.y[inquiry.order]
-        enn = found.chosen.build(inquiry.p, inquiry.width, inquiry.classes, arguments.seed)
-        network = network_of(enn, solve(enn, X, y, inquiry.classes)[0], mean, scale)
+    network, X = exported(verdict.chosen, pending, arguments.seed, normalised)
     rows = X[:64] * scale + (0 if mean is None else mean)
     written = export(network, arguments.export, rows)
-    print(f"exported {found.chosen.name}: {', '.join(written['files'])}")
+    print(f"exported {verdict.chosen.name}: {', '.join(written['files'])}")
     if written["skipped"]:
         print(written["skipped"])
+
+
+def exported(chosen: Candidate, pending: PendingVerdict, seed: int, normalised: Normalised) -> tuple[Network, Tensor]:
+    """Returns the chosen network for rows before normalisation, and the normalised samples of the verdict.
+
+    Its readout is that of the measured replacement, or else is solved here for the labels of all samples.
+    """
+    from deq_enn.machines.readout import solve
+    from deq_enn.networks.export import network_of
+    from deq_enn.verdicts.after_training import VerdictAfterTraining
+
+    mean, scale = normalised
+    if replacement := chosen.replacement:
+        return network_of(replacement.enn, replacement.readout, mean, scale / replacement.gain), pending.X
+    if isinstance(pending, VerdictAfterTraining):  # its weights could not be told from random ones
+        assert pending.as_random is not None
+        pending = pending.as_random
+    if pending.y is None or pending.classes is None:
+        raise ValueError("--export: a readout is fitted to labels, and the data have none")
+    X, y = pending.X[pending.order], pending.y[pending.order]
+    enn = chosen.build(pending.question.p, pending.question.width, pending.classes, seed)
+    return network_of(enn, solve(enn, X, y, pending.classes)[0], mean, scale), X

@@ -96,7 +96,7 @@ def _rows_of_panels(candidates, result):
     return [row for row in rows if row]
 
 
-def _mosaic(rows):
+def _mosaic(rows) -> list:
     """The names of the panels for `subplot_mosaic`, each repeated so that all rows have the same length."""
     if len(rows) == 1:
         return [[panel.name for panel in rows[0]]]

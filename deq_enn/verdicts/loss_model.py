@@ -1,50 +1,64 @@
-"""The loss of a network in the place of a DEQ, with its interval, from small measurements of it.
+"""The loss of a network in the place of a DEQ, with its interval, predicted from small measurements of it.
 
-Loss: accuracy of the DEQ less that of the network, in percentage points, each with its ridge readout, in expectation
-over the seeds of the weights. It is measured with width m and n samples, by leave-one-out (`leave_one_out.py`), and
-wanted at a width and a number of samples that may be too dear to be measured. Between the two stands a Gaussian process
-with a mean of zero over
+The loss is the accuracy of the DEQ less that of the network, in percentage points, each with its ridge readout, in
+expectation over the seeds of the weights. It is measured by leave-one-out (`machines.leave_one_out`) at widths m and
+numbers of samples n that are cheap. It is wanted at a width and a number of samples that may be too expensive to
+measure. A Gaussian process with mean zero connects the two. Its inputs are
 
-    u = log(1 + n/m),   w = log n:
+    u = log(1 + n/m),   w = log n.
 
-n/m is what decides how far the readout of m random features is from kernel ridge regression, whose difference, exact,
-is a point at u = 0. A loss is in proportion to d, the samples, in percent, that only one of the two networks has right.
-The covariance is amplitude^2 d d' exp(-|du|/length_u - |dw|/length_w): the nearest measurements count, and what was not
-measured is unknown by amplitude times d. The amplitude is decided by the measurements themselves, a scale mixture. A
-loss that is not known is thereby drawn to zero, which is also what is due to the luckiest of several candidates. d is
-measured with the loss; elsewhere log d is linear in log m and log n, with priors on the slopes.
+The ratio n/m decides how far the readout of m random features is from kernel ridge regression. The loss of the exact
+kernels is therefore a measurement too, at u = 0.
 
-A measurement's own error has two parts. Samples: the spread of the difference over samples, of which seeds of the
-weights take their share away, and which measurements on the same samples have in common. Seeds: the spread of the mean
-difference. What leave-one-out on these samples and the readout on all of them may differ by is the constant `floor`.
+A loss scales with d, the share of samples (in percent) that only one of the two networks classifies correctly. The
+covariance of two losses is amplitude^2 d d' exp(-|du|/length_u - |dw|/length_w). So the nearest measurements count
+most, and far from all of them the loss is uncertain by amplitude times d. The measurements themselves decide the
+amplitude: the prior is a mixture of seven amplitudes. The mean of zero shrinks a loss that is poorly known towards
+zero. That is also the right correction for picking the luckiest of several candidates. d is measured with the loss;
+elsewhere log d is linear in log m and log n, with priors on the slopes.
+
+A measurement has two errors of its own.
+
+Sampling error: how much the accuracy difference varies from sample to sample. Averaging over seeds reduces part of it;
+the rest is common to all measurements on the same samples, which the covariance takes into account.
+
+Seed error: how much the mean difference varies from one draw of the weights to the next.
+
+A third error shows in no measurement: leave-one-out on these samples may differ from the readout on all of them. Its
+standard deviation is the constant `floor`.
 
 References: Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, chapter 2; Kennedy & O'Hagan, J. R.
 Stat. Soc. B 63 (2001), for the discrepancy of a computer model.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-LEVEL = 0.90  # of the intervals
+LEVEL = 0.90  # probability that an interval holds the loss
+AMPLITUDES = np.arange(-3, 4)  # powers of two of the mixture's amplitudes, about Discrepancy.amplitude
 
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """The constants of the interval; amplitude, spread, lengths, floor and seeds are set as docs/calibration.md says.
+    """The constants of the model. docs/calibration.md says how they were set.
 
-    amplitude : prior standard deviation of a loss, as a share of d. spread : of the logarithm to base 2 of what
-        multiplies it.
-    length_u, length_w : over which the loss is correlated, see above.
-    floor : standard deviation of what no measurement here tells, in points.
-    seeds : prior standard deviation of the loss of one seed, as a share of d; weight : of this prior, in seeds.
-    common : prior share of the variance over samples that all seeds have in common.
-    shared : correlation of the samples' part of the error at different widths.
-    slope_m, slope_n : prior means of d log d / d log m and d log d / d log n; slopes : their standard deviation;
-        scatter : of log d about the line.
+    amplitude : prior standard deviation of a loss, as a share of d.
+    spread : prior standard deviation of the amplitude's logarithm to base 2.
+    length_u, length_w : correlation lengths of the loss in u and w.
+    floor : standard deviation of the error that no measurement shows, in points.
+    seeds : prior standard deviation of the loss over seeds, as a share of d.
+    weight : weight of that prior, in seeds.
+    common : prior share of the sampling variance that averaging over seeds does not reduce.
+    shared : correlation of the sampling errors at different widths.
+    slope_m, slope_n : prior means of d log d / d log m and d log d / d log n.
+    slopes : prior standard deviation of both slopes.
+    scatter : standard deviation of log d about the line.
     """
 
     amplitude: float = 0.25
@@ -67,11 +81,15 @@ CONSTANTS = Discrepancy()
 
 @dataclass(frozen=True)
 class Measured:
-    """The loss at one width (math.inf: the exact kernel) and number of samples, and the variances of its error.
+    """The loss measured at one width and number of samples, and the variances of its error.
 
-    apart : d, samples that only one of the two has right, in percent.
-    one : variance of the difference on one sample with one seed; common : its part that all seeds have.
-    of_samples : of the loss, from the samples. of_one_seed : of the loss of one seed, from the weights.
+    width : math.inf stands for the exact kernel.
+    count : number of samples. loss : in points, averaged over `seeds` draws of the weights.
+    apart : d, the samples in percent that only one of the two networks classifies correctly.
+    of_one_sample : variance of the accuracy difference over samples, for one seed.
+    common : the part of it that averaging over seeds does not reduce.
+    of_samples : variance of the loss due to the samples.
+    of_one_seed : variance of the loss of one seed, due to its weights.
     """
 
     width: float
@@ -79,19 +97,20 @@ class Measured:
     loss: float
     seeds: int
     apart: float
-    one: float
+    of_one_sample: float
     common: float
     of_samples: float
     of_one_seed: float
 
     @property
     def of_seeds(self) -> float:
+        """Returns the variance of the loss due to the draws of the weights."""
         return self.of_one_seed / self.seeds
 
     def supposed(self, width: int, count: int, seeds: int, apart: float) -> "Measured":
-        """What a measurement elsewhere would know, if its samples and seeds spread in proportion to this one's."""
+        """Returns the measurement to expect elsewhere, if its errors scale with d as this one's do."""
         ratio = apart / self.apart
-        of_samples = ratio * (self.common + (self.one - self.common) / seeds) / count
+        of_samples = ratio * (self.common + (self.of_one_sample - self.common) / seeds) / count
         return replace(
             self,
             width=width,
@@ -102,10 +121,24 @@ class Measured:
             of_one_seed=ratio**2 * self.of_one_seed,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields ready for JSON: an infinite width is "inf", and the key of `of_one_sample` is "one"."""
+        return {
+            "one" if name == "of_one_sample" else name: value if math.isfinite(value) else "inf"
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Measured":
+        """Returns the measurement that `to_dict` made these fields of."""
+        renamed = {"of_one_sample" if name == "one" else name: value for name, value in fields.items()}
+        renamed["width"] = float(renamed["width"])
+        return cls(**renamed)
+
 
 @dataclass(frozen=True)
 class Interval:
-    """mean, and the quantiles low and high that hold the loss with probability LEVEL."""
+    """The mean of a loss, and the quantiles low and high that hold it with probability LEVEL."""
 
     mean: float
     low: float
@@ -113,36 +146,38 @@ class Interval:
 
 
 def measured(width: float, differences: np.ndarray, group: np.ndarray, constants: Discrepancy = CONSTANTS) -> Measured:
-    """Of the differences of being right.
+    """Returns the loss and its variances, from which of the two networks classifies which sample correctly.
 
     Parameters
     ----------
-    differences : (seeds, n), 1 where the DEQ alone is right, -1 where the network alone is.
+    differences : (seeds, n), 1 where only the DEQ is right, -1 where only the network is, 0 elsewhere.
     group : (n,) integers, the same for copies of a sample.
     """
     seeds, n = differences.shape
     each = 100 * differences.mean(0)
-    loss, one = each.mean(), (100 * differences).var(1).mean()
-    # one more sample on which they differ, since there may be some where none was seen
+    loss, of_one_sample = each.mean(), (100 * differences).var(1).mean()
+    # one more sample is taken to differ: where no difference was seen there may still be a few
     apart, unseen = 100 * (np.abs(differences).mean() + 1 / n), (100 / n) ** 2 / seeds
     of_samples = (np.bincount(group, each - loss) ** 2).sum() / n**2 + unseen
     if math.isinf(width):
-        return Measured(width, n, loss, seeds, apart, one, one, of_samples, 0.0)
-    common, of_one = constants.common * one, (constants.seeds * apart) ** 2
+        return Measured(width, n, loss, seeds, apart, of_one_sample, of_one_sample, of_samples, 0.0)
+    common, of_one_seed = constants.common * of_one_sample, (constants.seeds * apart) ** 2
     if seeds > 1:
         means = 100 * differences.mean(1)
         rest = ((100 * differences - each - means[:, None] + loss) ** 2).sum() / ((seeds - 1) * (n - 1))
         common = max(each.var() - rest / seeds, 0.0)
-        found = max(means.var(ddof=1) - rest / n, 0.0)  # without what the samples alone make of one seed's mean
-        of_one = (constants.weight * of_one + (seeds - 1) * found) / (constants.weight + seeds - 1)
-    return Measured(width, n, loss, seeds, apart, one, common, of_samples, of_one)
+        between = max(means.var(ddof=1) - rest / n, 0.0)  # without what the samples add to the mean of a seed
+        of_one_seed = (constants.weight * of_one_seed + (seeds - 1) * between) / (constants.weight + seeds - 1)
+    return Measured(width, n, loss, seeds, apart, of_one_sample, common, of_samples, of_one_seed)
 
 
-def _coordinates(points):
-    return np.array([[math.log1p(n / m), math.log(n)] for m, n in points])
+def coordinates(places: Sequence[tuple[float, int]]) -> np.ndarray:
+    """Returns (u, w) of each (width, number of samples), as rows."""
+    return np.array([[math.log1p(n / m), math.log(n)] for m, n in places])
 
 
-def _correlation(a, b, constants):
+def correlation(a: np.ndarray, b: np.ndarray, constants: Discrepancy) -> np.ndarray:
+    """Returns the prior correlations of the losses, in units of d, at two lists of `coordinates`."""
     u, w = (np.abs(np.subtract.outer(a[:, k], b[:, k])) for k in (0, 1))
     return np.exp(-u / constants.length_u - w / constants.length_w)
 
@@ -156,7 +191,7 @@ def _error_covariance(points, constants):
 
 
 def expected_apart(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> float:
-    """d at this width and number of samples, by the line through log d of the measurements of finite width."""
+    """Returns d at this width and number of samples, on the line fitted to log d of the points of finite width."""
     finite = [p for p in points if not math.isinf(p.width)]
     if not finite or math.isinf(width):
         return max((p.apart for p in points), default=5.0)
@@ -170,22 +205,23 @@ def expected_apart(points: list[Measured], width: float, count: int, constants: 
 
 
 class Posterior:
-    """The loss at a width and number of samples, given measurements at others (none: the prior).
+    """The distribution of the loss at a width and number of samples, given measurements at others.
+
+    Without measurements it is the prior. It is a mixture of Gaussians, one for each amplitude.
 
     Attributes
     ----------
-    weights, means, variances : of the Gaussians whose mixture it is, one for each amplitude.
-    log_evidence : of the measurements, by which constants can be compared.
+    weights, means, variances : of the Gaussians.
+    log_evidence : log probability of the measurements, by which constants can be compared.
     """
 
     def __init__(self, points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS):
-        powers = np.arange(-3, 4)  # a loss is at most d
         self.target, self.constants = (width, count), constants
         self.apart = expected_apart(points, width, count, constants)
-        self.amplitudes2 = (constants.amplitude * 2.0**powers) ** 2  # of loss/d
-        log_weights = -0.5 * (powers / constants.spread) ** 2
+        self.amplitudes2 = (constants.amplitude * 2.0**AMPLITUDES) ** 2  # of loss/d, whose size is at most 1
+        log_weights = -0.5 * (AMPLITUDES / constants.spread) ** 2
         log_weights -= np.logaddexp.reduce(log_weights)
-        self.means, self.variances = np.zeros(len(powers)), self.amplitudes2 * self.apart**2
+        self.means, self.variances = np.zeros(len(AMPLITUDES)), self.amplitudes2 * self.apart**2
         if points:
             losses = np.array([p.loss for p in points])
             for k, (root, across) in enumerate(self._factors(points)):
@@ -196,51 +232,55 @@ class Posterior:
         self.weights = np.exp(log_weights - self.log_evidence)
 
     def _factors(self, points):
-        """For each amplitude the Cholesky factor of the measurements' covariance, and theirs with the target."""
-        at = _coordinates([(p.width, p.count) for p in points])
+        """For each amplitude: the Cholesky factor of the points' covariance, and their covariance with the target."""
+        at = coordinates([(p.width, p.count) for p in points])
         d = np.array([p.apart for p in points])
-        among = _correlation(at, at, self.constants) * np.outer(d, d)
-        across = _correlation(at, _coordinates([self.target]), self.constants)[:, 0] * d * self.apart
+        among = correlation(at, at, self.constants) * np.outer(d, d)
+        across = correlation(at, coordinates([self.target]), self.constants)[:, 0] * d * self.apart
         errors = _error_covariance(points, self.constants)
         return [(np.linalg.cholesky(a2 * among + errors), a2 * across) for a2 in self.amplitudes2]
 
     @property
     def variance(self) -> float:
-        """Mean of those of the mixture."""
+        """Returns the mean variance of the Gaussians, and `floor`'s."""
         return float(self.weights @ self.variances) + self.constants.floor**2
 
     def variance_given(self, points: list[Measured]) -> float:
-        """What the variance would be with these measurements instead, whatever they find."""
+        """Returns the variance to expect if these were the measurements; their losses do not enter it."""
         explained = [((c := np.linalg.solve(root, across)) @ c) for root, across in self._factors(points)]
         return float(self.weights @ (self.amplitudes2 * self.apart**2 - explained)) + self.constants.floor**2
 
     def interval(self) -> Interval:
+        """Returns the mean and the central interval of probability LEVEL, `floor` included."""
         deviations = np.sqrt(np.maximum(self.variances, 0) + self.constants.floor**2)
-        ends = (self.means - 9 * deviations).min(), (self.means + 9 * deviations).max()
+        lower, upper = (self.means - 9 * deviations).min(), (self.means + 9 * deviations).max()
 
         def quantile(level):
-            return brentq(lambda x: self.weights @ ndtr((x - self.means) / deviations) - level, *ends, xtol=1e-6)
+            def excess(x):
+                return self.weights @ ndtr((x - self.means) / deviations) - level
+
+            return cast(float, brentq(excess, lower, upper, xtol=1e-6))
 
         return Interval(float(self.weights @ self.means), quantile((1 - LEVEL) / 2), quantile((1 + LEVEL) / 2))
 
 
 def predict(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> Interval:
-    """The loss at this width and number of samples, given measurements at others."""
+    """Returns the interval of the loss at this width and number of samples, given measurements at others."""
     return Posterior(points, width, count, constants).interval()
 
 
 def width_from(points: list[Measured], count: int, tolerance: float, constants: Discrepancy = CONSTANTS) -> int | None:
-    """The least power of two from 32 to 65,536 from which on the upper end of the interval is below the tolerance."""
-    found = None
+    """Returns the least width from which on the interval stays below the tolerance: 32, 64, ..., 65,536, or None."""
+    least = None
     for width in (2**k for k in range(16, 4, -1)):
         if not predict(points, width, count, constants).high < tolerance:
             break
-        found = width
-    return found
+        least = width
+    return least
 
 
 def nearest(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> Measured:
-    """The measurement of finite width that is correlated most with one at this width and number of samples."""
+    """Returns the measurement of finite width whose loss is most correlated with the one here."""
     finite = [p for p in points if not math.isinf(p.width)]
-    at = _coordinates([(p.width, p.count) for p in finite])
-    return finite[int(_correlation(at, _coordinates([(width, count)]), constants)[:, 0].argmax())]
+    at = coordinates([(p.width, p.count) for p in finite])
+    return finite[int(correlation(at, coordinates([(width, count)]), constants)[:, 0].argmax())]

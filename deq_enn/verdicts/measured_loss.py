@@ -1,43 +1,49 @@
 """What the replacement of a trained DEQ loses, measured: explicit networks, their readouts solved on held-in samples.
 
-The weights of a trained DEQ are not random, and no theory says what another network in its place would lose. So each
-candidate is built, with first-layer weights of its own or with the DEQ's B, its readout is solved by ridge regression
-on the labels or on the DEQ's outputs, and both networks are tried on samples that neither readout has seen. The
-replacement is chosen on a part of the held-in samples of its own, so that what is held out measures its loss fairly.
+The weights of a trained DEQ are not random, and no theory says what another network in its place would lose. So we
+build each candidate, with first-layer weights of its own or with the DEQ's B. We solve its readout by ridge regression
+on the labels or on the DEQ's outputs, and try both networks on samples that neither readout has seen. The held-in
+samples have a part of their own on which the replacement is chosen, so that the loss on the held-out ones is fair.
 """
 
 import math
 import time
-from dataclasses import dataclass
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from deq_enn.machines.readout import Readout, solve_targets
-from deq_enn.networks.build import build_model
 from deq_enn.networks.enn import ENN
+from deq_enn.networks.trained_deq import TrainedDEQ
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.utils.random import generator
-from deq_enn.verdicts.candidates import PLAIN_DEPTHS, Network, networks
+from deq_enn.verdicts.candidates import Network, Scales, networks, plain_networks
 
-BATCH = 512
+BATCH = 512  # samples passed through the DEQ at once
 FIT = 10_000  # samples that a readout is solved on, at most
 HELD = 10_000  # samples that the loss is measured on, at most
-TAIL = 1.6449  # of a 90% interval
-_OWN_SEEDS = 10_000  # the weights are not those of seeds that a user trains
+FEWEST = 40, 20  # samples held in and held out, at least
+TAIL = 1.6449  # standard deviations on either side of the mean that hold 90% of a normal law
+FIRST_SEED = 10_000  # seed of the weights from which on we draw: users train smaller ones
 
 
 @dataclass(eq=False)
 class Replacement:
-    """A network in the place of a trained DEQ.
+    """A network in the place of a trained DEQ, and what it loses. The numbers are means over `seeds` draws of weights.
 
-    name, network : of `candidates.Network`. first : "drawn" weights of the first layer, or "B", the DEQ's.
-    fitted_to : "labels" or "outputs". chosen_by : accuracy in % on the samples that choose.
-    accuracy, loss, loss_interval : on the held-out samples, in %; the DEQ's accuracy less its own, in points, with the
-        90% interval over samples and seeds. agreement : share of samples, in %, on which it says what the DEQ says.
-    seeds : that all of these are means over. enn, readout : of the first seed, for rows times `gain`.
+    name, network : of `candidates.Network`.
+    first : "drawn" weights of the first layer, or "B", the DEQ's.
+    fitted_to : "labels" or "outputs", what the readout was solved for.
+    chosen_by : accuracy in % on the samples that choose.
+    accuracy : in % on the held-out samples.
+    agreement : share of the held-out samples, in %, which it classifies as the DEQ does.
+    loss, loss_interval : the DEQ's accuracy less its own on the held-out samples, in points, with the 90% interval over
+        samples and seeds.
+    enn, readout : of the first seed, for rows times `gain`.
     """
 
     name: str
@@ -54,63 +60,104 @@ class Replacement:
     readout: Readout
     gain: float
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything but the networks, ready for JSON."""
         keys = "name", "first", "fitted_to", "chosen_by", "accuracy", "agreement", "loss", "loss_interval", "seeds"
         return {key: getattr(self, key) for key in keys}
 
 
-def candidates_of(deq, X) -> tuple[list[Network], dict[str, str], float]:
-    """The networks for a DEQ of `trained_deq.adapt` and data X (n, p), why others are not there, and the input's gain.
+@dataclass(frozen=True)
+class MeasuredLosses:
+    """What `replacements` measured.
 
-    They are those of the random DEQ whose weights have the same mean squares. Where that one has no equilibrium the
-    plain networks remain.
+    replacements : the one to choose first.
+    accuracy : of the DEQ on the held-out samples, in %.
+    labelled : whether there were labels; else the DEQ's own classes stand for them.
+    refused : {kernel and family: why it has no match}.
+    untried : number of networks that there was no time for.
+    fit, choose, held : numbers of samples that readouts were solved on, that chose, and that losses were measured on.
+    """
+
+    replacements: list[Replacement]
+    accuracy: float
+    labelled: bool
+    refused: dict[str, str]
+    untried: int
+    fit: int
+    choose: int
+    held: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Samples of one purpose, the DEQ's outputs there, and the labels or the DEQ's own classes."""
+
+    X: torch.Tensor
+    outputs: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def deq_says(self) -> torch.Tensor:
+        return self.outputs.argmax(1)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A network to be tried with the weights of one seed."""
+
+    network: Network
+    first: str
+    seed: int
+
+
+@dataclass
+class _Tries:
+    """What a network says with the weights of several seeds; enn and readout are of the first."""
+
+    network: Network
+    enn: ENN
+    readout: Readout
+    accuracies: list[float] = field(default_factory=list)  # shares, on the samples that choose
+    says: list[torch.Tensor] = field(default_factory=list)  # classes of the held-out samples
+
+
+def candidates_of(deq: TrainedDEQ, X: torch.Tensor) -> tuple[list[Network], dict[str, str], float]:
+    """Returns the networks that may replace a trained DEQ on X (n, p), why others do not exist, and the input's gain.
+
+    They are those of the random DEQ whose weights have the same mean squares. Where that one has no equilibrium, only
+    the plain networks remain.
     """
     sigma_a2, gain = deq.sigma_a2, deq.gain
     if not math.isfinite(gain):
         gain = 1.0
     tau0 = gain * estimate_tau0(X)
     try:
-        found, refused = networks(SimpleNamespace(activation=deq.activation, sigma_a2=sigma_a2, tau0=tau0), tau0)
+        return *networks(Scales(deq.activation, sigma_a2, tau0), tau0), gain
     except ValueError as error:
-        found, refused = [], {"matched": str(error)}
-        for depth in PLAIN_DEPTHS:
-            enn = build_model("unmatched_enn", 1, 1, 2, 0.5, tau0, activation=deq.activation, depth=depth)
-            found.append(Network(f"plain, depth {depth}", "plain", None, None, enn.layers, enn.input_scale, tau0))
-    return found, refused, gain
-
-
-def _outputs(model, X):
-    with torch.no_grad():
-        return torch.cat([model(rows) for rows in X.split(BATCH)])
+        return plain_networks(deq.activation, 0.5, tau0), {"matched": str(error)}, gain
 
 
 def replacements(
-    deq,
-    X,
-    y,
-    held=None,
+    deq: TrainedDEQ,
+    X: torch.Tensor,
+    y: torch.Tensor | None,
+    held: tuple[torch.Tensor, torch.Tensor | None] | None = None,
     *,
     width: int | None = None,
     seed: int = 0,
     budget: float = 60.0,
-    most_seeds=3,
-    clock=time.perf_counter,
-) -> tuple[list[Replacement], dict]:
-    """Every candidate's measured loss, the one to choose first.
+    most_seeds: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> MeasuredLosses:
+    """Measures the loss of every candidate, and puts the one to choose first.
 
     Parameters
     ----------
-    deq : of `trained_deq.adapt`.
-    X, y : (n, p), and labels (n,) from 0 on or None. The DEQ is flattered by samples that it was trained on, and the
-        loss is then too large: hand in others, here or as `held`.
+    X, y : (n, p), and labels (n,) from 0 on or None. A DEQ does better on samples that it was trained on, and the loss
+        on them is then too large: pass others, here or as `held`.
     held : (X, y) of test samples; by default the last fifth of a random order of the samples.
     width : of the networks; by default the DEQ's.
-    budget : seconds; one network is tried at least, and then as many, with up to `most_seeds` seeds, as there is time.
-
-    Returns
-    -------
-    (replacements, facts); facts : {"accuracy" of the DEQ, in %, "fit", "choose", "held": numbers of samples, "labels":
-    whether there were any (else the DEQ's own classes stand for them), "untried": number of networks, "refused"}.
+    budget : seconds. At least one network is tried, then as many as there is time for, with up to `most_seeds` seeds.
 
     Raises
     ------
@@ -119,78 +166,43 @@ def replacements(
     """
     end = clock() + budget
     X = X.to(deq.W)
-    parts = _parts(X, y, held, seed)
-    outputs = [_outputs(deq, part) for part, _ in parts]
-    labels = [out.argmax(1) if one is None else one.to(out.device) for out, (_, one) in zip(outputs, parts)]
-    classes = deq.readout.out_features
-    if max(one.max().item() for one in labels) >= classes:
-        raise ValueError(
-            f"the labels go up to {max(one.max().item() for one in labels)}, and the DEQ has {classes} "
-            "outputs: labels 0, 1, ... in the order of its outputs are needed"
-        )
-    found, refused, gain = candidates_of(deq, X)
-    fit, choose, test = (part * gain for part, _ in parts)
-    deq_right = outputs[2].argmax(1) == labels[2]
+    fit, choose, test = _parts(deq, X, y, held, seed)
+    candidates, refused, gain = candidates_of(deq, X)
+    X_fit, X_choose, X_test = (part.X * gain for part in (fit, choose, test))
     width = len(deq.W) if width is None else width
-    targets = {"outputs": outputs[0].double()}
+    targets = {"outputs": fit.outputs.double()}
     if y is not None:
-        targets = {"labels": one_hot(labels[0], classes).double()} | targets
-    tried: dict[tuple, list] = {}
-    firsts = ("B", "drawn") if width == len(deq.W) else ("drawn",)
-    trials = [(number, first, network) for number in range(most_seeds) for first in firsts for network in found]
-    for number, first, network in tqdm(trials, desc="replacements", leave=False, disable=None, delay=1):
+        targets = {"labels": one_hot(fit.labels, deq.readout.out_features).double()} | targets
+    trials = _trials(candidates, most_seeds, with_deq_weights=width == len(deq.W))
+    tried: dict[tuple[str, str, str], _Tries] = {}
+    for trial in tqdm(trials, desc="replacements", leave=False, disable=None, delay=1):
         if tried and clock() > end:
             break
-        enn = network.build(X.shape[1], width, classes, _OWN_SEEDS + seed + number).to(deq.W)
-        if first == "B":
-            with torch.no_grad():
-                enn.weights[0].copy_(deq.U / deq.U.square().mean().sqrt())
+        enn = _build(trial, deq, width, seed)
         for name, target in targets.items():
-            mean = target.mean(0)
-            readout, _ = solve_targets(enn, fit, target - mean, mean, device=deq.W.device)
-            chosen, said = (readout.predict(enn, part, deq.W.device).mean.argmax(1) for part in (choose, test))
-            right = (chosen == labels[1].cpu()).double().mean().item()
-            tried.setdefault((network.name, first, name), []).append((right, said, network, enn, readout))
-    deq_right, deq_said = deq_right.cpu(), outputs[2].argmax(1).cpu()
-    results = []
-    for (own_name, first, target), rows in tried.items():
-        right = torch.stack([said == labels[2].cpu() for _, said, *_ in rows]).double()
-        agree = torch.stack([said == deq_said for _, said, *_ in rows]).double().mean().item()
-        loss, half = paired(deq_right.double() - right)
-        network, enn, readout = rows[0][2:]
-        chosen_by = 100 * sum(row[0] for row in rows) / len(rows)
-        results.append(
-            Replacement(
-                own_name,
-                network,
-                first,
-                target,
-                chosen_by,
-                100 * right.mean().item(),
-                100 * agree,
-                loss,
-                (loss - half, loss + half),
-                len(rows),
-                enn,
-                readout,
-                gain,
-            )
-        )
-    results.sort(key=lambda one: -one.chosen_by)
-    facts = {
-        "accuracy": 100 * deq_right.double().mean().item(),
-        "labels": y is not None,
-        "refused": refused,
-        "untried": len(found) * len(firsts) - len(tried) // len(targets),
-        **dict(zip(("fit", "choose", "held"), (len(part) for part, _ in parts))),
-    }
-    return results, facts
+            readout = _fitted(enn, X_fit, target)
+            tries = tried.setdefault((trial.network.name, trial.first, name), _Tries(trial.network, enn, readout))
+            tries.accuracies.append(_share(_says(enn, readout, X_choose) == choose.labels.cpu()))
+            tries.says.append(_says(enn, readout, X_test))
+    results = [_summary(name, first, target, tries, test, gain) for (name, first, target), tries in tried.items()]
+    results.sort(key=lambda replacement: -replacement.chosen_by)
+    return MeasuredLosses(
+        results,
+        accuracy=100 * _share((test.deq_says == test.labels).cpu()),
+        labelled=y is not None,
+        refused=refused,
+        untried=len(trials) // most_seeds - len(tried) // len(targets),
+        fit=len(fit.X),
+        choose=len(choose.X),
+        held=len(test.X),
+    )
 
 
-def paired(differences: torch.Tensor) -> tuple[float, float]:
-    """Mean of the differences (seeds, n) in percentage points, and half of its 90% interval over samples and seeds.
+def loss_and_half(differences: torch.Tensor) -> tuple[float, float]:
+    """Returns the mean of differences (seeds, n) in points, and half the width of its 90% interval.
 
-    One sample more is taken to differ, since there may be some where none was seen.
+    The interval is over samples and seeds. One more sample is taken to differ: where no difference was seen there may
+    still be a few.
     """
     seeds, n = differences.shape
     each = 100 * differences.mean(0)
@@ -200,19 +212,99 @@ def paired(differences: torch.Tensor) -> tuple[float, float]:
     return each.mean().item(), TAIL * math.sqrt(variance)
 
 
-def _parts(X, y, held, seed):
-    """(samples, labels) to fit, to choose and to measure with."""
+# ---------------------------------------------------------------------------------------------------------------
+# the samples
+
+
+def _parts(deq, X, y, held, seed) -> tuple[_Part, _Part, _Part]:
+    """The samples to fit, to choose and to test with, and what the DEQ says of them."""
+    parts = [(part, _outputs(deq, part), labels) for part, labels in _split(X, y, held, seed)]
+    fit, choose, test = (
+        _Part(part, outputs, outputs.argmax(1) if labels is None else labels.to(outputs.device))
+        for part, outputs, labels in parts
+    )
+    largest, classes = max(part.labels.max().item() for part in (fit, choose, test)), deq.readout.out_features
+    if largest >= classes:
+        raise ValueError(
+            f"the labels go up to {largest}, and the DEQ has {classes} "
+            "outputs: labels 0, 1, ... in the order of its outputs are needed"
+        )
+    return fit, choose, test
+
+
+def _split(X, y, held, seed):
+    """(samples, labels or None) to fit, to choose and to test with."""
     order = torch.randperm(len(X), generator=generator("replacement", seed))
     if held is None:
         count = max(len(X) // 5, 1)
         order, last = order[:-count], order[-count:]
         held = X[last], None if y is None else y[last]
+    X_held, y_held = held
     order = order[: FIT + FIT // 4]
     count = max(len(order) // 5, 1)
-    if len(order) < 40 or len(held[0]) < 20:
-        raise ValueError(f"{len(X)} samples are too few to measure a loss: at least 60 are needed")
-    parts = order[:-count], order[-count:]
+    if len(order) < FEWEST[0] or len(X_held) < FEWEST[1]:
+        raise ValueError(f"{len(X)} samples are too few to measure a loss: at least {sum(FEWEST)} are needed")
     return [
-        *((X[part], None if y is None else y[part]) for part in parts),
-        (held[0][:HELD].to(X), None if held[1] is None else held[1][:HELD]),
+        *((X[rows], None if y is None else y[rows]) for rows in (order[:-count], order[-count:])),
+        (X_held[:HELD].to(X), None if y_held is None else y_held[:HELD]),
     ]
+
+
+def _outputs(model, X):
+    with torch.no_grad():
+        return torch.cat([model(rows) for rows in X.split(BATCH)])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the networks
+
+
+def _trials(candidates, most_seeds, with_deq_weights) -> list[_Trial]:
+    """All networks with the first seed, then with the second, and so on; those with the DEQ's B first."""
+    firsts = ("B", "drawn") if with_deq_weights else ("drawn",)
+    return [_Trial(network, first, seed) for seed in range(most_seeds) for first in firsts for network in candidates]
+
+
+def _build(trial, deq, width, seed) -> ENN:
+    p, classes = deq.U.shape[1], deq.readout.out_features
+    enn = trial.network.build(p, width, classes, FIRST_SEED + seed + trial.seed).to(deq.W)
+    if trial.first == "B":
+        with torch.no_grad():
+            enn.weights[0].copy_(deq.U / deq.U.square().mean().sqrt())
+    return enn
+
+
+def _fitted(enn, X, target) -> Readout:
+    mean = target.mean(0)
+    readout, _ = solve_targets(enn, X, target - mean, mean, device=target.device)
+    return readout
+
+
+def _says(enn, readout, X) -> torch.Tensor:
+    """The classes of the samples."""
+    return readout.predict(enn, X, X.device).mean.argmax(1)
+
+
+def _share(right) -> float:
+    return right.double().mean().item()
+
+
+def _summary(name, first, fitted_to, tries, test, gain) -> Replacement:
+    labels, deq_says, says = test.labels.cpu(), test.deq_says.cpu(), torch.stack(tries.says)
+    right = (says == labels).double()
+    loss, half = loss_and_half((deq_says == labels).double() - right)
+    return Replacement(
+        name,
+        tries.network,
+        first,
+        fitted_to,
+        chosen_by=100 * sum(tries.accuracies) / len(tries.accuracies),
+        accuracy=100 * right.mean().item(),
+        agreement=100 * _share(says == deq_says),
+        loss=loss,
+        loss_interval=(loss - half, loss + half),
+        seeds=len(says),
+        enn=tries.enn,
+        readout=tries.readout,
+        gain=gain,
+    )

@@ -1,12 +1,14 @@
 """Small real measurements of a DEQ and its candidates: ridge readouts of features, at several widths, within a time.
 
-One pass draws the weights of one seed, of all networks with common first-layer weights, at a width, takes the features
-of the first so many samples, and predicts each sample by the others. What a pass will take is known from those before.
+One pass draws weights at one width from one seed, with the same first layer for the DEQ and all candidates. It takes
+the features of the first samples, and predicts each sample by the readout of the others. The time of earlier passes
+tells how long the next will take.
 """
 
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
 from itertools import count as integers, islice
 
 import numpy as np
@@ -15,40 +17,49 @@ import torch
 from deq_enn.machines.leave_one_out import Targets, from_features
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError, Picard
-from deq_enn.verdicts.candidates import Network
+from deq_enn.verdicts.candidates import Network, RandomDEQ
 from deq_enn.verdicts.loss_model import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
 
-BATCH = 512  # of samples: their features stay in cache
-SOLVER = Picard(1e-4, max_steps=1000)  # far below what the weights' randomness does to the equilibrium
-MOST_SEEDS = 40  # at one width and number of samples
-FEWEST = 500  # samples of a pass, where there are so many: the ridge is chosen on a fifth
-DRAWS = 5  # of weights, all without an equilibrium, after which there is none at a width
-WORTH = 0.98  # of the variance, which what is measured next has to promise to bring it below
-FEATURES = 1e9  # bytes that the features of a pass may take
-_OWN_SEEDS = 10_000  # the weights are not those of seeds that a user will train
+BATCH = 512  # samples whose features are computed at once, so that they stay in the cache
+SOLVER = Picard(1e-4, max_steps=1000)  # its error is far below the spread of the equilibrium over draws of the weights
+MOST_SEEDS = 40  # seeds at one width and number of samples, at most
+FEWEST = 500  # samples of a pass, at least, where there are so many: the ridge is chosen on a fifth of them
+DRAWS = 5  # draws of the weights at one width, all without an equilibrium, after which we give up that width
+STOP_RATIO = 0.98  # stop when even the best next measurement would leave more than 98% of today's variance
+FEATURE_BYTES = 1e9  # bytes that the features of a pass may take
+FIRST_COUNT = 1000  # samples of the passes that tell how fast this machine is
+FIRST_SHARE = 0.05  # share of the time left that each of those may take
+NEXT_SHARE = 0.8  # share of the time left that any later pass may take
+ALL_SHARE = 0.4  # share of the time left that a pass of all candidates may take at a point that is new
+FIRST_SEED = 10_000  # seed of the weights from which on we draw: users train smaller ones
+
+Point = tuple[int, int]  # a width and a number of samples
 
 
-class Ladder:
-    """Passes so far, and the means to make more.
+class Measurements:
+    """The passes so far, and the means to make more.
 
     Parameters
     ----------
     deq : its activation, sigma_a^2 and tau_0 count.
     networks : the candidates.
-    X (n, p) float32, y (n,) in 0 .. classes - 1, copies (n,) of `leave_one_out.copies`, taken in the order `order`.
-    clock : that times are measured by.
+    X, y, order, copies : samples (n, p) float32, their labels in 0 .. classes - 1, the order in which they are taken,
+        and which are copies of one another (`machines.leave_one_out.copies`).
+    clock : measures the times, in seconds.
 
     Attributes
     ----------
-    deadline : time after which no network more is begun.
-    passes : {(width, count): {name: [differences of being right (count,) int8, one a seed]}}. A candidate that a pass
-        has left out has fewer seeds there.
-    drawn, without : {width: seeds of the DEQs drawn}, and of those of them that have no equilibrium.
+    deadline : the time after which no further network is begun.
+    passes : {(width, count): {name: [for each seed (count,) int8, 1 where only the DEQ is right, -1 where only the
+        candidate is]}}. A candidate that a pass has left out has fewer seeds there. The width of the exact kernels is
+        math.inf.
+    accuracy : {(width, count): [accuracy of the DEQ, for each seed]}.
+    drawn, failed : {width: the seeds of the DEQs drawn}, and those of them without an equilibrium.
     """
 
     def __init__(
         self,
-        deq: DEQ,
+        deq: RandomDEQ,
         networks: list[Network],
         X: torch.Tensor,
         y: torch.Tensor,
@@ -56,17 +67,18 @@ class Ladder:
         copies: torch.Tensor,
         classes: int,
         seed: int = 0,
-        clock=time.perf_counter,
+        clock: Callable[[], float] = time.perf_counter,
         constants: Discrepancy = CONSTANTS,
     ):
         self.deq, self.networks, self.X, self.y, self.classes = deq, networks, X, y[order], classes
         self.order, self.copies = order, copies[order]
-        self.first_seed, self.clock, self.constants = _OWN_SEEDS * (1 + seed), clock, constants
-        self.passes: dict[tuple, dict[str, list]] = {}
-        self.accuracy: dict[tuple, list] = {}  # of the DEQ
-        self.drawn: defaultdict[int, set] = defaultdict(set)
-        self.without: defaultdict[int, set] = defaultdict(set)
-        self.iterations, self.rate = 15.0, None  # of the equilibrium; seconds a multiplication
+        self.first_seed, self.clock, self.constants = FIRST_SEED * (1 + seed), clock, constants
+        self.passes: dict[tuple[float, int], dict[str, list[np.ndarray]]] = {}
+        self.accuracy: dict[tuple[float, int], list[float]] = {}
+        self.drawn: defaultdict[int, set[int]] = defaultdict(set)
+        self.failed: defaultdict[int, set[int]] = defaultdict(set)
+        self.iterations = 15.0  # of the last equilibrium
+        self.rate: float | None = None  # seconds a multiplication, by the last pass
         self.deadline = math.inf
 
     # ------------------------------------------------------------------------------------------------------------
@@ -74,28 +86,28 @@ class Ladder:
 
     def record(self, width: float, right: dict[str, torch.Tensor], deq_right: torch.Tensor) -> None:
         """Keeps which samples each network has right, in one pass."""
-        point = self.passes.setdefault((width, len(deq_right)), {})
-        for name, one in right.items():
-            point.setdefault(name, []).append((deq_right.to(torch.int8) - one.to(torch.int8)).numpy())
-        self.accuracy.setdefault((width, len(deq_right)), []).append(deq_right.double().mean().item())
+        place = width, len(deq_right)
+        point = self.passes.setdefault(place, {})
+        for name, own in right.items():
+            point.setdefault(name, []).append((deq_right.to(torch.int8) - own.to(torch.int8)).numpy())
+        self.accuracy.setdefault(place, []).append(deq_right.double().mean().item())
 
-    def measure(self, width: int, count: int, names=None) -> None:
-        """One more seed at this width with the first `count` samples, of these candidates (default: all).
+    def measure(self, width: int, count: int, names: Collection[str] | None = None) -> None:
+        """Measures one more seed at this width with the first `count` samples, of these candidates (default: all).
 
-        Where it takes far longer than the pass before told, fewer samples, or some of the candidates, have to do.
-        ConvergenceError where the DEQ of that seed has no equilibrium; the next pass takes another.
+        A pass that takes much longer than expected is cut down to fewer samples, and then to some of the candidates.
+        Raises ConvergenceError where the DEQ of that seed has no equilibrium; the next pass takes another seed.
         """
         networks = [network for network in self.networks if names is None or network.name in names]
         start = self.clock()
-        seeds = (seed for seed in integers(self.first_seed) if seed not in self.without[width])
-        seed = next(islice(seeds, len(self.accuracy.get((width, count), ())), None))
+        seed = self._next_seed(width, count)
         p = self.X.shape[1]
         deq = DEQ(self.deq.activation, p, width, self.classes, self.deq.sigma_a2, self.deq.tau0, seed, SOLVER)
         self.drawn[width].add(seed)
         try:
             F = self._features(deq, count, (start + self.deadline) / 2)
         except ConvergenceError:
-            self.without[width].add(seed)
+            self.failed[width].add(seed)
             raise
         self.iterations, count = float(deq.fixed_point.iterations), len(F)
         targets = Targets(self.y[:count], self.classes, self.copies[:count])
@@ -108,114 +120,169 @@ class Ladder:
         self.record(width, right, deq_right)
         self.rate = (self.clock() - start) / self.work(width, count, right)
 
+    def _next_seed(self, width, count) -> int:
+        """The first seed that has not been measured here, among those whose DEQ is not known to fail."""
+        seeds = (seed for seed in integers(self.first_seed) if seed not in self.failed[width])
+        return next(islice(seeds, len(self.accuracy.get((width, count), ())), None))
+
     @torch.no_grad()
     def _features(self, model, count, deadline=math.inf):
-        """Of the first `count` samples, or of fewer, but FEWEST at least, where the deadline has come."""
-        out = torch.empty(count, model.readout.in_features)
+        """The features of the first `count` samples; of fewer, but at least FEWEST, once the deadline has passed."""
+        F = torch.empty(count, model.readout.in_features)
         for start in range(0, count, BATCH):
             if start >= FEWEST and self.clock() > deadline:
-                return out[:start]
+                return F[:start]
             rows = slice(start, min(start + BATCH, count))
-            out[rows] = model.features(self.X[self.order[rows]])
-        return out
+            F[rows] = model.features(self.X[self.order[rows]])
+        return F
 
     # ------------------------------------------------------------------------------------------------------------
-    # what a pass takes
+    # the time of a pass, and its equilibria
 
-    def work(self, width: int, count: int, names) -> float:
-        """Multiplications of a pass, those in float64 twice."""
+    def work(self, width: int, count: int, names: Collection[str]) -> float:
+        """Returns the multiplications of a pass; one in float64 counts as two."""
         p, n, m = self.X.shape[1], count, width
         total = n * m * (p + self.iterations * m)
         total += sum(n * m * (p + (network.depth - 1) * m) for network in self.networks if network.name in names)
         solve = n * n * m + 3 * n**3 if n <= m else 1.5 * n * m * m + 2 * m**3
         return total + 2 * solve * (1 + len(names))
 
-    def seconds(self, width: int, count: int, names) -> float:
-        """That a pass may take, by the last one."""
+    def seconds(self, width: int, count: int, names: Collection[str]) -> float:
+        """Predicts the seconds of a pass, from the speed of the last one."""
+        assert self.rate is not None, "no pass has been timed yet"
         return self.rate * self.work(width, count, names)
 
     def equilibria(self, width: int) -> tuple[int, int]:
-        """How many DEQs of this width were drawn, and how many of them have no equilibrium."""
-        return len(self.drawn[width]), len(self.without[width])
+        """Returns how many DEQs of this width were drawn, and how many of them have no equilibrium."""
+        return len(self.drawn[width]), len(self.failed[width])
 
     def settles(self, width: int) -> bool:
-        """Whether some DEQ of this width has an equilibrium, or too few were drawn to tell."""
-        draws, without = self.equilibria(width)
-        return without < max(draws, DRAWS)
+        """Returns whether some DEQ of this width has an equilibrium, or too few were drawn to tell."""
+        drawn, failed = self.equilibria(width)
+        return failed < max(drawn, DRAWS)
 
     def most_seeds(self) -> int:
+        """Returns the largest number of seeds at any width and number of samples."""
         return max(map(len, self.accuracy.values()))
 
     # ------------------------------------------------------------------------------------------------------------
+    # the losses
 
     def points(self, name: str) -> list[Measured]:
-        """What has been measured of a candidate, for `predicted_loss.predict`."""
+        """Returns the measurements of a candidate, as `loss_model.predict` takes them."""
         return [
-            measured(width, np.stack(networks[name]), self.copies[:count].numpy(), self.constants)
-            for (width, count), networks in self.passes.items()
-            if name in networks
+            measured(width, np.stack(differences[name]), self.copies[:count].numpy(), self.constants)
+            for (width, count), differences in self.passes.items()
+            if name in differences
         ]
 
     def posterior(self, name: str, width: int) -> Posterior:
-        """The loss of a candidate at this width, with all samples."""
+        """Returns the distribution of a candidate's loss at this width, with all samples."""
         return Posterior(self.points(name), width, len(self.order), self.constants)
 
 
-def climb(ladder: Ladder, width: int, open_questions):
-    """Passes until the deadline, or until `open_questions()`, names of candidates, is empty. Yields after each.
+# ---------------------------------------------------------------------------------------------------------------
+# which passes are made
 
-    The first few, at small widths, learn what a pass takes. Then each is of the open candidates, and the one of which,
-    repeated for the rest of the time, would leave the least variance of their losses at `width` with all samples: as
-    many samples there as can be afforded, more seeds, or a narrower width with more samples. Narrower widths at which a
-    DEQ has no equilibrium are left out; where none has one at `width`, there is no loss to be measured.
+
+def measure_until(measurements: Measurements, width: int, undecided: Callable[[], Collection[str]]) -> Iterator[None]:
+    """Makes passes until the deadline, or until `undecided()`, names of candidates, is empty. Yields after each pass.
+
+    A few passes of all candidates at narrow widths tell how fast this machine is. A narrow width at which a DEQ has no
+    equilibrium is given up. Where no DEQ has one at `width` itself, there is no loss to measure, and the passes end.
     """
-    n, everything = len(ladder.order), [network.name for network in ladder.networks]
     widths = sorted({max(width >> k, min(width, 32)) for k in range(6)})
-    counts = sorted({max(n >> k, min(n, FEWEST)) for k in range(10)})
-    for rung in widths[:-1:2] or widths[:]:
-        count = min(n, 1000)
-        if ladder.rate is None or ladder.seconds(rung, count, everything) < 0.05 * (ladder.deadline - ladder.clock()):
-            _measure(ladder, widths, rung, count, everything)
+    yield from learn_speed(measurements, widths)
+    yield from find_equilibrium(measurements, width, widths)
+    yield from measure_best(measurements, width, widths, undecided)
+
+
+def learn_speed(measurements: Measurements, widths: list[int]) -> Iterator[None]:
+    """Measures all candidates at narrow widths, as long as a pass takes a small share of the time."""
+    names = _names(measurements)
+    count = min(len(measurements.order), FIRST_COUNT)
+    for width in widths[:-1:2] or widths[:]:
+        if measurements.rate is None or measurements.seconds(width, count, names) < FIRST_SHARE * _left(measurements):
+            _measure(measurements, widths, width, count, names)
             yield
-    while ladder.rate is None and ladder.settles(width):  # no equilibrium at any narrow width
-        _measure(ladder, widths, width, min(n, FEWEST), everything)
+
+
+def find_equilibrium(measurements: Measurements, width: int, widths: list[int]) -> Iterator[None]:
+    """Measures at `width` itself while no narrower DEQ had an equilibrium, until one has."""
+    count = min(len(measurements.order), FEWEST)
+    while measurements.rate is None and measurements.settles(width):
+        _measure(measurements, widths, width, count, _names(measurements))
         yield
-        if ladder.clock() > ladder.deadline:
+        if measurements.clock() > measurements.deadline:
             break
-    while ladder.rate is not None and ladder.settles(width) and (names := open_questions()):
-        left = ladder.deadline - ladder.clock()
-        options = [
-            (w, c) for w in widths for c in counts if 4 * c * w <= FEATURES and ladder.seconds(w, c, names) < 0.8 * left
-        ]
-        if not options or ladder.most_seeds() >= MOST_SEEDS:
+
+
+def measure_best(
+    measurements: Measurements, width: int, widths: list[int], undecided: Callable[[], Collection[str]]
+) -> Iterator[None]:
+    """Measures only the candidates that are still undecided, each time at the point that promises most.
+
+    For every affordable (width, sample count) we predict the variance of their losses if all remaining time went there,
+    and take the smallest. In practice that means more samples, then more seeds, or a narrower network with more
+    samples.
+    """
+    while measurements.rate is not None and measurements.settles(width) and (names := undecided()):
+        left = _left(measurements)
+        best = _next_point(measurements, width, widths, names, left)
+        if best is None:
             break
-        variances = {point: _variance(ladder, names, width, *point, left) for point in options}
-        best = min(options, key=variances.get)
-        if variances[best] > WORTH * sum(ladder.posterior(name, width).variance for name in names):
-            break
-        if best not in ladder.passes and ladder.seconds(*best, everything) < 0.4 * left:
-            names = everything  # one seed, so that of no candidate nothing is known near what is asked
-        _measure(ladder, widths, *best, names)
+        everything = _names(measurements)
+        if best not in measurements.passes and measurements.seconds(*best, everything) < ALL_SHARE * left:
+            names = everything  # for one seed, so that something near this width is known of every candidate
+        _measure(measurements, widths, *best, names)
         yield
 
 
-def _measure(ladder, widths, rung, count, names):
-    """A pass, if the DEQ that is drawn has an equilibrium; if not, a width narrower than that asked for is left out."""
-    try:
-        ladder.measure(rung, count, names)
-    except ConvergenceError:
-        if rung != widths[-1]:
-            widths.remove(rung)
+def _names(measurements):
+    return [network.name for network in measurements.networks]
 
 
-def _variance(ladder, names, width, rung, count, left):
-    """Mean variance of the losses of these candidates, if the time left were spent at this rung and count."""
-    more, total = max(int(left / ladder.seconds(rung, count, names)), 1), 0.0
+def _left(measurements):
+    return measurements.deadline - measurements.clock()
+
+
+def _next_point(measurements, width, widths, names, left) -> Point | None:
+    """The point at which the time left would reduce the variances most; None where none would be worth it."""
+    n = len(measurements.order)
+    counts = sorted({max(n >> k, min(n, FEWEST)) for k in range(10)})
+    options = [
+        (w, c)
+        for w in widths
+        for c in counts
+        if 4 * c * w <= FEATURE_BYTES and measurements.seconds(w, c, names) < NEXT_SHARE * left
+    ]
+    if not options or measurements.most_seeds() >= MOST_SEEDS:
+        return None
+    variances = {point: _variance(measurements, names, width, point, left) for point in options}
+    best = min(options, key=lambda point: variances[point])
+    today = sum(measurements.posterior(name, width).variance for name in names)
+    return None if variances[best] > STOP_RATIO * today else best
+
+
+def _variance(measurements, names, width, point, left) -> float:
+    """The sum of the variances of these candidates' losses at `width`, if all time left were spent at this point."""
+    w, count = point
+    more, total = max(int(left / measurements.seconds(w, count, names)), 1), 0.0
     for name in names:
-        points = ladder.points(name)
-        known = [p for p in points if (p.width, p.count) != (rung, count)]
-        seeds = more + sum(p.seeds for p in points if (p.width, p.count) == (rung, count))
-        apart = expected_apart(points, rung, count, ladder.constants)
-        supposed = nearest(points, rung, count, ladder.constants).supposed(rung, count, min(seeds, MOST_SEEDS), apart)
-        total += ladder.posterior(name, width).variance_given([*known, supposed])
+        points = measurements.points(name)
+        elsewhere = [p for p in points if (p.width, p.count) != point]
+        seeds = more + sum(p.seeds for p in points if (p.width, p.count) == point)
+        apart = expected_apart(points, w, count, measurements.constants)
+        closest = nearest(points, w, count, measurements.constants)
+        supposed = closest.supposed(w, count, min(seeds, MOST_SEEDS), apart)
+        total += measurements.posterior(name, width).variance_given([*elsewhere, supposed])
     return total
+
+
+def _measure(measurements, widths, width, count, names):
+    """Makes a pass. Where the DEQ has no equilibrium, its width leaves `widths`, unless it is the one asked for."""
+    try:
+        measurements.measure(width, count, names)
+    except ConvergenceError:
+        if width != widths[-1]:
+            widths.remove(width)

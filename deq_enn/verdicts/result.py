@@ -1,26 +1,42 @@
-"""What a verdict consists of: the candidates with what was found of each, and the answer. torch is not needed here."""
+"""A verdict as it is handed out: the answer, and the candidates with everything known about each.
 
-import math
+torch is not needed here.
+"""
+
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deq_enn.matching.families import Match
+    from deq_enn.networks.enn import ENN
+    from deq_enn.theory.activations import Activation
+    from deq_enn.verdicts.candidates import Network
+    from deq_enn.verdicts.loss_model import Measured
+    from deq_enn.verdicts.measured_loss import Replacement
+
+BEST_SHOWN = 10  # replacements of a trained DEQ in the table, at most
 
 
 @dataclass(eq=False)
 class Candidate:
-    """A network that may replace the DEQ, and what was found of it.
+    """A network that may replace the DEQ, and what is known about it. What is not known is None.
 
     name, kind, kernel, family, depth, layers, input_scale, match : of the network (`candidates.Network`).
-    distance : {"ck": {relative, factor, with_factor}, "ntk": ...}, spectral, of its exact kernel to the DEQ's.
-    alignment : of the leading eigenvectors of its CK with the labels, 0 to 1 (`kernel_distance.label_alignment`).
-    fluctuation : m times the squared relative error of its CK at width m.
-    infinite : {accuracy, difference, interval, rms}: by exact kernel ridge regression; difference in points, DEQ less
-        candidate, with its 90% interval; rms of the difference of the predictions.
+    distance : {"ck": {relative, factor, with_factor}, "ntk": ...}, the spectral distance of its exact kernel to the
+        DEQ's. It is None for the replacement of a trained DEQ.
+    alignment : of the leading eigenvectors of its CK with the labels, 0 to 1 (`kernels.distance.label_alignment`).
+    fluctuation : m times the mean squared relative error of its CK at width m.
+    infinite : {accuracy, samples, ridge, rms, difference, interval} of exact kernel ridge regression. difference is
+        the loss in points with its 90% interval; rms compares the predictions with the DEQ's.
     loss, loss_interval : in points, at the width asked for, and its 90% interval.
-    width_from : the width from which on the upper end is below the tolerance, or None.
-    measured : the points that the loss rests on.
-    cost : {inference, features, training_step, memory}: ratios DEQ/candidate; measured : all that
-        `inference_cost.costs` found. None where there was no time; networks of one depth cost nearly the same.
+    width_from : the width from which on the upper end of the interval is below the tolerance.
+    measured : the measurements that the loss rests on.
+    cost : {inference, features, training_step, memory}, ratios DEQ/candidate, and measured, everything that
+        `networks.cost.costs` returned. Networks of one depth cost nearly the same, so one of each depth is timed.
     network : the `candidates.Network`.
-    replacement : of a trained DEQ, `replacement.Replacement`, whose loss is measured; `distance` is then None.
+    replacement : of a trained DEQ, the `measured_loss.Replacement` whose loss was measured.
     """
 
     name: str
@@ -28,36 +44,50 @@ class Candidate:
     kernel: str | None
     family: str | None
     depth: int
-    layers: tuple
+    layers: tuple[Activation, ...]
     input_scale: float
-    match: object
-    distance: dict
+    match: Match | None
+    distance: dict | None
     alignment: float | None = None
     fluctuation: float | None = None
     infinite: dict | None = None
     loss: float | None = None
-    loss_interval: tuple | None = None
+    loss_interval: tuple[float, float] | None = None
     width_from: int | None = None
-    measured: tuple = ()
+    measured: tuple[Measured, ...] = ()
     cost: dict | None = None
-    network: object = field(default=None, repr=False)
-    replacement: object = field(default=None, repr=False)
+    network: Network | None = field(default=None, repr=False)
+    replacement: Replacement | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, network, **found):
-        """The candidate that a `candidates.Network` is, with what was found of it."""
+    def of(cls, network: Network, **known: Any) -> Candidate:
+        """Returns the candidate that this network is, with what is known about it."""
         keys = "name", "kind", "kernel", "family", "depth", "layers", "input_scale", "match"
-        return cls(**{key: getattr(network, key) for key in keys} | found, network=network)
+        return cls(**{key: getattr(network, key) for key in keys} | known, network=network)
 
-    def build(self, p: int, width: int, classes: int, seed: int = 0):
-        """The `model.ENN` for inputs (n, p), to be trained."""
+    @property
+    def known_distance(self) -> dict:
+        """Returns the distances of a candidate whose kernels were compared."""
+        assert self.distance is not None, f"the kernels of {self.name} were not compared"
+        return self.distance
+
+    @property
+    def known_interval(self) -> tuple[float, float]:
+        """Returns the interval of a candidate whose loss is known."""
+        assert self.loss_interval is not None, f"the loss of {self.name} is not known"
+        return self.loss_interval
+
+    def build(self, p: int, width: int, classes: int, seed: int = 0) -> ENN:
+        """Builds the network for inputs (n, p), with untrained weights."""
+        assert self.network is not None, f"{self.name} was made without its network"
         return self.network.build(p, width, classes, seed)
 
     def work(self, p: int, width: int) -> int:
-        """Multiplications of the features of one sample."""
+        """Returns how many multiplications the features of one sample take."""
         return width * (p + (self.depth - 1) * width)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything but the network itself, ready for JSON."""
         keys = (
             "name",
             "kind",
@@ -80,20 +110,22 @@ class Candidate:
             | {
                 "layers": [layer.name for layer in self.layers],
                 "parameters": None if self.match is None else list(self.match.parameters),
-                "measured": [
-                    {k: v if math.isfinite(v) else "inf" for k, v in vars(point).items()} for point in self.measured
-                ],
+                "measured": [point.to_dict() for point in self.measured],
             }
         )
 
 
 @dataclass(eq=False)
 class Verdict:
-    """The answer, and all that it rests on.
+    """The answer, and everything it rests on.
 
-    answer : "replace", "keep" or "undecided". reason : sentences. applies : `applicability.applicability`.
-    candidates, chosen : `Candidate`s. refused : {kernel and family: why it has no match}. drift : of a trained DEQ.
-    settings : what was asked. deq : accuracies of the DEQ as measured. seconds : taken.
+    answer : "replace", "keep" or "undecided". reason : sentences.
+    applies : of `assumptions.applicability`; empty for a trained DEQ.
+    candidates, chosen : `Candidate`s; chosen is None unless the answer is "replace".
+    settings : what was asked. seconds : the time taken.
+    refused : {kernel and family: why it has no match}.
+    deq : what was measured of the DEQ, such as its accuracies.
+    drift : of a trained DEQ, how far its weights are from random ones (`weight_drift.drift`).
     """
 
     answer: str
@@ -107,13 +139,13 @@ class Verdict:
     deq: dict = field(default_factory=dict)
     drift: dict | None = None
 
-    def to_dict(self) -> dict:
-        """JSON-ready."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the verdict ready for JSON; the candidates carry no networks."""
         return {
             "answer": self.answer,
             "reason": self.reason,
             "applies": self.applies,
-            "candidates": [one.to_dict() for one in self.candidates],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
             "chosen": None if self.chosen is None else self.chosen.name,
             "refused": self.refused,
             "deq": self.deq,
@@ -123,37 +155,46 @@ class Verdict:
         }
 
     def table(self) -> str:
-        """A line for each candidate, and the answer."""
-        if any(one.replacement for one in self.candidates):
-            return "\n".join([*self._measured(), "", f"{self.answer}: " + " ".join(self.reason)])
-        lines = [
-            f"{'candidate':<28}{'CK distance':>12}{'x factor':>10}{'NTK':>9}{'inf. width':>11}"
-            f"{'loss, points':>14}{'90% interval':>18}{'from width':>11}{'speed':>7}"
-        ]
-        for one in self.candidates:
-            ck, ntk = one.distance["ck"], one.distance["ntk"]
-            infinite = "-" if one.infinite is None else f"{one.infinite['difference']:+.2f}"
-            loss = "-" if one.loss is None else f"{one.loss:+.2f}"
-            interval = "-" if one.loss is None else "[{:+.2f}, {:+.2f}]".format(*one.loss_interval)
-            speed = "-" if one.cost is None else f"x{one.cost['features']:.3g}"
-            lines.append(
-                f"{one.name:<28}{ck['relative']:>12.1e}{ck['with_factor']:>10.1e}{ntk['relative']:>9.1e}"
-                f"{infinite:>11}{loss:>14}{interval:>18}{one.width_from or '-':>11}{speed:>7}"
-            )
+        """Returns a table with a line for each candidate, and the answer below it."""
+        measured = any(candidate.replacement for candidate in self.candidates)
+        lines = _measured_table(self.candidates) if measured else _predicted_table(self.candidates)
         return "\n".join([*lines, "", f"{self.answer}: " + " ".join(self.reason)])
 
-    def _measured(self):
-        """Lines of the replacements of a trained DEQ, those that did best on the samples that choose."""
-        shown = self.candidates[:10]
-        lines = [
-            f"{'replacement':<56}{'chosen by, %':>13}{'accuracy, %':>12}{'as the DEQ, %':>14}{'loss, points':>13}"
-            f"{'90% interval':>18}"
-        ]
-        for one in shown:
-            r, interval = one.replacement, "[{:+.2f}, {:+.2f}]".format(*one.loss_interval)
-            lines.append(
-                f"{one.name:<56}{r.chosen_by:>13.2f}{r.accuracy:>12.2f}{r.agreement:>14.2f}{one.loss:>+13.2f}"
-                f"{interval:>18}"
-            )
-        rest = len(self.candidates) - len(shown)
-        return [*lines, f"and {rest} that did worse on the samples that choose"] if rest else lines
+
+def _interval(candidate):
+    return "-" if candidate.loss_interval is None else "[{:+.2f}, {:+.2f}]".format(*candidate.loss_interval)
+
+
+def _predicted_table(candidates):
+    """The lines for candidates whose loss is predicted."""
+    lines = [
+        f"{'candidate':<28}{'CK distance':>12}{'x factor':>10}{'NTK':>9}{'inf. width':>11}"
+        f"{'loss, points':>14}{'90% interval':>18}{'from width':>11}{'speed':>7}"
+    ]
+    for candidate in candidates:
+        ck, ntk = candidate.known_distance["ck"], candidate.known_distance["ntk"]
+        infinite = "-" if candidate.infinite is None else f"{candidate.infinite['difference']:+.2f}"
+        loss = "-" if candidate.loss is None else f"{candidate.loss:+.2f}"
+        speed = "-" if candidate.cost is None else f"x{candidate.cost['features']:.3g}"
+        lines.append(
+            f"{candidate.name:<28}{ck['relative']:>12.1e}{ck['with_factor']:>10.1e}{ntk['relative']:>9.1e}"
+            f"{infinite:>11}{loss:>14}{_interval(candidate):>18}{candidate.width_from or '-':>11}{speed:>7}"
+        )
+    return lines
+
+
+def _measured_table(candidates):
+    """The lines for the replacements of a trained DEQ that did best on the samples that choose."""
+    lines = [
+        f"{'replacement':<56}{'chosen by, %':>13}{'accuracy, %':>12}{'as the DEQ, %':>14}{'loss, points':>13}"
+        f"{'90% interval':>18}"
+    ]
+    for candidate in candidates[:BEST_SHOWN]:
+        r = candidate.replacement
+        lines.append(
+            f"{candidate.name:<56}{r.chosen_by:>13.2f}{r.accuracy:>12.2f}{r.agreement:>14.2f}{candidate.loss:>+13.2f}"
+            f"{_interval(candidate):>18}"
+        )
+    if rest := len(candidates[BEST_SHOWN:]):
+        lines.append(f"and {rest} that did worse on the samples that choose")
+    return lines

@@ -1,15 +1,18 @@
-"""Are the weights of a DEQ still random ones? The spectrum of A, the singular values of A and B, and the kernel.
+"""Are the weights of a DEQ still random? We test the spectrum of A, the singular values of A and B, and the kernel.
 
-The theory is that of A and B with independent entries. Of a network of which that is true the same entries in other
-places are as likely, so that it is one more draw beside shuffled copies of it, and it is called trained where it is the
-most extreme of all. With 19 copies, random weights are called random 19 times in 20, exactly, whatever their
-distribution (Barnard, discussion in J. R. Stat. Soc. B 25, 1963; Hope, ibid. 30, 1968). The statistics are what the
-laws of random matrices fix and what the theory speaks of: the largest |eigenvalue| of A beside the circle that fills
-its spectrum, the singular values of A and of B beside Marchenko and Pastur's law, and the conjugate kernel.
+This is a permutation test. If the entries of A and B are independent, shuffling them gives an equally likely network.
+We compare the DEQ with 19 shuffled copies of itself and call it trained if it is the most extreme of the 20, which
+happens to a random network once in 20 times, whatever the distribution of its entries (Barnard, discussion in J. R.
+Stat. Soc. B 25, 1963; Hope, ibid. 30, 1968).
+
+The statistics are those that random matrix theory fixes or that the theory of DEQs needs: the largest |eigenvalue| of A
+relative to the radius of the circular law, the singular values of A and B against Marchenko and Pastur's law, and the
+conjugate kernel.
 """
 
 import math
-from functools import lru_cache
+from functools import lru_cache, reduce
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,28 +21,35 @@ from tqdm import tqdm
 
 from deq_enn.kernels.exact import implicit_kernels
 from deq_enn.networks.fixed_point import ConvergenceError
+from deq_enn.networks.trained_deq import TrainedDEQ
+from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.theory.gaussian import expectation, gaussian_moments
 from deq_enn.utils.random import generator
 
-COPIES = 19  # shuffled ones; of 20 networks the most extreme is called trained
-BLOCK = 512  # units whose spectrum is taken: of a random network a block is as random
+COPIES = 19  # shuffled copies; the most extreme of 20 networks is called trained
+BLOCK = 512  # units whose spectrum is taken, at most: a block of a random matrix is as random as all of it
 ROWS = 200  # samples of the kernel
-SQUARINGS = 11  # |A^k|^(1/k) for k = 2^11 is the largest |eigenvalue| to a few thousandths
+SQUARINGS = 11  # k such that |A^(2^k)|^(1/2^k) is the largest |eigenvalue| to a few thousandths
 
 
-def singular_law(values, ratio: float):
-    """The distribution function of Marchenko and Pastur's law at singular values.
+# ---------------------------------------------------------------------------------------------------------------
+# the laws of random matrices
 
-    Of a matrix (a, b), b <= a, ratio = b/a, whose independent entries have variance 1/a: their squares fill
-    [(1 - sqrt(ratio))^2, (1 + sqrt(ratio))^2] (Marchenko & Pastur, Math. USSR Sb. 1, 1967).
+
+def singular_law(values: np.ndarray, ratio: float) -> np.ndarray:
+    """Returns the distribution function of Marchenko and Pastur's law at these singular values.
+
+    The law is that of a matrix (a, b), b <= a, with ratio = b/a, whose independent entries have variance 1/a. The
+    squares of its singular values fill [(1 - sqrt(ratio))^2, (1 + sqrt(ratio))^2] (Marchenko & Pastur, Math. USSR
+    Sb. 1, 1967).
     """
     middle, half = 1 + ratio, 2 * math.sqrt(ratio)
     at = np.arccos(np.clip((middle - np.square(values)) / half, -1, 1))
     return np.interp(at, *_law_of_angles(ratio))
 
 
-@lru_cache(maxsize=8)  # that of A and that of B, for each shuffled copy again
+@lru_cache(maxsize=8)  # the laws of A and of B are needed again for each shuffled copy
 def _law_of_angles(ratio):
     """The angles at which the law is tabulated, 0 at its lower and pi at its upper edge, and its values there."""
     middle, half = 1 + ratio, 2 * math.sqrt(ratio)
@@ -49,22 +59,22 @@ def _law_of_angles(ratio):
     return edges, np.append(0, np.cumsum(mass))
 
 
-def _distance(values, law):
-    """Kolmogorov and Smirnov's, of sorted values to a law."""
+def _kolmogorov(values, law):
+    """The Kolmogorov-Smirnov distance of sorted values to a law."""
     n = len(values)
     return max((np.arange(1, n + 1) / n - law).max(), (law - np.arange(n) / n).max())
 
 
-def _singular(weight):
-    """The largest singular value beside the edge of its law, and the distance of all to the law."""
+def singular_statistics(weight: torch.Tensor) -> tuple[float, float]:
+    """Returns the largest singular value, relative to the edge of its law, and the distance of all to the law."""
     weight = weight.detach().double().cpu()
     a, b = max(weight.shape), min(weight.shape)
     values = torch.linalg.svdvals(weight / weight.square().mean().sqrt() / math.sqrt(a)).flip(0).numpy()
-    return float(values[-1] / (1 + math.sqrt(b / a))), float(_distance(values, singular_law(values, b / a)))
+    return float(values[-1] / (1 + math.sqrt(b / a))), float(_kolmogorov(values, singular_law(values, b / a)))
 
 
 def spectral_radius(A: torch.Tensor) -> float:
-    """The largest |eigenvalue|, as |A^k|^(1/k) for k = 2^SQUARINGS (Gelfand): no eigenvalue is computed."""
+    """Returns the largest |eigenvalue| as |A^k|^(1/k), k = 2^SQUARINGS (Gelfand's formula), without eigenvalues."""
     power, log_norm = A.detach().float(), 0.0
     for _ in range(SQUARINGS):
         norm = torch.linalg.matrix_norm(power).clamp_min(1e-30)
@@ -74,11 +84,83 @@ def spectral_radius(A: torch.Tensor) -> float:
     return math.exp((log_norm + torch.linalg.matrix_norm(power).clamp_min(1e-30).log().item()) / 2**SQUARINGS)
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# the test
+
+
+def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES) -> dict[str, Any]:
+    """Returns how far the weights have left the random regime.
+
+    Parameters
+    ----------
+    X : (n, p), of which ROWS samples are used.
+    copies : number of shuffled copies; 1/(copies + 1) is the share of random networks that are called trained.
+
+    Returns
+    -------
+    dict, ready for JSON:
+        "left" : whether the weights have left the random regime.
+        "p" : the p-value of the most extreme statistic.
+        "score" : the largest score of any statistic.
+        "settle" : whether all copies have an equilibrium. If not, the weights cannot be random ones, and the statistic
+            "kernel" is missing.
+        "statistics" : {name: {"value", "random", "spread", "score"}}: its own value, the mean and standard deviation
+            over the copies, and by how many of the latter its own is above the mean. Radius and largest singular value
+            are relative to those of infinite width. "singular values" is the distance to their law, "kernel" the
+            relative distance (Frobenius) of the conjugate kernel to the mean one of all draws.
+        "sigma_a2", "gain" : as of TrainedDEQ, or None.
+        "infinite" : {"trained", "random"}, the relative distance of the conjugate kernel to that of infinite width;
+            None where the theory has none (a bias, or phi not centred).
+
+    Raises
+    ------
+    ConvergenceError : the network itself has no equilibrium.
+    """
+    random, (m, p) = generator("drift", seed), deq.U.shape
+    rows, columns = (torch.randperm(size, generator=random)[:BLOCK] for size in (m, p))
+    X = X[torch.randperm(len(X), generator=random)[:ROWS]].to(deq.W)
+    draws, kernels = _draws(deq, X, rows, columns, seed, copies)
+    settle = len(kernels) == len(draws)
+    if settle:
+        mean = reduce(torch.add, kernels) / len(kernels)  # over all of them, so that each is treated alike
+        for draw, K in zip(draws, kernels):
+            draw["kernel"] = ((K - mean).norm() / mean.norm()).item()
+    p_value, score, statistics = _test(draws)
+    return {
+        "left": p_value <= 1 / (copies + 1) or not settle,
+        "p": p_value,
+        "score": score,
+        "settle": settle,
+        "statistics": statistics,
+        "sigma_a2": deq.sigma_a2,
+        "gain": deq.gain if deq.sigma_a2 < 1 else None,
+        "infinite": _to_infinite_width(deq, X, kernels) if settle else None,
+    }
+
+
+def _draws(deq, X, rows, columns, seed, copies):
+    """The statistics of the network and of its shuffled copies, and their kernels.
+
+    The kernels end at the first copy without an equilibrium.
+    """
+    draws, kernels, settle = [], [], True
+    for number in tqdm(range(copies + 1), desc="weights", leave=False, disable=None, delay=1):
+        network = deq.shuffled(seed, number) if number else deq
+        draws.append(_spectrum(network, rows, columns))
+        try:
+            kernels += [_kernel(network, X)] if settle else []
+        except ConvergenceError:
+            if network is deq:
+                raise
+            settle = False
+    return draws, kernels
+
+
 def _spectrum(deq, rows, columns):
-    """{statistic: value}, each 1, or the distance 0, for a random network of infinite width."""
+    """{statistic: value}. For a random network of infinite width each is 1, and each distance to a law 0."""
     A, B = deq.W.detach()[rows][:, rows], deq.U.detach()[rows][:, columns]
     radius = spectral_radius(A / A.double().square().mean().sqrt() / math.sqrt(len(A)))
-    (edge_a, law_a), (edge_b, law_b) = _singular(A), _singular(B)
+    (edge_a, law_a), (edge_b, law_b) = singular_statistics(A), singular_statistics(B)
     return {
         "radius of A": radius,
         "largest singular value of A": edge_a,
@@ -94,69 +176,26 @@ def _kernel(deq, X):
     return Z @ Z.T
 
 
-def drift(deq, X: torch.Tensor, seed: int = 0, copies: int = COPIES) -> dict:
-    """How far the weights have left the random regime.
-
-    Parameters
-    ----------
-    deq : of `trained_deq.adapt`. X : (n, p), of which ROWS samples are used.
-    copies : shuffled ones; 1/(copies + 1) is the share of random networks that are called trained.
-
-    Returns
-    -------
-    dict, ready for JSON:
-        "left" : bool. "settle" : whether all copies have an equilibrium; if not, random weights could not be like
-            these, and there is no "kernel". "p" : of the most extreme statistic. "score" : the largest of them.
-        "statistics" : {name: {"value", "random", "spread", "score"}}: its own; mean and standard deviation of the
-            copies; by how many of the latter it is above the mean. Radius and largest singular value are relative to
-            those of infinite width, "singular values" the distance to their law, "kernel" the relative distance
-            (Frobenius) of the conjugate kernel to the mean one of all draws.
-        "sigma_a2", "gain" : as of TrainedDEQ, or None. "infinite" : {"trained", "random"}, the relative distance of the
-            conjugate kernel to that of infinite width; None where the theory has none (a bias, or no centred phi).
-
-    Raises
-    ------
-    ConvergenceError : the network itself has no equilibrium.
-    """
-    random, (m, p) = generator("drift", seed), deq.U.shape
-    rows, columns = (torch.randperm(size, generator=random)[:BLOCK] for size in (m, p))
-    X = X[torch.randperm(len(X), generator=random)[:ROWS]].to(deq.W)
-    draws, kernels, settle = [], [], True
-    for number in tqdm(range(copies + 1), desc="weights", leave=False, disable=None, delay=1):
-        one = deq.shuffled(seed, number) if number else deq
-        draws.append(_spectrum(one, rows, columns))
-        try:
-            kernels += [_kernel(one, X)] if settle else []
-        except ConvergenceError:
-            if one is deq:
-                raise
-            settle = False
-    if settle:
-        mean = sum(kernels) / len(kernels)  # of all, so that each is treated alike
-        for draw, K in zip(draws, kernels):
-            draw["kernel"] = ((K - mean).norm() / mean.norm()).item()
+def _test(draws):
+    """The p-value of the first of the draws, its largest score, and its statistics beside those of the others."""
     table = np.array([[draw[name] for name in draws[0]] for draw in draws])
     extremes = ((table - table.mean(0)) / table.std(0).clip(1e-300)).max(1)
     own, others = table[0], table[1:]
-    scores = (own - others.mean(0)) / others.std(0, ddof=1).clip(1e-300)
-    p_value = float((extremes >= extremes[0]).mean())
+    mean, spread = others.mean(0), others.std(0, ddof=1)
+    scores = (own - mean) / spread.clip(1e-300)
     statistics = {
         name: {"value": float(v), "random": float(r), "spread": float(s), "score": float(score)}
-        for name, v, r, s, score in zip(draws[0], own, others.mean(0), others.std(0, ddof=1), scores)
+        for name, v, r, s, score in zip(draws[0], own, mean, spread, scores)
     }
-    return {
-        "left": p_value <= 1 / (copies + 1) or not settle,
-        "p": p_value,
-        "score": float(scores.max()),
-        "settle": settle,
-        "statistics": statistics,
-        "sigma_a2": deq.sigma_a2,
-        "gain": deq.gain if deq.sigma_a2 < 1 else None,
-        "infinite": _to_infinite_width(deq, X, kernels) if settle else None,
-    }
+    return float((extremes >= extremes[0]).mean()), float(scores.max()), statistics
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the kernel of infinite width
 
 
 def _to_infinite_width(deq, X, kernels):
+    """The relative distances of the kernels to that of infinite width: the network's own, and the copies' mean."""
     norms2 = X.double().square().sum(1)
     X, kernels = X[norms2 > 0], [K[norms2 > 0][:, norms2 > 0] for K in kernels]
     if deq.bias is not None or not 0 < deq.sigma_a2 < 1:
@@ -170,11 +209,11 @@ def _to_infinite_width(deq, X, kernels):
     except ValueError:
         return None
     K = K.to(kernels[0]) * (len(deq.W) * deq.scale**2)
-    found = [((G - K).norm() / K.norm()).item() for G in kernels]
-    return {"trained": found[0], "random": float(np.mean(found[1:]))}
+    distances = [((G - K).norm() / K.norm()).item() for G in kernels]
+    return {"trained": distances[0], "random": float(np.mean(distances[1:]))}
 
 
-def _centred_at(activation, constant, sigma_a2):
+def _centred_at(activation: Activation, constant: float, sigma_a2: float) -> float | None:
     """The tau_0 of the DEQ whose centring constant this is; None for an odd activation, where any will do."""
     if abs(constant) < 1e-9 and abs(gaussian_moments(activation, 1.0).mean) < 1e-12:
         return None
@@ -185,7 +224,7 @@ def _centred_at(activation, constant, sigma_a2):
 
     if excess(-6.0) * excess(3.0) > 0:
         raise ValueError("phi is not centred at any scale")
-    tau = math.exp(brentq(excess, -6.0, 3.0, xtol=1e-12))
+    tau = math.exp(cast(float, brentq(excess, -6.0, 3.0, xtol=1e-12)))
     rest = tau**2 - sigma_a2 * gaussian_moments(activation, tau).variance
     if rest <= 0:
         raise ValueError("phi is not centred at a scale that its DEQ can have")

@@ -89,7 +89,7 @@ def right(model, data) -> torch.Tensor:
     return torch.cat(predicted) == data.y_test
 
 
-def paired(deq: torch.Tensor, other: torch.Tensor) -> dict:
+def loss_and_error(deq: torch.Tensor, other: torch.Tensor) -> dict:
     """The loss in points, DEQ less the other, of (seeds, test samples) bool, and its standard error.
 
     The difference of seed s on sample i is modelled as mu + a_s + b_i + e_si: the error of the mean has a part of each,
@@ -128,7 +128,7 @@ def outcome(case, data, names=None, kept=None) -> tuple[dict, torch.Tensor | Non
     if names is None:
         names = [name for name in build if name != "deq" and trained_in_any_case(name, case.width)]
     record["networks"] = {
-        name: paired(deq, torch.stack([right(build[name](seed), data) for seed in seeds])) for name in names
+        name: loss_and_error(deq, torch.stack([right(build[name](seed), data) for seed in seeds])) for name in names
     }
     return {**record, "seconds": time.process_time() - start}, deq
 

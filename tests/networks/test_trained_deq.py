@@ -16,8 +16,8 @@ from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, best_path, checkpoint_path
 from deq_enn.verdicts.candidates import networks
-from deq_enn.verdicts.measured_loss import paired, replacements
-from deq_enn.verdicts.weight_drift import _singular, drift, singular_law, spectral_radius
+from deq_enn.verdicts.measured_loss import loss_and_half, replacements
+from deq_enn.verdicts.weight_drift import drift, singular_law, singular_statistics, spectral_radius
 from tests import conftest
 
 P, M, K = 12, 24, 3
@@ -177,10 +177,10 @@ def test_the_law_of_the_singular_values():
         values = np.linalg.svd(W.numpy() / math.sqrt(max(a, b)) / 3, compute_uv=False)[::-1]
         law = singular_law(values, min(a, b) / max(a, b))
         assert abs(law - (np.arange(len(values)) + 0.5) / len(values)).max() < 0.01
-        edge, distance = _singular(W)
+        edge, distance = singular_statistics(W)
         assert edge == pytest.approx(1, abs=0.03) and distance < 0.012
         W[:, 0] += 4 * W[:, 1]  # a column that is another's
-        assert _singular(W)[0] > 1.15
+        assert singular_statistics(W)[0] > 1.15
 
 
 @pytest.mark.slow
@@ -270,21 +270,15 @@ def mixture():
 def test_the_loss_is_that_of_readouts_solved_apart(mixture):
     data, deq = mixture
     X, y = data.X_train[:2000], data.y_train[:2000]
-    found, facts = replacements(deq, X, y, (data.X_test, data.y_test), most_seeds=1)
-    assert facts == {
-        "accuracy": facts["accuracy"],
-        "labels": True,
-        "refused": facts["refused"],
-        "untried": 0,
-        "fit": 1600,
-        "choose": 400,
-        "held": 4000,
-    }
-    few, facts_of_few = replacements(deq, X, y, (data.X_test, data.y_test), budget=0)
-    assert {(one.name, one.first) for one in few} == {(few[0].name, "B")}
-    assert facts_of_few["untried"] == len(found) // 2 - 1
+    measured = replacements(deq, X, y, (data.X_test, data.y_test), most_seeds=1)
+    assert measured.labelled and measured.untried == 0
+    assert (measured.fit, measured.choose, measured.held) == (1600, 400, 4000)
+    few = replacements(deq, X, y, (data.X_test, data.y_test), budget=0)
+    assert {(one.name, one.first) for one in few.replacements} == {(few.replacements[0].name, "B")}
+    found = measured.replacements
+    assert few.untried == len(found) // 2 - 1
     own = (deq(data.X_test).argmax(1) == data.y_test).double()
-    assert facts["accuracy"] == pytest.approx(100 * own.mean().item())
+    assert measured.accuracy == pytest.approx(100 * own.mean().item())
     assert {(one.first, one.fitted_to) for one in found} == {
         (first, fit) for first in ("drawn", "B") for fit in ("labels", "outputs")
     }
@@ -313,7 +307,7 @@ def test_the_loss_is_that_of_readouts_solved_apart(mixture):
 def test_what_training_has_learned_is_in_b(mixture):
     """The first layer of the trained DEQ makes a better network than a drawn one, by far more than the interval."""
     data, deq = mixture
-    found, _ = replacements(deq, data.X_train, data.y_train, (data.X_test, data.y_test), most_seeds=2)
+    found = replacements(deq, data.X_train, data.y_train, (data.X_test, data.y_test), most_seeds=2).replacements
     best = {first: next(one for one in found if one.first == first) for first in ("drawn", "B")}
     assert found[0] is best["B"] and best["B"].loss_interval[1] < best["drawn"].loss_interval[0]
     assert found[0].seeds == 2
@@ -321,21 +315,21 @@ def test_what_training_has_learned_is_in_b(mixture):
 
 def test_without_labels_the_deqs_classes_stand_for_them(mixture):
     data, deq = mixture
-    found, facts = replacements(deq, data.X_train[:1000], None, most_seeds=1)
-    assert not facts["labels"] and facts["accuracy"] == 100 and (facts["fit"], facts["held"]) == (640, 200)
-    assert all(one.fitted_to == "outputs" and one.loss == pytest.approx(100 - one.agreement) for one in found)
+    measured = replacements(deq, data.X_train[:1000], None, most_seeds=1)
+    assert not measured.labelled and measured.accuracy == 100 and (measured.fit, measured.held) == (640, 200)
+    for one in measured.replacements:
+        assert one.fitted_to == "outputs" and one.loss == pytest.approx(100 - one.agreement)
 
 
 def test_weights_too_large_for_the_theory_leave_the_plain_networks():
     module = Linears()
     module.A.weight.data.mul_(0).add_(torch.eye(M) * 0.9)  # sigma_a^2 of 0.81, and none where it is 30
-    found, facts = replacements(adapt(module), data(200), None, most_seeds=1)
-    assert len(found) > 3
+    assert len(replacements(adapt(module), data(200), None, most_seeds=1).replacements) > 3
     module.B.weight.data.mul_(100)
     module.A.weight.data.copy_(torch.linalg.qr(torch.randn(M, M))[0] * 1.5)
-    found, facts = replacements(adapt(module), data(200), None, most_seeds=1)
-    assert {one.name for one in found} == {f"plain, depth {depth}" for depth in (1, 2, 3)}
-    assert "matched" in facts["refused"]
+    measured = replacements(adapt(module), data(200), None, most_seeds=1)
+    assert {one.name for one in measured.replacements} == {f"plain, depth {depth}" for depth in (1, 2, 3)}
+    assert "matched" in measured.refused
 
 
 def test_too_few_samples_and_labels_beyond_the_outputs_are_refused(mixture):
@@ -353,10 +347,10 @@ def test_the_paired_interval_holds_the_difference_in_90_of_100():
         own = random.random(500) < 0.9  # of the DEQ
         difficulty = np.where(own, 0.93, 0.45)
         right = random.random((2, 500)) < difficulty
-        loss, half = paired(torch.from_numpy(own.astype(float) - right))
+        loss, half = loss_and_half(torch.from_numpy(own.astype(float) - right))
         held += abs(loss - 100 * (0.9 - 0.9 * 0.93 - 0.1 * 0.45)) < half
     assert 0.86 < held / 600 < 0.95
-    loss, half = paired(torch.zeros(1, 400, dtype=torch.float64))  # two networks that never differ
+    loss, half = loss_and_half(torch.zeros(1, 400, dtype=torch.float64))  # two networks that never differ
     assert loss == 0 and half == pytest.approx(1.645 * 100 / 400, rel=1e-3)
 
 

@@ -16,7 +16,7 @@ from deq_enn.reporting.records import read_lines
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.verdicts import candidates
-from deq_enn.verdicts.at_initialisation import Inquiry
+from deq_enn.verdicts.decision import Question, by_loss
 from deq_enn.verdicts.loss_model import CONSTANTS, measured, predict
 from deq_enn.verdicts.result import Candidate as Found
 from scripts import calibrate
@@ -101,7 +101,7 @@ def test_the_error_of_a_loss_is_its_spread():
         seed, sample = draw.normal(0, 0.03, (6, 1)), draw.normal(0, 0.15, (1, 300))
         deq = draw.random((6, 300)) < 0.8
         other = draw.random((6, 300)) < np.clip(0.75 + seed + sample, 0, 1)
-        found = calibration_outcomes.paired(torch.from_numpy(deq), torch.from_numpy(other))
+        found = calibration_outcomes.loss_and_error(torch.from_numpy(deq), torch.from_numpy(other))
         losses.append(found["loss"])
         errors.append(found["error"])
     assert np.mean(losses) == pytest.approx(5, abs=0.5)
@@ -113,7 +113,7 @@ def test_measurements_come_back_for_any_constants():
     group = np.arange(200) // 2
     for width, seeds in ((64, 3), (64, 1), (math.inf, 1)):
         differences = draw.choice([-1, 0, 1], (seeds, 200), p=[0.1, 0.8, 0.1]) + draw.choice([0, 0, 1], (seeds, 1))
-        summary = calibration_verdicts._summary(width, differences, group)
+        summary = calibration_verdicts.raw_point(width, differences, group)
         json.dumps(summary)
         for constants in (CONSTANTS, replace(CONSTANTS, seeds=0.3, weight=5.0)):
             (point,) = calibration_verdicts.points_of({"points": [summary]}, constants)
@@ -219,10 +219,7 @@ def test_answers_are_those_of_the_verdict():
             )
             for i, (depth, pair) in enumerate(zip(depths, ends))
         ]
-        inquiry = Inquiry.__new__(Inquiry)
-        inquiry.candidates, inquiry.tolerance, inquiry.width, inquiry.p, inquiry.applies = found, 0.5, 8, 10, {}
-        inquiry.n = 100
-        said, chosen, _ = inquiry._by_loss()
+        said, chosen, _ = by_loss(found, Question(p=10, n=100, width=8, tolerance=0.5), {})
         ours, own = analysis.answer([candidate(one.name, *one.loss_interval, one.work(10, 8)) for one in found])
         assert (said, chosen and chosen.name) == (ours, own and own.name)
         seen[said] += 1

@@ -16,8 +16,9 @@ from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, checkpoint_path
 from deq_enn.utils.random import generator
 from deq_enn.verdicts import api, command as gateway
-from deq_enn.verdicts.after_training import TrainedInquiry, inquire
-from deq_enn.verdicts.at_initialisation import Inquiry
+from deq_enn.verdicts.after_training import VerdictAfterTraining, begin
+from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
+from deq_enn.verdicts.decision import Decision
 from deq_enn.verdicts.page import write
 from tests.conftest import Ticks
 
@@ -60,8 +61,8 @@ class Module(torch.nn.Module):
 
 
 def test_a_deq_as_it_was_drawn_is_not_looked_at(blobs):
-    assert isinstance(inquire(DEQ(ACTIVATIONS["tanh"], 20, 32, 3, 0.2), *blobs), Inquiry)
-    assert isinstance(inquire(trained(blobs, 1, 0.1), *blobs), TrainedInquiry)
+    assert isinstance(begin(DEQ(ACTIVATIONS["tanh"], 20, 32, 3, 0.2), *blobs), VerdictAtInitialisation)
+    assert isinstance(begin(trained(blobs, 1, 0.1), *blobs), VerdictAfterTraining)
 
 
 @pytest.mark.slow
@@ -90,11 +91,11 @@ def test_weights_that_have_moved_have_a_measured_loss(blobs, moved):
 
 
 def test_the_answer_follows_the_interval_of_the_best(few_candidates, blobs, moved):
-    making = inquire(moved, *blobs, tolerance=4.0, budget=1.0, clock=Ticks())
+    making = begin(moved, *blobs, tolerance=4.0, budget=1.0, clock=Ticks())
     assert making.conclude().answer == "undecided"  # as after an interruption
     making.run()
     for interval, answer in (((-1.0, 3.9), "replace"), ((4.1, 9.0), "keep"), ((3.0, 5.0), "undecided")):
-        making.found[0].loss_interval = interval
+        making.losses.replacements[0].loss_interval = interval
         found = making.conclude()
         assert found.answer == answer and (found.chosen is None) == (answer != "replace")
 
@@ -151,7 +152,7 @@ def test_what_cannot_be_used_is_refused(blobs, moved, change, message):
     with pytest.raises(ValueError, match=message):
         api.verdict(moved, *change(*blobs), budget=2.0)
     with pytest.raises(ValueError, match="both have labels, or neither"):
-        inquire(moved, *blobs, held=(blobs[0], None))
+        begin(moved, *blobs, held=(blobs[0], None))
 
 
 # the command line ---------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def no_page(monkeypatch):
 
 def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, capsys):
     folder, checkpoint = files
-    out = "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt")
+    out = "--output_path", str(tmp_path), "--export", str(tmp_path / "enn.pt")
     command(files, "--checkpoint", str(checkpoint), "--budget", "1s", "--tolerance", "90", *out)
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "verdict.json").read_text())
@@ -209,7 +210,7 @@ def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, cap
 @pytest.mark.slow
 def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(no_page, files, tmp_path, capsys):
     folder, _ = files
-    out = "--output", str(tmp_path), "--export", str(tmp_path / "new" / "enn.pt")
+    out = "--output_path", str(tmp_path), "--export", str(tmp_path / "new" / "enn.pt")
     command(files, "--dim", "64", "--budget", "1s", "--tolerance", "50", *out)
     found = json.loads((tmp_path / "verdict.json").read_text())
     assert found["answer"] == "replace" and found["chosen"] in capsys.readouterr().out
@@ -222,10 +223,10 @@ def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(no_page
 
 
 def test_where_nothing_is_chosen_nothing_is_written(no_page, few_candidates, files, tmp_path, capsys, monkeypatch):
-    from deq_enn.verdicts.at_initialisation import Inquiry
-
-    monkeypatch.setattr(Inquiry, "_answer", lambda self: ("keep", None, ["No."]))
-    command(files, "--dim", "16", "--budget", "0.3s", "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
+    monkeypatch.setattr(VerdictAtInitialisation, "decide", lambda self: Decision("keep", None, ["No."]))
+    command(
+        files, "--dim", "16", "--budget", "0.3s", "--output_path", str(tmp_path), "--export", str(tmp_path / "enn.pt")
+    )
     assert "enn.pt is not written: the answer is keep" in capsys.readouterr().out
     assert not (tmp_path / "enn.pt").exists()
 
@@ -244,7 +245,10 @@ def test_bad_flags_are_one_line_and_status_2(files, flags, message, capsys, tmp_
     folder, checkpoint = files
     with pytest.raises(SystemExit) as caught:
         command(
-            files, "--output", str(tmp_path), *(flag.format(folder=folder, checkpoint=checkpoint) for flag in flags)
+            files,
+            "--output_path",
+            str(tmp_path),
+            *(flag.format(folder=folder, checkpoint=checkpoint) for flag in flags),
         )
     assert caught.value.code == 2
     error = capsys.readouterr().err
@@ -256,5 +260,5 @@ def test_an_export_that_cannot_be_made_is_an_error(no_page, few_candidates, file
     np.savez(tmp_path / "unlabelled.npz", X_train=raw["X_train"])
     flags = "--dataset_path", str(tmp_path / "unlabelled.npz"), "--dim", "16", "--budget", "0.3s"
     with pytest.raises(SystemExit) as caught:
-        command(files, *flags, "--output", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
+        command(files, *flags, "--output_path", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
     assert caught.value.code == 2 and "a readout is fitted to labels" in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""Leave-one-out in closed form, against readouts that are solved without each sample and its copies."""
+
+import pytest
+import torch
+
+from deq_enn.machines import leave_one_out, readout
+from deq_enn.machines.leave_one_out import Targets, from_features, from_kernel
+from deq_enn.networks.deq import DEQ
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.utils.random import generator
+
+
+def samples(n, p=12, classes=3, seed=0):
+    g = generator("verdict parts", seed)
+    y = torch.randint(classes, (n,), generator=g)
+    X = torch.randn(n, p, generator=g)
+    X[:, :classes] += 1.5 * torch.nn.functional.one_hot(y, classes)
+    return X / X.square().sum(1).mean().sqrt(), y
+
+
+def refitted(F, y, classes, copies, ridge):
+    """Predictions of each sample by a readout that is solved without it and its copies; the plain way."""
+    F = F.double()
+    Y = torch.nn.functional.one_hot(y, classes).double()
+    Y = Y - Y.mean(0)
+    noise = ridge * F.square().sum() / len(F)
+    out = torch.empty_like(Y)
+    for i in range(len(F)):
+        keep = copies != copies[i]
+        A = F[keep].T @ F[keep] + noise * torch.eye(F.shape[1], dtype=torch.float64)
+        out[i] = F[i] @ torch.linalg.solve(A, F[keep].T @ Y[keep])
+    return out
+
+
+@pytest.mark.parametrize("width", [20, 150])  # fewer and more than the samples: normal equations, and the kernel
+@pytest.mark.parametrize("copied", [None, 0.0, 0.01])
+def test_leaving_out_in_closed_form_is_refitting(width, copied):
+    X, y = samples(80)
+    if copied is not None:
+        X[40:60], X[60:70] = X[:20], X[:10]  # twice and three times, with labels of their own
+        X[40:] += copied / 12**0.5 * torch.randn(40, 12, generator=generator("moved"))
+    copies = leave_one_out.copies(X)
+    assert len(copies.unique()) == (80 if copied is None else 50)
+    F = torch.tanh(X @ torch.randn(12, width, generator=generator("features")))
+    found = from_features(F, Targets(y, 3, copies))
+    expected = refitted(F, y, 3, copies, found.ridge)
+    torch.testing.assert_close(found.predicted, expected, rtol=1e-6, atol=1e-8)
+    mean = torch.nn.functional.one_hot(y, 3).double().mean(0)
+    assert torch.equal(found.right, (expected + mean).argmax(1) == y)
+    if copied == 0:  # without being told of the copies it does not leave them out
+        blind = from_features(F, Targets(y, 3)).predicted
+        assert (blind - expected)[:10].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 100])
+def test_neighbours_in_few_dimensions_are_not_copies(dimensions):
+    X = torch.randn(3000, dimensions, generator=generator("few")) @ torch.randn(
+        dimensions, 100, generator=generator("embedded")
+    )
+    found = leave_one_out.copies(X)
+    assert (found != torch.arange(3000)).double().mean() < 0.1
+    assert (found[found] == found).all()
+    X[2000:] = X[:1000] + 0.001 * X[:1000].norm(dim=1, keepdim=True) / 10 * torch.randn(1000, 100)
+    if dimensions == 100:
+        assert torch.equal(leave_one_out.copies(X), torch.arange(3000) % 2000)
+
+
+def test_the_kernel_and_the_normal_equations_agree():
+    X, y = samples(90)
+    F = torch.tanh(X @ torch.randn(12, 60, generator=generator("features"))).double()
+    one, other = from_features(F, Targets(y, 3)), from_kernel(F @ F.T, Targets(y, 3))
+    assert one.ridge == other.ridge
+    torch.testing.assert_close(one.predicted, other.predicted, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_ridge_is_that_of_an_exact_readout(seed):
+    X, y = samples(300, seed=seed)
+    deq = DEQ(ACTIVATIONS["tanh"], 12, 40, 3, 0.2)
+    solved, _ = readout.solve(deq, X, y, 3)
+    with torch.no_grad():
+        assert from_features(deq.features(X), Targets(y, 3)).ridge == solved.ridge

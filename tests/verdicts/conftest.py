@@ -1,0 +1,24 @@
+"""Data and a DEQ that the tests of verdicts share."""
+
+import pytest
+import torch
+
+from deq_enn.networks.deq import DEQ
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.utils.random import generator
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """600 samples of three classes that a narrow network gets right most of the time."""
+    g = generator("blobs")
+    y = torch.randint(3, (600,), generator=g)
+    X = torch.randn(600, 20, generator=g)
+    X[:, :3] += 2.0 * torch.nn.functional.one_hot(y, 3)
+    X -= X.mean(0)
+    return X / X.square().sum(1).mean().sqrt(), y
+
+
+@pytest.fixture(scope="module")
+def deq():
+    return DEQ(ACTIVATIONS["tanh"], 20, 64, 3, 0.2)

@@ -1,0 +1,135 @@
+"""The verdict at initialisation from Python: what it holds, answers and refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.enn import ENN
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.verdicts import api, decision, measurements
+from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
+from deq_enn.verdicts.loss_model import Interval
+from deq_enn.verdicts.page import write
+from deq_enn.verdicts.result import Candidate
+from tests.conftest import Ticks
+
+
+@pytest.fixture(scope="module")
+def found(deq, blobs):
+    return api.verdict(deq, *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
+
+
+def test_what_a_verdict_holds(found, blobs):
+    assert found.answer in ("replace", "keep", "undecided") and all(found.reason)
+    names = [one.name for one in found.candidates]
+    assert "matched ck: 1 hard_tanh" in names and "plain, depth 3" in names and len(set(names)) == len(names)
+    for one in found.candidates:
+        low, high = one.loss_interval
+        assert low < one.loss < high
+        for kernel in ("ck", "ntk"):
+            d = one.distance[kernel]
+            assert 0 <= d["with_factor"] <= d["relative"] + 1e-12 and d["factor"] > 0
+        assert 0 <= one.alignment <= 1 and 0 <= one.infinite["accuracy"] <= 1
+        assert one.infinite["interval"][0] <= one.infinite["difference"] <= one.infinite["interval"][1]
+        enn = one.build(20, 16, 3, seed=5)
+        assert isinstance(enn, ENN) and len(enn.weights) == one.depth == len(one.layers)
+        assert torch.equal(enn.weights[0], DEQ(ACTIVATIONS["tanh"], 20, 16, 3, 0.2, seed=5).B)
+    matched = next(one for one in found.candidates if one.name == "matched ck: 1 hard_tanh")
+    plain = next(one for one in found.candidates if one.name == "plain, depth 3")
+    assert matched.distance["ck"]["relative"] < plain.distance["ck"]["relative"] / 5
+    assert found.settings["n"] == 600 and found.settings["width"] == 64 and found.settings["classes"] == 3
+    assert not found.drift
+
+
+def test_a_verdict_is_ready_for_json_and_for_a_terminal(found):
+    read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert read["answer"] == found.answer and len(read["candidates"]) == len(found.candidates)
+    assert {p["width"] for p in read["candidates"][0]["measured"]} >= {"inf", 32}
+    table = found.table()
+    assert all(one.name in table for one in found.candidates) and found.answer in table
+    assert max(map(len, table.splitlines()[:-1])) <= 132
+
+
+@pytest.mark.slow
+def test_without_labels_the_kernels_decide(deq, blobs):
+    found = api.verdict(deq, blobs[0], budget=0.5, clock=Ticks())
+    assert found.answer == "replace" and found.chosen.distance["ck"]["with_factor"] < decision.NEAR
+    assert "no labels" in " ".join(found.reason) and found.chosen.loss is None
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def candidate(name, depth, mean, low, high):
+    one = Candidate(name, "plain", None, None, depth, (), 1.0, None, {"ck": {"with_factor": 0.1}})
+    one.interval = Interval(mean, low, high)
+    return one
+
+
+@pytest.fixture
+def judged(deq, blobs, monkeypatch):
+    def judge(*candidates, tolerance=0.5):
+        work = VerdictAtInitialisation(deq, *blobs, tolerance=tolerance)
+        work.candidates = list(candidates)
+        work.measurements = type(
+            "Measured", (), {"passes": {(64, 600): {}}, "accuracy": {}, "equilibria": lambda *_: (0, 0)}
+        )()
+        monkeypatch.setattr(work, "_interval", lambda one: one.interval)
+        return work
+
+    return judge
+
+
+def test_infinite_width_alone_decides_nothing(judged):
+    work = judged(candidate("good", 1, 0.0, -0.3, 0.3))
+    assert work.decide()[0] == "replace"
+    work.measurements.passes = {(math.inf, 150): {}}
+    answer, chosen, reason = work.decide()
+    assert answer == "undecided" and chosen is None and "--budget" in reason[0]
+
+
+def test_a_deq_that_has_an_equilibrium_at_some_seeds_is_judged_by_those(judged):
+    work = judged(candidate("good", 1, 0.2, -0.1, 0.4))
+    work.measurements.equilibria = lambda width: (5, 2)
+    answer, chosen, reason = work.decide()
+    assert answer == "replace" and "(2 of 5 draws" in reason[0] and "draws that have one" in reason[1]
+
+
+@pytest.mark.slow
+def test_a_deq_without_an_equilibrium_at_its_width_has_a_verdict(tmp_path, blobs):
+    found = api.verdict(DEQ(ACTIVATIONS["erf"], 20, 16, 3, 0.99), *blobs, budget=1.0)
+    draws = found.deq["draws"]
+    assert draws["width"] == 16 and 1 <= draws["drawn"] == draws["without_equilibrium"] <= measurements.DRAWS
+    assert found.answer == "undecided" and found.chosen is None
+    said = f"no equilibrium at width 16 ({draws['drawn']} of {draws['drawn']} draws"
+    assert said in found.reason[0] and "--dim" in found.reason[0] and "--asquare" in found.reason[0]
+    for one in found.candidates:
+        assert one.loss is None and one.infinite and one.distance["ck"]["relative"] > 0
+    assert said in found.table()
+    numbers = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    pages = [path.read_text() for path in map(Path, write(numbers, tmp_path)) if path.suffix == ".html"]
+    assert said in pages[0]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda X, y: (X[:20], y[:20]), "too few"),
+        (lambda X, y: (X, y[:-1]), "one label a row"),
+        (lambda X, y: (X, 0 * y), "all labels are 0"),
+        (lambda X, y: (X, y + 0.5), "integers"),
+        (lambda X, y: (X[:, :7], y), r"\(n, 20\)"),
+        (lambda X, y: (torch.where(torch.arange(600)[:, None] == 33, float("nan"), X), y), "row 33"),
+        (lambda X, y: (0 * X, y), "zero"),
+    ],
+)
+def test_samples_that_cannot_be_used(deq, blobs, change, words):
+    with pytest.raises(ValueError, match=words):
+        api.verdict(deq, *change(*blobs), budget=1.0)
+
+
+def test_what_is_not_a_deq(blobs):
+    with pytest.raises(ValueError, match="Linear is not a DEQ.*activation"):
+        api.verdict(torch.nn.Linear(20, 3), *blobs)

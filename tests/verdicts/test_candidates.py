@@ -1,0 +1,37 @@
+"""The networks that may replace a DEQ: which there are, and that matches match."""
+
+import pytest
+import torch
+
+from deq_enn.networks.deq import DEQ
+from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.verdicts import candidates
+
+
+def test_candidates_of_a_relu_deq():
+    deq = DEQ(ACTIVATIONS["relu"], 5, 8, 2, 0.2)
+    found, refused = candidates.networks(deq, 1.0)
+    by_name = {network.name: network for network in found}
+    assert len(by_name) == len(found)
+    roots = [network for network in found if network.family == "l_relu"]
+    assert len(roots) == 2 and {"ck hard_tanh", "ntk l_relu"} <= set(refused)
+    for network in found:
+        assert network.build(5, 8, 2).coefficients.diag > 0
+        if network.kernel == "ck":
+            achieved = network.build(5, 8, 2).coefficients
+            assert [achieved.diag, achieved.c1, achieved.c2, achieved.c3] == pytest.approx(
+                [deq.coefficients.diag, deq.coefficients.c1, deq.coefficients.c2, deq.coefficients.c3], rel=1e-9
+            )
+    assert roots[0].layers[0].slopes != pytest.approx(roots[1].layers[0].slopes, abs=0.1)
+    assert [network.depth for network in found if network.kind == "plain"] == [1, 2, 3]
+    assert torch.equal(
+        by_name["plain, depth 1"].build(5, 8, 2, seed=3).weights[0], DEQ(ACTIVATIONS["relu"], 5, 8, 2, 0.2, seed=3).B
+    )
+
+
+def test_matches_at_another_scale_than_the_deqs():
+    deq = DEQ(ACTIVATIONS["swish"], 5, 8, 2, 0.2, tau0=1.0)
+    same, _ = candidates.networks(deq, 1.02)  # as a subsample may be
+    other, refused = candidates.networks(deq, 1.6)
+    assert same[0].tau0 == 1.0 and other[0].tau0 == 1.6
+    assert all(network.match.tau0 == network.tau0 for network in same + other if network.match)

@@ -1,0 +1,106 @@
+"""The model of the loss, against repetitions, a joint Gaussian written out, and draws from its own prior."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from deq_enn.verdicts import loss_model
+from deq_enn.verdicts.loss_model import Discrepancy, Measured, Posterior, expected_apart, measured, predict, width_from
+
+
+def test_the_error_of_a_measurement_is_that_of_repetitions():
+    """Differences with an effect of the sample, of the seed (as large as its prior), and of both."""
+    rng = np.random.default_rng(0)
+    n, seeds, losses, claimed = 400, 4, [], []
+    for _ in range(400):
+        lean = 0.10 * rng.normal(size=n) + 0.016 * rng.normal(size=(seeds, 1)) + 0.02
+        draw = rng.uniform(size=(seeds, n))
+        differences = np.where(draw < 0.2 + lean / 2, 1, np.where(draw > 0.8 + lean / 2, -1, 0))
+        found = measured(64, differences, np.arange(n))
+        losses.append(found.loss)
+        claimed.append(found.of_samples + found.of_seeds)
+    assert np.var(losses) == pytest.approx(np.mean(claimed), rel=0.2)
+
+
+def test_copies_of_a_sample_count_as_one():
+    rng = np.random.default_rng(0)
+    differences = rng.integers(-1, 2, size=(1, 500))
+    one = measured(64, differences, np.arange(500))
+    four = measured(64, np.tile(differences, 4), np.tile(np.arange(500), 4))
+    assert four.loss == one.loss and four.of_samples == pytest.approx(one.of_samples, rel=0.05)
+    assert measured(64, np.tile(differences, 4), np.arange(2000)).of_samples < 0.3 * one.of_samples
+
+
+def point(width, count, loss, error=0.1, apart=5.0, seeds=2):
+    return Measured(width, count, loss, seeds, apart, 100 * apart, 5 * apart, error**2 / 2, seeds * error**2 / 2)
+
+
+def test_the_posterior_is_that_of_a_joint_gaussian():
+    """One amplitude, against the conditional distribution written out."""
+    constants = Discrepancy(spread=1e-3, floor=0.0, shared=0.0)
+    points = [point(64, 1000, 0.8, 0.3), point(256, 4000, 0.2), point(math.inf, 500, -0.1, 0.2, apart=1.0)]
+    found = Posterior(points, 1024, 4000, constants)
+    at = [(math.log(1 + c / m), math.log(c)) for m, c in [(1024, 4000), (64, 1000), (256, 4000), (math.inf, 500)]]
+    d = np.array([found.apart, 5, 5, 1])
+    K = (
+        np.array(
+            [
+                [math.exp(-abs(a[0] - b[0]) / constants.length_u - abs(a[1] - b[1]) / constants.length_w) for b in at]
+                for a in at
+            ]
+        )
+        * constants.amplitude**2
+        * np.outer(d, d)
+    )
+    noise = np.diag([p.of_samples + p.of_seeds for p in points])
+    gain = np.linalg.solve(K[1:, 1:] + noise, K[1:, 0])
+    interval = found.interval()
+    deviation = math.sqrt(K[0, 0] - gain @ K[1:, 0])
+    assert interval.mean == pytest.approx(gain @ [0.8, 0.2, -0.1])
+    assert (interval.low, interval.high) == pytest.approx(
+        (interval.mean - 1.6449 * deviation, interval.mean + 1.6449 * deviation), abs=1e-4
+    )
+    assert found.variance_given(points) == pytest.approx(found.variance) == pytest.approx(deviation**2)
+
+
+def test_intervals_cover_losses_drawn_from_the_prior():
+    constants, rng = Discrepancy(), np.random.default_rng(0)
+    design = [(32, 1000), (128, 1000), (128, 8000), (512, 2000)]
+    at = loss_model.coordinates([(512, 8000), *design])
+    root = np.linalg.cholesky(loss_model.correlation(at, at, constants))
+    d = np.array([4, 12, 8, 6, 6.0])
+    covered = 0
+    for _ in range(500):
+        amplitude = constants.amplitude * 2.0 ** np.clip(rng.normal(0, constants.spread), -3, 3)
+        truth = amplitude * d * (root @ rng.normal(size=5))
+        points = [point(m, c, truth[k] + 0.4 * rng.normal(), 0.4, d[k]) for k, (m, c) in enumerate(design, 1)]
+        interval = Posterior(points, 512, 8000, replace(constants, shared=0.0)).interval()
+        covered += interval.low < truth[0] < interval.high
+    assert 0.85 < covered / 500 < 0.95
+
+
+def test_an_unknown_loss_is_drawn_to_zero_and_a_known_one_is_not():
+    vague, sharp = (predict([point(256, 4000, 2.0, error)], 256, 4000) for error in (3.0, 0.05))
+    assert 0 < vague.mean < 0.7 and sharp.mean == pytest.approx(2.0, abs=0.05)
+    far = predict([point(256, 4000, 2.0, 0.05)], 4096, 60000)
+    assert far.high - far.low > 3 * (sharp.high - sharp.low)
+
+
+def test_samples_apart_follow_their_line():
+    points = [
+        point(m, c, 0.0, apart=20 * (m / 64) ** -0.4 * (c / 1000) ** -0.15) for m in (64, 256) for c in (1000, 4000)
+    ]
+    assert expected_apart(points, 1024, 16000) == pytest.approx(20 * 16**-0.4 * 16**-0.15, rel=0.07)
+    assert expected_apart(points[:1], 1024, 1000) == pytest.approx(20 * 16 ** Discrepancy().slope_m, rel=0.01)
+
+
+def test_the_width_from_which_on_the_loss_is_small():
+    points = [
+        point(w, 2000, loss, 0.03, apart)
+        for w, loss, apart in ((64, 3.0, 10), (256, 0.9, 6), (1024, 0.1, 3), (math.inf, 0.0, 0.3))
+    ]
+    assert 256 < width_from(points, 2000, 0.5) <= 1024
+    assert width_from(points, 2000, 0.01) is None
+    assert width_from(points, 2000, 50) == 32

@@ -40,7 +40,7 @@ from deq_enn.verdicts.result import Candidate, Verdict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deq_enn.networks.export import Network
+    from deq_enn.networks.export import ExportedENN
     from deq_enn.verdicts.after_training import PendingVerdict
 
 Normalised = Sequence[Any]  # two numbers of the samples: the mean (or None) that was subtracted, and the divisor
@@ -213,7 +213,9 @@ def write_network(verdict: Verdict, pending: PendingVerdict, arguments: Namespac
         print(written["skipped"])
 
 
-def exported(chosen: Candidate, pending: PendingVerdict, seed: int, normalised: Normalised) -> tuple[Network, Tensor]:
+def exported(
+    chosen: Candidate, pending: PendingVerdict, seed: int, normalised: Normalised
+) -> tuple[ExportedENN, Tensor]:
     """Returns the chosen network for rows before normalisation, and the normalised samples of the verdict.
 
     Its readout is that of the measured replacement, or else is solved here for the labels of all samples.

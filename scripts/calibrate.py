@@ -9,22 +9,22 @@
     python scripts/calibrate.py report                        tables and figures/calibration.png, of the other half
 
 The last two read the packed file alone. The stages before it append one JSON line a case to a file of their own in
---output and pass over the cases that are there: a stage that is stopped goes on, and verdicts can be redone without the
-trainings. `outcomes` once more after `verdicts` trains what a verdict has chosen that was not trained before. To train
-it all takes some 20 minutes of one core, the verdicts --budget seconds each.
+--output_path and pass over the cases that are there. So a stage that was stopped goes on, and verdicts can be redone
+without the trainings. `outcomes` once more after `verdicts` trains the networks that a verdict has chosen and that were
+not trained before. All trainings take some 20 minutes of one core, and each verdict --budget seconds.
 """
 
-import argparse
 import gzip
 import json
 import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from deq_enn.utils.arguments import OneLineParser, old_spelling
+
+ROOT = Path(__file__).resolve().parents[1]
 PACKED = ROOT / "docs" / "calibration.json.gz"
 FIGURE = ROOT / "figures" / "calibration.png"
 STAGES = ("cases", "outcomes", "verdicts", "sgd", "pack", "constants", "report")
@@ -46,7 +46,7 @@ def records_of(arguments, *stages) -> dict[str, list[dict]]:
     """The records of each stage so far."""
     from deq_enn.reporting.records import read_lines
 
-    return {stage: read_lines(arguments.output / f"{stage}.jsonl") for stage in stages}
+    return {stage: read_lines(arguments.output_path / f"{stage}.jsonl") for stage in stages}
 
 
 def list_cases(arguments):
@@ -65,7 +65,7 @@ def _each(arguments, stage, chosen, work):
     from scripts.calibration.cases import load
 
     for number, case in enumerate(chosen, 1):
-        append(arguments.output / f"{stage}.jsonl", work(case, load(case, arguments.dataset_path)))
+        append(arguments.output_path / f"{stage}.jsonl", work(case, load(case, arguments.dataset_path)))
         print(f"{stage}: {number} of {len(chosen)}, {case.name}", flush=True)
 
 
@@ -82,7 +82,7 @@ def outcomes(arguments):
     from scripts.calibration.outcomes import outcome
 
     def kept(case):
-        return arguments.output / "deq_right" / f"{case.name}.pt"
+        return arguments.output_path / "deq_right" / f"{case.name}.pt"
 
     def work(case, data, names=None):
         record, right = outcome(case, data, names, torch.load(kept(case), weights_only=True) if names else None)
@@ -127,7 +127,7 @@ def pack(arguments):
 
     lines = records_of(arguments, "outcomes", "verdicts", "sgd")
     if not (lines["outcomes"] and lines["verdicts"]):
-        raise ValueError(f"{arguments.output}: no outcomes and verdicts there; make them with these two stages")
+        raise ValueError(f"{arguments.output_path}: no outcomes and verdicts there; make them with these two stages")
     content = {stage: list(merged(records).values()) for stage, records in lines.items()}
     with atomic_write(arguments.packed) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         packed.write(json.dumps(_rounded(content)).encode())
@@ -139,8 +139,8 @@ def _rounded(value):
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def read_packed(path: Path) -> dict:
@@ -155,8 +155,8 @@ def constants(arguments):
     from scripts.calibration.analysis import set_constants
     from scripts.calibration.cases import that_set_constants
 
-    found = set_constants(read_packed(arguments.packed), that_set_constants())
-    for name, value in vars(found).items():
+    chosen = set_constants(read_packed(arguments.packed), that_set_constants())
+    for name, value in vars(chosen).items():
         print(f"    {name}: float = {value:.3g}")
 
 
@@ -173,15 +173,16 @@ def report(arguments):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="calibrate.py", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--dataset_path", default="data", help="folder of MNIST and CIFAR-10 (default: data)")
     parser.add_argument(
-        "--output",
+        "--output_path",
         type=Path,
         default=ROOT / "results" / "calibration",
         help="folder of the stages' files (default: results/calibration)",
     )
+    old_spelling(parser, "--output", "--output_path")
     parser.add_argument(
         "--budget", type=float, default=10.0, help="seconds of processor time of a verdict (default: 10)"
     )
@@ -199,10 +200,10 @@ def main(argv=None):
     }[arguments.stage]
     try:
         if arguments.stage in ("outcomes", "verdicts", "sgd"):
-            arguments.output.mkdir(parents=True, exist_ok=True)
+            arguments.output_path.mkdir(parents=True, exist_ok=True)
         run(arguments)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"calibrate.py: error: {error}\n")
+        parser.error(error)
 
 
 if __name__ == "__main__":

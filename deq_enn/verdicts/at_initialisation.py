@@ -32,7 +32,7 @@ from deq_enn.verdicts.decision import (
     no_equilibrium_sentence,
     to_measure,
 )
-from deq_enn.verdicts.loss_model import LEVEL, Interval, width_from
+from deq_enn.verdicts.loss_model import LEVEL, Z_90, Interval, width_from
 from deq_enn.verdicts.measurements import Measurements, measure_until
 from deq_enn.verdicts.result import Candidate, Verdict
 
@@ -42,7 +42,6 @@ MOST_EXACT = 1500  # samples of the networks at infinite width, at most
 EXACT_PER_SECOND = 25  # samples of those networks that each second of the budget allows
 KERNEL_SHARE = 0.2  # share of the budget for comparing kernels, and again for infinite-width regression
 COST_SHARE = 0.15  # share of the budget for timing the networks
-HALF_90 = 1.645  # standard deviations on either side of the mean that hold 90% of a normal law
 
 
 class VerdictAtInitialisation:
@@ -168,7 +167,7 @@ class VerdictAtInitialisation:
         measurements.record(math.inf, {name: machine.right for name, machine in machines.items()}, deq.right)
         for candidate in self.candidates:
             machine, (point,) = machines[candidate.name], measurements.points(candidate.name)
-            half = HALF_90 * math.sqrt(point.of_samples)
+            half = Z_90 * math.sqrt(point.of_samples)
             candidate.infinite = {
                 "accuracy": machine.right.double().mean().item(),
                 "samples": len(X),

@@ -27,13 +27,19 @@ class RandomDEQ(Protocol):
     """A DEQ as the theory sees it: a `networks.deq.DEQ`, or a `Scales`."""
 
     @property
-    def activation(self) -> Activation: ...
+    def activation(self) -> Activation:
+        """Returns the activation."""
+        ...
 
     @property
-    def sigma_a2(self) -> float: ...
+    def sigma_a2(self) -> float:
+        """Returns sigma_a^2."""
+        ...
 
     @property
-    def tau0(self) -> float: ...
+    def tau0(self) -> float:
+        """Returns the scale that the activation is centred for."""
+        ...
 
 
 class Scales(NamedTuple):

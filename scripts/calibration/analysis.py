@@ -14,11 +14,10 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import beta, rankdata, spearmanr
 
-from deq_enn.verdicts.loss_model import CONSTANTS, Discrepancy, predict
+from deq_enn.verdicts.loss_model import CONSTANTS, Z_90, Discrepancy, predict
 from scripts.calibration.verdicts import points_of
 
 TOLERANCE = 0.5  # percentage points, that of the verdicts
-Z = 1.645  # of a two-sided 90%, or of a one-sided 95%
 REAL = ("mnist", "cifar10_pixels", "cifar10_vgg16")
 MIXTURES = ("mixed", "two_class")
 
@@ -40,7 +39,12 @@ class Candidate:
     def covered(self) -> bool:
         """Allowing for the error of the measured loss."""
         end = self.high if self.loss > self.mean else self.low
-        return abs(self.loss - self.mean) <= math.hypot(end - self.mean, Z * self.error)
+        return abs(self.loss - self.mean) <= math.hypot(end - self.mean, Z_90 * self.error)
+
+    @property
+    def lost_too_much(self) -> bool:
+        """Whether the measured loss is above the tolerance, beyond noise."""
+        return self.loss - Z_90 * self.error > TOLERANCE
 
     @property
     def covered_as_measured(self) -> bool:
@@ -67,64 +71,65 @@ class Held:
 
     @property
     def trained(self) -> list[Candidate]:
-        return [one for one in self.candidates if one.loss is not None]
+        return [candidate for candidate in self.candidates if candidate.loss is not None]
 
     @property
     def happened(self) -> str:
         """Beyond noise: "some below" the tolerance, "all above", or "too near"."""
-        if any(one.loss + Z * one.error < TOLERANCE for one in self.trained):
+        if any(candidate.loss + Z_90 * candidate.error < TOLERANCE for candidate in self.trained):
             return "some below"
-        return "all above" if all(one.loss - Z * one.error > TOLERANCE for one in self.trained) else "too near"
+        return "all above" if all(candidate.lost_too_much for candidate in self.trained) else "too near"
 
     @property
     def wrong(self) -> bool | None:
         """Whether the replacement lost more than the tolerance, beyond noise; None if it was not trained."""
-        return None if self.chosen.loss is None else self.chosen.loss - Z * self.chosen.error > TOLERANCE
+        return None if self.chosen.loss is None else self.chosen.lost_too_much
 
 
 def merged(records: list[dict]) -> dict[str, dict]:
     """{case: record}: of several of one case the last, with the networks of all."""
-    found = {}
+    records_of_case = {}
     for record in records:
-        networks = found.get(record["case"], {}).get("networks", {}) | record.get("networks", {})
-        found[record["case"]] = record | ({"networks": networks} if "networks" in record else {})
-    return found
+        networks = records_of_case.get(record["case"], {}).get("networks", {}) | record.get("networks", {})
+        records_of_case[record["case"]] = record | ({"networks": networks} if "networks" in record else {})
+    return records_of_case
 
 
 def answer(candidates, tolerance=TOLERANCE) -> tuple[str, Candidate | None]:
     """As the verdict answers: of the candidates sure to be below the tolerance the cheapest, of these the best."""
-    accepted = [one for one in candidates if one.high < tolerance]
+    accepted = [candidate for candidate in candidates if candidate.high < tolerance]
     if accepted:
-        return "replace", min(accepted, key=lambda one: (one.work, one.mean))
-    return ("keep" if all(one.low > tolerance for one in candidates) else "undecided"), None
+        return "replace", min(accepted, key=lambda candidate: (candidate.work, candidate.mean))
+    return ("keep" if all(candidate.low > tolerance for candidate in candidates) else "undecided"), None
 
 
 def joined(packed: dict, constants: Discrepancy = CONSTANTS) -> list[Held]:
     """Every case that has both, with intervals and answers as the constants give them."""
-    outcomes, found = merged(packed["outcomes"]), []
+    outcomes, held = merged(packed["outcomes"]), []
     for record in packed["verdicts"]:
         outcome = outcomes.get(record["case"], {})
         if not outcome.get("networks") or not record.get("candidates"):
             continue
         candidates = tuple(
-            _candidate(record, one, outcome["networks"].get(one["name"], {}), constants) for one in record["candidates"]
+            _candidate(record, candidate, outcome["networks"].get(candidate["name"], {}), constants)
+            for candidate in record["candidates"]
         )
-        found.append(Held(record["case"], record["width"], *answer(candidates), candidates))
-    return found
+        held.append(Held(record["case"], record["width"], *answer(candidates), candidates))
+    return held
 
 
-def _candidate(record, one, measured, constants):
-    interval = predict(points_of(one, constants), record["width"], record["n"], constants)
+def _candidate(record, candidate, measured, constants):
+    interval = predict(points_of(candidate, constants), record["width"], record["n"], constants)
     scores = {
-        "kernel distance": one["distance"]["ck"]["with_factor"],
-        "RMS of predictions": one["infinite"]["rms"],
-        "fluctuation": (one["fluctuation"] - record["deq_fluctuation"]) / record["width"],
-        "infinite width": one["infinite"]["difference"],
+        "kernel distance": candidate["distance"]["ck"]["with_factor"],
+        "RMS of predictions": candidate["infinite"]["rms"],
+        "fluctuation": (candidate["fluctuation"] - record["deq_fluctuation"]) / record["width"],
+        "infinite width": candidate["infinite"]["difference"],
         "the verdict": interval.mean,
     }
     return Candidate(
-        one["name"],
-        one["work"],
+        candidate["name"],
+        candidate["work"],
         interval.mean,
         interval.low,
         interval.high,
@@ -138,19 +143,19 @@ def _candidate(record, one, measured, constants):
 # the constants
 
 
-def interval_score(one: Candidate) -> float:
+def interval_score(candidate: Candidate) -> float:
     """Width of the interval and 20 times what it misses: of least mean for the true quantiles of 5% and 95%.
 
     (Gneiting & Raftery, J. Am. Stat. Assoc. 102 (2007), eq. 43.) The interval is widened by the error of the outcome.
     """
-    low = one.mean - math.hypot(one.mean - one.low, Z * one.error)
-    high = one.mean + math.hypot(one.high - one.mean, Z * one.error)
-    return high - low + 20 * max(low - one.loss, one.loss - high, 0.0)
+    low = candidate.mean - math.hypot(candidate.mean - candidate.low, Z_90 * candidate.error)
+    high = candidate.mean + math.hypot(candidate.high - candidate.mean, Z_90 * candidate.error)
+    return high - low + 20 * max(low - candidate.loss, candidate.loss - high, 0.0)
 
 
 def mean_score(held: list[Held]) -> float:
     """Cases count alike, however many candidates they have."""
-    return float(np.mean([np.mean([interval_score(one) for one in case.trained]) for case in held]))
+    return float(np.mean([np.mean([interval_score(candidate) for candidate in case.trained]) for case in held]))
 
 
 FREE = ("amplitude", "spread", "length_u", "length_w", "floor", "seeds")
@@ -164,13 +169,13 @@ def set_constants(packed: dict, half: set[str], steps: int = 400) -> Discrepancy
     def constants(logs):
         return replace(START, **dict(zip(FREE, np.exp(logs).tolist())))
 
-    found = minimize(
+    least = minimize(
         lambda logs: mean_score(joined(packed, constants(logs))),
         np.log([getattr(START, name) for name in FREE]),
         method="Nelder-Mead",
         options=dict(maxfev=steps, xatol=0.02, fatol=1e-3),
     )
-    return constants(found.x)
+    return constants(least.x)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -190,19 +195,19 @@ def coverage(held: list[Held]) -> dict:
     """Shares in %, of all candidates that were trained: cases count alike."""
 
     def share(of):
-        return 100 * float(np.mean([np.mean([of(one) for one in case.trained]) for case in held]))
+        return 100 * float(np.mean([np.mean([of(candidate) for candidate in case.trained]) for case in held]))
 
     return {
-        "covered": share(lambda one: one.covered),
-        "as measured": share(lambda one: one.covered_as_measured),
-        "below": share(lambda one: not one.covered and one.loss < one.mean),
-        "above": share(lambda one: not one.covered and one.loss > one.mean),
+        "covered": share(lambda candidate: candidate.covered),
+        "as measured": share(lambda candidate: candidate.covered_as_measured),
+        "below": share(lambda candidate: not candidate.covered and candidate.loss < candidate.mean),
+        "above": share(lambda candidate: not candidate.covered and candidate.loss > candidate.mean),
     }
 
 
 def _spread(held, draws=2000):
     """Half the width of the 95% interval of the coverage, by the bootstrap over cases."""
-    each = np.array([np.mean([one.covered for one in case.trained]) for case in held])
+    each = np.array([np.mean([candidate.covered for candidate in case.trained]) for case in held])
     draw = np.random.default_rng(0).choice(each, (draws, len(each)))
     low, high = np.quantile(100 * draw.mean(1), [0.025, 0.975])
     return f"{low:.0f} to {high:.0f}"
@@ -239,7 +244,7 @@ def tables(held: list[Held], half: set[str], sgd: list[dict]):
 
 def _coverage_row(name, cases):
     c = coverage(cases)
-    width = np.median([one.high - one.low for case in cases for one in case.trained])
+    width = np.median([candidate.high - candidate.low for case in cases for candidate in case.trained])
     return (
         f"| {name} | {len(cases)} | {c['covered']:.0f} | {_spread(cases)} | {c['as measured']:.0f} | "
         f"{c['above']:.0f} | {c['below']:.0f} | {mean_score(cases):.2f} | {width:.2f} |"
@@ -267,12 +272,12 @@ def _confusion(name, cases):
 
 def matched_alone(held: list[Held]) -> list[Held]:
     """The cases as they would be without plain networks, of the matched ones that were trained."""
-    found = []
+    alone = []
     for case in held:
-        matched = tuple(one for one in case.trained if one.name.startswith("matched"))
+        matched = tuple(candidate for candidate in case.trained if candidate.name.startswith("matched"))
         if matched:
-            found.append(Held(case.case, case.width, *answer(matched), matched))
-    return found
+            alone.append(Held(case.case, case.width, *answer(matched), matched))
+    return alone
 
 
 def _alone(halves):
@@ -280,7 +285,8 @@ def _alone(halves):
     yield "\n| predictor alone | rank correlation | area under ROC | median error, points | replaced | wrong |"
     yield "| --- |" + " ---: |" * 5
     values = {
-        name: [(one.scores, one.loss) for case in cases for one in case.trained] for name, cases in halves.items()
+        name: [(candidate.scores, candidate.loss) for case in cases for candidate in case.trained]
+        for name, cases in halves.items()
     }
     for score in next(iter(values["reports"]))[0]:
         (x, y), (x_new, y_new) = (
@@ -292,36 +298,36 @@ def _alone(halves):
         error = np.median(np.abs(slope * x_new + offset - y_new))
         threshold = _threshold(halves["sets constants"], score)
         said = [chosen for case in halves["reports"] if (chosen := _below(case, score, threshold))]
-        wrong = sum(one.loss - Z * one.error > TOLERANCE for one in said)
+        wrong = sum(candidate.lost_too_much for candidate in said)
         yield (
             f"| {score} | {spearmanr(x_new, y_new).statistic:.2f} | {area:.2f} | {error:.2f} | "
             f"{len(said)} of {len(halves['reports'])} | {wrong} |"
         )
     for kind in ("plain, depth 1", "plain, depth 2"):
-        always = [one for case in halves["reports"] for one in case.trained if one.name == kind]
-        wrong = sum(one.loss - Z * one.error > TOLERANCE for one in always)
+        always = [candidate for case in halves["reports"] for candidate in case.trained if candidate.name == kind]
+        wrong = sum(candidate.lost_too_much for candidate in always)
         yield f"| always {kind} | | | | {len(always)} of {len(halves['reports'])} | {wrong} |"
 
 
 def _below(case, score, threshold):
     """The cheapest trained candidate whose score is below the threshold, or None."""
-    accepted = [one for one in case.trained if one.scores[score] < threshold]
-    return min(accepted, key=lambda one: (one.work, one.scores[score]), default=None)
+    accepted = [candidate for candidate in case.trained if candidate.scores[score] < threshold]
+    return min(accepted, key=lambda candidate: (candidate.work, candidate.scores[score]), default=None)
 
 
 def _threshold(held, score):
     """The largest below which at most 3% of the replacements are wrong."""
     best = -math.inf
-    for threshold in sorted({one.scores[score] for case in held for one in case.trained}):
+    for threshold in sorted({candidate.scores[score] for case in held for candidate in case.trained}):
         said = [chosen for case in held if (chosen := _below(case, score, threshold))]
-        if said and sum(one.loss - Z * one.error > TOLERANCE for one in said) <= 0.03 * len(said):
+        if said and sum(candidate.lost_too_much for candidate in said) <= 0.03 * len(said):
             best = threshold
     return best
 
 
 def _by_sgd(held, sgd):
     """Losses by SGD beside those of the exact readout."""
-    losses = {(case.case, one.name): one for case in held for one in case.trained}
+    losses = {(case.case, candidate.name): candidate for case in held for candidate in case.trained}
     for train, title in (("readout", "readouts by SGD"), ("full", "all weights by SGD")):
         pairs = [
             (record["case"], name, _mean_difference(record["runs"], name), losses[record["case"], name])
@@ -340,8 +346,8 @@ def _by_sgd(held, sgd):
             f"{apart.mean():+.2f} on average, RMS {math.sqrt((apart**2).mean()):.2f} (of their errors "
             f"{math.sqrt((error**2).mean()):.2f}), correlation {np.corrcoef(by_sgd, exact)[0, 1]:.2f}"
         )
-        for case, name, (loss, own), one in pairs:
-            yield f"- {case}, {name}: {loss:+.2f} ± {own:.2f}; exact {one.loss:+.2f} ± {one.error:.2f}"
+        for case, name, (loss, own), candidate in pairs:
+            yield f"- {case}, {name}: {loss:+.2f} ± {own:.2f}; exact {candidate.loss:+.2f} ± {candidate.error:.2f}"
 
 
 def _mean_difference(runs, name):

@@ -102,7 +102,7 @@ def cases() -> list[Case]:
     for column, values in (("activation", list(ACTIVATIONS)), ("sigma_a2", SIGMA_A2), ("n", TRAINING)):
         deck = list(values) * math.ceil(len(data) / len(values))
         columns[column] = _shuffled(deck, column)[: len(data)]
-    found = {}
+    listed = {}
     for row in zip(*columns.values()):
         c = dict(zip(columns, row))
         c["width"] = min(c["width"], WIDE_DATA.get(c["data"], c["width"]))
@@ -110,11 +110,11 @@ def cases() -> list[Case]:
         lower = [s for s in reversed(SIGMA_A2) if s <= c["sigma_a2"]]
         c["sigma_a2"] = next(s for s in lower if _converges(c["activation"], s, c["data"] in SPREAD))
         case = Case(**c)
-        found[case.name] = case
+        listed[case.name] = case
     for row in LARGE:
         case = Case(*row)
-        found[case.name] = case
-    return sorted(found.values(), key=lambda case: case.digest)
+        listed[case.name] = case
+    return sorted(listed.values(), key=lambda case: case.digest)
 
 
 def that_set_constants() -> set[str]:

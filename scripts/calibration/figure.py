@@ -3,7 +3,8 @@
 import numpy as np
 
 from deq_enn.reporting.style import STYLE, save
-from scripts.calibration.analysis import TOLERANCE, Z, coverage, matched_alone
+from deq_enn.verdicts.loss_model import Z_90
+from scripts.calibration.analysis import TOLERANCE, coverage, matched_alone
 
 KINDS = {"mixtures": "C0", "images": "C1", "assumptions broken": "C2"}
 SHOWN = {
@@ -41,15 +42,26 @@ def draw(held, path):
 
 
 def _losses(ax, held):
-    shown = [value for case in held for one in case.trained for value in (one.loss, one.mean)]
+    shown = [value for case in held for candidate in case.trained for value in (candidate.loss, candidate.mean)]
     limits = min(-2.0, 1.4 * min(shown)), max(2.0, 1.4 * max(shown))
     ax.plot(limits, limits, color="0.6", linewidth=0.8, zorder=0)
     for line in (ax.axvline, ax.axhline):
         line(TOLERANCE, color="0.6", linewidth=0.6, linestyle=":", zorder=0)
     for kind, colour in KINDS.items():
-        some = [one for case in held if case.kind == kind for one in case.trained]
+        some = [candidate for case in held if case.kind == kind for candidate in case.trained]
         ends = (
-            np.array([(one.mean, one.mean - one.low, one.high - one.mean, one.loss, Z * one.error) for one in some])
+            np.array(
+                [
+                    (
+                        candidate.mean,
+                        candidate.mean - candidate.low,
+                        candidate.high - candidate.mean,
+                        candidate.loss,
+                        Z_90 * candidate.error,
+                    )
+                    for candidate in some
+                ]
+            )
             .reshape(-1, 5)
             .T
         )
@@ -59,8 +71,8 @@ def _losses(ax, held):
         ax.plot(ends[0], ends[3], ".", color=colour, markersize=2.5, label=kind)
     chosen = [case.chosen for case in held if case.chosen and case.chosen.loss is not None]
     ax.plot(
-        [one.mean for one in chosen],
-        [one.loss for one in chosen],
+        [candidate.mean for candidate in chosen],
+        [candidate.loss for candidate in chosen],
         "o",
         color="black",
         markersize=4.5,

@@ -8,6 +8,7 @@ a rate of its own, and say whether the exact readout speaks for them.
 import math
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -44,10 +45,10 @@ def deq_of(case, data, seed=0) -> DEQ:
 def builders(case, data) -> dict:
     """{name: function of the seed that gives the network} of the DEQ ("deq") and of every candidate."""
     tau0, p = estimate_tau0(data.X_train), data.X_train.shape[1]
-    found, _ = networks(deq_of(replace(case, width=1), data), tau0)
+    candidates, _ = networks(deq_of(replace(case, width=1), data), tau0)
     return {
         "deq": lambda seed: deq_of(case, data, seed),
-        **{one.name: lambda seed, one=one: one.build(p, case.width, data.n_classes, seed) for one in found},
+        **{network.name: partial(network.build, p, case.width, data.n_classes) for network in candidates},
     }
 
 

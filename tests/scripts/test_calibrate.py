@@ -265,7 +265,7 @@ def run(folder, *stages):
         calibrate.main(
             [
                 stage,
-                "--output",
+                "--output_path",
                 str(folder),
                 "--budget",
                 "0.3",
@@ -331,7 +331,7 @@ def test_a_line_after_a_cut_one_is_whole(tmp_path):
     "arguments, message",
     [
         (["report", "--packed", "nowhere.json.gz"], "nowhere.json.gz: cannot be read"),
-        (["pack", "--output", "nowhere"], "nowhere: no outcomes and verdicts there"),
+        (["pack", "--output_path", "nowhere"], "nowhere: no outcomes and verdicts there"),
         (["verdict"], "invalid choice: 'verdict'"),
     ],
 )

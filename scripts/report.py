@@ -5,6 +5,7 @@
 The page needs no network and no other file: its figures lie in it.
 """
 
+import ast
 import importlib.metadata
 import json
 import os
@@ -12,13 +13,15 @@ import platform
 import re
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deq_enn.reporting.curves import KINDS, write_figures
 from deq_enn.reporting.logs import OPTIMIZERS, load
-from deq_enn.reporting.page import Code, Figure, Heading, Rows, Table, Text, page
+from deq_enn.reporting.markdown import Table
+from deq_enn.reporting.page import Picture, render
 from deq_enn.reporting.protocols import protocol_finding, protocol_tables, protocols
 from deq_enn.reporting.tables import tables
 from deq_enn.utils.arguments import OneLineParser
@@ -34,12 +37,13 @@ from scripts.reproduction.claims import (
     finding,
     sweep_finding,
 )
-from scripts.reproduction.stages import OWN_RATE
+from scripts.reproduction.stages import OWN_RATE, ROOT
 
 PAPER = (
     "Ling et al., *Deep Equilibrium Models are Almost Equivalent to Not-so-deep Explicit Models for "
     "High-dimensional Gaussian Mixtures*, ICML 2024, arXiv 2402.02697"
 )
+TITLE = "Deep equilibrium models and the shallow networks that equal them: a reproduction"
 NAMES = {"gmm": "Gaussian mixture", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
@@ -61,28 +65,59 @@ def read_figure(folder, name):
         ) from None
 
 
-def figure_blocks(parts, stages, folder):
-    """The section on figures, and a line (part, claim, findings) for each part of it that has been run."""
-    blocks, lines = [], []
+@dataclass
+class Section:
+    """A section of the report, in the order in which the templates show it."""
+
+    title: str
+    level: int = 3
+    paper: str = ""
+    text: str = ""
+    measured: list = field(default_factory=list)
+    tables: list = field(default_factory=list)
+    pictures: list = field(default_factory=list)
+    commands: list = field(default_factory=list)
+    missing: list = field(default_factory=list)
+
+    def tell(self, name, record):
+        """Adds what was run, or why nothing was."""
+        if record["status"] == "done":
+            self.commands.append(f"{record['command']}\n# {seconds(record)} s, peak memory {gigabytes(record)} GB")
+        else:
+            self.missing.append(absence(name, record))
+
+
+def absence(name, record):
+    return f"`{name}` {record['status']}: {record['error']}"
+
+
+def about(name):
+    """What a figure shows: the first paragraph of its script's docstring."""
+    tree = ast.parse((ROOT / "ck_ntk" / f"{name}.py").read_text())
+    return " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
+
+
+def figure_sections(parts, stages, folder):
+    """The sections on figures, and a line (part, claim, findings) for each part of it that has been run."""
+    sections, lines = [], []
     for title, claim, names in parts:
         names = [name for name in names if name in stages]
         if not names:
             continue
         done = {name: read_figure(folder, name) for name in names if stages[name]["status"] == "done"}
         findings = [sentence for _, sentence in done.values() if sentence]
-        blocks += [Heading(3, title), Text(claim, "Paper"), *(Text(sentence, "Measured") for sentence in findings)]
-        blocks += [Rows(table) for table in figure_tables({name: record for name, (record, _) in done.items()})]
-        blocks += [Figure(folder / "figures" / f"{name}.png", name) for name in done]
-        blocks += [block for name in names for block in stage_blocks(name, stages[name])]
+        section = Section(title, paper=claim, measured=findings)
+        section.tables = figure_tables({name: record for name, (record, _) in done.items()})
+        section.pictures = [
+            Picture(folder / "figures" / f"{name}.png", f"`{name}`. {about(name)}", f"{name}: {about(name)}")
+            for name in done
+        ]
+        for name in names:
+            section.tell(name, stages[name])
+        sections.append(section)
         if findings:
             lines.append([title, claim, " ".join(findings)])
-    return blocks, lines
-
-
-def stage_blocks(name, record):
-    if record["status"] == "done":
-        return [Code(f"{record['command']}\n# {seconds(record)} s, peak memory {gigabytes(record)} GB")]
-    return [Text(f"`{name}` {record['status']}: {record['error']}", "Missing")]
+    return sections, lines
 
 
 def seconds(record):
@@ -93,53 +128,64 @@ def gigabytes(record):
     return f"{record['peak_memory'] / 1e9:.2f}" if record["peak_memory"] else "–"
 
 
-def sweep_blocks(stages, folder):
-    """The section on accuracies, and a line (section, claim, finding) for each sweep and each two protocols."""
-    blocks, lines, measured = [Text(ACCURACY, "Paper")], [], []
+def sweep_section(name, record, folder):
+    """The section of one sweep, its experiments, and a line (section, claim, finding) for each of these."""
+    own_rate = name.endswith(OWN_RATE)
+    dataset, _, opt = name.removesuffix(OWN_RATE).rpartition("-")
+    section = Section(f"{NAMES.get(dataset, dataset)}, {OPTIMIZERS[opt]}{', each at its own rate' * own_rate}")
+    experiments, lines = [], []
+    if record["status"] == "done":
+        experiments = load([Path(record["folder"])])
+        figures = write_figures(experiments, folder / "figures")
+        claimed = CLAIMED if opt == "sgd" and dataset != "gmm" and not own_rate else OURS
+        for index, experiment in enumerate(experiments):
+            if sentence := sweep_finding(experiment):
+                lines.append([section.title, claimed, sentence])
+                section.measured.append(sentence)
+            section.tables += tables(experiment)
+            section.pictures += [
+                Picture(figures[index, kind], f"{experiment.title}: test accuracy against {kind[:-1]}")
+                for kind in KINDS
+            ]
+    section.tell(name, record)
+    return section, experiments, lines
+
+
+def protocol_section(both):
+    """The section of two protocols side by side, and a line (section, claim, finding) where there is a finding."""
+    title, sentence = NAMES.get(both.own.dataset, both.own.dataset), protocol_finding(both)
+    section = Section(title, level=4, measured=[sentence] if sentence else [], tables=protocol_tables(both))
+    claimed = CLAIMED if both.own.dataset != "gmm" else OURS
+    return section, [[f"{title}: {BOTH_RATES}", claimed, sentence]] if sentence else []
+
+
+def sweep_sections(stages, folder):
+    """The sections on accuracies, and a line (section, claim, finding) for each sweep and each two protocols."""
+    sections, lines, measured = [], [], []
     for name, record in stages.items():
-        if record["kind"] != "sweep":
-            continue
-        own_rate = name.endswith(OWN_RATE)
-        dataset, _, opt = name.removesuffix(OWN_RATE).rpartition("-")
-        title = f"{NAMES.get(dataset, dataset)}, {OPTIMIZERS[opt]}{', each at its own rate' * own_rate}"
-        blocks.append(Heading(3, title))
-        if record["status"] == "done":
-            experiments = load([Path(record["folder"])])
+        if record["kind"] == "sweep":
+            section, experiments, more = sweep_section(name, record, folder)
+            sections.append(section)
             measured += experiments
-            figures = write_figures(experiments, folder / "figures")
-            claimed = CLAIMED if opt == "sgd" and dataset != "gmm" and not own_rate else OURS
-            for index, experiment in enumerate(experiments):
-                finding = sweep_finding(experiment)
-                if finding:
-                    lines.append([title, claimed, finding])
-                    blocks.append(Text(finding, "Measured"))
-                blocks += [Rows(table) for table in tables(experiment)]
-                blocks += [
-                    Figure(figures[index, kind], f"{experiment.title}: test accuracy against {kind[:-1]}")
-                    for kind in KINDS
-                ]
-        blocks += stage_blocks(name, record)
-    found = protocols(measured)
-    if found:
-        blocks += [Heading(3, BOTH_RATES), Text(PROTOCOLS)]
-    for both in found:
-        title, finding = NAMES.get(both.own.dataset, both.own.dataset), protocol_finding(both)
-        blocks.append(Heading(4, title))
-        if finding:
-            lines.append([f"{title}: {BOTH_RATES}", CLAIMED if both.own.dataset != "gmm" else OURS, finding])
-            blocks.append(Text(finding, "Measured"))
-        blocks += [Rows(table) for table in protocol_tables(both)]
-    return blocks, lines
+            lines += more
+    pairs = protocols(measured)
+    if pairs:
+        sections.append(Section(BOTH_RATES, text=PROTOCOLS))
+    for both in pairs:
+        section, more = protocol_section(both)
+        sections.append(section)
+        lines += more
+    return sections, lines
 
 
 def machine():
     """[(what, value)] of this machine and its software."""
     cpu, memory = platform.processor() or platform.machine(), ""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-        cpu = found[1] if found else cpu
-        kilobytes = re.search(r"^MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(), re.M)
-        memory = f"{1024 * int(kilobytes[1]) / 1e9:.1f} GB"
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        cpu = model[1] if model else cpu
+        if kilobytes := re.search(r"^MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(), re.M):
+            memory = f"{1024 * int(kilobytes[1]) / 1e9:.1f} GB"
     except OSError:  # not Linux
         pass
     try:
@@ -205,8 +251,37 @@ def read_stages(folder):
     return stages
 
 
+def contents(folder, stages):
+    """What the templates show: names and texts, tables and pictures."""
+    states = [r["status"] for r in stages.values()]
+    summary = ", ".join(f"{states.count(status)} {status}" for status in dict.fromkeys(sorted(states)))
+    kernels, kernel_lines = figure_sections(KERNELS, stages, folder)
+    sweeps, sweep_lines = sweep_sections(stages, folder)
+    training, training_lines = figure_sections(TRAINING, stages, folder)
+    parts = [
+        {"title": "Kernels", "paper": "", "sections": kernels},
+        {"title": "Classification accuracies", "paper": ACCURACY, "sections": sweeps},
+        {"title": "Beyond the readout", "paper": "", "sections": training},
+    ]
+    return {
+        "title": TITLE,
+        "summary": f"Of {PAPER}. Of {len(stages)} stages: {summary}.",
+        "missing": [absence(name, r) for name, r in stages.items() if r["status"] != "done"],
+        "overview": Table(
+            "What the paper claims, and what was measured",
+            ["", "paper", "measured"],
+            kernel_lines + sweep_lines + training_lines,
+        ),
+        "parts": parts if training else parts[:-1],
+        "making": [
+            stage_table(stages),
+            Table("Machine and software of this report", ["what", "value"], [list(line) for line in machine()]),
+        ],
+    }
+
+
 def write_report(folder):
-    """Write report.html and report.md into the folder; the path of the first.
+    """Writes report.html and report.md into the folder and returns the path of the first.
 
     Raises
     ------
@@ -215,40 +290,11 @@ def write_report(folder):
     from deq_enn.utils.files import atomic_write
 
     folder = Path(folder)
-    stages = read_stages(folder)
-    title = "Deep equilibrium models and the shallow networks that equal them: a reproduction"
-    states = [r["status"] for r in stages.values()]
-    summary = ", ".join(f"{states.count(status)} {status}" for status in dict.fromkeys(sorted(states)))
-    absent = [block for name, r in stages.items() if r["status"] != "done" for block in stage_blocks(name, r)]
-    kernels, kernel_lines = figure_blocks(KERNELS, stages, folder)
-    sweeps, sweep_lines = sweep_blocks(stages, folder)
-    training, training_lines = figure_blocks(TRAINING, stages, folder)
-    if training:
-        training.insert(0, Heading(2, "Beyond the readout"))
-    blocks = [
-        Heading(1, title),
-        Text(f"Of {PAPER}. Of {len(stages)} stages: {summary}."),
-        *absent,
-        Rows(
-            Table(
-                "What the paper claims, and what was measured",
-                ["", "paper", "measured"],
-                kernel_lines + sweep_lines + training_lines,
-            )
-        ),
-        Heading(2, "Kernels"),
-        *kernels,
-        Heading(2, "Classification accuracies"),
-        *sweeps,
-        *training,
-        Heading(2, "How this was made"),
-        Rows(stage_table(stages)),
-        Rows(Table("Machine and software of this report", ["what", "value"], [list(line) for line in machine()])),
-    ]
-    with atomic_write(folder / "report.md", "w") as file:
-        file.write("\n".join(block.markdown(folder) for block in blocks))
-    with atomic_write(folder / "report.html", "w") as file:
-        file.write(page(blocks, title))
+    content = contents(folder, read_stages(folder))
+    for name in ("report.md", "report.html"):
+        text = render(name, folder=folder, **content)
+        with atomic_write(folder / name, "w") as file:
+            file.write(text)
     return folder / "report.html"
 
 

@@ -83,7 +83,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert not [path for path in files if not path.startswith("deq_enn")]
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "deq_enn").rglob("*.py")}
     assert modules == {path for path in files if path.endswith(".py")}
-    assert {"deq_enn/py.typed", "deq_enn/reporting/paper.mplstyle"} <= files
+    assert {"deq_enn/py.typed", "deq_enn/reporting/paper.mplstyle", "deq_enn/reporting/templates/base.html"} <= files
     (entry,) = [path for path in files if path.endswith("entry_points.txt")]
     assert "deq-enn = deq_enn.__main__:main" in (wheel / entry).read_text()
 

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from deq_enn.reporting.page import Table
+from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, compare, holm
 from deq_enn.reporting.tables import (
     accuracy_cell,

@@ -6,7 +6,7 @@ import re
 from statistics import median
 
 from deq_enn.reporting.looks import LOOKS
-from deq_enn.reporting.page import Table
+from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, compare, holm, verdict
 from deq_enn.reporting.style import mean_std
 

@@ -4,141 +4,91 @@ The page holds the figure (`figure.py`) and needs no other file and no network. 
 page of what is known.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from deq_enn.reporting.page import Figure, Heading, Rows, Table, Text, page
+from deq_enn.reporting.markdown import Table
+from deq_enn.reporting.page import Picture, render
 from deq_enn.utils.files import atomic_write
 from deq_enn.verdicts.figure import JOBS, costed, draw, label
 
 ANSWERS = {"replace": "Replace it", "keep": "Keep it", "undecided": "Undecided"}
+COLUMNS = [
+    "from width",
+    "at infinite width",
+    "CK distance",
+    "times factor",
+    "NTK distance",
+    "times factor",
+    "labels in CK",
+]
+NOTE = (
+    "From width: the width from which on the interval is below the tolerance. Distances are spectral, relative "
+    "to the DEQ's kernel on these data. Labels in CK: alignment of its leading eigenvectors with the labels."
+)
+NOTE_AFTER_TRAINING = (
+    "B: the first layer has the weights of the DEQ's B, else its own. The loss is measured on samples that "
+    "no readout was solved on."
+)
 
 
-def write(found: dict, folder) -> list[Path]:
+@dataclass(frozen=True)
+class Section:
+    """A section of the page: sentences, and tables below them."""
+
+    title: str
+    sentences: list = field(default_factory=list)
+    tables: list = field(default_factory=list)
+
+
+def write(result: dict, folder: Path | str) -> list[Path]:
     """Writes verdict.png and verdict.html, whole or not at all, and returns their paths."""
     folder = Path(folder)
     picture, html = folder / "verdict.png", folder / "verdict.html"
-    figures = []
-    if draw(found, picture):
-        figures.append(picture)
-    title = _title(found)
+    pictures = [Picture(picture, _caption(result))] if draw(result, picture) else []
+    text = render(
+        "verdict.html",
+        title=_title(result),
+        reasons=result["reason"],
+        data=_data_sentence(result),
+        pictures=pictures,
+        sections=_sections(result),
+    )
     with atomic_write(html, "w") as file:
-        file.write(page(blocks(found, figures), title))
-    return [*figures, html]
-
-
-def _title(found):
-    s = found["settings"]
-    return f"{ANSWERS[found['answer']]}: the {s['activation']}-DEQ of width {s['width']}, σ_a² = {s['sigma_a2']:.3g}"
+        file.write(text)
+    return [*(picture.path for picture in pictures), html]
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the page
+# sentences
 
 
-def blocks(found: dict, figures) -> list:
-    """The blocks of the page (`page.py`)."""
-    s = found["settings"]
+def _title(result):
+    s = result["settings"]
+    return f"{ANSWERS[result['answer']]}: the {s['activation']}-DEQ of width {s['width']}, σ_a² = {s['sigma_a2']:.3g}"
+
+
+def _data_sentence(result):
+    s = result["settings"]
     data = f"{s['n']} samples of dimension p = {s['p']}"
     data += f", {s['classes']} classes" if s["classes"] else ", no labels"
     if s.get("dataset"):
         data = f"{s['dataset']}: {data}"
-    out = [
-        Heading(1, _title(found)),
-        *(Text(sentence) for sentence in found["reason"]),
-        Text(
-            f"{data}. Loss: test accuracy of the DEQ less that of the network in its place, in percentage points, "
-            f"each with its best readout; tolerated are {s['tolerance']:g}. Found in {found['seconds']:.0f} s."
-        ),
-    ]
-    out += [Figure(path, _caption(found)) for path in figures]
-    if found["candidates"]:
-        out += [Heading(2, "What may replace it"), Rows(_candidates(found))]
-    if known := [one for one in found["candidates"] if one["cost"]]:
-        out += [Heading(2, "What is saved"), Rows(_costs(known))]
-    if found["drift"]:
-        out += [
-            Heading(2, "Are its weights still random?"),
-            Text(_drift_sentence(found["drift"])),
-            Rows(_drift(found["drift"])),
-        ]
-    if found["applies"]:
-        out += [Heading(2, "Does the theory apply?"), *_applies(found["applies"])]
-    if layers := _layers(found["candidates"]):
-        out += [Heading(2, "The matched layers"), Rows(layers)]
-    if found["refused"]:
-        out += [
-            Heading(2, "Families without a match"),
-            *(Text(f"*{name}*: {why}") for name, why in found["refused"].items()),
-        ]
-    return out
+    return (
+        f"{data}. Loss: test accuracy of the DEQ less that of the network in its place, in percentage points, "
+        f"each with its best readout; tolerated are {s['tolerance']:g}. Found in {result['seconds']:.0f} s."
+    )
 
 
-def _caption(found):
+def _caption(result):
     said = ["Loss of each candidate with its 90% interval; in the grey area it is tolerated"]
-    if any(one["distance"] for one in found["candidates"]):
+    if any(candidate["distance"] for candidate in result["candidates"]):
         said.append("the distance of its kernels from the DEQ's on these data")
-    if found["drift"]:
+    if result["drift"]:
         said.append("how far statistics of the trained weights are from those of shuffled copies")
-    if any(one["cost"] for one in found["candidates"]):
-        said.append(f"time and memory of the DEQ over those of {label(costed(found))}")
+    if any(candidate["cost"] for candidate in result["candidates"]):
+        said.append(f"time and memory of the DEQ over those of {label(costed(result))}")
     return "; ".join(said) + "."
-
-
-def _candidates(found):
-    trained = any(one.get("agreement") is not None for one in found["candidates"])
-    header = ["candidate", "loss, points", "90% interval"]
-    header += (
-        ["accuracy, %", "says as the DEQ, %"]
-        if trained
-        else [
-            "from width",
-            "at infinite width",
-            "CK distance",
-            "times factor",
-            "NTK distance",
-            "times factor",
-            "labels in CK",
-        ]
-    )
-    rows = []
-    for one in found["candidates"]:
-        row = [label(one), _signed(one["loss"]), _interval(one["loss_interval"])]
-        if trained:
-            row += [_number(one.get("accuracy"), ".2f"), _number(one.get("agreement"), ".2f")]
-        else:
-            distance = one["distance"] or {}
-            row += [
-                _number(one["width_from"], "d"),
-                _signed((one["infinite"] or {}).get("difference")),
-                *(
-                    _number(distance.get(kernel, {}).get(key), ".2g")
-                    for kernel in ("ck", "ntk")
-                    for key in ("relative", "with_factor")
-                ),
-                _number(one["alignment"], ".2f"),
-            ]
-        rows.append(row)
-    note = (
-        "From width: the width from which on the interval is below the tolerance. Distances are spectral, relative "
-        "to the DEQ's kernel on these data. Labels in CK: alignment of its leading eigenvectors with the labels."
-    )
-    if trained:
-        note = (
-            "B: the first layer has the weights of the DEQ's B, else its own. The loss is measured on samples that "
-            "no readout was solved on."
-        )
-    return Table("Candidates" + (f"; chosen: {found['chosen']}" if found["chosen"] else ""), header, rows, note)
-
-
-def _costs(known):
-    header = ["network", *(f"{title}: DEQ / network" for title in JOBS.values())]
-    rows = [[label(one), *(_number(one["cost"].get(job), ".1f") for job in JOBS)] for one in known]
-    return Table(
-        "Time and memory, measured on this machine at this width",
-        header,
-        rows,
-        "Batch: features of 512 rows. Training step: every weight, 128 rows. Memory: of the batch and the weights.",
-    )
 
 
 def _drift_sentence(drift):
@@ -152,21 +102,80 @@ def _drift_sentence(drift):
     )
 
 
-def _drift(drift):
+# ---------------------------------------------------------------------------------------------------------------
+# sections
+
+
+def _sections(result):
+    """The sections whose numbers are known."""
+    candidates, sections = result["candidates"], []
+    if candidates:
+        sections.append(Section("What may replace it", tables=[_candidate_table(result)]))
+    if known := [candidate for candidate in candidates if candidate["cost"]]:
+        sections.append(Section("What is saved", tables=[_cost_table(known)]))
+    if drift := result["drift"]:
+        sections.append(Section("Are its weights still random?", [_drift_sentence(drift)], [_drift_table(drift)]))
+    if result["applies"]:
+        sections.append(_assumptions(result["applies"]))
+    if rows := _layer_rows(candidates):
+        table = Table("Layers in numbers", ["network", "layer", "parameters"], rows)
+        sections.append(Section("The matched layers", tables=[table]))
+    if refused := result["refused"]:
+        sections.append(Section("Families without a match", [f"*{name}*: {why}" for name, why in refused.items()]))
+    return sections
+
+
+def _candidate_table(result):
+    title = "Candidates" + (f"; chosen: {result['chosen']}" if result["chosen"] else "")
+    start = ["candidate", "loss, points", "90% interval"]
+    if any(candidate.get("agreement") is not None for candidate in result["candidates"]):
+        columns, row, note = ["accuracy, %", "says as the DEQ, %"], _after_training, NOTE_AFTER_TRAINING
+    else:
+        columns, row, note = COLUMNS, _at_initialisation, NOTE
+    rows = [
+        [label(candidate), _signed(candidate["loss"]), _interval(candidate["loss_interval"]), *row(candidate)]
+        for candidate in result["candidates"]
+    ]
+    return Table(title, start + columns, rows, note)
+
+
+def _at_initialisation(candidate):
+    distance = candidate["distance"] or {}
+    return [
+        _number(candidate["width_from"], "d"),
+        _signed((candidate["infinite"] or {}).get("difference")),
+        *(
+            _number(distance.get(kernel, {}).get(key), ".2g")
+            for kernel in ("ck", "ntk")
+            for key in ("relative", "with_factor")
+        ),
+        _number(candidate["alignment"], ".2f"),
+    ]
+
+
+def _after_training(candidate):
+    return [_number(candidate.get("accuracy"), ".2f"), _number(candidate.get("agreement"), ".2f")]
+
+
+def _cost_table(known):
+    header = ["network", *(f"{title}: DEQ / network" for title in JOBS.values())]
+    rows = [[label(candidate), *(_number(candidate["cost"].get(job), ".1f") for job in JOBS)] for candidate in known]
+    return Table(
+        "Time and memory, measured on this machine at this width",
+        header,
+        rows,
+        "Batch: features of 512 rows. Training step: every weight, 128 rows. Memory: of the batch and the weights.",
+    )
+
+
+def _drift_table(drift):
     rows = [
         [name, f"{v['value']:.3g}", f"{v['random']:.3g}", f"{v['spread']:.2g}", f"{v['score']:+.1f}"]
         for name, v in drift["statistics"].items()
     ]
-    if drift["infinite"]:
-        rows.append(
-            [
-                "kernel, from infinite width",
-                f"{drift['infinite']['trained']:.3g}",
-                f"{drift['infinite']['random']:.3g}",
-                "–",
-                "–",
-            ]
-        )
+    if infinite := drift["infinite"]:
+        cells = f"{infinite['trained']:.3g}", f"{infinite['random']:.3g}"
+        rows.append(["kernel, from infinite width", *cells, "–", "–"])
     return Table(
         "Statistics of the trained weights",
         ["statistic", "trained", "shuffled", "spread", "score"],
@@ -177,10 +186,9 @@ def _drift(drift):
     )
 
 
-def _applies(applies):
-    out = [Text(f"{sentence[0].upper()}{sentence[1:]}.") for sentence in applies.get("fails", [])]
-    if not out:
-        out = [Text("Every assumption that was looked at holds.")]
+def _assumptions(applies):
+    """The section on the theory's assumptions: which fail, and the numbers behind it."""
+    sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in applies.get("fails", [])]
     rows = []
     if c := applies.get("concentration"):
         gaussian = c["gaussian"]
@@ -199,18 +207,23 @@ def _applies(applies):
             ["the same at the worst sample", f"{t['growth_largest']:.3g}", "below 1"],
             ["2 σ_a L", f"{t['lipschitz']:.3g}", "below 1: exists and is unique"],
         ]
-    return [*out, Rows(Table("Numbers behind it", ["what", "here", "asked or usual"], rows))] if rows else out
+    return Section(
+        "Does the theory apply?",
+        sentences or ["Every assumption that was looked at holds."],
+        [Table("Numbers behind it", ["what", "here", "asked or usual"], rows)] if rows else [],
+    )
 
 
-def _layers(candidates):
+def _layer_rows(candidates):
+    """A row for each layer of the matched networks; a network at another width has the same and is not shown again."""
     rows, seen = [], set()
-    for one in candidates:
-        for number, parameters in enumerate(one["parameters"] or (), 1):
+    for candidate in candidates:
+        for number, parameters in enumerate(candidate["parameters"] or (), 1):
             values = ", ".join(f"{key} = {_value(value)}" for key, value in parameters.items())
-            if (key := (label(one).partition(",")[0], number, values)) not in seen:
+            if (key := (label(candidate).partition(",")[0], number, values)) not in seen:
                 seen.add(key)
-                rows.append([label(one), str(number), values])
-    return Table("Layers in numbers", ["network", "layer", "parameters"], rows) if rows else None
+                rows.append([label(candidate), str(number), values])
+    return rows
 
 
 def _value(value):

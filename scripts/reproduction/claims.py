@@ -1,6 +1,6 @@
 """What the paper claims, section by section of the report, and the sentence and table that a stage's numbers make."""
 
-from deq_enn.reporting.page import Table
+from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.style import geometric_mean
 from deq_enn.reporting.tables import cost_table, difference_table, equality_table
 

@@ -238,10 +238,10 @@ def test_of_many_candidates_the_best_are_drawn(tmp_path, monkeypatch):
 
 
 def test_nothing_is_left_of_a_page_that_cannot_be_written(tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(verdict_page, "page", broken)
+    monkeypatch.setattr(verdict_page, "render", broken)
     with pytest.raises(OSError):
         write(FOUND, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["verdict.png"]

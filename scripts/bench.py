@@ -25,12 +25,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from deq_enn.reporting.markdown import head, row
 from deq_enn.utils.arguments import OneLineParser
 from scripts.benchmarks.growth import growth
 from scripts.benchmarks.kernels import kernels, matching
 from scripts.benchmarks.machines import kernel_machine
 from scripts.benchmarks.networks import features, readout, roots, solver
-from scripts.benchmarks.timing import head, noise, row, seconds
+from scripts.benchmarks.timing import noise, seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,8 +50,8 @@ def start():
 def peak_memory(program):
     """Bytes that a process of its own takes at most."""
     program = (
-        f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'scripts')]!r}; {program}; "
-        "import bench; print(bench.high_water())"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}; "
+        "from scripts.bench import high_water; print(high_water())"
     )
     return int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
 
@@ -77,27 +78,28 @@ def cost():
     yield head("dim", "DEQ", "job", "DEQ, ms", "matched ENN, ms", "DEQ / ENN", "DEQ, MB", "matched ENN, MB")
     for dim in (1024, 4096):
         for title, pair in (("ReLU", ("inn", "l_relu_enn")), ("tanh", ("tanh_inn", "h_tanh_enn"))):
-            found = costs(*(build_model(name, 784, dim, 10, 0.2) for name in pair), noise(512), budget=30)
-            for job, rows in found["rows"].items():
-                times = (f"{float(f'{1e3 * t:.3g}'):g}" for t in found["seconds"][job].values())  # three digits
+            measured = costs(*(build_model(name, 784, dim, 10, 0.2) for name in pair), noise(512), budget=30)
+            for job, rows in measured["rows"].items():
+                times = (f"{float(f'{1e3 * t:.3g}'):g}" for t in measured["seconds"][job].values())  # three digits
                 yield row(
                     str(dim),
                     title,
                     titles[job].format(rows),
                     *times,
-                    f"{found['ratios'][job]:.1f}",
-                    *(f"{m / 1e6:.0f}" for m in found["memory"][job].values()),
+                    f"{measured['ratios'][job]:.1f}",
+                    *(f"{m / 1e6:.0f}" for m in measured["memory"][job].values()),
                 )
     yield "\nMemory: the weights, and the most that the job holds beside them."
 
 
 JOBS = {
     "import torch": "import torch",
-    "τ_0 of 60,000 × 784": "import torch, utils; utils.estimate_tau0(torch.randn(60000, 784))",
-    "exact CK and NTK, relu, n = 4000, p = 5000": "import torch, kernels, gaussian_integration as g; "
-    "kernels.implicit_kernels(torch.randn(4000, 5000).double() / 5000**0.5, g.ACTIVATIONS['relu'], 0.2)",
-    "DEQ features, 60,000 × 784 to dim 1024": "import torch, model, train; "
-    "train.extract_features(model.build_model('inn', 784, 1024, 10, 0.2), torch.randn(60000, 784) / 28)",
+    "τ_0 of 60,000 × 784": "import torch, deq_enn; deq_enn.estimate_tau0(torch.randn(60000, 784))",
+    "exact CK and NTK, relu, n = 4000, p = 5000": "import torch, deq_enn; "
+    "X = torch.randn(4000, 5000).double() / 5000**0.5; deq_enn.implicit_kernels(X, deq_enn.ACTIVATIONS['relu'], 0.2)",
+    "DEQ features, 60,000 × 784 to dim 1024": "import torch, deq_enn; "
+    "from deq_enn.training.loop import extract_features; "
+    "extract_features(deq_enn.build_model('inn', 784, 1024, 10, 0.2), torch.randn(60000, 784) / 28)",
 }
 
 

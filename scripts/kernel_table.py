@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from deq_enn.reporting.markdown import head, row
 from deq_enn.utils.arguments import OneLineParser
 
 COLUMNS = ("n", "ridge", "accuracy", "DEQ less it", "log P(label)", "calibration error")
@@ -23,18 +24,18 @@ def machines(folder):
     from deq_enn.reporting.records import read_metrics
     from deq_enn.training.run_files import Config
 
-    configs, found = {}, {}
+    configs, best = {}, {}
     for line in read_metrics(folder):
         if line.get("event") == "run" and line["config"]["train"] == "kernel":
             configs[line["run"]] = Config(**line["config"])
         elif line.get("event") == "epoch" and line["run"] in configs:
             c = configs[line["run"]]
-            place, best = (c.match, c.activation, entry(c.model, c.depth)), (-line["train_size"], c.seed)
-            if place not in found or best < found[place][0]:
-                found[place] = best, c, line
-    if not found:
+            place, rank = (c.match, c.activation, entry(c.model, c.depth)), (-line["train_size"], c.seed)
+            if place not in best or rank < best[place][0]:
+                best[place] = rank, c, line
+    if not best:
         raise ValueError(f"{folder}: no kernel machines; make them with main.py --train kernel --output_path {folder}")
-    return {place: (c, line) for place, (_, c, line) in found.items()}
+    return {place: (c, line) for place, (_, c, line) in best.items()}
 
 
 def table(folder):
@@ -44,12 +45,12 @@ def table(folder):
     from deq_enn.names import DEQS
     from deq_enn.training.run_files import log_path
 
-    found = machines(folder)
-    for kernel, activation in dict.fromkeys((kernel, activation) for kernel, activation, _ in found):
-        rows = {name: value for (k, a, name), value in found.items() if (k, a) == (kernel, activation)}
+    records = machines(folder)
+    for kernel, activation in dict.fromkeys((kernel, activation) for kernel, activation, _ in records):
+        rows = {name: value for (k, a, name), value in records.items() if (k, a) == (kernel, activation)}
         dataset = next(iter(rows.values()))[0].dataset
         yield f"\n**{kernel.upper()}, {activation.rpartition(':')[2] or 'networks of the paper'}, {dataset}**\n"
-        yield f"| network | {' | '.join(COLUMNS)} |\n| --- |{' --- |' * len(COLUMNS)}"
+        yield head("network", *COLUMNS)
         reference = next((name for name in rows if name in DEQS), None)
         for name, (_, record) in rows.items():
             difference = ""
@@ -64,7 +65,7 @@ def table(folder):
                 difference,
                 *("" if score is None else f"{score:.4f}" for score in scores),
             )
-            yield f"| {name} | {' | '.join(cells)} |"
+            yield row(name, *cells)
 
 
 def main():

@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+LINE = 60  # letters of a cell that is not broken into lines
+
 
 def row(*cells: str) -> str:
     """Returns one line of a table; a "|" within a cell is escaped."""
@@ -36,6 +38,15 @@ class Table:
         return [False] + [
             all(re.match(r"[+−]?\d|–?$", cells[i]) for cells in self.rows) for i in range(1, len(self.header))
         ]
+
+    def kind(self, cell: str, column: int) -> str:
+        """Returns "number", "prose" (a cell of more than a line) or "text"."""
+        return "number" if self.numeric[column] else "prose" if len(cell) > LINE else "text"
+
+    @property
+    def sentences(self) -> bool:
+        """Says whether there are cells of more than a line: on a narrow page the cells of a row then lie below."""
+        return any(self.kind(cell, column) == "prose" for cells in self.rows for column, cell in enumerate(cells))
 
     def markdown(self) -> str:
         """Returns the table in Markdown, with its title in bold."""

@@ -49,7 +49,7 @@ def write(result: dict, folder: Path | str) -> list[Path]:
     text = render(
         "verdict.html",
         title=_title(result),
-        reasons=result["reason"],
+        reasons=[_with_labels(sentence, result["candidates"]) for sentence in result["reason"]],
         data=_data_sentence(result),
         pictures=pictures,
         sections=_sections(result),
@@ -61,6 +61,13 @@ def write(result: dict, folder: Path | str) -> list[Path]:
 
 # ---------------------------------------------------------------------------------------------------------------
 # sentences
+
+
+def _with_labels(text, candidates):
+    """The text with the candidates' names as the figure writes them."""
+    for candidate in sorted(candidates, key=lambda candidate: -len(candidate["name"])):
+        text = text.replace(candidate["name"], label(candidate))
+    return text
 
 
 def _title(result):
@@ -126,7 +133,9 @@ def _sections(result):
 
 
 def _candidate_table(result):
-    title = "Candidates" + (f"; chosen: {result['chosen']}" if result["chosen"] else "")
+    title = "Candidates" + (
+        f"; chosen: {_with_labels(result['chosen'], result['candidates'])}" if result["chosen"] else ""
+    )
     start = ["candidate", "loss, points", "90% interval"]
     if any(candidate.get("agreement") is not None for candidate in result["candidates"]):
         columns, row, note = ["accuracy, %", "says as the DEQ, %"], _after_training, NOTE_AFTER_TRAINING

@@ -1,7 +1,8 @@
 """The section `growth` of bench.py: by what power the time grows with the samples n, the inputs p and the width m."""
 
+from deq_enn.reporting.markdown import head, row
 from scripts.benchmarks.networks import readout_task
-from scripts.benchmarks.timing import head, row, seconds
+from scripts.benchmarks.timing import seconds
 
 
 def slope(sizes, times):

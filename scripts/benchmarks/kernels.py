@@ -2,7 +2,8 @@
 
 import math
 
-from scripts.benchmarks.timing import head, row, seconds
+from deq_enn.reporting.markdown import head, row
+from scripts.benchmarks.timing import seconds
 
 
 def matching():

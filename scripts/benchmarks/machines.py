@@ -1,6 +1,7 @@
 """The section `kernel_machine` of bench.py: kernels formed, factorised and solved over ranks, each against its floor.
 
-As a program, `python scripts/bench_machine.py RANK SIZE PORT N`, it is one rank of a shared machine; it prints seconds.
+As a program, `python -m scripts.benchmarks.machines RANK SIZE PORT N`, it is one rank of a shared machine, and prints
+seconds.
 """
 
 import os
@@ -8,10 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from scripts.benchmarks.timing import head, noise, row
+from deq_enn.reporting.markdown import head, row
+from scripts.benchmarks.timing import noise
 
-P = 784
+ROOT = Path(__file__).resolve().parents[2]
+
+P = 784  # inputs of the networks
 
 
 def network(name):
@@ -110,7 +115,8 @@ def ranks(sizes=(3000, 8000)):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         started = [
             subprocess.Popen(
-                [sys.executable, __file__, str(rank), str(size), port, str(n)],
+                [sys.executable, "-m", "scripts.benchmarks.machines", str(rank), str(size), port, str(n)],
+                cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -5,7 +5,8 @@ import tempfile
 import time
 from statistics import median
 
-from scripts.benchmarks.timing import head, row, seconds
+from deq_enn.reporting.markdown import head, row
+from scripts.benchmarks.timing import seconds
 
 
 def matrix_rate(m=2048):
@@ -55,60 +56,84 @@ def torchdeq_solvers():
     return {f"torchdeq {key}": wrapped(key) for key in ("fixed_point_iter", "anderson", "broyden")}
 
 
-def solver():
-    import torch
+SOLVED = (  # width, activation and sigma_a^2 of the DEQs whose equilibria are solved for
+    (256, "relu", 0.2),
+    (256, "tanh", 0.2),
+    (1024, "relu", 0.2),
+    (1024, "tanh", 0.2),
+    (1024, "relu", 0.8),
+    (4096, "relu", 0.2),
+    (4096, "tanh", 0.2),
+)
+TOLERANCE = 1e-6  # relative residual at which a solver stops
 
-    from deq_enn.networks.deq import DEQ
+
+def our_solvers():
+    """{name: solve(f, z0) -> (z, iterations)}"""
     from deq_enn.networks.fixed_point import Anderson, Picard
-    from deq_enn.theory.activations import ACTIVATIONS
 
-    def ours(method):
+    def wrapped(method):
         def solve(f, z0):
             solution = method.solve(f, z0)
             return solution.value, solution.iterations
 
         return solve
 
-    solvers = {"Picard": ours(Picard(1e-6)), "Anderson": ours(Anderson(1e-6)), **torchdeq_solvers()}
-    against = ["torchdeq's fastest / Picard"] if len(solvers) > 2 else []
+    return {"Picard": wrapped(Picard(TOLERANCE)), "Anderson": wrapped(Anderson(TOLERANCE))}
+
+
+def posed(dim, name, sigma_a2):
+    """(f, z0), the equilibrium problem that a DEQ poses on 512 rows of noise, with the scales folded in."""
+    import torch
+
+    from deq_enn.networks.deq import DEQ
+    from deq_enn.theory.activations import ACTIVATIONS
+
+    model = DEQ(ACTIVATIONS[name], 784, dim, 10, sigma_a2)
+    X = torch.randn(512, 784) / 28
+    problem = []
+
+    def record(f, z0, *args):
+        problem.extend((lambda z: f(z, *args), z0))
+        return z0
+
+    model.fixed_point = record
+    model.features(X)
+    return problem
+
+
+def once(solve, f, z0):
+    """What a solver attains, in words, and whether that is the tolerance."""
+    z, iterations = solve(f, z0)
+    residual = ((f(z) - z).norm(dim=1) / z.norm(dim=1)).max()
+    solved = bool(residual <= 2 * TOLERANCE)
+    return f"{iterations}" if solved else f"stops at {residual:.0e}", solved
+
+
+def solver():
+    import torch
+
+    solvers = {**our_solvers(), **torchdeq_solvers()}
+    others = [name for name in solvers if name.startswith("torchdeq")]
+    against = ["torchdeq's fastest / Picard"] if others else []
     yield head("dim", "DEQ", *(f"{name}: iterations, ms" for name in solvers), *against)
-    for dim, name, sigma_a2 in (
-        (256, "relu", 0.2),
-        (256, "tanh", 0.2),
-        (1024, "relu", 0.2),
-        (1024, "tanh", 0.2),
-        (1024, "relu", 0.8),
-        (4096, "relu", 0.2),
-        (4096, "tanh", 0.2),
-    ):
-        model = DEQ(ACTIVATIONS[name], 784, dim, 10, sigma_a2)
-        X = torch.randn(512, 784) / 28
-        problem = {}
-
-        def record(f, z0, *args):  # the equilibrium problem that the model poses, with the scales folded in
-            problem["f"], problem["z0"] = (lambda z: f(z, *args)), z0
-            return z0
-
-        model.fixed_point = record
-        found, times = {}, {}
+    for dim, activation, sigma_a2 in SOLVED:
         with torch.no_grad():
-            model.features(X)
-            for key, solve in solvers.items():
-                z, iterations = solve(problem["f"], problem["z0"])
-                residual = ((problem["f"](z) - z).norm(dim=1) / z.norm(dim=1)).max()
-                found[key] = f"stops at {residual:.0e}" if residual > 2e-6 else f"{iterations}"
-                times[key] = [] if residual <= 2e-6 else [math.inf]
+            f, z0 = posed(dim, activation, sigma_a2)
+            attained = {name: once(solve, f, z0) for name, solve in solvers.items()}
+            times = {name: [] for name, (_, solved) in attained.items() if solved}
             for _ in range(15 if dim < 1024 else 5):  # in turns, as a shared machine's speed drifts
-                for key in [key for key in solvers if math.inf not in times[key]]:
+                for name in times:
                     start = time.perf_counter()
-                    solvers[key](problem["f"], problem["z0"])
-                    times[key].append(time.perf_counter() - start)
-        taken = {key: median(values) for key, values in times.items()}
-        cells = [found[key] + (f", {1e3 * taken[key]:.0f}" if taken[key] < math.inf else "") for key in solvers]
-        other = [key for key in solvers if key.startswith("torchdeq")]
-        fastest = min(other, key=taken.get, default=None)
-        ratio = [f"{median(a / b for a, b in zip(times[fastest], times['Picard'])):.2f}"] if fastest else []
-        yield row(str(dim), f"{name}, σ_a² = {sigma_a2}", *cells, *ratio)
+                    solvers[name](f, z0)
+                    times[name].append(time.perf_counter() - start)
+        taken = {name: median(values) for name, values in times.items()}
+        cells = [words + (f", {1e3 * taken[name]:.0f}" if solved else "") for name, (words, solved) in attained.items()]
+        if others:
+            fastest = min(others, key=lambda name: taken.get(name, math.inf))
+            ratios = [a / b for a, b in zip(times.get(fastest, [math.inf]), times["Picard"])]
+            cells.append(f"{median(ratios):.2f}")
+        yield row(str(dim), f"{activation}, σ_a² = {sigma_a2}", *cells)
 
 
 def readout_task(dim, opt="sgd", n=60000):
@@ -162,8 +187,8 @@ def roots():
     data, relu = load_dataset("gmm"), ACTIVATIONS["relu"]
     p, classes = data.X_train.shape[1], data.n_classes
     makers = {"ReLU-DEQ": lambda dim, seed: DEQ(relu, p, dim, classes, 0.2, seed=seed)}
-    for found in two_layer_lrelu.solutions(implicit_ck(relu, 0.2)):
-        makers[f"root {found.root}"] = lambda dim, seed, found=found: ENN(found.layers, p, dim, classes, seed=seed)
+    for match in two_layer_lrelu.solutions(implicit_ck(relu, 0.2)):
+        makers[f"root {match.root}"] = lambda dim, seed, match=match: ENN(match.layers, p, dim, classes, seed=seed)
     yield head("`mixed`, 10 epochs, 5 seeds, dim", *makers)
     for dim in (64, 256, 1024):
         cells = []

@@ -1,4 +1,4 @@
-"""What the sections of bench.py share: a median time, and the rows of a Markdown table.
+"""The sections of bench.py share a median time and rows of noise.
 
 A section is a generator of the lines of Markdown tables.
 """
@@ -16,14 +16,6 @@ def seconds(call, repeats=5):
         call()
         times.append(time.perf_counter() - start)
     return median(times)
-
-
-def row(*cells):
-    return f"| {' | '.join(cells)} |"
-
-
-def head(*cells):
-    return f"{row(*cells)}\n{row(*('---' for _ in cells))}"
 
 
 def noise(n, p=784):

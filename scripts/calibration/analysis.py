@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import beta, rankdata, spearmanr
 
+from deq_enn.reporting.markdown import head, row
 from deq_enn.verdicts.loss_model import CONSTANTS, Z_90, Discrepancy, predict
 from scripts.calibration.verdicts import points_of
 
@@ -213,14 +214,16 @@ def _spread(held, draws=2000):
     return f"{low:.0f} to {high:.0f}"
 
 
+COVERAGE = ("cases", "coverage, %", "its 95% interval", "as measured", "too low", "too high", "score", "median width")
+
+
 def tables(held: list[Held], half: set[str], sgd: list[dict]):
     """Lines of Markdown."""
     halves = {
         "sets constants": [case for case in held if case.case in half],
         "reports": [case for case in held if case.case not in half],
     }
-    yield "| half | cases | coverage, % | its 95% interval | as measured | too low | too high | score | median width |"
-    yield "| --- |" + " ---: |" * 8
+    yield _head("half", *COVERAGE)
     for name, cases in halves.items():
         yield _coverage_row(name, cases)
     reporting = halves["reports"]
@@ -229,10 +232,7 @@ def tables(held: list[Held], half: set[str], sgd: list[dict]):
         ("data set", lambda case: case.data),
         ("width", lambda case: f"{case.width}"),
     ):
-        yield (
-            f"\n| {title} (reports) | cases | coverage, % | its 95% interval | as measured | too low | too high | "
-            "score | median width |\n| --- |" + " ---: |" * 8
-        )
+        yield "\n" + _head(f"{title} (reports)", *COVERAGE)
         for value in sorted({key(case) for case in reporting}, key=lambda v: (len(v), v) if title == "width" else v):
             yield _coverage_row(value, [case for case in reporting if key(case) == value])
     for name, cases in halves.items():
@@ -242,23 +242,33 @@ def tables(held: list[Held], half: set[str], sgd: list[dict]):
     yield from _by_sgd(held, sgd)
 
 
+def _head(*names):
+    """The first lines of a table whose columns but the first are numbers."""
+    return head(*names, right=range(1, len(names)))
+
+
 def _coverage_row(name, cases):
     c = coverage(cases)
     width = np.median([candidate.high - candidate.low for case in cases for candidate in case.trained])
-    return (
-        f"| {name} | {len(cases)} | {c['covered']:.0f} | {_spread(cases)} | {c['as measured']:.0f} | "
-        f"{c['above']:.0f} | {c['below']:.0f} | {mean_score(cases):.2f} | {width:.2f} |"
+    return row(
+        name,
+        f"{len(cases)}",
+        f"{c['covered']:.0f}",
+        _spread(cases),
+        *(f"{c[key]:.0f}" for key in ("as measured", "above", "below")),
+        f"{mean_score(cases):.2f}",
+        f"{width:.2f}",
     )
 
 
 def _confusion(name, cases):
-    yield f"\n| {name}: answer | some below | too near | all above |\n| --- | ---: | ---: | ---: |"
+    yield "\n" + _head(f"{name}: answer", "some below", "too near", "all above")
     for said in ("replace", "undecided", "keep"):
         counts = [
             sum(case.answer == said and case.happened == what for case in cases)
             for what in ("some below", "too near", "all above")
         ]
-        yield f"| {said} | " + " | ".join(map(str, counts)) + " |"
+        yield row(said, *map(str, counts))
     replaced = [case for case in cases if case.answer == "replace"]
     trained = [case for case in replaced if case.wrong is not None]
     kept = [case for case in cases if case.answer == "keep"]
@@ -282,8 +292,8 @@ def matched_alone(held: list[Held]) -> list[Held]:
 
 def _alone(halves):
     """What one number alone would have said: a line through the constants half, held against the other."""
-    yield "\n| predictor alone | rank correlation | area under ROC | median error, points | replaced | wrong |"
-    yield "| --- |" + " ---: |" * 5
+    columns = "rank correlation", "area under ROC", "median error, points", "replaced", "wrong"
+    yield "\n" + _head("predictor alone", *columns)
     values = {
         name: [(candidate.scores, candidate.loss) for case in cases for candidate in case.trained]
         for name, cases in halves.items()
@@ -299,14 +309,13 @@ def _alone(halves):
         threshold = _threshold(halves["sets constants"], score)
         said = [chosen for case in halves["reports"] if (chosen := _below(case, score, threshold))]
         wrong = sum(candidate.lost_too_much for candidate in said)
-        yield (
-            f"| {score} | {spearmanr(x_new, y_new).statistic:.2f} | {area:.2f} | {error:.2f} | "
-            f"{len(said)} of {len(halves['reports'])} | {wrong} |"
-        )
+        numbers = spearmanr(x_new, y_new).statistic, area, error
+        replaced = f"{len(said)} of {len(halves['reports'])}"
+        yield row(score, *(f"{number:.2f}" for number in numbers), replaced, f"{wrong}")
     for kind in ("plain, depth 1", "plain, depth 2"):
         always = [candidate for case in halves["reports"] for candidate in case.trained if candidate.name == kind]
         wrong = sum(candidate.lost_too_much for candidate in always)
-        yield f"| always {kind} | | | | {len(always)} of {len(halves['reports'])} | {wrong} |"
+        yield row(f"always {kind}", "", "", "", f"{len(always)} of {len(halves['reports'])}", f"{wrong}")
 
 
 def _below(case, score, threshold):

@@ -4,7 +4,6 @@ import html
 import json
 import re
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from deq_enn.reporting.page import inline
 from scripts import report
 from scripts.reproduction import claims, records as stage_records
 from scripts.reproduction.stages import Stage
+from tests.helpers.pages import check_page, check_widths
 from tests.scripts.test_summarize import made_up, write_grid
 
 
@@ -32,23 +32,6 @@ def test_a_report_of_nothing(tmp_path, capsys):
         captured = capsys.readouterr()
         assert stop.value.code == 2 and words in captured.err and captured.err.count("\n") == 1
         assert not list(tmp_path.glob("report.*"))
-
-
-class Page(HTMLParser):
-    """What a page refers to, and whether its tags are closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.links, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.links += [value for key, value in attributes if key in ("src", "href", "srcset", "data", "action")]
-        if tag not in ("meta", "img", "link", "br", "hr"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def tables_of(markdown):
@@ -103,14 +86,16 @@ def reported(tmp_path_factory):
 def test_the_page_needs_nothing_else(reported):
     page, _, done = reported
     text = page.read_text()
-    parsed = Page(text)
-    assert not parsed.open
-    assert [link.partition(",")[0] for link in parsed.links] == ["data:image/png;base64"] * 3
-    assert not re.search(r"https?://|@import|url\(|<script", text)
+    check_page(text, pictures=3)
     for stage in done[:2]:
         assert html.escape(stage_records.shown(stage.command)) in text
     for word in ("torch", "numpy", "scipy", "processor", "cores", "memory", "peak memory 1.00 GB", "11.0 s"):
         assert word in text
+
+
+@pytest.mark.slow
+def test_nothing_lies_beyond_the_windows_edge(reported, tmp_path):
+    check_widths(reported[0], tmp_path)
 
 
 def test_every_number_of_the_report_is_that_of_the_logs(reported):

@@ -9,6 +9,7 @@ import pytest
 from deq_enn.verdicts import figure as verdict_figure, page as verdict_page
 from deq_enn.verdicts.figure import draw
 from deq_enn.verdicts.page import write
+from tests.helpers.pages import check_page, check_widths
 
 
 def candidate(name, kind, loss, **others):
@@ -125,7 +126,7 @@ def test_the_page_shows_the_numbers_and_needs_nothing_else(tmp_path):
     picture, page = write(FOUND, tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG") and sorted(tmp_path.iterdir()) == sorted([picture, page])
     html = page.read_text()
-    assert "http" not in html and re.findall(r'src="(.{10})', html) == ["data:image"] and "<script" not in html
+    check_page(html, pictures=1)
     assert "Replace it: the swish-DEQ of width 256" in html and all(sentence in html for sentence in FOUND["reason"])
     shown = cells(html)
     for number in (
@@ -149,6 +150,11 @@ def test_the_page_shows_the_numbers_and_needs_nothing_else(tmp_path):
     before = picture.read_bytes(), html
     write(json.loads(json.dumps(FOUND)), tmp_path)
     assert (picture.read_bytes(), page.read_text()) == before
+
+
+@pytest.mark.slow
+def test_nothing_lies_beyond_the_windows_edge(tmp_path):
+    check_widths(write(FOUND, tmp_path)[-1], tmp_path)
 
 
 def test_the_figure_has_the_losses_and_their_intervals(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What another project imports: `from deq_enn import DEQ, match, matched_enn, implicit_kernels, verdict`.
+"""Another project imports from here: `from deq_enn import DEQ, match, matched_enn, implicit_kernels, verdict`.
 
 A name is imported when it is asked for (PEP 562), so that `import deq_enn`, `--help` and a bad flag do not wait for
 torch. `README.md` says which subpackage holds what.

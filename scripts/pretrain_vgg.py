@@ -1,4 +1,4 @@
-"""Trains the CIFAR-10 VGG16 whose features data_prepare.py uses, and writes its weights as float16.
+"""Trains the CIFAR-10 VGG16 whose features `load_dataset("cifar10")` gives, and writes its weights as float16.
 
     python scripts/pretrain_vgg.py --dataset_path data --epochs 16 --seed 0
     python scripts/pretrain_vgg.py --dataset_path data --init FILE --epochs 16 --small_crops 0 --cutout 10 --seed 1
@@ -26,13 +26,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from deq_enn.data.images import CIFAR10_MEAN, cifar10_images
 from deq_enn.data.vgg16 import VGG16, load_vgg16
-from deq_enn.utils.arguments import natural_int, positive_int
+from deq_enn.utils.arguments import OneLineParser, natural_int, old_spelling, positive_int
 from deq_enn.utils.devices import get_device
 from deq_enn.utils.files import atomic_write
 from deq_enn.utils.random import generator
 
-PAD = 4  # pixels of shift in random crops, either way
-SMOOTHING = 0.1  # of the labels
+PAD = 4  # pixels by which a random crop may be shifted, either way
+SMOOTHING = 0.1  # share of each label that is spread over all classes
 
 
 def augment(images, mirrored, size, draws, cutout=0):
@@ -82,124 +82,165 @@ def held_out(labels, count):
 
     The same for every seed of the training: a warm restart must not train on what it is judged by.
     """
-    found = torch.zeros(len(labels), dtype=torch.bool)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
     order, classes = torch.randperm(len(labels), generator=generator("validation")), labels.unique()
     for index, label in enumerate(classes):
         rows, share = order[labels[order] == label], count // len(classes) + (index < count % len(classes))
         if share >= len(rows):
             raise ValueError(f"--val {count} leaves no training image of class {label}, which has {len(rows)}")
-        found[rows[:share]] = True
-    return found
+        chosen[rows[:share]] = True
+    return chosen
 
 
-def train(args):
-    device = get_device(args.device)
-    if not 0 <= args.cutout <= 32:
-        raise ValueError(f"--cutout must be 0 to 32 pixels, got {args.cutout}")
-    start = load_vgg16(args.init).state_dict() if args.init else None  # before the images, which take a while
-    data = cifar10_images(args.dataset_path)
-    validation = held_out(data.train_labels, args.val)
-    train_images, train_labels = data.train[~validation], data.train_labels[~validation]
-    if args.batch_size > len(train_images):
-        raise ValueError(f"--batch_size {args.batch_size} is more than the {len(train_images)} training images")
-    settings = {
-        name: getattr(args, name)
-        for name in ("seed", "epochs", "batch_size", "lr", "warmup", "weight_decay", "dropout", "small_crops", "cutout")
-    }
+# flags that a checkpoint must have been written with for --resume to go on from it
+SETTINGS = ("seed", "epochs", "batch_size", "lr", "warmup", "weight_decay", "dropout", "small_crops", "cutout")
+
+
+def settings_of(args):
+    """Returns what determines the weights, as a checkpoint holds it."""
+    settings = {name: getattr(args, name) for name in SETTINGS}
     settings["init"] = hashlib.sha256(Path(args.init).read_bytes()).hexdigest() if args.init else ""
     if args.val:  # checkpoints from before there was one have no such setting
         settings["val"] = args.val
-    torch.manual_seed(args.seed)  # initial weights and dropout
-    draws = generator("vgg", args.seed)  # order, crops and flips
-    net = VGG16(args.dropout)
-    if start:
-        net.load_state_dict(start)
-    net.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, nesterov=True, weight_decay=args.weight_decay)
-    checkpoint, first, best = Path(args.checkpoint), 0, {"accuracy": -1.0}  # the best epoch on the validation set
+    return settings
 
-    def validated(epoch):
-        reached = accuracy(net, data.train[validation], data.train_labels[validation])
-        net_now = {name: value.cpu().clone() for name, value in net.state_dict().items()}
-        return reached, {"accuracy": reached, "epoch": epoch, "net": net_now} if reached > best["accuracy"] else best
 
-    if args.resume and checkpoint.exists():
+class Training:
+    """A network in training: its images, its optimizer and its random draws, an epoch at a time, with a checkpoint.
+
+    best : accuracy, epoch and weights of the best epoch on the validation set.
+    """
+
+    def __init__(self, args):
+        self.args, self.device = args, get_device(args.device)
+        if not 0 <= args.cutout <= 32:
+            raise ValueError(f"--cutout must be 0 to 32 pixels, got {args.cutout}")
+        start = load_vgg16(args.init).state_dict() if args.init else None  # before the images, which take a while
+        self.data = cifar10_images(args.dataset_path)
+        validation = held_out(self.data.train_labels, args.val)
+        self.validation = self.data.train[validation], self.data.train_labels[validation]
+        images, self.labels = self.data.train[~validation], self.data.train_labels[~validation]
+        if args.batch_size > len(images):
+            raise ValueError(f"--batch_size {args.batch_size} is more than the {len(images)} training images")
+        torch.manual_seed(args.seed)  # initial weights and dropout
+        self.draws = generator("vgg", args.seed)  # order, crops and flips
+        self.net = VGG16(args.dropout)
+        if start:
+            self.net.load_state_dict(start)
+        self.net.to(self.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self.net.parameters(), args.lr, momentum=0.9, nesterov=True, weight_decay=args.weight_decay
+        )
+        self.checkpoint, self.settings = Path(args.checkpoint), settings_of(args)
+        self.done, self.best = 0, {"accuracy": -1.0}
+        # half of the images are mirrored in even epochs and the others in odd ones, so that two epochs show both sides
+        # of each; worth more in a short training than fresh coin tosses (Jordan, arXiv 2404.00498)
+        self.mirrored = torch.rand(len(images), generator=generator("mirror", args.seed)) < 0.5
+        self.images = pad(images, (PAD,) * 4, mode="reflect").permute(0, 2, 3, 1).contiguous()
+        self.per_epoch = len(images) // args.batch_size  # the incomplete batch is left to another epoch's order
+
+    def validate(self, epoch):
+        """Returns the accuracy on the validation set, and keeps the weights where none before had a better one."""
+        reached = accuracy(self.net, *self.validation)
+        if reached > self.best["accuracy"]:
+            net = {name: value.cpu().clone() for name, value in self.net.state_dict().items()}
+            self.best = {"accuracy": reached, "epoch": epoch, "net": net}
+        return reached
+
+    def restore(self):
+        """Goes on from the checkpoint; ValueError where it is damaged or was written with other settings."""
         try:
-            state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+            state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         except Exception as error:  # a damaged file raises many kinds
             raise ValueError(
-                f"{checkpoint}: damaged ({type(error).__name__}); delete it, or run without --resume"
+                f"{self.checkpoint}: damaged ({type(error).__name__}); delete it, or run without --resume"
             ) from None
-        if state["settings"] != settings:
+        if state["settings"] != self.settings:
             raise ValueError(
-                f"{checkpoint}: was written with {state['settings']}; resume with the same, or without --resume"
+                f"{self.checkpoint}: was written with {state['settings']}; resume with the same, or without --resume"
             )
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
-        draws.set_state(state["draws"])
-        first, best = state["epoch"], state.get("best", best)
-    elif args.val and args.init:
-        reached, best = validated(0)
-        print(f"{args.init}: validation accuracy {reached:.4f}", flush=True)
+        self.draws.set_state(state["draws"])
+        self.done, self.best = state["epoch"], state.get("best", self.best)
 
-    # half of the images are mirrored in even epochs and the others in odd ones, so that two epochs show both sides of
-    # each; worth more in a short training than fresh coin tosses (Jordan, arXiv 2404.00498)
-    mirrored = torch.rand(len(train_images), generator=generator("mirror", args.seed)) < 0.5
-    images = pad(train_images, (PAD,) * 4, mode="reflect").permute(0, 2, 3, 1).contiguous()
-    per_epoch = len(images) // args.batch_size  # the incomplete batch is left to another epoch's order
-    steps = args.epochs * per_epoch
-    for epoch in range(first, args.epochs):
-        net.train()
+    def save(self):
+        """Writes the checkpoint of the epochs that are done."""
+        state = {
+            "settings": self.settings,
+            "epoch": self.done,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "draws": self.draws.get_state(),
+        }
+        if self.args.val:
+            state["best"] = self.best
+        with atomic_write(self.checkpoint) as file:
+            torch.save(state, file)
+
+    def epoch(self):
+        """Trains for one epoch; returns the mean loss and the accuracy on the images as they were seen."""
+        args, epoch, per_epoch = self.args, self.done, self.per_epoch
+        self.net.train()
         size = 24 if epoch < args.small_crops * args.epochs else 32
-        began, total, right = time.time(), 0.0, 0
-        order = torch.randperm(len(images), generator=draws)[: per_epoch * args.batch_size]
+        total, right, steps = 0.0, 0, args.epochs * per_epoch
+        order = torch.randperm(len(self.images), generator=self.draws)[: per_epoch * args.batch_size]
         batches = tqdm(order.split(args.batch_size), f"epoch {epoch + 1}/{args.epochs}", disable=None, leave=False)
         for i, index in enumerate(batches):
-            optimizer.param_groups[0]["lr"] = args.lr * one_cycle(epoch * per_epoch + i, steps, args.warmup)
-            x = augment(images[index], mirrored[index] ^ bool(epoch % 2), size, draws, args.cutout).to(device)
-            y = train_labels[index].to(device)
-            with torch.autocast(device.type, torch.bfloat16):
-                logits = net(x)
+            self.optimizer.param_groups[0]["lr"] = args.lr * one_cycle(epoch * per_epoch + i, steps, args.warmup)
+            mirrored = self.mirrored[index] ^ bool(epoch % 2)
+            x = augment(self.images[index], mirrored, size, self.draws, args.cutout).to(self.device)
+            y = self.labels[index].to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                logits = self.net(x)
             loss = cross_entropy(logits.float(), y, label_smoothing=SMOOTHING)
-            optimizer.zero_grad()
+            self.optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            self.optimizer.step()
             total += loss.item()
             right += (logits.argmax(1) == y).sum().item()
         if not total < float("inf"):
             raise ValueError(f"the loss became {total / per_epoch} in epoch {epoch + 1}; take a smaller --lr")
-        state = {
-            "settings": settings,
-            "epoch": epoch + 1,
-            "net": net.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "draws": draws.get_state(),
-        }
-        told = (
-            f"epoch {epoch + 1}/{args.epochs}: loss {total / per_epoch:.4f}, "
-            f"training accuracy {right / len(order):.4f}, "
-        )
-        if args.val:
-            reached, best = validated(epoch + 1)
-            state["best"] = best
-            told += f"validation accuracy {reached:.4f}, "
-        with atomic_write(checkpoint) as file:
-            torch.save(state, file)
-        print(f"{told}{time.time() - began:.0f} s", flush=True)
+        self.done += 1
+        return total / per_epoch, right / len(order)
 
+    def write(self):
+        """Writes the weights as float16, and returns the test accuracy of what was written."""
+        state = {name: v.half() if v.is_floating_point() else v for name, v in self.net.state_dict().items()}
+        with atomic_write(self.args.output_path) as file:
+            torch.save(state, file)
+        self.net.load_state_dict(torch.load(self.args.output_path, weights_only=True, map_location="cpu"))
+        return accuracy(self.net, self.data.test, self.data.test_labels)
+
+
+def train(args):
+    """Trains for the epochs that are left, each with its line and its checkpoint, and writes the weights."""
+    training = Training(args)
+    if args.resume and training.checkpoint.exists():
+        training.restore()
+    elif args.val and args.init:
+        print(f"{args.init}: validation accuracy {training.validate(0):.4f}", flush=True)
+    while training.done < args.epochs:
+        began = time.time()
+        loss, seen = training.epoch()
+        told = f"epoch {training.done}/{args.epochs}: loss {loss:.4f}, training accuracy {seen:.4f}, "
+        if args.val:
+            told += f"validation accuracy {training.validate(training.done):.4f}, "
+        training.save()
+        print(f"{told}{time.time() - began:.0f} s", flush=True)
     if args.val:
-        net.load_state_dict(best["net"])
+        best = training.best
+        training.net.load_state_dict(best["net"])
         kept = f"epoch {best['epoch']}" if best["epoch"] else f"{args.init}: no epoch is better"
         print(f"kept by validation accuracy {best['accuracy']:.4f} on {args.val} images: {kept}", flush=True)
-    with atomic_write(args.output) as file:
-        torch.save({name: v.half() if v.is_floating_point() else v for name, v in net.state_dict().items()}, file)
-    net.load_state_dict(torch.load(args.output, weights_only=True, map_location="cpu"))
-    print(f"{args.output}: test accuracy {accuracy(net, data.test, data.test_labels):.4f} on {len(data.test)} images")
+    reached = training.write()
+    print(f"{args.output_path}: test accuracy {reached:.4f} on {len(training.data.test)} images")
 
 
 def share(text):
+    """Reads a number from 0 to 1."""
     try:
         value = float(text)
     except ValueError:
@@ -210,11 +251,13 @@ def share(text):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Trains as the flags say; what is wrong is one line, with status 2."""
+    parser = OneLineParser(description=__doc__)
     parser.add_argument(
         "--dataset_path", default="data", help="holds cifar10/{train,test}/<class>/ or torchvision's archive"
     )
-    parser.add_argument("--output", default="pretrained/cifar10_vgg16.pth")
+    parser.add_argument("--output_path", default="pretrained/cifar10_vgg16.pth", help="file of the weights")
+    old_spelling(parser, "--output", "--output_path")
     parser.add_argument("--checkpoint", default="checkpoints/cifar10_vgg16.ckpt")
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
     parser.add_argument("--init", metavar="FILE", help="weights to start from (default: random ones)")
@@ -258,7 +301,7 @@ def main(argv=None):
     try:
         train(args)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.error(error)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,9 @@ def load_vgg16(file: Path | str) -> VGG16:
     """
     file = Path(file)
     if not file.is_file():
-        raise DataError(f"{file}: no VGG16 weights; train them with: python scripts/pretrain_vgg.py --output {file}")
+        raise DataError(
+            f"{file}: no VGG16 weights; train them with: python scripts/pretrain_vgg.py --output_path {file}"
+        )
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # truncated, foreign or pickled files raise many kinds

@@ -1,4 +1,4 @@
-"""What a DEQ and its explicit network cost, here and at their width: seconds and memory of the same jobs.
+"""A DEQ and its explicit network are timed here, on this machine and at their width, and their memory is counted.
 
 Three jobs: the class of one row, the features of a batch, and a step of training every weight. Times are those of
 `torch.utils.benchmark`, the two networks in turn, so that a drift of the machine's speed meets both. Memory is that of
@@ -8,6 +8,8 @@ the weights and of the most that a job holds at once, counted tensor by tensor i
 import logging
 import time
 import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -15,23 +17,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 BATCH, STEP = 512, 128  # rows of a batch of features, and of a training step
-ROUNDS = 3  # in which the networks take turns, if there is time
+ROUNDS = 3  # number of turns that each network takes, if there is time
 
 
-def inference(network, X):
-    """A call that gives the class of the first row of X (n, p)."""
+def inference(network: Any, X: torch.Tensor) -> Callable[[], object]:
+    """Returns a call that gives the class of the first row of X (n, p)."""
     x = X[:1]
     return torch.no_grad()(lambda: network(x).argmax(1))
 
 
-def features(network, X):
-    """A call that gives the features of the first BATCH rows of X (n, p)."""
+def features(network: Any, X: torch.Tensor) -> Callable[[], object]:
+    """Returns a call that gives the features of the first BATCH rows of X (n, p)."""
     x = X[:BATCH]
     return torch.no_grad()(lambda: network.features(x))
 
 
-def training_step(network, X):
-    """A call that takes one step of SGD on every weight with the first STEP rows of X (n, p). Its rate is 0."""
+def training_step(network: Any, X: torch.Tensor) -> Callable[[], object]:
+    """Returns a call that takes one step of SGD on every weight with the first STEP rows of X (n, p). Its rate is 0."""
     x = X[:STEP]
     y = torch.arange(len(x), device=x.device) % network.readout.out_features
     parameters = list(network.parameters())
@@ -81,11 +83,12 @@ class _Storages(TorchDispatchMode):
         return result
 
 
-def peak_bytes(call) -> int:
-    """The most bytes of tensors that a call holds at once, beyond those that were there before it.
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Counts the most bytes of tensors that a call holds at once, beyond those that were there before it.
 
     On the CPU what an operation takes for itself while it runs is not seen; on CUDA everything is.
     """
+    before = 0
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -96,23 +99,23 @@ def peak_bytes(call) -> int:
     return max(storages.peak, on_gpu)
 
 
-def _measure(calls, seconds):
-    """The merged `Measurement` of each call, in turn, within about so many seconds, but one of each at least."""
+def _measure(calls: Sequence[Callable[[], object]], seconds: float) -> list:
+    """Returns the merged `Measurement` of each call, at least one of each, in turn within about so many seconds."""
     deadline = time.perf_counter() + seconds
     # torch.utils.benchmark imports what warns of a CUDA compiler without a GPU
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils.benchmark import Measurement, Timer
 
     timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
-    found = [[] for _ in calls]
-    while not found[0] or time.perf_counter() < deadline:
-        for timer, measurements in zip(timers, found):
+    rounds = [[] for _ in calls]
+    while not rounds[0] or time.perf_counter() < deadline:
+        for timer, measurements in zip(timers, rounds):
             measurements.append(timer.blocked_autorange(min_run_time=max(seconds, 0) / ROUNDS / len(calls)))
-    return [Measurement.merge(measurements)[0] for measurements in found]
+    return [Measurement.merge(measurements)[0] for measurements in rounds]
 
 
-def costs(deq, enn, X: torch.Tensor, budget: float = 10.0) -> dict:
-    """Time and memory of `JOBS` with a DEQ and with its explicit network.
+def costs(deq: Any, enn: Any, X: torch.Tensor, budget: float = 10.0) -> dict:
+    """Measures time and memory of `JOBS` with a DEQ and with its explicit network.
 
     Parameters
     ----------
@@ -146,10 +149,10 @@ def costs(deq, enn, X: torch.Tensor, budget: float = 10.0) -> dict:
                 network.zero_grad()
                 weights = sum(p.numel() * p.element_size() for p in network.parameters())
                 held[name] = weights + peak_bytes(call)
-            found = dict(zip(networks, _measure(calls, start + budget / len(JOBS) - time.perf_counter())))
-            seconds[job] = {name: measurement.median for name, measurement in found.items()}
+            measured = dict(zip(networks, _measure(calls, start + budget / len(JOBS) - time.perf_counter())))
+            seconds[job] = {name: measurement.median for name, measurement in measured.items()}
             spread[job] = {
-                name: measurement.iqr if len(measurement.times) > 1 else None for name, measurement in found.items()
+                name: measurement.iqr if len(measurement.times) > 1 else None for name, measurement in measured.items()
             }
             memory[job] = held
     finally:

@@ -1,4 +1,4 @@
-"""Positive concave deep equilibrium models: a fixed point that exists, is unique, and is reached by plain iteration.
+"""A positive concave DEQ has a fixed point that exists, is unique, and is reached by plain iteration.
 
 The layer is z = f(z) = s(W z + b) with W >= 0 and b the input, on the orthant z >= 0, where s is nondecreasing,
 concave and bounded. pcDEQ-1 makes the input positive, b = softplus(x), because its s (tanh, softsign, relu6) vanishes
@@ -27,6 +27,7 @@ convergence speed of the standard fixed point algorithm, ICASSP 2018 (arXiv 1803
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +37,16 @@ from torch.nn.utils.parametrizations import weight_norm
 from deq_enn.names import PCDEQ_ACTIVATIONS, PCDEQS
 from deq_enn.networks.fixed_point import FixedPoint, Picard
 
-# concave and nondecreasing on x >= 0; of the kind that needs a positive, or only a nonnegative, input
+# activations that are concave and nondecreasing on x >= 0, by kind: "1" needs a positive input, "2" a nonnegative one
 CONCAVE = {kind: {name: getattr(F, name) for name in names} for kind, names in PCDEQ_ACTIVATIONS.items()}
 
 # units or channels of the equilibrium layers, for each image shape (channels, height, width)
-WIDTHS = {
+WIDTHS: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {
     (1, 28, 28): {"linear": (80,), "single_conv": (82,), "multi_conv": (12, 24, 48)},
     (3, 32, 32): {"linear": (80,), "single_conv": (125,), "multi_conv": (20, 50, 80)},
 }
-AUGMENTED_WIDTHS = {(3, 32, 32): {"multi_conv": (100, 120, 140)}}  # where they differ, in training with augmentation
+# the same for training with augmentation, where it differs
+AUGMENTED_WIDTHS: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {(3, 32, 32): {"multi_conv": (100, 120, 140)}}
 
 
 class PcDEQ(nn.Module):
@@ -72,29 +74,38 @@ class PcDEQ(nn.Module):
         self.s = (CONCAVE["1"] | CONCAVE["2"])[activation]
         inner = nn.Conv2d(m, m, 3, padding=1, bias=False) if conv else nn.Linear(m, m, bias=False)
         nn.init.uniform_(inner.weight, 0, 0.01 / math.sqrt(2 * m))  # as published: W starts close to 0
-        self.inner = weight_norm(inner)
+        self.inner: nn.Module = weight_norm(inner)
         self.fixed_point = FixedPoint(Picard(tol=1e-4, max_steps=1000))
 
-    def positive(self, x):
-        """b of an input x: b > 0 for pcDEQ-1, b >= 0 for pcDEQ-2."""
+    @property
+    def weight(self) -> torch.Tensor:
+        """Returns W, made of g and v anew each time."""
+        weight = self.inner.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    def positive(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns b of an input x: b > 0 for pcDEQ-1, b >= 0 for pcDEQ-2."""
         if self.activation in CONCAVE["2"]:
             return F.relu(x)
         return F.softplus(x, beta=5).clamp_min(torch.finfo(x.dtype).tiny)  # exp underflows to 0 at x = -21
 
-    def step(self, z, W, b):
-        """f(z), a pure function of its arguments."""
+    def step(self, z: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Returns f(z), a pure function of its arguments."""
         if W.ndim == 2:
             return self.s(torch.addmm(b, z, W.T))
         return self.s(F.conv2d(z, W, padding=1) + b)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the equilibrium of inputs x."""
         b = self.positive(x)
-        return self.fixed_point(self.step, self.s(b.detach()), self.inner.weight, b)  # from f(0), one step for free
+        return self.fixed_point(self.step, self.s(b.detach()), self.weight, b)  # from f(0), one step for free
 
     @torch.no_grad()
-    def project_(self):
+    def project_(self) -> None:
         """Moves g and v to the nearest nonnegative values. A row of v that is left empty gets weight 0, not 0/0."""
-        g, v = self.inner.parametrizations.weight.original0, self.inner.parametrizations.weight.original1
+        originals = dict(self.inner.named_parameters())
+        g, v = (originals[f"parametrizations.weight.original{k}"] for k in (0, 1))
         v.clamp_(min=0)
         g.clamp_(min=0)
         empty = v.amax(tuple(range(1, v.ndim)), keepdim=True) < 1e-12  # its norm underflows well below that
@@ -102,9 +113,12 @@ class PcDEQ(nn.Module):
         g.mul_(~empty)
 
 
-def rate_bound(f, z: torch.Tensor, steps: int = 1) -> torch.Tensor:
-    """(1 - c_k)^(1/k) for each sample, (n,), given f and its fixed point z (n, ...): 1 - c of the module docstring at
-    k = 1 `steps`, and sharper at more, f^k being monotone and concave as f is."""
+def rate_bound(f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, steps: int = 1) -> torch.Tensor:
+    """Bounds the rate of convergence of each sample, (n,), by (1 - c_k)^(1/k), for f with the fixed point z (n, ...).
+
+    At k = 1 `steps` it is 1 - c of the module's docstring. More steps make it sharper, as f^k is monotone and concave
+    like f.
+    """
     start = torch.zeros_like(z)
     for _ in range(steps):
         start = f(start)
@@ -119,24 +133,26 @@ class PcDEQNetwork(nn.Sequential):
     equilibria : the `PcDEQ` layers, in order.
     """
 
-    def __init__(self, image_shape, *layers):
+    def __init__(self, image_shape: Sequence[int], *layers: nn.Module):
         super().__init__(*layers)
         self.image_shape = tuple(image_shape)
 
     @property
-    def equilibria(self):
+    def equilibria(self) -> list[PcDEQ]:
+        """Returns the equilibrium layers, in order."""
         return [layer for layer in self if isinstance(layer, PcDEQ)]
 
     def describe(self) -> dict:
-        """What is printed and logged."""
+        """Returns what is printed and logged."""
         return {
             "equilibrium": self.equilibria[0].activation,
             "image_shape": list(self.image_shape),
-            "widths": [len(layer.inner.weight) for layer in self.equilibria],
+            "widths": [len(layer.weight) for layer in self.equilibria],
             "weights": sum(p.numel() for p in self.parameters()),
         }
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the logits (n, n_classes) of images x."""
         if x[0].numel() != math.prod(self.image_shape):
             raise ValueError(
                 f"this network takes images of shape {_show(self.image_shape)}, got {_show(tuple(x.shape[1:]))}"
@@ -144,7 +160,7 @@ class PcDEQNetwork(nn.Sequential):
         return super().forward(x.reshape(-1, *self.image_shape))
 
 
-def keep_nonnegative(network: PcDEQNetwork, optimizer: torch.optim.Optimizer):
+def keep_nonnegative(network: PcDEQNetwork, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
     """Projects the network's equilibrium weights after every step of the optimizer; returns the hook's handle."""
 
     def project(*_):
@@ -155,7 +171,7 @@ def keep_nonnegative(network: PcDEQNetwork, optimizer: torch.optim.Optimizer):
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Images (n, c, h, w), each shifted by up to 4 pixels each way (0 moves in) and flipped left to right or not."""
+    """Shifts each of the images (n, c, h, w) by up to 4 pixels each way (0 moves in), and flips it or not."""
     n, _, h, w = images.shape
     down, right = torch.randint(9, (2, n, 1), generator=generator)
     rows, columns = torch.arange(h) + down, torch.arange(w) + right
@@ -165,14 +181,14 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return padded[torch.arange(n, device=images.device)[:, None, None], rows, columns].permute(0, 3, 1, 2).contiguous()
 
 
-def _show(shape):
+def _show(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
 def build_pcdeq(
-    name: str, activation: str, image_shape, n_classes: int, seed: int = 0, augmented: bool = False
+    name: str, activation: str, image_shape: Sequence[int], n_classes: int, seed: int = 0, augmented: bool = False
 ) -> PcDEQNetwork:
-    """One of `PCDEQS` with the published architecture, float32 on the CPU.
+    """Builds one of `PCDEQS` with the published architecture, float32 on the CPU.
 
     Parameters
     ----------
@@ -207,7 +223,9 @@ def build_pcdeq(
     return network.to(memory_format=torch.channels_last)  # of convolutions; pooling is five times faster so on a CPU
 
 
-def _layers(body, activation, shape, widths, n_classes):
+def _layers(
+    body: str, activation: str, shape: tuple[int, ...], widths: tuple[int, ...], n_classes: int
+) -> list[nn.Module]:
     channels, side, _ = shape
     if body == "linear":
         (m,) = widths
@@ -219,16 +237,16 @@ def _layers(body, activation, shape, widths, n_classes):
             nn.BatchNorm1d(m),
             nn.Linear(m, n_classes),
         ]
-    layers = []
+    layers: list[nn.Module] = []
     for m in widths:
-        shrink = {"stride": 2} if layers else {"padding": 1}
+        stride, padding = (2, 0) if layers else (1, 1)  # each but the first halves the image
         layers += [
-            nn.Conv2d(channels, m, 3, **shrink),
+            nn.Conv2d(channels, m, 3, stride, padding),
             nn.BatchNorm2d(m),
             PcDEQ(m, activation, conv=True),
             nn.MaxPool2d(3, stride=1, padding=1),
             nn.BatchNorm2d(m),
         ]
-        channels, side = m, (side - 1) // 2 if "stride" in shrink else side
+        channels, side = m, (side - 1) // 2 if stride == 2 else side
     window = 8 if body == "single_conv" else 4
     return [*layers, nn.AvgPool2d(window), nn.Flatten(), nn.Linear(channels * (side // window) ** 2, n_classes)]

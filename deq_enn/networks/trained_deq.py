@@ -1,4 +1,4 @@
-"""A DEQ whose weights were trained: are they still random ones, and if not, what does a replacement lose?
+"""A DEQ whose weights were trained is brought into one form here, whoever wrote its module.
 
 Any DEQ of the form z = phi(A z + B x + b) is understood, such as torchdeq's usual one. A module needs `A` and `B`
 (nn.Linear or matrices (m, m) and (m, p)), `activation` (a function, an nn.Module, or a name of the registry) and
@@ -14,17 +14,19 @@ Any DEQ of the form z = phi(A z + B x + b) is understood, such as torchdeq's usu
             z, _ = self.deq(lambda z: self.activation(self.A(z) + self.B(x)), torch.zeros(len(x), 256))
             return self.readout(z[-1])
 
-    drift(adapt(Mine()), X)                    # X (n, 784)
+    drift(adapt(Mine()), X)                    # X (n, 784); verdicts.weight_drift asks whether its weights are random
 """
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from deq_enn.networks.deq import DEQ
-from deq_enn.networks.fixed_point import FixedPoint, Picard
-from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function
+from deq_enn.networks.fixed_point import FixedPoint, Picard, Solver
+from deq_enn.theory.activations import ACTIVATIONS, Activation, Elementwise, from_function
 from deq_enn.utils.random import generator
 
 
@@ -39,7 +41,17 @@ class TrainedDEQ(nn.Module):
     gain : of the input: U has the mean square gain^2 (1 - sigma_a2).
     """
 
-    def __init__(self, activation: Activation, phi, W, U, bias, readout, scale=1.0, solver=Picard(max_steps=500)):
+    def __init__(
+        self,
+        activation: Activation,
+        phi: Elementwise,
+        W: torch.Tensor,
+        U: torch.Tensor,
+        bias: torch.Tensor | None,
+        readout: nn.Linear,
+        scale: float = 1.0,
+        solver: Solver = Picard(max_steps=500),
+    ):
         super().__init__()
         self.activation, self.phi, self.scale = activation, phi, scale
         self.W, self.U, self.readout = nn.Parameter(W.detach().clone()), nn.Parameter(U.detach().clone()), readout
@@ -48,28 +60,31 @@ class TrainedDEQ(nn.Module):
 
     @property
     def sigma_a2(self) -> float:
+        """Returns m times the mean square of W."""
         return len(self.W) * self.W.detach().double().square().mean().item()
 
     @property
     def gain(self) -> float:
+        """Returns the gain of the input, nan where sigma_a^2 is 1 or more."""
         rest = 1 - self.sigma_a2
         return math.sqrt(self.U.detach().double().square().mean().item() / rest) if rest > 0 else math.nan
 
-    def features(self, x):
-        """The last hidden layer (n, m) of inputs x (n, p), differentiated implicitly."""
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the last hidden layer (n, m) of inputs x (n, p), differentiated implicitly."""
         u = x @ self.U.T if self.bias is None else torch.addmm(self.bias, x, self.U.T)
         return self.fixed_point(self._step, self.phi(u.detach()), self.W, u) * self.scale
 
-    def _step(self, v, W, u):
+    def _step(self, v: torch.Tensor, W: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         return self.phi(torch.addmm(u, v, W.T))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of inputs x (n, p)."""
         return self.readout(self.features(x))
 
-    def shuffled(self, *seed) -> "TrainedDEQ":
-        """The same network with the entries of each weight in random places."""
+    def shuffled(self, *seed: object) -> "TrainedDEQ":
+        """Returns the same network with the entries of each weight in random places."""
 
-        def shuffle(tensor, name):
+        def shuffle(tensor: torch.Tensor, name: str) -> torch.Tensor:
             order = torch.randperm(tensor.numel(), generator=generator("shuffle", name, *seed))
             return tensor.detach().flatten()[order.to(tensor.device)].view_as(tensor)
 
@@ -90,8 +105,8 @@ class TrainedDEQ(nn.Module):
 # modules
 
 
-def adapt(module) -> TrainedDEQ:
-    """A model.DEQ, or a module of the form above, with the weights that it has.
+def adapt(module: nn.Module) -> TrainedDEQ:
+    """Returns a DEQ of this project, or a module of the form above, with the weights that it has.
 
     Raises ValueError, in one line, for what is missing or has another shape.
     """
@@ -111,59 +126,71 @@ def adapt(module) -> TrainedDEQ:
         )
     name = type(module).__name__
     form = f"{name} is not a DEQ of the form z = phi(A z + B x + b) with a readout"
-    missing = [key for key in ("A", "B", "activation", "readout") if getattr(module, key, None) is None]
+    parts = {key: getattr(module, key, None) for key in ("A", "B", "activation", "readout")}
+    missing = [key for key, part in parts.items() if part is None]
     if missing:
         raise ValueError(f"{form}: it has no {', '.join(missing)}; the head of trained_deq.py has an example")
-    A, B, readout = (_weight(getattr(module, key), f"{form}: its {key}") for key in ("A", "B", "readout"))
+    A, B, readout = (_weight(parts[key], f"{form}: its {key}") for key in ("A", "B", "readout"))
     m = len(A)
     if A.shape != (m, m) or len(B) != m or readout.shape[1] != m:
         raise ValueError(
             f"{form}: A must be (m, m), B (m, p) and the readout (c, m); they are {tuple(A.shape)}, "
             f"{tuple(B.shape)} and {tuple(readout.shape)}"
         )
-    biases = [getattr(module, key, None) for key in ("bias", "b")] + [
-        getattr(getattr(module, key), "bias", None) for key in ("A", "B")
-    ]
+    bias = _bias(module, m, form)
+    activation = _activation(parts["activation"], form)
+    return TrainedDEQ(activation, activation.fn, A, B, bias, _readout(readout, getattr(parts["readout"], "bias", None)))
+
+
+def _weight(part: object, what: str) -> torch.Tensor:
+    """Returns the matrix that a part of a module is, or has."""
+    matrix = getattr(part, "weight", part)
+    if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2:
+        raise ValueError(f"{what} must be an nn.Linear or a matrix, got {type(matrix).__name__}")
+    return matrix.detach()
+
+
+def _bias(module: nn.Module, m: int, form: str) -> torch.Tensor | None:
+    """Returns the sum of the biases that a module has, of its own and of A and B; None if it has none."""
+    places = [(module, "bias"), (module, "b"), (module.A, "bias"), (module.B, "bias")]
+    biases = [getattr(place, name, None) for place, name in places]
     biases = [bias for bias in biases if isinstance(bias, torch.Tensor)]
     if any(bias.shape != (m,) for bias in biases):
         raise ValueError(f"{form}: its bias must have shape ({m},), it has {[tuple(bias.shape) for bias in biases]}")
-    linear = nn.Linear(m, len(readout), bias=getattr(module.readout, "bias", None) is not None).to(A)
+    return sum(biases[1:], biases[0]) if biases else None
+
+
+def _readout(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    classes, m = weight.shape
+    linear = nn.Linear(m, classes, bias=bias is not None).to(weight)
     with torch.no_grad():
-        linear.weight.copy_(readout)
-        if linear.bias is not None:
-            linear.bias.copy_(module.readout.bias)
-    activation = _activation(module.activation, form)
-    return TrainedDEQ(activation, activation.fn, A, B, sum(biases) if biases else None, linear)
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+    return linear
 
 
-def _weight(found, what):
-    found = getattr(found, "weight", found)
-    if not isinstance(found, torch.Tensor) or found.ndim != 2:
-        raise ValueError(f"{what} must be an nn.Linear or a matrix, got {type(found).__name__}")
-    return found.detach()
-
-
-def _activation(found, form) -> Activation:
-    """From a name, a function or a module; one of the registry where it is the same function."""
-    if isinstance(found, str):
-        if found not in ACTIVATIONS:
-            raise ValueError(f"{form}: its activation is {found!r}, not one of {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[found]
-    if isinstance(found, Activation):
-        return found
+def _activation(given: Any, form: str) -> Activation:
+    """Returns an activation from a name, a function or a module; one of the registry where it is the same function."""
+    if isinstance(given, str):
+        if given not in ACTIVATIONS:
+            raise ValueError(f"{form}: its activation is {given!r}, not one of {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[given]
+    if isinstance(given, Activation):
+        return given
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
     try:
-        values = found(x)
+        values = given(x)
         for own in ACTIVATIONS.values():
             if torch.allclose(own.fn(x), values, rtol=0, atol=1e-12):
                 return own
-        return from_function(found, getattr(found, "__name__", type(found).__name__))
+        return from_function(given, getattr(given, "__name__", type(given).__name__))
     except Exception as error:
         raise ValueError(f"{form}: its activation is not an elementwise torch function: {error}") from None
 
 
-def load_checkpoint(path, activation: Activation, sigma_a2: float, tau0: float = 1.0) -> DEQ:
-    """The DEQ of a checkpoint that main.py --train full wrote (or of its .best.pt), never unpickled.
+def load_checkpoint(path: Path | str, activation: Activation, sigma_a2: float, tau0: float = 1.0) -> DEQ:
+    """Returns the DEQ of a checkpoint that main.py --train full wrote (or of its .best.pt), never unpickled.
 
     Raises ValueError, in one line, where the file is no such checkpoint.
     """
@@ -184,8 +211,8 @@ def load_checkpoint(path, activation: Activation, sigma_a2: float, tau0: float =
     return deq
 
 
-def as_drawn(deq) -> bool:
-    """Whether A and B of a model.DEQ are those that its seed draws."""
+def as_drawn(deq: nn.Module) -> bool:
+    """Tells whether A and B of a `DEQ` are those that its seed draws."""
     if not isinstance(deq, DEQ):
         return False
     return all(

@@ -1,4 +1,4 @@
-"""A learning rate of its own for each run, chosen on a validation part of the training set (`--lr auto`).
+"""With `--lr auto` each run has a learning rate of its own, chosen on a validation part of the training set.
 
 One rate for all networks favours those whose kernel has the scale that it suits. Here each run is first made on four
 fifths of the training samples at every rate of a grid, for as many epochs as it will have, and the rate of the highest
@@ -9,7 +9,10 @@ samples take no part.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +23,7 @@ from deq_enn.training.run_files import Config, checkpoint_path, whole_file
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
 
-STEP = 10**0.5
+STEP = 10**0.5  # ratio of two neighbouring rates of the grid
 # exponents of STEP where the grid begins and ends
 GRIDS = {
     ("readout", "sgd"): (-2, 4),
@@ -28,11 +31,11 @@ GRIDS = {
     ("full", "sgd"): (-4, 1),
     ("full", "adam"): (-9, -4),
 }
-FURTHER = 4  # steps beyond the grid, at most
+FURTHER = 4  # steps that the search may take beyond the grid
 
 
 def split(data: Dataset, seed: int) -> Dataset:
-    """The training samples alone: a random fifth of them in the place of the test samples."""
+    """Returns the training samples alone: a random fifth of them takes the place of the test samples."""
     order = torch.randperm(len(data.X_train), generator=generator(seed, "validation"))
     fifth = max(len(order) // 5, 1)
     held, kept = order[:fifth], order[fifth:]
@@ -45,12 +48,14 @@ def split(data: Dataset, seed: int) -> Dataset:
     )
 
 
-def _trainer(config: Config, data: Dataset, make_model, device, team: Team):
-    """A function of the rate that gives what the run has on the validation samples, or None where it diverges."""
+def _trainer(
+    config: Config, data: Dataset, make_model: Callable[[], Any], device: torch.device | str, team: Team
+) -> Callable[[float], dict | None]:
+    """Returns a function of the rate: what the run has on the validation samples, or None where it diverges."""
     # the features of a readout do not depend on the rate
     shared = ReadoutTask(make_model().to(device), data, config, device) if config.train == "readout" else None
 
-    def start(rate):
+    def start(rate: float) -> ReadoutTask | FullTask:
         chosen = replace(config, lr=rate)
         if shared is None:
             return FullTask(make_model().to(device), data, chosen, device, team)
@@ -59,27 +64,31 @@ def _trainer(config: Config, data: Dataset, make_model, device, team: Team):
         shared.optimizer = make_optimizer([shared.weight], chosen)
         return shared
 
-    def attempt(rate):
+    def attempt(rate: float) -> dict | None:
         task = start(rate)
         try:
             for epoch in range(1, config.epoch + 1):
                 order = torch.randperm(len(data.X_train), generator=generator(config.seed, "order", epoch)).to(device)
                 if not math.isfinite(task.epoch(order)["train_loss"]):
                     return None
-            found = task.evaluate()
+            scores = task.evaluate()
         except ConvergenceError:
             return None
-        if not math.isfinite(found["test_loss"]):
+        if not math.isfinite(scores["test_loss"]):
             return None
-        return {"lr": rate, "validation_accuracy": found["test_accuracy"], "validation_loss": found["test_loss"]}
+        return {"lr": rate, "validation_accuracy": scores["test_accuracy"], "validation_loss": scores["test_loss"]}
 
     return attempt
 
 
 def choose_rate(
-    config: Config, data: Dataset, make_model, device="cpu", team: Team = Team()
+    config: Config,
+    data: Dataset,
+    make_model: Callable[[], Any],
+    device: torch.device | str = "cpu",
+    team: Team = Team(),
 ) -> tuple[float, list[dict]]:
-    """The rate for a run, and what each rate of the grid had on the validation samples.
+    """Chooses the rate for a run; returns it, and what each rate of the grid had on the validation samples.
 
     Parameters
     ----------
@@ -93,30 +102,36 @@ def choose_rate(
     """
     attempt = _trainer(config, split(data, config.seed), make_model, device, team)
     first, last = GRIDS[config.train, config.opt]
-    found = {exponent: attempt(STEP**exponent) for exponent in range(first, last + 1)}
+    results = {exponent: attempt(STEP**exponent) for exponent in range(first, last + 1)}  # None: it diverges
 
-    def best():
-        finite = [exponent for exponent, result in found.items() if result]
-        usable = [exponent for exponent in finite if found.get(exponent + 1, "not tried")] or finite
+    def best() -> int:
+        finite = {exponent: result for exponent, result in results.items() if result}
+        usable = [exponent for exponent in finite if results.get(exponent + 1, "not tried")] or list(finite)
         if not usable:
             raise ValueError(
                 f"{config.title}: training diverges at every rate from {STEP**first:.2g} to "
                 f"{STEP**last:.2g}; give --lr a smaller one"
             )
-        return max(usable, key=lambda e: (found[e]["validation_accuracy"], -found[e]["validation_loss"]))
+        return max(usable, key=lambda e: (finite[e]["validation_accuracy"], -finite[e]["validation_loss"]))
 
     for _ in range(FURTHER):
-        beyond = best() + (1 if best() == max(found) else -1)
-        if beyond in found:
+        beyond = best() + (1 if best() == max(results) else -1)
+        if beyond in results:
             break
-        found[beyond] = attempt(STEP**beyond)
-    return STEP ** best(), [found[exponent] for exponent in sorted(found) if found[exponent]]
+        results[beyond] = attempt(STEP**beyond)
+    return STEP ** best(), [result for _, result in sorted(results.items()) if result]
 
 
 def with_own_rate(
-    config: Config, data: Dataset, make_model, save_path, device="cpu", resume: bool = False, team: Team | None = None
+    config: Config,
+    data: Dataset,
+    make_model: Callable[[], Any],
+    save_path: Path | str,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    team: Team | None = None,
 ) -> Config:
-    """The configuration with the rate chosen for it, which is kept beside the run's checkpoint."""
+    """Returns the configuration with the rate chosen for it, which is kept beside the run's checkpoint."""
     path, team = checkpoint_path(config, save_path).with_suffix(".rate.json"), team or Team()
     try:
         rate = float(json.loads(path.read_text())["lr"]) if resume else None

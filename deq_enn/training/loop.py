@@ -1,47 +1,78 @@
-"""Training loops, checkpoints and accuracy logs.
+"""A network is trained here, epoch by epoch, on one of three tasks.
 
 `--train readout` is the regime of the conjugate kernel: hidden weights stay as drawn, so the features are computed
 once and only a linear softmax readout is trained on them, from zero. `--train full` trains every weight; a DEQ's
-gradient is implicit (fixed_point.py). A positive concave DEQ has all its weights trained, and projected (pcdeq.py).
-
-What a run writes is in run_files.py.
+gradient is implicit (networks/fixed_point.py). A positive concave DEQ has all its weights trained, and projected
+(networks/pcdeq.py). What a run writes is in run_files.py.
 """
 
 import inspect
 import math
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from deq_enn.data.datasets import Dataset
-from deq_enn.networks.fixed_point import ConvergenceError
-from deq_enn.networks.pcdeq import augment, keep_nonnegative
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.enn import ENN
+from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint
+from deq_enn.networks.pcdeq import PcDEQNetwork, augment, keep_nonnegative
 from deq_enn.training.run_files import Config, Result, RunFiles
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
+
+Device = torch.device | str
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on (the loss is no longer a number, or an equilibrium is lost); the logs so far are kept."""
 
 
-def extract_features(model, X: torch.Tensor, device="cpu", batch_size: int = 512) -> tuple[torch.Tensor, int]:
-    """Features (n, m) of X (n, p), in batches that stay in cache, and the most solver iterations that a batch took."""
+class Task(Protocol):
+    """What `run` trains: `ReadoutTask`, `FullTask` and `PcDEQTask` are of this form."""
+
+    def state(self) -> dict:
+        """Returns what a checkpoint holds."""
+        ...
+
+    def load(self, state: dict) -> None:
+        """Goes on from what a checkpoint holds."""
+        ...
+
+    def epoch(self, order: torch.Tensor) -> dict:
+        """Passes over the training samples once, in the given order; returns the loss and the accuracy on the way."""
+        ...
+
+    def evaluate(self) -> dict:
+        """Returns the loss and the accuracy on the test samples."""
+        ...
+
+
+def extract_features(
+    model: DEQ | ENN, X: torch.Tensor, device: Device = "cpu", batch_size: int = 512
+) -> tuple[torch.Tensor, int]:
+    """Returns features (n, m) of X (n, p), and the most solver iterations that a batch took.
+
+    They are computed in batches that stay in cache.
+    """
     out = torch.empty(len(X), model.readout.in_features, device=device)
-    iterations = 0
+    iterations, solver = 0, getattr(model, "fixed_point", None)
     with torch.no_grad():
         for start in tqdm(range(0, len(X), batch_size), desc="features", leave=False, disable=None, delay=1):
             rows = slice(start, start + batch_size)
             out[rows] = model.features(X[rows].to(device))
-            iterations = max(iterations, model.fixed_point.iterations if hasattr(model, "fixed_point") else 0)
+            iterations = max(iterations, solver.iterations if isinstance(solver, FixedPoint) else 0)
     return out, iterations
 
 
-def _eager(kind):
-    """An optimizer class of torch without what prepares it for torch.compile, which imports a compiler for seconds."""
+def _eager(kind: type[torch.optim.Optimizer]) -> type[Any]:
+    """Returns a torch optimizer without its torch.compile wrappers, whose import takes seconds."""
     methods = "add_param_group", "load_state_dict", "state_dict", "step", "zero_grad"
     plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
     return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
@@ -50,7 +81,8 @@ def _eager(kind):
 OPTIMIZERS = {"sgd": _eager(torch.optim.SGD), "adam": _eager(torch.optim.Adam), "adamw": _eager(torch.optim.AdamW)}
 
 
-def make_optimizer(parameters, config: Config) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:
+    """Returns the optimizer that the configuration names."""
     kind = OPTIMIZERS[config.opt]
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
@@ -58,7 +90,7 @@ def make_optimizer(parameters, config: Config) -> torch.optim.Optimizer:
 class ReadoutTask:
     """A softmax readout, without bias and from zero, on fixed features."""
 
-    def __init__(self, model, data: Dataset, config: Config, device):
+    def __init__(self, model: DEQ | ENN, data: Dataset, config: Config, device: Device):
         self.config = config
         self.train, self.iterations = extract_features(model, data.X_train, device)
         self.test, _ = extract_features(model, data.X_test, device)
@@ -68,16 +100,18 @@ class ReadoutTask:
         self.buffer = torch.empty(config.batch_size, self.train.shape[1], device=device)
 
     def state(self) -> dict:
+        """Returns the readout and the optimizer's state."""
         return {"weight": self.weight.detach(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, state: dict) -> None:
+        """Takes the readout and the optimizer's state from a checkpoint."""
         with torch.no_grad():
             self.weight.copy_(state["weight"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     @torch.no_grad()
     def epoch(self, order: torch.Tensor) -> dict:
-        """One pass over the samples in the given order. Loss and accuracy are those seen on the way."""
+        """Passes over the samples once in the given order. Loss and accuracy are those seen on the way."""
         labels = self.y_train[order][:, None]
         log_likelihood = torch.empty(len(order), 1, device=order.device)
         predicted = torch.empty(len(order), dtype=torch.int64, device=order.device)
@@ -100,6 +134,7 @@ class ReadoutTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict:
+        """Returns the loss and the accuracy on the test samples."""
         logits = self.test @ self.weight.T
         return {
             "test_loss": F.cross_entropy(logits, self.y_test).item(),
@@ -114,7 +149,9 @@ class FullTask:
     that of its share, and they differ from a single process by rounding (a DEQ: by the solver's tolerance).
     """
 
-    def __init__(self, model, data: Dataset, config: Config, device, team: Team = Team()):
+    def __init__(
+        self, model: DEQ | ENN | PcDEQNetwork, data: Dataset, config: Config, device: Device, team: Team = Team()
+    ):
         self.model, self.config, self.team = model.to(device), config, team
         self.network = team.wrap(self.model)
         self.train, self.y_train = data.X_train.to(device), data.y_train.to(device)
@@ -122,20 +159,24 @@ class FullTask:
         self.optimizer = make_optimizer(self.model.parameters(), config)
 
     def state(self) -> dict:
+        """Returns the weights and the optimizer's state."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, state: dict) -> None:
+        """Takes the weights and the optimizer's state from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def batch(self, index: torch.Tensor) -> torch.Tensor:
+        """Returns the training samples of these numbers, as the network takes them."""
         return self.train[index]
 
     def epoch(self, order: torch.Tensor) -> dict:
-        """One pass over the samples in the given order. Loss and accuracy are those seen on the way."""
+        """Passes over the samples once in the given order. Loss and accuracy are those seen on the way."""
         self.model.train()
         sums = torch.zeros(2, dtype=torch.float64, device=order.device)  # of the loss, and of correct predictions
-        solvers = [layer.fixed_point for layer in self.model.modules() if hasattr(layer, "fixed_point")]
+        solvers = [getattr(layer, "fixed_point", None) for layer in self.model.modules()]
+        solvers = [solver for solver in solvers if isinstance(solver, FixedPoint)]
         forward, backward = [], []
         for index in tqdm(
             order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None, delay=1
@@ -163,6 +204,7 @@ class FullTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict:
+        """Returns the loss and the accuracy on the test samples, over all ranks."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.test.device)
         for x, y in self.team.share(list(zip(self.test.split(512), self.y_test.split(512)))):
@@ -175,25 +217,30 @@ class FullTask:
 class PcDEQTask(FullTask):
     """A positive concave DEQ: weights kept nonnegative, a tenth of the rate after the milestone, images augmented."""
 
-    def __init__(self, model, data: Dataset, config: Config, device):
+    def __init__(self, model: PcDEQNetwork, data: Dataset, config: Config, device: Device):
         super().__init__(model, data, config, device)
-        keep_nonnegative(self.model, self.optimizer)
+        self.image_shape = model.image_shape
+        keep_nonnegative(model, self.optimizer)
         self.generator = generator(config.seed, "augmentation")
         self.epochs = 0
 
     def state(self) -> dict:
+        """Returns also the state of the augmentation, and how many epochs are done."""
         return {**super().state(), "augmentation": self.generator.get_state(), "epochs": self.epochs}
 
     def load(self, state: dict) -> None:
+        """Takes also the state of the augmentation, and how many epochs are done."""
         super().load(state)
         self.generator.set_state(state["augmentation"].cpu())
         self.epochs = state["epochs"]
 
     def batch(self, index: torch.Tensor) -> torch.Tensor:
-        images = super().batch(index).view(-1, *self.model.image_shape)
+        """Returns the training images of these numbers, shifted and flipped at random where that is asked for."""
+        images = super().batch(index).view(-1, *self.image_shape)
         return augment(images, self.generator) if self.config.aug else images
 
     def epoch(self, order: torch.Tensor) -> dict:
+        """Passes over the samples once; after the milestone with a tenth of the rate."""
         if self.epochs == self.config.milestone > 0:
             for group in self.optimizer.param_groups:
                 group["lr"] *= 0.1
@@ -201,11 +248,11 @@ class PcDEQTask(FullTask):
         return super().epoch(order)
 
 
-TASKS = {"readout": ReadoutTask, "full": FullTask, "pcdeq": PcDEQTask}
+TASKS: dict[str, Callable[..., Task]] = {"readout": ReadoutTask, "full": FullTask, "pcdeq": PcDEQTask}
 
 
-def has_equilibrium(model, data: Dataset, device) -> bool:
-    """Whether the solver finds the model's equilibrium for every sample."""
+def has_equilibrium(model: torch.nn.Module, data: Dataset, device: Device) -> bool:
+    """Tells whether the solver finds the model's equilibrium for every sample."""
     try:
         with torch.no_grad():
             for X in (data.X_train, data.X_test):
@@ -219,14 +266,14 @@ def has_equilibrium(model, data: Dataset, device) -> bool:
 def run(
     config: Config,
     data: Dataset,
-    make_model,
-    output_path,
-    save_path,
-    device="cpu",
+    make_model: Callable[[], Any],
+    output_path: Path | str,
+    save_path: Path | str,
+    device: Device = "cpu",
     resume: bool = False,
     team: Team | None = None,
 ) -> Result:
-    """Train one model and write its logs.
+    """Trains one model and writes its logs.
 
     Parameters
     ----------

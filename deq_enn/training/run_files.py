@@ -10,8 +10,10 @@ import glob
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 
@@ -20,8 +22,8 @@ from deq_enn.reporting.records import read_metrics
 from deq_enn.utils.files import atomic_write
 from deq_enn.utils.interrupts import RESUME
 
-# settings that Config did not always have: where they are empty they do not enter the key, so that a run keeps the key,
-# and the checkpoint, that it had before them
+# settings that Config did not always have; where they are empty they do not enter the key, so that an older run keeps
+# its key, and its checkpoint
 LATER = "code", "ridge", "train_size", "depth", "own_rate"
 
 
@@ -54,6 +56,7 @@ class Config:
 
     @property
     def key(self) -> str:
+        """Returns the short hash of all settings, by which a run finds its checkpoint."""
         settings = asdict(self)
         if self.own_rate:
             del settings["lr"]
@@ -64,50 +67,53 @@ class Config:
 
     @property
     def label(self) -> str:
-        """The model in file names: with its activation, and its kernel, where these are the user's choice."""
+        """Returns the model as file names have it: with the activation and the kernel that the user has chosen."""
         if self.train == "pcdeq":
             return self.model
         exact = self.train if self.train in ("ridge", "kernel") else ""
         parts = (
             self.activation.rpartition(":")[2],
-            self.depth and f"depth{self.depth}",
+            f"depth{self.depth}" if self.depth else "",
             self.match,
             exact,
-            self.train_size and f"n{self.train_size}",
+            f"n{self.train_size}" if self.train_size else "",
         )
         return "-".join([self.model, *filter(None, parts)])
 
     @property
     def title(self) -> str:
+        """Returns what messages call the run."""
         return f"{self.label} dim {self.dim} seed {self.seed}"
 
 
 def fingerprint(data: Dataset) -> str:
-    """Short hash of a dataset's arrays."""
+    """Returns a short hash of a dataset's arrays."""
     digest = hashlib.sha256()
     for array in (data.X_train, data.y_train, data.X_test, data.y_test):
         digest.update(str(tuple(array.shape)).encode())
-        digest.update(array.numpy())
+        digest.update(array.numpy().data)
     return digest.hexdigest()[:16]
 
 
 def fingerprint_code(activation: str) -> str:
-    """Short hash of the file in "path/to/file.py:name"; empty for an activation from the registry."""
+    """Returns a short hash of the file in "path/to/file.py:name"; empty for an activation from the registry."""
     path, colon, _ = activation.rpartition(":")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if colon else ""
 
 
-def log_path(config: Config, output_path, split: str) -> Path:
+def log_path(config: Config, output_path: Path | str, split: str) -> Path:
+    """Returns where the accuracies of a run lie; `split` is train, test or predicted."""
     folder = Path(output_path) if config.seed == 0 else Path(output_path) / f"seed_{config.seed}"
     return folder / f"{config.dim}_{split}_{config.label}_{config.dataset}.json"
 
 
-def checkpoint_path(config: Config, save_path) -> Path:
+def checkpoint_path(config: Config, save_path: Path | str) -> Path:
+    """Returns where the checkpoint of a run lies."""
     return Path(save_path) / f"{config.dim}_{config.label}_{config.dataset}_seed{config.seed}_{config.key}.pt"
 
 
-def best_path(config: Config, save_path) -> Path:
-    """Where the weights are kept that were best by test accuracy, of runs that train every weight.
+def best_path(config: Config, save_path: Path | str) -> Path:
+    """Returns where the weights are kept that were best by test accuracy, of runs that train every weight.
 
     The published code of the pcDEQs keeps such weights, so they are here too; but what is chosen on the test set is no
     estimate of what a network does on new data. Logs, tables and figures report the last epoch, whatever the test
@@ -123,8 +129,8 @@ def _last_byte(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, mode: str = "wb"):
-    """`utils.atomic_write` for a log or a checkpoint, whose OSError says which file could not be written, and why."""
+def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a log or a checkpoint as `atomic_write` does, with an OSError that says which file failed, and why."""
     try:
         with atomic_write(path, mode) as file:
             yield file
@@ -142,7 +148,7 @@ def sweep(*paths: Path) -> None:
             stale.unlink(missing_ok=True)
 
 
-def check_output(configs: list[Config], output_path) -> None:
+def check_output(configs: list[Config], output_path: Path | str) -> None:
     """Raises ValueError if the folder holds a log of the same name that another configuration wrote."""
     owner = {
         (r["dim"], r["model"], r["dataset"], r["seed"]): r["run"]
@@ -163,17 +169,19 @@ class Result:
     seconds: float
 
 
-def finished(config: Config, output_path) -> bool:
-    """Whether the log has all epochs; whose log it is, `check_output` knows."""
+def finished(config: Config, output_path: Path | str) -> bool:
+    """Tells whether the log has all epochs; whose log it is, `check_output` knows."""
     path = log_path(config, output_path, "test")
     return path.exists() and len(json.loads(path.read_text())) >= config.epoch
 
 
 class RunFiles:
-    """The files of one run: accuracy logs, metrics lines, checkpoint, and the weights that were best by test accuracy
-    (`best_path`). Of ranks that share a run one `writes`."""
+    """A run has accuracy logs, lines of metrics.jsonl, a checkpoint, and the weights that were best by test accuracy.
 
-    def __init__(self, config: Config, output_path, save_path, writes: bool = True):
+    Where several ranks share a run, one `writes`.
+    """
+
+    def __init__(self, config: Config, output_path: Path | str, save_path: Path | str, writes: bool = True):
         self.config, self.output_path, self.writes = config, Path(output_path), writes
         self.checkpoint, self.best = checkpoint_path(config, save_path), best_path(config, save_path)
         self.history: list[dict] = []
@@ -183,8 +191,8 @@ class RunFiles:
         if writes:
             sweep(self.checkpoint, self.best, *self.logs.values())
 
-    def restore(self, device) -> dict | None:
-        """State of the checkpoint, with the history and the logs brought up to it; None if there is none."""
+    def restore(self, device: torch.device | str) -> dict | None:
+        """Returns the state of the checkpoint, None if there is none; brings the history and the logs up to it."""
         if not self.checkpoint.exists():
             return None
         try:
@@ -208,7 +216,7 @@ class RunFiles:
         return state
 
     def epoch_done(self, record: dict, state: dict) -> None:
-        """Checkpoint first: whatever is killed after it, `restore` writes again."""
+        """Writes the checkpoint, then the logs: whatever is killed after the checkpoint, `restore` writes again."""
         if not self.writes:
             self.history.append(record)
             return
@@ -222,6 +230,7 @@ class RunFiles:
         self.note("epoch", **record)
 
     def result(self) -> Result:
+        """Returns the history and the seconds of all attempts."""
         return Result(self.history, self.setup_seconds + sum(record["seconds"] for record in self.history))
 
     def _write_logs(self):
@@ -233,8 +242,8 @@ class RunFiles:
             with whole_file(path, "w") as file:
                 json.dump([record[f"{split}_accuracy"] for record in self.history], file)
 
-    def note(self, event: str, **values) -> None:
-        """One line of metrics.jsonl: a single append, so that two processes may share the file."""
+    def note(self, event: str, **values: Any) -> None:
+        """Appends one line to metrics.jsonl, in a single write, so that two processes may share the file."""
         if not self.writes:
             return
         c = self.config

@@ -13,19 +13,19 @@ FILES = {
 }
 
 
-def available(device="cpu") -> int | None:
-    """Bytes that can still be allocated on the device; None where the system does not tell.
+def available(device: torch.device | str = "cpu") -> int | None:
+    """Returns the bytes that can still be allocated on the device; None where the system does not tell.
 
-    Of the machine, less where a control group (a container, a batch system) allows less.
+    On the CPU these are the machine's, or less where a control group (a container, a batch system) allows less.
     """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [*_machine(), *_control_groups()]
-    return max(min(found), 0) if found else None
+    limits = [*_machine(), *_control_groups()]
+    return max(min(limits), 0) if limits else None
 
 
-def _machine():
+def _machine() -> list[int]:
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return [1024 * int(lines["MemAvailable"].split()[0])]
@@ -36,8 +36,8 @@ def _machine():
             return []
 
 
-def _control_groups(root=CGROUPS, membership=Path("/proc/self/cgroup")):
-    """Bytes that each memory limit leaves, on the way from this process's control group to the root."""
+def _control_groups(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Returns the bytes that each memory limit leaves, on the way from this process's control group to the root."""
     try:
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
@@ -63,7 +63,7 @@ def _control_groups(root=CGROUPS, membership=Path("/proc/self/cgroup")):
 
 
 def shown(size: float) -> str:
-    """A number of bytes for a reader."""
+    """Returns a number of bytes in words."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"
@@ -79,7 +79,10 @@ def numbered(name: str | None, number: int) -> str | None:
 
 
 def get_device(name: str | None = None) -> torch.device:
-    """The named device; CUDA if there is one, else the CPU, where no name is given."""
+    """Returns the named device. Without a name it is CUDA if there is one, else the CPU.
+
+    Raises ValueError for a device that torch does not know, or that is not there.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -87,8 +90,8 @@ def get_device(name: str | None = None) -> torch.device:
     except RuntimeError:
         raise ValueError(f"device {name!r} is not one that torch knows: use cpu, cuda or cuda:0") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"device {name!r} is not there: torch sees {found} CUDA device{'s' * (found != 1)}; use cpu")
+        count = torch.cuda.device_count()
+        raise ValueError(f"device {name!r} is not there: torch sees {count} CUDA device{'s' * (count != 1)}; use cpu")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} is not supported: use cpu, cuda or cuda:0")
     return device

@@ -1,40 +1,42 @@
-"""Ctrl-C, whenever it comes, ends a program with one line. Nothing else is imported here: it comes before everything.
+"""Ctrl-C, whenever it comes, ends a program with one line. This module is imported first, and imports nothing heavy.
 
-While modules are imported there is nothing to put in order, and an exception out of the middle of one becomes anything:
-the process is left at once. Later a KeyboardInterrupt is raised, so that temporary files go; a second Ctrl-C does not
-wait for that. At the end it is too late to interrupt. Files are whole in each case, as after any kill.
+During imports there is nothing to clean up, and a KeyboardInterrupt raised inside one may surface as some other error.
+So Ctrl-C exits immediately then. Later it raises KeyboardInterrupt, so that temporary files are removed; a second
+Ctrl-C does not wait for that. Once the files are written it is ignored. Files are whole in each case, as after any
+kill.
 """
 
 import os
 import signal
 import sys
+from typing import NoReturn
 
 RESUME = "the same command with --resume goes on from here"
-INTERRUPTED = 130  # exit status, as of a shell
+INTERRUPTED = 130  # exit status that a shell gives for Ctrl-C
 _words = ""
 
 
-def leave(*_):
+def leave(*_: object) -> NoReturn:
     """Ends this process here and now."""
-    if os.environ.get("RANK", "0") == "0":  # one voice
+    if os.environ.get("RANK", "0") == "0":  # of several ranks one speaks
         os.write(2, f"{_words}\n".encode())
     os._exit(INTERRUPTED)
 
 
-def _unwind(*_):
+def _unwind(*_: object) -> NoReturn:
     signal.signal(signal.SIGINT, leave)
     raise KeyboardInterrupt
 
 
-def _unraisable(found):
-    """An exception in a place that cannot raise one, such as a destructor: Python would print it and go on."""
-    if issubclass(found.exc_type, KeyboardInterrupt):
+def _unraisable(hook: "sys.UnraisableHookArgs") -> None:
+    """Leaves where Ctrl-C comes in a place that cannot raise, such as a destructor: Python would print it and go on."""
+    if issubclass(hook.exc_type, KeyboardInterrupt):
         leave()
-    sys.__unraisablehook__(found)
+    sys.__unraisablehook__(hook)
 
 
-def leave_at_once(words=f"main.py: interrupted; {RESUME}"):
-    """From now on with these words, where this process is to be interrupted at all (a background shell's is not)."""
+def leave_at_once(words: str = f"main.py: interrupted; {RESUME}") -> None:
+    """Lets Ctrl-C exit immediately with these words, unless this process ignores it, as one in the background does."""
     global _words
     _words = words
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -42,12 +44,12 @@ def leave_at_once(words=f"main.py: interrupted; {RESUME}"):
         sys.unraisablehook = _unraisable
 
 
-def raise_from_now_on():
-    """KeyboardInterrupt, where it was `leave_at_once`."""
+def raise_from_now_on() -> None:
+    """Lets Ctrl-C raise KeyboardInterrupt, where it was `leave_at_once` before."""
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, _unwind)
 
 
-def ignore():
-    """Everything is done."""
+def ignore() -> None:
+    """Ignores Ctrl-C from here on: the run is complete and its files are written."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

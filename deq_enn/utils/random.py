@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 
-def generator(*seeds) -> torch.Generator:
-    """A CPU generator for this tuple of integers and strings; other tuples give independent streams."""
+def generator(*seeds: object) -> torch.Generator:
+    """Returns a CPU generator for this tuple of integers and strings; other tuples give independent streams."""
     digest = hashlib.sha256(repr(seeds).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

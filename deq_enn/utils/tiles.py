@@ -1,20 +1,22 @@
-"""Tiles of a large matrix, shared out among threads."""
+"""Large matrices are computed tile by tile, and the tiles are shared out among threads."""
 
 import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 
-def tile_size(device) -> int:
+def tile_size(device: torch.device) -> int:
+    """Returns the side of a tile that suits the device."""
     # a few work arrays of 180 x 180 float64 fit a core's cache, and torch leaves each to the calling thread
     return 180 if device.type == "cpu" else 2048
 
 
-def tiles(rows: slice, cols: slice, size: int, lower: bool = False):
-    """Pairs of slices that cover rows x cols, or of them only those that touch the lower triangle."""
+def tiles(rows: slice, cols: slice, size: int, lower: bool = False) -> list[tuple[slice, slice]]:
+    """Returns pairs of slices that cover rows x cols; with `lower` only those that touch the lower triangle."""
 
-    def cut(span):
+    def cut(span: slice) -> list[slice]:
         n = span.stop - span.start
         step = math.ceil(n / max(1, math.ceil(n / size)))
         return [slice(i, min(i + step, span.stop)) for i in range(span.start, span.stop, max(step, 1))]
@@ -22,8 +24,8 @@ def tiles(rows: slice, cols: slice, size: int, lower: bool = False):
     return [(r, c) for r in cut(rows) for c in cut(cols) if not lower or c.start < r.stop]
 
 
-def for_each(work, jobs, device) -> None:
-    """work(*job) for each of the jobs, on as many threads as torch has; the first error ends it."""
+def for_each(work: Callable[..., object], jobs: Sequence[tuple], device: torch.device) -> None:
+    """Calls work(*job) for each of the jobs, on as many threads as torch has; the first error ends it."""
 
     @torch.no_grad()
     def guarded(job):
@@ -35,7 +37,9 @@ def for_each(work, jobs, device) -> None:
             guarded(job)
         return
     with ThreadPoolExecutor(threads) as pool:
-        torch.set_num_threads(1)  # a thread of ours is not to call for others that have tiles of their own
+        torch.set_num_threads(
+            1
+        )  # each of our threads works alone: nested torch threads would compete for the same cores
         try:
             for _ in pool.map(guarded, jobs):
                 pass
@@ -47,6 +51,6 @@ def for_each(work, jobs, device) -> None:
 
 
 def largest(tile: torch.Tensor) -> float:
-    """The largest |entry|."""
+    """Returns the largest |entry| of a tile."""
     low, high = torch.aminmax(tile)
     return max(abs(low.item()), abs(high.item()))

@@ -21,7 +21,7 @@ def run(tmp_path, monkeypatch):
             [
                 "--dataset_path",
                 str(tmp_path),
-                "--output",
+                "--output_path",
                 str(output),
                 "--checkpoint",
                 str(tmp_path / f"{name}.ckpt"),

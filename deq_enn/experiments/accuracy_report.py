@@ -3,16 +3,26 @@
 matplotlib is imported where it draws: scripts take the styles from here without it.
 """
 
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
 
+if TYPE_CHECKING:  # --help does not wait for torch
+    from deq_enn.data.datasets import Dataset
+    from deq_enn.training.run_files import Result
 
-def print_theory(data, scales, theories):
-    """The data's size and its scales (names and numbers), then a line for each model and for each matched layer."""
-    scales = ", ".join(f"{name} = {value:.6g}" for name, value in scales.items())
+    Results = dict[tuple[str, int | str, int], Result]  # by model, width and seed
+
+
+def print_theory(data: "Dataset", scales: dict[str, float], theories: dict[str, dict]) -> None:
+    """Prints the data's size and its scales by name, then a line for each model and for each matched layer."""
+    listed = ", ".join(f"{name} = {value:.6g}" for name, value in scales.items())
     print(
         f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, "
-        f"p = {data.X_train.shape[1]}, {data.n_classes} classes; {scales}"
+        f"p = {data.X_train.shape[1]}, {data.n_classes} classes; {listed}"
     )
     for name, theory in theories.items():
         # what is 0 but for rounding is shown as 0
@@ -26,7 +36,8 @@ def print_theory(data, scales, theories):
             print(f"{'':16}layer {index}: {layer}")
 
 
-def print_table(arguments, results):
+def print_table(arguments: Namespace, results: "Results") -> None:
+    """Prints test accuracy after the last epoch and seconds a run, for each model and width."""
     print(
         f"\ntest accuracy in % after {arguments.epoch} epochs (mean ± std over {len(arguments.seed)} seed(s)), "
         "and seconds a run"
@@ -41,8 +52,8 @@ def print_table(arguments, results):
         print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
 
 
-def print_rates(arguments):
-    """The learning rates that were chosen for the runs, by model and width, over the seeds."""
+def print_rates(arguments: Namespace) -> None:
+    """Prints the learning rates that were chosen for the runs, by model and width, over the seeds."""
     from deq_enn.reporting.records import read_metrics
 
     rates = {}
@@ -51,49 +62,46 @@ def print_rates(arguments):
             rates.setdefault((line["config"]["model"], line["dim"]), {})[line["seed"]] = line["config"]["lr"]
     print("\nlearning rates chosen on held-out training samples")
     for model in arguments.model:
-        found = [dict.fromkeys(rates.get((model, dim), {}).values()) for dim in arguments.dim]
-        cells = [" ".join(f"{rate:.3g}" for rate in each) for each in found]
+        chosen = [dict.fromkeys(rates.get((model, dim), {}).values()) for dim in arguments.dim]
+        cells = [" ".join(f"{rate:.3g}" for rate in each) for each in chosen]
         print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
 
 
-def plot(arguments, data, results, path):
-    """Test accuracy against epoch at the largest width, and against width after the last epoch; as a PNG file."""
+def looks_of(arguments: Namespace) -> dict[str, tuple[str, str, str]]:
+    """Returns (colour, line, label) of each model, where a general one is labelled with its activation."""
+    short = (arguments.activation or "").rpartition(":")[2]
+    return LOOKS | {
+        "deq": ("C2", "-", f"{short}-DEQ"),
+        "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
+        "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN"),
+    }
+
+
+def plot(arguments: Namespace, data: "Dataset", results: "Results", path: Path) -> None:
+    """Draws test accuracy against epoch at the largest width, and against width after the last epoch; a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    short = arguments.activation.rpartition(":")[2]
-    looks = LOOKS | {
-        "deq": ("C2", "-", f"{short}-DEQ"),
-        "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
-        "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN"),
-    }
+    looks, chosen = looks_of(arguments), {}
+    for model in arguments.model:
+        chosen[model] = curve_look(*looks.get(model, ("C2", "-", model)))
+        if len(arguments.model) == 1:  # no other curve lies on top of it
+            chosen[model] |= {"linewidth": 1.3, "alpha": 1}
+
+    def accuracies(model, dim):
+        """One list a seed, by epoch."""
+        return [
+            [100 * record["test_accuracy"] for record in results[model, dim, seed].history] for seed in arguments.seed
+        ]
+
     plt.style.use(STYLE)
     panels = 2 if len(arguments.dim) > 1 else 1
     figure, axes = plt.subplots(1, panels, figsize=(3.4 * panels, 2.7), squeeze=False, layout="constrained")
-    widths, widest = sorted(arguments.dim), max(arguments.dim)
-    for model in arguments.model:
-        look = curve_look(*looks.get(model, ("C2", "-", model)))
-        if len(arguments.model) == 1:  # no other curve lies on top of it
-            look |= {"linewidth": 1.3, "alpha": 1}
-
-        def accuracies(dim):
-            """One list a seed, by epoch."""
-            return [
-                [100 * record["test_accuracy"] for record in results[model, dim, seed].history]
-                for seed in arguments.seed
-            ]
-
-        draw_band(axes[0, 0], range(1, arguments.epoch + 1), accuracies(widest), look)
-        if panels == 2:
-            mean, std = zip(*(mean_std([curve[-1] for curve in accuracies(dim)]) for dim in widths))
-            axes[0, 1].errorbar(widths, mean, std if len(arguments.seed) > 1 else None, **look)
-    axes[0, 0].set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{data.name}, width {widest}")
+    _by_epoch(axes[0, 0], arguments, data.name, accuracies, chosen)
     if panels == 2:
-        axes[0, 1].set(xlabel="width $m$", title=f"after {arguments.epoch} epochs", xscale="log")
-        axes[0, 1].set_xticks(widths, widths)
-        axes[0, 1].minorticks_off()
+        _by_width(axes[0, 1], arguments, accuracies, chosen)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         loc="outside lower center",
@@ -101,3 +109,20 @@ def plot(arguments, data, results, path):
         handlelength=3,
     )
     save(figure, path, dpi=200)
+
+
+def _by_epoch(ax, arguments, name, accuracies, looks):
+    widest = max(arguments.dim)
+    for model, look in looks.items():
+        draw_band(ax, range(1, arguments.epoch + 1), accuracies(model, widest), look)
+    ax.set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{name}, width {widest}")
+
+
+def _by_width(ax, arguments, accuracies, looks):
+    widths = sorted(arguments.dim)
+    for model, look in looks.items():
+        mean, std = zip(*(mean_std([curve[-1] for curve in accuracies(model, dim)]) for dim in widths))
+        ax.errorbar(widths, mean, std if len(arguments.seed) > 1 else None, **look)
+    ax.set(xlabel="width $m$", title=f"after {arguments.epoch} epochs", xscale="log")
+    ax.set_xticks(widths, widths)
+    ax.minorticks_off()

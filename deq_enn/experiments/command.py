@@ -102,7 +102,7 @@ def hand_out(executor: Executor, grid: "Grid", configs: list["Config"]) -> list[
     from deq_enn.experiments.worker import do_run, for_other_machines
     from deq_enn.training.run_files import Result
 
-    options = vars(grid.arguments)
+    options = dict(vars(grid.arguments))
     if options["scheduler"]:
         options = for_other_machines(options, configs)
     costs = [grid.cost(config) for config in configs]

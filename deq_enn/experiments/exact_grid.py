@@ -8,8 +8,10 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -20,8 +22,9 @@ from deq_enn.machines import readout as ridge_features, regression
 from deq_enn.machines.run import Plan, plan, run_machine, subset
 from deq_enn.machines.scores import score as scores_of
 from deq_enn.names import DEQS, UNMATCHED
+from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
-from deq_enn.training.run_files import Config, RunFiles, fingerprint, finished, log_path, whole_file
+from deq_enn.training.run_files import Config, Result, RunFiles, fingerprint, finished, log_path, whole_file
 from deq_enn.utils.devices import available
 from deq_enn.utils.team import Team, ranks
 
@@ -31,7 +34,8 @@ WIDTHLESS = "inf"  # what is called the width of a kernel machine
 class ExactGrid(Grid):
     """Runs of one solve: models, unmatched ones of each depth, x widths x training sizes x seeds."""
 
-    def load(self, device):
+    def load(self, device: torch.device) -> None:
+        """Loads the data, and builds the networks of width 1. Raises ValueError where a size or the data is wrong."""
         a = self.arguments
         self.data = load_dataset(
             self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path, device=device
@@ -52,12 +56,14 @@ class ExactGrid(Grid):
             exact_report.entry(model, depth): network.describe() for (model, depth), network in self.networks.items()
         }
 
-    def settings(self, model):
+    def settings(self, model: str) -> dict:
+        """Returns the settings of a run without steps."""
         a = self.arguments
         ridge = "" if a.ridge == ["auto"] else " ".join(f"{value:.17g}" for value in sorted(a.ridge))
         return super().settings(model) | {"lr": 0.0, "epoch": 1, "batch_size": 0, "opt": "", "ridge": ridge}
 
     def configs(self) -> list[Config]:
+        """Returns the Config of each run of the grid."""
         a, key = self.arguments, fingerprint(self.data)
         return [
             Config(
@@ -76,33 +82,36 @@ class ExactGrid(Grid):
             for model, depth in self.networks
         ]
 
-    def widths(self):
+    def widths(self) -> list:
+        """Returns the widths of the grid."""
         return self.arguments.dim
 
-    def warnings(self):
+    def warnings(self) -> list[str]:
+        """Says which assumptions of the theory do not hold."""
         return [
             warning
             for (model, _), network in self.networks.items()
             if model in DEQS
-            for warning in check_assumptions(network.activation, self.arguments.asquare, self.tau0)
+            for warning in check_assumptions(cast(Activation, network.activation), self.arguments.asquare, self.tau0)
         ]
 
-    def ridges(self, grid):
-        """Those to choose from: the grid, or what was given."""
+    def ridges(self, grid: Sequence[float]) -> Sequence[float]:
+        """Returns the ridges to choose from: the grid, or what was given."""
         given = self.arguments.ridge
         return grid if given == ["auto"] else sorted(given)
 
-    def samples(self, config):
-        """Training samples and labels of the run, in its order."""
+    def samples(self, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns training samples and labels of the run, in its order."""
         n = len(self.data.X_train)
         order = subset(n, config.train_size or n, config.seed)
         return self.data.X_train[order], self.data.y_train[order]
 
-    def solve(self, config, device, team) -> tuple[dict, torch.Tensor]:
-        """What is logged of the run, and the predicted labels of the test samples."""
+    def solve(self, config: Config, device: torch.device, team: Team) -> tuple[dict, torch.Tensor]:
+        """Returns what is logged of the run, and the predicted labels of the test samples."""
         raise NotImplementedError
 
-    def train(self, config, device, team=None):
+    def train(self, config: Config, device: torch.device, team: Team | None = None) -> Result:
+        """Does the run and writes its logs and predictions; a `team` of ranks shares it."""
         a, team = self.arguments, team or Team()
         files = RunFiles(config, a.output_path, a.save_path, writes=team.rank == 0)
         state = files.restore("cpu") if a.resume else None
@@ -128,7 +137,8 @@ class ExactGrid(Grid):
             with whole_file(log_path(config, self.arguments.output_path, "predicted"), "w") as file:
                 json.dump({"predicted": predicted.tolist(), "labels": self.data.y_test.tolist()}, file)
 
-    def report(self, results):
+    def report(self, results: dict[Config, Result]) -> None:
+        """Prints the tables and draws the figure of the results."""
         exact_report.print_report(self.arguments, results)
         sys.stdout.flush()  # in a pipe too the table is there, whatever becomes of the figure
         path = exact_report.plot(self.arguments, self.data, results, fingerprint(self.data))
@@ -138,10 +148,12 @@ class ExactGrid(Grid):
 class KernelGrid(ExactGrid):
     """Networks at infinite width."""
 
-    def widths(self):
+    def widths(self) -> list:
+        """Returns what stands for the width of a kernel machine in the logs."""
         return [WIDTHLESS]
 
-    def settings(self, model):
+    def settings(self, model: str) -> dict:
+        """Returns the settings of a kernel machine, with its kernel."""
         # the kernel of every model, and not of a match alone
         return super().settings(model) | {"match": self.arguments.match}
 
@@ -157,7 +169,8 @@ class KernelGrid(ExactGrid):
         memory = self.arguments.memory or 0.9 * (available() or math.inf) + loaded
         return plan(config.train_size or n, m, p, memory, loaded, size)
 
-    def check_memory(self, configs, device):
+    def check_memory(self, configs: list[Config], device: torch.device) -> None:
+        """Raises ValueError where a kernel that is still to be made fits neither memory nor disk."""
         a = self.arguments
         if a.device not in (None, "cpu"):
             raise ValueError(f"--device {a.device}: --train kernel runs on the CPU")
@@ -167,7 +180,8 @@ class KernelGrid(ExactGrid):
             if not (a.resume and finished(config, a.output_path)):
                 self.plan(config, ranks()[1] if a.together else 1)
 
-    def solve(self, config, device, team):
+    def solve(self, config: Config, device: torch.device, team: Team) -> tuple[dict, torch.Tensor]:
+        """Fits the kernel machine of the run."""
         a = self.arguments
         files = Path(a.save_path) / f"inf_{config.label}_{config.dataset}_seed{config.seed}_{config.key}"
         if not a.resume:  # what a killed run has left
@@ -193,17 +207,20 @@ class KernelGrid(ExactGrid):
 class RidgeGrid(ExactGrid):
     """Networks of finite width with their best readout."""
 
-    def cost(self, config):
-        n, m, p = config.train_size or len(self.data.X_train), config.dim, self.data.X_train.shape[1]
+    def cost(self, config: Config) -> float:
+        """Estimates what features and normal equations take, in multiplications."""
+        n, m, p = config.train_size or len(self.data.X_train), int(config.dim), self.data.X_train.shape[1]
         return (n + len(self.data.X_test)) * m * (p + m * (13 if config.model in DEQS else 1)) + n * m * m
 
-    def memory(self, config):
-        m, p = config.dim, self.data.X_train.shape[1]
+    def memory(self, config: Config) -> dict[str, int]:
+        """Counts the bytes of the weights and of the normal equations."""
+        m, p = int(config.dim), self.data.X_train.shape[1]
         squares = len([*self.networks[config.model, config.depth].parameters()]) - 2
         # the sums of the two parts and of all samples, and the matrix that is factorised
         return {"weights": 4 * (m * (p + self.data.n_classes) + squares * m * m), "normal equations": 5 * 8 * m * m}
 
-    def solve(self, config, device, team):
+    def solve(self, config: Config, device: torch.device, team: Team) -> tuple[dict, torch.Tensor]:
+        """Solves the readout of the run from its normal equations."""
         model = self.network(config.model, config.dim, config.seed, config.depth).to(device)
         X, y = self.samples(config)
         ridges = self.ridges(ridge_features.RIDGES)

@@ -5,15 +5,26 @@ matplotlib is imported where it draws.
 
 import json
 import math
+from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from deq_enn.experiments.accuracy_report import looks_of
 from deq_enn.names import DEQS
-from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.records import read_metrics
 from deq_enn.reporting.style import STYLE, curve_look, mean_std, save
-from deq_enn.training.run_files import Config, log_path
+from deq_enn.training.run_files import Config, Result, log_path
 
-# in the order of `kernel_machine.score`
+if TYPE_CHECKING:
+    import torch
+
+    from deq_enn.data.datasets import Dataset
+
+Place = tuple[Any, int]  # width and training size
+Runs = dict[str, dict[Place, list[tuple[Config, dict]]]]  # by entry and place, the runs of all seeds
+
+# name in the logs: head, factor and format in the table, in the order of `machines.scores.score`
 SCORES = {
     "test_accuracy": ("accuracy %", 100, ".2f"),
     "test_mse": ("mse", 1, ".5f"),
@@ -26,25 +37,33 @@ SCORES = {
 
 
 def entry(model: str, depth: int) -> str:
-    """The name of a model in tables, with its depth where that was given."""
+    """Returns the name of a model in tables, with its depth where that was given."""
     return f"{model} {depth}" if depth else model
 
 
-def runs_by_entry(results) -> dict:
-    """{entry: {(width, training size): [(config, record), ...]}}, the last entry of each run's history, over seeds."""
-    found = {}
+def runs_by_entry(results: dict[Config, Result]) -> Runs:
+    """Sorts the runs by entry, width and training size; of each it gives its Config and the end of its history."""
+    runs: Runs = {}
     for config, result in results.items():
-        place = found.setdefault(entry(config.model, config.depth), {})
-        place.setdefault((config.dim, result.history[-1]["train_size"]), []).append((config, result.history[-1]))
-    return found
+        places = runs.setdefault(entry(config.model, config.depth), {})
+        places.setdefault((config.dim, result.history[-1]["train_size"]), []).append((config, result.history[-1]))
+    return runs
 
 
-def print_report(arguments, results) -> None:
-    """Accuracies by training size and width; where these are largest all scores, and differences to the first DEQ."""
+def print_report(arguments: Namespace, results: dict[Config, Result]) -> None:
+    """Prints accuracies by training size and width; where these are largest all scores, and differences to a DEQ."""
     runs = runs_by_entry(results)
     places = list(next(iter(runs.values())))
-    kind = f"{arguments.match.upper()} at infinite width" if arguments.train == "kernel" else "exact readouts"
     heads = [f"n = {size}" if arguments.train == "kernel" else f"m = {dim}, n = {size}" for dim, size in places]
+    _print_accuracies(arguments, runs, places, heads)
+    last = max(places, key=lambda place: (place[1], place[0]))
+    print(f"\nat {heads[places.index(last)]}, means over the seeds")
+    _print_scores(runs, last)
+    print_differences(arguments, {name: at[last] for name, at in runs.items()})
+
+
+def _print_accuracies(arguments, runs, places, heads):
+    kind = f"{arguments.match.upper()} at infinite width" if arguments.train == "kernel" else "exact readouts"
     print(f"\n{kind}: test accuracy in % (mean ± std over {len(arguments.seed)} seed(s)), and seconds a run")
     print(f"{'model':<19}" + "".join(f"{head:>26}" for head in heads))
     for name, at in runs.items():
@@ -54,28 +73,28 @@ def print_report(arguments, results) -> None:
             seconds, _ = mean_std([record["seconds"] for _, record in at[place]])
             cells.append(f"{mean:.2f} ± {std:.2f} {seconds:9.1f} s")
         print(f"{name:<19}" + "".join(f"{cell:>26}" for cell in cells))
-    last = max(places, key=lambda place: (place[1], place[0]))
-    print(f"\nat {heads[places.index(last)]}, means over the seeds")
+
+
+def _print_scores(runs, place):
     print(f"{'model':<19}" + "".join(f"{head:>14}" for head, *_ in SCORES.values()))
     for name, at in runs.items():
         cells = []
         for score, (_, factor, form) in SCORES.items():
-            values = [record.get(score) for _, record in at[last]]
+            values = [record.get(score) for _, record in at[place]]
             cells.append("-" if None in values else f"{factor * mean_std(values)[0]:{form}}")
         print(f"{name:<19}" + "".join(f"{cell:>14}" for cell in cells))
-    print_differences(arguments, {name: at[last] for name, at in runs.items()})
 
 
-def right(paths):
-    """Whether each test sample is classified rightly, (m,) bool, from logs of predictions, one after the other."""
+def right(paths: Iterable[Path | str]) -> "torch.Tensor":
+    """Says of each test sample whether it is classified rightly, (m,) bool, from logs of predictions in turn."""
     import torch
 
     logs = [json.loads(Path(path).read_text()) for path in paths]
     return torch.cat([torch.tensor(log["predicted"]) == torch.tensor(log["labels"]) for log in logs])
 
 
-def print_differences(arguments, runs) -> None:
-    """The first DEQ less each other network, in percentage points, with 95% intervals over the test samples."""
+def print_differences(arguments: Namespace, runs: dict[str, list[tuple[Config, dict]]]) -> None:
+    """Prints the first DEQ less each other network, in percentage points, with 95% intervals over the test samples."""
     from deq_enn.machines.scores import bootstrap_difference
 
     reference = next((name for name in runs if name in DEQS), None)
@@ -95,23 +114,27 @@ def print_differences(arguments, runs) -> None:
             print(f"{name:<19}{100 * difference:+8.2f}  [{100 * low:+.2f}, {100 * high:+.2f}]")
 
 
-def limits(arguments, data_key, results) -> dict:
-    """{entry: accuracy} of the kernel machines in the same folder that have the networks and samples of these runs."""
-    wanted = {(c.model, c.activation, c.depth, c.asquare, c.code, c.family) for c in results}
-    sizes = {result.history[-1]["train_size"] for result in results.values()}
-    machines, found = {}, {}
+def limits(arguments: Namespace, data_key: str, results: dict[Config, Result]) -> dict[str, float]:
+    """Returns {entry: accuracy} of the kernel machines in the same folder with the networks and samples of the runs."""
+
+    def network(c: Config) -> tuple:
+        return c.model, c.activation, c.depth, c.asquare, c.code, c.family
+
+    wanted = {network(config) for config in results}
+    largest = max(result.history[-1]["train_size"] for result in results.values())
+    machines, accuracies = {}, {}
     for line in read_metrics(arguments.output_path):
         if line.get("event") == "run" and line["config"]["train"] == "kernel" and line["config"]["data"] == data_key:
-            c = Config(**line["config"])
-            if c.match == "ck" and (c.model, c.activation, c.depth, c.asquare, c.code, c.family) in wanted:
-                machines[line["run"]] = entry(c.model, c.depth)
-        elif line.get("event") == "epoch" and line["run"] in machines and line["train_size"] == max(sizes):
-            found.setdefault(machines[line["run"]], []).append(line["test_accuracy"])
-    return {name: mean_std(values)[0] for name, values in found.items()}
+            config = Config(**line["config"])
+            if config.match == "ck" and network(config) in wanted:
+                machines[line["run"]] = entry(config.model, config.depth)
+        elif line.get("event") == "epoch" and line["run"] in machines and line["train_size"] == largest:
+            accuracies.setdefault(machines[line["run"]], []).append(line["test_accuracy"])
+    return {name: mean_std(values)[0] for name, values in accuracies.items()}
 
 
-def plot(arguments, data, results, data_key) -> Path:
-    """Accuracy against training size for kernel machines, or against width, running into the kernel's line.
+def plot(arguments: Namespace, data: "Dataset", results: dict[Config, Result], data_key: str) -> Path:
+    """Draws accuracy against training size for kernel machines, or against width, running into the kernel's line.
 
     Several widths make the width the axis, each kernel machine in the same folder a horizontal line at the right; else
     the training size is the axis; with one of each, a point with its binomial interval for each network.
@@ -123,48 +146,61 @@ def plot(arguments, data, results, data_key) -> Path:
 
     plt.style.use(STYLE)
     runs = runs_by_entry(results)
-    places = list(next(iter(runs.values())))
-    widths, sizes = sorted({dim for dim, _ in places}, key=str), sorted({size for _, size in places})
-    figure, ax = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
-    largest = max(sizes)
-    axis = "width" if len(widths) > 1 else "size" if len(sizes) > 1 else None
+    widths, sizes = ({place[k] for places in runs.values() for place in places} for k in (0, 1))
     lines = limits(arguments, data_key, results) if arguments.train == "ridge" else {}
-    short = arguments.activation.rpartition(":")[2]
-    looks = LOOKS | {
-        "deq": ("C2", "-", f"{short}-DEQ"),
-        "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
-        "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN"),
-    }
-    seen = {}
-    for place, (name, at) in enumerate(runs.items()):
-        config = next(iter(at.values()))[0][0]
-        colour, line, label = looks.get(config.model, ("C2", "-", config.model))
-        if config.depth:  # depths of one network: as many colours
-            seen[config.model] = seen.get(config.model, 2) + 1
-            colour, label = f"C{seen[config.model]}", f"{label}, {config.depth} layer{'s' * (config.depth > 1)}"
-        look = curve_look(colour, line, label)
-        if axis:
-            xs = sorted(widths) if axis == "width" else sizes
-            at_x = [at[(x, largest) if axis == "width" else (widths[0], x)] for x in xs]
-            mean, std = zip(*[mean_std([100 * record["test_accuracy"] for _, record in runs_at]) for runs_at in at_x])
-            ax.errorbar(xs, mean, std if len(arguments.seed) > 1 else None, **look)
+    places = _along(widths, sizes)
+    figure, ax = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
+    for number, (name, look) in enumerate(_entry_looks(arguments, runs).items()):
+        if places:
+            _draw_curve(ax, [runs[name][place] for place in places.values()], [*places], look)
         else:
-            mean, _ = mean_std([record["test_accuracy"] for _, record in at[places[0]]])
-            half = 1.96 * math.sqrt(mean * (1 - mean) / len(data.y_test))
-            ax.errorbar(place, 100 * mean, 100 * half, marker="o", **look | {"linestyle": "none"})
+            (of_all_seeds,) = runs[name].values()
+            _draw_point(ax, of_all_seeds, number, look, len(data.y_test))
         if name in lines:
+            colour, line = look["color"], look["linestyle"]
             ax.axhline(100 * lines[name], xmin=0.75, linestyle=line, color=colour, linewidth=0.8)
-    what = f"{arguments.match.upper()}, width $\\infty$" if arguments.train == "kernel" else "exact readout"
-    ax.set(ylabel="test accuracy (%)", title=f"{data.name}, {what}" + (f", $n = {largest}$" if axis != "size" else ""))
-    if axis:
-        xs = sorted(widths) if axis == "width" else sizes
-        ax.set(xlabel="width $m$" if axis == "width" else "training samples $n$", xscale="log")
-        ax.set_xticks(xs, xs)
+    if places:
+        ax.set(xlabel="width $m$" if len(widths) > 1 else "training samples $n$", xscale="log")
+    ax.set_xticks([*places], [*places])
+    if places:
         ax.minorticks_off()
-    else:
-        ax.set_xticks([])
+    what = f"{arguments.match.upper()}, width $\\infty$" if arguments.train == "kernel" else "exact readout"
+    size = f", $n = {max(sizes)}$" if len(widths) > 1 or len(sizes) == 1 else ""
+    ax.set(ylabel="test accuracy (%)", title=f"{data.name}, {what}{size}")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=3)
     path = Path(arguments.output_path) / f"{arguments.train}-{arguments.match}_{arguments.dataset}.png"
     save(figure, path, dpi=200)
     plt.close(figure)
     return path
+
+
+def _entry_looks(arguments: Namespace, runs: Runs) -> dict[str, dict[str, Any]]:
+    """How each entry is drawn; the depths of one network have as many colours."""
+    looks, depths, entries = looks_of(arguments), {}, {}
+    for name, places in runs.items():
+        config = next(iter(places.values()))[0][0]
+        colour, line, label = looks.get(config.model, ("C2", "-", config.model))
+        if config.depth:
+            depths[config.model] = depths.get(config.model, 2) + 1
+            colour, label = f"C{depths[config.model]}", f"{label}, {config.depth} layer{'s' * (config.depth > 1)}"
+        entries[name] = curve_look(colour, line, label)
+    return entries
+
+
+def _along(widths: set, sizes: set) -> dict[Any, Place]:
+    """{abscissa: place} of a curve, along the widths where there are several, else along the sizes; {} of a point."""
+    if len(widths) > 1:
+        return {width: (width, max(sizes)) for width in sorted(widths)}
+    (width,) = widths
+    return {size: (width, size) for size in sorted(sizes)} if len(sizes) > 1 else {}
+
+
+def _draw_curve(ax, runs_at: list, xs: list, look: dict[str, Any]) -> None:
+    mean, std = zip(*[mean_std([100 * record["test_accuracy"] for _, record in runs]) for runs in runs_at])
+    ax.errorbar(xs, mean, std if len(runs_at[0]) > 1 else None, **look)
+
+
+def _draw_point(ax, runs: list, x: int, look: dict[str, Any], n_test: int) -> None:
+    mean, _ = mean_std([record["test_accuracy"] for _, record in runs])
+    half = 1.96 * math.sqrt(mean * (1 - mean) / n_test)
+    ax.errorbar(x, 100 * mean, 100 * half, marker="o", **look | {"linestyle": "none"})

@@ -1,13 +1,15 @@
 """The grid of runs that the flags ask for: models x widths x seeds, for each kind of training.
 
 A grid knows what its networks are built with, trained by, and called in the logs. A kind of training is a class in a
-table `GRIDS`, here or in kernel_grid.py, and a row of default flags in flags.DEFAULTS; nothing else of main.py knows
+table `GRIDS`, here or in exact_grid.py, and a row of default flags in flags.DEFAULTS; nothing else of main.py knows
 which there are.
 """
 
 import math
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -17,12 +19,13 @@ from deq_enn.experiments.executors import cost
 from deq_enn.names import DEQS, GENERAL
 from deq_enn.networks.build import build_model
 from deq_enn.networks.pcdeq import WIDTHS, build_pcdeq
-from deq_enn.theory.activations import load_activation
+from deq_enn.theory.activations import Activation, load_activation
 from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
 from deq_enn.training.learning_rate import with_own_rate
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, Result, fingerprint, fingerprint_code, finished, sweep
 from deq_enn.utils.devices import available, shown
+from deq_enn.utils.team import Team
 
 
 class Grid:
@@ -35,11 +38,11 @@ class Grid:
     theories : for each model, the scalars that are printed and logged.
     """
 
-    def __init__(self, arguments):
+    def __init__(self, arguments: Namespace):
         self.arguments = arguments
         self.activation = load_activation(arguments.activation) if arguments.activation else None
 
-    def load(self, device):
+    def load(self, device: torch.device) -> None:
         """Loads the data, and settles what depends on it. Raises ValueError where the data or its shape is wrong."""
         a = self.arguments
         self.data = load_dataset(
@@ -53,13 +56,15 @@ class Grid:
         self.theories = {model: network.describe() for model, network in self.narrow.items()}
 
     def dataset(self) -> str:
+        """Names the data set as `load_dataset` knows it."""
         return self.arguments.dataset
 
-    def scales(self) -> dict:
-        """{name: number} that is printed of the data beside its size."""
+    def scales(self) -> dict[str, float]:
+        """Returns the numbers, by name, that are printed of the data beside its size."""
         return {"tau_0": self.tau0, "sigma_a^2": self.arguments.asquare}
 
-    def network(self, model, dim, seed, depth=0):
+    def network(self, model: str, dim: int, seed: int, depth: int = 0) -> torch.nn.Module:
+        """Builds the network with its random weights; depth 0: as published."""
         a = self.arguments
         return build_model(
             model,
@@ -75,10 +80,10 @@ class Grid:
             depth or None,
         )
 
-    def settings(self, model) -> dict:
-        """The settings of a run's Config beside its data, model, width and seed."""
+    def settings(self, model: str) -> dict:
+        """Returns the settings of a run's Config beside its data, model, width and seed."""
         a = self.arguments
-        found = {
+        settings = {
             "train": a.train,
             "lr": a.lr,
             "epoch": a.epoch,
@@ -87,15 +92,15 @@ class Grid:
             "asquare": a.asquare,
         }
         if a.lr == "auto":
-            found |= {"lr": 0.0, "own_rate": True}
+            settings |= {"lr": 0.0, "own_rate": True}
         if model in GENERAL:
-            found |= {"activation": a.activation, "code": fingerprint_code(a.activation)}
+            settings |= {"activation": a.activation, "code": fingerprint_code(a.activation)}
         if model == "matched_enn":
-            found |= {"match": a.match, "family": a.family}
-        return found
+            settings |= {"match": a.match, "family": a.family}
+        return settings
 
     def configs(self) -> list[Config]:
-        """The Config of each run of the grid."""
+        """Returns the Config of each run of the grid."""
         a, key = self.arguments, fingerprint(self.data)
         return [
             Config(dataset=a.dataset, model=model, dim=dim, seed=seed, data=key, **self.settings(model))
@@ -105,17 +110,17 @@ class Grid:
         ]
 
     def warnings(self) -> list[str]:
-        """The assumptions of the theory that do not hold."""
+        """Says which assumptions of the theory do not hold."""
         a = self.arguments
         return [
             warning
             for model in a.model
             if model in DEQS
-            for warning in check_assumptions(self.narrow[model].activation, a.asquare, self.tau0)
+            for warning in check_assumptions(cast(Activation, self.narrow[model].activation), a.asquare, self.tau0)
         ]
 
-    def memory(self, config) -> dict[str, int]:
-        """Bytes that the run takes at least, by what takes them."""
+    def memory(self, config: Config) -> dict[str, int]:
+        """Counts the bytes that the run takes at least, by what takes them."""
         data, m = self.data, config.dim
         # a first layer and a readout, and between them a square matrix for an equilibrium or for each further layer
         squares = len([*self.narrow[config.model].parameters()]) - 2
@@ -156,12 +161,12 @@ class Grid:
                 f"time, and {shown(free)} {where}are free: take fewer processes"
             )
 
-    def cost(self, config) -> float:
-        """The cost of a run, by which the longest is begun first (`executors.cost`)."""
+    def cost(self, config: Config) -> float:
+        """Estimates the cost of a run, by which the longest is begun first (`executors.cost`)."""
         data = self.data
         return cost(config, len(data.X_train) + len(data.X_test), data.X_train.shape[1], data.n_classes)
 
-    def train(self, config, device, team=None) -> Result:
+    def train(self, config: Config, device: torch.device, team: Team | None = None) -> Result:
         """Does the run and writes its logs; a `team` of ranks shares it."""
         a = self.arguments
 
@@ -172,50 +177,57 @@ class Grid:
             config = with_own_rate(config, self.data, make_model, a.save_path, device, a.resume, team)
         return run(config, self.data, make_model, a.output_path, a.save_path, device, a.resume, team)
 
-    def report(self, results):
+    def report(self, results: dict[Config, Result]) -> None:
         """Prints the table and draws the figure of the results, a `Result` for each configuration."""
-        results = {(config.model, config.dim, config.seed): result for config, result in results.items()}
-        print_table(self.arguments, results)
+        by_model = {(config.model, config.dim, config.seed): result for config, result in results.items()}
+        print_table(self.arguments, by_model)
         if self.arguments.lr == "auto":
             print_rates(self.arguments)
         sys.stdout.flush()  # in a pipe too the table is there, whatever becomes of the figure
         figure = Path(self.arguments.output_path) / f"accuracy_{self.arguments.dataset}.png"
         sweep(figure)
-        plot(self.arguments, self.data, results, figure)
+        plot(self.arguments, self.data, by_model, figure)
         print(f"\nlogs in {self.arguments.output_path}, figure {figure}")
 
 
 class PcDEQGrid(Grid):
     """A positive concave DEQ on images, of its published width."""
 
-    def __init__(self, arguments):
+    def __init__(self, arguments: Namespace):
         self.arguments = arguments
         self.activation = arguments.activation or ("tanh" if arguments.model[0][-1] == "1" else "sigmoid")
 
-    def load(self, device):
+    def load(self, device: torch.device) -> None:
+        """Loads the data; the width follows from its shape."""
         super().load(device)
         self.arguments.dim = [self.theories[self.arguments.model[0]]["widths"][-1]]
 
-    def dataset(self):
+    def dataset(self) -> str:
+        """Names the data set, of CIFAR-10 its images."""
         given = self.arguments.dataset
         return "cifar10_images" if given == "cifar10" else given  # a convolution has no use for VGG16 features
 
-    def scales(self):
+    def scales(self) -> dict[str, float]:
+        """Returns the scale of the data: a positive concave DEQ has no sigma_a^2."""
         return {"tau_0": self.tau0}
 
-    def network(self, model, dim, seed):
+    def network(self, model: str, dim: int, seed: int, depth: int = 0) -> torch.nn.Module:
+        """Builds the positive concave DEQ, whose width and depth its name and data determine."""
         p = self.data.X_train.shape[1]
         shape = {math.prod(shape): shape for shape in WIDTHS}.get(p, (p,))
         return build_pcdeq(model, self.activation, shape, self.data.n_classes, seed, self.arguments.aug)
 
-    def warnings(self):
-        return []  # its equilibrium exists whatever the data
+    def warnings(self) -> list[str]:
+        """Returns none: its equilibrium exists whatever the data."""
+        return []
 
-    def memory(self, config):
+    def memory(self, config: Config) -> dict[str, int]:
+        """Counts weights, gradients and the optimizer's state, the bytes that the run takes at least."""
         weights = self.theories[config.model]["weights"]
         return {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
 
-    def settings(self, model):
+    def settings(self, model: str) -> dict:
+        """Returns what determines a run of a positive concave DEQ beside its data, model, width and seed."""
         a = self.arguments
         return {
             "train": a.train,

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deq_enn.utils.interrupts import RESUME
 
@@ -30,11 +30,11 @@ class Team:
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
 
-    def share(self, rows):
+    def share(self, rows: Any) -> Any:
         """Returns the rows that are this rank's share; none, where there are fewer rows than ranks."""
         return rows[self.rank :: self.size]
 
-    def wrap(self, model):
+    def wrap(self, model: "torch.nn.Module") -> "torch.nn.Module":
         """Returns the model with gradients that are means over the ranks once `backward` is through."""
         if self.size == 1:
             return model
@@ -42,15 +42,15 @@ class Team:
 
         return DistributedDataParallel(model)
 
-    def total(self, values):
+    def total(self, values: "torch.Tensor") -> list:
         """Returns the sums over the ranks of a tensor's entries, as a list."""
         return self._reduce(values, "SUM")
 
-    def most(self, values):
+    def most(self, values: "torch.Tensor") -> list:
         """Returns the maxima over the ranks of a tensor's entries, as a list."""
         return self._reduce(values, "MAX")
 
-    def _reduce(self, values, kind):
+    def _reduce(self, values: "torch.Tensor", kind: str) -> list:
         if self.size > 1:
             import torch.distributed as dist
 
@@ -145,11 +145,12 @@ def _stopped(*_):
 
 
 def _meet(rank: int, size: int):
-    import torch.distributed as dist
+    from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage] left out of its __all__
+    from torch.distributed.rendezvous import rendezvous
 
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
+        store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
     except ValueError as error:
         raise ValueError(f"MASTER_ADDR:MASTER_PORT is {place}: {error}; torchrun sets them") from None
     except RuntimeError as error:
@@ -157,7 +158,7 @@ def _meet(rank: int, size: int):
             f"rank {rank} met no world of {size} at {place} ({str(error).splitlines()[0]}): start every rank within "
             f"{TIMEOUT:g} s, with the address of rank 0's machine and a free port"
         ) from None
-    return dist.PrefixStore("deq_enn", store)
+    return PrefixStore("deq_enn", store)
 
 
 def _first(store) -> bool:

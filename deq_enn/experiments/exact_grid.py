@@ -221,7 +221,7 @@ class RidgeGrid(ExactGrid):
 
     def solve(self, config: Config, device: torch.device, team: Team) -> tuple[dict, torch.Tensor]:
         """Solves the readout of the run from its normal equations."""
-        model = self.network(config.model, config.dim, config.seed, config.depth).to(device)
+        model = self.network(config.model, int(config.dim), config.seed, config.depth).to(device)
         X, y = self.samples(config)
         ridges = self.ridges(ridge_features.RIDGES)
         readout, table = ridge_features.solve(model, X, y, self.data.n_classes, ridges, device)

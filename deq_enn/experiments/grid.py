@@ -18,7 +18,9 @@ from deq_enn.experiments.accuracy_report import plot, print_rates, print_table
 from deq_enn.experiments.executors import cost
 from deq_enn.names import DEQS, GENERAL
 from deq_enn.networks.build import build_model
-from deq_enn.networks.pcdeq import WIDTHS, build_pcdeq
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.enn import ENN
+from deq_enn.networks.pcdeq import WIDTHS, PcDEQNetwork, build_pcdeq
 from deq_enn.theory.activations import Activation, load_activation
 from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
 from deq_enn.training.learning_rate import with_own_rate
@@ -26,6 +28,8 @@ from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, Result, fingerprint, fingerprint_code, finished, sweep
 from deq_enn.utils.devices import available, shown
 from deq_enn.utils.team import Team
+
+Network = DEQ | ENN | PcDEQNetwork
 
 
 class Grid:
@@ -63,7 +67,7 @@ class Grid:
         """Returns the numbers, by name, that are printed of the data beside its size."""
         return {"tau_0": self.tau0, "sigma_a^2": self.arguments.asquare}
 
-    def network(self, model: str, dim: int, seed: int, depth: int = 0) -> torch.nn.Module:
+    def network(self, model: str, dim: int, seed: int, depth: int = 0) -> Network:
         """Builds the network with its random weights; depth 0: as published."""
         a = self.arguments
         return build_model(
@@ -121,7 +125,7 @@ class Grid:
 
     def memory(self, config: Config) -> dict[str, int]:
         """Counts the bytes that the run takes at least, by what takes them."""
-        data, m = self.data, config.dim
+        data, m = self.data, int(config.dim)
         # a first layer and a readout, and between them a square matrix for an equilibrium or for each further layer
         squares = len([*self.narrow[config.model].parameters()]) - 2
         weights = m * (data.X_train.shape[1] + data.n_classes) + squares * m * m
@@ -171,7 +175,7 @@ class Grid:
         a = self.arguments
 
         def make_model():
-            return self.network(config.model, config.dim, config.seed)
+            return self.network(config.model, int(config.dim), config.seed)
 
         if config.own_rate:
             config = with_own_rate(config, self.data, make_model, a.save_path, device, a.resume, team)
@@ -211,7 +215,7 @@ class PcDEQGrid(Grid):
         """Returns the scale of the data: a positive concave DEQ has no sigma_a^2."""
         return {"tau_0": self.tau0}
 
-    def network(self, model: str, dim: int, seed: int, depth: int = 0) -> torch.nn.Module:
+    def network(self, model: str, dim: int, seed: int, depth: int = 0) -> Network:
         """Builds the positive concave DEQ, whose width and depth its name and data determine."""
         p = self.data.X_train.shape[1]
         shape = {math.prod(shape): shape for shape in WIDTHS}.get(p, (p,))

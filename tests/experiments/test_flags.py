@@ -103,6 +103,16 @@ def test_a_bad_flag_as_a_process(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
 
 
+def test_the_installed_command_calls_itself_by_its_name(capsys, monkeypatch):
+    from deq_enn.__main__ import interrupts, main
+
+    for name in ("leave_at_once", "ignore"):  # signals of the whole process
+        monkeypatch.setattr(interrupts, name, lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--dim", "0"])
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith("deq-enn run: error: ")
+
+
 def refused_to_another(path):
     """The status and the words of `check_folder` in a child that, where we are root, has become nobody."""
     read, write = os.pipe()

@@ -107,3 +107,12 @@ def test_a_finished_run_needs_no_memory(capsys, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         command.main(argv)
     assert "and 1 kB are free" in capsys.readouterr().err
+
+
+def test_runs_that_do_not_fit_at_the_same_time_are_refused(capsys, tmp_path, monkeypatch):
+    argv = [*"--model tanh_enn relu_enn --dim 8 --epoch 1 --device cpu --output_path".split(), str(tmp_path / "out")]
+    monkeypatch.setattr(grid_module, "available", lambda device: 600_000)  # each takes 327 kB
+    with pytest.raises(SystemExit):
+        command.main([*argv, "--save_path", str(tmp_path), "--processes", "2"])
+    assert "--processes 2: the largest runs take at least 653 kB of memory at the same time" in capsys.readouterr().err
+    command.main([*argv, "--save_path", str(tmp_path)])

@@ -1,12 +1,12 @@
-"""What can be named on the command line: one list of each kind, for the flags and for the modules that build it.
+"""The command line can name these: one list of each kind, for the flags and for the modules that build it.
 
-Nothing is imported here, so that main.py answers --help and a bad flag without loading torch.
+Nothing is imported here, so that every command answers --help and a bad flag without loading torch.
 """
 
-DATASETS = ("gmm", "mnist", "fashion_mnist", "cifar10", "cifar10_images", "svhn", "npz")  # data_prepare.load_dataset
-PRESETS = ("mixed", "two_class")  # the Gaussian mixtures, data_prepare.GMM_PRESETS
+DATASETS = ("gmm", "mnist", "fashion_mnist", "cifar10", "cifar10_images", "svhn", "npz")  # data.datasets.load_dataset
+PRESETS = ("mixed", "two_class")  # Gaussian mixtures, data.mixtures.GMM_PRESETS
 
-# gaussian_integration.ACTIVATIONS
+# theory.activations.ACTIVATIONS
 ACTIVATIONS = (
     "relu",
     "leaky_relu",
@@ -24,11 +24,18 @@ ACTIVATIONS = (
     "sin",
 )
 
-MODELS = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")  # model.build_model
-GENERAL = ("deq", "matched_enn", "unmatched_enn")  # model.build_model, of any activation
-DEQS = ("inn", "tanh_inn", "deq")  # those of the two that have an equilibrium
-UNMATCHED = {"relu_enn": 2, "tanh_enn": 1, "unmatched_enn": 2}  # those of a depth to choose; as published
-FAMILIES = ("auto", "l_relu", "hard_tanh", "hermite", "piecewise")  # the layers of a match, matching.match
+MODELS = (
+    "inn",
+    "l_relu_enn",
+    "relu_enn",
+    "tanh_inn",
+    "h_tanh_enn",
+    "tanh_enn",
+)  # networks of the paper, networks.build.build_model
+GENERAL = ("deq", "matched_enn", "unmatched_enn")  # networks of any activation, by the same
+DEQS = ("inn", "tanh_inn", "deq")  # those of both that have an equilibrium
+UNMATCHED = {"relu_enn": 2, "tanh_enn": 1, "unmatched_enn": 2}  # depth as published, of those whose depth is free
+FAMILIES = ("auto", "l_relu", "hard_tanh", "hermite", "piecewise")  # layers of a match, matching.families.match
 
 PCDEQS = (
     "linear_pcdeq_1",
@@ -37,5 +44,5 @@ PCDEQS = (
     "single_conv_pcdeq_2",
     "multi_conv_pcdeq_1",
     "multi_conv_pcdeq_2",
-)  # pcdeq.build_pcdeq
-PCDEQ_ACTIVATIONS = {"1": ("tanh", "softsign", "relu6"), "2": ("sigmoid",)}  # of pcDEQ-1 and pcDEQ-2, pcdeq.CONCAVE
+)  # positive concave DEQs, networks.pcdeq.build_pcdeq
+PCDEQ_ACTIVATIONS = {"1": ("tanh", "softsign", "relu6"), "2": ("sigmoid",)}  # by kind, pcDEQ-1 and pcDEQ-2

@@ -90,7 +90,11 @@ def mnist_images(path: Path | str, name: str = "mnist") -> Images:
 
 
 def _idx(file: Path, ndim: int) -> torch.Tensor:
-    """Reads the uint8 array of an idx file: 0, 0, 8 (unsigned byte), ndim, then the big-endian sizes, then the data."""
+    """Reads the uint8 array of an idx file: 0, 0, 8 (unsigned byte), ndim, then the big-endian sizes, then the data.
+
+    torchvision's reader does the same, but importing torchvision.datasets imports torch's compiler, which takes as long
+    as torch itself; and of a damaged file it says no more than that an assertion failed.
+    """
     try:
         content = np.fromfile(file, dtype=np.uint8)
     except OSError as error:

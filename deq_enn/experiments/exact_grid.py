@@ -19,7 +19,7 @@ from deq_enn.data.datasets import load_dataset
 from deq_enn.experiments import exact_report
 from deq_enn.experiments.grid import GRIDS as STEPPED, Grid
 from deq_enn.machines import readout as ridge_features, regression
-from deq_enn.machines.run import Plan, plan, run_machine, subset
+from deq_enn.machines.run import Plan, Samples, Settings, plan, run_machine, subset
 from deq_enn.machines.scores import score as scores_of
 from deq_enn.names import DEQS, UNMATCHED
 from deq_enn.theory.activations import Activation
@@ -189,19 +189,9 @@ class KernelGrid(ExactGrid):
             for end in (f"rank{team.rank}.kernel", f"rank{team.rank}.json", *shared):
                 Path(f"{files}.{end}").unlink(missing_ok=True)
         d, ridges = self.data, self.ridges(regression.RIDGES)
-        return run_machine(
-            self.networks[config.model, config.depth],
-            *self.samples(config),
-            d.X_test,
-            d.y_test,
-            d.n_classes,
-            a.match,
-            ridges,
-            self.plan(config, team.size),
-            files,
-            config.key,
-            team,
-        )
+        samples = Samples(*self.samples(config), d.X_test, d.y_test, d.n_classes)
+        settings = Settings(a.match, ridges, self.plan(config, team.size), files, config.key, team)
+        return run_machine(self.networks[config.model, config.depth], samples, settings)
 
 
 class RidgeGrid(ExactGrid):

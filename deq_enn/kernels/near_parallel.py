@@ -1,24 +1,25 @@
-"""The kernels between samples that are parallel or opposite, or nearly so.
+"""Samples that are parallel or opposite, or nearly so, have their kernels computed pair by pair.
 
 At |rho| = 1 closed forms lose their digits, a Mehler series converges too slowly, and a correlation that was rounded
-does not determine the angle between two samples: 1 - |rho| is the wrong unknown. For the few pairs this concerns, the
-unknown is the distance. With v = sign * v', (u, v) of scales a and b, and eta = 1 - sign * rho,
+does not determine the angle between two samples. So 1 - |rho| is the wrong unknown. For the few pairs that this
+concerns, the distance takes its place. With v = sign * v', (u, v) of scales a and b, and eta = 1 - sign * rho,
 
     2 a b eta + (a - b)^2 = E[(u - sign v)^2] = sigma_b^2 |x - sign x'|^2 + sigma_a^2 E[(phi(u) - sign phi(v))^2]
 
-for a DEQ, in which nothing cancels but what the norms have in common. The right side is concave in eta, so that
+for a DEQ. Nothing cancels here except the part that the norms have in common. The right side is concave in eta, so that
 Newton's method converges from any start. The expectations are integrals over the plane in polar coordinates,
 
     u = a r cos(w - theta/2),   v = sign b r cos(w + theta/2),   cos(theta) = 1 - eta,
 
 whose panels end where u or v crosses a kink of the activation: in r along each ray, and in w where two such lines meet.
-Parallel samples (theta = 0) are a case like any other. That is right for every activation, and dear: 5 to 250 ms a
-pair. Three things keep it rare. Piecewise-linear activations have the moments of `parallel_moments` instead. Analytic
-activations have a Mehler series that converges at |rho| = 1 too, where an error of rho does no harm (`pair_functions`).
-What stands in the data many times is computed once.
+Parallel samples (theta = 0) are a case like any other. The quadrature is right for every activation, and dear: it takes
+5 to 250 ms for a pair. Three things keep it rare. Piecewise-linear activations have the moments of `parallel_moments`
+instead. Analytic activations have a Mehler series that converges at |rho| = 1 too, where an error of rho does no harm
+(`pair_functions`). Pairs that occur many times in the data are computed once.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -27,8 +28,8 @@ import torch
 from deq_enn.kernels.parallel_moments import piecewise_linear_moments
 from deq_enn.theory.activations import Activation
 
-_REACH = 9.0  # exp(-r^2/2) is 3e-18 there; so far beyond the farthest kink, for what begins there
-_CHUNK = 300_000  # nodes at a time, that stay in the cache
+_REACH = 9.0  # radius where exp(-r^2/2) is 3e-18; panels go so far beyond the farthest kink
+_CHUNK = 300_000  # nodes at a time, few enough to stay in the cache
 
 
 @cache
@@ -38,19 +39,19 @@ def _legendre(n):
 
 
 def _panels(edges, n):
-    """Nodes and weights (..., panels * n) of Gauss-Legendre rules between sorted edges (..., panels + 1)."""
+    """Returns nodes and weights (..., panels * n) of Gauss-Legendre rules between sorted edges (..., panels + 1)."""
     nodes, weights = _legendre(n)
     width = edges.diff()[..., None]
     return ((edges[..., :-1, None] + width * nodes).flatten(-2), (width * weights).flatten(-2))
 
 
 def _graded(scale, feature=1.0):
-    """1/2, 1/4, ... down to where an activation of this scale has its features, of this size about 0."""
+    """Returns 1/2, 1/4, ... down to where an activation at this scale has features of this size about 0."""
     return 0.5 ** torch.arange(1, 1 + max(1, math.ceil(math.log2(4 * scale / feature + 1))), dtype=torch.float64)
 
 
 def _angles(a, b, sign, theta, kinks, n):
-    """Nodes and weights (pairs, n_w) of the angle w over a full turn."""
+    """Returns nodes and weights (pairs, n_w) of the angle w over a full turn."""
     pairs, pi = len(a), math.pi
     zero = torch.stack([-pi / 2 - theta / 2, -pi / 2 + theta / 2, pi / 2 - theta / 2, pi / 2 + theta / 2], 1)
     offsets = pi / 2 * _graded(max(a.max().item(), b.max().item()), min([1.0, *(abs(k) for k in kinks if k)]))
@@ -68,8 +69,16 @@ def _angles(a, b, sign, theta, kinks, n):
     return _panels(edges, n)
 
 
-def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes: int):
-    """E[(phi(u) - sign phi(v))^2] and E[f'(u) f'(v)], phi = f - centre, for pairs of scales a and b (pairs,).
+def pair_moments(
+    activation: Activation,
+    centre: float,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    sign: torch.Tensor,
+    theta: torch.Tensor,
+    nodes: int,
+) -> torch.Tensor:
+    """Returns E[(phi(u) - sign phi(v))^2] and E[f'(u) f'(v)], phi = f - centre, (2, pairs), at scales a and b (pairs,).
 
     u and v are Gaussian with correlation sign * cos(theta), theta in [0, pi/2], sign +1 or -1, all of shape (pairs,).
     """
@@ -107,16 +116,19 @@ def pair_moments(activation: Activation, centre: float, a, b, sign, theta, nodes
 
 
 def _rounding(activation, apart, dot, ab):
-    """What rounding of f(u) and f(v) does to the mean of their squared difference: both are f(0) + O(sqrt(ab dot))."""
+    """Returns the error of the mean squared difference of f(u) and f(v) that comes from their rounding.
+
+    Both are f(0) + O(sqrt(ab dot)).
+    """
     constant = activation.fn(torch.zeros(1, dtype=torch.float64)).abs()
     size = 1e-15 * ((ab * dot.abs()).sqrt() + constant)
     return size * (apart.sqrt() + size)
 
 
 def _resolved(activation, centre, a, b, sign, theta):
-    """A number of nodes a panel with which `pair_moments` agrees, to 1e-10, with a coarser rule: tried on some pairs.
+    """Returns the nodes a panel with which `pair_moments` agrees with a coarser rule to 1e-10, on some of the pairs.
 
-    The error of a Gauss-Legendre rule falls geometrically, so that the finer of the two has about 1e-14.
+    The error of a Gauss-Legendre rule falls geometrically, so that the finer of the two has one of about 1e-14.
     """
     some = torch.cat([torch.stack([t.argmin(), t.argmax()]) for t in (a, b, theta)]).unique()
     a, b, sign, theta = (t[some] for t in (a, b, sign, theta))
@@ -135,7 +147,17 @@ def _resolved(activation, centre, a, b, sign, theta):
     )
 
 
-def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b, sign, distance2, second_a, second_b):
+def implicit_pairs(
+    activation: Activation,
+    centre: float,
+    sigma_a2: float,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    sign: torch.Tensor,
+    distance2: torch.Tensor,
+    second_a: torch.Tensor,
+    second_b: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Solves a DEQ's equation for pairs of nearly parallel samples.
 
     Parameters
@@ -150,14 +172,14 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
     (G, G_dot, Lambda), each (pairs,): E[phi(u) phi(v)], E[phi'(u) phi'(v)], and the covariance of u and v.
     """
     keys, index = torch.unique(torch.stack([a, b, sign, distance2, second_a, second_b]), dim=1, return_inverse=True)
-    if keys.shape[1] < len(a):  # discrete data: few pairs, many times each
-        solved = implicit_pairs(activation, centre, sigma_a2, *keys)
-        return tuple(values[index] for values in solved)
+    if keys.shape[1] < len(a):  # discrete data has few pairs, many times each
+        G, dot, covariance = implicit_pairs(activation, centre, sigma_a2, *keys)
+        return G[index], dot[index], covariance[index]
     ab, radial = a * b, (a - b) ** 2
     closed = piecewise_linear_moments(activation, centre)
 
     def solve(nodes):
-        eta = torch.zeros_like(a)
+        eta = step = torch.zeros_like(a)
         for _ in range(60):
             theta = angle(eta)
             apart, dot = (
@@ -167,7 +189,9 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
             slope = 2 * ab * (1 - sigma_a2 * dot)
             excess = 2 * ab * eta + radial - right
             noise = 1e-14 * (radial + right) + sigma_a2 * _rounding(activation, apart, dot, ab)
-            step = torch.where(excess.abs() <= noise, 0.0, excess / slope)  # parallel to rounding is parallel
+            step = torch.where(
+                excess.abs() <= noise, 0.0, excess / slope
+            )  # what is parallel to rounding counts as parallel
             before, eta = eta, (eta - step).clamp(0, 1)
             if ((eta - before).abs() <= 1e-13 * eta).all():
                 return eta, apart, dot
@@ -185,8 +209,10 @@ def implicit_pairs(activation: Activation, centre: float, sigma_a2: float, a, b,
         nodes = needed
 
 
-def squared_distances(Y, s, i, j, sign):
-    """|y_i - sign y_j|^2 between the samples of two lists, y the rows of Y, times s where given."""
+def squared_distances(
+    Y: torch.Tensor, s: torch.Tensor | None, i: torch.Tensor, j: torch.Tensor, sign: torch.Tensor
+) -> torch.Tensor:
+    """Returns |y_i - sign y_j|^2 between the samples of two lists, y the rows of Y, times s where that is given."""
 
     def rows(index):
         return Y[index] if s is None else Y[index] * s[index, None]
@@ -195,29 +221,39 @@ def squared_distances(Y, s, i, j, sign):
     return torch.cat([(rows(i[k]) - sign[k, None] * rows(j[k])).square().sum(1) for k in chunks])
 
 
-def angle(eta):
-    """theta with 1 - cos(theta) = eta."""
+def angle(eta: torch.Tensor) -> torch.Tensor:
+    """Returns theta with 1 - cos(theta) = eta."""
     return 2 * torch.asin((eta / 2).clamp(0, 0.5).sqrt())
 
 
 def _moments(layer, a, b, sign, theta):
-    """(apart, dot) of one layer, each distinct pair computed once."""
+    """Returns (apart, dot) of one layer, with each distinct pair computed once."""
     keys, index = torch.unique(torch.stack([a, b, sign, theta]), dim=1, return_inverse=True)
     if closed := piecewise_linear_moments(layer, 0.0):
         return closed(*keys)[:, index]
-    return pair_moments(layer, 0.0, *keys, _resolved(layer, 0.0, *keys))[:, index]
+    a, b, sign, theta = keys
+    return pair_moments(layer, 0.0, a, b, sign, theta, _resolved(layer, 0.0, a, b, sign, theta))[:, index]
 
 
-def explicit_pairs(layers, first_a, first_b, sign, theta, linear: float, seconds):
-    """The conjugate and tangent kernel after the last of the layers, (pairs,) each, for nearly parallel samples.
+def explicit_pairs(
+    layers: Sequence[Activation],
+    first_a: torch.Tensor,
+    first_b: torch.Tensor,
+    sign: torch.Tensor,
+    theta: torch.Tensor,
+    linear: torch.Tensor,
+    seconds: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the conjugate and tangent kernel after the last layer, (pairs,) each, for nearly parallel samples.
 
     Parameters
     ----------
+    layers : one at least.
     first_a, first_b, sign, theta : scales at the first of these layers; the correlation there is sign * cos(theta).
     linear : (pairs,) the tangent kernel ahead of it.
     seconds : for each layer E[sigma^2] at either sample, two (pairs,) tensors.
     """
-    a, b, tangent = first_a, first_b, linear
+    a, b, sigma, tangent = first_a, first_b, linear, linear
     for layer, (second_a, second_b) in zip(layers, seconds):
         apart, dot = _moments(layer, a, b, sign, theta)
         sigma = sign * (second_a + second_b - apart) / 2

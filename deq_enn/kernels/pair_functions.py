@@ -1,6 +1,6 @@
-"""How the covariance of two activations depends on the correlation of their inputs.
+"""A pair function says how the covariance of two activations depends on the correlation of their inputs.
 
-For samples i, j of scales s_i, s_j and a tile of correlations rho, a pair function gives (g, g', g''), with
+For samples i, j of scales s_i, s_j and a tile of correlations rho, it returns (g, g', g''), with
 
     g(rho) = Cov[f(u), f(v)]/(s_i s_j),   g'(rho) = E[f'(u) f'(v)],   (u, v) = (s_i x, s_j y), corr(x, y) = rho,
 
@@ -12,18 +12,20 @@ in closed form, or by its Mehler series:
 - any other: sum_k c_k(s_i) c_k(s_j) rho^k (Mehler) by Horner's rule, with as many terms as the tile's |rho| asks for.
 
 Near |rho| = 1 each of them loses digits or becomes dear. `limit` says up to which |rho| a function is to be used on a
-tile; the few pairs beyond it are the business of parallel_pairs.py.
+tile, and near_parallel.py computes the few pairs beyond it.
 """
 
 import logging
 import math
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from deq_enn.kernels.sample_scales import OfScale, Scales, explicit_scales
+from deq_enn.kernels.sample_scales import OfScale, Scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.hermite import hermite_coefficients
 from deq_enn.utils.tiles import largest
@@ -31,28 +33,35 @@ from deq_enn.utils.tiles import largest
 _log = logging.getLogger("kernels")
 
 
-class PairFunction:
-    """A pair function of the samples' scales: call it with slices of rows and columns, and a tile of correlations.
+class PairFunction(ABC):
+    """This is the pair function of samples with these scales."""
 
-    Or with the pairs of two index tensors (k,) and (k, 1), and their correlations (k, 1).
-    """
-
-    # |rho| up to which a kinked function is used: beyond, a rounded correlation does not fix the angle to 1e-10
+    # |rho| up to which a kinked function is used; beyond, a rounded correlation does not fix the angle to 1e-10
     cut = 1 - 1e-6
 
-    def __init__(self, activation: Activation, scales: Scales, device):
+    def __init__(self, activation: Activation, scales: Scales, device: torch.device):
         self.activation, self.scales, self.device = activation, scales, device
         self.s = torch.from_numpy(scales.s).to(device)
 
+    @abstractmethod
+    def __call__(self, rows, cols, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns (g, g', g'') on a tile of correlations.
+
+        rows, cols : two slices; or for pairs two index tensors (k,) and (k, 1), with correlations (k, 1).
+        """
+
     def limit(self, rho: torch.Tensor, reach: float) -> float:
-        """Up to which |rho| to use this function on a tile whose correlations are at most |rho|, all at most reach."""
+        """Returns up to which |rho| to use this function on a tile.
+
+        rho : bounds of the tile's correlations. reach : the largest of them.
+        """
         return min(reach, self.cut)
 
 
 class KinkedAtZero(PairFunction):
     """f = const + m x + h |x|: g = m^2 rho + h^2 (2/pi) (sqrt(1 - rho^2) - 1 + rho asin rho)."""
 
-    def __init__(self, activation, scales, device):
+    def __init__(self, activation: Activation, scales: Scales, device: torch.device):
         super().__init__(activation, scales, device)
         left, right = activation.slopes[0], activation.slopes[-1]
         self.m2, self.h2 = (left + right) ** 2 / 4, (right - left) ** 2 / (2 * math.pi)
@@ -71,7 +80,7 @@ class Erf(PairFunction):
 
     cut = 1.0
 
-    def __init__(self, activation, scales, device):
+    def __init__(self, activation: Activation, scales: Scales, device: torch.device):
         super().__init__(activation, scales, device)
         self.k = torch.sqrt(2 * self.s**2 / (1 + 2 * self.s**2))
 
@@ -90,7 +99,7 @@ class Sin(PairFunction):
     cut = 1.0
     largest_scale = 1e3
 
-    def __init__(self, activation, scales, device):
+    def __init__(self, activation: Activation, scales: Scales, device: torch.device):
         super().__init__(activation, scales, device)
         if scales.s.max() > self.largest_scale:
             raise ValueError(
@@ -113,7 +122,7 @@ class PiecewiseLinear(PairFunction):
     With r = tanh(y) the integrand varies on a scale of 1 in y, however close rho is to 1: 69 nodes do at the cut.
     """
 
-    def __init__(self, activation, scales, device):
+    def __init__(self, activation: Activation, scales: Scales, device: torch.device):
         super().__init__(activation, scales, device)
         self.d1 = torch.from_numpy(scales.d1).to(device)
         jumps = [right - left for left, right in zip(activation.slopes, activation.slopes[1:])]
@@ -130,7 +139,7 @@ class PiecewiseLinear(PairFunction):
         sides = [((a * a + b * b).div_(2), a * b, w) for a, b, w in sides]
 
         def density(r, cosine2):  # times sqrt(1 - r^2)
-            total = 0
+            total = torch.zeros(())
             for half, product, w in sides:
                 total = total + torch.addcmul(half, product, r, value=-1).div_(cosine2).neg_().exp_().mul_(w)
             return total
@@ -148,9 +157,11 @@ class PiecewiseLinear(PairFunction):
 
 
 @dataclass(frozen=True)
-class SeriesReport:
-    """How a Mehler series was cut: terms up to `degree` at correlations up to `rho`, remainder of E[f'(u) f'(v)] at
-    most `remainder`, relative to E[f'^2]; that of E[f(u) f(v)] is smaller still."""
+class Truncation:
+    """A Mehler series was cut after `degree`, for correlations up to `rho`.
+
+    The remainder of E[f'(u) f'(v)] is at most `remainder`, relative to E[f'^2]; that of E[f(u) f(v)] is smaller still.
+    """
 
     degree: int
     rho: float
@@ -158,7 +169,7 @@ class SeriesReport:
 
 
 class _Table:
-    """Hermite coefficients c_k(s)/s, k <= degree, of an activation at the samples' scales."""
+    """This holds the Hermite coefficients c_k(s)/s, k <= degree, of an activation at the samples' scales."""
 
     def __init__(self, activation, scales, degree):
         s, self.d1 = scales.s, scales.d1
@@ -171,16 +182,16 @@ class _Table:
         self.basis = np.polynomial.chebyshev.chebvander(u, max(len(c) for *_, c in fit.pieces) - 1)
         self.coefficients = [c for *_, c in fit.pieces]
         for c in self.coefficients:
-            c[:, 0] = 0  # covariances, not second moments
-        # at the samples' scales, of which 512 stand for all where there are more
+            c[:, 0] = 0  # g is a covariance, not a second moment
+        # weights are taken at the samples' scales, of which 512 stand for all where there are more
         some = np.argsort(s)[np.unique(np.linspace(0, len(s) - 1, 512).astype(int))]
         c, d1_sq = self.at(some), scales.d1_sq[some]
         order = np.arange(degree + 1)
         self.weights = order * (c**2).max(0) / d1_sq.min()
-        # Parseval: what the table leaves of E[f'^2]; below 1e-12 it is rounding
+        # the share of E[f'^2] that the table leaves out, by Parseval; below 1e-12 it is rounding
         self.left = (1 - (order * c**2).sum(1) / d1_sq).max()
         if self.report(1.0).remainder <= Series.tolerance:
-            self.cut = 1.0  # f is smooth: an error of rho is one of the same size in g and g'
+            self.cut = 1.0  # f is smooth, so that an error of rho makes one of the same size in g and g'
             return
         self.cut = Series.cut
         if self.report(self.cut).remainder > Series.tolerance:
@@ -191,68 +202,71 @@ class _Table:
             self.cut = low
 
     def at(self, rows):
-        """c_k(s)/s of these samples, (..., degree + 1)."""
+        """Returns c_k(s)/s of these samples, (..., degree + 1)."""
         piece, basis = self.piece[rows], self.basis[rows]
         out = np.empty((*piece.shape, self.coefficients[0].shape[1]))
         for number in np.unique(piece):
             c, here = self.coefficients[number], piece == number
             out[here] = basis[here][:, : len(c)] @ c
-        out[..., 1] = self.d1[rows]  # is E[f'], which a constant in f much larger than s f' does not blur
+        out[..., 1] = self.d1[rows]  # c_1/s = E[f'], which a constant in f much larger than s f' does not blur
         return out
 
     def report(self, rho):
-        """The SeriesReport for correlations up to rho: the fewest terms that lose nothing against the full table."""
+        """Returns the fewest terms that lose nothing against the full table, for correlations up to rho."""
         degree = len(self.weights) - 1
         terms = self.weights[1:] * rho ** np.arange(degree)
         tail = np.cumsum(terms[::-1])
         remainder = max(self.left, 0.0) * rho**degree if self.left > 1e-12 else 0.0
         kept = degree - int(np.searchsorted(tail, 1e-14))
-        return SeriesReport(max(kept, 1), rho, remainder + 1e-14)
+        return Truncation(max(kept, 1), rho, remainder + 1e-14)
 
 
 class Series(PairFunction):
-    """The Mehler series: g = sum_k>=1 c_k(s_i) c_k(s_j) rho^k/(s_i s_j), with c_k the Hermite coefficients.
+    """This sums the Mehler series g = sum_k>=1 c_k(s_i) c_k(s_j) rho^k/(s_i s_j), c_k the Hermite coefficients.
 
     Attributes
     ----------
-    tolerance : what may be cut off, relative to E[f'^2].
-    degrees : of the tables of coefficients. A tile takes the first that does, so that its entries depend on nothing but
-        its own samples, whatever the other threads do; one with few pairs beyond a table does not ask for the next.
+    tolerance : the share of E[f'^2] that may be cut off.
+    degrees : those of the tables of coefficients. A tile takes the first that suffices, so that its entries depend on
+        its own samples only, whatever the other threads do. A tile with few pairs beyond a table does not ask for the
+        next.
 
     Notes
     -----
-    What is dearest is weighed in terms of the series on a tile of 180 x 180, about 0.1 ms each. As measured, the first
-    pair of near_parallel takes as long as 150 of them and each further one 300; a table takes 5 for each degree.
+    Costs are compared in units of one term of the series on a tile of 180 x 180, which takes about 0.1 ms. As measured,
+    the first pair of near_parallel.py costs 150 of these, each further pair 300, and a table 5 for each degree.
     """
 
     tolerance = 1e-11
     degrees = 64, 128, 256, 512, 1024, 2048
     tile = 180 * 180
 
-    def __init__(self, activation, scales, device):
+    def __init__(self, activation: Activation, scales: Scales, device: torch.device):
         super().__init__(activation, scales, device)
         self.lock, self.tables, self.told = threading.Lock(), {}, 0
         self.table(self.degrees[0])
 
-    def table(self, degree):
+    def table(self, degree: int) -> "_Table":
+        """Returns the table of coefficients up to this degree, which the first thread that asks for it makes."""
         with self.lock:
             if degree not in self.tables:
                 self.tables[degree] = _Table(self.activation, self.scales, degree)
             return self.tables[degree]
 
     def _table_for(self, limit):
-        """The first table that reaches so far; the last where none does."""
+        """Returns the first table that reaches so far; the last where none does."""
         for degree in self.degrees:
             if (table := self.table(degree)).cut >= limit:
                 break
         return table
 
     def _aside(self, size, limit):
-        """The cost of the pairs of a tile with |rho| beyond the limit."""
+        """Returns the cost of the pairs of a tile with |rho| beyond the limit."""
         count = (size > limit).sum().item()
         return count and 150 + 300 * count
 
-    def limit(self, rho, reach):
+    def limit(self, rho: torch.Tensor, reach: float) -> float:
+        """Returns the |rho| up to which the series is cheaper on a tile than pairs that are computed one by one."""
         size, tiles = rho.abs(), max(1.0, len(self.s) ** 2 / self.tile / 2)
         for degree, following in zip(self.degrees, (*self.degrees[1:], math.inf)):
             table = self.table(degree)
@@ -261,7 +275,7 @@ class Series(PairFunction):
                 break
         reach = min(reach, table.cut)
         most = table.report(reach)
-        if most.degree > 100:  # as many terms as pay for the pairs that they spare
+        if most.degree > 100:  # then a shorter series may pay for the pairs that it leaves out
             choices = [limit for limit in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99) if limit < reach] + [reach]
             costs = [
                 table.report(limit).degree * rho.numel() / self.tile + self._aside(size, limit) for limit in choices
@@ -297,22 +311,13 @@ class Series(PairFunction):
         return g, dg, half_ddg.mul_(2)
 
 
-def series_report(activation: Activation, scales: torch.Tensor, rho: float) -> SeriesReport:
-    """How the Mehler series is cut for correlations up to rho in absolute value between samples of these scales s (n,).
-
-    The report is given even where `remainder` is above the 1e-11 that the kernels insist on: there they leave the pairs
-    to parallel_pairs.py.
-    """
-    series = Series(activation, explicit_scales(activation, np.asarray(scales, dtype=np.float64)), "cpu")
-    return series._table_for(rho).report(rho)
-
-
-def pair_function(activation: Activation, scales: Scales, device) -> PairFunction:
-    """The pair function of an activation for samples of these scales."""
+def pair_function(activation: Activation, scales: Scales, device: torch.device) -> PairFunction:
+    """Returns the pair function of an activation for samples of these scales."""
     if activation.slopes and activation.kinks in ((), (0.0,)):
         kind = KinkedAtZero
     elif activation.slopes:
         kind = PiecewiseLinear
     else:
-        kind = {torch.erf: Erf, torch.sin: Sin}.get(activation.fn, Series)
+        closed_forms: dict[Any, type[PairFunction]] = {torch.erf: Erf, torch.sin: Sin}
+        kind = closed_forms.get(activation.fn, Series)
     return kind(activation, scales, device)

@@ -1,18 +1,19 @@
-"""The samples' pre-activation scales and an activation's moments there: the diagonals of the exact kernels.
+"""The diagonals of the exact kernels are made of an activation's moments at the samples' pre-activation scales.
 
-A sample's pre-activation is Gaussian with a standard deviation, its scale, of its own. The moments of the activation
-are smooth functions of the scale, so that a Chebyshev interpolant in its logarithm replaces an integral for each
-sample; where scales spread too widely for one polynomial, the interval is halved.
+Each sample's pre-activation is Gaussian, and its standard deviation is the sample's scale. The moments of the
+activation are smooth functions of the scale, so that a Chebyshev interpolant in its logarithm replaces an integral for
+each sample. Where scales spread too widely for one polynomial, the interval is halved.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.polynomial import chebyshev
-from scipy.optimize import brentq
 
 from deq_enn.theory.activations import Activation
+from deq_enn.theory.brackets import root_between
 from deq_enn.theory.equilibrium import check_stable, jump_places
 from deq_enn.theory.gaussian import gaussian_moments
 
@@ -20,21 +21,29 @@ _EPS = np.finfo(np.float64).eps
 
 
 class OfScale:
-    """An interpolant of `table`, (N,) scales -> (N, k) values, on the interval [low, high] of scales.
+    """This interpolates `table`, (N,) scales -> (N, k) values, on the interval [low, high] of scales.
 
     Parameters
     ----------
-    floor : (N,) scales -> (N, k) or (N, 1), magnitudes below which a column's relative error does not count.
-    samples : where it will be evaluated, (n,) scales; pieces of the interval without any of them are left out.
+    floor : (scales (N,), values) -> (N, k) or (N, 1), magnitudes below which a column's relative error does not count.
+    samples : (n,) scales where it will be evaluated; pieces of the interval without any of them are left out.
 
     Raises
     ------
-    ValueError : the table is not smooth, down to pieces whose ends differ by a hundredth.
+    ValueError : the table is not smooth, even on pieces whose ends differ by a hundredth.
     """
 
-    def __init__(self, table, low, high, name, floor, samples=None):
-        self.pieces = []  # (left, right, coefficients (degree + 1, k)), of log s, from left to right
-        waiting = [(math.log(low * (1 - 1e-6)), math.log(high * (1 + 1e-6)))]  # no interval is of no length
+    def __init__(
+        self,
+        table: Callable[[np.ndarray], np.ndarray],
+        low: float,
+        high: float,
+        name: str,
+        floor: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        samples: np.ndarray | None = None,
+    ):
+        self.pieces = []  # (left, right, coefficients (degree + 1, k)) in log s, from left to right
+        waiting = [(math.log(low * (1 - 1e-6)), math.log(high * (1 + 1e-6)))]  # every interval has a length
         where = None if samples is None else np.log(samples)
         while waiting:
             left, right = waiting.pop()
@@ -54,9 +63,9 @@ class OfScale:
 
     @staticmethod
     def _fit(table, left, right, floor):
-        # each degree's nodes are among the next one's, whose moments `gaussian_moments` keeps
+        # each degree's nodes are among the next one's, and `gaussian_moments` keeps the moments there
         for degree in (4, 8, 16, 32, 64) if right - left < 0.1 else (8, 16, 32, 64):
-            if degree > 8 * (right - left) + 32:  # a short piece that is not smooth will not be at a higher degree
+            if degree > 8 * (right - left) + 32:  # a higher degree does not help on a short piece that is not smooth
                 break
             nodes = chebyshev.chebpts2(degree + 1)
             scales = np.exp((left + right + (right - left) * nodes) / 2)
@@ -67,15 +76,15 @@ class OfScale:
                 return coefficients
         return None
 
-    def locate(self, s):
-        """The number of the piece that each scale falls into, and where in it, from -1 to 1."""
+    def locate(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the number of the piece that each scale falls into, and its place there from -1 to 1."""
         log_s = np.log(s)
         piece = np.searchsorted([left for left, *_ in self.pieces], log_s, side="right").clip(1, len(self.pieces)) - 1
         left, right = (np.array([p[side] for p in self.pieces])[piece] for side in (0, 1))
         return piece, ((2 * log_s - left - right) / (right - left)).clip(-1, 1)
 
-    def __call__(self, s, derivative=False):
-        """Values (n, k) at scales (n,), or derivatives in log s."""
+    def __call__(self, s: np.ndarray, derivative: bool = False) -> np.ndarray:
+        """Returns values (n, k) at scales (n,), or their derivatives in log s."""
         piece, u = self.locate(s)
         out = np.empty((len(s), self.pieces[0][2].shape[1]))
         for number, (left, right, coefficients) in enumerate(self.pieces):
@@ -88,7 +97,7 @@ class OfScale:
 
 @dataclass(frozen=True)
 class Scales:
-    """The samples' scales s (n,) and the moments of an activation there, all (n,) float64 arrays.
+    """These are the samples' scales s and the moments of an activation there, all (n,) float64 arrays.
 
     mean = E[f] (minus the centring constant), variance = Var[f], d1 = E[f'], d2 = E[f''], d1_sq = E[f'^2].
     """
@@ -101,21 +110,21 @@ class Scales:
     d1_sq: np.ndarray
 
     @property
-    def second(self):
-        """E[(f - centre)^2] at each scale."""
+    def second(self) -> np.ndarray:
+        """Returns E[(f - centre)^2] at each scale."""
         return self.variance + self.mean**2
 
 
 def _moments(activation, low, high, samples=None):
     def table(scales):
-        found = [gaussian_moments(activation, s) for s in scales]
-        for m in found:
+        moments = [gaussian_moments(activation, s) for s in scales]
+        for m in moments:
             if m.jumps:
                 raise ValueError(
                     f"the tangent kernel of {activation.name} is infinite, {jump_places(m.jumps)}: "
                     "E[f'^2] is; coefficients.explicit_ck has the conjugate kernel of a network with it"
                 )
-        return np.array([[m.mean, m.variance, m.d1, m.d2, m.d1_sq] for m in found])
+        return np.array([[m.mean, m.variance, m.d1, m.d2, m.d1_sq] for m in moments])
 
     def floor(scales, values):
         size = np.sqrt(values[:, 1] + values[:, 0] ** 2)
@@ -125,7 +134,7 @@ def _moments(activation, low, high, samples=None):
 
 
 def explicit_scales(activation: Activation, s: np.ndarray) -> Scales:
-    """The moments at given scales (n,), the activation as it is."""
+    """Returns the moments at given scales (n,) of the activation as it is."""
     return Scales(s, *_moments(activation, s.min(), s.max(), s)(s).T)
 
 
@@ -137,29 +146,43 @@ def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray,
     ValueError : there is no such s, or not a stable one, or sigma_a^2 E[f'^2] is not below 1 at one of them: then the
         equilibrium is not stable, and the tangent kernel is infinite.
     """
-    sigma_b2 = 1 - sigma_a2
-    missing = (
-        f"the diagonal of the kernel has no {{}}fixed point for activation {activation.name} at sigma_a^2 = "
-        f"{sigma_a2:g}: sigma_a^2 E[phi(s xi)^2] outgrows s^2; take a smaller sigma_a^2"
-    )
-
-    def solve(norm2):
-        def excess(s):
-            m = gaussian_moments(activation, s)
-            return sigma_a2 * (m.variance + (m.mean - centre) ** 2) + sigma_b2 * norm2 - s * s
-
-        low = high = math.sqrt(sigma_b2 * norm2)
-        while excess(high) > 0:
-            low, high = high, 2 * high
-            if high > 1e8 * math.sqrt(norm2) + 1e8 * abs(centre):
-                raise ValueError(missing.format(""))
-        return brentq(excess, low, high, xtol=1e-14 * low) if high > low else low
-
-    low, high = solve(norms2.min()), solve(norms2.max())
+    low, high = (_scale_of(activation, sigma_a2, norm2, centre) for norm2 in (norms2.min(), norms2.max()))
     at_low = gaussian_moments(activation, low)
     if at_low.jumps:
         check_stable(activation, sigma_a2, at_low.d1_sq, at_low.jumps)
     moments = _moments(activation, low, high)
+    s = _scales_between(activation, sigma_a2, norms2, centre, moments, low, high)
+    mean, *others = moments(s).T
+    scales = Scales(s, mean - centre, *others)
+    check_stable(activation, sigma_a2, scales.d1_sq.max())
+    return scales
+
+
+def _no_fixed_point(activation, sigma_a2, kind=""):
+    return ValueError(
+        f"the diagonal of the kernel has no {kind}fixed point for activation {activation.name} at sigma_a^2 = "
+        f"{sigma_a2:g}: sigma_a^2 E[phi(s xi)^2] outgrows s^2; take a smaller sigma_a^2"
+    )
+
+
+def _scale_of(activation, sigma_a2, norm2, centre) -> float:
+    """Returns the scale of one sample, by a bracket of its equation."""
+    sigma_b2 = 1 - sigma_a2
+
+    def excess(s):
+        m = gaussian_moments(activation, s)
+        return sigma_a2 * (m.variance + (m.mean - centre) ** 2) + sigma_b2 * norm2 - s * s
+
+    low = high = math.sqrt(sigma_b2 * norm2)
+    while excess(high) > 0:
+        low, high = high, 2 * high
+        if high > 1e8 * math.sqrt(norm2) + 1e8 * abs(centre):
+            raise _no_fixed_point(activation, sigma_a2)
+    return root_between(excess, low, high, xtol=1e-14 * low) if high > low else low
+
+
+def _scales_between(activation, sigma_a2, norms2, centre, moments, low, high):
+    """Returns the scales of all samples, which lie between those of the least and of the largest norm."""
 
     def second_moment(s):  # and its derivative in log s
         (mean, variance, *_), (d_mean, d_variance, *_) = moments(s).T, moments(s, derivative=True).T
@@ -168,9 +191,9 @@ def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray,
 
     grid = np.geomspace(low, high, 65)
     if (2 * grid**2 <= sigma_a2 * second_moment(grid)[1]).any():
-        raise ValueError(missing.format("stable "))
+        raise _no_fixed_point(activation, sigma_a2, "stable ")
     # s^2 increases with |x|^2; Newton's method in log s begins on the line between the two ends
-    spread = max(np.log(norms2.max() / norms2.min()), _EPS)
+    sigma_b2, spread = 1 - sigma_a2, max(np.log(norms2.max() / norms2.min()), _EPS)
     log_s = np.log(low) + np.log(high / low) * np.log(norms2 / norms2.min()) / spread
     for _ in range(100):
         s = np.exp(log_s)
@@ -179,8 +202,4 @@ def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray,
         log_s = np.clip(log_s - step, np.log(low), np.log(high))
         if np.abs(step).max() < 4 * _EPS:
             break
-    s = np.exp(log_s)
-    mean, *others = moments(s).T
-    scales = Scales(s, mean - centre, *others)
-    check_stable(activation, sigma_a2, scales.d1_sq.max())
-    return scales
+    return np.exp(log_s)

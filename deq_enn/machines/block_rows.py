@@ -1,15 +1,16 @@
-"""The lower triangle of a kernel matrix in float32, in memory or on disk, and its formation, which survives a kill.
+"""The lower triangle of a kernel matrix is kept in float32, in memory or on disk, and its formation survives a kill.
 
-An (n, n) kernel of 60,000 samples is 28.8 GB in float64. Its lower triangle in float32 is 7.2 GB. It is held as *block
-rows*: block row i is the array [rows_i, 0 : stop_i] with rows_i = [start_i, stop_i), its diagonal block whole. One
-block row is contiguous, so that it is one read or write of a file, and all that follows (a Cholesky factorisation, a
-solve, a product) goes through block rows in their order.
+An (n, n) kernel of 60,000 samples takes 28.8 GB in float64. Its lower triangle in float32 takes 7.2 GB. It is held as
+*block rows*: block row i is the array [rows_i, 0 : stop_i] with rows_i = [start_i, stop_i), its diagonal block whole. A
+block row is contiguous, so that it is one read or write of a file. A Cholesky factorisation, a solve and a product all
+go through the block rows in their order.
 """
 
 import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +18,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from deq_enn.kernels.blocks import KernelTiles
 from deq_enn.utils.files import atomic_write
 from deq_enn.utils.interrupts import RESUME
 
-HEIGHT = 1080  # rows of a block row: enough for matrix products at their full speed
-STRIP, WIDTH = 360, 4320  # rows and columns of a kernel computed at once: multiples of kernel_interpolation.TILE
+HEIGHT = 1080  # rows of a block row, enough for matrix products at their full speed
+STRIP, WIDTH = 360, 4320  # rows and columns of a kernel that are computed at once, multiples of interpolated.TILE
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How n rows are cut into block rows of `height`, and which of them rank `rank` of `size` holds.
+    """A layout cuts n rows into block rows of `height`, and says which of them rank `rank` of `size` holds.
 
-    Ranks are dealt block rows in turns that go to and fro (0 1 1 0 0 1 ...): later block rows are longer.
+    Later block rows are longer, so that ranks are dealt block rows in turns that go to and fro (0 1 1 0 0 1 ...).
     """
 
     n: int
@@ -38,78 +40,87 @@ class Layout:
 
     @property
     def blocks(self) -> int:
+        """Returns the number of block rows of all ranks."""
         return -(-self.n // self.height)
 
     @property
     def owned(self) -> list[int]:
+        """Returns the numbers of the block rows that this rank holds."""
         turns = [(i // self.size % 2, i % self.size) for i in range(self.blocks)]
         return [i for i, (back, place) in enumerate(turns) if self.rank == (self.size - 1 - place if back else place)]
 
     def rows(self, i: int) -> slice:
+        """Returns the rows of the matrix that block row i has."""
         return slice(i * self.height, min((i + 1) * self.height, self.n))
 
     def shape(self, i: int) -> tuple[int, int]:
+        """Returns the height and the width of block row i."""
         rows = self.rows(i)
         return rows.stop - rows.start, rows.stop
 
     def offset(self, i: int) -> int:
-        """Entries of the owned block rows before block row i."""
+        """Returns the number of entries in the owned block rows before block row i."""
         return sum(math.prod(self.shape(j)) for j in self.owned if j < i)
 
     @property
     def nbytes(self) -> int:
+        """Returns the bytes of the owned block rows."""
         return 4 * sum(math.prod(self.shape(i)) for i in self.owned)
 
 
 class MemoryRows:
-    """Block rows in memory. `read` gives the array itself, so that work in place needs no `write`."""
+    """These are block rows in memory. `read` returns the array itself, so that work in place needs no `write`."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
         self._rows: dict[int, torch.Tensor] = {}
 
     def read(self, i: int) -> torch.Tensor:
+        """Returns block row i, not a copy of it."""
         return self._rows[i]
 
     def write(self, i: int, values: torch.Tensor) -> None:
+        """Takes these values, not a copy of them, as block row i."""
         self._rows[i] = values
 
     def has(self, i: int) -> bool:
+        """Returns whether block row i was written."""
         return i in self._rows
 
     def copy(self) -> "MemoryRows":
+        """Returns block rows of the same values in memory of their own."""
         other = MemoryRows(self.layout)
         other._rows = {i: values.clone() for i, values in self._rows.items()}
         return other
 
 
 class FileRows:
-    """Block rows in a file, with a list of the finished ones beside it; both outlive a killed process.
+    """These are block rows in a file, with a list of the finished ones beside it; both outlive a killed process.
 
     Parameters
     ----------
     path : of the file, of `layout.nbytes` bytes; the list is `path` with the suffix .json.
-    key : what the values depend on. A file of another key, or one whose list is damaged, is begun again.
+    key : names what the values depend on. A file with another key, or with a damaged list, is begun again.
 
     Raises
     ------
-    ValueError : the disk has no room for the file; said before anything is computed.
+    ValueError : the disk has no room for the file. This is known before anything is computed.
 
     Notes
     -----
-    The bytes of a block row are on disk before the list that names it takes the place of the former list. A read is
-    an ordinary read, not a mapping, so that the file does not count as memory of the process.
+    The bytes of a block row are on disk before the list that names it takes the place of the former list. The file is
+    read and not mapped, so that it does not count as memory of the process.
     """
 
-    def __init__(self, layout: Layout, path, key: str):
-        self.layout, self.path, self.list = layout, Path(path), Path(path).with_suffix(".json")
+    def __init__(self, layout: Layout, path: Path | str, key: str):
+        self.layout, self.path, self._list_path = layout, Path(path), Path(path).with_suffix(".json")
         self.key = {"key": key, "n": layout.n, "height": layout.height, "rank": layout.rank, "size": layout.size}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._finished: list[int] = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(self.list.read_text())
-            finished = found.pop("finished_rows")
-            if found == self.key and self.path.stat().st_size == layout.nbytes:
+            listed = json.loads(self._list_path.read_text())
+            finished = listed.pop("finished_rows")
+            if listed == self.key and self.path.stat().st_size == layout.nbytes:
                 self._finished = finished
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         if not self._finished:
@@ -126,8 +137,9 @@ class FileRows:
                 ) from None
 
     def read(self, i: int) -> torch.Tensor:
+        """Returns block row i, read from the file; OSError where the file is cut short."""
         values = torch.empty(self.layout.shape(i))
-        view, place = memoryview(values.numpy()).cast("B"), 4 * self.layout.offset(i)
+        view, place = values.numpy().data.cast("B"), 4 * self.layout.offset(i)
         while len(view):
             if not (count := os.preadv(self._file, [view], place)):
                 raise OSError(f"{self.path}: cut short; delete it, and run the same command again")
@@ -135,46 +147,49 @@ class FileRows:
         return values
 
     def write(self, i: int, values: torch.Tensor) -> None:
-        view, place = memoryview(values.numpy()).cast("B"), 4 * self.layout.offset(i)
+        """Writes block row i, and then the list that says it is finished; OSError where the disk is full."""
+        view, place = values.numpy().data.cast("B"), 4 * self.layout.offset(i)
         try:
             while len(view):
                 count = os.pwrite(self._file, view, place)
                 view, place = view[count:], place + count
             os.fdatasync(self._file)
-            with atomic_write(self.list, "w") as file:
+            with atomic_write(self._list_path, "w") as file:
                 json.dump({**self.key, "finished_rows": [*self._finished, i]}, file)
         except OSError as error:
             raise OSError(f"{self.path} could not be written ({error.strerror}); {RESUME}") from None
         self._finished.append(i)
 
     def has(self, i: int) -> bool:
+        """Returns whether block row i is finished, in this process or in a killed one."""
         return i in self._finished
 
     def close(self) -> None:
+        """Closes the file, which stays with its list."""
         os.close(self._file)
 
     def remove(self) -> None:
         """Closes and deletes the file and its list."""
         self.close()
-        for path in (self.list, self.path):
+        for path in (self._list_path, self.path):
             path.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+BlockRows = MemoryRows | FileRows
 
 
 def _spans(start, stop, step=WIDTH):
     return [slice(a, min(a + step, stop)) for a in range(start, stop, step)]
 
 
-def form(blocks, kernel: str, rows: MemoryRows | FileRows, kept: FileRows | None = None) -> None:
-    """Writes the lower triangle of a kernel into `rows`, as far as its block rows are not there yet.
+def form(blocks: KernelTiles, kernel: str, rows: BlockRows, kept: FileRows | None = None) -> None:
+    """Writes the lower triangle of a kernel into `rows`, except block rows that are there already.
 
     Parameters
     ----------
-    blocks : square `kernels.Blocks`.
+    blocks : the kernel of one set of samples.
     kernel : "ck" or "ntk".
-    kept : a file that has block rows from a killed run, and is given each that is new.
+    kept : a file that may have block rows of a killed run, and gets each new one.
     """
     layout = rows.layout
     entries = sum(math.prod(layout.shape(i)) for i in layout.owned)
@@ -190,8 +205,8 @@ def form(blocks, kernel: str, rows: MemoryRows | FileRows, kept: FileRows | None
                 else:
                     values = _block_row(blocks, kernel, layout, i)
                     if writing:
-                        writing.result()  # an error of the disk, if there was one
-                    if kept is not None:  # beside the next block row's arithmetic
+                        writing.result()  # raises the disk's error, if there was one
+                    if kept is not None:  # written while the next block row is computed
                         writing = writer.submit(kept.write, i, values)
                     rows.write(i, values)
             bar.update(math.prod(layout.shape(i)))
@@ -203,19 +218,21 @@ def _block_row(blocks, kernel, layout, i):
     rows, values = layout.rows(i), torch.empty(layout.shape(i))
     for c in _spans(0, rows.start):
         blocks.tile(rows, c, kernel, out=values[:, c])
-    for r in _spans(rows.start, rows.stop, STRIP):  # the diagonal block is stored whole, and computed half
+    for r in _spans(rows.start, rows.stop, STRIP):  # the diagonal block is stored whole, but only half is computed
         local = slice(r.start - rows.start, r.stop - rows.start)
         blocks.tile(r, slice(rows.start, r.stop), kernel, out=values[local, rows.start : r.stop])
         values[: local.start, r] = values[local, rows.start : r.start].T
     return values
 
 
-def rectangle(blocks, kernel: str, rows: slice, weights: torch.Tensor):
-    """Rows of a rectangular kernel, in float32, and their product with weights, in float64.
+def rectangle(
+    blocks: KernelTiles, kernel: str, rows: slice, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns rows of a rectangular kernel in float32, and their product with weights in float64.
 
     Parameters
     ----------
-    blocks : `kernels.Blocks` made with `other`, of shape (m, n).
+    blocks : the kernel between other samples and these, of shape (m, n).
     weights : (n, c) float64.
 
     Returns
@@ -231,8 +248,8 @@ def rectangle(blocks, kernel: str, rows: slice, weights: torch.Tensor):
     return values, product
 
 
-def exact_product(blocks, kernel: str, weights: torch.Tensor) -> torch.Tensor:
-    """K @ weights in float64 with every tile computed anew: the product that no rounding to float32 has touched."""
+def exact_product(blocks: KernelTiles, kernel: str, weights: torch.Tensor) -> torch.Tensor:
+    """Returns K @ weights in float64, with every tile computed anew, so that nothing is rounded to float32."""
     out = torch.zeros(blocks.shape[0], weights.shape[1], dtype=torch.float64)
     for r in _spans(0, len(out), STRIP):
         for c in _spans(0, r.start):
@@ -243,26 +260,26 @@ def exact_product(blocks, kernel: str, weights: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def product(rows: MemoryRows | FileRows, weights: torch.Tensor) -> torch.Tensor:
-    """The share of the owned block rows in K @ weights (n, c), in float64.
+def product(rows: BlockRows, weights: torch.Tensor) -> torch.Tensor:
+    """Returns the share of the owned block rows in K @ weights (n, c), in float64.
 
-    Over all ranks the shares add up to it. Where the columns of `weights` are contiguous, as those of what is returned,
-    nothing is copied.
+    The shares of all ranks add up to the product. Nothing is copied where the columns of `weights` are contiguous, as
+    those of a returned product are.
     """
     columns, out = weights.T.contiguous(), weights.new_zeros(weights.shape[::-1])
     for i in rows.layout.owned:
         span, values = rows.layout.rows(i), rows.read(i)
         for r, c, tile in tiles64(values, span, span.stop):
             out[:, r].addmm_(columns[:, c], tile.T)
-            if c.stop <= span.start:  # used for the upper triangle too, of which only the diagonal block is stored
+            if c.stop <= span.start:  # outside the diagonal block the tile stands for its mirror image too
                 out[:, c].addmm_(columns[:, r], tile)
     return out.T
 
 
-def tiles64(values: torch.Tensor, span: slice, width: int):
-    """Rows, columns and float64 values of the tiles of a block row, each small enough for the cache.
+def tiles64(values: torch.Tensor, span: slice, width: int) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Yields rows, columns and float64 values of the tiles of a block row, each small enough for the cache.
 
-    values : of the rows in `span`, whose first `width` columns are taken. A tile is overwritten by the next.
+    values : of the rows in `span`, whose first `width` columns are taken. Each tile overwrites the one before.
     """
     room = torch.empty(STRIP * HEIGHT, dtype=torch.float64)
     for r in _spans(span.start, span.stop, STRIP):

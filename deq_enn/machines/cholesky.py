@@ -1,12 +1,12 @@
-"""Cholesky factorisation of a matrix held as block rows, and what is read off the factor.
+"""A matrix that is held as block rows is factorised by Cholesky's method, and solves and predicts by its factor.
 
 LAPACK's potrf wants the whole square in memory and, with 32-bit indices, fewer than 2^31 entries. Here one block row of
-L is made after the other from those above it ("left-looking"), in place where the rows are in memory, with one block
-row in memory and one being read where they are on disk:
+L is made after the other from those above it ("left-looking"). Where the rows are in memory, this is done in place.
+Where they are on disk, one block row is in memory and one is being read:
 
     L_ij = (K_ij - sum_{k<j} L_ik L_jk^T) L_jj^-T,   j < i;      L_ii = chol(K_ii - sum_{k<i} L_ik L_ik^T)
 
-Nearly all of it is the products, at the machine's rate of float32.
+Nearly all of the time goes into products, at the machine's float32 rate.
 
 The rows that come last are predicted by those before them at no further cost. With L = [[L_TT, 0], [L_VT, L_VV]] and
 L z = y, the prediction of y_V from y_T is L_VT z_T, its error L_VV z_V, and its predictive covariance, noise
@@ -18,21 +18,21 @@ import math
 import torch
 from tqdm import tqdm
 
-from deq_enn.machines.block_rows import FileRows, MemoryRows
+from deq_enn.machines.block_rows import BlockRows, FileRows
 
-ROUNDING = 32 * torch.finfo(torch.float32).eps  # of a pivot, relative to the diagonal entry that it is left of
+ROUNDING = 32 * torch.finfo(torch.float32).eps  # share of its diagonal entry below which a pivot is rounding
 
 
 class NotPositiveDefinite(ValueError):
     """The matrix with this ridge is not positive definite, to float32 rounding."""
 
 
-def factorise(rows: MemoryRows | FileRows, ridge: float, factor: MemoryRows | FileRows | None = None):
-    """L with L L^T = K + ridge I, by default in the place of K.
+def factorise(rows: BlockRows, ridge: float, factor: BlockRows | None = None) -> BlockRows:
+    """Returns L with L L^T = K + ridge I, by default in the place of K.
 
     Parameters
     ----------
-    rows : K. ridge : absolute. factor : where L goes; block rows that it has already are not made again.
+    rows : K. ridge : absolute. factor : where L goes; block rows that it already has are not made again.
 
     Raises
     ------
@@ -70,8 +70,8 @@ def factorise(rows: MemoryRows | FileRows, ridge: float, factor: MemoryRows | Fi
     return factor
 
 
-def forward(factor, Y: torch.Tensor) -> torch.Tensor:
-    """L^-1 Y for Y (n, c), in the dtype of Y."""
+def forward(factor: BlockRows, Y: torch.Tensor) -> torch.Tensor:
+    """Returns L^-1 Y for Y (n, c), in the dtype of Y."""
     Z = Y.clone()
     for i in range(factor.layout.blocks):
         r, L = factor.layout.rows(i), factor.read(i)
@@ -80,8 +80,8 @@ def forward(factor, Y: torch.Tensor) -> torch.Tensor:
     return Z
 
 
-def backward(factor, Z: torch.Tensor) -> torch.Tensor:
-    """L^-T Z for Z (n, c), in the dtype of Z."""
+def backward(factor: BlockRows, Z: torch.Tensor) -> torch.Tensor:
+    """Returns L^-T Z for Z (n, c), in the dtype of Z."""
     X = Z.clone()
     for i in reversed(range(factor.layout.blocks)):
         r, L = factor.layout.rows(i), factor.read(i)
@@ -90,8 +90,8 @@ def backward(factor, Z: torch.Tensor) -> torch.Tensor:
     return X
 
 
-def forward_rows_(factor, V: torch.Tensor) -> torch.Tensor:
-    """V L^-T in the place of V (t, n) float32: each row v becomes L^-1 v."""
+def forward_rows_(factor: BlockRows, V: torch.Tensor) -> torch.Tensor:
+    """Puts V L^-T in the place of V (t, n) float32, so that each row v becomes L^-1 v."""
     for i in range(factor.layout.blocks):
         r, L = factor.layout.rows(i), factor.read(i)
         if i:
@@ -100,17 +100,17 @@ def forward_rows_(factor, V: torch.Tensor) -> torch.Tensor:
     return V
 
 
-def log_determinant(factor) -> float:
-    """log det(L L^T)."""
+def log_determinant(factor: BlockRows) -> float:
+    """Returns log det(L L^T)."""
     layout = factor.layout
     diagonals = (factor.read(i)[:, layout.rows(i)].diagonal() for i in range(layout.blocks))
     return 2 * math.fsum(diagonal.double().log().sum().item() for diagonal in diagonals)
 
 
-def held_out(factor, Z: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows from `first` on predicted by those before: errors (n - first, c), and variances (n - first,) with the noise.
+def held_out(factor: BlockRows, Z: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicts the rows from `first` on by those before; returns errors (n - first, c) and variances (n - first,).
 
-    Z = L^-1 Y (n, c). The variances are those of a kernel taken as it is, at scale 1.
+    Z = L^-1 Y (n, c). The variances include the noise, and are those of the kernel as it is, at scale 1.
     """
     errors, variances = [], []
     for i in range(first // factor.layout.height, factor.layout.blocks):
@@ -119,20 +119,3 @@ def held_out(factor, Z: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.T
         errors.append(L @ Z[first : r.stop].double())
         variances.append(L.square().sum(1))
     return torch.cat(errors), torch.cat(variances)
-
-
-def inverse_diagonal(factor) -> torch.Tensor:
-    """Diagonal (n,) of (L L^T)^-1, as the squared norms of the columns of L^-1; as dear as the factorisation."""
-    layout, out = factor.layout, torch.zeros(factor.layout.n, dtype=torch.float64)
-    for j in tqdm(range(layout.blocks), desc="leave-one-out", leave=False, disable=None, delay=1):
-        c = layout.rows(j)
-        W = torch.zeros(layout.n - c.start, c.stop - c.start)  # columns c of L^-1, from row c.start on
-        W[: c.stop - c.start].fill_diagonal_(1)
-        for i in range(j, layout.blocks):
-            r, L = layout.rows(i), factor.read(i)
-            local = slice(r.start - c.start, r.stop - c.start)
-            if i > j:
-                W[local].addmm_(L[:, c.start : r.start], W[: local.start], alpha=-1)
-            W[local] = torch.linalg.solve_triangular(L[:, r], W[local], upper=False)
-        out[c] = W.double().square().sum(0)
-    return out

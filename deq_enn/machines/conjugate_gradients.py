@@ -1,41 +1,44 @@
-"""Preconditioned conjugate gradients for a kernel whose block rows are spread over ranks and never gathered.
+"""Ranks that hold block rows of a kernel solve for the weights by conjugate gradients, without gathering the kernel.
 
-Each rank multiplies with the block rows that it holds; one all-reduce of an (n, classes) array adds the shares up. The
-preconditioner is a Nystrom approximation on the first r samples, which are random ones as the rows are in random
-order: with W the kernel between them and C that of all samples with them,
+Each rank multiplies with the block rows that it holds, and one all-reduce of an (n, classes) array adds the shares up.
+The preconditioner is a Nystrom approximation on the first r samples, which are random ones because the rows are in
+random order. With W the kernel between them and C that of all samples with them,
 
     P = C W^-1 C^T + delta I,     delta = ridge + mean diagonal of K - C W^-1 C^T,
 
 inverted by Woodbury's formula at O(n r) a product (Rudi, Carratino & Rosasco, FALKON, NeurIPS 2017, use it likewise;
 Frangella, Tropp & Udell, Randomized Nystrom preconditioning, SIAM J. Matrix Anal. Appl. 2023, bound the iterations).
-A kernel of a network that is not linear has a multiple of the identity within it, which is why delta has that mean.
+The kernel of a network that is not linear contains a multiple of the identity, which is why delta has that mean.
 """
 
 import contextlib
+from collections.abc import Callable, Sequence
 
 import torch
 from tqdm import tqdm
 
-from deq_enn.machines.block_rows import FileRows, Layout, MemoryRows, product, rectangle, tiles64
+from deq_enn.kernels.blocks import KernelTiles
+from deq_enn.machines.block_rows import BlockRows, Layout, MemoryRows, product, rectangle, tiles64
 from deq_enn.machines.cholesky import NotPositiveDefinite
 from deq_enn.machines.regression import (
     BATCH,
     CHOICE,
     RIDGES,
+    STRIDE,
     Machine,
     Prediction,
     choice_size,
-    coarse_to_fine,
     held_out_errors,
-    least_error,
     mean_diagonal,
     one_hot_targets,
 )
+from deq_enn.machines.ridge_search import Row, least_error, search_ridges
 from deq_enn.utils.team import Team
 
-LEAST_RANK, MOST_RANK = 1000, 4000  # of the preconditioner
-TOLERANCE = 1e-9  # of the residual, relative to the targets'
-MOST = 2000  # iterations, after which it gives up
+LEAST_RANK, MOST_RANK = 1000, 4000  # samples that the preconditioner is made on, at least and at most
+TOLERANCE = 1e-9  # residual relative to the targets, at which the iterations end
+MOST = 2000  # iterations, after which the solver gives up
+JITTERS = range(-7, 2)  # powers of ten, multiples of W's mean diagonal that are added to it until it can be factorised
 
 
 class NoConvergence(RuntimeError):
@@ -52,26 +55,24 @@ def add_up(team: Team, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def preconditioner_rank(n: int) -> int:
-    """Of n samples. The iterations fall slower than the rank rises, each costs about 4 r / n of its product more."""
+    """Returns the rank of the preconditioner for n samples.
+
+    A rank r costs each iteration about 4 r / n of its product, and iterations fall slower than the rank rises.
+    """
     return min(n, max(LEAST_RANK, min(n // 15, MOST_RANK)))
 
 
 def preconditioner_bytes(n: int, size: int = 1) -> float:
-    """What a rank of `size` takes for it: its share of C, and three (r, r) arrays in float64."""
+    """Returns the preconditioner's bytes on each of `size` ranks: a share of C, and three float64 (r, r) arrays."""
     r = preconditioner_rank(n)
     return 4 * r * n / size + 24 * r * r
 
 
 class Nystrom:
-    """P^-1 for the block rows of all ranks together; called with (n, c) float64, the same on every rank."""
+    """This is P^-1 for the block rows of all ranks together, called with (n, c) float64, the same on every rank."""
 
     def __init__(
-        self,
-        rows: MemoryRows | FileRows,
-        diagonal: torch.Tensor,
-        noise: float,
-        rank: int | None = None,
-        team: Team = Team(),
+        self, rows: BlockRows, diagonal: torch.Tensor, noise: float, rank: int | None = None, team: Team = Team()
     ):
         layout = rows.layout
         rank = min(rank or preconditioner_rank(layout.n), layout.n)
@@ -85,19 +86,11 @@ class Nystrom:
                 W[r.start : r.stop, : part.shape[1]] = part
                 W[: r.start, r.start : r.stop] = part[:, : r.start].T
         add_up(team, W)
-        for power in range(-7, 2):  # K is rounded to float32; of samples almost the same, W has eigenvalues below that
-            jitter = 10.0**power * W.diagonal().mean()
-            shifted = W.clone()
-            shifted.diagonal().add_(jitter)
-            root, failed = torch.linalg.cholesky_ex(shifted)
-            if not failed:
-                break
-        else:
-            raise NotPositiveDefinite("the kernel between the first samples is not positive definite")
+        root, jitter = _jittered_root(W)
         gram, left = torch.zeros_like(W), torch.zeros(1, dtype=torch.float64)
         for k, (r, part) in enumerate(zip(self.spans, self.parts)):
             part = part.double()
-            if r.start < rank:  # of the landmarks themselves only the lower triangle is stored
+            if r.start < rank:  # among the landmarks themselves only the lower triangle is stored
                 inside = min(r.stop, rank) - r.start
                 whole = torch.zeros(len(part), rank, dtype=torch.float64)
                 whole[:, : part.shape[1]] = part
@@ -107,7 +100,7 @@ class Nystrom:
             gram.addmm_(B.T, B)
             left += (diagonal[r] - B.square().sum(1)).clamp_min(0).sum()
             self.parts[k] = B.float()
-        self.delta = noise + add_up(team, left).item() / layout.n + jitter.item()
+        self.delta = noise + add_up(team, left).item() / layout.n + jitter
         add_up(team, gram).diagonal().add_(self.delta)
         self.root = torch.linalg.cholesky(gram)
 
@@ -128,23 +121,38 @@ class Nystrom:
             yield from tiles64(B, span, B.shape[1])
 
 
+def _jittered_root(W):
+    """Returns the Cholesky factor of W + jitter I and the jitter, for the least power of ten that allows it.
+
+    K is rounded to float32, and among samples that are almost the same W has eigenvalues below that rounding.
+    """
+    for power in JITTERS:
+        jitter = 10.0**power * W.diagonal().mean()
+        shifted = W.clone()
+        shifted.diagonal().add_(jitter)
+        root, failed = torch.linalg.cholesky_ex(shifted)
+        if not failed:
+            return root, jitter.item()
+    raise NotPositiveDefinite("the kernel between the first samples is not positive definite")
+
+
 def conjugate_gradients(
-    rows: MemoryRows | FileRows,
+    rows: BlockRows,
     noise: float,
     Y: torch.Tensor,
-    preconditioner,
+    preconditioner: Callable[[torch.Tensor], torch.Tensor],
     team: Team = Team(),
     tolerance: float = TOLERANCE,
 ) -> tuple[torch.Tensor, int]:
-    """(K + noise I)^-1 Y for Y (n, c) float64, the same on every rank, and the iterations taken.
+    """Returns (K + noise I)^-1 Y for Y (n, c) float64, the same on every rank, and the iterations it took.
 
-    The columns have steps of their own and share the products.
+    Each column has steps of its own, and the columns share the products.
 
     Raises
     ------
     NoConvergence : the residual of a column is above `tolerance` |column| after MOST iterations.
     """
-    X, R = torch.zeros_like(Y), Y.clone()
+    X, R, worst = torch.zeros_like(Y), Y.clone(), float("inf")
     Z = preconditioner(R)
     P, rho = Z.clone(), (R * Z).sum(0)
     size = Y.norm(dim=0).clamp_min(1e-300)
@@ -170,14 +178,21 @@ def conjugate_gradients(
     )
 
 
-# the machine, over ranks: every rank calls these, and has the answer ----------------------------------------------
+# the machine over ranks: every rank calls these functions and gets the answer ---------------------------------------
 
 
 def choose_ridge_shared(
-    rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE, team: Team = Team()
-) -> tuple[float, list[dict]]:
-    """`kernel_machine.choose_ridge`, the ridges dealt out to the ranks. Of the kernel only its part on the first `size`
-    samples is sent to every rank."""
+    rows: BlockRows,
+    targets: torch.Tensor,
+    unit: float,
+    ridges: Sequence[float] = RIDGES,
+    size: int = CHOICE,
+    team: Team = Team(),
+) -> tuple[float, list[Row]]:
+    """Chooses the ridge as `regression.choose_ridge` does, with the ridges dealt out to the ranks.
+
+    Only the part of the kernel on the first `size` samples is sent to every rank.
+    """
     size, first = choice_size(len(targets), size)
     part = MemoryRows(Layout(size, rows.layout.height))
     for i in range(part.layout.blocks):
@@ -186,17 +201,18 @@ def choose_ridge_shared(
         part.write(i, add_up(team, rows.read(i)[:height, :width].clone() if mine else torch.zeros(height, width)))
 
     def evaluate(some):
-        found = torch.zeros(len(some), 3, dtype=torch.float64)  # whether it can be factorised, squared error, accuracy
+        # for each ridge: whether the kernel can be factorised, squared error, accuracy
+        results = torch.zeros(len(some), 3, dtype=torch.float64)
         for k in team.share(range(len(some))):
             with contextlib.suppress(NotPositiveDefinite):
-                found[k] = torch.tensor([1, *held_out_errors(part, targets, some[k] * unit, first)])
+                results[k] = torch.tensor([1, *held_out_errors(part, targets, some[k] * unit, first)])
         return [
             {"ridge": ridge, "mse": mse, "accuracy": accuracy}
-            for ridge, (done, mse, accuracy) in zip(some, add_up(team, found).tolist())
+            for ridge, (done, mse, accuracy) in zip(some, add_up(team, results).tolist())
             if done
         ]
 
-    table = coarse_to_fine(ridges, evaluate)
+    table = sorted(search_ridges(sorted(ridges), evaluate, STRIDE), key=lambda row: row["ridge"])
     if not table:
         raise NotPositiveDefinite(
             f"the kernel is not positive definite to float32 rounding with any ridge of "
@@ -206,17 +222,17 @@ def choose_ridge_shared(
 
 
 def fit_shared(
-    blocks,
-    rows: MemoryRows | FileRows,
+    blocks: KernelTiles,
+    rows: BlockRows,
     labels: torch.Tensor,
     n_classes: int,
     kernel: str,
     ridge: float,
     team: Team = Team(),
 ) -> Machine:
-    """`kernel_machine.fit` by conjugate gradients: without a factor, so without log_evidence and variances.
+    """Fits the machine of `regression.fit` by conjugate gradients, without a factor, log_evidence and variances.
 
-    rows : those of this rank; they stay as they are.
+    rows : the block rows of this rank, which stay as they are.
     """
     noise = ridge * mean_diagonal(blocks, kernel)
     targets, mean = one_hot_targets(labels, n_classes)
@@ -227,8 +243,8 @@ def fit_shared(
     return Machine(kernel, ridge, noise, weights, mean, (targets * weights).sum().item() / targets.numel(), residual)
 
 
-def predict_shared(machine: Machine, cross, team: Team = Team()) -> Prediction:
-    """`machine.predict`, the test samples dealt out to the ranks in batches."""
+def predict_shared(machine: Machine, cross: KernelTiles, team: Team = Team()) -> Prediction:
+    """Predicts as `machine.predict` does, with the test samples dealt out to the ranks in batches."""
     means = torch.zeros(cross.shape[0], machine.weights.shape[1], dtype=torch.float64)
     for rows in team.share([slice(a, min(a + BATCH, len(means))) for a in range(0, len(means), BATCH)]):
         means[rows] = rectangle(cross, machine.kernel, rows, machine.weights)[1] + machine.mean

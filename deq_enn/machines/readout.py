@@ -1,29 +1,36 @@
-"""The readout of a network of finite width solved exactly: ridge regression on its features, from normal equations.
+"""The readout of a network of finite width is solved exactly, by ridge regression on its features.
 
-With features F (n, m) the kernel machine of the kernel F F^T (kernel_machine.py), whose limit for m -> infinity is that
-of the network's conjugate kernel, in its weight-space form (Rasmussen & Williams 2006, section 2.1):
+With features F (n, m) this is the kernel machine (regression.py) of the kernel F F^T, in its weight-space form
+(Rasmussen & Williams 2006, section 2.1). For m -> infinity it becomes the machine of the network's conjugate kernel:
 
     w = (F^T F + lambda I)^-1 F^T Y,     variance at z: s^2 lambda (1 + z^T (F^T F + lambda I)^-1 z)
 
-F^T F and F^T Y are sums over samples: one pass over the data in batches, O(m^2) memory. The squared error on held-out
-samples is a function of *their* sums, so the same pass chooses the ridge.
+F^T F and F^T Y are sums over samples, which take one pass over the data in batches and O(m^2) memory. The squared error
+on held-out samples is a function of *their* sums, so that the same pass chooses the ridge.
 """
 
+import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from deq_enn.machines.regression import Prediction, one_hot_targets
+from deq_enn.machines.ridge_search import Row, least_error, search_ridges
 
-RIDGES = tuple(10 ** (k / 2) for k in range(-16, 5))  # 1e-8 to 100, of the mean squared norm of the features
+RIDGES = tuple(10 ** (k / 2) for k in range(-16, 5))  # multiples of the features' mean squared norm, 1e-8 to 100
 BATCH = 512  # samples at a time, so that their features stay in cache
+
+
+Network = Any  # of deq_enn.networks, which this room does not import: it has `features` and a linear `readout`
 
 
 @dataclass(frozen=True)
 class Sums:
-    """The normal equations of n samples with features F and targets Y, in float64.
+    """These are the normal equations of n samples with features F and targets Y, in float64.
 
     gram F^T F (m, m), moment F^T Y (m, c), power tr Y^T Y, and the count n.
     """
@@ -40,11 +47,11 @@ class Sums:
 
     @property
     def unit(self) -> float:
-        """The mean squared norm of the features, of which ridges are multiples."""
+        """Returns the mean squared norm of the features, of which ridges are multiples."""
         return self.gram.diagonal().sum().item() / self.count
 
     def squared_error(self, weights: torch.Tensor) -> float:
-        """Mean over samples and classes of (Y - F weights)^2."""
+        """Returns the mean over samples and classes of (Y - F weights)^2."""
         total = self.power - 2 * (weights * self.moment).sum() + (weights * (self.gram @ weights)).sum()
         return max(total.item(), 0.0) / (self.count * weights.shape[1])
 
@@ -56,8 +63,8 @@ def _batches(model, X, device):
             yield rows, model.features(X[rows].to(device)).double()
 
 
-def sums(model, X: torch.Tensor, targets: torch.Tensor, device="cpu") -> Sums:
-    """The normal equations of the model's features at X (n, p) with targets (n, c)."""
+def sums(model: Network, X: torch.Tensor, targets: torch.Tensor, device: torch.device | str = "cpu") -> Sums:
+    """Returns the normal equations of the model's features at X (n, p) with targets (n, c)."""
     m = model.readout.in_features
     gram = torch.zeros(m, m, dtype=torch.float64, device=device)
     moment = torch.zeros(m, targets.shape[1], dtype=torch.float64, device=device)
@@ -67,13 +74,13 @@ def sums(model, X: torch.Tensor, targets: torch.Tensor, device="cpu") -> Sums:
     return Sums(gram, moment, targets.square().sum().item(), len(X))
 
 
-def _root(found: Sums, noise: float) -> torch.Tensor:
-    A = found.gram.clone()
+def _root(equations: Sums, noise: float) -> torch.Tensor:
+    A = equations.gram.clone()
     A.diagonal().add_(noise)
     root, info = torch.linalg.cholesky_ex(A)
     if info:
         raise ValueError(
-            f"the features' normal equations are singular at ridge {noise / found.unit:.3g}: "
+            f"the features' normal equations are singular at ridge {noise / equations.unit:.3g}: "
             "take a larger --ridge, or a width below the number of samples"
         )
     return root
@@ -81,7 +88,7 @@ def _root(found: Sums, noise: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Readout:
-    """The readout at its ridge: attributes as of `kernel_machine.Machine`, with weights (m, c) and root (m, m)."""
+    """A solved readout has the attributes of `regression.Machine`, with weights (m, c) and a Cholesky root (m, m)."""
 
     ridge: float
     noise: float
@@ -91,8 +98,8 @@ class Readout:
     log_evidence: float | None
     root: torch.Tensor
 
-    def predict(self, model, X: torch.Tensor, device="cpu") -> Prediction:
-        """Predictions for the samples X (m, p), passed through the network that the readout was solved for."""
+    def predict(self, model: Network, X: torch.Tensor, device: torch.device | str = "cpu") -> Prediction:
+        """Predicts the samples X (m, p), which pass through the network that the readout was solved for."""
         means, variances = [], []
         for _, F in _batches(model, X, device):
             means.append((F @ self.weights).cpu() + self.mean)
@@ -102,26 +109,36 @@ class Readout:
 
 
 def solve(
-    model, X: torch.Tensor, labels: torch.Tensor, n_classes: int, ridges=RIDGES, device="cpu"
-) -> tuple[Readout, list[dict]]:
-    """The readout of one-hot targets: `solve_targets` for labels (n,) in 0 .. n_classes - 1."""
+    model: Network,
+    X: torch.Tensor,
+    labels: torch.Tensor,
+    n_classes: int,
+    ridges: Sequence[float] = RIDGES,
+    device: torch.device | str = "cpu",
+) -> tuple[Readout, list[Row]]:
+    """Solves the readout of one-hot targets: `solve_targets` for labels (n,) in 0 .. n_classes - 1."""
     return solve_targets(model, X, *one_hot_targets(labels, n_classes), ridges, device)
 
 
 def solve_targets(
-    model, X: torch.Tensor, targets: torch.Tensor, mean: torch.Tensor, ridges=RIDGES, device="cpu"
-) -> tuple[Readout, list[dict]]:
-    """The readout of the ridge with the least squared error on the last fifth of the samples, solved on all of them.
+    model: Network,
+    X: torch.Tensor,
+    targets: torch.Tensor,
+    mean: torch.Tensor,
+    ridges: Sequence[float] = RIDGES,
+    device: torch.device | str = "cpu",
+) -> tuple[Readout, list[Row]]:
+    """Solves the readout on all samples, with the ridge that has the least squared error on the last fifth of them.
 
     Parameters
     ----------
     model : its `features` (n, m) are used as they are.
     X, targets : (n, p) and (n, c), float64, in random order. mean : (c,), which predictions have added.
-    ridges : multiples of the features' mean squared norm, 0 or positive. One alone is not chosen but taken.
+    ridges : multiples of the features' mean squared norm, 0 or positive. A single one is taken as it is.
 
     Returns
     -------
-    (readout, table), one {"ridge", "mse"} a ridge on the held-out samples.
+    (readout, table), with one {"ridge", "mse"} on the held-out samples for each ridge.
 
     Raises
     ------
@@ -130,14 +147,17 @@ def solve_targets(
     first = len(X) - max(len(X) // 5, 1)
     fitted, held_out = (sums(model, X[part], targets[part], device) for part in (slice(first), slice(first, None)))
     whole = fitted + held_out
-    table = []
-    for ridge in ridges if len(ridges) > 1 else ():
-        try:
-            weights = torch.cholesky_solve(fitted.moment, _root(fitted, ridge * fitted.unit))
-        except ValueError:
-            continue
-        table.append({"ridge": ridge, "mse": held_out.squared_error(weights)})
-    ridge = min(table, key=lambda row: row["mse"])["ridge"] if table else ridges[0]
+
+    def evaluate(ridges):
+        table = []
+        for ridge in ridges:
+            with contextlib.suppress(ValueError):
+                weights = torch.cholesky_solve(fitted.moment, _root(fitted, ridge * fitted.unit))
+                table.append({"ridge": ridge, "mse": held_out.squared_error(weights)})
+        return table
+
+    table = search_ridges(ridges, evaluate) if len(ridges) > 1 else []
+    ridge = least_error(table) if table else ridges[0]
     noise = ridge * whole.unit
     root = _root(whole, noise)
     weights = torch.cholesky_solve(whole.moment, root)

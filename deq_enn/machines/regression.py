@@ -1,25 +1,28 @@
-"""Ridge regression and Gaussian-process prediction with an exact kernel: a network at infinite width, without a rate.
+"""A network at infinite width is fitted by ridge regression with its exact kernel, and predicts as a Gaussian process.
 
-Targets are one-hot rows less their mean. With K the kernel of the training samples and lambda = ridge * mean diagonal,
+There is no learning rate. Targets are one-hot rows minus their mean. With K the kernel of the training samples and
+lambda = ridge * mean diagonal,
 
     weights = (K + lambda I)^-1 Y,      prediction at x: k(x)^T weights + mean
 
 is kernel ridge regression, and the posterior mean of a Gaussian process of covariance s^2 k with noise s^2 lambda, the
 same for each class (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, chapter 2). Its predictive
 variance is s^2 (k(x, x) + lambda - k(x)^T (K + lambda I)^-1 k(x)), and the s^2 that makes the training targets most
-likely is tr Y^T (K + lambda I)^-1 Y / (n c), in closed form. The ridge is the one number that is chosen: on training
-samples, those that come last of a part of them, predicted by the others (`choose_ridge`).
+likely is tr Y^T (K + lambda I)^-1 Y / (n c), in closed form. The ridge is the one number that is chosen: part of the
+training samples is taken, and its last fifth is predicted by the others (`choose_ridge`).
 
-The rows of the training set must be in random order: parts of it are its first rows.
+The rows of the training set must be in random order, because parts of it are its first rows.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
-from deq_enn.machines.block_rows import FileRows, Layout, MemoryRows, exact_product, product, rectangle
+from deq_enn.kernels.blocks import KernelTiles
+from deq_enn.machines.block_rows import BlockRows, Layout, MemoryRows, exact_product, product, rectangle
 from deq_enn.machines.cholesky import (
     NotPositiveDefinite,
     backward,
@@ -27,22 +30,22 @@ from deq_enn.machines.cholesky import (
     forward,
     forward_rows_,
     held_out,
-    inverse_diagonal,
     log_determinant,
 )
+from deq_enn.machines.ridge_search import Row, least_error, search_ridges
 
-RIDGES = tuple(10 ** (k / 2) for k in range(-10, 3))  # 1e-5 to 10, of the mean diagonal
-
-
+RIDGES = tuple(10 ** (k / 2) for k in range(-10, 3))  # multiples of the mean diagonal, 1e-5 to 10
+STRIDE = 2  # ridges from one coarse one to the next
 CHOICE = 8_000  # samples that choose the ridge, of which the last fifth is held out
-
-
 BATCH = 1024  # test samples at a time
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """mean (m, c) of the targets, and variance (m,) of each of them, noise included; None where there is no factor."""
+    """A prediction has the mean (m, c) of the targets, and the variance (m,) of each of them, noise included.
+
+    The variance is None where the machine has no factor.
+    """
 
     mean: torch.Tensor
     variance: torch.Tensor | None
@@ -50,7 +53,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Machine:
-    """A fitted machine.
+    """A machine is fitted: it has weights, and what can be said of it on the training set.
 
     Attributes
     ----------
@@ -59,7 +62,7 @@ class Machine:
     weights : (n, c) float64. mean : (c,) of the one-hot targets.
     scale2 : s^2, by maximum likelihood.
     residual : |Y - (K + lambda I) weights| / |Y|, the largest over the classes.
-    log_evidence : log marginal likelihood of the training targets, a sample; None without a factor.
+    log_evidence : log marginal likelihood of the training targets, for each sample; None without a factor.
     factor : block rows of L, L L^T = K + lambda I, or None.
     """
 
@@ -71,10 +74,10 @@ class Machine:
     scale2: float
     residual: float
     log_evidence: float | None = None
-    factor: MemoryRows | FileRows | None = None
+    factor: BlockRows | None = None
 
-    def predict(self, cross) -> Prediction:
-        """For the rows of `cross`, blocks of kernels.py made with `other` = test samples."""
+    def predict(self, cross: KernelTiles) -> Prediction:
+        """Predicts the samples of the rows of `cross`, kernel blocks made with `other` = test samples."""
         m, n = cross.shape
         if n != len(self.weights):
             raise ValueError(f"the machine was fitted to {len(self.weights)} samples, these blocks have {n} columns")
@@ -85,34 +88,33 @@ class Machine:
             values, mean = rectangle(cross, self.kernel, rows, self.weights)
             means.append(mean + self.mean)
             if self.factor is not None:
-                explained = sum(
-                    part.double().square().sum(1) for part in forward_rows_(self.factor, values).split(8192, dim=1)
-                )
-                # below the noise only by rounding
+                parts = forward_rows_(self.factor, values).split(8192, dim=1)
+                explained = sum(part.double().square().sum(1) for part in parts)
+                # it is below the noise only by rounding
                 variances.append((prior[rows] - explained).clamp_min(0).add(self.noise).mul(self.scale2))
         return Prediction(torch.cat(means), torch.cat(variances) if variances else None)
 
 
 def one_hot_targets(labels: torch.Tensor, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centred one-hot rows (n, c) float64 of labels (n,), and their mean (c,)."""
+    """Returns the centred one-hot rows (n, c) float64 of labels (n,), and their mean (c,)."""
     targets = torch.nn.functional.one_hot(labels, n_classes).double()
     mean = targets.mean(0)
     return targets - mean, mean
 
 
-def mean_diagonal(blocks, kernel: str) -> float:
+def mean_diagonal(blocks: KernelTiles, kernel: str) -> float:
+    """Returns the mean of the kernel between each row's sample and itself, of which ridges are multiples."""
     return blocks.diagonal()[kernel == "ntk"].mean().item()
 
 
-# ---------------------------------------------------------------------------------------------------------------
 def choice_size(n: int, size: int = CHOICE) -> tuple[int, int]:
-    """How many of n samples choose the ridge, and the first of them that is held out."""
+    """Returns how many of n samples choose the ridge, and the index of the first of them that is held out."""
     size = min(n, size)
     return size, size - max(size // 5, 1)
 
 
-def leading(rows, size: int) -> MemoryRows:
-    """The first `size` rows and columns of a kernel, as block rows in memory."""
+def leading(rows: BlockRows, size: int) -> MemoryRows:
+    """Returns the first `size` rows and columns of a kernel, as block rows in memory."""
     part = MemoryRows(Layout(size, rows.layout.height))
     for i in range(part.layout.blocks):
         height, width = part.layout.shape(i)
@@ -121,7 +123,7 @@ def leading(rows, size: int) -> MemoryRows:
 
 
 def held_out_errors(part: MemoryRows, targets: torch.Tensor, noise: float, first: int) -> tuple[float, float]:
-    """Squared error and accuracy on the samples from `first` on, predicted by those before.
+    """Returns squared error and accuracy on the samples from `first` on, predicted by those before.
 
     part : their kernel, which stays as it is. targets : (n, c), of `one_hot_targets`.
     """
@@ -133,9 +135,9 @@ def held_out_errors(part: MemoryRows, targets: torch.Tensor, noise: float, first
 
 
 def choose_ridge(
-    rows, targets: torch.Tensor, unit: float, ridges=RIDGES, size: int = CHOICE
-) -> tuple[float, list[dict]]:
-    """The ridge of the least squared error on held-out training samples, and what each ridge had there.
+    rows: BlockRows, targets: torch.Tensor, unit: float, ridges: Sequence[float] = RIDGES, size: int = CHOICE
+) -> tuple[float, list[Row]]:
+    """Returns the ridge of the least squared error on held-out training samples, and a table of those tried.
 
     Parameters
     ----------
@@ -146,75 +148,57 @@ def choose_ridge(
 
     Returns
     -------
-    (ridge, table), one {"ridge", "mse", "accuracy"} a ridge that was tried (`coarse_to_fine`) and that float32 can
-    factorise.
+    (ridge, table), with one {"ridge", "mse", "accuracy"} for each ridge that `search_ridges` tried and that float32 can
+    factorise, in increasing order.
 
     Raises
     ------
-    NotPositiveDefinite : where it can factorise none.
+    NotPositiveDefinite : float32 can factorise none.
     """
     size, first = choice_size(len(targets), size)
     part = leading(rows, size)
     failures = []
 
     def evaluate(some):
-        found = []
+        table = []
         for ridge in tqdm(some, desc="ridge", leave=False, disable=None, delay=1):
             try:
                 mse, accuracy = held_out_errors(part, targets, ridge * unit, first)
             except NotPositiveDefinite as error:
                 failures.append(error)
             else:
-                found.append({"ridge": ridge, "mse": mse, "accuracy": accuracy})
-        return found
+                table.append({"ridge": ridge, "mse": mse, "accuracy": accuracy})
+        return table
 
-    table = coarse_to_fine(ridges, evaluate)
+    table = sorted(search_ridges(sorted(ridges), evaluate, STRIDE), key=lambda row: row["ridge"])
     if not table:
         raise failures[-1]
     return least_error(table), table
 
 
-def least_error(table: list[dict]) -> float:
-    return min(table, key=lambda row: row["mse"])["ridge"]
-
-
-def coarse_to_fine(ridges, evaluate) -> list[dict]:
-    """The table of every second ridge, from the least on, and then of those beside the best of these.
-
-    evaluate : a list of ridges to the rows of a table; a ridge without a solution has none. As the ridge grows, bias
-    takes over from variance and the held-out error falls, then rises: the least of the grid is beside the coarse one.
-    """
-    ridges = sorted(ridges)
-    table, rest = evaluate(ridges[::2]), ridges[1::2]
-    if table:
-        best = ridges.index(least_error(table))
-        rest = [ridges[i] for i in (best - 1, best + 1) if 0 <= i < len(ridges)]
-    return sorted(table + evaluate(rest), key=lambda row: row["ridge"])
-
-
 def fit(
-    blocks,
-    rows: MemoryRows | FileRows,
+    blocks: KernelTiles,
+    rows: BlockRows,
     labels: torch.Tensor,
     n_classes: int,
     kernel: str,
     ridge: float,
-    kept: MemoryRows | FileRows | None = None,
-    factor: MemoryRows | FileRows | None = None,
+    kept: BlockRows | None = None,
+    factor: BlockRows | None = None,
     exact: bool = False,
     refinements: int = 2,
 ) -> Machine:
-    """The machine of an n x n kernel that `kernel_storage.form` has written into `rows`.
+    """Fits the machine of an n x n kernel that `block_rows.form` has written into `rows`.
 
     Parameters
     ----------
-    blocks : the kernel's blocks, for its diagonal and, with `exact`, its tiles, which are then not to be interpolated.
-    rows : K, replaced by its factor, where `factor` is None and it is in memory.
+    blocks : the kernel's blocks, for its diagonal and, with `exact`, its tiles, which must then not be interpolated.
+    rows : K; its factor takes its place, where `factor` is None and K is in memory.
     labels : (n,) in 0 .. n_classes - 1.
     ridge : a multiple of the mean diagonal.
-    kept : K as it was, for the refinement; without it and without `exact` the weights are those of the float32 factor.
-    exact : the refinement's residuals have every tile computed anew in float64, at the cost of as many formations of K.
-    refinements : steps of iterative refinement, at most; they end where they no longer halve the residual.
+    kept : K as it was, for the refinement. Without it and without `exact` the weights are those of the float32 factor.
+    exact : whether the refinement computes every tile anew in float64, which costs a formation of K for each step.
+    refinements : most steps of iterative refinement; they end once they no longer halve the residual.
 
     Raises
     ------
@@ -230,10 +214,13 @@ def fit(
     for step in range(1 + refinements):
         change = backward(factor, forward(factor, residual))
         new = weights + change
-        if not exact and kept is None:
+        if exact:
+            K_new = exact_product(blocks, kernel, new)
+        elif kept is not None:
+            K_new = product(kept, new)
+        else:
             weights, error = new, math.nan
             break
-        K_new = exact_product(blocks, kernel, new) if exact else product(kept, new)
         left = targets - K_new - noise * new
         if step and left.norm() > residual.norm() / 2:
             break
@@ -244,11 +231,3 @@ def fit(
     scale2 = fitted / (n * c)
     evidence = -c * (math.log(2 * math.pi * scale2) + 1 + log_determinant(factor) / n) / 2
     return Machine(kernel, ridge, noise, weights, mean, scale2, error, evidence, factor)
-
-
-def leave_one_out(machine: Machine) -> torch.Tensor:
-    """Errors (n, c) of each training sample's targets on their prediction from all others: weights over diag K^-1.
-
-    (Rasmussen & Williams, section 5.4.2; the mean of the targets is that of all.) As dear as the factorisation.
-    """
-    return machine.weights / inverse_diagonal(machine.factor)[:, None]

@@ -1,32 +1,49 @@
-"""One run of a kernel machine from samples to scores: whether it fits, the kernel and its files, ridge, fit and test.
+"""This file runs a kernel machine from samples to scores: it plans the memory, forms the kernel, chooses a ridge, fits.
 
-Alone, a process factorises the kernel, in memory where that fits and else on disk (`plan`). Ranks hold a share of the
+A process alone factorises the kernel, in memory where that fits and else on disk (`plan`). Ranks hold a share of the
 kernel each and solve by conjugate gradients, which gives the same predictions but no predictive variances.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from deq_enn.kernels.blocks import Blocks, KernelTiles
 from deq_enn.kernels.exact import explicit_blocks, implicit_blocks
 from deq_enn.kernels.interpolated import Interpolated
 from deq_enn.machines.block_rows import HEIGHT, STRIP, FileRows, Layout, MemoryRows, form
 from deq_enn.machines.conjugate_gradients import choose_ridge_shared, fit_shared, preconditioner_bytes, predict_shared
-from deq_enn.machines.regression import BATCH, CHOICE, RIDGES, choose_ridge, fit, mean_diagonal, one_hot_targets
+from deq_enn.machines.copies import find_duplicate
+from deq_enn.machines.regression import (
+    BATCH,
+    CHOICE,
+    RIDGES,
+    Machine,
+    Prediction,
+    choose_ridge,
+    fit,
+    mean_diagonal,
+    one_hot_targets,
+)
+from deq_enn.machines.ridge_search import Row
 from deq_enn.machines.scores import score
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
 
 INTERPOLATED = 2500  # samples from which on a kernel is interpolated
-PROGRAM = 0.7e9  # bytes of Python with torch and what it allocates in passing
+PROGRAM = 0.7e9  # bytes of Python with torch and of what it allocates in passing
+
+Network = Any  # a DEQ or an explicit network of deq_enn.networks, which this room does not import
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Whether the kernel is in memory, the height of its block rows, and bytes that the run takes of memory."""
+    """A plan says whether the kernel is in memory, how high its block rows are, and how many bytes the run needs."""
 
     in_memory: bool
     height: int
@@ -34,15 +51,15 @@ class Plan:
 
 
 def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) -> Plan:
-    """How the kernel of n samples of dimension p, and its predictions at m others, fit into `memory` bytes a process.
+    """Plans how the kernel of n samples of dimension p, and predictions at m others, fit into `memory` bytes a process.
 
     loaded : bytes of data that are there already. size : ranks that share the kernel.
 
     Raises
     ------
-    ValueError : they do not, even with the kernel on disk.
+    ValueError : they do not fit, even with the kernel on disk.
     """
-    # the samples in the run's order in float32; in float64 as they are, beside one another, scaled, and of norm 1
+    # the samples in the run's order in float32; and in float64 as they are, side by side, scaled, and of norm 1
     fixed = PROGRAM + loaded + 4 * n * p + 32 * (n + m) * (p + 1)
     part = min(n, CHOICE)
     passing = max(4 * part * part, 4 * BATCH * n + 8 * BATCH * 8192)  # choosing the ridge; predicting a batch
@@ -51,7 +68,8 @@ def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) 
     whole = fixed + passing + max(Layout(n, HEIGHT, rank, size).nbytes for rank in range(size))
     if whole <= memory:
         return Plan(True, HEIGHT, whole)
-    # on disk: a block row, the one that it is multiplied with, and one on its way to the disk
+    # with the kernel on disk: a block row, the one that it is multiplied with, and one on its way to the disk
+    needed = whole
     for height in range(4 * HEIGHT, 0, -STRIP):
         needed = fixed + passing + 12 * height * n
         if needed <= memory:
@@ -63,122 +81,168 @@ def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) 
     )
 
 
-def blocks_of(model, X: torch.Tensor, other: torch.Tensor | None = None):
-    """`kernels.Blocks` of a network of model.py at infinite width, every weight trained."""
+def blocks_of(model: Network, X: torch.Tensor, other: torch.Tensor | None = None) -> Blocks:
+    """Returns the kernel blocks of a network at infinite width, with every weight trained."""
     if hasattr(model, "sigma_a2"):
         return implicit_blocks(X, model.activation, model.sigma_a2, tau0=model.tau0, other=other)
     scale = model.input_scale
     return explicit_blocks(X * scale, model.layers, other=None if other is None else other * scale)
 
 
-def float32_blocks(model, X: torch.Tensor, other: torch.Tensor | None = None):
-    """The same to the precision of float32, in which a kernel machine stores its kernel."""
-    # the tables take a second: as long as an exact kernel of so many samples
+def float32_blocks(model: Network, X: torch.Tensor, other: torch.Tensor | None = None) -> KernelTiles:
+    """Returns the same kernel to the precision of float32, in which a kernel machine stores it."""
+    # the tables take a second, which is as long as an exact kernel of INTERPOLATED samples
     blocks = partial(blocks_of, model)
     return Interpolated(blocks, X, other) if len(X) >= INTERPOLATED else blocks(X, other)
 
 
 def subset(n: int, size: int, seed: int) -> torch.Tensor:
-    """The first `size` of n samples in an order of their own for each seed, so that sizes are nested."""
+    """Returns the first `size` of n samples, in an order that each seed has of its own, so that sizes are nested."""
     return torch.randperm(n, generator=generator(seed, "subset"))[:size]
 
 
-def find_duplicate(X: torch.Tensor) -> tuple[int, int] | None:
-    """Two rows of X (n, p) that are the same, if there are any; O(n p)."""
-    hashed = X.double() @ torch.randn(X.shape[1], dtype=torch.float64, generator=generator("duplicates"))
-    order = hashed.argsort()
-    for a, b in zip(order[:-1][hashed[order].diff() == 0], order[1:][hashed[order].diff() == 0]):
-        if torch.equal(X[a], X[b]):
-            return tuple(sorted((int(a), int(b))))
-    return None
+@dataclass(frozen=True)
+class Samples:
+    """A run has training samples X (n, p) in random order with labels (n,), and test samples with labels."""
+
+    X: torch.Tensor
+    labels: torch.Tensor
+    X_test: torch.Tensor
+    labels_test: torch.Tensor
+    n_classes: int
 
 
-def run_machine(
-    model,
-    X: torch.Tensor,
-    labels: torch.Tensor,
-    X_test: torch.Tensor,
-    labels_test: torch.Tensor,
-    n_classes: int,
-    kernel: str,
-    ridges=RIDGES,
-    how: Plan | None = None,
-    files: Path | None = None,
-    key: str = "",
-    team: Team = Team(),
-) -> tuple[dict, torch.Tensor]:
+@dataclass(frozen=True)
+class Settings:
+    """These settings say how a kernel machine is run.
+
+    kernel : "ck" or "ntk".
+    ridges : multiples of the mean diagonal, to choose from on held-out training samples; a single one is taken.
+    plan : of the function `plan`; by default the kernel is in memory.
+    files : where the kernel is kept until the run is done, without a suffix; `key` names what the kernel depends on.
+    team : the ranks that share the kernel.
+    """
+
+    kernel: str
+    ridges: Sequence[float] = RIDGES
+    plan: Plan = Plan(True, HEIGHT, 0)
+    files: Path | None = None
+    key: str = ""
+    team: Team = Team()
+
+
+def run_machine(model: Network, samples: Samples, settings: Settings) -> tuple[dict[str, Any], torch.Tensor]:
     """Fits the machine of a network's kernel and scores it on test samples.
 
     Parameters
     ----------
-    model : of model.py, of any width. X, labels : in random order.
-    kernel : "ck" or "ntk".
-    ridges : multiples of the mean diagonal, to choose from on held-out training samples; one alone is taken.
-    how : of `plan`; by default in memory.
-    files : where the kernel is kept until the run is done, without a suffix; `key` says what it depends on.
+    model : of `deq_enn.networks`, of any width.
 
     Returns
     -------
     (record, predicted) : what is logged, and the (m,) predicted classes.
+
+    Raises
+    ------
+    ValueError : two training samples are the same and a ridge is 0, or a kernel on disk has no files.
     """
-    n, how = len(X), how or Plan(True, HEIGHT, 0)
-    if min(ridges) == 0 and (pair := find_duplicate(X)):
+    _check(samples, settings)
+    laps = _Laps()
+    with _Files(settings, len(samples.X)) as files:
+        machine, table = _fit(model, samples, settings, files, laps)
+        prediction = _predict(model, machine, samples, settings.team)
+        laps.end("prediction")
+    return _record(machine, table, prediction, samples, settings, laps), prediction.mean.argmax(1)
+
+
+def _check(samples, settings):
+    if min(settings.ridges) == 0 and (pair := find_duplicate(samples.X)):
         raise ValueError(
             f"training samples {pair[0]} and {pair[1]} are the same: with --ridge 0 there is no solution, "
             "take a positive one"
         )
-    if files is None and not how.in_memory:
+    if settings.files is None and not settings.plan.in_memory:
         raise ValueError("a kernel that does not fit in memory needs files")
-    layout = Layout(n, how.height, team.rank, team.size)
-    kept = FileRows(layout, f"{files}.rank{team.rank}.kernel", key) if files else None
-    factor = None
-    start = time.perf_counter()
-    times = {}
 
-    def lap(name):
-        nonlocal start
-        times[f"{name}_seconds"], start = time.perf_counter() - start, time.perf_counter()
 
-    try:
-        blocks = float32_blocks(model, X)
-        rows = MemoryRows(layout) if how.in_memory else kept
-        form(blocks, kernel, rows, kept if how.in_memory else None)
-        lap("kernel")
-        ridge, table = ridges[0], []
-        if len(ridges) > 1:
-            given = rows, one_hot_targets(labels, n_classes)[0], mean_diagonal(blocks, kernel), ridges
-            ridge, table = choose_ridge_shared(*given, team=team) if team.size > 1 else choose_ridge(*given)
-        lap("ridge")
-        if team.size > 1:
-            machine = fit_shared(blocks, rows, labels, n_classes, kernel, ridge, team)
-        else:
-            if not how.in_memory:
-                factor = FileRows(layout, f"{files}.factor", f"{key} {ridge}")
-            machine = fit(blocks, rows, labels, n_classes, kernel, ridge, kept, factor)
-        lap("solve")
-        del blocks
-        cross = float32_blocks(model, X, X_test)
-        prediction = predict_shared(machine, cross, team) if team.size > 1 else machine.predict(cross)
-        lap("prediction")
-    except BaseException:
-        for file in filter(None, (kept, factor)):
-            file.close()  # what is finished is gone on from
-        raise
-    for file in filter(None, (kept, factor)):
-        file.remove()
-    targets, mean = one_hot_targets(labels, n_classes)
-    fitted = targets - machine.noise * machine.weights + mean  # K weights + mean
-    record = {
-        "train_accuracy": (fitted.argmax(1) == labels).double().mean().item(),
-        **{f"test_{name}": value for name, value in score(prediction, labels_test).items()},
-        "ridge": ridge,
+class _Laps:
+    """A clock that keeps the seconds of each lap by its name."""
+
+    def __init__(self):
+        self.seconds, self._start = {}, time.perf_counter()
+
+    def end(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"{name}_seconds"], self._start = now - self._start, now
+
+
+class _Files:
+    """The files of a run. An error leaves them there, so that the next run goes on from them; success removes them."""
+
+    def __init__(self, settings: Settings, n: int):
+        self.settings, self.files = settings, settings.files
+        self.layout = Layout(n, settings.plan.height, settings.team.rank, settings.team.size)
+        self.kernel: FileRows | None = None
+        self._open: list[FileRows] = []
+        if self.files:
+            self.kernel = self._opened(f"{self.files}.rank{settings.team.rank}.kernel", settings.key)
+
+    def _opened(self, path, key):
+        self._open.append(FileRows(self.layout, path, key))
+        return self._open[-1]
+
+    def factor(self, ridge: float) -> FileRows | None:
+        """Where the factor goes: into a file if the kernel is not in memory, else into the kernel's place."""
+        if self.settings.plan.in_memory:
+            return None
+        return self._opened(f"{self.files}.factor", f"{self.settings.key} {ridge}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        for file in self._open:
+            file.remove() if kind is None else file.close()
+
+
+def _fit(model, samples, settings, files, laps) -> tuple[Machine, list[Row]]:
+    """Forms the kernel, chooses the ridge, and solves; returns the machine and the table of ridges."""
+    kernel, team, labels, n_classes = settings.kernel, settings.team, samples.labels, samples.n_classes
+    blocks = float32_blocks(model, samples.X)
+    rows = MemoryRows(files.layout) if settings.plan.in_memory else files.kernel
+    form(blocks, kernel, rows, files.kernel if settings.plan.in_memory else None)
+    laps.end("kernel")
+    ridge, table = settings.ridges[0], []
+    if len(settings.ridges) > 1:
+        given = rows, one_hot_targets(labels, n_classes)[0], mean_diagonal(blocks, kernel), settings.ridges
+        ridge, table = choose_ridge_shared(*given, team=team) if team.size > 1 else choose_ridge(*given)
+    laps.end("ridge")
+    if team.size > 1:
+        machine = fit_shared(blocks, rows, labels, n_classes, kernel, ridge, team)
+    else:
+        machine = fit(blocks, rows, labels, n_classes, kernel, ridge, files.kernel, files.factor(ridge))
+    laps.end("solve")
+    return machine, table
+
+
+def _predict(model, machine, samples, team) -> Prediction:
+    cross = float32_blocks(model, samples.X, samples.X_test)
+    return predict_shared(machine, cross, team) if team.size > 1 else machine.predict(cross)
+
+
+def _record(machine, table, prediction, samples, settings, laps) -> dict[str, Any]:
+    targets, mean = one_hot_targets(samples.labels, samples.n_classes)
+    fitted = targets - machine.noise * machine.weights + mean  # is K weights + mean
+    return {
+        "train_accuracy": (fitted.argmax(1) == samples.labels).double().mean().item(),
+        **{f"test_{name}": value for name, value in score(prediction, samples.labels_test).items()},
+        "ridge": machine.ridge,
         "noise": machine.noise,
         "scale2": machine.scale2,
         "residual": machine.residual,
         "log_evidence": machine.log_evidence,
         "ridge_table": table,
-        "train_size": n,
-        "in_memory": how.in_memory,
-        **times,
+        "train_size": len(samples.X),
+        "in_memory": settings.plan.in_memory,
+        **laps.seconds,
     }
-    return record, prediction.mean.argmax(1)

@@ -1,4 +1,4 @@
-"""What the predictions of a kernel machine are worth: accuracy, log likelihood, calibration, and their differences."""
+"""This file scores the predictions of kernel machines by accuracy, likelihood and calibration, and compares two."""
 
 import math
 
@@ -10,10 +10,13 @@ from deq_enn.machines.regression import Prediction
 
 
 def class_probabilities(prediction: Prediction) -> torch.Tensor:
-    """log P(class c has the largest target) (m, c), for targets that are independent given the input.
+    """Returns log P(class c has the largest target), (m, c), for targets that are independent given the input.
 
-    E[prod_{j != c} Phi(xi + (mean_c - mean_j)/sd)], xi ~ N(0, 1), by Gauss-Hermite quadrature, and normalised.
+    The probability E[prod_{j != c} Phi(xi + (mean_c - mean_j)/sd)], xi ~ N(0, 1), is computed by Gauss-Hermite
+    quadrature, and normalised.
     """
+    if prediction.variance is None:
+        raise ValueError("a prediction without variances has no class probabilities")
     nodes, weights = np.polynomial.hermite_e.hermegauss(64)
     mean = prediction.mean.numpy() / np.sqrt(prediction.variance.numpy())[:, None]
     out = np.empty(mean.shape)
@@ -25,7 +28,7 @@ def class_probabilities(prediction: Prediction) -> torch.Tensor:
 
 
 def calibration_error(log_probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
-    """Expected calibration error of the most probable class, over `bins` equal intervals of its probability.
+    """Returns the expected calibration error of the most probable class, over equal intervals of its probability.
 
     (Guo, Pleiss, Sun & Weinberger, On calibration of modern neural networks, ICML 2017.)
     """
@@ -35,13 +38,13 @@ def calibration_error(log_probabilities: torch.Tensor, labels: torch.Tensor, bin
     return torch.zeros(bins, dtype=gap.dtype).index_add_(0, index, gap).abs().sum().item() / len(labels)
 
 
-def score(prediction: Prediction, labels: torch.Tensor) -> dict:
-    """What the machine achieves on samples with these labels (m,).
+def score(prediction: Prediction, labels: torch.Tensor) -> dict[str, float]:
+    """Returns what the machine achieves on samples with these labels (m,).
 
     Returns
     -------
-    accuracy; mse : mean squared error of the one-hot targets. And with variances:
-    log_density : mean over samples of the log predictive density of the c targets.
+    accuracy, and mse, the mean squared error of the one-hot targets. With variances also:
+    log_density : mean over samples and targets of the log predictive density.
     coverage : share of the targets within their 95% predictive interval.
     log_likelihood, calibration_error : of the label, by `class_probabilities`.
     """
@@ -61,8 +64,10 @@ def score(prediction: Prediction, labels: torch.Tensor) -> dict:
     }
 
 
-def bootstrap_difference(first: torch.Tensor, second: torch.Tensor, draws: int = 20_000, seed: int = 0) -> tuple:
-    """Difference of two accuracies on the same samples, and its 95% interval by the paired bootstrap over samples.
+def bootstrap_difference(
+    first: torch.Tensor, second: torch.Tensor, draws: int = 20_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Returns the difference of two accuracies on the same samples, and the ends of its 95% bootstrap interval.
 
     Parameters
     ----------
@@ -70,7 +75,8 @@ def bootstrap_difference(first: torch.Tensor, second: torch.Tensor, draws: int =
 
     Notes
     -----
-    A resample of pairs is a draw of how many of them have the differences +1, 0 and -1: one multinomial variate.
+    The paired bootstrap draws samples with both their outcomes. All that counts of a draw is how many pairs have the
+    differences +1, 0 and -1, so that it is one multinomial variate.
     """
     m = len(first)
     better, worse = (first & ~second).sum().item(), (second & ~first).sum().item()

@@ -13,7 +13,8 @@ import torch
 from tqdm import tqdm
 
 from deq_enn.kernels.distance import label_alignment, least_distance, relative_error
-from deq_enn.machines.leave_one_out import Targets, copies, from_kernel
+from deq_enn.machines.copies import copies
+from deq_enn.machines.leave_one_out import Targets, from_kernel
 from deq_enn.machines.run import blocks_of
 from deq_enn.networks.cost import BATCH, costs
 from deq_enn.networks.deq import DEQ

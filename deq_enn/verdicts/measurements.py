@@ -44,7 +44,7 @@ class Measurements:
     deq : its activation, sigma_a^2 and tau_0 count.
     networks : the candidates.
     X, y, order, copies : samples (n, p) float32, their labels in 0 .. classes - 1, the order in which they are taken,
-        and which are copies of one another (`machines.leave_one_out.copies`).
+        and which are copies of one another (`machines.copies.copies`).
     clock : measures the times, in seconds.
 
     Attributes

@@ -12,8 +12,9 @@ import torch
 
 from deq_enn.experiments import command, exact_grid
 from deq_enn.machines import block_rows, run
+from deq_enn.machines.copies import find_duplicate
 from deq_enn.machines.regression import one_hot_targets
-from deq_enn.machines.run import Plan, blocks_of, find_duplicate, plan, subset
+from deq_enn.machines.run import Plan, blocks_of, plan, subset
 from deq_enn.networks.build import build_model
 from deq_enn.reporting.style import mean_std
 from deq_enn.theory.equilibrium import estimate_tau0

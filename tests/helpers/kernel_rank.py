@@ -1,5 +1,5 @@
 """A small problem for kernel machines; and, as a program, one rank of a machine that solves it, for
-test_kernel_machine.py."""
+test_conjugate_gradients.py."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ N, M, CLASSES, HEIGHT = 410, 70, 3, 90  # neither divides the other
 
 
 class Dense:
-    """What kernels.py gives, of two dense matrices."""
+    """Two dense matrices with the interface of `kernels.blocks.KernelTiles`."""
 
     def __init__(self, ck, ntk, diagonals=None):
         self.kernels, self.shape, self.entries = {"ck": ck, "ntk": ntk}, tuple(ck.shape), 0
@@ -46,7 +46,23 @@ def make_problem():
     return square, cross, torch.from_numpy(y[:N]), torch.from_numpy(y[N:]), {"ck": ck, "ntk": ntk}
 
 
-def found_by(team):
+def formed(blocks, kernel, height=HEIGHT, n=N):
+    rows = MemoryRows(Layout(n, height))
+    form(blocks, kernel, rows)
+    return rows
+
+
+def whole(rows):
+    """The symmetric matrix that block rows are the lower triangle of."""
+    n = rows.layout.n
+    out = np.zeros((n, n))
+    for i in range(rows.layout.blocks):
+        r = rows.layout.rows(i)
+        out[r, : r.stop] = rows.read(i).numpy()
+    return np.tril(out) + np.tril(out, -1).T
+
+
+def solved_by(team):
     square, cross, y, *_ = make_problem()
     rows = MemoryRows(Layout(N, HEIGHT, team.rank, team.size))
     form(square, "ck", rows)
@@ -72,5 +88,5 @@ if __name__ == "__main__":
     rank, size, port, folder = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=int(size))
     with Path(folder, f"{rank}.pt").open("wb") as file:
-        torch.save(found_by(Team(int(rank), int(size))), file)
+        torch.save(solved_by(Team(int(rank), int(size))), file)
     dist.destroy_process_group()

@@ -1,10 +1,11 @@
-"""Leave-one-out in closed form, against readouts that are solved without each sample and its copies."""
+"""Leaving samples out in closed form against refitting without them, and its ridge against that of a readout."""
 
 import pytest
 import torch
 
-from deq_enn.machines import leave_one_out, readout
+from deq_enn.machines.copies import copies
 from deq_enn.machines.leave_one_out import Targets, from_features, from_kernel
+from deq_enn.machines.readout import solve
 from deq_enn.networks.deq import DEQ
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.utils.random import generator
@@ -39,44 +40,31 @@ def test_leaving_out_in_closed_form_is_refitting(width, copied):
     if copied is not None:
         X[40:60], X[60:70] = X[:20], X[:10]  # twice and three times, with labels of their own
         X[40:] += copied / 12**0.5 * torch.randn(40, 12, generator=generator("moved"))
-    copies = leave_one_out.copies(X)
-    assert len(copies.unique()) == (80 if copied is None else 50)
+    groups = copies(X)
+    assert len(groups.unique()) == (80 if copied is None else 50)
     F = torch.tanh(X @ torch.randn(12, width, generator=generator("features")))
-    found = from_features(F, Targets(y, 3, copies))
-    expected = refitted(F, y, 3, copies, found.ridge)
-    torch.testing.assert_close(found.predicted, expected, rtol=1e-6, atol=1e-8)
+    result = from_features(F, Targets(y, 3, groups))
+    expected = refitted(F, y, 3, groups, result.ridge)
+    torch.testing.assert_close(result.predicted, expected, rtol=1e-6, atol=1e-8)
     mean = torch.nn.functional.one_hot(y, 3).double().mean(0)
-    assert torch.equal(found.right, (expected + mean).argmax(1) == y)
+    assert torch.equal(result.right, (expected + mean).argmax(1) == y)
     if copied == 0:  # without being told of the copies it does not leave them out
         blind = from_features(F, Targets(y, 3)).predicted
         assert (blind - expected)[:10].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 3, 100])
-def test_neighbours_in_few_dimensions_are_not_copies(dimensions):
-    X = torch.randn(3000, dimensions, generator=generator("few")) @ torch.randn(
-        dimensions, 100, generator=generator("embedded")
-    )
-    found = leave_one_out.copies(X)
-    assert (found != torch.arange(3000)).double().mean() < 0.1
-    assert (found[found] == found).all()
-    X[2000:] = X[:1000] + 0.001 * X[:1000].norm(dim=1, keepdim=True) / 10 * torch.randn(1000, 100)
-    if dimensions == 100:
-        assert torch.equal(leave_one_out.copies(X), torch.arange(3000) % 2000)
-
-
 def test_the_kernel_and_the_normal_equations_agree():
     X, y = samples(90)
     F = torch.tanh(X @ torch.randn(12, 60, generator=generator("features"))).double()
-    one, other = from_features(F, Targets(y, 3)), from_kernel(F @ F.T, Targets(y, 3))
-    assert one.ridge == other.ridge
-    torch.testing.assert_close(one.predicted, other.predicted, rtol=1e-6, atol=1e-8)
+    primal, dual = from_features(F, Targets(y, 3)), from_kernel(F @ F.T, Targets(y, 3))
+    assert primal.ridge == dual.ridge
+    torch.testing.assert_close(primal.predicted, dual.predicted, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_ridge_is_that_of_an_exact_readout(seed):
     X, y = samples(300, seed=seed)
     deq = DEQ(ACTIVATIONS["tanh"], 12, 40, 3, 0.2)
-    solved, _ = readout.solve(deq, X, y, 3)
+    readout, _ = solve(deq, X, y, 3)
     with torch.no_grad():
-        assert from_features(deq.features(X), Targets(y, 3)).ridge == solved.ridge
+        assert from_features(deq.features(X), Targets(y, 3)).ridge == readout.ridge

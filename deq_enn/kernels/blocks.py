@@ -1,0 +1,167 @@
+"""A kernel matrix may be too large to be kept whole, so that it is an object of which any part can be computed.
+
+`KernelTiles` is what kernel machines ask of a kernel. `Blocks` computes it exactly in float64 (the networks are in
+`exact.py`); `interpolated.py` has the same to the precision of float32.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from deq_enn.utils.tiles import for_each, tile_size, tiles
+
+KERNELS = ("ck", "ntk")  # in the order in which pairs of kernels are returned
+
+
+class KernelTiles(Protocol):
+    """Any kernel matrix between samples in its rows and samples in its columns, of which parts can be computed."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Returns the numbers of rows and columns."""
+        ...
+
+    def diagonal(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the conjugate and the tangent kernel of each of the rows' samples with itself."""
+        ...
+
+    def tile(self, rows: slice, cols: slice, kernel: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the kernel "ck" or "ntk" at these rows and columns, in `out` where that is given."""
+        ...
+
+
+class Blocks(ABC):
+    """This is the exact kernel matrix of one set of samples, or between two, of which any part can be computed.
+
+    Attributes
+    ----------
+    shape : (rows, columns): (n, n) for samples X (n, p), or (m, n) for other samples (m, p) against X.
+
+    Notes
+    -----
+    Nothing of the size of the matrix is kept. Parts may be asked for by several threads at once.
+    """
+
+    _Y: torch.Tensor  # (samples, p) or wider, whose products `_entries` is given
+    _diagonals: tuple[torch.Tensor, torch.Tensor]  # (ck, ntk) of every sample with itself
+
+    def __init__(self, X: torch.Tensor, other: torch.Tensor | None):
+        X, norms2 = _check_input(X, "X")
+        # the rows are the samples from `first` on, the columns the first n
+        self.shape: tuple[int, int] = (len(X), len(X))
+        self.first = 0
+        if other is not None:
+            other, other_norms2 = _check_input(other, "other")
+            if other.shape[1] != X.shape[1]:
+                raise ValueError(f"the samples of X have {X.shape[1]} entries, those of other {other.shape[1]}")
+            self.shape, self.first = (len(other), len(X)), len(X)
+            X, norms2 = torch.cat([X, other.to(X.device)]), np.concatenate([norms2, other_norms2])
+        self._X, self._norms2, self.device = X, norms2, X.device
+
+    @abstractmethod
+    def _entries(self, rows, cols, base) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (ck, ntk) of a tile, given the product of its `_Y`; entries on the matrix's diagonal may be anything.
+
+        rows, cols : two slices; or for the pairs (rows[k], cols[k]) two index tensors (k,) and (k, 1), a tile (k, 1).
+        """
+
+    def diagonal(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (ck, ntk) of each of the rows' samples with itself, float64."""
+        ck, ntk = self._diagonals
+        return ck[self.first :], ntk[self.first :]
+
+    def tile(self, rows: slice, cols: slice, kernel: str = "ck", out: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the kernel "ck" or "ntk" at these rows and columns.
+
+        Parameters
+        ----------
+        out : where to write it, of any float dtype; a new float64 tensor by default.
+
+        Notes
+        -----
+        Large parts are best. Their matrix product is one call, and torch's threads share the rest of the work in pieces
+        that stay in the cache. The product, in float64, is the only memory that a part takes.
+        """
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel must be 'ck' or 'ntk', got {kernel!r}")
+        rows, cols = (slice(*span.indices(size)[:2]) for span, size in zip((rows, cols), self.shape))
+        which, down = KERNELS.index(kernel), rows.start + self.first
+        base = self._product(rows, cols)
+        target = base if out is None else out
+        same = [] if self.first else range(max(rows.start, cols.start), min(rows.stop, cols.stop))
+        for i in same:
+            base[i - rows.start, i - cols.start] = 0
+
+        def work(r, c):
+            own = slice(r.start + down, r.stop + down), slice(c.start + cols.start, c.stop + cols.start)
+            target[r, c] = self._entries(*own, base[r, c].contiguous())[which]
+
+        jobs = tiles(slice(0, base.shape[0]), slice(0, base.shape[1]), tile_size(self.device))
+        for_each(work, jobs, self.device)
+        for i in same:
+            target[i - rows.start, i - cols.start] = self._diagonals[which][i]
+        return target
+
+    def entries(self, rows: torch.Tensor, cols: torch.Tensor, kernel: str = "ck") -> torch.Tensor:
+        """Returns the kernel at the pairs (rows[k], cols[k]), which are not on the diagonal, (k,) float64."""
+        which, out = KERNELS.index(kernel), torch.empty(len(rows), dtype=torch.float64, device=self.device)
+        size = tile_size(self.device) ** 2
+        for part in (slice(start, start + size) for start in range(0, len(rows), size)):
+            i, j = rows[part] + self.first, cols[part]
+            base = torch.cat([(self._Y[a] * self._Y[b]).sum(1) for a, b in zip(i.split(1024), j.split(1024))])
+            out[part] = self._entries(i, j[:, None], base[:, None])[which][:, 0]
+        return out
+
+    def both(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the whole (ck, ntk), float64. Of a square matrix one triangle is computed and then mirrored."""
+        ck = torch.empty(self.shape, dtype=torch.float64, device=self.device)
+        ntk, square = torch.empty_like(ck), not self.first
+        jobs = tiles(slice(0, self.shape[0]), slice(0, self.shape[1]), tile_size(self.device), lower=square)
+        self._products(jobs, ck)
+
+        def work(rows, cols):
+            own = slice(rows.start + self.first, rows.stop + self.first)
+            for target, tile in zip((ck, ntk), self._entries(own, cols, ck[rows, cols].contiguous())):
+                if square and rows == cols:
+                    tile = tile.tril() + tile.tril(-1).T
+                elif square:
+                    target[cols, rows] = tile.T
+                target[rows, cols] = tile
+
+        for_each(work, jobs, self.device)
+        if square:
+            for target, diagonal in zip((ck, ntk), self._diagonals):
+                target.diagonal().copy_(diagonal)
+        return ck, ntk
+
+    def _products(self, jobs, out):
+        """Writes the products that these tiles need into `out`, with zeros on the matrix's diagonal."""
+        square = not self.first
+        starts = sorted({rows.start for rows, _ in jobs})[::3]  # wide products are faster
+        for start, stop in zip(starts, [*starts[1:], len(out)]):
+            rows, cols = slice(start, stop), slice(0, stop if square else len(out.T))
+            self._product(rows, cols, out=out[rows, cols])
+        if square:
+            out.diagonal().zero_()
+
+    def _product(self, rows, cols, out=None):
+        return torch.mm(self._Y[rows.start + self.first : rows.stop + self.first], self._Y[cols].T, out=out)
+
+    def _tensors(self, *arrays):
+        return [torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays]
+
+
+def _check_input(X, name):
+    X = torch.as_tensor(X)
+    if X.ndim != 2 or X.shape[0] < 1 or X.shape[1] < 1:
+        raise ValueError(f"{name} must be an (n, p) matrix, one sample a row, got shape {tuple(X.shape)}")
+    X = X.detach().double()
+    norms2 = X.square().sum(1)
+    if not bool(torch.isfinite(norms2).all()):
+        bad = int((~torch.isfinite(norms2)).nonzero()[0])
+        raise ValueError(f"{name} has NaN or infinite (or overflowing) entries, first in row {bad}")
+    if not bool((norms2 > 0).all()):
+        raise ValueError(f"row {int((norms2 == 0).nonzero()[0])} of {name} is zero: its kernel entries are not defined")
+    return X, norms2.cpu().numpy()

@@ -1,0 +1,41 @@
+"""The ridge is searched on a grid, from a coarse part of it to a fine one.
+
+As the ridge grows, bias takes over from variance, and the held-out error falls and then rises: the least of the grid is
+beside the least of a coarser grid. With few dimensions the error may have several valleys, so that going downhill from
+some ridge would not do.
+"""
+
+from collections.abc import Callable, Sequence
+
+Row = dict[str, float]  # of a table: "ridge", "mse", and what else is reported of it
+Evaluate = Callable[[Sequence[float]], list[Row]]
+
+
+def search_ridges(ridges: Sequence[float], evaluate: Evaluate, stride: int = 1) -> list[Row]:
+    """Returns the rows of the ridges that were tried, in the order of the trials.
+
+    Parameters
+    ----------
+    ridges : the grid, in increasing order where the stride is not 1.
+    evaluate : returns the rows of these ridges; a ridge without a solution has none.
+    stride : 1 tries every ridge. 2 tries every second, and the two beside the best of these. 4 tries every fourth, the
+        two that are two steps from the best, and the two beside the best so far. Where no coarse ridge has a solution,
+        all others are tried.
+    """
+    table = evaluate(ridges[::stride])
+    tried = set(range(0, len(ridges), stride))
+    if not table:
+        return evaluate([ridge for i, ridge in enumerate(ridges) if i not in tried])
+    step = stride // 2
+    while step:
+        best = ridges.index(least_error(table))
+        beside = [i for i in (best - step, best + step) if 0 <= i < len(ridges) and i not in tried]
+        table = table + evaluate([ridges[i] for i in beside])
+        tried.update(beside)
+        step //= 2
+    return table
+
+
+def least_error(table: Sequence[Row]) -> float:
+    """Returns the ridge of the least squared error, the first of several."""
+    return min(table, key=lambda row: row["mse"])["ridge"]

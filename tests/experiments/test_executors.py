@@ -264,7 +264,7 @@ def cluster(request, monkeypatch):
         threads_per_worker=1,
         processes=request.param,
         protocol="tcp://",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         worker_dashboard_address=None,
         silence_logs=50,
     )

@@ -53,15 +53,15 @@ def distances(X, activation, sigma_a2, matches, unmatched):
 
     deq = implicit_kernels(X, activation, sigma_a2)
     plain = explicit_kernels(unmatched.input_scale * X, unmatched.layers)
-    found = {}
+    measured = {}
     for index, (kernel, match) in enumerate(matches.items()):
         matched = explicit_kernels(X, match.layers)[index]
-        found[kernel] = (
+        measured[kernel] = (
             relative_error(deq[index], matched),
             relative_error(deq[index], plain[index]),
             *least_distance(deq[index], plain[index]),
         )
-    return found
+    return measured
 
 
 def study_kernels(args):
@@ -97,9 +97,9 @@ def study_kernels(args):
         X = X / estimate_tau0(X)
         spread[i, k] = X.square().sum(1).std()
         for name, activation in activations.items():
-            found = distances(X, activation, args.asquare, matches[name], unmatched[name])
+            measured = distances(X, activation, args.asquare, matches[name], unmatched[name])
             for kernel in values:
-                values[kernel][name][:, i, k] = found[kernel]
+                values[kernel][name][:, i, k] = measured[kernel]
     table = {
         kernel: {
             name: {
@@ -246,31 +246,33 @@ def accuracy_row(name, row):
 
 def print_equality(args, accuracies, kernels):
     """Whether each DEQ and its matched network are equal within the margin, and their finite-width terms."""
-    from deq_enn.reporting.statistics import compare, holm, verdict
+    from deq_enn.reporting.statistics import compare, holm, in_words
 
-    found = {
+    compared = {
         name: compare(
             *(dict(enumerate(100 * value for value in row[column])) for column in ("deq", "matched")), args.margin
         )
         for name, row in accuracies.items()
     }
-    adjusted = zip(*(holm([getattr(paired, p) for paired in found.values()]) for p in ("p_difference", "p_equality")))
+    adjusted = zip(
+        *(holm([getattr(paired, p) for paired in compared.values()]) for p in ("p_difference", "p_equality"))
+    )
     print(
         "\nDEQ - matched in percentage points, its 95% interval; p of no difference, and of one of "
         f"{args.margin:g} or more (two one-sided\n"
-        f"tests), both by Holm's method over the {len(found)} activations; m times the "
+        f"tests), both by Holm's method over the {len(compared)} activations; m times the "
         "squared relative error of a kernel's entry at width m"
     )
     print(
         f"{'activation':<12}{'mean':>7}{'interval':>18}{'p, difference':>15}{'p, equality':>13}"
         f"{'off: DEQ':>10}{'matched':>9}{'on: DEQ':>9}{'matched':>9}  verdict"
     )
-    for (name, paired), p in zip(found.items(), adjusted):
+    for (name, paired), p in zip(compared.items(), adjusted):
         (off, on), (off_enn, on_enn) = (kernels["ck"][name]["fluctuation"][key] for key in ("deq", "matched"))
         interval = f"[{paired.mean - paired.half:+.2f}, {paired.mean + paired.half:+.2f}]"
         print(
             f"{starred(name, kernels):<12}{paired.mean:>+7.2f}{interval:>18}{p[0]:>15.2g}{p[1]:>13.2g}{off:>10.2f}"
-            f"{off_enn:>9.2f}{on:>9.2f}{on_enn:>9.2f}  {verdict(paired, *p, args.margin)}"
+            f"{off_enn:>9.2f}{on:>9.2f}{on_enn:>9.2f}  {in_words(paired, *p, args.margin)}"
         )
 
 

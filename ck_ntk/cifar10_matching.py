@@ -26,11 +26,11 @@ def kernels(sample, name, sigma_a2):
     activation, tau0 = ACTIVATIONS[name], sample.statistics.tau0
     deq = implicit_kernels(sample.X, activation, sigma_a2, tau0=tau0)
     plain = explicit_kernels(sample.X, centred_layers([activation] * 2, tau0))
-    found = {}
+    triples = {}
     for index, kernel in enumerate(KERNELS):
         matched = explicit_kernels(sample.X, match(activation, sigma_a2, tau0, kernel).layers)
-        found[kernel] = deq[index], matched[index], plain[index]
-    return found
+        triples[kernel] = deq[index], matched[index], plain[index]
+    return triples
 
 
 def main(args):

@@ -37,17 +37,17 @@ def study(activation, sigma_a2, tau0, kernel, trained):
     from deq_enn.matching.families import match
 
     try:
-        found = match(activation, sigma_a2, tau0, kernel, trained=trained)
+        best = match(activation, sigma_a2, tau0, kernel, trained=trained)
     except ValueError as error:
         return {"sigma_a2": sigma_a2, "family": "none", "reason": str(error)}
     return {
         "sigma_a2": sigma_a2,
-        "family": found.family,
-        "layers": len(found.layers),
-        "residual": found.residual,
-        "fluctuation": found.fluctuation,
-        "parameters": found.parameters,
-        "passed_over": found.passed_over,
+        "family": best.family,
+        "layers": len(best.layers),
+        "residual": best.residual,
+        "fluctuation": best.fluctuation,
+        "parameters": best.parameters,
+        "passed_over": best.passed_over,
     }
 
 
@@ -61,7 +61,7 @@ def random_study(args):
     from deq_enn.theory.coefficients import MatchError
     from deq_enn.utils.random import generator
 
-    found = {}
+    studied = {}
     for kernel in ("ck", "ntk"):
         failures, residual, tried = [], 0.0, 0
         draws = [(name, k) for name in ACTIVATIONS for k in range(args.random)]
@@ -81,12 +81,12 @@ def random_study(args):
                         "kind": "no match" if isinstance(error, MatchError) else "no such DEQ",
                     }
                 )
-        found[kernel] = {"tried": tried, "matched": tried - len(failures), "residual": residual, "failures": failures}
-    return found
+        studied[kernel] = {"tried": tried, "matched": tried - len(failures), "residual": residual, "failures": failures}
+    return studied
 
 
-def print_random(found):
-    for kernel, row in found.items():
+def print_random(studied):
+    for kernel, row in studied.items():
         print(
             f"{kernel.upper()}: {row['matched']} of {row['tried']} random DEQs matched, residual at most "
             f"{row['residual']:.1e}"

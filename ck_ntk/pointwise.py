@@ -18,7 +18,7 @@ from deq_enn.utils.arguments import positive_int
 
 LR, BATCH_SIZE = 1.0, 128
 NETWORKS = {"deq": "DEQ", "matched_enn": "matched ENN", "unmatched_enn": "unmatched ENN"}
-# (one, other, of the same seed): how it is drawn
+# (a network, another, whether of the same seed): how their distance is drawn
 PAIRS = {
     ("deq", "deq", False): ("C0", "o", "-"),
     ("matched_enn", "matched_enn", False): ("C1", "s", ":"),
@@ -29,9 +29,9 @@ PAIRS = {
 
 
 def label(pair):
-    one, other, same = pair
+    first, second, same = pair
     seeds = "same seed" if same else "two seeds"
-    return f"{NETWORKS[one]}, {seeds}" if one == other else f"{NETWORKS[one]} and {NETWORKS[other]}, {seeds}"
+    return f"{NETWORKS[first]}, {seeds}" if first == second else f"{NETWORKS[first]} and {NETWORKS[second]}, {seeds}"
 
 
 def outputs(network, activation, data, width, seed, args):
@@ -63,9 +63,9 @@ def outputs(network, activation, data, width, seed, args):
     return (task.test @ task.weight.detach().T).cpu()
 
 
-def compare(one, other):
+def compare(first, second):
     """(root mean square difference, share of images whose predicted class differs) of outputs (n, classes)."""
-    return (one - other).square().mean().sqrt().item(), (one.argmax(1) != other.argmax(1)).double().mean().item()
+    return (first - second).square().mean().sqrt().item(), (first.argmax(1) != second.argmax(1)).double().mean().item()
 
 
 def study(args, data, activation):
@@ -74,7 +74,7 @@ def study(args, data, activation):
 
     from tqdm import tqdm
 
-    found, size = {pair: [] for pair in PAIRS}, []
+    compared, size = {pair: [] for pair in PAIRS}, []
     for width in args.dim:
         runs = [(network, seed) for seed in range(args.seeds) for network in NETWORKS]
         out = {
@@ -82,16 +82,16 @@ def study(args, data, activation):
             for run in tqdm(runs, desc=f"width {width}", leave=False, disable=None)
         }
         size.append(sum(out["deq", s].square().mean().item() for s in range(args.seeds)) ** 0.5 / args.seeds**0.5)
-        for one, other, same in PAIRS:
+        for first, second, same in PAIRS:
             seeds = ((s, s) for s in range(args.seeds)) if same else itertools.combinations(range(args.seeds), 2)
-            found[one, other, same].append([compare(out[one, a], out[other, b]) for a, b in seeds])
-    return found, size
+            compared[first, second, same].append([compare(out[first, a], out[second, b]) for a, b in seeds])
+    return compared, size
 
 
-def print_distances(args, found, size):
+def print_distances(args, compared, size):
     import numpy as np
 
-    for pair, rows in found.items():
+    for pair, rows in compared.items():
         print(f"\n{label(pair)}")
         for width, at, scale in zip(args.dim, np.array(rows), size):
             distance, other_class = at[:, 0], 100 * at[:, 1].mean()
@@ -102,7 +102,7 @@ def print_distances(args, found, size):
             )
 
 
-def draw(args, found):
+def draw(args, compared):
     import numpy as np
     from matplotlib import pyplot as plt
     from matplotlib.ticker import LogLocator, ScalarFormatter
@@ -111,7 +111,7 @@ def draw(args, found):
 
     figure, ax = plt.subplots(figsize=(3.6, 2.9))
     for pair, (colour, marker, line) in PAIRS.items():
-        distance = np.array(found[pair])[..., 0]
+        distance = np.array(compared[pair])[..., 0]
         mean = distance.mean(1)
         ax.errorbar(
             args.dim,
@@ -143,9 +143,9 @@ def main(args):
         raise ValueError(f"--activation must be one of {', '.join(ACTIVATIONS)}, got {args.activation!r}")
     args.dim = sorted(set(args.dim))
     data = load_dataset("mnist", args.dataset_path)
-    found, size = study(args, data, ACTIVATIONS[args.activation])
-    print_distances(args, found, size)
-    return draw(args, found), {"outputs": size, "pairs": {label(pair): rows for pair, rows in found.items()}}
+    compared, size = study(args, data, ACTIVATIONS[args.activation])
+    print_distances(args, compared, size)
+    return draw(args, compared), {"outputs": size, "pairs": {label(pair): rows for pair, rows in compared.items()}}
 
 
 if __name__ == "__main__":

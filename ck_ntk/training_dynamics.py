@@ -43,8 +43,8 @@ def build(name, p, width, n_classes, tau0, seed):
 
     relu, name = ACTIVATIONS["relu"], name.removesuffix("_rescaled")
     if name.startswith("ck"):
-        found = solutions(implicit_ck(relu, SIGMA_A2, tau0), tau0)[int(name[-1]) - 1]
-        return ENN(found.layers, p, width, n_classes, tau0, seed=seed)
+        match = solutions(implicit_ck(relu, SIGMA_A2, tau0), tau0)[int(name[-1]) - 1]
+        return ENN(match.layers, p, width, n_classes, tau0, seed=seed)
     model, family = {
         "deq": ("inn", "auto"),
         "unmatched": ("relu_enn", "auto"),
@@ -200,8 +200,8 @@ def main(args):
         )
         runs.setdefault((lr, width, c), {}).setdefault(name, []).append(finished(config, data, tau0))
     cells = {
-        (lr, width, c): {"lr": lr, "width": width, "centred": c, **compare(found)}
-        for (lr, width, c), found in runs.items()
+        (lr, width, c): {"lr": lr, "width": width, "centred": c, **compare(networks)}
+        for (lr, width, c), networks in runs.items()
     }
 
     print(f"{'':<30}  gamma^2  kappa^2   beta_1   beta_2   beta_3  learning rate times")

@@ -80,12 +80,11 @@ class Teller:
         print(("\r\033[K" if self.terminal else "") + text, file=sys.stderr, flush=True)
 
 
-def reproduce(stages, arguments):
-    """Run what is not finished; True if nothing failed."""
-    records, teller, version = Records(arguments.output_path / "stages.json"), Teller(), commit()
+def to_do(stages, records, dataset_path, teller):
+    """The stages that are left; why others are passed over is told, and noted where data is missing."""
     todo = []
     for stage in stages:
-        reason = missing(stage.data, arguments.dataset_path)
+        reason = missing(stage.data, dataset_path)
         if reason:
             records.note(stage, status="skipped", error=reason)
             teller.line(f"{stage.name}: skipped: {reason}")
@@ -94,6 +93,24 @@ def reproduce(stages, arguments):
         else:
             todo.append(stage)
     records.save(stages)
+    return todo
+
+
+def attempt(stage, arguments, tell):
+    """Runs a stage: (outcome, error, seconds, peak memory); "interrupted" is an outcome too."""
+    log = arguments.output_path / "logs" / f"{stage.name}.log"
+    log.unlink(missing_ok=True)
+    try:
+        status, seconds, peak = run_stage(stage, arguments.processes, log, tell)
+    except KeyboardInterrupt as error:
+        return "interrupted", "interrupted", *getattr(error, "stage_result", (0.0, 0))
+    return ("done", "", seconds, peak) if status == 0 else ("failed", error_line(log, status), seconds, peak)
+
+
+def reproduce(stages, arguments):
+    """Runs what is not finished; True if nothing failed."""
+    records, teller, version = Records(arguments.output_path / "stages.json"), Teller(), commit()
+    todo = to_do(stages, records, arguments.dataset_path, teller)
     measured = [(r["kind"], r["cost"], r["seconds"]) for r in records.stages.values() if r["status"] == "done"]
     while todo:
         stage, place = todo.pop(0), f"[{len(stages) - len(todo)}/{len(stages)}]"
@@ -107,15 +124,7 @@ def reproduce(stages, arguments):
             share = f" {now / stage.cost:.0%}" if stage.kind == "sweep" else ""
             teller.progress(f"{place} {stage.name}{share}, {clock(elapsed)}; all that is left about {clock(left)}")
 
-        log = arguments.output_path / "logs" / f"{stage.name}.log"
-        log.unlink(missing_ok=True)
-        try:
-            status, seconds, peak = run_stage(stage, arguments.processes, log, tell)
-            outcome = "done" if status == 0 else "failed"
-        except KeyboardInterrupt as error:
-            seconds, peak = getattr(error, "stage_result", (0.0, 0))
-            status, outcome = INTERRUPTED, "interrupted"
-        error = "" if outcome == "done" else error_line(log, status) if outcome == "failed" else "interrupted"
+        outcome, error, seconds, peak = attempt(stage, arguments, tell)
         shared = stage.kind == "sweep" and arguments.processes > 1
         records.note(
             stage,

@@ -60,39 +60,39 @@ def compare(runs: dict) -> dict:
 
     deq = runs["deq"]
     losses = curves(deq, "train_loss")
-    # before training, the loss of the test samples is that of any samples
-    drop = np.mean([r["start"]["test_loss"] for r in deq]) - losses[:, -1].mean() if losses.size else math.nan
-    cell = {
-        "drop": drop,
-        "noise": math.sqrt(np.mean(mean_std(losses)[1] ** 2)) / drop if losses.size else math.nan,
-        "networks": {},
+    drop, noise = math.nan, math.nan
+    if losses.size:
+        # before training, the loss of the test samples is that of any samples
+        drop = np.mean([r["start"]["test_loss"] for r in deq]) - losses[:, -1].mean()
+        noise = math.sqrt(np.mean(mean_std(losses)[1] ** 2)) / drop
+    return {"drop": drop, "noise": noise, "networks": {name: beside(ours, deq, drop) for name, ours in runs.items()}}
+
+
+def beside(runs, deq, drop) -> dict:
+    """The numbers of one network's runs beside those of the DEQ, whose loss falls by `drop`."""
+    import numpy as np
+
+    done = [r for r in runs if not r["stopped"]]
+    row = {
+        "stopped": [
+            {"seed": r["seed"], "after": len(r["curve"]) / POINTS, "why": r["stopped"]} for r in runs if r["stopped"]
+        ]
     }
-    for name, ours in runs.items():
-        done = [r for r in ours if not r["stopped"]]
-        row = {
-            "stopped": [
-                {"seed": r["seed"], "after": len(r["curve"]) / POINTS, "why": r["stopped"]}
-                for r in ours
-                if r["stopped"]
-            ]
-        }
-        row["train_loss"], row["train_loss_std"] = mean_std([r["curve"][-1]["train_loss"] for r in done] or [math.nan])
-        row["test_accuracy"], row["test_accuracy_std"] = mean_std([r["test_accuracy"] for r in done] or [math.nan])
-        row["distance"], row["distance_error"] = (d / drop for d in distance(ours, deq, "train_loss"))
-        row["accuracy_distance"], row["accuracy_distance_error"] = distance(ours, deq, "test_accuracy")
-        row["cost"] = float(
-            np.mean(
-                [(a["seconds_an_epoch"] or math.nan) / (b["seconds_an_epoch"] or math.nan) for a, b in zip(ours, deq)]
-            )
-        )
-        row["weight_change"] = float(np.mean([r["weight_change"] for r in ours]))
-        row["kernel_change"] = float(np.mean([r["kernel_change"] for r in done])) if done else math.nan
-        row["curve"], row["curve_std"] = (a.tolist() for a in mean_std(curves(ours, "train_loss")))
-        row["accuracy_curve"] = mean_std(curves(ours, "test_accuracy"))[0].tolist()
-        cell["networks"][name] = {
-            key: float(v) if isinstance(v, np.generic | np.ndarray) else v for key, v in row.items()
-        }
-    return cell
+    row["train_loss"], row["train_loss_std"] = mean_std([r["curve"][-1]["train_loss"] for r in done] or [math.nan])
+    row["test_accuracy"], row["test_accuracy_std"] = mean_std([r["test_accuracy"] for r in done] or [math.nan])
+    row["distance"], row["distance_error"] = (d / drop for d in distance(runs, deq, "train_loss"))
+    row["accuracy_distance"], row["accuracy_distance_error"] = distance(runs, deq, "test_accuracy")
+    row["cost"] = np.mean([seconds(ours) / seconds(theirs) for ours, theirs in zip(runs, deq)])
+    row["weight_change"] = np.mean([r["weight_change"] for r in runs])
+    row["kernel_change"] = np.mean([r["kernel_change"] for r in done]) if done else math.nan
+    row["curve"], row["curve_std"] = (a.tolist() for a in mean_std(curves(runs, "train_loss")))
+    row["accuracy_curve"] = mean_std(curves(runs, "test_accuracy"))[0].tolist()
+    return {key: float(v) if isinstance(v, np.generic | np.ndarray) else v for key, v in row.items()}
+
+
+def seconds(record):
+    """Of an epoch; NaN where none was finished."""
+    return record["seconds_an_epoch"] or math.nan
 
 
 def finite_only(value):
@@ -144,9 +144,8 @@ def show(cell):
 
 
 def draw(cells, widths, columns, epochs):
-    import numpy as np
+    """A column for each learning rate: a panel of curves for each width, and one of distances against the width."""
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure, axes = plt.subplots(
         len(widths) + 1, len(columns), squeeze=False, figsize=(0.4 + 1.4 * len(columns), 0.8 + 1.4 * (len(widths) + 1))
@@ -155,62 +154,65 @@ def draw(cells, widths, columns, epochs):
         mine = [cells[lr, width, is_centred] for width in widths]
         for row, (width, cell) in enumerate(zip(widths, mine)):
             ax = axes[row, column]
-            for name, r in cell["networks"].items():
-                colour, line = LOOKS[name]
-                mean, std = np.array(r["curve"]), np.array(r["curve_std"])
-                time = (np.arange(len(mean)) + 0.5) / POINTS  # the middle of what each point is a mean over
-                if name == "deq":
-                    ax.fill_between(time, mean - std, mean + std, color="0.75", lw=0)
-                ax.plot(
-                    time,
-                    mean,
-                    line,
-                    color=colour,
-                    lw=2.5 if name == "deq" else 1,
-                    alpha=0.45 if name == "deq" else 1,
-                    label=NETWORKS[name],
-                )
-                if r["stopped"]:
-                    ax.plot(time[-1:], mean[-1:], "x", color=colour, ms=4)
-            ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
-            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            ax.yaxis.set_minor_formatter(NullFormatter())
-            stopped = [NETWORKS[name] for name, r in cell["networks"].items() if r["stopped"]]
-            if stopped:
-                note = f"{len(stopped)} of {len(cell['networks'])} stopped"
-                ax.text(0.97, 0.97, note, transform=ax.transAxes, ha="right", va="top", fontsize=7, color="0.35")
-            ax.set_xlim(0, epochs)
-            ax.set_xticks([0, epochs / 2, epochs], ["0", f"{epochs / 2:g}", str(epochs)])
-            ax.set_ylim(top=min(ax.get_ylim()[1], 3))  # what diverges leaves the panel
+            draw_losses(ax, cell, epochs)
             if row == 0:
                 ax.set_title(f"learning rate {lr:g}" + (", centred" if is_centred else ""))
             ax.set_xlabel("epoch" if row == len(widths) - 1 else "")
             ax.set_ylabel(f"training loss, $m = {width}$" if column == 0 else "")
-        ax = axes[-1, column]
-        for index, name in enumerate(list(mine[0]["networks"])[1:]):
-            colour, line = LOOKS[name]
-            beside = [width * 1.05 ** (index - 3) for width in widths]  # error bars that do not hide one another
-            rows = [cell["networks"][name] for cell in mine]
-            ax.errorbar(
-                beside,
-                [r["distance"] for r in rows],
-                [r["distance_error"] for r in rows],
-                ls=line,
-                marker="o",
-                ms=2.5,
-                lw=1,
-                color=colour,
-            )
-        ax.plot(widths, [cell["noise"] for cell in mine], "-.", color="0.5", label="std of the DEQ's curve")
-        ax.set(xscale="log", yscale="log", xlabel="width $m$", ylim=(1e-3, 1.5))
-        ax.set_xticks(widths, widths)
-        ax.minorticks_off()
+        draw_distances(axes[-1, column], mine, widths)
         if column == 0:
-            ax.set_ylabel("distance to the DEQ")
+            axes[-1, column].set_ylabel("distance to the DEQ")
         else:
-            ax.set_yticklabels([])
+            axes[-1, column].set_yticklabels([])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     extra, name = axes[-1, 0].get_legend_handles_labels()
     figure.legend(handles + extra, labels + name, loc="outside lower center", ncols=3, handlelength=2.6)
     return figure
+
+
+def draw_losses(ax, cell, epochs):
+    """The curves of training loss at one learning rate and width; a cross where a network stopped."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for name, r in cell["networks"].items():
+        draw_curve(ax, name, r)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    stopped = [NETWORKS[name] for name, r in cell["networks"].items() if r["stopped"]]
+    if stopped:
+        note = f"{len(stopped)} of {len(cell['networks'])} stopped"
+        ax.text(0.97, 0.97, note, transform=ax.transAxes, ha="right", va="top", fontsize=7, color="0.35")
+    ax.set_xlim(0, epochs)
+    ax.set_xticks([0, epochs / 2, epochs], ["0", f"{epochs / 2:g}", str(epochs)])
+    ax.set_ylim(top=min(ax.get_ylim()[1], 3))  # what diverges leaves the panel
+
+
+def draw_curve(ax, name, record):
+    """One network's curve; the DEQ's is broad and pale, in a band of one standard deviation."""
+    import numpy as np
+
+    colour, line = LOOKS[name]
+    mean, std = np.array(record["curve"]), np.array(record["curve_std"])
+    time = (np.arange(len(mean)) + 0.5) / POINTS  # the middle of what each point is a mean over
+    width, alpha = (2.5, 0.45) if name == "deq" else (1, 1)
+    if name == "deq":
+        ax.fill_between(time, mean - std, mean + std, color="0.75", lw=0)
+    ax.plot(time, mean, line, color=colour, lw=width, alpha=alpha, label=NETWORKS[name])
+    if record["stopped"]:
+        ax.plot(time[-1:], mean[-1:], "x", color=colour, ms=4)
+
+
+def draw_distances(ax, cells, widths):
+    """The distance of each network to the DEQ against the width, beside the DEQ's own spread over seeds."""
+    for index, name in enumerate(list(cells[0]["networks"])[1:]):
+        colour, line = LOOKS[name]
+        shifted = [width * 1.05 ** (index - 3) for width in widths]  # error bars that do not hide one another
+        rows = [cell["networks"][name] for cell in cells]
+        distances, errors = ([r[key] for r in rows] for key in ("distance", "distance_error"))
+        ax.errorbar(shifted, distances, errors, ls=line, marker="o", ms=2.5, lw=1, color=colour)
+    ax.plot(widths, [cell["noise"] for cell in cells], "-.", color="0.5", label="std of the DEQ's curve")
+    ax.set(xscale="log", yscale="log", xlabel="width $m$", ylim=(1e-3, 1.5))
+    ax.set_xticks(widths, widths)
+    ax.minorticks_off()

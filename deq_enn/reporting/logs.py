@@ -4,7 +4,9 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
@@ -42,7 +44,8 @@ class Run:
     own_lr: float | None = None  # where `--lr auto` chose it; the config's is then "auto"
 
     @property
-    def title(self):
+    def title(self) -> str:
+        """Names the run in an error."""
         return f"{self.folder}: {self.model} {self.dataset} dim {self.dim} seed {self.seed}"
 
 
@@ -58,19 +61,23 @@ class Experiment:
     first: int | None = None  # only so many epochs are looked at
 
     @property
-    def epochs(self):
+    def epochs(self) -> int:
+        """Returns the number of epochs that a finished run has."""
         return self.first or self.settings.get("epoch") or max(len(run.test) for run in self.runs.values())
 
     @property
-    def own_rate(self):
+    def own_rate(self) -> bool:
+        """Says whether each network has a learning rate of its own."""
         return self.settings.get("lr") == "auto"
 
     @property
-    def rate(self):
+    def rate(self) -> str:
+        """Says which learning rate the networks have."""
         return "each at its own lr" if self.own_rate else f"at lr {self.settings['lr']:g}"
 
     @property
-    def title(self):
+    def title(self) -> str:
+        """Returns the data set and the settings in words."""
         s = self.settings
         epochs = f"after {self.first} epochs" if self.first else f"{self.epochs} epochs"
         if not s:
@@ -81,22 +88,25 @@ class Experiment:
         return f"{self.dataset}, {trained} by {OPTIMIZERS[s['opt']]} {self.rate}, {epochs}"
 
     @property
-    def slug(self):
+    def slug(self) -> str:
+        """Returns the beginning of the names of its figures."""
         if not self.settings:
             return f"{self.dataset}-{self.folders[0].name}"
         return f"{self.dataset}-{self.settings['opt'] or self.settings['train']}" + "-own-rate" * self.own_rate
 
     @property
-    def models(self):
+    def models(self) -> list[str]:
+        """Returns the models in the order of tables and legends."""
         known = list(LOOKS)
         return sorted({m for m, _, _ in self.runs}, key=lambda m: (known.index(m) if m in known else len(known), m))
 
     @property
-    def dims(self):
+    def dims(self) -> list[int]:
+        """Returns the widths in ascending order."""
         return sorted({dim for _, dim, _ in self.runs})
 
-    def of(self, model, dim):
-        """{seed: Run} of one cell."""
+    def of(self, model: str, dim: int) -> dict[int, Run]:
+        """Returns {seed: Run} of a model at a width."""
         return {seed: run for (m, d, seed), run in sorted(self.runs.items()) if (m, d) == (model, dim)}
 
 
@@ -104,22 +114,22 @@ class Experiment:
 # reading
 
 
-def as_fractions(values, source):
-    """Accuracies in [0, 1]; a list with a value above 1 is in percent."""
+def as_fractions(values: object, source: object) -> tuple[float, ...]:
+    """Returns accuracies in [0, 1]; a list with a value above 1 is in percent."""
     if not (isinstance(values, list) and values and all(type(v) in (int, float) and 0 <= v <= 100 for v in values)):
         raise LogError(f"{source}: not a list of accuracies")
     return tuple(v / 100 for v in values) if max(values) > 1 else tuple(values)
 
 
-def home(folder):
-    """(folder without seed_{s}, s)."""
+def home(folder: Path) -> tuple[Path, int]:
+    """Returns (folder without seed_{s}, s)."""
     match = re.fullmatch(r"seed_(\d+)", folder.name)
     return (folder.parent, int(match[1])) if match else (folder, 0)
 
 
-def read_json_logs(path):
-    """{(folder, dataset, model, dim, seed): {"train": ..., "test": ...}} of every log below the path."""
-    found = {}
+def read_json_logs(path: Path) -> dict[tuple, dict[str, tuple]]:
+    """Returns {(folder, dataset, model, dim, seed): {"train": ..., "test": ...}} of every log below the path."""
+    logs = {}
     for file in sorted(path.rglob("*.json")):
         match = LOG.fullmatch(file.name)
         if not match:
@@ -130,44 +140,44 @@ def read_json_logs(path):
             raise LogError(f"{file}: broken JSON ({error})") from None
         folder, seed = home(file.parent)
         dim, split, model, dataset = match.groups()
-        found.setdefault((folder, dataset, model, int(dim), seed), {})[split] = as_fractions(values, file)
-    return found
+        logs.setdefault((folder, dataset, model, int(dim), seed), {})[split] = as_fractions(values, file)
+    return logs
 
 
-def read_events(path):
-    """The same of TensorBoard event files."""
+def read_events(path: Path) -> dict[tuple, dict[str, tuple]]:
+    """Returns the same of TensorBoard event files."""
     folders = sorted({file.parent for file in path.rglob("events.out.tfevents.*")})
     if not folders:
         return {}
     try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        module = import_module("tensorboard.backend.event_processing.event_accumulator")
     except ImportError:
         raise LogError(
             f"{folders[0]} holds TensorBoard event files, and the package tensorboard is not installed: "
             "pip install tensorboard"
         ) from None
-    found = {}
+    logs = {}
     for folder in folders:
         match = EVENTS.fullmatch(folder.name)
         if not match:
             raise LogError(f"{folder}: name event files' folder {{dim}}_{{model}}_{{dataset}}, such as 256_inn_mnist")
         try:
-            events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+            events = module.EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
             scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if "acc" in tag.lower()}
         except Exception as error:  # tensorboard raises many kinds on a damaged file
             raise LogError(f"{folder}: damaged event files ({type(error).__name__})") from None
         parent, seed = home(folder.parent)
-        splits = found.setdefault((parent, match[3], match[2], int(match[1]), seed), {})
+        splits = logs.setdefault((parent, match[3], match[2], int(match[1]), seed), {})
         for tag, events in scalars.items():
             split = "train" if "train" in tag.lower() else "test"
             if split in splits:
                 raise LogError(f"{folder}: several scalars for the {split} accuracy ({tag} is one)")
             splits[split] = as_fractions([e.value for e in sorted(events, key=lambda e: e.step)], f"{folder}, {tag}")
-    return found
+    return logs
 
 
-def read_times(folder):
-    """{(dataset, model, dim, seed): (config, setup seconds, {epoch: record}, own lr)} from metrics.jsonl."""
+def read_times(folder: Path) -> dict[tuple, tuple]:
+    """Returns {(dataset, model, dim, seed): (config, setup seconds, {epoch: record}, own lr)} of metrics.jsonl."""
     from deq_enn.reporting.records import read_metrics
 
     owner, setup, epochs, chosen = {}, {}, {}, {}
@@ -189,8 +199,8 @@ def read_times(folder):
     }
 
 
-def read_runs(path):
-    """Every Run below the path.
+def read_runs(path: Path) -> list[Run]:
+    """Returns every Run below the path.
 
     Raises
     ------
@@ -200,14 +210,14 @@ def read_runs(path):
         raise LogError(f"{path}: no such folder")
     if not os.access(path, os.R_OK | os.X_OK):
         raise LogError(f"{path}: the folder cannot be read")
-    found = {**read_json_logs(path), **read_events(path)}
-    if not found:
+    logs = {**read_json_logs(path), **read_events(path)}
+    if not logs:
         raise LogError(
             f"{path}: no accuracy logs ({{dim}}_test_{{model}}_{{dataset}}.json) and no TensorBoard event files"
         )
-    times = {folder: read_times(folder) for folder in {name[0] for name in found}}
+    times = {folder: read_times(folder) for folder in {name[0] for name in logs}}
     runs = []
-    for (folder, *name), splits in found.items():
+    for (folder, *name), splits in logs.items():
         dataset, model, dim, seed = name
         config, setup, epochs, own_lr = times[folder].get(tuple(name), (None, None, {}, None))
         run = Run(
@@ -232,19 +242,22 @@ def read_runs(path):
     return runs
 
 
-def shared(config):
+def shared(config: dict | None) -> dict:
+    """Returns the settings that all runs of a table have in common."""
     return {key: value for key, value in (config or {}).items() if key not in PER_RUN}
 
 
-def differing(one, other):
-    """In words, what two configurations differ in."""
-    if not (one and other):
+def differing(first: dict, second: dict) -> str:
+    """Says in what two configurations differ."""
+    if not (first and second):
         return "one of them without a configuration in metrics.jsonl"
-    return ", ".join(f"{key} {one.get(key)} and {other.get(key)}" for key in one if one.get(key) != other.get(key))
+    return ", ".join(
+        f"{key} {first.get(key)} and {second.get(key)}" for key in first if first.get(key) != second.get(key)
+    )
 
 
-def group(runs):
-    """Experiments of equal dataset and settings, unfinished runs apart.
+def group(runs: list[Run]) -> list[Experiment]:
+    """Returns experiments of equal dataset and settings, unfinished runs apart.
 
     Raises
     ------
@@ -278,8 +291,8 @@ def group(runs):
     return sorted(finished, key=lambda e: (e.dataset, e.title))
 
 
-def first_epochs(experiment, epochs):
-    """The same runs as they stood after so many epochs.
+def first_epochs(experiment: Experiment, epochs: int) -> Experiment:
+    """Returns the same runs as they stood after so many epochs.
 
     Raises
     ------
@@ -293,5 +306,6 @@ def first_epochs(experiment, epochs):
     return replace(experiment, runs=runs, first=epochs)
 
 
-def load(paths):
+def load(paths: Sequence[Path | str]) -> list[Experiment]:
+    """Reads every log below the paths."""
     return group([run for path in dict.fromkeys(map(Path, paths)) for run in read_runs(path)])

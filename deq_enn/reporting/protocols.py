@@ -12,9 +12,11 @@ Each p-value is adjusted by Holm's method over the cells of its claim at its wid
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from deq_enn.reporting.logs import Experiment
 from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, compare, holm
 from deq_enn.reporting.tables import (
@@ -28,9 +30,11 @@ from deq_enn.reporting.tables import (
     seeds_of,
 )
 
-ONE, OWN = "one rate for all", "each its own"
+COMMON, OWN = "one rate for all", "each its own"
 LEVEL = 0.05
 HOLDS, FAILS = "holds", "does not hold"
+
+Accuracies = dict[str, dict[int, float]]  # {model: {seed: test accuracy in %}}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -39,7 +43,7 @@ HOLDS, FAILS = "holds", "does not hold"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the seeds of one cell say on a claim.
+    """The seeds of a cell say this on a claim.
 
     Attributes
     ----------
@@ -55,7 +59,8 @@ class Evidence:
     tests: tuple
 
 
-def equal(accuracies, deq, enn, margin):
+def equal(accuracies: Accuracies, deq: str, enn: str, margin: float) -> Evidence | None:
+    """Tests whether the two networks are equal within the margin."""
     paired = compare(accuracies[deq], accuracies[enn], margin)
     if not paired:
         return None
@@ -64,7 +69,8 @@ def equal(accuracies, deq, enn, margin):
     return Evidence(difference_cell(paired), paired.n, LEAST_SEEDS, tests)
 
 
-def worse(accuracies, deq, enn, margin):
+def worse(accuracies: Accuracies, deq: str, enn: str, margin: float) -> Evidence | None:
+    """Tests whether the explicit network is worse than the DEQ."""
     paired = compare(accuracies[deq], accuracies[enn], margin)
     if not paired:
         return None
@@ -74,23 +80,22 @@ def worse(accuracies, deq, enn, margin):
     return Evidence(difference_cell(paired), paired.n, 2, tests)
 
 
-def nearer(accuracies, deq, matched, unmatched, margin):
+def nearer(accuracies: Accuracies, deq: str, matched: str, unmatched: str, margin: float) -> Evidence | None:
+    """Tests whether the matched network is nearer to the DEQ than the unmatched one."""
     a, m, u = (accuracies[model] for model in (deq, matched, unmatched))
     seeds = a.keys() & m.keys() & u.keys()
-    if not seeds:
+    first = compare({s: m[s] for s in seeds}, {s: u[s] for s in seeds})
+    second = compare({s: 2 * a[s] for s in seeds}, {s: m[s] + u[s] for s in seeds})
+    if not (first and second):
         return None
-    factors = (
-        compare({s: m[s] for s in seeds}, {s: u[s] for s in seeds}),
-        compare({s: 2 * a[s] for s in seeds}, {s: m[s] + u[s] for s in seeds}),
-    )
-    answer = HOLDS if factors[0].mean * factors[1].mean > 0 else FAILS
+    answer = HOLDS if first.mean * second.mean > 0 else FAILS
     distances = [abs(sum(a[s] - x[s] for s in seeds)) / len(seeds) for x in (m, u)]
-    tests = ((answer, max(factor.p_difference for factor in factors)),)
+    tests = ((answer, max(first.p_difference, second.p_difference)),)
     return Evidence("{:.2f} against {:.2f}".format(*distances), len(seeds), 2, tests)
 
 
-def claims_of(experiment):
-    """[(claim in words, its test, models)], claim by claim."""
+def claims_of(experiment: Experiment) -> list[tuple[str, Callable[..., Evidence | None], tuple[str, ...]]]:
+    """Returns [(claim in words, its test, models)], claim by claim."""
     pairs = pairs_of(experiment)
     matched, unmatched = ([pair for pair in pairs if is_matched(pair[1]) == wanted] for wanted in (True, False))
     both = [(deq, enn, other) for deq, enn in matched for own, other in unmatched if own == deq]
@@ -101,8 +106,8 @@ def claims_of(experiment):
     ]
 
 
-def answers(cells):
-    """Of each Evidence of a claim, or None: whether it holds (None: not known), and the answer in words."""
+def answers(cells: Sequence[Evidence | None]) -> list[tuple[bool | None, str]]:
+    """Returns for each Evidence of a claim, or None, whether it holds (None: not known), and the answer in words."""
     known = [cell for cell in cells if cell]
     sure = {id(cell): [] for cell in known}
     for same_test in zip(*(cell.tests for cell in known)):
@@ -110,26 +115,26 @@ def answers(cells):
         for (cell, answer, _), p in zip(tested, holm([p for *_, p in tested])):
             if p < LEVEL:
                 sure[id(cell)].append((answer, p))
-    found = []
+    said = []
     for cell in cells:
         if cell is None:
-            found.append((None, "–"))
+            said.append((None, "–"))
         elif sure[id(cell)]:
             answer, p = sure[id(cell)][0]
-            found.append((answer == HOLDS, f"{answer}: {cell.numbers}, p = {p:.2g}"))
+            said.append((answer == HOLDS, f"{answer}: {cell.numbers}, p = {p:.2g}"))
         elif cell.n < cell.least:
-            found.append((None, f"too few seeds ({cell.n} of {cell.least}): {cell.numbers}"))
+            said.append((None, f"too few seeds ({cell.n} of {cell.least}): {cell.numbers}"))
         else:
-            found.append((None, f"undecided: {cell.numbers}"))
-    return found
+            said.append((None, f"undecided: {cell.numbers}"))
+    return said
 
 
-def survives(one, own):
-    """Which protocols a claim survives, in words, from whether it holds in each (None: not known)."""
-    if one is own:
-        return {True: "both", False: "neither", None: "undecided"}[one]
+def survives(common: bool | None, own: bool | None) -> str:
+    """Says which protocols a claim survives, from whether it holds in each (None: not known)."""
+    if common is own:
+        return {True: "both", False: "neither", None: "undecided"}[common]
     words = {True: "{}", False: "not {}", None: "{} undecided"}
-    return "; ".join(words[held].format(name) for held, name in ((one, ONE), (own, OWN)))
+    return "; ".join(words[held].format(name) for held, name in ((common, COMMON), (own, OWN)))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -140,106 +145,115 @@ def survives(one, own):
 class Protocols:
     """The same networks on the same samples, at one rate for all and each at its own."""
 
-    one: object  # logs.Experiment
-    own: object
+    common: Experiment
+    own: Experiment
 
     @property
-    def title(self):
-        return self.own.title.replace(self.own.rate, f"({self.one.rate} for all, or {self.own.rate})")
+    def title(self) -> str:
+        """Returns the data set and the settings in words."""
+        return self.own.title.replace(self.own.rate, f"({self.common.rate} for all, or {self.own.rate})")
 
     @property
-    def dims(self):
-        return [dim for dim in self.one.dims if dim in self.own.dims]
+    def dims(self) -> list[int]:
+        """Returns the widths that both experiments have."""
+        return [dim for dim in self.common.dims if dim in self.own.dims]
 
     @property
-    def models(self):
-        return [model for model in self.one.models if model in self.own.models]
+    def models(self) -> list[str]:
+        """Returns the models that both experiments have."""
+        return [model for model in self.common.models if model in self.own.models]
 
 
-def protocols(experiments):
-    """Every two of the experiments that differ in this alone and have a width in common."""
+def protocols(experiments: list[Experiment]) -> list[Protocols]:
+    """Returns every two of the experiments that differ in this alone and have a width in common."""
 
     def rest(experiment):
         # a setting that older logs do not have is empty
         return {key: value for key, value in experiment.settings.items() if value and key not in ("lr", "own_rate")}
 
-    found = [
-        Protocols(one, own)
+    pairs = [
+        Protocols(common, own)
         for own in experiments
-        for one in experiments
-        if own.own_rate and one.settings and not one.own_rate and rest(one) == rest(own) and one.first == own.first
+        for common in experiments
+        if own.own_rate and common.settings and not common.own_rate
+        if rest(common) == rest(own) and common.first == own.first
     ]
-    return [both for both in found if both.dims]
+    return [both for both in pairs if both.dims]
 
 
-def accuracies_table(both):
+def accuracies_table(both: Protocols) -> Table:
+    """Returns the accuracies of both protocols and the learning rates of each network's own."""
+
     def rates(model, dim):
         """Median and range over the seeds."""
-        found = sorted(run.own_lr for run in both.own.of(model, dim).values())
-        if not found:
+        chosen = sorted(run.own_lr or math.nan for run in both.own.of(model, dim).values())
+        if not chosen:
             return "–"
-        return f"{median(found):.3g}" + (f" ({found[0]:.3g} to {found[-1]:.3g})" if found[0] < found[-1] else "")
+        return f"{median(chosen):.3g}" + (f" ({chosen[0]:.3g} to {chosen[-1]:.3g})" if chosen[0] < chosen[-1] else "")
 
     rows = [
         [
             str(dim),
             name_of(model),
-            accuracy_cell(both.one, model, dim),
+            accuracy_cell(both.common, model, dim),
             accuracy_cell(both.own, model, dim),
             rates(model, dim),
         ]
         for dim in both.dims
         for model in both.models
     ]
-    seeds = ", ".join(f"{seeds_of(e, both.dims)} {name}" for e, name in ((both.one, ONE), (both.own, OWN)))
+    seeds = ", ".join(f"{seeds_of(e, both.dims)} {name}" for e, name in ((both.common, COMMON), (both.own, OWN)))
     return Table(
         f"Test accuracy in %, {both.title}",
-        ["width", "network", ONE, OWN, "its own rate"],
+        ["width", "network", COMMON, OWN, "its own rate"],
         rows,
         f"Mean ± standard deviation: {seeds}. Rates: median over the seeds, and in brackets the least and the largest.",
     )
 
 
-def differences_table(both, margin=MARGIN):
-    """None where there is no pair."""
-    pairs = [pair for pair in pairs_of(both.one) if pair in pairs_of(both.own)]
+def differences_table(both: Protocols, margin: float = MARGIN) -> Table | None:
+    """Returns the paired differences in both protocols, or None where there is no pair."""
+    pairs = [pair for pair in pairs_of(both.common) if pair in pairs_of(both.own)]
     rows = []
     for pair in pairs:
-        found = [differences(experiment, *pair, margin) for experiment in (both.one, both.own)]
+        pairwise = [differences(experiment, *pair, margin) for experiment in (both.common, both.own)]
         for dim in both.dims:
-            cells = [difference_cell(each[dim]) if dim in each else "–" for each in found]
+            cells = [difference_cell(each[dim]) if dim in each else "–" for each in pairwise]
             rows.append([dim, " − ".join(map(name_of, pair)), *cells])
     rows.sort(key=lambda row: row[0])
     if not rows:
         return None
     return Table(
         f"DEQ − ENN, test accuracy in percentage points, paired over seeds, {both.title}",
-        ["width", "pair", ONE, OWN],
+        ["width", "pair", COMMON, OWN],
         [[str(dim), *cells] for dim, *cells in rows],
         "In brackets the 95% interval of the paired t, each by itself; without one, a single seed.",
     )
 
 
-def verdicts(both, dim, margin=MARGIN):
-    """[(claim, {protocol: (whether it holds or None, the answer in words)})] at a width."""
+def verdicts(both: Protocols, dim: int, margin: float = MARGIN) -> list[tuple[str, dict[str, tuple[bool | None, str]]]]:
+    """Returns [(claim, {protocol: (whether it holds or None, the answer in words)})] at a width."""
     accuracies = [
-        {model: final(experiment.of(model, dim)) for model in experiment.models} for experiment in (both.one, both.own)
+        {model: final(experiment.of(model, dim)) for model in experiment.models}
+        for experiment in (both.common, both.own)
     ]
-    claims = [claim for claim in claims_of(both.one) if claim in claims_of(both.own)]
-    found = []
+    claims = [claim for claim in claims_of(both.common) if claim in claims_of(both.own)]
+    rows = []
     for test in (equal, worse, nearer):
-        mine = [(words, models) for words, its, models in claims if its is test]
-        cells = [test(each, *models, margin) for _, models in mine for each in accuracies]
+        mine = [(words, its, models) for words, its, models in claims if its is test]
+        cells = [its(each, *models, margin) for _, its, models in mine for each in accuracies]
         said = answers(cells)
-        for index, (words, models) in enumerate(mine):
-            found.append((words.format(*map(name_of, models)), dict(zip((ONE, OWN), said[2 * index : 2 * index + 2]))))
-    return found
+        for index, (words, _, models) in enumerate(mine):
+            rows.append(
+                (words.format(*map(name_of, models)), dict(zip((COMMON, OWN), said[2 * index : 2 * index + 2])))
+            )
+    return rows
 
 
-def survival_table(both, margin=MARGIN):
-    """None where there is no claim to test."""
+def survival_table(both: Protocols, margin: float = MARGIN) -> Table | None:
+    """Says which claim survives which protocol; None where there is no claim to test."""
     rows = [
-        [str(dim), claim, said[ONE][1], said[OWN][1], survives(said[ONE][0], said[OWN][0])]
+        [str(dim), claim, said[COMMON][1], said[OWN][1], survives(said[COMMON][0], said[OWN][0])]
         for dim in both.dims
         for claim, said in verdicts(both, dim, margin)
     ]
@@ -247,7 +261,7 @@ def survival_table(both, margin=MARGIN):
         return None
     return Table(
         f"Which claim survives which protocol, {both.title}",
-        ["width", "claim", ONE, OWN, "survives"],
+        ["width", "claim", COMMON, OWN, "survives"],
         rows,
         "DEQ − ENN in percentage points with its 95% interval, and for 'nearer' the two distances of the means to the "
         f"DEQ's. Equal: within {margin:g} points, by two one-sided tests, from {LEAST_SEEDS} seeds on; it does not "
@@ -259,14 +273,15 @@ def survival_table(both, margin=MARGIN):
     )
 
 
-def protocol_tables(both, margin=MARGIN):
+def protocol_tables(both: Protocols, margin: float = MARGIN) -> list[Table]:
+    """Returns the tables of two protocols that have something to say."""
     made = accuracies_table(both), differences_table(both, margin), survival_table(both, margin)
     return [table for table in made if table]
 
 
-def protocol_finding(both):
-    """Which claim survives which protocol at the largest width, in a sentence, or ""."""
+def protocol_finding(both: Protocols) -> str:
+    """Says which claim survives which protocol at the largest width, in a sentence, or ""."""
     dim = both.dims[-1]
-    found = verdicts(both, dim)
-    lines = [f"{claim}: {survives(said[ONE][0], said[OWN][0])}" for claim, said in found]
+    said = verdicts(both, dim)
+    lines = [f"{claim}: {survives(answer[COMMON][0], answer[OWN][0])}" for claim, answer in said]
     return f"Survives at width {dim}: {'; '.join(lines)}." if lines else ""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The records of a file of JSON lines, none if there is no file; a line cut short by a kill is passed over."""
+    """Returns the records of a file of JSON lines, none without a file; a line that a kill cut short is passed over."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -15,6 +15,6 @@ def read_lines(path: Path) -> list[dict]:
     return records
 
 
-def read_metrics(output_path) -> list[dict]:
-    """The records of metrics.jsonl."""
+def read_metrics(output_path: Path | str) -> list[dict]:
+    """Returns the records of metrics.jsonl."""
     return read_lines(Path(output_path) / "metrics.jsonl")

@@ -31,23 +31,24 @@ class Paired:
     p_equality: float
 
     @property
-    def enough(self):
+    def enough(self) -> bool:
+        """Says whether there are seeds enough to claim equality."""
         return self.n >= LEAST_SEEDS
 
 
-def compare(one, other, margin=MARGIN):
-    """The differences one - other, over the seeds that both {seed: value} have; None if they share no seed.
+def compare(values: dict[int, float], others: dict[int, float], margin: float = MARGIN) -> Paired | None:
+    """Compares {seed: value} with another over the seeds that both have; returns None if they share no seed.
 
     p_difference is two-sided, of a mean of 0. p_equality is the larger of the two one-sided ones, so that it is below
     5% exactly where the 90% interval lies inside (-margin, margin).
     """
-    differences = [one[seed] - other[seed] for seed in one if seed in other]
+    differences = [values[seed] - others[seed] for seed in values if seed in others]
     if not differences:
         return None
     mean, std = mean_std(differences)
     n = len(differences)
     if n == 1:
-        return Paired(1, mean, *[math.nan] * 4)
+        return Paired(1, mean, math.nan, math.nan, math.nan, math.nan)
     from scipy.special import stdtr, stdtrit  # scipy.stats.t's own, without the half second that its import takes
 
     error = std / math.sqrt(n)
@@ -66,8 +67,8 @@ def compare(one, other, margin=MARGIN):
     )
 
 
-def holm(p_values):
-    """Holm's adjusted p-values: below a level, they are significant at it with all of them tested together."""
+def holm(p_values: list[float]) -> list[float]:
+    """Returns Holm's adjusted p-values: below a level, they are significant at it with all tested together."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, least = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -76,10 +77,12 @@ def holm(p_values):
     return adjusted
 
 
-def verdict(paired, p_difference, p_equality, margin=MARGIN, level=0.05):
-    """What the adjusted p-values say, in words; both answers may hold, as a small difference can be a sure one."""
+def in_words(
+    paired: Paired, p_difference: float, p_equality: float, margin: float = MARGIN, level: float = 0.05
+) -> str:
+    """Says what the adjusted p-values show; both answers may hold, as a small difference can be a sure one."""
     if not paired.enough:
         return f"not enough seeds ({paired.n} of {LEAST_SEEDS})"
-    found = [f"equal within {margin:g}"] if p_equality < level else []
-    found += ["higher" if paired.mean > 0 else "lower"] if p_difference < level else []
-    return ", yet ".join(found) or "undecided"
+    answers = [f"equal within {margin:g}"] if p_equality < level else []
+    answers += ["higher" if paired.mean > 0 else "lower"] if p_difference < level else []
+    return ", yet ".join(answers) or "undecided"

@@ -1,33 +1,39 @@
-"""What every figure of this project shares: its style, how a mean over seeds is drawn, how a file is written.
+"""Every figure of this project shares its style, how a mean over seeds is drawn, and how a file is written.
 
 Neither torch nor matplotlib is imported before something is drawn, so that the command lines answer at once.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STYLE = Path(__file__).resolve().parent / "paper.mplstyle"
 
 
-def mean_std(values):
-    """Mean and sample standard deviation (0 for a single value)."""
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean and the sample standard deviation (0 for a single value)."""
     mean = sum(values) / len(values)
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
 
 
-def geometric_mean(values):
-    """exp of the mean logarithm of positive values."""
+def geometric_mean(values: Sequence[float]) -> float:
+    """Returns exp of the mean logarithm of positive values."""
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def curve_look(colour, line, label):
-    """Keywords of a curve. A DEQ (solid) is a broad pale line, so that the network on top of it can be seen."""
+def curve_look(colour: str, line: str, label: str) -> dict[str, Any]:
+    """Returns the keywords of a curve. A DEQ (solid) is a broad pale line, so that the network on top is seen."""
     width = {"linewidth": 3, "alpha": 0.4} if line == "-" else {"linewidth": 1.3}
     return {"color": colour, "linestyle": line, "label": label, **width}
 
 
-def draw_band(ax, x, curves, look):
-    """The mean over `curves` (one a seed, each as long as x) as a line, and a band of one standard deviation."""
+def draw_band(ax: "Axes", x: Sequence[float], curves: Sequence[Sequence[float]], look: dict[str, Any]) -> None:
+    """Draws the mean over `curves`, a seed each, as a line in a band of one standard deviation."""
     mean, std = zip(*map(mean_std, zip(*curves)))
     ax.plot(x, mean, **look)
     ax.fill_between(
@@ -40,8 +46,8 @@ def draw_band(ax, x, curves, look):
     )
 
 
-def save(figure, path, **settings):
-    """Write a figure, of the kind that the path ends in, whole or not at all, and without a date inside.
+def save(figure: "Figure", path: Path | str, **settings: Any) -> None:
+    """Writes a figure, of the kind that the path ends in, whole or not at all, and without a date inside.
 
     The same numbers make the same file.
     """

@@ -4,10 +4,12 @@ import csv
 import math
 import re
 from statistics import median
+from typing import TextIO
 
+from deq_enn.reporting.logs import Experiment, Run
 from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.markdown import Table
-from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, compare, holm, verdict
+from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, Paired, compare, holm, in_words
 from deq_enn.reporting.style import mean_std
 
 PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")]
@@ -15,13 +17,14 @@ PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"),
 LINES = {"deq": ("-", "{}-DEQ"), "matched_enn": ("--", "matched {}-ENN"), "unmatched_enn": (":", "unmatched {}-ENN")}
 
 
-def name_of(model):
+def name_of(model: str) -> str:
+    """Returns the name that tables and legends give a model."""
     kind, _, rest = model.partition("-")
     return LOOKS[model][2] if model in LOOKS else LINES[kind][1].format(rest) if kind in LINES and rest else model
 
 
-def pairs_of(experiment):
-    """(DEQ, explicit network) that are compared, in the order of the models."""
+def pairs_of(experiment: Experiment) -> list[tuple[str, str]]:
+    """Returns the pairs (DEQ, explicit network) that are compared, in the order of the models."""
     pairs = [pair for pair in PAIRS if set(pair) <= set(experiment.models)]
     for deq in (m for m in experiment.models if m.startswith("deq-")):
         activation = re.escape(deq.removeprefix("deq-"))
@@ -33,25 +36,26 @@ def pairs_of(experiment):
     return pairs
 
 
-def is_matched(enn):
+def is_matched(enn: str) -> bool:
+    """Says whether an explicit network is matched to a DEQ."""
     return not name_of(enn).startswith("unmatched")
 
 
-def final(runs):
-    """{seed: test accuracy in % after the last epoch}"""
+def final(runs: dict[int, Run]) -> dict[int, float]:
+    """Returns {seed: test accuracy in % after the last epoch}."""
     return {seed: 100 * run.test[-1] for seed, run in runs.items()}
 
 
-def differences(experiment, deq, enn, margin=MARGIN):
-    """{dim: Paired} of the final test accuracies in %."""
-    found = {
+def differences(experiment: Experiment, deq: str, enn: str, margin: float = MARGIN) -> dict[int, Paired]:
+    """Returns {dim: Paired} of the final test accuracies in %."""
+    compared = {
         dim: compare(final(experiment.of(deq, dim)), final(experiment.of(enn, dim)), margin) for dim in experiment.dims
     }
-    return {dim: paired for dim, paired in found.items() if paired}
+    return {dim: paired for dim, paired in compared.items() if paired}
 
 
-def accuracy_cell(experiment, model, dim):
-    """Mean and standard deviation over the seeds, in %."""
+def accuracy_cell(experiment: Experiment, model: str, dim: int) -> str:
+    """Returns the mean and standard deviation over the seeds, in %."""
     values = list(final(experiment.of(model, dim)).values())
     if not values:
         return "–"
@@ -59,22 +63,23 @@ def accuracy_cell(experiment, model, dim):
     return f"{mean:.2f} ± {std:.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
-def seeds_of(experiment, dims):
-    """How many, in words."""
+def seeds_of(experiment: Experiment, dims: list[int]) -> str:
+    """Says how many seeds there are."""
     counts = {len(experiment.of(model, dim)) for model in experiment.models for dim in dims} - {0}
     most = f"{max(counts)} seed{'s' * (max(counts) > 1)}"
     return f"{min(counts)} to {most}" if len(counts) > 1 else most
 
 
-def difference_cell(paired):
-    """A mean difference and its 95% interval, where there is one."""
+def difference_cell(paired: Paired) -> str:
+    """Returns a mean difference and its 95% interval, where there is one."""
     text = f"{paired.mean:+.2f}"
     if paired.n > 1:
         text += f" [{paired.mean - paired.half:+.2f}, {paired.mean + paired.half:+.2f}]"
     return text.replace("-", "−")
 
 
-def accuracy_table(experiment):
+def accuracy_table(experiment: Experiment) -> Table:
+    """Returns the accuracies of every network (columns) at every width (rows)."""
     rows = [[str(dim), *(accuracy_cell(experiment, m, dim) for m in experiment.models)] for dim in experiment.dims]
     note = f"Unfinished and left out: {', '.join(experiment.unfinished)}." if experiment.unfinished else ""
     seeds = seeds_of(experiment, experiment.dims)
@@ -86,18 +91,17 @@ def accuracy_table(experiment):
     )
 
 
-def difference_table(experiment):
-    """None where there is no pair."""
+def difference_table(experiment: Experiment) -> Table | None:
+    """Returns the paired differences of DEQ and explicit network, or None where there is no pair."""
     pairs = [(pair, differences(experiment, *pair)) for pair in pairs_of(experiment)]
     if not pairs:
         return None
 
     rows = [
-        [str(dim), *(difference_cell(found[dim]) if dim in found else "–" for _, found in pairs)]
+        [str(dim), *(difference_cell(by_dim[dim]) if dim in by_dim else "–" for _, by_dim in pairs)]
         for dim in experiment.dims
     ]
-    all_found = [paired for _, found in pairs for paired in found.values()]
-    most = max(paired.n for paired in all_found) if all_found else 0
+    most = max((paired.n for _, by_dim in pairs for paired in by_dim.values()), default=0)
     note = "In brackets the 95% interval of the paired t, each by itself; without one, a single seed."
     if most < LEAST_SEEDS:
         note += (
@@ -111,20 +115,20 @@ def difference_table(experiment):
     )
 
 
-def equality_table(experiment, margin=MARGIN):
-    """Is the ENN as good as the DEQ, up to a margin in percentage points? None where no pair has enough seeds."""
-    found = [
+def equality_table(experiment: Experiment, margin: float = MARGIN) -> Table | None:
+    """Says whether the ENN is as good as the DEQ, up to a margin in points; None where no pair has enough seeds."""
+    compared = [
         (dim, deq, enn, paired)
         for deq, enn in pairs_of(experiment)
         for dim, paired in differences(experiment, deq, enn, margin).items()
     ]
-    tested = [paired for *_, paired in found if paired.enough]
+    tested = [paired for *_, paired in compared if paired.enough]
     if not tested:
         return None
     different, equal = (holm([getattr(paired, which) for paired in tested]) for which in ("p_difference", "p_equality"))
-    adjusted = {id(paired): p for paired, *p in zip(tested, different, equal)}
+    adjusted = {id(paired): p for paired, p in zip(tested, zip(different, equal))}
     rows = []
-    for dim, deq, enn, paired in found:
+    for dim, deq, enn, paired in compared:
         p = adjusted.get(id(paired), (math.nan, math.nan))
         low, high = paired.mean - paired.half_90, paired.mean + paired.half_90
         interval = f"[{low:+.2f}, {high:+.2f}]".replace("-", "−") if paired.n > 1 else "–"
@@ -136,7 +140,7 @@ def equality_table(experiment, margin=MARGIN):
                 f"{paired.mean:+.2f}".replace("-", "−"),
                 interval,
                 *(f"{value:.2g}" if paired.enough else "–" for value in p),
-                verdict(paired, *p, margin),
+                in_words(paired, *p, margin),
             ]
         )
     note = (
@@ -152,8 +156,8 @@ def equality_table(experiment, margin=MARGIN):
     )
 
 
-def cost_table(experiment):
-    """None where no times are known."""
+def cost_table(experiment: Experiment) -> Table | None:
+    """Returns the times of DEQs and of their matched networks, or None where no times are known."""
 
     def typical(model, dim, what):
         times = [getattr(run, what) for run in experiment.of(model, dim).values() if getattr(run, what) is not None]
@@ -163,9 +167,11 @@ def cost_table(experiment):
     rows = []
     for dim in experiment.dims:
         for deq, enn in pairs:
-            setup = [typical(model, dim, "setup_seconds") for model in (deq, enn)]
-            epoch = [typical(model, dim, "epoch_seconds") for model in (deq, enn)]
-            if None not in setup + epoch:
+            setup, epoch = (
+                [seconds for model in (deq, enn) if (seconds := typical(model, dim, what)) is not None]
+                for what in ("setup_seconds", "epoch_seconds")
+            )
+            if len(setup) == len(epoch) == 2:
                 rows.append(
                     [
                         str(dim),
@@ -185,7 +191,8 @@ def cost_table(experiment):
     )
 
 
-def tables(experiment, margin=MARGIN):
+def tables(experiment: Experiment, margin: float = MARGIN) -> list[Table]:
+    """Returns the tables of an experiment that have something to say."""
     made = (
         accuracy_table(experiment),
         difference_table(experiment),
@@ -195,8 +202,8 @@ def tables(experiment, margin=MARGIN):
     return [table for table in made if table]
 
 
-def write_csv(experiments, file):
-    """One row a run."""
+def write_csv(experiments: list[Experiment], file: TextIO) -> None:
+    """Writes a row for each run."""
     keys = list(dict.fromkeys(key for e in experiments for key in e.settings if key != "dataset"))
     out = csv.writer(file, lineterminator="\n")
     out.writerow(

@@ -227,7 +227,8 @@ def _layer_rows(candidates):
     """A row for each layer of the matched networks; a network at another width has the same and is not shown again."""
     rows, seen = [], set()
     for candidate in candidates:
-        for number, parameters in enumerate(candidate["parameters"] or (), 1):
+        layers: list[dict] = candidate["parameters"] or []
+        for number, parameters in enumerate(layers, 1):
             values = ", ".join(f"{key} = {_value(value)}" for key, value in parameters.items())
             if (key := (label(candidate).partition(",")[0], number, values)) not in seen:
                 seen.add(key)

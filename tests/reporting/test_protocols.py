@@ -9,7 +9,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 
 from deq_enn.experiments import command
 from deq_enn.reporting import logs, protocols
-from deq_enn.reporting.protocols import ONE, OWN
+from deq_enn.reporting.protocols import COMMON, OWN
 from deq_enn.reporting.statistics import holm
 from scripts import summarize
 from tests.scripts.test_report import numbers, tables_of
@@ -61,8 +61,8 @@ def test_each_claim_where_its_verdict_is_known(tmp_path, gaps, equal, worse, nea
     rows = rows_of(both_of(tmp_path))
     assert [row[0].partition(":")[0] for row in rows] == ["holds"] * 3
     assert [row[1].partition(":")[0] for row in rows] == [equal, worse, nearer]
-    expected = {"holds": "both", "undecided": f"{ONE}; {OWN} undecided"}
-    words = [expected.get(each, f"{ONE}; not {OWN}") for each in (equal, worse, nearer)]
+    expected = {"holds": "both", "undecided": f"{COMMON}; {OWN} undecided"}
+    words = [expected.get(each, f"{COMMON}; not {OWN}") for each in (equal, worse, nearer)]
     assert [row[2] for row in rows] == words
 
 
@@ -93,11 +93,13 @@ def test_the_p_values_are_those_of_scipy(tmp_path):
     """Both families at one width: adjusted over the four cells of each claim."""
     tanh = "tanh_inn", "h_tanh_enn", "tanh_enn"
     g = np.random.default_rng(1)
-    final = {(p, m): 90 + g.normal(size=8) * 0.3 - (m == "relu_enn") * 0.8 for p in (ONE, OWN) for m in (*RELU, *tanh)}
+    final = {
+        (p, m): 90 + g.normal(size=8) * 0.3 - (m == "relu_enn") * 0.8 for p in (COMMON, OWN) for m in (*RELU, *tanh)
+    }
     for (protocol, model), values in final.items():
         for seed, value in enumerate(values):
             write_run(tmp_path / protocol, model, 64, seed, last=value / 100, **own() if protocol == OWN else {})
-    both, cells = both_of(tmp_path), [(p, *three) for three in (RELU, tanh) for p in (ONE, OWN)]
+    both, cells = both_of(tmp_path), [(p, *three) for three in (RELU, tanh) for p in (COMMON, OWN)]
 
     def p_equal(a, b):
         sides = (ttest_1samp(a - b, s * 0.5, alternative="less" if s > 0 else "greater").pvalue for s in (1, -1))
@@ -112,7 +114,7 @@ def test_the_p_values_are_those_of_scipy(tmp_path):
     found = protocols.verdicts(both, 64)
     shown = 0
     for name, claims in zip(expected, (found[:2], found[2:4], found[4:])):
-        answers = [said[protocol][1] for _, said in claims for protocol in (ONE, OWN)]
+        answers = [said[protocol][1] for _, said in claims for protocol in (COMMON, OWN)]
         for answer, p in zip(answers, holm(expected[name])):
             if answer.startswith("holds"):
                 assert answer.endswith(f"p = {p:.2g}") and p < 0.05
@@ -120,9 +122,9 @@ def test_the_p_values_are_those_of_scipy(tmp_path):
             elif "equal within" not in answer:
                 assert answer.startswith("undecided") and p >= 0.05
     assert shown >= 5
-    first = numbers(found[0][1][ONE][1].partition(":")[2])
-    interval = ttest_rel(final[ONE, "inn"], final[ONE, "l_relu_enn"]).confidence_interval(0.95)
-    difference = (final[ONE, "inn"] - final[ONE, "l_relu_enn"]).mean()
+    first = numbers(found[0][1][COMMON][1].partition(":")[2])
+    interval = ttest_rel(final[COMMON, "inn"], final[COMMON, "l_relu_enn"]).confidence_interval(0.95)
+    difference = (final[COMMON, "inn"] - final[COMMON, "l_relu_enn"]).mean()
     assert first[:3] == pytest.approx([difference, *interval], abs=0.00501)
 
 
@@ -144,7 +146,7 @@ def test_only_what_differs_in_the_rate_alone_is_put_together(tmp_path):
     write(tmp_path / "longer", (0.0, 1.0), epoch=2, epochs=2)
     write(tmp_path / "elsewhere", (0.0, 1.0), dim=16, asquare=0.5)
     found = protocols.protocols(logs.load([tmp_path]))
-    assert sorted(both.one.settings["lr"] for both in found) == [0.1, 1.0]
+    assert sorted(both.common.settings["lr"] for both in found) == [0.1, 1.0]
     write(tmp_path / "wide" / "own", (0.0, 1.0), dim=32, asquare=0.5, **own())
     assert len(protocols.protocols(logs.load([tmp_path]))) == 2  # no width in common
     assert protocols.protocols(logs.load([tmp_path / "own"])) == []

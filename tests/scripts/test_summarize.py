@@ -184,7 +184,7 @@ def test_few_seeds_hold_zero_but_do_not_show_equality():
     """What the README once claimed of three seeds: an interval that holds 0, of a difference that may be a point."""
     three = statistics.compare({0: 90.1, 1: 89.0, 2: 91.0}, {0: 90.0, 1: 90.0, 2: 90.0})
     assert abs(three.mean) < three.half and three.p_equality > 0.2
-    assert statistics.verdict(three, three.p_difference, 0.0) == "not enough seeds (3 of 8)"
+    assert statistics.in_words(three, three.p_difference, 0.0) == "not enough seeds (3 of 8)"
 
 
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03], [0.2, 0.001, 0.6, 0.03], [0.5, 0.5], [0.0, 1.0], [0.02]])

@@ -95,6 +95,12 @@ def test_public_names_are_there_and_nowhere_twice():
         assert getattr(value, "__module__", "deq_enn").startswith("deq_enn"), name
 
 
+def test_the_reference_lists_every_public_name():
+    page = (ROOT / "docs" / "api" / "index.md").read_text()
+    table = "".join(line for line in page.splitlines(keepends=True) if line.startswith("|"))
+    assert sorted(re.findall(r"`(\w+)`", table.partition("---")[2])) == sorted(deq_enn.__all__)
+
+
 def test_requirements_are_the_packages_and_the_tests_own():
     """requirements.txt names every dependency of the package, with the same bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

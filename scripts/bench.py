@@ -1,4 +1,4 @@
-"""Ratios of speed, each measured in one process beside its floor or its alternative; absolute times are this machine's.
+"""Measures ratios of speed, each in one process beside its floor or its alternative; times are this machine's.
 
 python scripts/bench.py                     every section
 python scripts/bench.py features roots      some of them
@@ -48,7 +48,7 @@ def start():
 
 
 def peak_memory(program):
-    """Bytes that a process of its own takes at most."""
+    """Returns the bytes that a process of its own takes at most."""
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}; "
         "from scripts.bench import high_water; print(high_water())"
@@ -57,7 +57,7 @@ def peak_memory(program):
 
 
 def high_water():
-    """Bytes that this process has held at most."""
+    """Returns the bytes that this process has held at most."""
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage, which on Linux begins with what the parent held
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
@@ -128,7 +128,7 @@ SECTIONS = {
 
 
 def machine():
-    """The processor, cores and versions, in one line."""
+    """Names the processor, cores and versions in one line."""
     import numpy
     import scipy
     import torch

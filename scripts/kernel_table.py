@@ -1,4 +1,4 @@
-"""The table "Matched, unmatched, or plain?" from folders of kernel machines: accuracies and paired differences.
+"""Prints the table "Matched, unmatched, or plain?" of folders of kernel machines: accuracies, paired differences.
 
     python scripts/kernel_table.py results/kernels-mnist-relu [FOLDER ...]
 
@@ -19,7 +19,7 @@ COLUMNS = ("n", "ridge", "accuracy", "DEQ less it", "log P(label)", "calibration
 
 
 def machines(folder):
-    """{(kernel, activation, network): (config, record)} of the largest training size, of the least seed."""
+    """Returns {(kernel, activation, network): (config, record)} of the largest training size, of the least seed."""
     from deq_enn.experiments.exact_report import entry
     from deq_enn.reporting.records import read_metrics
     from deq_enn.training.run_files import Config
@@ -39,7 +39,7 @@ def machines(folder):
 
 
 def table(folder):
-    """Lines of Markdown."""
+    """Yields lines of Markdown."""
     from deq_enn.experiments.exact_report import right
     from deq_enn.machines.scores import bootstrap_difference
     from deq_enn.names import DEQS

@@ -1,4 +1,4 @@
-"""report.html and report.md of a folder that scripts/reproduce.sh wrote: the paper's claims beside what was measured.
+"""Writes report.html and report.md of a folder of scripts/reproduce.sh: the paper's claims beside what was measured.
 
     python scripts/report.py results
 
@@ -52,7 +52,7 @@ NAMES = {"gmm": "Gaussian mixture", "mnist": "MNIST", "fashion_mnist": "Fashion-
 
 
 def read_figure(folder, name):
-    """The numbers of a figure, and a sentence on them."""
+    """Returns the numbers of a figure, and a sentence on them."""
     path = folder / "figures" / f"{name}.json"
     try:
         record = json.loads(path.read_bytes())
@@ -92,13 +92,13 @@ def absence(name, record):
 
 
 def about(name):
-    """What a figure shows: the first paragraph of its script's docstring."""
+    """Says what a figure shows: the first paragraph of its script's docstring."""
     tree = ast.parse((ROOT / "ck_ntk" / f"{name}.py").read_text())
     return " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
 
 
 def figure_sections(parts, stages, folder):
-    """The sections on figures, and a line (part, claim, findings) for each part of it that has been run."""
+    """Returns the sections on figures, and a line (part, claim, findings) for each part of it that has been run."""
     sections, lines = [], []
     for title, claim, names in parts:
         names = [name for name in names if name in stages]
@@ -129,7 +129,7 @@ def gigabytes(record):
 
 
 def sweep_section(name, record, folder):
-    """The section of one sweep, its experiments, and a line (section, claim, finding) for each of these."""
+    """Returns the section of one sweep, its experiments, and a line (section, claim, finding) for each of these."""
     own_rate = name.endswith(OWN_RATE)
     dataset, _, opt = name.removesuffix(OWN_RATE).rpartition("-")
     section = Section(f"{NAMES.get(dataset, dataset)}, {OPTIMIZERS[opt]}{', each at its own rate' * own_rate}")
@@ -152,7 +152,7 @@ def sweep_section(name, record, folder):
 
 
 def protocol_section(both):
-    """The section of two protocols side by side, and a line (section, claim, finding) where there is a finding."""
+    """Returns the section of two protocols side by side, and a line (section, claim, finding) or none."""
     title, sentence = NAMES.get(both.own.dataset, both.own.dataset), protocol_finding(both)
     section = Section(title, level=4, measured=[sentence] if sentence else [], tables=protocol_tables(both))
     claimed = CLAIMED if both.own.dataset != "gmm" else OURS
@@ -160,7 +160,7 @@ def protocol_section(both):
 
 
 def sweep_sections(stages, folder):
-    """The sections on accuracies, and a line (section, claim, finding) for each sweep and each two protocols."""
+    """Returns the sections on accuracies, and a line (section, claim, finding) for each that has a finding."""
     sections, lines, measured = [], [], []
     for name, record in stages.items():
         if record["kind"] == "sweep":
@@ -179,7 +179,7 @@ def sweep_sections(stages, folder):
 
 
 def machine():
-    """[(what, value)] of this machine and its software."""
+    """Returns [(what, value)] of this machine and its software."""
     cpu, memory = platform.processor() or platform.machine(), ""
     try:
         model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
@@ -229,7 +229,7 @@ def stage_table(stages):
 
 
 def read_stages(folder):
-    """The records of OUTPUT_PATH/stages.json are read.
+    """Reads the records of OUTPUT_PATH/stages.json.
 
     Raises
     ------
@@ -252,7 +252,7 @@ def read_stages(folder):
 
 
 def contents(folder, stages):
-    """What the templates show: names and texts, tables and pictures."""
+    """Returns what the templates show: names and texts, tables and pictures."""
     states = [r["status"] for r in stages.values()]
     summary = ", ".join(f"{states.count(status)} {status}" for status in dict.fromkeys(sorted(states)))
     kernels, kernel_lines = figure_sections(KERNELS, stages, folder)

@@ -1,4 +1,4 @@
-"""Every table and figure of the paper, stage by stage, and a report beside what the paper claims.
+"""Makes every table and figure of the paper, stage by stage, and a report beside what the paper claims.
 
     scripts/reproduce.sh --dataset_path DIR           everything, hours; results/report.html and report.md
     scripts/reproduce.sh --quick --dataset_path DIR   a small grid, minutes; results/quick/report.html
@@ -32,7 +32,7 @@ POLL, SAY = 1, 60  # seconds between looks at a stage, and between lines where n
 
 
 def run_stage(stage, processes, log, tell):
-    """(exit status, seconds, peak memory in bytes). `tell(done, elapsed)` is called while it runs."""
+    """Runs a stage's command: (exit status, seconds, peak memory in bytes). `tell` is called while it runs."""
     progress = SweepProgress(stage) if stage.kind == "sweep" else lambda: 0.0
     before = progress()
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if processes > 1 and stage.kind == "sweep" else {})}
@@ -64,7 +64,7 @@ def run_stage(stage, processes, log, tell):
 
 
 class Teller:
-    """The progress line: on a terminal one that is written over, elsewhere a new one a minute."""
+    """Keeps the progress line: on a terminal one that is written over, elsewhere a new one a minute."""
 
     def __init__(self):
         self.terminal, self.last = sys.stderr.isatty(), time.monotonic()
@@ -81,7 +81,7 @@ class Teller:
 
 
 def to_do(stages, records, dataset_path, teller):
-    """The stages that are left; why others are passed over is told, and noted where data is missing."""
+    """Returns the stages that are left; why others are passed over is told, and noted where data is missing."""
     todo = []
     for stage in stages:
         reason = missing(stage.data, dataset_path)

@@ -1,4 +1,4 @@
-"""Accuracy logs to tables (Markdown), a CSV and figures: mean and standard deviation over seeds, DEQ minus ENN, cost.
+"""Makes tables (Markdown), a CSV and figures of accuracy logs: mean and spread over seeds, DEQ minus ENN, cost.
 Where the same networks were trained at one learning rate and each at its own, which claim survives which protocol.
 
     python scripts/summarize.py results/mnist-sgd                     one folder of logs

@@ -1,4 +1,4 @@
-"""The figure of any_activation_matching.py: distances to every DEQ's kernels, and accuracies."""
+"""The figure of any_activation_matching.py shows distances to every DEQ's kernels, and accuracies."""
 
 from ck_ntk.matching_map import COLOURS, NAMES as FAMILIES
 
@@ -21,7 +21,7 @@ def starred(name, kernels):
 
 
 def draw_distances(ax, args, table, spread):
-    """A cell for each activation, and in it the distances against n, on a log axis of its own."""
+    """Draws a cell for each activation, and in it the distances against n, on a log axis of its own."""
     import numpy as np
 
     from ck_ntk.common.panels import GREY

@@ -27,7 +27,7 @@ OLD = {"--sigma_a2": "--asquare", "--width": "--dim", "--output": "--output_path
 def make_parser(
     name, description, *, n=None, seeds=None, epoch=None, spectrum=None, dim=None, dataset=False, flags=None
 ):
-    """The parser of a script; see `run`. `--seeds` is a number of draws, and no abbreviation may be taken for it."""
+    """Returns the parser of a script; see `run`. An abbreviation, such as --seed for --seeds, is not taken."""
     parser = OneLineParser(prog=name, description=description, allow_abbrev=False)
     add = parser.add_argument
     if n:

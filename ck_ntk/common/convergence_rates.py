@@ -1,7 +1,7 @@
-"""Plain iteration of z = s(W z + b): its residuals, the rate at which they fall, and what theory says of that rate.
+"""Plain iteration of z = s(W z + b) is measured here: its residuals, their rate, and what theory says of that rate.
 
-Of layers of 80 units, trained and random, of positive concave DEQs (pcdeq.py), and of a plain DEQ whose weights have
-both signs. All in float64.
+The layers have 80 units and are trained or random. They belong to positive concave DEQs (pcdeq.py) and to a plain DEQ
+whose weights have both signs. All is in float64.
 """
 
 import math
@@ -19,7 +19,7 @@ ACTIVATIONS = [*CONCAVE["1"], *CONCAVE["2"]]
 
 
 def residuals(s, W, b) -> list[float]:
-    """Worst relative residual of each step of z <- s(W z + b) from z = s(b), until FLOOR or for STEPS."""
+    """Returns the worst relative residual of each step of z <- s(W z + b) from z = s(b), until FLOOR or for STEPS."""
     z, history = s(b), []
     while len(history) < STEPS and not (history and history[-1] <= FLOOR):
         solution = Picard(0.0, 1, strict=False).solve(lambda z: s(torch.addmm(b, z, W.T)), z)
@@ -29,7 +29,7 @@ def residuals(s, W, b) -> list[float]:
 
 
 def fitted_rate(history) -> float:
-    """exp of the least-squares slope of the log residual over the second half of the steps; 0 if the last is 0."""
+    """Returns exp of the slope of the log residual over the second half of the steps; 0 if the last is 0."""
     if history[-1] == 0:
         return 0.0
     y = torch.tensor(history[len(history) // 2 - 1 :], dtype=torch.float64).log()
@@ -38,7 +38,7 @@ def fitted_rate(history) -> float:
 
 
 def study(layer, s, W, b) -> dict:
-    """Convergence of z = s(W z + b), W (m, m) and b (n, m), and the theory beside it."""
+    """Measures the convergence of z = s(W z + b), W (m, m) and b (n, m), and the theory beside it."""
     history = residuals(s, W, b)
     record = {
         "layer": layer,
@@ -58,7 +58,7 @@ def study(layer, s, W, b) -> dict:
 
 
 def trained(activation, data, epochs):
-    """`study` of the layer of a linear pcDEQ after some epochs of MNIST, on what 64 test images feed it."""
+    """Trains a linear pcDEQ for some epochs of MNIST and returns the `study` of its layer on 64 test images."""
     kind = "1" if activation in CONCAVE["1"] else "2"
     network = build_pcdeq(f"linear_pcdeq_{kind}", activation, (1, 28, 28), data.n_classes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=7e-4, weight_decay=1e-2, fused=True)
@@ -78,7 +78,7 @@ def trained(activation, data, epochs):
 
 
 def random_layers():
-    """(name, s, W of spectral radius 1, b) of a random layer of each kind; the same inputs x for all."""
+    """Returns (name, s, W of spectral radius 1, b) of a random layer of each kind; the inputs x are the same."""
     g = generator("pcdeq_convergence")
     positive = torch.rand(UNITS, UNITS, generator=g, dtype=torch.float64)
     signed = torch.randn(UNITS, UNITS, generator=g, dtype=torch.float64)
@@ -92,7 +92,7 @@ def random_layers():
 
 
 def largest_radius(s, W, b) -> float:
-    """The largest spectral radius, to 1e-3, up to which the plain DEQ converges in STEPS."""
+    """Finds the largest spectral radius, to 1e-3, up to which the plain DEQ converges in STEPS."""
     low, high = 0.5, 4.0
     while high - low > 1e-3:
         middle = (low + high) / 2

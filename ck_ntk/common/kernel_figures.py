@@ -1,4 +1,4 @@
-"""The two kernel figures of the paper: the equivalent of a DEQ's kernel, and the kernel of its match."""
+"""Here are the two kernel figures of the paper: the equivalent of a DEQ's kernel, and the kernel of its match."""
 
 import math
 
@@ -19,15 +19,13 @@ from deq_enn.theory.limiting_spectrum import limiting_spectrum
 from deq_enn.theory.mixture import equivalent_kernel
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# figures
 def draws(args, label):
-    """(index of n, seed) of every draw, with a progress bar."""
+    """Yields (index of n, seed) of every draw, with a progress bar."""
     return tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=label, leave=False, disable=None)
 
 
 def deq_kernel(which, sample, name, sigma_a2):
-    """The exact kernel of the DEQ and its coefficients; `which` is "ck" or "ntk" (the paper's: a and A trained)."""
+    """Returns the DEQ's exact kernel and its coefficients; `which` is "ck" or "ntk" (the paper's: a and A trained)."""
     tau0 = sample.statistics.tau0
     ck, ntk = implicit_kernels(sample.X, ACTIVATIONS[name], sigma_a2, "aA", tau0)
     if which == "ck":
@@ -36,7 +34,7 @@ def deq_kernel(which, sample, name, sigma_a2):
 
 
 def equivalent_figure(args, draw, which, data):
-    """Exact against equivalent kernel: the error against n for five activations, and the spectrum at one n."""
+    """Draws the error of the equivalent kernel against n for five activations, and the spectrum at one n."""
     symbol = {"ck": "G", "ntk": "K"}[which]
     errors = {name: np.zeros((len(args.n), args.seeds)) for name in SHOWN}
     for i, k in draws(args, which):
@@ -78,7 +76,7 @@ def equivalent_figure(args, draw, which, data):
 
 
 def matching_figure(args, draw, name, network, match, depth, data):
-    """A DEQ, its matched explicit network, and one that is not matched: spectra, top eigenvectors, distance against n.
+    """Draws spectra, top eigenvectors and distances of a DEQ, its matched network and one that is not matched.
 
     match : (coefficients, tau0) -> an object with `layers`; `network` is what the figure calls it.
     depth : of the network that is not matched, which has the DEQ's own activation.

@@ -1,4 +1,4 @@
-"""The panels that several figures draw: errors against the number of samples, and spectra."""
+"""Several figures have these panels: errors against the number of samples, and spectra."""
 
 import numpy as np
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
@@ -7,13 +7,11 @@ GREY = "0.55"
 
 
 def scientific(x):
-    """x to one digit, in TeX."""
+    """Writes x to one digit, in TeX."""
     digit, exponent = f"{x:.0e}".split("e")
     return rf"{digit} \times 10^{{{int(exponent)}}}"
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# panels
 def log_sizes(ax, sizes, label):
     ax.set(xscale="log", yscale="log", xlabel=label)
     ax.xaxis.set_major_locator(FixedLocator(sizes))
@@ -23,7 +21,7 @@ def log_sizes(ax, sizes, label):
 
 
 def draw_errors(ax, sizes, errors, label, **style):
-    """Geometric mean over the seeds, with bars of one standard deviation of the log."""
+    """Draws the geometric mean over the seeds, with bars of one standard deviation of the log."""
     log = np.log(np.asarray(errors))
     mean, spread = np.exp(log.mean(1)), log.std(1, ddof=1) if log.shape[1] > 1 else np.zeros(len(log))
     bars = [mean * (1 - np.exp(-spread)), mean * (np.exp(spread) - 1)]
@@ -37,7 +35,7 @@ def draw_root_n(ax, sizes, anchor):
 
 
 def draw_spectrum(ax, spectra, limit, coordinate):
-    """Histograms of eigenvalues {label: (values, colour)} over the limiting density, on a log axis."""
+    """Draws histograms of eigenvalues {label: (values, colour)} over the limiting density, on a log axis."""
     everything = np.concatenate([values for values, _ in spectra.values()])
     low, high = max(everything.min(), 1e-6) * 0.9, everything.max() * 1.3
     edges = np.geomspace(low, high, 70)
@@ -67,6 +65,6 @@ def draw_spectrum(ax, spectra, limit, coordinate):
 
 
 def compare_isolated(limit, values):
-    """The actual eigenvalues nearest to the predicted isolated ones (the largest, in order)."""
+    """Returns the actual eigenvalues nearest to the predicted isolated ones (the largest, in order)."""
     top = np.sort(values)[::-1][: len(limit.isolated)][::-1]
     return {"predicted": limit.isolated, "actual": top.tolist()}

@@ -1,4 +1,4 @@
-"""The figure scripts' numerics and panels: data, spectral errors and their slopes, spectra beside their limits."""
+"""The figure scripts draw their samples here: the paper's mixture, and two classes of MNIST or CIFAR-10."""
 
 import math
 from dataclasses import dataclass
@@ -11,20 +11,14 @@ from deq_enn.data.mixtures import gaussian_mixture
 from deq_enn.theory.mixture import MixtureStatistics, estimate_statistics
 from deq_enn.utils.random import generator
 
-SHOWN = ("relu", "leaky_relu", "tanh", "swish", "elu")
-
-
+SHOWN = ("relu", "leaky_relu", "tanh", "swish", "elu")  # activations of the paper's kernel figures
 LABEL = {"relu": "ReLU", "leaky_relu": "Leaky ReLU", "tanh": "Tanh", "swish": "Swish", "elu": "ELU"}
-
-
 MARKER = dict(zip(SHOWN, "osD^v"))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# data
 @dataclass(frozen=True)
 class Sample:
-    """n samples with their statistics, and what the limiting spectrum needs beside those.
+    """A sample is n rows with their statistics, and what the limiting spectrum needs beside those.
 
     covariances : (K, q) eigenvalues of the C_a in a common basis, in q groups of `multiplicity` (q,), p in all.
     overlaps : (q, K, K) what each group adds to the class means' mu_a^T mu_b, mu_a = sqrt(p) E[x].
@@ -51,17 +45,17 @@ def mixture(n, seed):
 
 
 def mnist(path):
-    """Draws of MNIST's 6s and 8s."""
+    """Returns a function that draws MNIST's 6s and 8s."""
     return real_data("mnist", path, (6, 8))
 
 
 def cifar10(path):
-    """Draws of the VGG16 features of CIFAR-10's cats and dogs, the two classes that are told apart worst."""
+    """Returns a function that draws VGG16 features of cats and dogs, CIFAR-10's classes that are told apart worst."""
     return real_data("cifar10", path, (3, 5))
 
 
 def real_data(name, path, classes):
-    """(n, seed) -> Sample of n training rows of two classes, normalised over all, with statistics of the n."""
+    """Returns (n, seed) -> Sample of n training rows of two classes, normalised over all, with statistics of the n."""
     data = load_dataset(name, path, classes=classes)
     X_all = data.X_train.double()
     p = X_all.shape[1]

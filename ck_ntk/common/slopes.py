@@ -1,14 +1,12 @@
-"""Slopes of errors in log-log coordinates, with their intervals."""
+"""Slopes of errors in log-log coordinates are fitted and printed here, with their intervals."""
 
 import math
 
 import numpy as np
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# numbers
 def fit_slope(sizes, errors):
-    """Least-squares slope of log error (sizes, seeds) against log size, and its standard error."""
+    """Returns the least-squares slope of log error (sizes, seeds) against log size, and its standard error."""
     errors = np.asarray(errors)
     x = np.repeat(np.log(sizes), errors.shape[1])
     y = np.log(errors).reshape(-1)
@@ -21,7 +19,7 @@ def fit_slope(sizes, errors):
 
 
 def slope_interval(sizes, errors):
-    """(low, high), the 95% interval of that slope by Student's t; None where there is no slope.
+    """Returns (low, high), the 95% interval of that slope by Student's t; None where there is no slope.
 
     It takes log error to be linear in log size with errors of one spread: where the curve bends, it is that of the mean
     slope over these sizes, not of the slope in the limit.
@@ -36,7 +34,7 @@ def slope_interval(sizes, errors):
 
 
 def print_slopes(slopes, intervals):
-    """One line a curve, of {curve: fit_slope} and {curve: slope_interval}."""
+    """Prints a line for each curve of {curve: fit_slope} and {curve: slope_interval}."""
     for name, fitted in slopes.items():
         if fitted:
             low, high = intervals[name]

@@ -1,8 +1,8 @@
-"""The curves of training_dynamics.py: distances between networks' losses as they are trained, a table, a figure."""
+"""The curves of training_dynamics.py are compared here: distances between networks' losses, a table, a figure."""
 
 import math
 
-POINTS = 10  # of a curve, an epoch
+POINTS = 10  # points of a curve in each epoch
 
 NETWORKS = {
     "deq": "ReLU-DEQ",
@@ -27,7 +27,7 @@ LOOKS = {
 
 
 def curves(runs, key):
-    """(seeds, points) array of a quantity along one network's runs, up to the first point that one of them lacks."""
+    """Returns a quantity along one network's runs (seeds, points), up to the first point that a run lacks."""
     import numpy as np
 
     length = min(len(r["curve"]) for r in runs)
@@ -35,7 +35,7 @@ def curves(runs, key):
 
 
 def mean_std(values):
-    """Mean and standard deviation over the seeds, the first axis; 0 for one seed."""
+    """Returns mean and standard deviation over the seeds, the first axis; 0 for one seed."""
     import numpy as np
 
     values = np.asarray(values, dtype=float)
@@ -43,7 +43,7 @@ def mean_std(values):
 
 
 def distance(runs, reference, key):
-    """Distance between two networks' mean curves, and its standard error, from the differences seed by seed."""
+    """Returns the distance between two networks' mean curves, and its standard error, from paired differences."""
     import numpy as np
 
     ours, theirs = curves(runs, key), curves(reference, key)
@@ -55,7 +55,7 @@ def distance(runs, reference, key):
 
 
 def compare(runs: dict) -> dict:
-    """The networks of one learning rate and width beside the DEQ; `runs` has the runs of each, a seed each."""
+    """Compares the networks of one learning rate and width with the DEQ; `runs` has the runs of each, a seed each."""
     import numpy as np
 
     deq = runs["deq"]
@@ -69,7 +69,7 @@ def compare(runs: dict) -> dict:
 
 
 def beside(runs, deq, drop) -> dict:
-    """The numbers of one network's runs beside those of the DEQ, whose loss falls by `drop`."""
+    """Returns the numbers of one network's runs beside those of the DEQ, whose loss falls by `drop`."""
     import numpy as np
 
     done = [r for r in runs if not r["stopped"]]
@@ -91,12 +91,12 @@ def beside(runs, deq, drop) -> dict:
 
 
 def seconds(record):
-    """Of an epoch; NaN where none was finished."""
+    """Returns the seconds of an epoch, NaN where none was finished."""
     return record["seconds_an_epoch"] or math.nan
 
 
 def finite_only(value):
-    """The same numbers for a JSON, which has no NaN and no infinity."""
+    """Returns the same numbers for a JSON, which has no NaN and no infinity."""
     if isinstance(value, dict):
         return {key: finite_only(v) for key, v in value.items()}
     if isinstance(value, list):
@@ -105,7 +105,7 @@ def finite_only(value):
 
 
 def pair(mean, std, digits, width):
-    """A cell of the table; a dash where there is no number."""
+    """Returns a cell of the table; a dash where there is no number."""
     form = f".{digits}f" if mean < 1000 else ".1e"
     return f"{f'{mean:{form}} ± {std:{form}}' if math.isfinite(mean) else '-':>{width}}"
 
@@ -144,7 +144,7 @@ def show(cell):
 
 
 def draw(cells, widths, columns, epochs):
-    """A column for each learning rate: a panel of curves for each width, and one of distances against the width."""
+    """Draws a column for each learning rate: a panel of curves for each width, and below them the distances."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(
@@ -171,7 +171,7 @@ def draw(cells, widths, columns, epochs):
 
 
 def draw_losses(ax, cell, epochs):
-    """The curves of training loss at one learning rate and width; a cross where a network stopped."""
+    """Draws the curves of training loss at one learning rate and width; a cross where a network stopped."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     for name, r in cell["networks"].items():
@@ -190,7 +190,7 @@ def draw_losses(ax, cell, epochs):
 
 
 def draw_curve(ax, name, record):
-    """One network's curve; the DEQ's is broad and pale, in a band of one standard deviation."""
+    """Draws one network's curve; the DEQ's is broad and pale, in a band of one standard deviation."""
     import numpy as np
 
     colour, line = LOOKS[name]
@@ -205,7 +205,7 @@ def draw_curve(ax, name, record):
 
 
 def draw_distances(ax, cells, widths):
-    """The distance of each network to the DEQ against the width, beside the DEQ's own spread over seeds."""
+    """Draws the distance of each network to the DEQ against the width, beside the DEQ's own spread over seeds."""
     for index, name in enumerate(list(cells[0]["networks"])[1:]):
         colour, line = LOOKS[name]
         shifted = [width * 1.05 ** (index - 3) for width in widths]  # error bars that do not hide one another

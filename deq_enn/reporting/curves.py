@@ -1,4 +1,4 @@
-"""Figures of an experiment: test accuracy against epoch, and against width with the paired differences beside it."""
+"""An experiment has two figures: test accuracy against epoch, and against width with paired differences beside it."""
 
 import math
 import re

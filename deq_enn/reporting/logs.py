@@ -1,4 +1,4 @@
-"""Accuracy logs of main.py, of the authors' code, or in TensorBoard event files, read and grouped into experiments."""
+"""Accuracy logs of main.py, of the authors' code, or of TensorBoard are read here and grouped into experiments."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from deq_enn.names import DATASETS
 from deq_enn.reporting.looks import LOOKS
 
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
-# of a configuration: what differs inside a table
+# settings that differ inside a table
 PER_RUN = ("model", "dim", "seed", "activation", "match", "family", "depth")
 
 # fashion_mnist before mnist, as both end a name; another code's dataset is what follows the last underscore
@@ -29,7 +29,7 @@ class LogError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """One network's accuracies by epoch, in [0, 1]; config and seconds are None where no metrics.jsonl tells them."""
+    """A run holds one network's accuracies by epoch, in [0, 1]; config and seconds are None without metrics.jsonl."""
 
     folder: Path  # of the logs, without seed_{s}
     dataset: str
@@ -51,7 +51,7 @@ class Run:
 
 @dataclass
 class Experiment:
-    """The runs of one table: same dataset and settings, several models, widths and seeds."""
+    """An experiment holds the runs of one table: same dataset and settings, several models, widths and seeds."""
 
     dataset: str
     settings: dict  # {} where the logs do not tell them

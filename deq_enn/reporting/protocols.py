@@ -1,5 +1,6 @@
-"""Two protocols of one experiment, the paper's learning rate for all networks and a rate of each network's own, side by
-side: accuracies, differences, rates, and which claim of the paper survives which protocol.
+"""Two protocols of an experiment stand side by side: the paper's learning rate for all, and each network's own.
+
+The tables are accuracies, differences, rates, and which claim of the paper survives which protocol.
 
 The claims are on accuracies a of the DEQ, m of its matched and u of its unmatched network, paired over the seeds:
 
@@ -31,7 +32,7 @@ from deq_enn.reporting.tables import (
 )
 
 COMMON, OWN = "one rate for all", "each its own"
-LEVEL = 0.05
+LEVEL = 0.05  # significance level of the answers
 HOLDS, FAILS = "holds", "does not hold"
 
 Accuracies = dict[str, dict[int, float]]  # {model: {seed: test accuracy in %}}

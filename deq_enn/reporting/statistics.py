@@ -1,4 +1,4 @@
-"""A DEQ and an explicit network, paired over seeds: intervals, tests of a difference and of equality, multiplicity.
+"""A DEQ and an explicit network are compared seed by seed: intervals, tests of a difference and of equality, Holm.
 
 The networks of one seed share data, order and first-layer weights, so their accuracies are compared seed by seed. An
 interval that holds 0 does not show that two networks are equal: three seeds will do for that. Equality within a margin
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from deq_enn.reporting.style import mean_std
 
 MARGIN = 0.5  # percentage points within which accuracies count as equal
-LEAST_SEEDS = 8  # fewer make no claim of equality
+LEAST_SEEDS = 8  # number of seeds below which equality is not claimed
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences, one a seed, in their unit: `mean` and `half`, half the width of the 95% interval of the paired t.
+    """The differences, one a seed, have a `mean` and `half`, half the width of the 95% interval of the paired t.
 
     half, p_difference and p_equality are NaN for a single seed.
     """

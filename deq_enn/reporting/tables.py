@@ -1,4 +1,4 @@
-"""The tables of an experiment: accuracies, paired differences, tests of equality, cost; and a CSV of its runs."""
+"""An experiment has these tables: accuracies, paired differences, tests of equality, cost; and a CSV of its runs."""
 
 import csv
 import math

@@ -1,4 +1,4 @@
-"""The section `growth` of bench.py: by what power the time grows with the samples n, the inputs p and the width m."""
+"""The section `growth` of bench.py fits by what power of the samples n, the inputs p and the width m time grows."""
 
 from deq_enn.reporting.markdown import head, row
 from scripts.benchmarks.networks import readout_task
@@ -6,7 +6,7 @@ from scripts.benchmarks.timing import seconds
 
 
 def slope(sizes, times):
-    """Least-squares slope of log time against log size, and its standard error."""
+    """Returns the least-squares slope of log time against log size, and its standard error."""
     import numpy as np
     from scipy.stats import linregress
 

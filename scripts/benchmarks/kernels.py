@@ -1,4 +1,4 @@
-"""Sections of bench.py on the theory: matches, and exact kernels against a plain product and against sampling."""
+"""Sections of bench.py time the theory: matches, and exact kernels against a plain product and against sampling."""
 
 import math
 
@@ -26,9 +26,10 @@ def matching():
 
 
 def monte_carlo(X, activation, sigma_a2=0.2, width=1000, iterations=8):
-    """Seconds to sample the conjugate kernel of X to a standard error of 1% of its diagonal, and the networks needed.
+    """Returns the seconds, and the networks, that it takes to sample the conjugate kernel of X to an error of 1%.
 
-    An entry averages phi(u) phi(v) over the neurons, so its standard error is std[phi(u) phi(v)]/sqrt(neurons).
+    The 1% are of its diagonal. An entry averages phi(u) phi(v) over the neurons, so that its standard error is
+    std[phi(u) phi(v)]/sqrt(neurons).
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The section `kernel_machine` of bench.py: kernels formed, factorised and solved over ranks, each against its floor.
+"""The section `kernel_machine` of bench.py forms, factorises and solves kernels over ranks, each against its floor.
 
 As a program, `python -m scripts.benchmarks.machines RANK SIZE PORT N`, it is one rank of a shared machine, and prints
 seconds.
@@ -35,7 +35,7 @@ def formed(name, X, kernel):
 
 
 def gram(X, height=1080):
-    """The lower triangle of X X^T, in the block rows and the precision in which it enters a kernel."""
+    """Computes the lower triangle of X X^T, in the block rows and the precision in which it enters a kernel."""
     import torch
 
     X = X.double()
@@ -44,7 +44,7 @@ def gram(X, height=1080):
 
 
 def in_turns(calls, repeats=3):
-    """Least seconds of each call; in turns, as a shared machine's speed drifts."""
+    """Returns the least seconds of each call; they take turns, as a shared machine's speed drifts."""
     least = [float("inf")] * len(calls)
     for _ in range(repeats):
         for place, call in enumerate(calls):
@@ -86,7 +86,7 @@ def factorisation(n=6000):
 
 
 def shared(rank, size, n):
-    """Seconds of kernel, fit by conjugate gradients, and predictions, on this rank."""
+    """Returns the seconds of kernel, fit by conjugate gradients, and predictions, on this rank."""
     import torch
 
     from deq_enn.machines.block_rows import Layout, MemoryRows, form

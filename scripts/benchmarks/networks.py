@@ -1,4 +1,4 @@
-"""Sections of bench.py on single networks: features, a DEQ's solver, the readout, two roots of a match."""
+"""Sections of bench.py time single networks: features, a DEQ's solver, the readout, two roots of a match."""
 
 import math
 import tempfile
@@ -10,7 +10,7 @@ from scripts.benchmarks.timing import seconds
 
 
 def matrix_rate(m=2048):
-    """Flops a second of a square float32 product."""
+    """Returns the flops a second of a square float32 product."""
     import torch
 
     A, B = torch.randn(m, m), torch.randn(m, m)
@@ -40,7 +40,7 @@ def features():
 
 
 def torchdeq_solvers():
-    """{name: solve(f, z0) -> (z, iterations)} of torchdeq at the tolerance of ours; empty where it is not installed."""
+    """Returns {name: solve(f, z0) -> (z, iterations)} of torchdeq at our tolerance; empty where it is not installed."""
     try:
         from torchdeq.solver import get_solver
     except ImportError:
@@ -69,7 +69,7 @@ TOLERANCE = 1e-6  # relative residual at which a solver stops
 
 
 def our_solvers():
-    """{name: solve(f, z0) -> (z, iterations)}"""
+    """Returns {name: solve(f, z0) -> (z, iterations)} of this project."""
     from deq_enn.networks.fixed_point import Anderson, Picard
 
     def wrapped(method):
@@ -83,7 +83,7 @@ def our_solvers():
 
 
 def posed(dim, name, sigma_a2):
-    """(f, z0), the equilibrium problem that a DEQ poses on 512 rows of noise, with the scales folded in."""
+    """Returns (f, z0), the equilibrium problem that a DEQ poses on 512 rows of noise, with the scales folded in."""
     import torch
 
     from deq_enn.networks.deq import DEQ
@@ -103,7 +103,7 @@ def posed(dim, name, sigma_a2):
 
 
 def once(solve, f, z0):
-    """What a solver attains, in words, and whether that is the tolerance."""
+    """Says what a solver attains, and whether that is the tolerance."""
     z, iterations = solve(f, z0)
     residual = ((f(z) - z).norm(dim=1) / z.norm(dim=1)).max()
     solved = bool(residual <= 2 * TOLERANCE)
@@ -137,7 +137,7 @@ def solver():
 
 
 def readout_task(dim, opt="sgd", n=60000):
-    """Readout training on n rows of noise."""
+    """Returns the training of a readout on n rows of noise."""
     import torch
 
     from deq_enn.data.datasets import Dataset

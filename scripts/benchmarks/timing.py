@@ -8,7 +8,7 @@ from statistics import median
 
 
 def seconds(call, repeats=5):
-    """Median time of a call, after one that is not counted."""
+    """Returns the median time of a call, after one that is not counted."""
     call()
     times = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""What the paper claims, section by section of the report, and the sentence and table that a stage's numbers make."""
+"""The report's sections are here: what the paper claims, and the sentence and table that a stage's numbers make."""
 
 from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.style import geometric_mean
@@ -81,7 +81,7 @@ OURS = "No claim: ours."
 
 
 def kernel_rows(record, name):
-    """Rows [script, curve, slope, error at the least size, at the largest] of a figure's JSON."""
+    """Returns rows [script, curve, slope, error at the least size, at the largest] of a figure's JSON."""
     if "errors" not in record:  # a map, not curves against n
         return []
     sizes, fits = record.get("widths") or record["settings"]["n"], record.get("slopes") or {}
@@ -100,7 +100,7 @@ def kernel_rows(record, name):
 
 
 def kernel_finding(record, name):
-    """A sentence on a figure's JSON, or ""."""
+    """Says what a figure's JSON shows, in a sentence or ""."""
     if "errors" not in record:
         return ""
     errors, sizes = record["errors"], record["settings"].get("n")
@@ -128,14 +128,14 @@ def signed(value):
 
 
 def columns_of(record):
-    """The cells at the largest width of `training_dynamics`, by learning rate, f - f_0 first."""
+    """Returns the cells at the largest width of `training_dynamics`, by learning rate, f - f_0 first."""
     widest = max(cell["width"] for cell in record["cells"])
     cells = [cell for cell in record["cells"] if cell["width"] == widest]
     return widest, sorted(cells, key=lambda cell: (not cell["centred"], cell["lr"]))
 
 
 def training_table(record):
-    """Distance of each network's curve of training loss to the DEQ's."""
+    """Returns the distances of each network's curve of training loss to the DEQ's."""
     width, cells = columns_of(record)
 
     def shown(row):
@@ -165,7 +165,7 @@ def training_finding(record, name):
 
 
 def pcdeq_table(record):
-    """Geometric rates of the layers trained on MNIST, beside what they should be."""
+    """Returns the rates of the layers trained on MNIST, beside what they should be."""
     rows = [
         [
             r["layer"],
@@ -201,12 +201,12 @@ TABLES = {"training_dynamics": training_table, "pcdeq_convergence": pcdeq_table}
 
 
 def finding(record, name):
-    """A sentence on the numbers of a figure, or ""."""
+    """Says what the numbers of a figure show, in a sentence or ""."""
     return FINDINGS.get(name, kernel_finding)(record, name)
 
 
 def figure_tables(records):
-    """Of the figures of one section, {name: record}."""
+    """Returns the tables of the figures of a section, {name: record}."""
     made = [TABLES[name](record) for name, record in records.items() if name in TABLES]
     rows = [row for name, record in records.items() for row in kernel_rows(record, name)]
     if rows:
@@ -226,7 +226,7 @@ def figure_tables(records):
 
 
 def sweep_finding(experiment):
-    """The paired differences at the largest width and what they show, in a sentence or two, or ""."""
+    """Says what the paired differences at the largest width show, in a sentence or two, or ""."""
     table, equality, cost = difference_table(experiment), equality_table(experiment), cost_table(experiment)
     if table is None:
         return ""

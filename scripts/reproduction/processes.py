@@ -1,4 +1,4 @@
-"""A stage's process with its children: the memory that they hold, how they are stopped, what they said went wrong."""
+"""A stage's process and its children are watched here: their memory, how they are stopped, their last error."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def descendants(pid):
-    """The process and its children's children: a sweep has worker processes."""
+    """Returns the process and its children's children: a sweep has worker processes."""
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -22,7 +22,7 @@ def descendants(pid):
 
 
 def memory(pid):
-    """Bytes that a process and its descendants hold, shared pages counted once; 0 where /proc does not tell."""
+    """Returns the bytes that a process and its descendants hold, shared pages once; 0 where /proc does not tell."""
     total = 0
     for member in descendants(pid):
         try:
@@ -35,7 +35,7 @@ def memory(pid):
 
 
 def stop(process):
-    """Ctrl-C for the stage too, so that it leaves whole files; harder where it does not listen."""
+    """Sends Ctrl-C to the stage too, so that it leaves whole files, and harder signals where it does not listen."""
     for kind, patience in ((signal.SIGINT, 20), (signal.SIGTERM, 20), (signal.SIGKILL, None)):
         try:
             os.killpg(process.pid, kind)
@@ -49,7 +49,7 @@ def stop(process):
 
 
 def error_line(log, status):
-    """The line in which the stage says what went wrong, else its last one."""
+    """Returns the line in which the stage says what went wrong, else its last one."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     # torchrun has its own say after it
     named = [line for line in lines if re.match(r"\S+\.py: (error|failed): ", line)]

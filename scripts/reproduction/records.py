@@ -1,4 +1,4 @@
-"""What is known of each stage of reproduce.py: what it did, how far a sweep is, and so how much time is left."""
+"""reproduce.py keeps here what each stage did and how far a sweep is, and so how much time is left."""
 
 import json
 import shlex
@@ -11,7 +11,7 @@ RENAMED = {"--output": "--output_path", "--width": "--dim"}
 
 
 class Records:
-    """OUTPUT_PATH/stages.json holds {stage: what is known of it}, written after every change."""
+    """OUTPUT_PATH/stages.json holds {stage: what it did}, and is written after every change."""
 
     def __init__(self, path):
         self.path, self.stages = path, {}
@@ -68,7 +68,7 @@ def task(stage):
 
 
 def shown(command):
-    """For the report, to be typed in the repository root."""
+    """Returns the command as it is typed in the repository root, for the report."""
     python = Path(command[0])
     return shlex.join([str(python.relative_to(ROOT)) if python.is_relative_to(ROOT) else command[0], *command[1:]])
 
@@ -86,7 +86,7 @@ def commit():
 
 
 class SweepProgress:
-    """Seconds of a sweep's cost that its metrics.jsonl shows to be done, read on from where the last look ended."""
+    """Counts the seconds of a sweep's cost that metrics.jsonl shows to be done, from where the last look ended."""
 
     def __init__(self, stage):
         self.path, self.data = Path(stage.folder) / "metrics.jsonl", stage.data
@@ -124,12 +124,12 @@ class SweepProgress:
 
 
 def rate(work, prior=1.0):
-    """Seconds that a second of cost takes, from [(cost, seconds)]; 5 s of cost count as taken at the prior rate."""
+    """Returns the seconds that a second of cost takes, of [(cost, seconds)]; 5 s of cost count at the prior rate."""
     return (5 * prior + sum(seconds for _, seconds in work)) / (5 + sum(cost for cost, _ in work))
 
 
 def time_left(todo, work, current=None, behind=0.0, fresh=0.0, elapsed=0.0):
-    """Seconds expected for the stages `todo` and for the rest of the `current` one.
+    """Returns the seconds expected for the stages `todo` and for the rest of the `current` one.
 
     work : [(kind, cost, seconds)] of what is done.
     behind : cost of the current stage that is done; `fresh` of it was done in the `elapsed` seconds since its start.

@@ -1,4 +1,4 @@
-"""The stages of reproduce.py, each one command: what it writes, what it should cost, the data that it needs."""
+"""The stages of reproduce.py are listed here, a command each: what it writes, what it costs, what data it needs."""
 
 import functools
 import sys
@@ -52,7 +52,7 @@ RATES, KEPT = 9, 0.8  # rates that --lr auto tries, 7 to 11 of them with SGD, an
 
 @dataclass(frozen=True)
 class Stage:
-    """One command. `cost`: expected seconds; `outputs`: files that are there once it is finished."""
+    """A stage is one command. `cost`: expected seconds; `outputs`: files that are there once it is finished."""
 
     name: str
     kind: str  # "sweep" or "figure"
@@ -64,14 +64,14 @@ class Stage:
 
 
 def seconds(dataset, model, dim, epochs=0):
-    """Expected of a run: its features, and its epochs."""
+    """Returns the seconds that a run is expected to take: its features, and its epochs."""
     n, n_test, p, n_classes = SIZES[dataset]
     work = cost(SimpleNamespace(model=model, dim=dim, train="readout", epoch=epochs), n + n_test, p, n_classes)
     return work / MULTIPLICATIONS + epochs * n / 60000 * PASS
 
 
 def choice(dataset, model, dim, epochs):
-    """Seconds expected of finding a run's own rate: features of the training samples, and an attempt at each rate."""
+    """Returns the seconds that finding a run's own rate takes: the training samples' features, an attempt a rate."""
     n, n_test, *_ = SIZES[dataset]
     features = seconds(dataset, model, dim)
     return features * n / (n + n_test) + RATES * KEPT * (seconds(dataset, model, dim, epochs) - features)
@@ -87,7 +87,7 @@ def own_rate_cost(dataset, dims, epochs, seeds=SEEDS):
 
 
 def plan(arguments):
-    """Every stage, the cheapest first."""
+    """Returns every stage, the cheapest first."""
     output, data = (
         arguments.output_path,
         ["--dataset_path", str(arguments.dataset_path)] if arguments.dataset_path else [],
@@ -156,7 +156,7 @@ def plan(arguments):
 
 @functools.cache
 def missing(dataset, path):
-    """Why the data set is not there, or "". MNIST and its like are downloaded where there is a network."""
+    """Says why the data set is not there, or "". MNIST and its like are downloaded where there is a network."""
     path = Path(path or "data")
     if dataset == "gmm":
         return ""

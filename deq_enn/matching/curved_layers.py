@@ -1,16 +1,19 @@
-"""Layers of the form xi + q e(xi) + r o(xi), and every moment of them as a polynomial in (q, r).
+"""Layers of the form xi + q e(xi) + r o(xi) have moments that are polynomials in (q, r).
 
 At its input scale tau a layer is sigma(tau xi) = tau (xi + q e(xi) + r o(xi)), xi ~ N(0, 1), with e even of unit second
-Hermite coefficient and o odd without a linear part: E[sigma'] is 1 and E[sigma''] = sqrt(2) q/tau. Two kinds:
-
-Cubic: e = h_2, o = h_3, the orthonormal Hermite polynomials. Piecewise linear: the slope of e is the Lloyd-Max
-quantiser of xi with 2K + 1 levels, the staircase nearest to h_2'; o is a soft threshold at one of its K thresholds.
+Hermite coefficient and o odd without a linear part. So E[sigma'] is 1 and E[sigma''] = sqrt(2) q/tau. There are two
+kinds. In a cubic layer e = h_2 and o = h_3 are the orthonormal Hermite polynomials. In a piecewise-linear layer the
+slope of e is the Lloyd-Max quantiser of xi with 2K + 1 levels, the staircase nearest to h_2', and o is a soft threshold
+at one of its K thresholds.
 
 Reference: Max, IRE Trans. Inf. Theory 6 (1960).
 """
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -18,10 +21,12 @@ from scipy.special import ndtr
 from deq_enn.theory.activations import Activation, piecewise_linear
 
 
-class _Basis:
-    """The functions (xi, e, o), their derivatives, and every moment of xi + q e + r o as a form in (1, q, r)."""
+class Basis(ABC):
+    """A basis is (xi, e, o) with derivatives; every moment of xi + q e + r o is a quadratic form in (1, q, r)."""
 
-    def __init__(self, kinks=()):
+    name: str  # plural, of the layers
+
+    def __init__(self, kinks: Sequence[float] | np.ndarray = ()):
         edges = np.unique(np.concatenate([np.arange(-13.0, 14.0), kinks, np.negative(kinks)]))
         x, weight = np.polynomial.legendre.leggauss(20)  # exact to rounding: polynomials times a Gaussian on each panel
         half = np.diff(edges) / 2
@@ -37,13 +42,21 @@ class _Basis:
         self._forms = np.array(list(zip(*entries)))  # (4 entries, 4 forms)
         self.third = g[2] @ (2 * second)
 
-    def moments(self, q, r):
-        """(N, mu, w, nu, t) of xi + q e + r o, as `norm_response.response_of` takes them."""
-        one, b, qq, rr = self._forms.reshape(4, 4, *[1] * max(np.ndim(q), np.ndim(r)))
-        return *(one + b * r + qq * (q * q) + rr * (r * r)), self.third * r
+    @abstractmethod
+    def _functions(self, xi, weight) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (xi, e, o) and their derivatives at xi, two (3, nodes) arrays."""
+
+    @abstractmethod
+    def layer(self, index: int, q: float, r: float, tau: float, gain: float) -> tuple[Activation, dict[str, Any]]:
+        """Returns the layer gain tau (xi + q e + r o), xi = x/tau, as an activation, and its parameters."""
+
+    def moments(self, q: Any, r: Any) -> tuple[Any, ...]:
+        """Returns (N, mu, w, nu, t) of xi + q e + r o for `norm_sensitivity.response_of`: floats, or arrays."""
+        constant, b, qq, rr = self._forms.reshape(4, 4, *[1] * max(np.ndim(q), np.ndim(r)))
+        return *(constant + b * r + qq * (q * q) + rr * (r * r)), self.third * r
 
 
-class _Cubic(_Basis):
+class _Cubic(Basis):
     name = "cubic layers"
 
     def _functions(self, xi, weight):
@@ -66,8 +79,8 @@ class _Cubic(_Basis):
         return Activation(f"cubic_{index}", fn, derivative), dict(gain=gain, q=q, r=r, tau=tau)
 
 
-class _Piecewise(_Basis):
-    """Kinks on either side of 0, where the slope of e jumps; o is a soft threshold at the kink numbered `knee`."""
+class _Piecewise(Basis):
+    """The slope of e jumps at kinks on either side of 0, and o is a soft threshold at the kink numbered `knee`."""
 
     def __init__(self, kinks, jumps, knee):
         self.kinks, self.jumps, self.knee = np.asarray(kinks), np.asarray(jumps), knee
@@ -99,10 +112,10 @@ class _Piecewise(_Basis):
 
 
 @cache
-def quantiser(ramps):
-    """The positive thresholds and levels of the Lloyd-Max quantiser of N(0, 1) with 2 ramps + 1 levels."""
-    levels = np.linspace(1.0, 2.0, ramps)
-    for _ in range(2000):  # Lloyd's iteration contracts: a log-concave density has one fixed point
+def quantiser(ramps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the positive thresholds and levels of the Lloyd-Max quantiser of N(0, 1) with 2 ramps + 1 levels."""
+    levels = thresholds = np.linspace(1.0, 2.0, ramps)
+    for _ in range(2000):  # Lloyd's iteration contracts, because a log-concave density has a single fixed point
         before = levels
         thresholds = (np.append(0.0, levels[:-1]) + levels) / 2
         edges = np.append(thresholds, np.inf)
@@ -113,7 +126,8 @@ def quantiser(ramps):
 
 
 @cache
-def bases_of(family, ramps):
+def bases_of(family: str, ramps: int) -> tuple[Basis, ...]:
+    """Returns the bases of a family with this number of ramps on either side of 0, one for each knee."""
     if family == "hermite":
         return (_Cubic(),)
     thresholds, levels = quantiser(ramps)
@@ -121,9 +135,11 @@ def bases_of(family, ramps):
 
 
 @cache
-def absolute_value():
+def absolute_value() -> Basis:
+    """Returns the basis of leaky-ReLU layers, whose even part is |xi| without its mean."""
     return _Piecewise([0.0], [1.0], 0)
 
 
-def linear_layer(index, gain):
+def linear_layer(index: int, gain: float) -> tuple[Activation, dict[str, Any]]:
+    """Returns the layer gain x as an activation, and its parameters."""
     return piecewise_linear(f"linear_{index}", (), (gain,)), dict(kinks=(), slopes=(gain,), value_at_zero=0.0)

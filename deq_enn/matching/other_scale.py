@@ -1,22 +1,22 @@
-"""The match of a DEQ on data of another scale than the one it is centred at.
+"""A DEQ may see data of another scale than the one it is centred at; this file adapts its match to that.
 
-phi = f - E[f(tau_* xi)] has a fixed constant. Where the data's tau_0 is another than the one tau_* was computed at, phi
-has a mean m there, and the kernel a part of low rank beside the four coefficients:
+phi = f - E[f(tau_* xi)] has a fixed constant. Where tau_* was computed at another tau_0 than that of the data, phi has
+a mean m there, and the kernel has a part of low rank beside the four coefficients:
 
     G_ij = c2 (kappa + chi_i)(kappa + chi_j) + c1 S_ij + c3 S_ij^2,      chi_i = |x_i|^2 - tau_0^2,
 
-with kappa = m/m', m' = d m/d|x|^2: the mean of phi is m + m' chi_i for sample i, and passes the weights again and
-again as chi does in Theorem 1, divided by the same 1 - sigma_a^2 E[phi']^2. So does the mean of every layer of a
-centred match at the data's tau_0: m_l' chi_i, m_l' = E[sigma_l'']/2 prod_{k<l} E[(sigma_k^2)'']/2. A constant
-kappa m_l' on each makes the same low-rank part of it, for the conjugate and for the tangent kernel.
+with kappa = m/m', m' = d m/d|x|^2. The mean of phi is m + m' chi_i for sample i. It passes the weights again and again
+as chi does in Theorem 1, and is divided by the same 1 - sigma_a^2 E[phi']^2. In a centred match at the data's tau_0,
+layer l has the mean m_l' chi_i with m_l' = E[sigma_l'']/2 prod_{k<l} E[(sigma_k^2)'']/2. So a constant kappa m_l' on
+each layer makes the same low-rank part, in the conjugate and in the tangent kernel.
 
-This is to first order in G_ij/G_ii = rho_0, the correlation of two orthogonal samples, which is not small. kappa is
-taken from the exact kernel, and the last constant so that G_ij of orthogonal samples is exact. What remains was
-measured on a mixture and on features with spread norms, sigma_a^2 = 0.2, at 0.5, 2 and 10 times the DEQ's tau_0: a
-relative spectral error of 1e-4 to 0.08, where the centred match alone has 0.2 to 1. Of that, with rows and columns
-centred, which leaves out the constant part: below 0.025 for the conjugate kernel of relu, elu, selu, softplus and
-sigmoid, and up to 0.2 for swish, gelu and mish above their tau_0. A kernel whose entries would be off by more than a
-tenth of the diagonal is refused; the tangent kernels of gelu and mish at 0.5 and 2 times tau_0 are.
+This holds to first order in G_ij/G_ii = rho_0, the correlation of two orthogonal samples, which is not small. Therefore
+kappa is taken from the exact kernel, and the last constant makes G_ij of orthogonal samples exact. The remaining error
+was measured on a mixture and on features with spread norms, at sigma_a^2 = 0.2 and 0.5, 2 and 10 times the DEQ's tau_0.
+The relative spectral error is 1e-4 to 0.08, where the centred match alone has 0.2 to 1. With rows and columns centred,
+which leaves out the constant part, it is below 0.025 for the conjugate kernel of relu, elu, selu, softplus and sigmoid,
+and up to 0.2 for swish, gelu and mish above their tau_0. A kernel is refused if its entries would be off by more than a
+tenth of the diagonal, as those of the tangent kernels of gelu and mish at 0.5 and 2 times tau_0 would be.
 """
 
 import math
@@ -29,7 +29,7 @@ from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.gaussian import gaussian_moments
 
-_TOLERANCE = 0.1  # of an entry's error, relative to the diagonal
+_TOLERANCE = 0.1  # error of an entry relative to the diagonal, above which a kernel is refused
 
 
 def off_centre(
@@ -40,7 +40,7 @@ def off_centre(
     centred_at: float,
     kernel: str = "ck",
 ) -> tuple[Activation, ...]:
-    """The layers of a centred match, with the constants of the DEQ that is centred at another scale.
+    """Returns the layers of a centred match, with constants that make them match a DEQ centred at another scale.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def off_centre(
     own = explicit_kernels(points, shifted)[index][2, 3].item()
     scale = tau0 if len(layers) == 1 else math.sqrt(explicit_kernels(points, shifted[:-1])[0][2, 2].item())
     mean = gaussian_moments(shifted[-1], scale).mean
-    rest = (ck, ntk)[index][2, 3].item() - own + mean**2  # what the mean of the last layer has to make
+    rest = (ck, ntk)[index][2, 3].item() - own + mean**2  # the square of the mean that the last layer has to have
     if rest < 0:
         raise ValueError(remedy)
     shifted[-1] = _plus(shifted[-1], math.copysign(math.sqrt(rest), mean) - mean)

@@ -213,7 +213,7 @@ def curve(
 
 @lru_cache(maxsize=64)  # the search tries each first layer with several second ones
 def _first_shares(place, first, scaled):
-    """Returns a grid of shares in [0, 1), fine near r_1 = 0, where a nearly linear DEQ has a small window of matches."""
+    """Returns a grid of shares in [0, 1), fine near r_1 = 0, where a nearly linear DEQ has a few matches."""
     grid, steps = _GRID, _STEPS
     centres = roots(lambda share: _excess(place, first, scaled, share)[2], grid)
     grid = np.concatenate([grid, steps, 1 - steps, *(c * np.concatenate([[1], 1 + steps, 1 - steps]) for c in centres)])

@@ -155,7 +155,7 @@ def finished(config, data, tau0) -> dict:
         with atomic_write(path, "w") as file:
             json.dump(result, file)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         raise ValueError(f"{path} is damaged: delete it") from None
 

@@ -60,7 +60,7 @@ def high_water():
     """Returns the bytes that this process has held at most."""
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage, which on Linux begins with what the parent held
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[1])
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -137,7 +137,7 @@ def machine():
         next(
             (
                 line.partition(":")[2].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
                 if line.startswith("model name")
             ),
             "",

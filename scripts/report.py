@@ -93,7 +93,7 @@ def absence(name, record):
 
 def about(name):
     """Says what a figure shows: the first paragraph of its script's docstring."""
-    tree = ast.parse((ROOT / "ck_ntk" / f"{name}.py").read_text())
+    tree = ast.parse((ROOT / "ck_ntk" / f"{name}.py").read_text(encoding="utf-8"))
     return " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
 
 
@@ -182,9 +182,9 @@ def machine():
     """Returns [(what, value)] of this machine and its software."""
     cpu, memory = platform.processor() or platform.machine(), ""
     try:
-        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
         cpu = model[1] if model else cpu
-        if kilobytes := re.search(r"^MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(), re.M):
+        if kilobytes := re.search(r"^MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"), re.M):
             memory = f"{1024 * int(kilobytes[1]) / 1e9:.1f} GB"
     except OSError:  # not Linux
         pass

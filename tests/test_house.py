@@ -126,3 +126,18 @@ def test_only_commands_put_the_root_on_the_path():
             assert path.count("/") == 1, path
         assert "E402" not in text, path
     assert not [path for path, (text, _) in code().items() if path.startswith("deq_enn/") and "sys.path" in text]
+
+
+def test_text_files_name_their_encoding():
+    """Which is else that of the machine; ruff's PLW1514 sees those of open(), and of a Path whose type it can tell."""
+    mute = [
+        f"{path}:{call.lineno}"
+        for path, (_, tree) in code().items()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in ("read_text", "write_text")
+        and len(call.args) < (1 if call.func.attr == "read_text" else 2)
+        and not any(keyword.arg == "encoding" for keyword in call.keywords)
+    ]
+    assert not mute

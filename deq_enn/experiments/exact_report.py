@@ -89,7 +89,7 @@ def right(paths: Iterable[Path | str]) -> "torch.Tensor":
     """Says of each test sample whether it is classified rightly, (m,) bool, from logs of predictions in turn."""
     import torch
 
-    logs = [json.loads(Path(path).read_text()) for path in paths]
+    logs = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
     return torch.cat([torch.tensor(log["predicted"]) == torch.tensor(log["labels"]) for log in logs])
 
 

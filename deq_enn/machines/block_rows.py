@@ -118,7 +118,7 @@ class FileRows:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._finished: list[int] = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            listed = json.loads(self._list_path.read_text())
+            listed = json.loads(self._list_path.read_text(encoding="utf-8"))
             finished = listed.pop("finished_rows")
             if listed == self.key and self.path.stat().st_size == layout.nbytes:
                 self._finished = finished

@@ -257,7 +257,11 @@ def quiet() -> Iterator[None]:
     """Silences what exporters say on the way."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with (
+        warnings.catch_warnings(),
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
         warnings.simplefilter("ignore")
         try:
             yield

@@ -7,7 +7,7 @@ from pathlib import Path
 def read_lines(path: Path) -> list[dict]:
     """Returns the records of a file of JSON lines, none without a file; a line that a kill cut short is passed over."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

@@ -134,7 +134,7 @@ def with_own_rate(
     """Returns the configuration with the rate chosen for it, which is kept beside the run's checkpoint."""
     path, team = checkpoint_path(config, save_path).with_suffix(".rate.json"), team or Team()
     try:
-        rate = float(json.loads(path.read_text())["lr"]) if resume else None
+        rate = float(json.loads(path.read_text(encoding="utf-8"))["lr"]) if resume else None
     except (OSError, ValueError, KeyError, TypeError):
         rate = None
     if rate is None:

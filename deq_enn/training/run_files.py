@@ -172,7 +172,7 @@ class Result:
 def finished(config: Config, output_path: Path | str) -> bool:
     """Tells whether the log has all epochs; whose log it is, `check_output` knows."""
     path = log_path(config, output_path, "test")
-    return path.exists() and len(json.loads(path.read_text())) >= config.epoch
+    return path.exists() and len(json.loads(path.read_text(encoding="utf-8"))) >= config.epoch
 
 
 class RunFiles:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deq_enn.names import DATASETS, PRESETS
+from deq_enn.utils.terminal import spell_what_is_not_shown
 
 BAD_INPUT, FAILED = 2, 1  # exit statuses; the third is INTERRUPTED
 
@@ -21,6 +22,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser that reports an error in one line, without the usage text, and shows a module's docstring as it is."""
 
     def __init__(self, **options: Any):
+        spell_what_is_not_shown()
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: object) -> NoReturn:

@@ -27,7 +27,7 @@ def available(device: torch.device | str = "cpu") -> int | None:
 
 def _machine() -> list[int]:
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         return [1024 * int(lines["MemAvailable"].split()[0])]
     except (OSError, KeyError, ValueError):  # not Linux: all of it, as nobody says what is taken
         try:
@@ -39,7 +39,7 @@ def _machine() -> list[int]:
 def _control_groups(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
     """Returns the bytes that each memory limit leaves, on the way from this process's control group to the root."""
     try:
-        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in membership.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return []
     left = []
@@ -51,10 +51,12 @@ def _control_groups(root: Path = CGROUPS, membership: Path = Path("/proc/self/cg
         for folder in (group, *group.parents):
             folder = root / controllers / folder
             try:
-                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                statistics = dict(
+                    line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+                )
                 left.append(
-                    int((folder / limit).read_text())
-                    - int((folder / use).read_text())
+                    int((folder / limit).read_text(encoding="utf-8"))
+                    - int((folder / use).read_text(encoding="utf-8"))
                     + int(statistics.get(reclaimable, 0))
                 )
             except (OSError, ValueError):  # no such file, as in a container that sees its group as the root; or "max"

@@ -10,12 +10,12 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Yields a file that takes the place of `path` on success and vanishes on any failure."""
+    """Yields a file that takes the place of `path` on success and vanishes on any failure; text is UTF-8."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, mode) as file:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
         umask = os.umask(0)
         os.umask(umask)

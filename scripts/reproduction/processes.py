@@ -12,7 +12,7 @@ def descendants(pid):
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(folder.name)] = int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
         except (OSError, ValueError):  # ended meanwhile
             continue
     family = {pid}
@@ -26,7 +26,7 @@ def memory(pid):
     total = 0
     for member in descendants(pid):
         try:
-            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
+            rollup = Path(f"/proc/{member}/smaps_rollup").read_text(encoding="utf-8")
         except OSError:
             continue
         match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.M)
@@ -50,7 +50,7 @@ def stop(process):
 
 def error_line(log, status):
     """Returns the line in which the stage says what went wrong, else its last one."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     # torchrun has its own say after it
     named = [line for line in lines if re.match(r"\S+\.py: (error|failed): ", line)]
     return (named or lines or ["no output"])[-1][:300] + f" (exit status {status})"

@@ -155,7 +155,7 @@ threading.Thread(target=befall, daemon=True).start()
 def gone(pid):
     """Whether the process has ended, if perhaps nobody has asked for its status."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
 

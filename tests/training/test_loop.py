@@ -322,7 +322,7 @@ def test_a_checkpoint_that_would_run_code_does_not(tmp_path):
 
 def test_a_torn_metrics_line_is_passed_over(tmp_path):
     go(BASE, tmp_path)
-    with open(tmp_path / "out" / "metrics.jsonl", "a") as file:
+    with open(tmp_path / "out" / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"event": "epo')
     go(replace(BASE, seed=1), tmp_path)
     assert len(read_metrics(tmp_path / "out")) == 10

@@ -146,8 +146,7 @@ def reproduce(stages, arguments):
 
 
 def parse_arguments(argv=None):
-    # --seeds is a number of seeds: no abbreviation may be taken for it
-    parser = OneLineParser(prog="reproduce.sh", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="reproduce.sh", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small grid, on the mixture and MNIST only")
     parser.add_argument("--dataset_path", type=Path, metavar="DIR", help="folder of the data (default: data)")
     parser.add_argument(

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from deq_enn.reporting.style import STYLE, save
-from deq_enn.utils.arguments import FAILED, OneLineParser, bounded_float, bounded_int, old_spelling, positive_int
-from deq_enn.utils.interrupts import INTERRUPTED
+from deq_enn.utils.arguments import OneLineParser, bounded_float, bounded_int, check_folder, old_spelling, positive_int
+from deq_enn.utils.outcome import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,8 +27,8 @@ OLD = {"--sigma_a2": "--asquare", "--width": "--dim", "--output": "--output_path
 def make_parser(
     name, description, *, n=None, seeds=None, epoch=None, spectrum=None, dim=None, dataset=False, flags=None
 ):
-    """Returns the parser of a script; see `run`. An abbreviation, such as --seed for --seeds, is not taken."""
-    parser = OneLineParser(prog=name, description=description, allow_abbrev=False)
+    """Returns the parser of a script; see `run`."""
+    parser = OneLineParser(prog=name, description=description)
     add = parser.add_argument
     if n:
         add("--n", type=SIZE, nargs="+", default=n, help=f"numbers of samples (default {n})")
@@ -81,21 +81,17 @@ def run(main, description, **options):
     args = parser.parse_args()
     if options.get("n"):
         args.n = sorted(set(args.n))
-    try:
-        if args.output_path.exists() and not args.output_path.is_dir():
-            raise ValueError(f"--output_path {args.output_path} is not a folder")
+    check_folder(parser, "output_path", args.output_path)  # before anything is computed
+    with one_line(parser):
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
         with plt.style.context(STYLE):
-            figure, numbers = main(args)
+            try:
+                figure, numbers = main(args)
+            except OSError as error:  # in the data, so bad input
+                raise ValueError(str(error)) from None
             write(name, args, figure, numbers)
-    except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
-    except RuntimeError as error:
-        parser.exit(FAILED, f"{name}: failed: {' '.join(str(error).split())}\n")
-    except KeyboardInterrupt:
-        parser.exit(INTERRUPTED, f"{name}: interrupted\n")
-    print(f"{args.output_path / name}.png")
+        print(f"{args.output_path / name}.png")

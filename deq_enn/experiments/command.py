@@ -12,7 +12,6 @@ mathematics, and nothing heavy is imported before the flags are known to be good
 
 import contextlib
 import sys
-import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -22,8 +21,8 @@ from deq_enn.experiments.accuracy_report import print_theory
 from deq_enn.experiments.executors import cluster, pool, run_all
 from deq_enn.experiments.flags import parse_arguments
 from deq_enn.utils import interrupts
-from deq_enn.utils.arguments import FAILED
-from deq_enn.utils.interrupts import INTERRUPTED, RESUME
+from deq_enn.utils.interrupts import RESUME
+from deq_enn.utils.outcome import one_line
 from deq_enn.utils.team import Team, ranks, team_of_ranks
 
 if TYPE_CHECKING:
@@ -35,19 +34,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None, prog: str = "main.py") -> None:
     """Runs the grid of a command line, and ends the process with one line where that fails."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"{prog}: warning: {message}", file=sys.stderr)  # one line
-        parser, arguments = parse_arguments(argv, prog, __doc__)
-        try:
-            experiment(parser.prog, arguments)
-        except ValueError as error:
-            parser.error(str(error))
-        except (RuntimeError, OSError) as error:
-            parser.exit(FAILED, f"{prog}: failed: {error}\n")
-        except MemoryError as error:
-            parser.exit(FAILED, f"{prog}: failed: out of memory ({error})\n")
-        except KeyboardInterrupt as error:
-            parser.exit(INTERRUPTED, f"{prog}: {error if error.args else 'interrupted'}; {RESUME}\n")
+    parser, arguments = parse_arguments(argv, prog, __doc__)
+    with one_line(parser, f"; {RESUME}"):
+        experiment(parser.prog, arguments)
 
 
 def experiment(prog: str, arguments: Namespace) -> None:

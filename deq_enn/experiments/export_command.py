@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     arguments = parser.parse_args(argv)
     check_data_flags(parser, arguments)
-    with one_line(parser, "interrupted, nothing was written"):
+    with one_line(parser, ", nothing was written"):
         check_network_file(arguments.file)
         write(arguments)
 

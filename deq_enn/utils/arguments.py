@@ -19,11 +19,14 @@ BAD_INPUT, FAILED = 2, 1  # exit statuses; the third is INTERRUPTED
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports an error in one line, without the usage text, and shows a module's docstring as it is."""
+    """A parser that reports an error in one line, without the usage text, and shows a module's docstring as it is.
+
+    No abbreviation is taken for a flag: `--seed` would be taken for `--seeds`, and mean something else.
+    """
 
     def __init__(self, **options: Any):
         spell_what_is_not_shown()
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: object) -> NoReturn:
         """Exits with status 2 after "NAME: error: MESSAGE"."""

@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deq_enn.names import ACTIVATIONS
 from deq_enn.utils import interrupts
 from deq_enn.utils.arguments import (
-    FAILED,
     OneLineParser,
     add_data_flags,
     bounded_float,
@@ -35,6 +32,7 @@ from deq_enn.utils.arguments import (
     positive_int,
 )
 from deq_enn.utils.interrupts import INTERRUPTED
+from deq_enn.utils.outcome import one_line
 from deq_enn.verdicts.result import Candidate, Verdict
 
 if TYPE_CHECKING:
@@ -105,8 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_folder(parser, "output_path", arguments.output_path)
     if arguments.export:
         check_export(parser, arguments.export)
-    with warnings.catch_warnings(), one_line_errors(parser):
-        warnings.showwarning = lambda message, *_: print(f"{parser.prog}: warning: {message}", file=sys.stderr)
+    with one_line(parser, ", before anything was found"):
         pending, normalised = prepare(arguments)
         try:
             pending.run(progress=sys.stderr.isatty())
@@ -114,25 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("interrupted; known so far:")
             print(pending.conclude().table())
             parser.exit(INTERRUPTED, f"{parser.prog}: interrupted, nothing was written\n")
-        verdict = pending.conclude()
-        finish(verdict, arguments)
-        if arguments.export:
-            write_network(verdict, pending, arguments, normalised)
-
-
-@contextmanager
-def one_line_errors(parser: ArgumentParser) -> Iterator[None]:
-    """Ends the program with one line and the right exit status where something goes wrong inside."""
-    try:
-        yield
-    except ValueError as error:
-        parser.error(str(error))
-    except (RuntimeError, OSError) as error:
-        parser.exit(FAILED, f"{parser.prog}: failed: {error}\n")
-    except MemoryError as error:
-        parser.exit(FAILED, f"{parser.prog}: failed: out of memory ({error})\n")
-    except KeyboardInterrupt:
-        parser.exit(INTERRUPTED, f"{parser.prog}: interrupted, before anything was found\n")
+        finish(pending, arguments, normalised)
 
 
 def check_export(parser: ArgumentParser, path: str) -> None:
@@ -181,36 +160,45 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     return begin(deq, X, y, held=held, budget=a.budget, tolerance=a.tolerance, seed=a.seed), normalised
 
 
-def finish(verdict: Verdict, arguments: Namespace) -> None:
-    """Prints the verdict and writes it, with its figure and its page."""
+def finish(pending: PendingVerdict, arguments: Namespace, normalised: Normalised) -> None:
+    """Writes the verdict and what else was asked for, and then prints it: also where it could not be written."""
+    verdict, written = pending.conclude(), []
+    try:
+        written = [f"\n{verdict.seconds:.0f} s; {', '.join(write_verdict(verdict, arguments))}"]
+        if arguments.export:
+            written += write_network(verdict, pending, arguments, normalised)
+    finally:
+        for sentence in verdict.applies.get("fails", ()):
+            print(f"assumption: {sentence}")
+        print(verdict.table())
+        print(*written, sep="\n")
+
+
+def write_verdict(verdict: Verdict, arguments: Namespace) -> list[str]:
+    """Writes the verdict with its figure and its page, and returns the files."""
     from deq_enn.utils.files import atomic_write
     from deq_enn.verdicts.page import write
 
-    for sentence in verdict.applies.get("fails", ()):
-        print(f"assumption: {sentence}")
-    print(verdict.table())
     path = Path(arguments.output_path) / "verdict.json"
     settings = {"dataset": arguments.dataset, "dataset_path": arguments.dataset_path, **verdict.settings}
     numbers = verdict.to_dict() | {"settings": settings}
     with atomic_write(path, "w") as file:
         json.dump(numbers, file, indent=1, allow_nan=False)
-    print(f"\n{verdict.seconds:.0f} s; {', '.join(map(str, [path, *write(numbers, path.parent)]))}")
+    return [str(path), *map(str, write(numbers, path.parent))]
 
 
-def write_network(verdict: Verdict, pending: PendingVerdict, arguments: Namespace, normalised: Normalised) -> None:
-    """Writes the chosen network with its readout, and prints what was written; says so where there is none."""
+def write_network(verdict: Verdict, pending: PendingVerdict, arguments: Namespace, normalised: Normalised) -> list[str]:
+    """Writes the chosen network with its readout, and returns lines that say so, or that there is none."""
     from deq_enn.networks.export import export
 
     if verdict.chosen is None:
-        print(f"{arguments.export} is not written: the answer is {verdict.answer}, so that no network was chosen")
-        return
+        return [f"{arguments.export} is not written: the answer is {verdict.answer}, so that no network was chosen"]
     mean, scale = normalised
     network, X = exported(verdict.chosen, pending, arguments.seed, normalised)
     rows = X[:64] * scale + (0 if mean is None else mean)
     written = export(network, arguments.export, rows)
-    print(f"exported {verdict.chosen.name}: {', '.join(written['files'])}")
-    if written["skipped"]:
-        print(written["skipped"])
+    skipped = [written["skipped"]] if written["skipped"] else []
+    return [f"exported {verdict.chosen.name}: {', '.join(written['files'])}", *skipped]
 
 
 def exported(

@@ -1,5 +1,7 @@
 """The verdict from the command line: what it prints, writes and refuses."""
 
+import errno
+import io
 import json
 import subprocess
 import sys
@@ -89,6 +91,35 @@ def test_a_run_prints_a_table_and_writes_what_it_found(capsys, tmp_path, small_n
     read = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert read["answer"] == "replace" and read["settings"]["dataset"] == "npz" and read["chosen"] in out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "verdict.png", "verdict.html"}
+
+
+def test_what_is_printed_to_a_full_disk_is_printed_after_the_files(
+    few_candidates, capsys, monkeypatch, tmp_path, small_npz
+):
+    class Full(io.StringIO):
+        def write(self, text):
+            if "plain, depth 1" in text:  # the table
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(SystemExit) as stop:
+        gateway.main(flags_of(small_npz, tmp_path / "out"))
+    assert stop.value.code == 1 and "the files are written" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "verdict.png", "verdict.html"}
+
+
+def test_a_verdict_that_cannot_be_written_is_printed_all_the_same(
+    few_candidates, capsys, monkeypatch, tmp_path, small_npz
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gateway, "write_verdict", full)
+    with pytest.raises(SystemExit) as stop:
+        gateway.main(flags_of(small_npz, tmp_path / "out"))
+    captured = capsys.readouterr()
+    assert stop.value.code == 1 and "No space left" in captured.err and "plain, depth 1" in captured.out
 
 
 @pytest.mark.slow

@@ -1,0 +1,42 @@
+"""How a command ends where what it prints reaches nobody."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROGRAM = """
+import sys
+from deq_enn.utils.arguments import OneLineParser
+from deq_enn.utils.outcome import one_line
+with one_line(OneLineParser(prog="NAME")):
+    for _ in range(3):
+        print("a line", flush=True)
+        sys.stdout.flush()
+    print("a warning", file=sys.stderr)
+    open(sys.argv[1], "w").write("whole")
+    print("the last line, which is flushed at the end")
+"""
+
+
+@pytest.mark.parametrize(
+    "redirection, status, words",
+    [
+        ("| true", 0, "a warning\n"),
+        (">&-", 0, "a warning\n"),
+        (">&- 2>&-", 0, ""),
+        ("2>&1 | true", 0, ""),
+        ("> /dev/full", 1, "a warning\nNAME: failed: the files are written, but not all could be printed (No space"),
+    ],
+)
+def test_the_files_are_whole_whatever_becomes_of_the_output(tmp_path, redirection, status, words):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = f"{sys.executable} {tmp_path}/program.py {tmp_path}/out {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith(words) and done.stderr.count("\n") == words.count("\n") + (status == 1)
+    assert (tmp_path / "out").read_text() == "whole"

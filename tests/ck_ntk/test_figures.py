@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import linregress
 
 from ck_ntk import cifar10_matching, finite_width_kernels
-from ck_ntk.common import kernel_figures, samples, slopes
+from ck_ntk.common import command, kernel_figures, samples, slopes
 from deq_enn.data.mixtures import gaussian_mixture
 from deq_enn.kernels.distance import relative_error
 from deq_enn.kernels.exact import implicit_kernels
@@ -209,6 +209,17 @@ def test_bad_flags_are_one_line_and_status_2(run, tmp_path, flags, message):
     done = run("ck_gmm_matching", *flags, *output)
     assert done.status == 2 and done.err.count("\n") == 1 and message in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_old_spellings_of_flags_are_answered_by_the_new(capsys):
+    parser = command.make_parser("NAME", "", n=[64], seeds=1, dim=[8])
+    old = parser.parse_args(["--sigma_a2", "0.3", "--width", "16", "32", "--output", "folder"])
+    lines = ["--sigma_a2 is now --asquare", "--width is now --dim", "--output is now --output_path"]
+    assert capsys.readouterr().err.splitlines() == [f"NAME: {line}" for line in lines]
+    assert old == parser.parse_args(["--asquare", "0.3", "--dim", "16", "32", "--output_path", "folder"])
+    assert not capsys.readouterr().err and parser.format_help().count("--seeds") == 2
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seed", "7"])  # not a number of draws
 
 
 def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):

@@ -22,6 +22,7 @@ from deq_enn.experiments.executors import cluster, pool, run_all
 from deq_enn.experiments.flags import parse_arguments
 from deq_enn.utils import interrupts
 from deq_enn.utils.interrupts import RESUME
+from deq_enn.utils.locks import locked
 from deq_enn.utils.outcome import one_line
 from deq_enn.utils.team import Team, ranks, team_of_ranks
 
@@ -46,9 +47,14 @@ def experiment(prog: str, arguments: Namespace) -> None:
     interrupts.raise_from_now_on()
     device = get_device(numbered(arguments.device, ranks()[2]) if arguments.together else arguments.device)
     with contextlib.ExitStack() as stack:
+        first = not arguments.together or ranks()[0] == 0  # it holds the folders, also for other ranks and for workers
+        if first:
+            stack.enter_context(locked(arguments.output_path, "output_path"))
         team = stack.enter_context(team_of_ranks(device)) if arguments.together else None
         executor = stack.enter_context(cluster(arguments.scheduler)) if arguments.scheduler else None
         grid, configs = prepare(prog, arguments, device, team)
+        if first:
+            stack.enter_context(locked(arguments.save_path, "save_path", [config.key for config in configs]))
         print_theory(grid.data, grid.scales(), grid.theories)
         workers = min(arguments.processes or 1, len(configs))
         if workers > 1:
@@ -57,7 +63,7 @@ def experiment(prog: str, arguments: Namespace) -> None:
             results = hand_out(executor, grid, configs)
         else:
             results = [grid.train(config, device, team) for config in configs]
-        if team is None or team.rank == 0:
+        if first:
             grid.report(dict(zip(configs, results)))
 
 

@@ -25,8 +25,9 @@ from deq_enn.theory.activations import Activation, load_activation
 from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
 from deq_enn.training.learning_rate import with_own_rate
 from deq_enn.training.loop import run
-from deq_enn.training.run_files import Config, Result, fingerprint, fingerprint_code, finished, sweep
+from deq_enn.training.run_files import Config, Result, fingerprint, fingerprint_code, finished
 from deq_enn.utils.devices import available, shown
+from deq_enn.utils.files import sweep
 from deq_enn.utils.team import Team
 
 Network = DEQ | ENN | PcDEQNetwork

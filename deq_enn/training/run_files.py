@@ -6,7 +6,6 @@ killed run goes on to the same bytes.
 """
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ import torch
 
 from deq_enn.data.datasets import Dataset
 from deq_enn.reporting.records import read_metrics
-from deq_enn.utils.files import atomic_write
+from deq_enn.utils.files import atomic_write, sweep
 from deq_enn.utils.interrupts import RESUME
 
 # settings that Config did not always have; where they are empty they do not enter the key, so that an older run keeps
@@ -139,13 +138,6 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         if not isinstance(cause, OSError):
             raise
         raise OSError(f"{path} could not be written ({cause.strerror or cause}); {RESUME}") from None
-
-
-def sweep(*paths: Path) -> None:
-    """Removes the temporary files of `utils.atomic_write` that a kill has left beside these files."""
-    for path in paths:
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            stale.unlink(missing_ok=True)
 
 
 def check_output(configs: list[Config], output_path: Path | str) -> None:

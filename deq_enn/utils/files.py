@@ -1,11 +1,14 @@
 """Files are written whole or not at all."""
 
 import contextlib
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from deq_enn.utils.locks import flock
 
 
 @contextlib.contextmanager
@@ -13,7 +16,7 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Yields a file that takes the place of `path` on success and vanishes on any failure; text is UTF-8."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -25,6 +28,32 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """Opens a temporary file beside `path`, with a lock that tells `sweep` that its writer lives."""
+    while True:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        flock(handle)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # swept before it was locked
+
+
+def sweep(*paths: Path) -> None:
+    """Removes the temporary files of `atomic_write` that a kill has left beside these files.
+
+    Those of a living process stay.
+    """
+    for path in paths:
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            with contextlib.suppress(OSError):  # it is gone, or not ours
+                handle = os.open(stale, os.O_RDWR)
+                try:
+                    if flock(handle, wait=False):
+                        stale.unlink(missing_ok=True)
+                finally:
+                    os.close(handle)
 
 
 def check_network_file(path: Path | str) -> None:

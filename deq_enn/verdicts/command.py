@@ -32,6 +32,7 @@ from deq_enn.utils.arguments import (
     positive_int,
 )
 from deq_enn.utils.interrupts import INTERRUPTED
+from deq_enn.utils.locks import locked
 from deq_enn.utils.outcome import one_line
 from deq_enn.verdicts.result import Candidate, Verdict
 
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_folder(parser, "output_path", arguments.output_path)
     if arguments.export:
         check_export(parser, arguments.export)
-    with one_line(parser, ", before anything was found"):
+    with one_line(parser, ", before anything was found"), locked(arguments.output_path, "output_path"):
         pending, normalised = prepare(arguments)
         try:
             pending.run(progress=sys.stderr.isatty())

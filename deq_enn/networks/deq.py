@@ -54,19 +54,18 @@ class DEQ(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the equilibrium z (n, m) of inputs x (n, p)."""
-        # in v = sqrt(m) z, with the scales folded into the weights: v = phi(W v + u)
+        # in v = sqrt(m) z: v = phi(sigma_a A v/sqrt(m) + u); the product is scaled, since a scaled A would be a copy of it
         root = math.sqrt(len(self.A))
-        W = self.A * (math.sqrt(self.sigma_a2) / root)
         u = (x @ self.B.T).mul_(math.sqrt(1 - self.sigma_a2))
         try:
-            return self.fixed_point(self._step, self.phi.fn(u.detach()), W, u) / root
+            return self.fixed_point(self._step, self.phi.fn(u.detach()), self.A, u) / root
         except ConvergenceError as error:
             raise ConvergenceError(
                 f"{error}; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})", error.solution
             ) from None
 
-    def _step(self, v: torch.Tensor, W: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        return self.phi.fn(torch.addmm(u, v, W.T))
+    def _step(self, v: torch.Tensor, A: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return self.phi.fn(torch.addmm(u, v, A.T, alpha=math.sqrt(self.sigma_a2 / len(A))))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the logits (n, n_classes) of inputs x (n, p)."""

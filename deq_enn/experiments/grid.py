@@ -130,12 +130,11 @@ class Grid:
         # a first layer and a readout, and between them a square matrix for an equilibrium or for each further layer
         squares = len([*self.narrow[config.model].parameters()]) - 2
         weights = m * (data.X_train.shape[1] + data.n_classes) + squares * m * m
-        scaled = m * m if config.model in DEQS else 0  # sigma_a A/sqrt(m)
         if config.train == "readout":
-            return {"weights": 4 * (weights + scaled), "features": 4 * m * (len(data.X_train) + len(data.X_test))}
+            return {"weights": 4 * weights, "features": 4 * m * (len(data.X_train) + len(data.X_test))}
         return {
-            "weights": 4 * (weights + scaled),
-            "gradients": 4 * (weights + scaled),
+            "weights": 4 * weights,
+            "gradients": 4 * weights,
             "optimizer": {"sgd": 0, "adam": 8}[config.opt] * weights,
             "features": 4 * m * config.batch_size,
         }

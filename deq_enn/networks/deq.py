@@ -54,7 +54,7 @@ class DEQ(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the equilibrium z (n, m) of inputs x (n, p)."""
-        # in v = sqrt(m) z: v = phi(sigma_a A v/sqrt(m) + u); the product is scaled, since a scaled A would be a copy of it
+        # in v = sqrt(m) z: v = phi(sigma_a A v/sqrt(m) + u). The product is scaled: a scaled A would be a copy of it
         root = math.sqrt(len(self.A))
         u = (x @ self.B.T).mul_(math.sqrt(1 - self.sigma_a2))
         try:

@@ -89,6 +89,35 @@ def test_noise_few_seeds_and_the_margin_leave_claims_open(tmp_path):
     assert [row[2] for row in rows_of(both_of(refuted))] == ["neither", "both", "both"]
 
 
+def p_equal(a, b):
+    """Two one-sided tests of a difference within half a point."""
+    sides = (ttest_1samp(a - b, s * 0.5, alternative="less" if s > 0 else "greater").pvalue for s in (1, -1))
+    return max(sides)
+
+
+def p_values(final, cells):
+    """Of each claim, one for each (protocol, DEQ, match, unmatched network), not adjusted."""
+    expected = {"equal": [], "worse": [], "nearer": []}
+    for protocol, *three in cells:
+        a, m, u = (final[protocol, model] for model in three)
+        expected["equal"].append(p_equal(a, m))
+        expected["worse"].append(ttest_rel(a, u).pvalue)
+        expected["nearer"].append(max(ttest_rel(m, u).pvalue, ttest_rel(2 * a, m + u).pvalue))
+    return expected
+
+
+def shown_with(answers, adjusted):
+    """How many answers say that a claim holds, with this p; those that do not must be undecided, with reason."""
+    shown = 0
+    for answer, p in zip(answers, adjusted):
+        if answer.startswith("holds"):
+            assert answer.endswith(f"p = {p:.2g}") and p < 0.05
+            shown += 1
+        elif "equal within" not in answer:
+            assert answer.startswith("undecided") and p >= 0.05
+    return shown
+
+
 def test_the_p_values_are_those_of_scipy(tmp_path):
     """Both families at one width: adjusted over the four cells of each claim."""
     tanh = "tanh_inn", "h_tanh_enn", "tanh_enn"
@@ -99,30 +128,14 @@ def test_the_p_values_are_those_of_scipy(tmp_path):
     for (protocol, model), values in final.items():
         for seed, value in enumerate(values):
             write_run(tmp_path / protocol, model, 64, seed, last=value / 100, **own() if protocol == OWN else {})
-    both, cells = both_of(tmp_path), [(p, *three) for three in (RELU, tanh) for p in (COMMON, OWN)]
-
-    def p_equal(a, b):
-        sides = (ttest_1samp(a - b, s * 0.5, alternative="less" if s > 0 else "greater").pvalue for s in (1, -1))
-        return max(sides)
-
-    expected = {"equal": [], "worse": [], "nearer": []}
-    for protocol, *three in cells:
-        a, m, u = (final[protocol, model] for model in three)
-        expected["equal"].append(p_equal(a, m))
-        expected["worse"].append(ttest_rel(a, u).pvalue)
-        expected["nearer"].append(max(ttest_rel(m, u).pvalue, ttest_rel(2 * a, m + u).pvalue))
-    found = protocols.verdicts(both, 64)
+    expected = p_values(final, [(p, *three) for three in (RELU, tanh) for p in (COMMON, OWN)])
+    verdicts = protocols.verdicts(both_of(tmp_path), 64)
     shown = 0
-    for name, claims in zip(expected, (found[:2], found[2:4], found[4:])):
+    for name, claims in zip(expected, (verdicts[:2], verdicts[2:4], verdicts[4:])):
         answers = [said[protocol][1] for _, said in claims for protocol in (COMMON, OWN)]
-        for answer, p in zip(answers, holm(expected[name])):
-            if answer.startswith("holds"):
-                assert answer.endswith(f"p = {p:.2g}") and p < 0.05
-                shown += 1
-            elif "equal within" not in answer:
-                assert answer.startswith("undecided") and p >= 0.05
+        shown += shown_with(answers, holm(expected[name]))
     assert shown >= 5
-    first = numbers(found[0][1][COMMON][1].partition(":")[2])
+    first = numbers(verdicts[0][1][COMMON][1].partition(":")[2])
     interval = ttest_rel(final[COMMON, "inn"], final[COMMON, "l_relu_enn"]).confidence_interval(0.95)
     difference = (final[COMMON, "inn"] - final[COMMON, "l_relu_enn"]).mean()
     assert first[:3] == pytest.approx([difference, *interval], abs=0.00501)

@@ -8,6 +8,15 @@ from scipy.special import log_ndtr, logsumexp
 
 from deq_enn.machines.regression import Prediction
 
+# variance of a target, which is 0 or 1, at least: what comes out below, as at a training row without a ridge, is
+# rounding, and of either sign
+LEAST_VARIANCE = 1e-12
+
+
+def _variance(prediction):
+    """The variances (m,), none below LEAST_VARIANCE, so that every density is finite."""
+    return prediction.variance.clamp_min(LEAST_VARIANCE)
+
 
 def class_probabilities(prediction: Prediction) -> torch.Tensor:
     """Returns log P(class c has the largest target), (m, c), for targets that are independent given the input.
@@ -18,7 +27,7 @@ def class_probabilities(prediction: Prediction) -> torch.Tensor:
     if prediction.variance is None:
         raise ValueError("a prediction without variances has no class probabilities")
     nodes, weights = np.polynomial.hermite_e.hermegauss(64)
-    mean = prediction.mean.numpy() / np.sqrt(prediction.variance.numpy())[:, None]
+    mean = prediction.mean.numpy() / np.sqrt(_variance(prediction).numpy())[:, None]
     out = np.empty(mean.shape)
     for c in range(mean.shape[1]):
         gaps = mean[:, [c]] - np.delete(mean, c, 1)
@@ -44,7 +53,8 @@ def score(prediction: Prediction, labels: torch.Tensor) -> dict[str, float]:
     Returns
     -------
     accuracy, and mse, the mean squared error of the one-hot targets. With variances also:
-    log_density : mean over samples and targets of the log predictive density.
+    log_density : mean over samples and targets of the log predictive density; a variance below LEAST_VARIANCE counts
+        as that.
     coverage : share of the targets within their 95% predictive interval.
     log_likelihood, calibration_error : of the label, by `class_probabilities`.
     """
@@ -54,10 +64,11 @@ def score(prediction: Prediction, labels: torch.Tensor) -> dict[str, float]:
     out = {"accuracy": right.double().mean().item(), "mse": errors.square().mean().item()}
     if prediction.variance is None:
         return out
-    squares = errors.square() / prediction.variance[:, None]
+    variance = _variance(prediction)[:, None]
+    squares = errors.square() / variance
     logs = class_probabilities(prediction)
     return out | {
-        "log_density": -(squares + torch.log(2 * math.pi * prediction.variance)[:, None]).sum().item() / (2 * m),
+        "log_density": -(squares + torch.log(2 * math.pi * variance)).sum().item() / (2 * m),
         "coverage": (squares <= 1.959963984540054**2).double().mean().item(),
         "log_likelihood": logs.gather(1, labels[:, None]).mean().item(),
         "calibration_error": calibration_error(logs, labels),

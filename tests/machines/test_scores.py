@@ -8,7 +8,9 @@ import torch
 from scipy import stats
 
 from deq_enn.machines.regression import Prediction, fit, one_hot_targets
-from deq_enn.machines.scores import bootstrap_difference, calibration_error, class_probabilities, score
+from deq_enn.machines.run import Samples, Settings, run_machine
+from deq_enn.machines.scores import LEAST_VARIANCE, bootstrap_difference, calibration_error, class_probabilities, score
+from deq_enn.networks.build import build_model
 from tests.helpers.kernel_rank import CLASSES, N, formed
 
 
@@ -24,6 +26,29 @@ def test_class_probabilities_are_frequencies_of_draws():
     # two classes: P = Phi((mean_0 - mean_1)/sqrt(2 v)), far into the tail
     two = class_probabilities(Prediction(torch.tensor([[0.0, 1.0]]).double(), torch.tensor([0.04]).double()))
     assert two[0, 0].item() == pytest.approx(stats.norm.logcdf(-1 / math.sqrt(0.08)), rel=1e-3)
+
+
+@pytest.mark.parametrize("variance", [0.0, -1e-17, 1e-300])
+def test_a_variance_that_is_rounding_has_finite_scores(variance):
+    """As at a test row that is a training row too, without a ridge."""
+    mean = torch.tensor([[1.0, 0.0], [0.25, 0.75], [0.0, 1.0]]).double()
+    scores = score(Prediction(mean, torch.tensor([variance, 0.1, variance]).double()), torch.tensor([0, 1, 1]))
+    assert all(map(math.isfinite, scores.values())) and scores["accuracy"] == 1
+    sure = score(
+        Prediction(mean, torch.tensor([LEAST_VARIANCE, 0.1, LEAST_VARIANCE]).double()), torch.tensor([0, 1, 1])
+    )
+    assert scores == sure
+
+
+@pytest.mark.parametrize("kernel", ["ck", "ntk"])
+def test_a_test_row_that_is_a_training_row_without_a_ridge(kernel):
+    X, y = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)).double(), torch.arange(12) % 2
+    X = X / X.norm(dim=1).square().mean().sqrt()
+    record, _ = run_machine(
+        build_model("relu_enn", 3, 1, 2, 0.2), Samples(X, y, X[:5], y[:5], 2), Settings(kernel, [0.0])
+    )
+    assert record["test_accuracy"] == 1
+    assert all(math.isfinite(value) for name, value in record.items() if name.startswith("test_"))
 
 
 def test_calibration_error_by_hand():

@@ -3,7 +3,7 @@
 Runs are independent: they are submitted, the longest first, to a `concurrent.futures.Executor`, of which there are two
 here. What is submitted is small, the parsed arguments and a run's Config; a worker loads the data itself (worker.py).
 
-Nothing heavy is imported before it is used: scripts take `cost` from here.
+Nothing heavy is imported before it is used.
 """
 
 import contextlib
@@ -16,28 +16,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
-from typing import Any
 
-from deq_enn.names import DEQS
 from deq_enn.utils.interrupts import RESUME
 
 START = "spawn"  # the way in which a worker process begins; a fork would inherit locks that other threads hold
 CONNECT = 5  # seconds within which a Dask scheduler has to answer
 PATIENCE = 5  # seconds that a stopped worker has to remove its temporary files before it is killed
-
-
-def cost(config: Any, n: int, p: int, n_classes: int) -> float:
-    """Estimates what a run takes, in multiplications; only ratios matter.
-
-    n: training and test samples; p: their dimension. Products of the features are counted: a DEQ's 13 iterations
-    (measured at sigma_a^2 = 0.2), or one layer after the first. A readout epoch is bound by memory, not by arithmetic:
-    15 times its multiplications fits the measured times.
-    """
-    m = config.dim
-    features = n * m * (p + m * (13 if config.model in DEQS else 1))
-    if config.train == "readout":
-        return features + 15 * config.epoch * n * m * n_classes
-    return 3 * config.epoch * features  # forward, and twice as much backward
 
 
 def run_all(executor: Executor, function: Callable, items: list[tuple], costs: list[float]) -> list:

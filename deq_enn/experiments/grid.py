@@ -15,7 +15,7 @@ import torch
 
 from deq_enn.data.datasets import load_dataset
 from deq_enn.experiments.accuracy_report import plot, print_rates, print_table
-from deq_enn.experiments.executors import cost
+from deq_enn.experiments.run_cost import cost
 from deq_enn.names import DEQS, GENERAL
 from deq_enn.networks.build import build_model
 from deq_enn.networks.deq import DEQ
@@ -166,7 +166,7 @@ class Grid:
             )
 
     def cost(self, config: Config) -> float:
-        """Estimates the cost of a run, by which the longest is begun first (`executors.cost`)."""
+        """Estimates the cost of a run, by which the longest is begun first (`run_cost.cost`)."""
         data = self.data
         return cost(config, len(data.X_train) + len(data.X_test), data.X_train.shape[1], data.n_classes)
 

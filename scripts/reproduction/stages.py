@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from deq_enn.experiments.executors import cost
+from deq_enn.experiments.run_cost import cost
 from deq_enn.names import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from deq_enn.experiments import command, executors, flags
-from deq_enn.experiments.executors import cost, run_all
+from deq_enn.experiments.executors import run_all
+from deq_enn.experiments.run_cost import cost
 from deq_enn.reporting.records import read_metrics
 from deq_enn.training.run_files import Config
 from tests.conftest import ROOT

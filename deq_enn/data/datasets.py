@@ -1,4 +1,4 @@
-"""Every data set has one shape here: Gaussian mixtures, MNIST, Fashion-MNIST, SVHN, CIFAR-10, a user's own .npz.
+"""Every data set has one shape here: Gaussian mixtures, MNIST, Fashion-MNIST, SVHN, CIFAR-10, a user's own files.
 
 `load_dataset` gives what training takes: rows centred by the training mean and divided by one number, so that the
 mean squared norm of a training row is 1, for the test rows by the training set's mean and number. A user's file is
@@ -7,13 +7,14 @@ never unpickled.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 import torch
 
-from deq_enn.data.images import IMAGES, DataError
+from deq_enn.data.images import CIFAR10_CLASSES, IMAGES, DataError
 from deq_enn.data.mixtures import MIXED_CLASSES, draw_preset
-from deq_enn.data.npz import read_npz, read_npz_training
+from deq_enn.data.npz import KINDS, read_files, read_parts
 from deq_enn.data.vgg16 import cifar10_features
 from deq_enn.names import DATASETS
 from deq_enn.theory.equilibrium import estimate_tau0
@@ -26,6 +27,7 @@ class Dataset:
 
     statistics : of the mixture that the training rows, as normalised, come from; None for real data.
     mean, scale : what was subtracted from the rows (p,), and what they were then divided by; None and 1 if nothing was.
+    classes : what the data set itself calls the labels 0, 1, ...: integers, or names where it has them.
     """
 
     name: str
@@ -37,6 +39,27 @@ class Dataset:
     statistics: MixtureStatistics | None = None
     mean: torch.Tensor | None = None
     scale: float = 1.0
+    classes: tuple[int | str, ...] | None = None
+
+    @property
+    def mapping(self) -> tuple[int | str, ...] | None:
+        """Returns `classes` of a user's own files where they are not 0, 1, ... already: what a log has to say."""
+        return None if self.name != "npz" or self.classes == tuple(range(self.n_classes)) else self.classes
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Training rows, normalised, whose labels may be missing; and a test set if there is one.
+
+    mean, scale, classes : as of `Dataset`; classes is None without labels.
+    """
+
+    X: torch.Tensor
+    y: torch.Tensor | None
+    mean: torch.Tensor | None
+    scale: float
+    classes: tuple[int | str, ...] | None
+    test: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def load_dataset(
@@ -44,7 +67,7 @@ def load_dataset(
     path: Path | str | None = None,
     *,
     preset: str = "mixed",
-    classes: Sequence[int] | None = None,
+    classes: Sequence[int | str] | None = None,
     seed: int = 0,
     vgg_path: Path | str | None = None,
     device: torch.device | str = "cpu",
@@ -54,9 +77,10 @@ def load_dataset(
     Parameters
     ----------
     name : gmm, mnist, fashion_mnist, cifar10 (VGG16 features), cifar10_images, svhn or npz.
-    path : the folder of the data set, or the .npz file. Default: data, which is made for a download.
+    path : the folder of the data set, or of npz the files (see npz.py). Default: data, which is made for a download.
     preset : of gmm, a key of GMM_PRESETS.
-    classes : labels to keep, in the order in which they become 0, 1, ...; default all.
+    classes : labels to keep, in the order in which they become 0, 1, ..., as the data have them or by name; default
+        all.
     seed : of the samples of gmm.
     vgg_path, device : see `cifar10_features`.
 
@@ -67,8 +91,9 @@ def load_dataset(
     if name not in DATASETS:
         raise DataError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
     if path is not None and not Path(path).exists():
-        raise DataError(f"{path}: no such file or folder; make it, or leave --dataset_path out to download into data")
-    statistics = None
+        what = f"give {KINDS}" if name == "npz" else "make it, or leave --dataset_path out to download into data"
+        raise DataError(f"{path}: no such file or folder; {what}")
+    statistics = names = None
     if name == "gmm":
         if classes is not None:
             raise DataError(
@@ -77,14 +102,19 @@ def load_dataset(
             )
         X, y, X_test, y_test, statistics = draw_preset(preset, seed)
     elif name == "npz":
-        X, y, X_test, y_test = read_npz(path)
+        own, y, X_test, y_test = read_parts(path)
+        X, names = own.X, own.names
+        del own
     elif name == "cifar10":
         X, y, X_test, y_test = cifar10_features(path or "data", vgg_path, device)
+        names = CIFAR10_CLASSES
     else:
         data = IMAGES[name](path or "data")
-        X, y, X_test, y_test = data.train, data.train_labels, data.test, data.test_labels
+        X, y, X_test, y_test, names = data.train, data.train_labels, data.test, data.test_labels, data.classes
         del data  # or it would keep the bytes beside the floats
-    X, y, X_test, y_test, n_classes = _pick(X, y, X_test, y_test, classes)
+    wanted = _wanted(y, classes, names)
+    X, y = _kept(X, y, wanted)
+    X_test, y_test = _kept(X_test, y_test, wanted)
     X, X_test = (Z.flatten(1).to(torch.float32, copy=True) if Z.dtype != torch.float32 else Z for Z in (X, X_test))
     mean, scale = normalise(X, X_test)
     if statistics is not None:
@@ -95,7 +125,36 @@ def load_dataset(
             psi=statistics.psi / scale**2,
             tau0=statistics.tau0 / scale,
         )
-    return Dataset(name, X, y, X_test, y_test, n_classes, statistics, mean, scale)
+    return Dataset(name, X, y, X_test, y_test, len(wanted), statistics, mean, scale, _named(wanted, names))
+
+
+def load_training_set(
+    name: str,
+    path: Path | str | None = None,
+    *,
+    preset: str = "mixed",
+    classes: Sequence[int | str] | None = None,
+    seed: int = 0,
+    vgg_path: Path | str | None = None,
+) -> TrainingSet:
+    """Loads the training rows of the named dataset, of which a user's own files need not have labels or a test set.
+
+    Parameters as of `load_dataset`.
+    """
+    if name == "npz":
+        data = read_files(path)
+        if data.y is None and classes is not None:
+            raise DataError(f"{path}: holds no labels, so that classes cannot be picked; leave --classes out")
+        if data.y is None:
+            return TrainingSet(data.X, None, *normalise(data.X), None)
+        wanted = _wanted(data.y, classes, data.names)
+        X, y = _kept(data.X, data.y, wanted)
+        test = None
+        if data.X_test is not None and data.y_test is not None:
+            test = _kept(data.X_test, data.y_test, wanted)
+        return TrainingSet(X, y, *normalise(X, *([test[0]] if test else [])), _named(wanted, data.names), test)
+    data = load_dataset(name, path, preset=preset, classes=classes, seed=seed, vgg_path=vgg_path)
+    return TrainingSet(data.X_train, data.y_train, data.mean, data.scale, data.classes, (data.X_test, data.y_test))
 
 
 def load_training(
@@ -103,52 +162,55 @@ def load_training(
     path: Path | str | None = None,
     *,
     preset: str = "mixed",
-    classes: Sequence[int] | None = None,
+    classes: Sequence[int | str] | None = None,
     seed: int = 0,
     vgg_path: Path | str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, float]:
-    """Returns (X, y, mean, scale): the training rows of the named dataset with their labels, normalised.
-
-    Parameters as of `load_dataset`; mean and scale as of `Dataset`. An .npz file may be without a test set and without
-    labels: y is then None.
-    """
-    if name == "npz" and (alone := read_npz_training(path)):
-        X, y = alone
-        if y is None and classes is not None:
-            raise DataError(f"{path}: holds no y_train, so that classes cannot be picked; leave --classes out")
-        if y is not None:
-            X, y, *_ = _pick(X, y, X, y, classes)
-        return X, y, *normalise(X)
-    data = load_dataset(name, path, preset=preset, classes=classes, seed=seed, vgg_path=vgg_path)
-    return data.X_train, data.y_train, data.mean, data.scale
+    """Returns (X, y, mean, scale) of `load_training_set`."""
+    data = load_training_set(name, path, preset=preset, classes=classes, seed=seed, vgg_path=vgg_path)
+    return data.X, data.y, data.mean, data.scale
 
 
-def _pick(
-    X: torch.Tensor, y: torch.Tensor, X_test: torch.Tensor, y_test: torch.Tensor, classes: Sequence[int] | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Returns the samples of these classes, labelled 0, 1, ... in their order; and how many classes there are."""
+def _wanted(y: torch.Tensor, classes: Sequence[int | str] | None, names: Sequence[str] | None) -> torch.Tensor:
+    """Returns the labels to keep, in the order in which they become 0, 1, ...; DataError where they cannot be."""
     present = y.unique()
-    wanted = present if classes is None else torch.tensor(list(classes), dtype=torch.int64)
-    if len(wanted) < 2 or len(wanted.unique()) < len(wanted):
-        raise DataError(
-            f"classes {wanted.tolist()}: give two or more different labels"
-            if classes is not None
-            else f"the training labels are all {present.tolist()}: at least two classes are needed"
-        )
-    absent = wanted[~torch.isin(wanted, present)]
-    if len(absent):
-        raise DataError(f"class {absent[0]} has no training sample: the labels are {present.tolist()}")
+    shown = [names[label] if names else label for label in present.tolist()]
+    if classes is None:
+        if len(present) < 2:
+            raise DataError(f"the training labels are all {shown}: at least two classes are needed")
+        return present
+    wanted = []
+    for label in classes:
+        if names and str(label) in names:
+            label = names.index(str(label))
+        if not isinstance(label, Integral) or label not in present:
+            raise DataError(f"class {label} has no training sample: the labels are {_list(shown)}")
+        wanted.append(label)
+    if len(wanted) < 2 or len(set(wanted)) < len(wanted):
+        raise DataError(f"classes {list(classes)}: give two or more different labels")
+    return torch.tensor(wanted, dtype=torch.int64)
 
-    def kept(Z: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if len(wanted) < len(present) or not torch.isin(labels, wanted).all():
-            keep = torch.isin(labels, wanted)
-            Z, labels = Z[keep], labels[keep]
-        if not len(labels):
-            raise DataError(f"classes {wanted.tolist()} have no test sample")
-        order = wanted.argsort()
-        return Z, order[torch.searchsorted(wanted[order], labels)]
 
-    return *kept(X, y), *kept(X_test, y_test), len(wanted)
+def _list(labels: Sequence[int | str]) -> str:
+    """Writes the labels out for an error message, the first twenty of them."""
+    return ", ".join(map(str, labels[:20])) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+
+
+def _named(wanted: torch.Tensor, names: Sequence[str] | None) -> tuple[int | str, ...]:
+    """Returns what the data set calls these labels; digits are integers."""
+    labels = [names[label] if names else label for label in wanted.tolist()]
+    return tuple(labels) if names != tuple("0123456789") else tuple(map(int, labels))
+
+
+def _kept(Z: torch.Tensor, labels: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the samples of these classes, labelled 0, 1, ... in their order."""
+    keep = torch.isin(labels, wanted)
+    if not keep.all():
+        Z, labels = Z[keep], labels[keep]
+    if not len(labels):
+        raise DataError(f"classes {wanted.tolist()} have no test sample")
+    order = wanted.argsort()
+    return Z, order[torch.searchsorted(wanted[order], labels)]
 
 
 def normalise(X: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, float]:

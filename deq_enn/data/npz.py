@@ -1,99 +1,131 @@
-"""A user's own data come in `.npz` archives, which are read without unpickling anything."""
+"""A user's own data come in files, in any of the forms that they are published in: `--dataset npz`.
 
-import contextlib
-import zipfile
-import zlib
-from collections.abc import Iterator
+Arrays are called X_train, y_train, X_test and y_test, as in Keras (x_train), or as in MedMNIST (train_images,
+train_labels); or X and y alone. Images are flattened: (n, h, w) row by row, and colours in the order channel, row,
+column, whichever of (n, c, h, w) and (n, h, w, c) the file has. Labels are integers, strings, or one-hot rows.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from deq_enn.data.images import Arrays, DataError, one_line
+from deq_enn.data.arrays import KINDS, open_arrays, read_array
+from deq_enn.data.images import DataError
+from deq_enn.utils.random import generator
+
+NAMES = (
+    ("X_train", "y_train", "X_test", "y_test"),
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("train_X", "train_y", "test_X", "test_y"),
+)  # of training rows and labels, test rows and labels
+WHOLE = (("X", "y"), ("x", "y"), ("images", "labels"), ("data", "target"))  # without a test set
+CHANNELS = 1, 3, 4  # numbers of channels by which the axis of the colours is known
+HELD_OUT = 5  # one in so many samples of each class is held out where the files have no test set
 
 
-def read_npz(path: Path | str | None) -> Arrays:
-    """Reads X_train, y_train, X_test and y_test.
+@dataclass(frozen=True)
+class UserData:
+    """Rows float32 (n, p) and labels int64 (n,), each None if the files have none; not yet normalised.
+
+    names : what the labels are called where they are strings; label k is names[k].
+    lacks : what the files would need to have for a test set of their own; None if they have it, or have X and y alone.
+    """
+
+    X: torch.Tensor
+    y: torch.Tensor | None
+    X_test: torch.Tensor | None = None
+    y_test: torch.Tensor | None = None
+    names: tuple[str, ...] | None = None
+    lacks: str | None = None
+
+
+def read_files(path: Path | str | None) -> UserData:
+    """Reads training rows, and labels and a test set where the files have them.
 
     Raises
     ------
-    DataError : there is no path, or the file is damaged, or holds something else than matching rows and labels.
+    DataError : there is no path, or a file is damaged, or holds something else than matching rows and labels.
     """
     if path is None:
-        raise DataError("the dataset npz needs --dataset_path: a file with X_train, y_train, X_test and y_test")
-    with _archive(path) as archive:
-        _require(path, archive, "X_train", "y_train", "X_test", "y_test")
-        X, y, X_test, y_test = *_part(path, archive, "train"), *_part(path, archive, "test")
-    if X.shape[1] != X_test.shape[1]:
-        raise DataError(f"{path}: X_train has {X.shape[1]} columns, X_test {X_test.shape[1]}")
-    unseen = y_test[~torch.isin(y_test, y)]
-    if len(unseen):
-        raise DataError(f"{path}: y_test has label {unseen[0]}, which y_train never has")
-    return X, y, X_test, y_test
-
-
-def read_npz_training(path: Path | str | None) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-    """Reads X_train, and y_train or None, from a file without labels or without a test set.
-
-    Returns None for a file that `read_npz` reads.
-    """
-    if path is None:
-        return None
-    with _archive(path) as archive:
-        _require(path, archive, "X_train")
-        if "y_train" not in archive:
-            return _rows(path, archive, "X_train"), None
-        return None if {"X_test", "y_test"} <= set(archive.files) else _part(path, archive, "train")
-
-
-@contextlib.contextmanager
-def _archive(path: Path | str) -> Iterator[np.lib.npyio.NpzFile]:
-    """Opens the file; what is wrong with it while it is read becomes a DataError."""
-    try:
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise DataError(f"{path}: not an .npz file; write one with numpy.savez")
-        with np.load(path, allow_pickle=False) as archive:
-            yield archive
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path}: damaged ({error}); write it again with numpy.savez") from None
-
-
-def _require(path: Path | str, archive: np.lib.npyio.NpzFile, *keys: str) -> None:
-    missing = [key for key in keys if key not in archive]
-    if missing:
-        raise DataError(f"{path}: holds no {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
-
-
-def _part(path: Path | str, archive: np.lib.npyio.NpzFile, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    X, y = _rows(path, archive, f"X_{part}"), _labels(path, archive, f"y_{part}")
-    if len(X) != len(y):
-        raise DataError(f"{path}: X_{part} has {len(X)} rows, y_{part} {len(y)} labels")
-    return X, y
-
-
-def _array(path: Path | str, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
-    try:
-        array = archive[key]
-    except (ValueError, EOFError, MemoryError, zlib.error) as error:
-        if "allow_pickle" in str(error):
-            raise DataError(
-                f"{path}: {key} is a pickled object, which is not read; store an array of numbers"
-            ) from None
         raise DataError(
-            f"{path}: {key} cannot be read ({one_line(error)}); write the file again with numpy.savez"
-        ) from None
+            f"the dataset npz needs --dataset_path: {KINDS}, with X_train, y_train, X_test and y_test, or with X and y"
+        )
+    with open_arrays(path) as arrays:
+        keys = _keys(path, arrays)
+        missing = [key for key in keys if key not in arrays]
+        lacks = f"{path}: holds no {', '.join(missing)}; it has {', '.join(arrays)}" if missing else None
+        X_key, y_key, *test = keys
+        X = _rows(path, arrays, X_key)
+        if y_key not in arrays:
+            return UserData(X, None, lacks=lacks)
+        y = _labels(path, arrays, y_key, X_key, len(X))
+        if missing or not test:
+            coded, _, names = _coded_alike(path, (y_key, y), (y_key, y))
+            return UserData(X, coded, names=names, lacks=lacks)
+        X_test = _rows(path, arrays, test[0])
+        y_test = _labels(path, arrays, test[1], test[0], len(X_test))
+    if X.shape[1] != X_test.shape[1]:
+        raise DataError(f"{path}: {X_key} has {X.shape[1]} columns, {test[0]} {X_test.shape[1]}")
+    coded, coded_test, names = _coded_alike(path, (y_key, y), (test[1], y_test))
+    return UserData(X, coded, X_test, coded_test, names)
+
+
+def read_parts(path: Path | str | None) -> tuple[UserData, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns what `read_files` does, with labels and a test set: y, X_test, y_test.
+
+    Of files with X and y alone, a fifth of each class is held out, drawn with a fixed seed; a warning says so.
+    """
+    data = read_files(path)
+    if data.lacks or data.y is None:
+        raise DataError(data.lacks or f"{path}: holds no labels")
+    if data.X_test is not None and data.y_test is not None:
+        return data, data.y, data.X_test, data.y_test
+    held = _held_out(data.y)
+    warnings.warn(
+        f"{path}: no test set; {int(held.sum())} of the {len(held)} samples, a fifth of each class, are held out as one"
+    )
+    X, y, X_test, y_test = data.X[~held], data.y[~held], data.X[held], data.y[held]
+    return UserData(X, y, X_test, y_test, data.names), y, X_test, y_test
+
+
+def _held_out(y: torch.Tensor) -> torch.Tensor:
+    """Returns which samples are held out: one in five of each class, the same ones each time."""
+    held = torch.zeros(len(y), dtype=torch.bool)
+    order = torch.randperm(len(y), generator=generator("held out"))
+    for label in y.unique():
+        own = order[y[order] == label]
+        held[own[: len(own) // HELD_OUT]] = True
+    return held
+
+
+def _keys(path: Path | str, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Returns the names that this file has: of training rows and labels, and of the test set if it may have one."""
+    path = Path(path)
+    known = (*NAMES, *WHOLE)
+    if path.suffix == ".npy":
+        known = tuple(keys for keys in known if path.stem in keys)
+        if not known:
+            raise DataError(f"{path}: call it X.npy and its labels y.npy, or X_train.npy, y_train.npy and so on")
+    keys = next((keys for keys in known if keys[0] in arrays), None)
+    if keys is None:
+        raise DataError(f"{path}: holds no {known[0][0]}; it has {', '.join(arrays) or 'nothing'}")
+    return keys
+
+
+def _rows(path: Path | str, arrays: Mapping[str, np.ndarray], key: str) -> torch.Tensor:
+    array = read_array(path, arrays, key)
     if array.dtype.kind not in "biuf":
         raise DataError(f"{path}: {key} is of type {array.dtype}; store real numbers")
-    return array
-
-
-def _rows(path: Path | str, archive: np.lib.npyio.NpzFile, key: str) -> torch.Tensor:
-    array = _array(path, archive, key)
-    if array.ndim != 2 or not array.size:
-        raise DataError(f"{path}: {key} has shape {array.shape}; store a non-empty (n, p) matrix")
+    if array.ndim < 2 or not array.size:
+        raise DataError(f"{path}: {key} has shape {array.shape}; store a non-empty (n, p) matrix, or images (n, h, w)")
+    if array.ndim == 4 and array.shape[3] in CHANNELS and array.shape[1] not in CHANNELS:
+        array = array.transpose(0, 3, 1, 2)
+    array = array.reshape(len(array), -1)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported
         rows = torch.from_numpy(array.astype(np.float32, order="C"))
     for start, chunk in zip(range(0, len(rows), 4096), rows.split(4096)):
@@ -109,11 +141,51 @@ def _rows(path: Path | str, archive: np.lib.npyio.NpzFile, key: str) -> torch.Te
     return rows
 
 
-def _labels(path: Path | str, archive: np.lib.npyio.NpzFile, key: str) -> torch.Tensor:
-    array = _array(path, archive, key)
-    if array.ndim != 1:
-        raise DataError(f"{path}: {key} has shape {array.shape}; store one label a row, (n,)")
+def _labels(path: Path | str, arrays: Mapping[str, np.ndarray], key: str, X_key: str, n: int) -> np.ndarray:
+    """Returns the labels (n,), integers or strings."""
+    array = read_array(path, arrays, key)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    if array.dtype.kind not in "biufU":
+        raise DataError(f"{path}: {key} is of type {array.dtype}; store labels that are integers or strings")
+    if array.ndim == 2 and array.shape[1] > 1:
+        array = _from_one_hot(path, key, array)
+    if array.ndim not in (1, 2):
+        raise DataError(f"{path}: {key} has shape {array.shape}; store one label a row, (n,), or one-hot rows")
+    array = array.reshape(-1)
+    if n != len(array):
+        raise DataError(f"{path}: {X_key} has {n} rows, {key} {len(array)} labels")
+    if array.dtype.kind == "U":
+        return array
     labels = array.astype(np.int64) if np.isfinite(array).all() else None
     if labels is None or (labels != array).any():
         raise DataError(f"{path}: {key} has labels that are not integers")
-    return torch.from_numpy(labels)
+    return labels
+
+
+def _from_one_hot(path: Path | str, key: str, array: np.ndarray) -> np.ndarray:
+    """Returns the places of the ones."""
+    if array.dtype.kind == "U" or not ((array == 0) | (array == 1)).all() or (array.sum(1) != 1).any():
+        raise DataError(
+            f"{path}: {key} has shape {array.shape}; store one label a row, (n,), or rows with a single 1 (one-hot)"
+        )
+    return array.argmax(1)
+
+
+def _coded_alike(
+    path: Path | str, train: tuple[str, np.ndarray], test: tuple[str, np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...] | None]:
+    """Returns both lists of labels as integers, and the names of the labels where they are strings.
+
+    Raises DataError where the test set has a label that the training set does not have.
+    """
+    (key, y), (test_key, y_test) = train, test
+    if y.dtype.kind != y_test.dtype.kind and "U" in (y.dtype.kind, y_test.dtype.kind):
+        raise DataError(f"{path}: the labels of one of {key} and {test_key} are strings, of the other numbers")
+    unseen = y_test[~np.isin(y_test, y)]
+    if len(unseen):
+        raise DataError(f"{path}: {test_key} has label {unseen[0]}, which {key} never has")
+    if y.dtype.kind != "U":
+        return torch.from_numpy(y), torch.from_numpy(y_test), None
+    names, coded = np.unique(y, return_inverse=True)
+    return torch.from_numpy(coded), torch.from_numpy(np.searchsorted(names, y_test)), tuple(names.tolist())

@@ -73,6 +73,11 @@ def natural_int(text: str) -> int:
     return int(text)
 
 
+def class_label(text: str) -> int | str:
+    """Reads the label of a class, a whole number or a name."""
+    return int(text) if text.isdecimal() else text
+
+
 def bounded_int(low: int, high: int) -> Callable[[str], int]:
     """Returns a reader of whole numbers from `low` to `high`, both included."""
 
@@ -146,15 +151,15 @@ def add_data_flags(add: Callable[..., object]) -> None:
     """Adds the flags that name the data, by a parser's `add_argument`."""
     add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
     add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
-    add("--classes", nargs="+", type=natural_int, metavar="C", help="only these classes, such as 6 8")
-    add("--dataset_path", help="folder of the data, or the .npz file (default: data)")
+    add("--classes", nargs="+", type=class_label, metavar="C", help="only these classes, such as 6 8")
+    add("--dataset_path", help="folder of the data; of npz the .npz, .npy or .csv file, or their folder (default: data)")
     add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
 
 
 def check_data_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuses data flags that do not go together."""
     if arguments.dataset == "npz" and not arguments.dataset_path:
-        parser.error("argument --dataset_path: the npz dataset needs the path of a .npz file")
+        parser.error("argument --dataset_path: the npz dataset needs the path of a .npz, .npy or .csv file")
 
 
 def check_folder(parser: argparse.ArgumentParser, flag: str, path: Path | str) -> None:

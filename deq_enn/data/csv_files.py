@@ -31,12 +31,14 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
         header = _header(first, second)
         names = [name.strip() for name in first] if header else [str(column) for column in range(len(first))]
         label, features = _columns(names, header)
-        _say(path, names, label, features, header)
-        return _numbers(path, names, features, header), _labels(path, label, header)
+        labels = _labels(path, names, label, header)
+        X = _numbers(path, names, features, header)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 ({one_line(error)})") from None
     except csv.Error as error:
         raise DataError(f"{path}: not a CSV file ({one_line(error)})") from None
+    _say(path, names, label, features, header)
+    return X, labels
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
@@ -80,32 +82,43 @@ def _say(path: Path, names: list[str], label: int, features: list[int], header: 
     warnings.warn(f"{path}: the labels are {what}, the features are the other {len(features)}{left_out}")
 
 
-def _numbers(path: Path, names: list[str], features: list[int], header: bool) -> np.ndarray:
+def _labels(path: Path, names: list[str], label: int, header: bool) -> np.ndarray:
+    """Returns the cells of the column of labels, as numbers if all of them are; each row must be whole."""
+    cells = []
+    for number, row in enumerate(_rows(path), 1):
+        if len(row) != len(names):
+            raise DataError(f"{path}: row {number} has {len(row)} cells, the first row {len(names)}")
+        if not row[label].strip():
+            raise DataError(f"{path}: row {number} has no label")
+        cells.append(row[label].strip())
+    labels = np.array(cells[int(header) :])
     try:
-        return _load(path, features, header, np.float32)
-    except (ValueError, IndexError):
+        return labels.astype(np.int64)
+    except ValueError:
+        return labels.astype(np.float64) if all(map(_is_number, np.unique(labels))) else labels
+
+
+def _numbers(path: Path, names: list[str], features: list[int], header: bool) -> np.ndarray:
+    """Returns the columns of the features."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return np.loadtxt(
+                file,
+                np.float32,
+                comments=None,
+                delimiter=_separator(path),
+                quotechar='"',
+                skiprows=int(header),
+                usecols=features,
+                ndmin=2,
+            )
+    except ValueError:
         _refuse(path, names, features, header)
-
-
-def _load(path: Path, columns: list[int], header: bool, dtype: type) -> np.ndarray:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return np.loadtxt(
-            file,
-            dtype,
-            comments=None,
-            delimiter=_separator(path),
-            quotechar='"',
-            skiprows=int(header),
-            usecols=columns,
-            ndmin=2,
-        )
 
 
 def _refuse(path: Path, names: list[str], features: list[int], header: bool) -> NoReturn:
     """Raises the error of the first cell that is no number."""
     for number, row in enumerate(_rows(path), 1):
-        if len(row) != len(names):
-            raise DataError(f"{path}: row {number} has {len(row)} cells, the first row {len(names)}")
         bad = [] if header and number == 1 else [column for column in features if not _is_number(row[column])]
         if bad:
             name = repr(names[bad[0]]) if header else str(bad[0] + 1)
@@ -114,14 +127,3 @@ def _refuse(path: Path, names: list[str], features: list[int], header: bool) -> 
                 "numbers, or leave the column out"
             )
     raise DataError(f"{path}: not a table of numbers with one column of labels")
-
-
-def _labels(path: Path, label: int, header: bool) -> np.ndarray:
-    labels = np.char.strip(_load(path, [label], header, str)[:, 0])
-    if (labels == "").any():
-        raise DataError(f"{path}: row {int((labels == '').argmax()) + 1 + header} has no label")
-    try:
-        return labels.astype(np.int64)
-    except ValueError:
-        pass
-    return labels.astype(np.float64) if all(map(_is_number, np.unique(labels))) else labels

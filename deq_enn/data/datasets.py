@@ -61,6 +61,10 @@ class TrainingSet:
     classes: tuple[int | str, ...] | None
     test: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    def raw(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns normalised rows as they are in the data set."""
+        return rows * self.scale + (0 if self.mean is None else self.mean)
+
 
 def load_dataset(
     name: str,
@@ -174,10 +178,10 @@ def load_training(
 def _wanted(y: torch.Tensor, classes: Sequence[int | str] | None, names: Sequence[str] | None) -> torch.Tensor:
     """Returns the labels to keep, in the order in which they become 0, 1, ...; DataError where they cannot be."""
     present = y.unique()
-    shown = [names[label] if names else label for label in present.tolist()]
+    shown = _named(present, names)
     if classes is None:
         if len(present) < 2:
-            raise DataError(f"the training labels are all {shown}: at least two classes are needed")
+            raise DataError(f"the training labels are all {_list(shown)}: at least two classes are needed")
         return present
     wanted = []
     for label in classes:
@@ -198,8 +202,10 @@ def _list(labels: Sequence[int | str]) -> str:
 
 def _named(wanted: torch.Tensor, names: Sequence[str] | None) -> tuple[int | str, ...]:
     """Returns what the data set calls these labels; digits are integers."""
-    labels = [names[label] if names else label for label in wanted.tolist()]
-    return tuple(labels) if names != tuple("0123456789") else tuple(map(int, labels))
+    labels: list[int] = wanted.tolist()
+    if names is None or tuple(names) == tuple("0123456789"):
+        return tuple(labels)
+    return tuple(names[label] for label in labels)
 
 
 def _kept(Z: torch.Tensor, labels: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

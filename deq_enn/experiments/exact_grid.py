@@ -125,6 +125,7 @@ class ExactGrid(Grid):
             device=str(device),
             resumed_at=0,
             setup_seconds=0.0,
+            **({"classes": self.data.mapping} if self.data.mapping else {}),
         )
         start = time.perf_counter()
         record, predicted = self.solve(config, device, team)

@@ -11,7 +11,7 @@ set, before they are normalised. docs/export.md says how to read the files.
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from deq_enn.networks.match_command import add_deq_flags
 from deq_enn.utils import interrupts
@@ -22,27 +22,11 @@ from deq_enn.utils.outcome import one_line
 if TYPE_CHECKING:
     import torch
 
+    from deq_enn.data.datasets import TrainingSet
     from deq_enn.networks.export import ExportedENN
 
 EXAMPLES = 64  # training rows that the programs are traced and checked with
 BATCH = 512  # test rows at a time
-
-
-class Samples(NamedTuple):
-    """Training rows X with labels y, and the test set (X, y) where there is one.
-
-    All rows are the data set's, less `mean`, over `scale`.
-    """
-
-    X: "torch.Tensor"
-    y: "torch.Tensor"
-    mean: "torch.Tensor | None"
-    scale: float
-    test: "tuple[torch.Tensor, torch.Tensor] | None" = None
-
-    def raw(self, rows: "torch.Tensor") -> "torch.Tensor":
-        """Returns normalised rows as they are in the data set."""
-        return rows * self.scale + (0 if self.mean is None else self.mean)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -80,6 +64,7 @@ def write(arguments: argparse.Namespace) -> None:
     a = arguments
     activation = load_activation(a.activation)
     data = load(a)
+    assert data.y is not None
     classes, tau0 = int(data.y.max()) + 1, estimate_tau0(data.X)
     enn = build_model(
         "matched_enn", data.X.shape[1], a.dim, classes, a.asquare, tau0, a.seed, activation, a.kernel, a.family
@@ -93,7 +78,7 @@ def write(arguments: argparse.Namespace) -> None:
     )
     order = subset(len(data.X), len(data.X), a.seed)  # as main.py --train ridge has it, so that the accuracy is its
     readout, _ = solve(enn, data.X[order], data.y[order], classes)
-    network = network_of(enn, readout, data.mean, data.scale)
+    network = network_of(enn, readout, data.mean, data.scale, data.classes)
     if data.test:
         X, y = data.test
         share = accuracy(network, data.raw(X), y)
@@ -104,26 +89,21 @@ def write(arguments: argparse.Namespace) -> None:
         print(written["skipped"])
 
 
-def load(arguments: argparse.Namespace) -> Samples:
-    """Loads the samples that the flags name; an .npz file need not have a test set.
+def load(arguments: argparse.Namespace) -> "TrainingSet":
+    """Loads the samples that the flags name; a user's own files need not have a test set.
 
     Raises ValueError for what is wrong with the data, and where there are no labels to fit a readout to.
     """
-    from deq_enn.data.datasets import load_dataset, load_training
-    from deq_enn.data.npz import read_npz_training
+    from deq_enn.data.datasets import load_training_set
 
     a = arguments
-    choice = dict(preset=a.preset, classes=a.classes, vgg_path=a.vgg_path)
     try:
-        if a.dataset == "npz" and read_npz_training(a.dataset_path) is not None:
-            X, y, mean, scale = load_training(a.dataset, a.dataset_path, **choice)
-            if y is None:
-                raise ValueError(f"{a.dataset_path}: holds no y_train, and a readout is fitted to labels")
-            return Samples(X, y, mean, scale)
-        data = load_dataset(a.dataset, a.dataset_path, **choice)
+        data = load_training_set(a.dataset, a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path)
     except OSError as error:
         raise ValueError(str(error)) from None
-    return Samples(data.X_train, data.y_train, data.mean, data.scale, (data.X_test, data.y_test))
+    if data.y is None:
+        raise ValueError(f"{a.dataset_path}: holds no y_train, and a readout is fitted to labels")
+    return data
 
 
 def accuracy(network: "ExportedENN", X: "torch.Tensor", y: "torch.Tensor") -> float:

@@ -58,10 +58,15 @@ class ExportedENN(nn.Module):
     ----------
     inputs, widths, classes : of x, of the hidden layers, of the outputs.
     layers : one Activation a hidden layer.
+
+    Attributes
+    ----------
+    labels : what the data set calls the classes, in the order of the outputs; None where that is not known.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
+    labels: tuple[int | str, ...] | None = None
 
     def __init__(self, inputs: int, widths: Sequence[int], classes: int, layers: Sequence[Activation]):
         super().__init__()
@@ -85,7 +90,11 @@ class ExportedENN(nn.Module):
 
 @torch.no_grad()
 def network_of(
-    enn: ENN, readout: LinearReadout | None = None, mean: torch.Tensor | None = None, scale: float = 1.0
+    enn: ENN,
+    readout: LinearReadout | None = None,
+    mean: torch.Tensor | None = None,
+    scale: float = 1.0,
+    labels: Sequence[int | str] | None = None,
 ) -> ExportedENN:
     """Returns the explicit network for rows x as they are, where `enn` takes (x - mean)/scale.
 
@@ -95,9 +104,15 @@ def network_of(
     readout : of `machines.readout.solve` for `enn`, whose outputs estimate one-hot rows: the bias is their mean in
         training. By default the readout is that of `enn`, without a bias.
     mean, scale : what `load_dataset` normalised the data by, `Dataset.mean` and `Dataset.scale`.
+    labels : what the data set calls the classes, in the order of the outputs, `Dataset.classes`.
+
+    Raises
+    ------
+    ValueError : there is not a label for each output.
     """
     dims = [len(weight) for weight in enn.weights]
     network = ExportedENN(enn.weights[0].shape[1], dims, enn.readout.out_features, enn.layers).to(enn.weights[0])
+    network.labels = _labels(labels, enn.readout.out_features)
     if mean is not None:
         network.mean.copy_(mean)
     network.scale.fill_(scale)
@@ -107,6 +122,17 @@ def network_of(
     network.readout.weight.copy_(last * (enn.readout.weight if readout is None else readout.weights.T))
     network.readout.bias.copy_(torch.zeros(()) if readout is None else readout.mean)
     return network
+
+
+def _labels(labels: Any, outputs: int) -> tuple[int | str, ...] | None:
+    """Returns the labels as a tuple; ValueError unless each output has one, an integer or a string."""
+    if labels is None:
+        return None
+    if not (isinstance(labels, (list, tuple)) and len(labels) == outputs == len(set(map(str, labels)))):
+        raise ValueError(f"labels must be a list of {outputs} different ones, one for each output, got {labels!r:.100}")
+    if not all(isinstance(label, int | str) for label in labels):
+        raise ValueError(f"labels must be integers or strings, got {labels!r:.100}")
+    return tuple(labels)
 
 
 def export(network: ExportedENN | ENN, path: Path | str, X_example: torch.Tensor) -> dict:
@@ -148,7 +174,7 @@ def export(network: ExportedENN | ENN, path: Path | str, X_example: torch.Tensor
     }
     with torch.no_grad():
         difference = {"pt2": _difference("the torch.export program", program.module()(X_example), expected)}
-    onnx, skipped = _onnx(program)
+    onnx, skipped = _onnx(program, network.labels)
     if onnx is not None:
         contents[".onnx"] = onnx
         if (outputs := onnx_outputs(onnx, X_example)) is not None:
@@ -175,11 +201,13 @@ def describe(network: ExportedENN) -> dict:
         "inputs": len(network.mean),
         "widths": [len(weight) for weight in network.weights],
         "classes": network.readout.out_features,
+        "labels": network.labels,
         "dtype": str(network.mean.dtype).removeprefix("torch."),
         "layers": [describe_layer(layer) for layer in network.layers],
         "input": "rows (n, inputs) of the data set before it is normalised; the network itself subtracts `mean` "
         "and divides by `scale`, both in the state_dict",
-        "output": "scores (n, classes), in the order of the sorted labels; the predicted class has the largest",
+        "output": "scores (n, classes), in the order of `labels` where they are known; the predicted class has the "
+        "largest",
     }
 
 
@@ -195,6 +223,7 @@ def rebuild(path: Path | str) -> ExportedENN:
             raise ValueError(f"format {said['format']}, this code reads {FORMAT}")
         layers = [make_layer(layer["name"], layer) for layer in said["layers"]]
         network = ExportedENN(said["inputs"], said["widths"], said["classes"], layers).to(getattr(torch, said["dtype"]))
+        network.labels = _labels(said.get("labels"), said["classes"])
     except OSError as error:
         raise ValueError(f"{path.with_suffix('.json')} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -226,8 +255,11 @@ def _difference(what: str, outputs: torch.Tensor, expected: torch.Tensor) -> flo
     return difference
 
 
-def _onnx(program: torch.export.ExportedProgram) -> tuple[bytes | None, str | None]:
-    """Returns the bytes of a torch.export program as ONNX, or None and why there is none."""
+def _onnx(program: torch.export.ExportedProgram, labels: Sequence[int | str] | None) -> tuple[bytes | None, str | None]:
+    """Returns the bytes of a torch.export program as ONNX, or None and why there is none.
+
+    The labels, as JSON, become its metadata `labels`.
+    """
     try:
         importlib.import_module("onnx")
         importlib.import_module("onnxscript")
@@ -236,8 +268,12 @@ def _onnx(program: torch.export.ExportedProgram) -> tuple[bytes | None, str | No
     with quiet():
         converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["x"], output_names=["scores"])
     assert converted is not None  # it is None only where a file is written at once
+    model = converted.model_proto
+    if labels is not None:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = "labels", json.dumps(labels)
     try:
-        return converted.model_proto.SerializeToString(), None
+        return model.SerializeToString(), None
     except ValueError:  # of protobuf
         return None, "no ONNX program: one file of it holds at most 2 GB; take a smaller width"
 

@@ -304,6 +304,7 @@ def run(
         resumed_at=len(files.history),
         setup_seconds=files.setup_seconds,
         solver_iterations=getattr(task, "iterations", None),
+        **({"classes": data.mapping} if data.mapping else {}),
     )
     epochs = range(len(files.history) + 1, config.epoch + 1)
     for epoch in tqdm(epochs, desc=config.title, leave=False, disable=None, delay=1):

@@ -152,7 +152,9 @@ def add_data_flags(add: Callable[..., object]) -> None:
     add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
     add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
     add("--classes", nargs="+", type=class_label, metavar="C", help="only these classes, such as 6 8")
-    add("--dataset_path", help="folder of the data; of npz the .npz, .npy or .csv file, or their folder (default: data)")
+    add(
+        "--dataset_path", help="folder of the data; of npz the .npz, .npy or .csv file, or their folder (default: data)"
+    )
     add("--vgg_path", help="weights of the VGG16 that makes the CIFAR-10 features, or imagenet")
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from deq_enn.networks.export import ExportedENN
     from deq_enn.verdicts.after_training import PendingVerdict
 
-Normalised = Sequence[Any]  # two numbers of the samples: the mean (or None) that was subtracted, and the divisor
+Normalised = Sequence[Any]  # of the samples: the mean (or None) that was subtracted, the divisor, and the labels
 
 
 def make_parser() -> OneLineParser:
@@ -127,7 +127,7 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
 
     Raises ValueError with what is wrong with the data, the DEQ or its checkpoint.
     """
-    from deq_enn.data.datasets import load_dataset, load_training
+    from deq_enn.data.datasets import load_dataset, load_training_set
     from deq_enn.networks.deq import DEQ
     from deq_enn.networks.trained_deq import load_checkpoint
     from deq_enn.theory.activations import load_activation
@@ -144,10 +144,12 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     choice = dict(preset=a.preset, classes=a.classes, vgg_path=a.vgg_path)
     try:
         if deq is None:
-            X, y, *normalised = load_training(a.dataset, a.dataset_path, **choice)
+            data = load_training_set(a.dataset, a.dataset_path, **choice)
+            X, y, normalised = data.X, data.y, (data.mean, data.scale, data.classes)
         else:
             data = load_dataset(a.dataset, a.dataset_path, **choice)
-            X, y, held, normalised = data.X_train, data.y_train, (data.X_test, data.y_test), (data.mean, data.scale)
+            X, y, held = data.X_train, data.y_train, (data.X_test, data.y_test)
+            normalised = data.mean, data.scale, data.classes
     except OSError as error:
         raise ValueError(str(error)) from None
     if deq is None:
@@ -194,7 +196,7 @@ def write_network(verdict: Verdict, pending: PendingVerdict, arguments: Namespac
 
     if verdict.chosen is None:
         return [f"{arguments.export} is not written: the answer is {verdict.answer}, so that no network was chosen"]
-    mean, scale = normalised
+    mean, scale, _ = normalised
     network, X = exported(verdict.chosen, pending, arguments.seed, normalised)
     rows = X[:64] * scale + (0 if mean is None else mean)
     written = export(network, arguments.export, rows)
@@ -213,9 +215,11 @@ def exported(
     from deq_enn.networks.export import network_of
     from deq_enn.verdicts.after_training import VerdictAfterTraining
 
-    mean, scale = normalised
+    mean, scale, labels = normalised
     if replacement := chosen.replacement:
-        return network_of(replacement.enn, replacement.readout, mean, scale / replacement.gain), pending.X
+        if labels is not None and len(labels) != replacement.enn.readout.out_features:
+            labels = None  # the DEQ has outputs for classes that these samples have not
+        return network_of(replacement.enn, replacement.readout, mean, scale / replacement.gain, labels), pending.X
     if isinstance(pending, VerdictAfterTraining):  # its weights could not be told from random ones
         assert pending.as_random is not None
         pending = pending.as_random
@@ -223,4 +227,4 @@ def exported(
         raise ValueError("--export: a readout is fitted to labels, and the data have none")
     X, y = pending.X[pending.order], pending.y[pending.order]
     enn = chosen.build(pending.question.p, pending.question.width, pending.classes, seed)
-    return network_of(enn, solve(enn, X, y, pending.classes)[0], mean, scale), X
+    return network_of(enn, solve(enn, X, y, pending.classes)[0], mean, scale, labels), X

@@ -41,6 +41,7 @@ def test_the_files_hold_the_network_that_main_tests(small_npz, tmp_path, capsys,
     said = json.loads(log.read_text())
     arrays = np.load(small_npz)
     network = rebuild(tmp_path / "new" / "enn.pt")
+    assert network.labels == tuple(np.unique(arrays["y_train"]).tolist())
     with torch.no_grad():
         scores = network(torch.from_numpy(arrays["X_test"]))
     assert scores.argmax(1).tolist() == said["predicted"]

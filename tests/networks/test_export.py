@@ -237,3 +237,23 @@ def test_damaged_files_are_said_in_one_line_and_nothing_is_unpickled(tmp_path):
         gone.unlink()
         with pytest.raises(ValueError, match=f"{name} cannot be read"):
             rebuild(path)
+
+
+def test_the_labels_go_along_in_the_order_of_the_outputs(tmp_path):
+    enn = matched("relu")
+    labels = ["virginica", "setosa", 3]
+    export(network_of(enn, labels=labels), tmp_path / "enn.pt", X)
+    assert json.loads((tmp_path / "enn.json").read_text("utf-8"))["labels"] == labels
+    assert rebuild(tmp_path / "enn.pt").labels == tuple(labels)
+    if (tmp_path / "enn.onnx").exists():
+        import onnx
+
+        metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "enn.onnx").metadata_props}
+        assert json.loads(metadata["labels"]) == labels
+    said = json.loads((tmp_path / "enn.json").read_text("utf-8"))
+    del said["labels"]  # as files were written before
+    (tmp_path / "enn.json").write_text(json.dumps(said), "utf-8")
+    assert rebuild(tmp_path / "enn.pt").labels is None
+    for wrong in (["a", "b"], ["a", "b", "a"], ["a", "b", None], "abc"):
+        with pytest.raises(ValueError, match="labels must be"):
+            network_of(enn, labels=wrong)

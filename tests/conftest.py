@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 # The files that take longest come first, so that with a process a core none of them is left alone at the end.
-LONG = """test_tour ck_ntk/test_figures matching/test_families matching/test_any_activation experiments/test_ranks
-experiments/test_executors networks/test_trained_deq verdicts/test_after_training verdicts/test_command
-training/test_kills
-matching/test_match_continuity""".split()
+LONG = """test_tour ck_ntk/test_figures matching/test_families ck_ntk/test_any_activation_matching
+experiments/test_ranks experiments/test_executors networks/test_trained_deq verdicts/test_after_training
+verdicts/test_command training/test_kills matching/test_families_continuity""".split()
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

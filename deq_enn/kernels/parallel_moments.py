@@ -1,4 +1,4 @@
-"""Moments of piecewise-linear activations between nearly parallel samples, in closed form or by one short integral.
+"""Piecewise-linear activations have moments between nearly parallel samples by closed forms or one short integral.
 
 For (u, v) with v = sign v', where u and v' have scales a and b and the small angle theta between them,
 
@@ -24,7 +24,7 @@ from deq_enn.theory.activations import Activation
 Moments = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 _NODES = 16  # Gauss-Legendre nodes on each panel of the angle
-_PANELS = 52  # panels, each half as long as the one before: the last ends at theta 2^-52
+_PANELS = 52  # panels, each half as long as the one before, so that the last ends at theta 2^-52
 
 
 def piecewise_linear_moments(activation: Activation, centre: float) -> Moments | None:
@@ -41,7 +41,7 @@ def piecewise_linear_moments(activation: Activation, centre: float) -> Moments |
 
 
 def _kinked_at_zero(left: float, right: float, constant: float) -> Moments:
-    """f = f(0) + m x + h |x|, whose moments are those of |u| and |v|: the arc-cosine kernel in a stable form."""
+    """Returns the moments of f = f(0) + m x + h |x|, by a stable form of the arc-cosine kernel."""
     m, h = (left + right) / 2, (right - left) / 2
 
     def moments(a, b, sign, theta):
@@ -63,14 +63,14 @@ def _kinked_at_zero(left: float, right: float, constant: float) -> Moments:
 
 @cache
 def _legendre() -> tuple[torch.Tensor, torch.Tensor]:
-    """Nodes and weights of Gauss and Legendre on (0, 1)."""
+    """Returns the nodes and weights of Gauss and Legendre on (0, 1)."""
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
 @cache
 def _angle_rule() -> tuple[torch.Tensor, torch.Tensor]:
-    """Nodes and weights on (0, 1), in panels that halve towards 0."""
+    """Returns nodes and weights on (0, 1), in panels that halve towards 0."""
     nodes, weights = _legendre()
     length = 0.5 ** torch.arange(1, _PANELS + 1, dtype=torch.float64)[:, None]
     return (length * (1 + nodes)).flatten(), (length * weights).flatten()
@@ -85,7 +85,7 @@ def _kinked(activation: Activation, constant: float) -> Moments:
     rule, weights = _angle_rule()
 
     def of_sign(a, b, theta, s):
-        """Those of pairs that all point the same way (s = 1), or opposite ways (s = -1)."""
+        """Returns the moments of pairs that all point the same way (s = 1), or opposite ways (s = -1)."""
         # s f(s x) as a function of its own: the kinks and pieces in the order of x
         order = slice(None) if s > 0 else torch.arange(len(kinks)).flip(0)
         own_kinks = s * kinks[order]
@@ -120,7 +120,7 @@ def _kinked(activation: Activation, constant: float) -> Moments:
 
 
 def _at_no_angle(a, b, first, second):
-    """(apart, dot) of two piecewise-linear functions of one Gaussian xi: first(a xi) - second(b xi), first' second'."""
+    """Returns E[(f(a xi) - g(b xi))^2] and E[f'(a xi) g'(b xi)] of two piecewise-linear functions f and g."""
     (kinks, slopes, offsets), (own_kinks, own_slopes, own_offsets) = first, second
     edges = torch.cat([kinks / a[:, None], own_kinks / b[:, None]], 1).sort(1).values
     low = torch.nn.functional.pad(edges, (1, 0), value=-40.0)
@@ -135,7 +135,7 @@ def _at_no_angle(a, b, first, second):
     mean = density_low - density_high
     second_moment = mass + low * density_low - high * density_high
     squares = slope**2 * second_moment + 2 * slope * offset * mean + offset**2 * mass
-    # the difference is small on a narrow piece, where only one of the two has met its kink, and the terms are not
+    # on a narrow piece only one of the two functions has met its kink: their difference is small, and its terms are not
     nodes, node_weights = _legendre()
     width = (high - low).clamp(max=1.0)
     x = low[..., None] + width[..., None] * nodes
@@ -146,7 +146,7 @@ def _at_no_angle(a, b, first, second):
 
 
 def _mass(low, high):
-    """Phi(high) - Phi(low), from the tail that both lie in."""
+    """Returns Phi(high) - Phi(low), from the tail that both lie in."""
     root = math.sqrt(0.5)
     right = torch.special.erfc(low * root) - torch.special.erfc(high * root)
     left = torch.special.erfc(-high * root) - torch.special.erfc(-low * root)

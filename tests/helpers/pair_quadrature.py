@@ -81,6 +81,11 @@ BY_HAND = {  # apart from gaussian_integration
 }
 
 
+def torch_quadrature(f, kinks=()):
+    """`quadrature` of an elementwise torch function."""
+    return quadrature(lambda x: f(torch.from_numpy(x)).numpy(), kinks)
+
+
 def correlated(*cosines):
     """Rows of norms between 0.7 and 1.3 with the given cosines to the first row."""
     rows = [[1.0, 0.0]] + [[c, math.sqrt(1 - c * c)] for c in cosines]

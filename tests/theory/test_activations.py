@@ -7,7 +7,8 @@ import torch
 
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, load_activation, piecewise_linear
 from deq_enn.theory.gaussian import centre, gaussian_moments
-from tests.theory.test_gaussian import ROOT_2_PI, names, quad
+from tests.helpers.pair_quadrature import torch_quadrature as quad
+from tests.theory.test_gaussian import ROOT_2_PI, names
 
 
 @names

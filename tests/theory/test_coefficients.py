@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from deq_enn.theory.activations import ACTIVATIONS, Activation
-from deq_enn.theory.coefficients import KernelCoefficients, explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
+from deq_enn.theory.coefficients import explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from deq_enn.theory.equilibrium import get_tau
 from deq_enn.theory.gaussian import centre, gaussian_moments
-from deq_enn.theory.mixture import MixtureStatistics, equivalent_kernel
 
 SIGMA_A2, TAU0 = 0.2, 1.1
 SIGMA_B2 = 1 - SIGMA_A2
@@ -273,25 +272,3 @@ def test_layers_at_small_scales_must_be_centred_as_at_others():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
-
-
-def test_equivalent_kernel_is_the_matrix_of_the_theorem():
-    g = torch.Generator().manual_seed(0)
-    n, p, K = 12, 7, 2
-    X = torch.randn(n, p, generator=g, dtype=torch.float64)
-    J = torch.eye(K, dtype=torch.float64)[torch.arange(n) % K]
-    t, T, psi = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((K,), (K, K), (n,)))
-    T = T + T.T
-    c = KernelCoefficients(2.0, 0.7, 0.3, 0.2)
-    V = torch.cat([J / math.sqrt(p), psi[:, None]], 1)
-    C = torch.cat(
-        [
-            torch.cat([c.c2 * t[:, None] * t + c.c3 * T, c.c2 * t[:, None]], 1),
-            torch.cat([c.c2 * t[None], torch.tensor([[c.c2]], dtype=torch.float64)], 1),
-        ]
-    )
-    expected = c.c1 * X @ X.T + V @ C @ V.T + (c.diag - 1.3**2 * c.c1) * torch.eye(n, dtype=torch.float64)
-    found = equivalent_kernel(c, X, MixtureStatistics(J, t, T, psi, 1.3))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    with pytest.raises(ValueError, match="12 samples, X has 5"):
-        equivalent_kernel(c, X[:5], MixtureStatistics(J, t, T, psi, 1.3))

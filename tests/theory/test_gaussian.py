@@ -1,4 +1,4 @@
-"""Expectations, moments and Hermite coefficients against Gauss-Legendre quadrature and closed forms."""
+"""Expectations and moments against Gauss-Legendre quadrature and closed forms."""
 
 import math
 
@@ -8,16 +8,10 @@ from scipy import special
 
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, piecewise_linear
 from deq_enn.theory.gaussian import expectation, gaussian_moments
-from deq_enn.theory.hermite import hermite_coefficients, hermite_functions
-from tests.helpers.pair_quadrature import quadrature
+from tests.helpers.pair_quadrature import torch_quadrature as quad
 
 SCALES = (0.3, 1.0, 2.7)
 names = pytest.mark.parametrize("name", ACTIVATIONS)
-
-
-def quad(f, kinks=()):
-    """E[f(xi)] by an independent rule."""
-    return quadrature(lambda x: f(torch.from_numpy(x)).numpy(), kinks)
 
 
 def test_polynomials_and_closed_forms():
@@ -150,10 +144,10 @@ def test_moments_at_large_scales(name, tau):
     if name == "sin":
         assert (m.variance, m.d1_sq, m.d1) == pytest.approx((0.5, 0.5, 0), abs=1e-11)
     elif name in LARGE:
-        for found, integral in zip((m.d1, m.d1_sq), LARGE[name]):
+        for moment, integral in zip((m.d1, m.d1_sq), LARGE[name]):
             # softsign falls as 1/x^2, which the density cuts off at x ~ tau
             error = 5 / tau * math.log(tau) if name == "softsign" else 1e-5
-            assert found * tau == pytest.approx(integral / ROOT_2_PI, rel=error)
+            assert moment * tau == pytest.approx(integral / ROOT_2_PI, rel=error)
         assert m.variance == pytest.approx(0.25 if name == "sigmoid" else 1, rel=10 / tau * math.log(tau))
     else:
         left, right = HALVES[name]
@@ -193,91 +187,6 @@ def test_the_variance_at_small_scales_keeps_its_digits(name, slope):
         assert gaussian_moments(ACTIVATIONS[name], tau).variance == pytest.approx((slope * tau) ** 2, rel=1e-13, abs=0)
 
 
-def test_hermite_functions_are_orthonormal_at_high_degree():
-    x, w = torch.linspace(-46, 46, 4601, dtype=torch.float64), 92 / 4600
-    h = hermite_functions(x, 400)[[0, 1, 2, 57, 399, 400]]
-    gram = h @ h.T * w / math.sqrt(2 * math.pi)  # the density is exp(-x^2/4) squared, up to its constant
-    torch.testing.assert_close(gram, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-12)
-
-
-@names
-def test_hermite_coefficients(name):
-    a = ACTIVATIONS[name]
-    scales = torch.tensor([0.5, 1.0, 2.0, 1.0], dtype=torch.float64)
-    c = hermite_coefficients(a, scales, 40)
-    assert c.shape == (4, 41) and torch.equal(c[1], c[3])
-    for row, s in zip(c[:3], scales.tolist()):
-        kinks = [k / s for k in a.kinks]
-        assert row[0].item() == pytest.approx(quad(lambda x: a.fn(s * x), kinks), abs=1e-12)
-        for k in (1, 2, 3, 17):
-            weight = lambda x: torch.from_numpy(special.eval_hermitenorm(k, x.numpy())) / math.sqrt(math.factorial(k))
-            assert row[k].item() == pytest.approx(quad(lambda x: a.fn(s * x) * weight(x), kinks), abs=1e-11)
-        # Parseval: what is left after 40 terms is positive and small
-        rest = expectation(lambda x: a.fn(s * x) ** 2, kinks) - row.square().sum().item()
-        assert -1e-13 < rest < 0.01
-
-
-@pytest.mark.parametrize("scale", [30.0, 1e3, 1e5, 1e8])
-@pytest.mark.parametrize("name", [n for n in ACTIVATIONS if n != "sin"])
-def test_hermite_coefficients_at_large_scales(name, scale):
-    """c_1 = s E[f'] and sqrt(2) c_2 = s^2 E[f''] by Stein's lemma, and Mehler's series at rho = 1/2 of the limit."""
-    a = ACTIVATIONS[name]
-    c = hermite_coefficients(a, torch.tensor([scale, 0.5 * scale], dtype=torch.float64), 60)
-    for row, s in zip(c, (scale, 0.5 * scale)):
-        m, size = gaussian_moments(a, s), row.abs().max().item()
-        assert row[0].item() == pytest.approx(m.mean, abs=1e-12 * size)
-        assert row[1].item() == pytest.approx(s * m.d1, abs=1e-12 * size)
-        assert math.sqrt(2) * row[2].item() == pytest.approx(s * s * m.d2, abs=1e-12 * size)
-        assert (row[1:] ** 2).sum().item() < m.variance * (1 + 1e-12)
-    if name in LARGE and scale >= 1e5:  # sign or step: E[f f] = (1 + (2/pi) asin(rho))/4 for the step
-        series = (c[0, 1:] ** 2 * 0.5 ** torch.arange(1, 61)).sum().item()
-        limit = (0.25 if name == "sigmoid" else 1) * 2 / math.pi * math.asin(0.5)
-        assert series == pytest.approx(limit, rel=30 / scale * math.log(scale))
-
-
-@pytest.mark.parametrize(
-    "activation, scale, words",
-    [
-        (ACTIVATIONS["sin"], 1e5, "of sin at scale 100000 do not converge"),
-        (from_function(torch.exp), 10.0, "exp grows too fast"),
-        (
-            from_function(lambda x: (x - 0.3).abs(), "bent"),
-            torch.linspace(0.1, 3, 400),
-            "bent .* a kink of it is not declared",
-        ),
-    ],
-)
-def test_hermite_coefficients_that_are_not_resolved_are_refused(activation, scale, words):
-    with pytest.raises(ValueError, match=words):
-        hermite_coefficients(activation, scale, 30)
-
-
-def test_hermite_coefficients_of_a_function_with_hidden_kinks_and_jumps():
-    for fn, place in ((lambda x: (x - 0.3).abs(), 0.3), (lambda x: (x > 0.2503).to(x.dtype), 0.2503)):
-        hidden = hermite_coefficients(from_function(fn), 1.0, 20)
-        declared = hermite_coefficients(from_function(fn, kinks=(place,)), 1.0, 20)
-        torch.testing.assert_close(hidden, declared, rtol=0, atol=1e-13)
-        assert hidden[0, 3].item() == pytest.approx(
-            quad(lambda x: fn(x) * (x**3 - 3 * x) / math.sqrt(6), (place,)), abs=1e-12
-        )
-
-
-def test_hermite_series_reproduces_the_arc_cosine_kernel():
-    rho = 0.6
-    c = hermite_coefficients(ACTIVATIONS["relu"], 1.0, 60)[0]
-    series = sum(ck.item() ** 2 * rho**k for k, ck in enumerate(c))
-    exact = (math.sqrt(1 - rho**2) + rho * (math.pi - math.acos(rho))) / (2 * math.pi)
-    assert series == pytest.approx(exact, abs=1e-14)
-
-
-def test_hermite_bad_scales():
-    for scale in (0.0, -1.0, float("nan"), torch.ones(2, 2)):
-        with pytest.raises(ValueError, match="scale"):
-            hermite_coefficients(ACTIVATIONS["relu"], scale, 3)
-    with pytest.raises(ValueError, match="degree"):
-        hermite_coefficients(ACTIVATIONS["relu"], 1.0, -1)
-
-
 LATE = [5, 8, 12, 15, 20, 30, 33, 36.9, 37.5, 37.95, 45]
 
 
@@ -307,11 +216,3 @@ def test_growth_is_refused_as_growth_however_small_the_function(rate, less, word
     growing = from_function(lambda x: torch.exp(rate * x * x - less), "growing")
     with pytest.raises(ValueError, match=words):
         gaussian_moments(growing, 1.0)
-
-
-def test_hermite_coefficients_name_the_reason_and_the_scale():
-    late = piecewise_linear("late", (1.0,), (0.0, 1.0))
-    with pytest.raises(ValueError, match="at scale 0.0645161: .*the function is constant"):
-        hermite_coefficients(late, torch.tensor([0.5, 1 / 15.5]), 30)
-    with pytest.raises(ValueError, match="grows too fast .* at scale 10$"):
-        hermite_coefficients(from_function(torch.exp), torch.tensor([0.5, 10.0]), 30)

@@ -1,4 +1,4 @@
-"""Statistics estimated from labelled data, against those that the mixture was drawn with."""
+"""The equivalent matrix against its definition; statistics of labelled data against those of the mixture drawn from."""
 
 import math
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from deq_enn.data.mixtures import gaussian_mixture
+from deq_enn.theory.coefficients import KernelCoefficients
 from deq_enn.theory.equilibrium import estimate_tau0
-from deq_enn.theory.mixture import estimate_statistics
+from deq_enn.theory.mixture import MixtureStatistics, equivalent_kernel, estimate_statistics
 from deq_enn.utils.random import generator
 
 P, COUNTS = 120, [50, 80]
@@ -80,3 +81,25 @@ def test_bad_input():
         estimate_statistics(X[:52], y[:52])
     with pytest.raises(ValueError, match="NaN"):
         estimate_statistics(X * float("nan"), y)
+
+
+def test_equivalent_kernel_is_the_matrix_of_the_theorem():
+    g = torch.Generator().manual_seed(0)
+    n, p, K = 12, 7, 2
+    X = torch.randn(n, p, generator=g, dtype=torch.float64)
+    J = torch.eye(K, dtype=torch.float64)[torch.arange(n) % K]
+    t, T, psi = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((K,), (K, K), (n,)))
+    T = T + T.T
+    c = KernelCoefficients(2.0, 0.7, 0.3, 0.2)
+    V = torch.cat([J / math.sqrt(p), psi[:, None]], 1)
+    C = torch.cat(
+        [
+            torch.cat([c.c2 * t[:, None] * t + c.c3 * T, c.c2 * t[:, None]], 1),
+            torch.cat([c.c2 * t[None], torch.tensor([[c.c2]], dtype=torch.float64)], 1),
+        ]
+    )
+    expected = c.c1 * X @ X.T + V @ C @ V.T + (c.diag - 1.3**2 * c.c1) * torch.eye(n, dtype=torch.float64)
+    M = equivalent_kernel(c, X, MixtureStatistics(J, t, T, psi, 1.3))
+    torch.testing.assert_close(M, expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="12 samples, X has 5"):
+        equivalent_kernel(c, X[:5], MixtureStatistics(J, t, T, psi, 1.3))

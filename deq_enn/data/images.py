@@ -3,9 +3,13 @@
 torchvision downloads what is not there, and is imported only for that.
 """
 
+import contextlib
+import gzip
 import math
 import os
 import tempfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,33 +64,50 @@ FASHION_CLASSES = (
 def mnist_images(path: Path | str, name: str = "mnist") -> Images:
     """Reads MNIST or Fashion-MNIST from idx files below the path; torchvision downloads them if there are none.
 
-    The files are looked for in <path>/MNIST/raw (or FashionMNIST/raw), as torchvision lays them, and in <path>.
+    The files are looked for in <path>/MNIST/raw (or FashionMNIST/raw), as torchvision lays them, in <path>/raw and in
+    <path>, as they are published (.gz) or unpacked, and also under names with a dot (train-images.idx3-ubyte).
 
     Raises
     ------
     DataError : no files and no download, or a file is truncated, foreign or does not fit the others.
     """
     path = Path(path)
+    if path.is_file():
+        raise DataError(f"{path}: a file, where {name} needs a folder; if it has arrays, take --dataset npz")
     folder = path / MNIST_FOLDERS[name] / "raw"
-    present = next((place for place in (folder, path) if any((place / file).exists() for file in MNIST_FILES)), None)
+    places = [folder, folder.parent, *_unless_foreign(path, name)]
+    present = next((place for place in places if any(_mnist_file(place, file) for file in MNIST_FILES)), None)
     if present is None:
         _download_mnist(path, folder, name)
         present = folder
+    files = [_mnist_file(present, file) or present / file for file in MNIST_FILES]
     train, train_labels, test, test_labels = (
-        _idx(present / file, 3 if "images" in file else 1) for file in MNIST_FILES
+        _idx(file, 3 if "images" in kind else 1) for file, kind in zip(files, MNIST_FILES)
     )
-    for images, labels, files in ((train, train_labels, MNIST_FILES[:2]), (test, test_labels, MNIST_FILES[2:])):
+    for images, labels, named in ((train, train_labels, files[:2]), (test, test_labels, files[2:])):
         if len(images) != len(labels):
-            raise DataError(f"{present / files[1]}: {len(labels)} labels for the {len(images)} images of {files[0]}")
+            raise DataError(f"{named[1]}: {len(labels)} labels for the {len(images)} images of {named[0].name}")
         if labels.max() > 9:
-            raise DataError(f"{present / files[1]}: label {labels.max()} is not a digit; not a file of {name}")
+            raise DataError(f"{named[1]}: label {labels.max()} is not a digit; not a file of {name}")
     if train.shape[1:] != test.shape[1:]:
-        raise DataError(
-            f"{present / MNIST_FILES[2]}: images of {tuple(test.shape[1:])} pixels, "
-            f"for training {tuple(train.shape[1:])}"
-        )
+        raise DataError(f"{files[2]}: images of {tuple(test.shape[1:])} pixels, for training {tuple(train.shape[1:])}")
     classes = FASHION_CLASSES if name == "fashion_mnist" else tuple("0123456789")
     return Images(train[:, None], train_labels.long(), test[:, None], test_labels.long(), classes)
+
+
+def _unless_foreign(path: Path, name: str) -> list[Path]:
+    """Returns <path>/raw and <path>, unless they are those of the other data set, whose files have the same names."""
+    whole = path.absolute()
+    own = whole.parent.name if whole.name == "raw" else whole.name
+    foreign = own in (folder for other, folder in MNIST_FOLDERS.items() if other != name)
+    return [] if foreign else [path / "raw", path]
+
+
+def _mnist_file(place: Path, name: str) -> Path | None:
+    """Returns the file of this name, or as it is published, or with a dot; None if there is none."""
+    dotted = name.replace("-idx", ".idx")
+    names = name, f"{name}.gz", dotted, f"{dotted}.gz"
+    return next((place / each for each in names if (place / each).is_file()), None)
 
 
 def _idx(file: Path, ndim: int) -> torch.Tensor:
@@ -96,15 +117,21 @@ def _idx(file: Path, ndim: int) -> torch.Tensor:
     as torch itself; and of a damaged file it says no more than that an assertion failed.
     """
     try:
-        content = np.fromfile(file, dtype=np.uint8)
+        if file.suffix == ".gz":
+            with gzip.open(file) as packed:
+                content = np.frombuffer(bytearray(packed.read()), dtype=np.uint8)
+        else:
+            content = np.fromfile(file, dtype=np.uint8)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: truncated or damaged ({one_line(error)}); replace it") from None
     except OSError as error:
         raise DataError(
-            f"{file}: cannot be read ({error.strerror or error}); put the uncompressed idx file there"
+            f"{file}: cannot be read ({error.strerror or error}); put the idx file or its .gz there"
         ) from None
     if content[:4].tolist() != [0, 0, 8, ndim]:
         raise DataError(
             f"{file}: magic number {content[:4].tobytes().hex() or 'missing'}, not 0000080{ndim}: "
-            "not the uncompressed idx file of that name; replace it"
+            "not the idx file of that name; replace it"
         )
     sizes = content[4 : 4 + 4 * ndim].view(">u4").tolist() if len(content) >= 4 + 4 * ndim else []
     data = content[4 + 4 * ndim :]
@@ -116,12 +143,28 @@ def _idx(file: Path, ndim: int) -> torch.Tensor:
     return torch.from_numpy(data).view(sizes)
 
 
+@contextlib.contextmanager
+def _download_into(path: Path) -> Iterator[None]:
+    """Makes the folder of a download, and removes it again where the download fails and leaves it empty."""
+    new = not path.exists()
+    path.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+        raise
+
+
 def _download_mnist(path: Path, folder: Path, name: str) -> None:
     from torchvision import datasets
 
     try:
-        path.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path) as temporary:  # torchvision trusts a half-written file: move whole
+        with (
+            _download_into(path),
+            tempfile.TemporaryDirectory(dir=path) as temporary,  # torchvision trusts a half-written file: move whole
+        ):
             getattr(datasets, MNIST_FOLDERS[name])(temporary, download=True)
             folder.mkdir(parents=True, exist_ok=True)
             for file in MNIST_FILES:
@@ -129,7 +172,7 @@ def _download_mnist(path: Path, folder: Path, name: str) -> None:
     except Exception as error:  # no network, no space, read-only: torchvision raises many kinds
         raise DataError(
             f"{path}: no {name} found and its download failed ({one_line(error)}); "
-            f"put {', '.join(MNIST_FILES)} into {folder}"
+            f"put {', '.join(MNIST_FILES)}, or each as .gz, into {folder}"
         ) from None
 
 
@@ -155,8 +198,7 @@ def _svhn(path, split):
         try:
             from torchvision.datasets import SVHN
 
-            path.mkdir(exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path) as temporary:
+            with _download_into(path), tempfile.TemporaryDirectory(dir=path) as temporary:
                 SVHN(temporary, split=split, download=True)
                 os.replace(Path(temporary) / file.name, file)
         except Exception as error:  # no network, no space, read-only: torchvision raises many kinds
@@ -236,7 +278,8 @@ def _cifar10_archive(path: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
     parts = []
     for train in (True, False):
         try:
-            data = CIFAR10(path, train=train, download=True)
+            with _download_into(path):
+                data = CIFAR10(path, train=train, download=True)
         except Exception as error:  # no network, no space, a broken archive: torchvision raises many kinds
             raise DataError(
                 f"{path}: no CIFAR-10 found and its download failed ({one_line(error)}); put the images "

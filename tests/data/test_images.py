@@ -1,5 +1,6 @@
 """Files of images: idx (MNIST and its like), folders (CIFAR-10), .mat (SVHN); damaged, missing, downloaded."""
 
+import gzip
 import os
 
 import numpy as np
@@ -20,6 +21,7 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
+    monkeypatch.setattr("torchvision.datasets.svhn.download_url", refuse)
 
 
 # MNIST and Fashion-MNIST --------------------------------------------------------------------------------------
@@ -41,6 +43,59 @@ def test_idx_files_where_they_lie(tmp_path, name, folder):
     data = load_dataset(name, tmp_path, classes=[8, 6])
     assert data.X_train.shape == (12, 784) and data.y_train.tolist() == [1, 0] * 6 and data.n_classes == 2
     assert data.X_train.square().sum(1).mean().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name, folder", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+@pytest.mark.parametrize("dotted", [False, True])
+@pytest.mark.parametrize("packed", [(), (0, 3), (0, 1, 2, 3)])
+def test_idx_files_as_they_are_published(tmp_path, no_network, name, folder, dotted, packed):
+    write_mnist(tmp_path / folder / "raw")
+    expected = mnist_images(tmp_path, name)
+    for number, file in enumerate(images.MNIST_FILES):
+        path = tmp_path / folder / "raw" / file
+        content = path.read_bytes()
+        path.unlink()
+        file = file.replace("-idx", ".idx") if dotted else file
+        if number in packed:
+            file, content = f"{file}.gz", gzip.compress(content)
+        (path.parent / file).write_bytes(content)
+    for path in (tmp_path, tmp_path / folder, tmp_path / folder / "raw"):
+        data = mnist_images(path, name)
+        assert torch.equal(data.train, expected.train) and torch.equal(data.test_labels, expected.test_labels)
+    other = "mnist" if name == "fashion_mnist" else "fashion_mnist"
+    for path in (tmp_path / folder, tmp_path / folder / "raw"):  # not taken for the other, which has the same names
+        with pytest.raises(DataError, match=f"no {other} found"):
+            mnist_images(path, other)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"text" + b, lambda b: b[:40] + b"\0\0" + b[42:]])
+def test_damaged_gz_is_named(tmp_path, damage):
+    write_mnist(tmp_path)
+    file = tmp_path / "t10k-images-idx3-ubyte"
+    packed = gzip.compress(file.read_bytes())
+    file.unlink()
+    (tmp_path / f"{file.name}.gz").write_bytes(damage(packed))
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte.gz: truncated or damaged") as error:
+        mnist_images(tmp_path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10_images", "svhn"])
+def test_a_failed_download_leaves_no_folder(tmp_path, no_network, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="download failed"):
+        load_dataset(name)
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="download failed"):
+        load_dataset(name)
+    assert (tmp_path / "data").is_dir()  # one that was there stays
+
+
+def test_a_file_in_place_of_a_folder(tmp_path):
+    np.savez(tmp_path / "mnist.npz", x_train=np.ones((2, 28, 28)))
+    with pytest.raises(DataError, match="take --dataset npz"):
+        load_dataset("mnist", tmp_path / "mnist.npz")
 
 
 @pytest.mark.parametrize("file", images.MNIST_FILES)

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from deq_enn.theory.activations import Activation, piecewise_linear
+from deq_enn.theory.elementwise import CubicAtScale, CubicSlopeAtScale
 
 
 class Basis(ABC):
@@ -67,15 +68,7 @@ class _Cubic(Basis):
 
     def layer(self, index, q, r, tau, gain):
         a2, a3 = q / math.sqrt(2), r / math.sqrt(6)
-
-        def fn(x):
-            x = x / tau
-            return gain * tau * (x * (1 - 3 * a3 + x * (a2 + x * a3)) - a2)
-
-        def derivative(x):
-            x = x / tau
-            return gain * (1 - 3 * a3 + x * (2 * a2 + 3 * a3 * x))
-
+        fn, derivative = CubicAtScale(a2, a3, tau, gain), CubicSlopeAtScale(a2, a3, tau, gain)
         return Activation(f"cubic_{index}", fn, derivative), dict(gain=gain, q=q, r=r, tau=tau)
 
 

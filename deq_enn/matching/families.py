@@ -48,8 +48,10 @@ from deq_enn.theory.coefficients import (
     implicit_ck,
     implicit_ntk,
 )
+from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.finite_width import fluctuation
 from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response, mismatch
+from deq_enn.theory.recognise import recognise
 
 # from the trained weights of the DEQ to those of the explicit network, as `explicit_ntk` names them
 EXPLICIT_TRAINED = {"aAB": "all", "aA": "frozen_first"}
@@ -88,7 +90,7 @@ class Match:
 
 
 def match(
-    activation: Activation,
+    activation: Activation | str | Elementwise,
     sigma_a2: float,
     tau0: float = 1.0,
     kernel: str = "ck",
@@ -99,7 +101,7 @@ def match(
 
     Parameters
     ----------
-    activation : of the DEQ; it is centred at tau_* here.
+    activation : of the DEQ, or its name, or a torch function; it is centred at tau_* here.
     sigma_a2, tau0 : weight variance sigma_a^2 and data scale tau_0.
     kernel : "ck" to match the training of the readout, "ntk" the training of the weights.
     family : the kind of layers, see the module's docstring. "auto" takes the first that matches of the paper's two, one
@@ -111,6 +113,7 @@ def match(
     MatchError : the family has no match; names the condition that binds, the values, and what could be tried.
     ValueError : the DEQ has no kernel (no fixed point, moments not finite, activation not elementwise).
     """
+    activation = recognise(activation)
     _check(kernel, family, trained)
     task = _task(activation, sigma_a2, tau0, kernel, trained)
     best, passed_over = task.search([attempt for attempt in _ATTEMPTS if family in ("auto", attempt[0])])

@@ -27,6 +27,7 @@ import torch
 
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.theory.activations import Activation
+from deq_enn.theory.elementwise import Shifted
 from deq_enn.theory.gaussian import gaussian_moments
 
 _TOLERANCE = 0.1  # error of an entry relative to the diagonal, above which a kernel is refused
@@ -88,4 +89,4 @@ def off_centre(
 
 
 def _plus(layer, constant):
-    return replace(layer, fn=lambda x: layer.fn(x) + constant)
+    return replace(layer, fn=Shifted(layer.fn, constant))

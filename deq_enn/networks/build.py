@@ -22,8 +22,9 @@ import torch
 from deq_enn.matching import families, one_layer_tanh, two_layer_lrelu
 from deq_enn.matching.other_scale import off_centre
 from deq_enn.names import DEQS, GENERAL, MODELS, UNMATCHED
-from deq_enn.networks.deq import DEQ
+from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.enn import ENN, AnyMatch
+from deq_enn.networks.trained_deq import adapt
 from deq_enn.theory.activations import ACTIVATIONS, Activation
 from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.equilibrium import estimate_tau0
@@ -92,7 +93,7 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
 
     Parameters
     ----------
-    deq : its activation, sigma_a^2, width, number of classes and seed are read off it.
+    deq : as it was drawn; its activation, sigma_a^2, width, number of classes and seed are read off it.
     X : (n, p) data that fixes tau_0; by default that of the DEQ.
     kernel, family : see `matching.families.match`, which raises MatchError where there is no match.
 
@@ -102,7 +103,8 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
 
     Raises
     ------
-    ValueError : the DEQ is centred at another scale than that of X, too far from it for any network to follow.
+    ValueError : the DEQ was trained, or is centred at another scale than that of X, too far from it for any network
+        to follow.
 
     Notes
     -----
@@ -112,6 +114,13 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
     The DEQ keeps its constant E[f(tau_* xi)], with the tau_* of its own tau_0. At another scale of X its phi has a
     mean, and so have the layers returned (`off_centre`); `coefficients` are then those of the kernel without it.
     """
+    if not as_drawn(deq):
+        raise ValueError(
+            f"{type(deq).__name__} is not a DEQ with the weights that its seed draws, and no theory says what replaces "
+            "a trained one: verdict(deq, X, y) measures it"
+        )
+    if type(deq) is not DEQ:
+        adapt(deq)  # refuses a subclass whose forward is another
     tau0 = deq.tau0 if X is None else estimate_tau0(X)
     match = families.match(deq.activation, deq.sigma_a2, tau0, kernel, family)
     layers = match.layers

@@ -10,8 +10,11 @@ from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, S
 from deq_enn.networks.weights import drawn_readout, normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import implicit_ck
+from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.equilibrium import get_tau
 from deq_enn.theory.gaussian import centre
+from deq_enn.theory.recognise import recognise
+from deq_enn.utils.random import generator
 
 
 class DEQ(nn.Module):
@@ -19,7 +22,7 @@ class DEQ(nn.Module):
 
     Parameters
     ----------
-    activation : not centred; the module centres it at tau_*.
+    activation : an Activation, a name of the registry or a torch function; the module centres it at tau_*.
     p, dim, n_classes : input dimension, width m, number of outputs.
     sigma_a2, tau0 : weight variance, and scale of the data, which fix tau_*.
     seed : of the weights.
@@ -33,7 +36,7 @@ class DEQ(nn.Module):
 
     def __init__(
         self,
-        activation: Activation,
+        activation: Activation | str | Elementwise,
         p: int,
         dim: int,
         n_classes: int,
@@ -43,6 +46,7 @@ class DEQ(nn.Module):
         solver: Solver = Picard(),
     ):
         super().__init__()
+        activation = recognise(activation)
         self.activation, self.sigma_a2, self.tau0, self.seed = activation, sigma_a2, tau0, seed
         self.tau = get_tau(activation, sigma_a2, tau0)
         self.phi = centre(activation, self.tau)
@@ -60,9 +64,8 @@ class DEQ(nn.Module):
         try:
             return self.fixed_point(self._step, self.phi.fn(u.detach()), self.A, u) / root
         except ConvergenceError as error:
-            raise ConvergenceError(
-                f"{error}; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})", error.solution
-            ) from None
+            advice = f"; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})"
+            raise explained(error, x, advice) from None
 
     def _step(self, v: torch.Tensor, A: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         return self.phi.fn(torch.addmm(u, v, A.T, alpha=math.sqrt(self.sigma_a2 / len(A))))
@@ -79,3 +82,26 @@ class DEQ(nn.Module):
             "tau": self.tau,
             **named_scalars(self.coefficients),
         }
+
+
+def explained(error: ConvergenceError, x: torch.Tensor, advice: str) -> ConvergenceError:
+    """Returns the error with its cause: the input x (n, p), the rounding of its floats, or else what `advice` says."""
+    bad = (~x.isfinite().all(1)).nonzero()
+    if len(bad):
+        return ConvergenceError(f"the input has NaN or infinite entries, first in row {int(bad[0])}", error.solution)
+    value = error.solution.value
+    if torch.finfo(value.dtype).eps > 1e-4 and value.isfinite().all():
+        advice = f"; {str(value.dtype).removeprefix('torch.')} rounds too coarsely for it: take float32"
+    return ConvergenceError(f"{error}{advice}", error.solution)
+
+
+def as_drawn(deq: object) -> bool:
+    """Tells whether A and B of a `DEQ` are those that its seed draws."""
+    if not isinstance(deq, DEQ):
+        return False
+    return all(
+        torch.equal(
+            weight.detach().cpu(), torch.randn(weight.shape, generator=generator(deq.seed, name)).to(weight.dtype)
+        )
+        for weight, name in ((deq.A, "A"), (deq.B, "first"))
+    )

@@ -221,6 +221,7 @@ def rebuild(path: Path | str) -> ExportedENN:
         said = json.loads(path.with_suffix(".json").read_text("utf-8"))
         if said["format"] != FORMAT:
             raise ValueError(f"format {said['format']}, this code reads {FORMAT}")
+        _check_sizes(said)
         layers = [make_layer(layer["name"], layer) for layer in said["layers"]]
         network = ExportedENN(said["inputs"], said["widths"], said["classes"], layers).to(getattr(torch, said["dtype"]))
         network.labels = _labels(said.get("labels"), said["classes"])
@@ -238,6 +239,15 @@ def rebuild(path: Path | str) -> ExportedENN:
             f"{path} is damaged, or not of {path.with_suffix('.json').name} ({type(error).__name__}): export it again"
         ) from None
     return network.eval()
+
+
+def _check_sizes(said: dict) -> None:
+    """Refuses sizes that no network has, by a ValueError."""
+    sizes = [said["inputs"], said["classes"], *said["widths"]]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"inputs, widths and classes must be positive, got {sizes}")
+    if not said["widths"] or len(said["widths"]) != len(said["layers"]):
+        raise ValueError(f"{len(said['widths'])} widths and {len(said['layers'])} layers, one each is needed")
 
 
 def _saved(save: Callable[[Any, io.BytesIO], object], what: object) -> bytes:

@@ -47,6 +47,14 @@ class Solver(Protocol):
         ...
 
 
+ROUNDINGS = 8  # least tolerance of a relative residual, in roundings of its dtype; float32 keeps 1e-6
+
+
+def _reachable(tol: float, z: torch.Tensor) -> float:
+    """Returns the tolerance, or what the rounding of z's dtype leaves of it."""
+    return max(tol, ROUNDINGS * torch.finfo(z.dtype).eps)
+
+
 def _residual(fz: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     sample = tuple(range(1, fz.ndim))  # not flatten, which copies channels-last images
     size = torch.linalg.vector_norm(fz, dim=sample)
@@ -68,7 +76,7 @@ def _finish(value: torch.Tensor, residual: torch.Tensor, iterations: int, tol: f
 
 @dataclass(frozen=True)
 class Picard:
-    """z <- f(z) until the worst sample's relative residual is at most `tol`.
+    """z <- f(z) until the worst sample's relative residual is at most `tol`, or 8 roundings of a short dtype.
 
     Raises ConvergenceError on divergence or after `max_steps` applications, unless `strict` is False.
     """
@@ -80,13 +88,13 @@ class Picard:
     @torch.no_grad()
     def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
         """Iterates f from z0 (n, ...)."""
-        step, z = 1, z0
+        step, z, tol = 1, z0, _reachable(self.tol, z0)
         while True:
             fz = f(z)
             residual = _residual(fz, z)
             worst = residual.max().item() if len(residual) else 0.0
-            if worst <= self.tol or not math.isfinite(worst) or step >= self.max_steps:
-                return _finish(fz, residual, step, self.tol, self.strict)
+            if worst <= tol or not math.isfinite(worst) or step >= self.max_steps:
+                return _finish(fz, residual, step, tol, self.strict)
             step, z = step + 1, fz
 
 
@@ -107,7 +115,7 @@ class Anderson:
     @torch.no_grad()
     def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
         """Iterates f from z0 (n, ...), each time from the best combination of the last points."""
-        n, memory = len(z0), self.memory
+        n, memory, tol = len(z0), self.memory, _reachable(self.tol, z0)
         shape, z = z0.shape, z0.flatten(1)
         values = z.new_zeros(n, memory, z.shape[1])  # f(z_j), the latest `memory` of them, in a ring
         residuals = torch.zeros_like(values)  # f(z_j) - z_j
@@ -125,8 +133,8 @@ class Anderson:
             size = torch.linalg.vector_norm(fz, dim=1).clamp_min(torch.finfo(fz.dtype).tiny)
             residual = row[:, slot].sqrt().to(size.dtype) / size
             worst = residual.max().item() if n else 0.0
-            if worst <= self.tol or not math.isfinite(worst) or step >= self.max_steps:
-                return _finish(fz.view(shape), residual, step, self.tol, self.strict)
+            if worst <= tol or not math.isfinite(worst) or step >= self.max_steps:
+                return _finish(fz.view(shape), residual, step, tol, self.strict)
             # least |sum_j a_j r_j|^2 subject to sum_j a_j = 1, by its normal equations scaled to unit diagonal
             # (a residual that is exactly 0 takes all the weight)
             scale = gram[:, :known, :known].diagonal(dim1=1, dim2=2).clamp_min(1e-200).rsqrt()

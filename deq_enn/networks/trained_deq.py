@@ -14,20 +14,35 @@ Any DEQ of the form z = phi(A z + B x + b) is understood, such as torchdeq's usu
             z, _ = self.deq(lambda z: self.activation(self.A(z) + self.B(x)), torch.zeros(len(x), 256))
             return self.readout(z[-1])
 
-    drift(adapt(Mine()), X)                    # X (n, 784); verdicts.weight_drift asks whether its weights are random
+    drift(adapt(Mine(), X), X)                 # X (n, 784); verdicts.weight_drift asks whether its weights are random
+
+The parts alone do not say what a module's `forward` does with them. So its outputs, in evaluation mode, are compared
+with those of the equilibrium, on the samples given or on random rows, and a module that does something else is refused.
 """
 
+import copy
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from deq_enn.networks.deq import DEQ
-from deq_enn.networks.fixed_point import FixedPoint, Picard, Solver
-from deq_enn.theory.activations import ACTIVATIONS, Activation, Elementwise, from_function
+from deq_enn.networks.deq import DEQ, explained
+from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard, Solver
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.elementwise import Elementwise
+from deq_enn.theory.recognise import recognise
 from deq_enn.utils.random import generator
+
+COMPARED = 128  # rows on which a module's outputs are compared with those of its equilibrium, at most
+# difference that the outputs may have, relative to how they spread: solvers of modules often stop at 1e-3
+SAME = 0.02
+ROUNDINGS = 16  # the same for short floats, in units of their rounding, where that is more
+MOST_STEPS = 500  # of a solver that the user has not chosen
 
 
 class TrainedDEQ(nn.Module):
@@ -72,7 +87,10 @@ class TrainedDEQ(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the last hidden layer (n, m) of inputs x (n, p), differentiated implicitly."""
         u = x @ self.U.T if self.bias is None else torch.addmm(self.bias, x, self.U.T)
-        return self.fixed_point(self._step, self.phi(u.detach()), self.W, u) * self.scale
+        try:
+            return self.fixed_point(self._step, self.phi(u.detach()), self.W, u) * self.scale
+        except ConvergenceError as error:
+            raise explained(error, x, "; give a solver that finds it, such as solver=Anderson()") from None
 
     def _step(self, v: torch.Tensor, W: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         return self.phi(torch.addmm(u, v, W.T))
@@ -105,13 +123,67 @@ class TrainedDEQ(nn.Module):
 # modules
 
 
-def adapt(module: nn.Module) -> TrainedDEQ:
-    """Returns a DEQ of this project, or a module of the form above, with the weights that it has.
+FORM = "a DEQ of the form z = phi(A z + B x + b) with a readout"
 
-    Raises ValueError, in one line, for what is missing or has another shape.
+
+def adapt(
+    module: Any = None,
+    X: torch.Tensor | None = None,
+    *,
+    A: Any = None,
+    B: Any = None,
+    activation: Any = None,
+    readout: Any = None,
+    bias: torch.Tensor | None = None,
+    solver: Solver | None = None,
+) -> TrainedDEQ:
+    """Returns a DEQ of this project, a module of the form above, or the parts given by name, with its weights.
+
+    Parameters
+    ----------
+    module : judged as it is in evaluation mode; its mode is left as it was.
+    X : (n, p) samples on which the module's outputs are compared with those of the equilibrium; by default random rows
+        of several lengths.
+    A, B, activation, readout, bias : instead of a module, each as the head of this file has it. There is no `forward`
+        then, and nothing is compared.
+    solver : of the equilibrium; by default that of a `DEQ`, else Picard, or Anderson where Picard does not converge.
+
+    Raises
+    ------
+    ValueError : in one line, for what is missing or has another shape, or for outputs that differ.
     """
+    if module is None:
+        parts = {"A": A, "B": B, "activation": activation, "readout": readout}
+        return _assembled(parts, [bias], "this", solver)
+    if any(part is not None for part in (A, B, activation, readout, bias)):
+        raise ValueError("adapt takes a module or its parts by name, not both")
+    module = unwrapped(module)
+    deq = _understood(module, solver)
+    if not _as_written_here(module):
+        _check_forward(module, deq, X, solver)
+    return deq
+
+
+def unwrapped(module: Any) -> Any:
+    """Returns the module that torch.compile or DataParallel was given."""
+    while True:
+        inner = vars(module).get("_modules", {}) if isinstance(module, nn.Module) else {}
+        if "_orig_mod" in inner:
+            module = inner["_orig_mod"]
+        elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        else:
+            return module
+
+
+def _understood(module: Any, solver: Solver | None) -> TrainedDEQ:
+    """Returns the DEQ that the parts of a module make, whatever its forward does with them."""
     if isinstance(module, TrainedDEQ):
-        return module
+        if solver is None:
+            return module
+        changed = copy.copy(module)
+        changed.fixed_point = FixedPoint(solver)
+        return changed
     if isinstance(module, DEQ):
         root = math.sqrt(len(module.A))
         return TrainedDEQ(
@@ -122,11 +194,14 @@ def adapt(module: nn.Module) -> TrainedDEQ:
             None,
             module.readout,
             1 / root,
-            module.fixed_point.solver,
+            solver or module.fixed_point.solver,
         )
-    name = type(module).__name__
-    form = f"{name} is not a DEQ of the form z = phi(A z + B x + b) with a readout"
     parts = {key: getattr(module, key, None) for key in ("A", "B", "activation", "readout")}
+    return _assembled(parts, [getattr(module, name, None) for name in ("bias", "b")], type(module).__name__, solver)
+
+
+def _assembled(parts: dict[str, Any], biases: list[Any], name: str, solver: Solver | None) -> TrainedDEQ:
+    form = f"{name} is not {FORM}"
     missing = [key for key, part in parts.items() if part is None]
     if missing:
         raise ValueError(f"{form}: it has no {', '.join(missing)}; the head of trained_deq.py has an example")
@@ -137,27 +212,30 @@ def adapt(module: nn.Module) -> TrainedDEQ:
             f"{form}: A must be (m, m), B (m, p) and the readout (c, m); they are {tuple(A.shape)}, "
             f"{tuple(B.shape)} and {tuple(readout.shape)}"
         )
-    bias = _bias(module, m, form)
-    activation = _activation(parts["activation"], form)
-    return TrainedDEQ(activation, activation.fn, A, B, bias, _readout(readout, getattr(parts["readout"], "bias", None)))
+    bias = _bias([*biases, *(getattr(parts[key], "bias", None) for key in ("A", "B"))], m, form)
+    try:
+        activation = recognise(parts["activation"], "its")
+    except ValueError as error:
+        raise ValueError(f"{form}: {error}") from None
+    linear = _readout(readout, getattr(parts["readout"], "bias", None))
+    return TrainedDEQ(activation, activation.fn, A, B, bias, linear, solver=solver or Picard(max_steps=MOST_STEPS))
 
 
 def _weight(part: object, what: str) -> torch.Tensor:
     """Returns the matrix that a part of a module is, or has."""
     matrix = getattr(part, "weight", part)
     if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2:
-        raise ValueError(f"{what} must be an nn.Linear or a matrix, got {type(matrix).__name__}")
+        shape = f" of shape {tuple(matrix.shape)}" if isinstance(matrix, torch.Tensor) else ""
+        raise ValueError(f"{what} must be an nn.Linear or a matrix, got {type(part).__name__}{shape}")
     return matrix.detach()
 
 
-def _bias(module: nn.Module, m: int, form: str) -> torch.Tensor | None:
+def _bias(biases: list[Any], m: int, form: str) -> torch.Tensor | None:
     """Returns the sum of the biases that a module has, of its own and of A and B; None if it has none."""
-    places = [(module, "bias"), (module, "b"), (module.A, "bias"), (module.B, "bias")]
-    biases = [getattr(place, name, None) for place, name in places]
     biases = [bias for bias in biases if isinstance(bias, torch.Tensor)]
     if any(bias.shape != (m,) for bias in biases):
         raise ValueError(f"{form}: its bias must have shape ({m},), it has {[tuple(bias.shape) for bias in biases]}")
-    return sum(biases[1:], biases[0]) if biases else None
+    return torch.stack(biases).sum(0) if biases else None
 
 
 def _readout(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -170,23 +248,113 @@ def _readout(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     return linear
 
 
-def _activation(given: Any, form: str) -> Activation:
-    """Returns an activation from a name, a function or a module; one of the registry where it is the same function."""
-    if isinstance(given, str):
-        if given not in ACTIVATIONS:
-            raise ValueError(f"{form}: its activation is {given!r}, not one of {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[given]
-    if isinstance(given, Activation):
-        return given
-    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+# ---------------------------------------------------------------------------------------------------------------
+# whether a module's forward is that equilibrium
+
+
+def _as_written_here(module: Any) -> bool:
+    """Tells whether nothing but our own code makes the outputs, or whether there is no forward to compare with."""
+    if isinstance(module, nn.Module) and (module._forward_hooks or module._forward_pre_hooks):
+        return False
+    own = type(module) in (DEQ, TrainedDEQ) and not {"forward", "features", "_step"} & vars(module).keys()
+    return own or getattr(type(module), "forward", nn.Module.forward) is nn.Module.forward
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode for a while."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
     try:
-        values = given(x)
-        for own in ACTIVATIONS.values():
-            if torch.allclose(own.fn(x), values, rtol=0, atol=1e-12):
-                return own
-        return from_function(given, getattr(given, "__name__", type(given).__name__))
-    except Exception as error:
-        raise ValueError(f"{form}: its activation is not an elementwise torch function: {error}") from None
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _check_forward(module: nn.Module, deq: TrainedDEQ, X: torch.Tensor | None, solver: Solver | None) -> None:
+    """Refuses a module whose outputs are not those of the equilibrium, by a ValueError with the difference.
+
+    Where Picard does not find the equilibrium and the user has chosen no solver, the DEQ is given Anderson's.
+    """
+    name, p = type(module).__name__, deq.U.shape[1]
+    if any(part.training and isinstance(part, (nn.Dropout, nn.AlphaDropout)) for part in module.modules()):
+        warnings.warn(f"{name} is in training mode and has dropout: it is judged in evaluation mode", stacklevel=3)
+    x = (_probe(p) if X is None else _some(X, p)).to(deq.W)
+    other = f"{name} is not {FORM}, or its parts are not what its forward uses"
+    with evaluating(module):
+        try:
+            outputs, again = _first(module(x)), _first(module(x))
+        except Exception as error:  # whatever the user's code raises
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{name}'s forward fails on rows of shape {tuple(x.shape)} ({type(error).__name__}: {reason}); it must "
+                "take rows (n, p), or give its parts by name: adapt(A=..., B=..., activation=..., readout=...)"
+            ) from None
+        expected = _equilibrium(deq, x, solver)
+    if outputs is None or outputs.shape != expected.shape:
+        shape = "no tensor" if outputs is None else tuple(outputs.shape)
+        raise ValueError(f"{other}: its outputs are {shape}, readout(z) is {tuple(expected.shape)}")
+    spread = _spread(expected, outputs)
+    if again is None or not _size(outputs - again) <= SAME * spread:
+        raise ValueError(f"{name}'s forward is random even in evaluation mode, so that no network can be compared")
+    allowed = max(SAME, ROUNDINGS * torch.finfo(expected.dtype).eps)
+    relative = _size(outputs - expected) / spread
+    if not relative <= allowed:
+        raise ValueError(
+            f"{other}: outputs differ by {(outputs - expected).abs().max().item():.2g}, relative {relative:.2g}, on "
+            f"{'random rows' if X is None else 'these samples'}. Do to the samples beforehand what forward does to "
+            "them, or write the module in this form"
+        )
+
+
+def _equilibrium(deq: TrainedDEQ, x: torch.Tensor, solver: Solver | None) -> torch.Tensor:
+    try:
+        return deq(x)
+    except ConvergenceError as error:
+        if solver is not None or not isinstance(deq.fixed_point.solver, Picard):
+            raise ValueError(str(error)) from None
+    tried, deq.fixed_point = deq.fixed_point, FixedPoint(Anderson(max_steps=MOST_STEPS))
+    try:
+        return deq(x)
+    except ConvergenceError as error:
+        deq.fixed_point = tried
+        raise ValueError(f"neither Picard nor Anderson finds its equilibrium: {error}") from None
+
+
+def _first(outputs: Any) -> torch.Tensor | None:
+    """Returns the outputs, the first of several; None where they are no floats."""
+    while isinstance(outputs, (tuple, list)) and outputs:
+        outputs = outputs[0]
+    return outputs.detach() if isinstance(outputs, torch.Tensor) and outputs.is_floating_point() else None
+
+
+def _size(values: torch.Tensor) -> float:
+    return values.double().square().mean().sqrt().item()
+
+
+def _spread(*outputs: torch.Tensor) -> float:
+    """Returns the smallest of the standard deviations of the outputs about their means over the rows."""
+    return max(min(_size(each - each.mean(0)) for each in outputs), 1e-30)
+
+
+def _probe(p: int) -> torch.Tensor:
+    """Returns random rows of lengths 0.3, 1, 3, and of as much as sqrt(p)."""
+    lengths = torch.tensor([0.3, 1.0, 3.0, math.sqrt(p)]).repeat(COMPARED // 8)[:, None]
+    return nn.functional.normalize(torch.randn(len(lengths), p, generator=generator("probe", p))) * lengths
+
+
+def _some(X: Any, p: int) -> torch.Tensor:
+    """Returns rows spread evenly over X."""
+    X = torch.as_tensor(X)
+    if X.ndim != 2 or X.shape[1] != p or not len(X):
+        raise ValueError(f"X must be an (n, {p}) matrix, as the DEQ's B has {p} columns; got shape {tuple(X.shape)}")
+    return X[torch.linspace(0, len(X) - 1, min(len(X), COMPARED)).long()].detach()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# checkpoints
 
 
 def load_checkpoint(path: Path | str, activation: Activation, sigma_a2: float, tau0: float = 1.0) -> DEQ:
@@ -209,15 +377,3 @@ def load_checkpoint(path: Path | str, activation: Activation, sigma_a2: float, t
     deq = DEQ(activation, p, m, classes, sigma_a2, tau0).to(state["A"])
     deq.load_state_dict(state)
     return deq
-
-
-def as_drawn(deq: nn.Module) -> bool:
-    """Tells whether A and B of a `DEQ` are those that its seed draws."""
-    if not isinstance(deq, DEQ):
-        return False
-    return all(
-        torch.equal(
-            weight.detach().cpu(), torch.randn(weight.shape, generator=generator(deq.seed, name)).to(weight.dtype)
-        )
-        for weight, name in ((deq.A, "A"), (deq.B, "first"))
-    )

@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from deq_enn.theory.activations import Activation, Elementwise
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.elementwise import Elementwise, Shifted
 from deq_enn.theory.quadrature import EPS, adapt, graded, lobatto
 
 
@@ -59,8 +60,7 @@ def centre(activation: Activation, tau: float) -> Activation:
     mean = expectation(lambda x: activation.fn(tau * x), [k / tau for k in activation.kinks])
     if abs(mean) < 1e-15:
         return activation
-    fn = activation.fn
-    return replace(activation, fn=lambda x: fn(x) - mean)
+    return replace(activation, fn=Shifted(activation.fn, -mean))
 
 
 def centred_layers(activations: Iterable[Activation], tau0: float) -> list[Activation]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from deq_enn.networks.cost import BATCH, costs
-from deq_enn.networks.deq import DEQ
-from deq_enn.networks.trained_deq import adapt, as_drawn
+from deq_enn.networks.deq import DEQ, as_drawn
+from deq_enn.networks.trained_deq import adapt
 from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.verdicts.assumptions import check_data, check_request

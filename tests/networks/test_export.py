@@ -16,7 +16,7 @@ from deq_enn.networks.build import build_model, matched_enn
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.export import export, network_of, rebuild
 from deq_enn.networks.layers import describe_layer, make_layer
-from deq_enn.theory.activations import ACTIVATIONS, from_function
+from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function
 
 P, M, K = 12, 24, 3
 X = torch.nn.functional.normalize(torch.randn(40, P, generator=torch.Generator().manual_seed(0)))
@@ -158,6 +158,10 @@ def test_a_function_of_the_users_own_goes_into_the_program_alone(tmp_path):
     torch.testing.assert_close(program(X), enn(X))
     with pytest.raises(ValueError, match="layer mine is a function.*load the .pt2 program"):
         rebuild(tmp_path / "enn.pt")
+    for near in (lambda x: x.clamp(-6.5, 6.5), lambda x: 1 + x, lambda x: torch.where(x.abs() < 7, x**3, 0 * x)):
+        assert describe_layer(from_function(near, "mine"))["kind"] == "own"  # a polynomial as far as one looks
+    declared = Activation("mine", torch.atan, torch.cosh, (-20, 20), slopes=(0, 1, 0))
+    assert describe_layer(declared)["kind"] == "own"
     swindle = from_function(lambda x: torch.tanh(2 * x), "tanh")  # a name of the registry, and not what it names
     assert describe_layer(swindle)["kind"] == "own"
 
@@ -220,6 +224,8 @@ def test_damaged_files_are_said_in_one_line_and_nothing_is_unpickled(tmp_path):
     assert not (tmp_path / "harm").exists()
     path.write_bytes(good)
     changed = json.loads(said)
+    (layer,) = changed["layers"]
+    ramps = {"name": "it", "kind": "piecewise_linear", "kinks": [0, 1], "slopes": [0, 1, 0], "value_at_zero": 0.0}
     for text in (
         "{",
         "[]",
@@ -227,6 +233,12 @@ def test_damaged_files_are_said_in_one_line_and_nothing_is_unpickled(tmp_path):
         json.dumps(changed | {"format": 2}),
         json.dumps(changed | {"widths": "24"}),
         json.dumps(changed | {"dtype": "float33"}),
+        json.dumps(changed | {"layers": []}),
+        json.dumps(changed | {"layers": [], "widths": []}),
+        json.dumps(changed | {"layers": [layer | {"constant": math.nan}]}),
+        json.dumps(changed | {"layers": [ramps | {"kinks": [1, 0]}]}),
+        json.dumps(changed | {"layers": [ramps | {"kinks": [math.nan, 1]}]}),
+        json.dumps(changed | {"layers": [ramps | {"slopes": [0, math.inf, 0]}]}),
     ):
         path.with_suffix(".json").write_text(text)
         with pytest.raises(ValueError, match="enn.json does not describe a network") as caught:

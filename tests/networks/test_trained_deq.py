@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from deq_enn.data.datasets import load_dataset
-from deq_enn.networks.deq import DEQ
-from deq_enn.networks.trained_deq import TrainedDEQ, adapt, as_drawn, load_checkpoint
+from deq_enn.networks.deq import DEQ, as_drawn
+from deq_enn.networks.trained_deq import TrainedDEQ, adapt, load_checkpoint
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, best_path, checkpoint_path

@@ -39,7 +39,7 @@ def inline(text: str) -> Markup:
 
 def heading(text: str) -> Markup:
     """Returns the HTML of a column's name, in which a hyphen, as in ReLU-DEQ, does not end a line."""
-    return Markup(inline(text).replace("-", "&#8209;"))
+    return Markup(str(inline(text)).replace("-", "\N{NON-BREAKING HYPHEN}"))
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ def check_page(text, pictures):
     assert all(len(picture["alt"]) > 20 for picture in page.pictures)
     assert page.meta["viewport"].startswith("width=device-width") and "prefers-color-scheme: dark" in text
     visible = re.sub(r"<style>.*?</style>|<title>.*?</title>|<[^>]*>", "", text, flags=re.S)
+    assert "&amp;#" not in visible  # escaped twice
+    assert "&amp;#" not in visible  # nothing is escaped twice
     assert not re.search(r"sigma_a|tau_0|[στ]_|\^\d|\^\(|²", visible)  # symbols are written one way, by sub and sup
 
 

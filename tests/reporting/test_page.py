@@ -3,7 +3,7 @@
 import pytest
 
 from deq_enn.reporting.markdown import Table, head, row
-from deq_enn.reporting.page import inline
+from deq_enn.reporting.page import heading, inline
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,10 @@ from deq_enn.reporting.page import inline
 )
 def test_marks_become_html(text, html):
     assert inline(text) == html
+
+
+def test_a_name_with_a_hyphen_is_not_broken():
+    assert heading("ReLU-DEQ < σ_a²") == "ReLU\N{NON-BREAKING HYPHEN}DEQ &lt; σ<sub>a</sub><sup>2</sup>"
 
 
 def test_a_table_in_markdown():

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from deq_enn.networks.cost import BATCH, costs
@@ -12,7 +13,7 @@ from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.trained_deq import adapt
 from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
-from deq_enn.verdicts.assumptions import check_data, check_request
+from deq_enn.verdicts.assumptions import check_data, check_held, check_repeated, check_request, integer_labels
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation, settings_of
 from deq_enn.verdicts.decision import Decision, Question, cost_sentence, loss_sentence
 from deq_enn.verdicts.measured_loss import MeasuredLosses, Replacement, replacements
@@ -53,6 +54,9 @@ class VerdictAfterTraining:
         self.original, self.deq = deq, adapt(deq)
         p = self.deq.U.shape[1]
         self.X, self.y = _checked(X, y, p)
+        if self.y is not None:
+            check_repeated(self.y)
+        check_held(held)
         self.held = None if held is None else _checked(*held, p)
         if held is not None and (y is None) != (held[1] is None):
             raise ValueError("the samples and those held out must both have labels, or neither")
@@ -199,6 +203,7 @@ PendingVerdict = VerdictAtInitialisation | VerdictAfterTraining
 
 def begin(deq: Any, X: Any, y: Any, *, held: Labelled | None = None, **settings: Any) -> PendingVerdict:
     """Returns the verdict in the making for this DEQ: at initialisation if its weights are as drawn."""
+    check_held(held)
     if as_drawn(deq):
         return VerdictAtInitialisation(deq, X, y, **settings)
     return VerdictAfterTraining(deq, X, y, held=held, **settings)
@@ -237,7 +242,9 @@ def _checked(X, y, p) -> tuple[torch.Tensor, torch.Tensor | None]:
     X, _, _ = check_data(X, y, p)
     if y is None:
         return X, None
-    y = torch.as_tensor(y).long().cpu()
+    if not isinstance(y, torch.Tensor) and np.asarray(y).dtype.kind in "US":
+        raise ValueError("the labels of a trained DEQ are 0, 1, ... in the order of its outputs; got strings")
+    y = integer_labels(y, len(X))
     if y.min() < 0:
         raise ValueError(f"the labels of a trained DEQ are 0, 1, ... in the order of its outputs; got {y.min().item()}")
     return X, y

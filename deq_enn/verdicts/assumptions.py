@@ -51,23 +51,66 @@ def check_deq(deq: object) -> None:
 def check_data(X: Any, y: Any, p: int) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:
     """Returns X as float32 (n, p), the labels as 0 .. classes - 1 or None, and the number of classes or None.
 
-    Raises ValueError with what is wrong.
+    Labels are integers or strings, and are numbered in their sorted order. Raises ValueError with what is wrong.
     """
-    X = _checked_samples(torch.as_tensor(X), p)
+    X = _checked_samples(_tensor(X, "X"), p)
     if y is None:
         return X, None, None
-    y = torch.as_tensor(y)
-    if y.shape != X.shape[:1]:
-        raise ValueError(f"y must have one label a row of X, ({len(X)},); got shape {tuple(y.shape)}")
-    if y.is_floating_point() and not (y.isfinite().all() and (y == y.round()).all()):
-        raise ValueError("the labels y must be integers")
-    values, y = y.long().cpu().unique(return_inverse=True)
+    strings = None if isinstance(y, torch.Tensor) else np.asarray(y)
+    if strings is not None and strings.dtype.kind in "USO" and all(isinstance(label, str) for label in strings.flat):
+        y = np.unique(strings, return_inverse=True)[1].reshape(strings.shape)
+    values, y = integer_labels(y, len(X)).unique(return_inverse=True)
     if len(values) < 2:
+        only = int(values[0]) if strings is None else strings.flat[0]
         raise ValueError(
-            f"all labels are {int(values[0])}: a verdict on accuracy needs at least two classes; give "
+            f"all labels are {only}: a verdict on accuracy needs at least two classes; give "
             "y=None for one on kernels alone"
         )
     return X, y, len(values)
+
+
+def integer_labels(y: Any, n: int) -> torch.Tensor:
+    """Returns the labels of n rows, as they are, in int64 (n,); ValueError where they are not integers."""
+    y = _tensor(y, "y")
+    if y.shape == (n, 1):
+        y = y[:, 0]
+    if y.shape != (n,):
+        raise ValueError(f"y must have one label a row of X, ({n},); got shape {tuple(y.shape)}")
+    if y.is_complex() or y.is_floating_point() and not (y.isfinite().all() and (y == y.round()).all()):
+        raise ValueError("the labels y must be integers")
+    return y.long().cpu()
+
+
+def check_repeated(y: torch.Tensor) -> None:
+    """Refuses labels of which most are seen once, by a ValueError: no network can learn one and be tried on it."""
+    counts = y.unique(return_counts=True)[1]
+    once = int((counts == 1).sum())
+    if 2 * once > len(y):
+        raise ValueError(
+            f"{once} of the {len(y)} labels are seen once, so that no accuracy can be measured; y must be classes, not "
+            "numbers of rows or targets of a regression. Give y=None for a verdict on kernels alone"
+        )
+
+
+def check_held(held: Any) -> None:
+    """Refuses samples held out that are not a pair of samples and labels, by a ValueError."""
+    if held is not None and not (isinstance(held, (tuple, list)) and len(held) == 2):
+        shape = getattr(held, "shape", None)
+        got = type(held).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
+        raise ValueError(f"held must be a pair (X_test, y_test), or (X_test, None) without labels; got {got}")
+
+
+def _tensor(values: Any, name: str) -> torch.Tensor:
+    """Returns anything that numpy takes for an array of numbers as a tensor."""
+    if isinstance(values, torch.Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "O":
+            array = array.astype(np.float64)
+        return torch.as_tensor(array)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers ({' '.join(str(error).split())[:100]})") from None
 
 
 def _checked_samples(X, p):

@@ -22,7 +22,7 @@ from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.theory.finite_width import implicit_fluctuation
 from deq_enn.utils.random import generator
-from deq_enn.verdicts.assumptions import LEAST, applicability, check_data, check_deq, check_request
+from deq_enn.verdicts.assumptions import LEAST, applicability, check_data, check_deq, check_repeated, check_request
 from deq_enn.verdicts.candidates import Network, networks
 from deq_enn.verdicts.decision import (
     Decision,
@@ -66,6 +66,8 @@ class VerdictAtInitialisation:
         self.clock, self.start, self.end = clock, clock(), clock() + budget
         check_deq(deq)
         X, y, n_classes = check_data(X, y, deq.B.shape[1])
+        if y is not None:
+            check_repeated(y)
         check_request(budget, tolerance, width)
         width = len(deq.A) if width is None else width
         self.deq, self.seed, self.classes = deq, seed, n_classes

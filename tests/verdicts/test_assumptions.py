@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from deq_enn.networks.deq import DEQ
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.utils.random import generator
 from deq_enn.verdicts import assumptions
+from deq_enn.verdicts.after_training import begin
+from deq_enn.verdicts.assumptions import check_data
+from tests.conftest import one_line
 
 
 def test_gaussian_data_concentrate_as_gaussian_data_do():
@@ -34,3 +38,71 @@ def test_stability_is_that_of_the_worst_sample():
     assert found["growth"] < found["growth_largest"] < 1 and found["lipschitz"] == pytest.approx(2 * math.sqrt(0.9))
     with pytest.raises(ValueError, match="no stable"):
         assumptions.stability(ACTIVATIONS["selu"], 0.9, 1.0, np.array([1e-3, 1.0]))
+
+
+X = torch.randn(200, 6, generator=generator("samples"))
+DEQ6 = DEQ(ACTIVATIONS["tanh"], 6, 8, 3, 0.2)
+
+
+def trained():
+    deq = DEQ(ACTIVATIONS["tanh"], 6, 8, 3, 0.2)
+    with torch.no_grad():
+        deq.A.mul_(3)
+    return deq
+
+
+@pytest.mark.parametrize("name", ["strings", "column", "objects", "list", "bytes of numbers"])
+def test_labels_of_many_forms(name):
+    labels = np.arange(200) % 3
+    strings = np.array(["a", "b", "c"])[labels]
+    y = {
+        "strings": strings,
+        "column": strings[:, None],
+        "objects": strings.astype(object),
+        "list": strings.tolist(),
+        "bytes of numbers": labels.astype(np.uint8)[:, None],
+    }[name]
+    _, coded, classes = check_data(X, y, 6)
+    assert coded is not None and coded.tolist() == labels.tolist() and classes == 3
+
+
+@pytest.mark.parametrize(
+    "y, words",
+    [
+        (np.arange(200), "200 of the 200 labels are seen once"),
+        ([*range(150), *[0] * 50], "149 of the 200 labels are seen once"),
+        ([f"row {i}" for i in range(200)], "200 of the 200 labels"),
+        (["a"] * 200, "all labels are a"),
+        ([1, "a"] * 100, "at least|array of numbers|integers"),
+        ([None] * 200, "array of numbers|integers"),
+        (np.zeros(200, complex), "integers"),
+        (np.eye(3)[np.arange(200) % 3], "one label a row"),
+    ],
+)
+def test_labels_without_an_accuracy(y, words):
+    if isinstance(y, list) and y[:2] == [1, "a"]:
+        y = np.array(y, object)
+    with pytest.raises(ValueError, match=words) as error:
+        begin(DEQ6, X, y)
+    one_line(error)
+
+
+def test_samples_that_are_no_numbers():
+    for wrong in ([["a"] * 6] * 200, [[None] * 6] * 200, np.full((200, 6), "1.x")):
+        with pytest.raises(ValueError, match="X must be an array of numbers|NaN") as error:
+            check_data(wrong, None, 6)
+        one_line(error)
+
+
+@pytest.mark.parametrize("deq", [DEQ6, trained()], ids=["drawn", "trained"])
+@pytest.mark.parametrize("held", [X, X[:2], X.numpy(), (X,), "X"])
+def test_held_is_a_pair(deq, held):
+    with pytest.raises(ValueError, match=r"held must be a pair \(X_test, y_test\)") as error:
+        begin(deq, X, torch.arange(200) % 3, held=held)
+    one_line(error)
+
+
+def test_a_trained_deq_has_outputs_and_no_names():
+    with pytest.raises(ValueError, match="in the order of its outputs; got strings") as error:
+        begin(trained(), X, np.array(["a", "b", "c"])[np.arange(200) % 3])
+    one_line(error)

@@ -1,4 +1,4 @@
-"""off_centre.py, norm_response.py: what kernels do at other norms, against the exact kernels."""
+"""Matches for data of another scale, and answers to the norm of a sample, against the exact kernels."""
 
 import math
 

@@ -23,6 +23,7 @@ from deq_enn.utils.outcome import one_line
 
 if TYPE_CHECKING:
     from deq_enn.matching.families import Match
+    from deq_enn.theory.coefficients import KernelCoefficients
 
 # what the four coefficients (diag, c1, c2, c3) of either kernel are called
 SYMBOLS = {"ck": ("gamma^2", "alpha_1", "alpha_2", "alpha_3"), "ntk": ("kappa^2", "beta_1", "beta_2", "beta_3")}
@@ -107,7 +108,7 @@ def solve(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     return {"deq": deq, "match": described(result)}, check_assumptions(activation, a.asquare, a.tau0)
 
 
-def named(coefficients, kernel: str) -> dict[str, float]:
+def named(coefficients: "KernelCoefficients", kernel: str) -> dict[str, float]:
     """Returns the four coefficients of a kernel by their names in the paper."""
     c = coefficients
     return dict(zip(SYMBOLS[kernel], (c.diag, c.c1, c.c2, c.c3)))

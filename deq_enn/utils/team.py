@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # a command line is checked before torch is imported
     import torch
 
 TIMEOUT = 1800  # seconds that a rank waits for the others, also while rank 0 downloads the data
+LINGER = 10  # seconds that rank 0, whose store says who speaks, waits at most for the others after a failure
 PATIENCE = 1  # seconds after which a rank that has nothing to say ends: torchrun stops all once it sees one end
 
 
@@ -137,7 +138,7 @@ def team_of_ranks(device: "torch.device") -> Iterator[Team]:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until it has spoken
                 if backend == "gloo" and rank == 0:  # the others see it now, and may still ask its store
                     dist.destroy_process_group()
-                    time.sleep(PATIENCE)
+                    _await_all(store, size)
                 raise
             dist.destroy_process_group()
     finally:
@@ -171,6 +172,14 @@ def _first(store) -> bool:
         return store.add("failed", 1) == 1
     except RuntimeError:
         return True
+
+
+def _await_all(store, size: int) -> None:
+    """Keeps the store until every rank has asked it who speaks, or LINGER is over."""
+    deadline = time.monotonic() + LINGER
+    with contextlib.suppress(RuntimeError):
+        while store.add("failed", 0) < size and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,8 @@ class Blocks(ABC):
                 raise ValueError(f"the samples of X have {X.shape[1]} entries, those of other {other.shape[1]}")
             self.shape, self.first = (len(other), len(X)), len(X)
             X, norms2 = torch.cat([X, other.to(X.device)]), np.concatenate([norms2, other_norms2])
+        if not norms2.any():
+            raise ValueError("all rows of X are zero, which may be so after centring only: there is no kernel of them")
         self._X, self._norms2, self.device = X, norms2, X.device
 
     @abstractmethod
@@ -162,6 +164,4 @@ def _check_input(X, name):
     if not bool(torch.isfinite(norms2).all()):
         bad = int((~torch.isfinite(norms2)).nonzero()[0])
         raise ValueError(f"{name} has NaN or infinite (or overflowing) entries, first in row {bad}")
-    if not bool((norms2 > 0).all()):
-        raise ValueError(f"row {int((norms2 == 0).nonzero()[0])} of {name} is zero: its kernel entries are not defined")
     return X, norms2.cpu().numpy()

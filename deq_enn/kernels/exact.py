@@ -53,7 +53,8 @@ class _Implicit(Blocks):
         del self._X
         second, d1_sq = self._tensors(scales.second, scales.d1_sq)
         slack = 1 - sigma_a2 * d1_sq
-        self._diagonals = second, second / slack if trained == "aA" else second + self.s**2 * d1_sq / slack
+        variance = torch.where(second > 0, self.s**2, 0)  # of a sample whose equilibrium is 0 too
+        self._diagonals = second, second / slack if trained == "aA" else second + variance * d1_sq / slack
 
     def _entries(self, rows, cols, base):
         sigma_a2, d1, half_d2, m = self.sigma_a2, self.d1, self.half_d2, self.m
@@ -115,22 +116,23 @@ class _Explicit(Blocks):
         self.layers, self.trained = layers, trained
         s = np.sqrt(self._norms2)
         (self.s,) = self._tensors(s)
-        self._Y = self._X / self.s[:, None]
+        self._Y = self._X / torch.where(self.s > 0, self.s, 1)[:, None]
         del self._X
         diagonal = self._norms2 if trained == "all" else 0 * self._norms2
         self.stack, self.seconds = [], []
         for index, layer in enumerate(layers, 1):
             scales = explicit_scales(layer, s)
-            if scales.second.min() <= 0:
+            if (scales.second[s > 0] <= 0).any():
                 raise ValueError(
                     f"layer {index} ({layer.name}) is zero at its input scale: there is no kernel after it"
                 )
+            s_next = np.sqrt(scales.second)
             self.stack.append(
-                (pair_function(layer, scales, self.device), *self._tensors(s, scales.mean, 1 / np.sqrt(scales.second)))
+                (pair_function(layer, scales, self.device), *self._tensors(scales.s, scales.mean, _inverse(s_next)))
             )
             self.seconds.append(torch.from_numpy(scales.second))
             diagonal = scales.second + diagonal * scales.d1_sq
-            s = np.sqrt(scales.second)
+            s = s_next
         second, diagonal = self._tensors(self.seconds[-1].numpy(), diagonal)
         self._diagonals = second, diagonal
 
@@ -167,6 +169,11 @@ class _Explicit(Blocks):
             self.layers[index:], scale[i].cpu(), scale[j].cpu(), sign.cpu(), theta, linear.cpu(), seconds
         )
         return ck.to(self.device), ntk.to(self.device)
+
+
+def _inverse(s: np.ndarray) -> np.ndarray:
+    """Returns 1/s, and 0 for a sample that is 0: it has no correlation with any other."""
+    return np.divide(1, s, out=np.zeros_like(s), where=s > 0)
 
 
 def _pairs(rows, cols, r, c):
@@ -228,15 +235,16 @@ def implicit_kernels(
 
     Raises
     ------
-    ValueError : X not finite, not (n, p) or with a zero row; an activation that is not elementwise, has a jump, or no
+    ValueError : X not finite, not (n, p), or zero; an activation that is not elementwise, has a jump, or no
         Gaussian moments; sigma_a^2 for which the diagonal has no fixed point or the equilibrium is not stable.
 
     Notes
     -----
     Samples may be parallel, opposite or the same. Where f is neither analytic nor piecewise linear (elu, selu,
     softsign, most functions with kinks), such pairs go through a quadrature of 5 to 250 ms each (near_parallel.py),
-    once for those that are alike. Two arrays of the result's size are allocated, and no other. Where the Mehler series
-    is used, its number of terms is logged (logger "kernels", level INFO).
+    once for those that are alike. A sample may be zero: its kernels are the limit of ever smaller samples. Two arrays
+    of the result's size are allocated, and no other. Where the Mehler series is used, its number of terms is logged
+    (logger "kernels", level INFO).
     """
     return implicit_blocks(X, activation, sigma_a2, trained, tau0, other).both()
 

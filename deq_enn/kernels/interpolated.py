@@ -77,6 +77,10 @@ class Interpolated:
         self._make, self.exact = make, make(X, other)
         self.shape, self._square = self.exact.shape, other is None
         norms = [Z.double().norm(dim=1) for Z in ([X] if other is None else [X, other])]
+        # a zero sample has no direction: its entries are computed exactly, and a row of the least norm stands for it
+        self._zeros = [norm == 0 for norm in norms]
+        least = torch.cat([norm[norm > 0] for norm in norms]).min()
+        norms = [norm.clamp_min(least) for norm in norms]
         low, high = (f(torch.cat(norms)).log().item() for f in (torch.min, torch.max))
         self._middle, self._half = (low + high) / 2, (high - low) / 2 + 1e-6
         self._diagonals = [
@@ -191,7 +195,17 @@ class Interpolated:
         torch.addcmul(b2, twice, b1, value=0.5, out=out)
         if len(beyond[0]):
             out[beyond] = self.exact.entries(beyond[0] + rows.start, beyond[1] + cols.start, kernel).to(out.dtype)
+        self._fill_zeros(rows, cols, kernel, out)
         out[same - rows.start, same - cols.start] = self._diagonals[0][kernel == "ntk"][same].square().float()
+
+    def _fill_zeros(self, rows, cols, kernel, out):
+        """Writes the entries of samples that are zero."""
+        for row in self._zeros[-1][rows].nonzero()[:, 0].tolist():
+            own = slice(rows.start + row, rows.start + row + 1)
+            out[row : row + 1] = self.exact.tile(own, cols, kernel).to(out.dtype)
+        for col in self._zeros[0][cols].nonzero()[:, 0].tolist():
+            own = slice(cols.start + col, cols.start + col + 1)
+            out[:, col : col + 1] = self.exact.tile(rows, own, kernel).to(out.dtype)
 
     def _table_for(self, bound, kernel):
         """Returns the least reach that goes so far, or else the farthest, with its table.

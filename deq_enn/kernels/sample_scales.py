@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.polynomial import chebyshev
 
 from deq_enn.theory.activations import Activation
@@ -100,6 +101,9 @@ class Scales:
     """These are the samples' scales s and the moments of an activation there, all (n,) float64 arrays.
 
     mean = E[f] (minus the centring constant), variance = Var[f], d1 = E[f'], d2 = E[f''], d1_sq = E[f'^2].
+
+    A sample whose pre-activation is 0 for all weights has no scale. It has the mean f(0) and the variance 0, and for
+    the rest those of the least scale: they only enter multiplied by 0.
     """
 
     s: np.ndarray
@@ -134,18 +138,30 @@ def _moments(activation, low, high, samples=None):
 
 
 def explicit_scales(activation: Activation, s: np.ndarray) -> Scales:
-    """Returns the moments at given scales (n,) of the activation as it is."""
-    return Scales(s, *_moments(activation, s.min(), s.max(), s)(s).T)
+    """Returns the moments at given scales (n,), of which some may be 0, of the activation as it is."""
+    zero = s == 0
+    if zero.any():
+        s = np.where(zero, s[~zero].min(initial=np.inf), s) if not zero.all() else np.ones_like(s)
+    scales = Scales(s, *_moments(activation, s.min(), s.max(), s)(s).T)
+    if zero.any():
+        scales.mean[zero], scales.variance[zero] = _at_zero(activation), 0.0
+    return scales
+
+
+def _at_zero(activation: Activation) -> float:
+    return activation.fn(torch.zeros(1, dtype=torch.float64)).item()
 
 
 def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray, centre: float) -> Scales:
-    """Solves s^2 = sigma_a^2 E[(f(s xi) - centre)^2] + sigma_b^2 |x|^2 for each of the squared norms (n,).
+    """Solves s^2 = sigma_a^2 E[(f(s xi) - centre)^2] + sigma_b^2 |x|^2 for each of the squared norms (n,), not all 0.
 
     Raises
     ------
     ValueError : there is no such s, or not a stable one, or sigma_a^2 E[f'^2] is not below 1 at one of them: then the
         equilibrium is not stable, and the tangent kernel is infinite.
     """
+    if not norms2.all():
+        return _with_zeros(activation, sigma_a2, norms2, centre)
     low, high = (_scale_of(activation, sigma_a2, norm2, centre) for norm2 in (norms2.min(), norms2.max()))
     at_low = gaussian_moments(activation, low)
     if at_low.jumps:
@@ -156,6 +172,34 @@ def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray,
     scales = Scales(s, mean - centre, *others)
     check_stable(activation, sigma_a2, scales.d1_sq.max())
     return scales
+
+
+def _with_zeros(activation, sigma_a2, norms2, centre):
+    """Returns the scales where some squared norms are 0: for these the limit of ever smaller norms."""
+    zero = norms2 == 0
+    others = implicit_scales(activation, sigma_a2, norms2[~zero], centre)
+    least = others.s.min()
+
+    def excess(s):
+        m = gaussian_moments(activation, s)
+        return sigma_a2 * (m.variance + (m.mean - centre) ** 2) - s * s
+
+    low = high = 1e-12 * least
+    while excess(high) > 0 and high < 2 * least:  # the scale grows with the norm
+        low, high = high, 2 * high
+    index = others.s.argmin()
+    if high == low:  # f(0) = centre: the equilibrium is 0
+        values = [least, 0.0, 0.0, others.d1[index], others.d2[index], others.d1_sq[index]]
+    else:
+        s = root_between(excess, low, high, xtol=1e-14 * low)
+        m = gaussian_moments(activation, s)
+        values = [s, m.mean - centre, m.variance, m.d1, m.d2, m.d1_sq]
+        check_stable(activation, sigma_a2, m.d1_sq, m.jumps)
+    whole = []
+    for value, other in zip(values, (others.s, others.mean, others.variance, others.d1, others.d2, others.d1_sq)):
+        whole.append(np.full(len(norms2), value))
+        whole[-1][~zero] = other
+    return Scales(*whole)
 
 
 def _no_fixed_point(activation, sigma_a2, kind=""):

@@ -78,7 +78,7 @@ def test_help_and_bad_flags_do_not_import_torch():
         (("--lr", "inf"), "positive and finite"),
         (("--lr", "0"), "positive and finite"),
         (("--opt", "lbfgs"), "lbfgs"),
-        (("--dataset", "npz"), "needs the path of a .npz file"),
+        (("--dataset", "npz"), "needs the path of a .npz, .npy or .csv file"),
         (("--what",), "--what"),
         (("--model", "deq"), "deq needs one"),
         (("--activation", "swish"), "not a setting of inn"),

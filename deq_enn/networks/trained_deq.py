@@ -158,7 +158,7 @@ def adapt(
     if any(part is not None for part in (A, B, activation, readout, bias)):
         raise ValueError("adapt takes a module or its parts by name, not both")
     module = unwrapped(module)
-    deq = _understood(module, solver)
+    deq = understood(module, solver)
     if not _as_written_here(module):
         _check_forward(module, deq, X, solver)
     return deq
@@ -176,8 +176,8 @@ def unwrapped(module: Any) -> Any:
             return module
 
 
-def _understood(module: Any, solver: Solver | None) -> TrainedDEQ:
-    """Returns the DEQ that the parts of a module make, whatever its forward does with them."""
+def understood(module: Any, solver: Solver | None = None) -> TrainedDEQ:
+    """Returns the DEQ that the parts of a module make, whatever its forward does with them; `adapt` compares it."""
     if isinstance(module, TrainedDEQ):
         if solver is None:
             return module

@@ -10,18 +10,26 @@ import torch
 
 from deq_enn.networks.cost import BATCH, costs
 from deq_enn.networks.deq import DEQ, as_drawn
-from deq_enn.networks.trained_deq import adapt
+from deq_enn.networks.fixed_point import Solver
+from deq_enn.networks.trained_deq import adapt, understood, unwrapped
 from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.verdicts.assumptions import check_data, check_held, check_repeated, check_request, integer_labels
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation, settings_of
+from deq_enn.verdicts.candidates import EXAMPLES, Fitting
 from deq_enn.verdicts.decision import Decision, Question, cost_sentence, loss_sentence
 from deq_enn.verdicts.measured_loss import MeasuredLosses, Replacement, replacements
 from deq_enn.verdicts.result import Candidate, Verdict
 from deq_enn.verdicts.weight_drift import drift
 
 COST_SHARE = 0.15  # share of the time left for timing the networks
+ALARM = 5.0  # gain of a replacement, in points, from which on something else is wrong
 OFF_CENTRE = 0.05  # mean of phi, relative to its standard deviation, from which on phi does not count as centred
+
+ALARMING = (
+    "So large a gain is an alarm and no recommendation: the DEQ is badly trained or its readout was never fitted, or "
+    "the samples are not scaled as it takes them, or the labels are not in the order of its outputs. Mend that first."
+)
 
 Labelled = tuple[Any, Any]  # samples, and their labels or None
 
@@ -47,16 +55,18 @@ class VerdictAfterTraining:
         budget: float = 60.0,
         tolerance: float = 0.5,
         seed: int = 0,
+        solver: Solver | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         check_request(budget, tolerance, width)
         self.clock, self.start, self.end = clock, clock(), clock() + budget
-        self.original, self.deq = deq, adapt(deq)
-        p = self.deq.U.shape[1]
+        self.original = unwrapped(deq)
+        p = understood(self.original, solver).U.shape[1]
         self.X, self.y = _checked(X, y, p)
         if self.y is not None:
             check_repeated(self.y)
         check_held(held)
+        self.deq = adapt(self.original, self.X, solver=solver)
         self.held = None if held is None else _checked(*held, p)
         if held is not None and (y is None) != (held[1] is None):
             raise ValueError("the samples and those held out must both have labels, or neither")
@@ -142,7 +152,9 @@ class VerdictAfterTraining:
         """Returns the verdict on what has been measured so far."""
         if self.as_random and self.drift:
             verdict = self.as_random.conclude()
-            verdict.drift = self.drift
+            verdict.drift, verdict.rows = self.drift, self.X[:EXAMPLES].clone()
+            if isinstance(verdict.maker, Fitting) and not isinstance(self.original, DEQ):
+                verdict.maker.gain = self.deq.gain
             verdict.reason.insert(
                 0,
                 f"The weights cannot be told from random ones (p = {self.drift['p']:.2g}), so this "
@@ -176,6 +188,8 @@ class VerdictAfterTraining:
             refused or {},
             deq or {},
             self.drift,
+            decision.chosen and decision.chosen.replacement,
+            self.X[:EXAMPLES].clone(),
         )
 
     def _decide(self, best, losses, drift) -> Decision:
@@ -188,6 +202,8 @@ class VerdictAfterTraining:
                 "There are no labels: the loss is the share of samples on which it says another class than the DEQ."
             )
         measured = f"{loss_sentence(best, self.question.width)} on {losses.held} samples that were held out"
+        if losses.labelled and -best.loss > ALARM and high < 0:
+            return Decision("undecided", None, [*reason, f"{measured}. {ALARMING}"])
         if high < tolerance:
             costs_more = [cost_sentence(best.cost)] if best.cost else []
             return Decision("replace", best, [*reason, f"{measured}, less than {tolerance:g}.", *costs_more])
@@ -201,12 +217,19 @@ class VerdictAfterTraining:
 PendingVerdict = VerdictAtInitialisation | VerdictAfterTraining
 
 
-def begin(deq: Any, X: Any, y: Any, *, held: Labelled | None = None, **settings: Any) -> PendingVerdict:
+def begin(
+    deq: Any, X: Any, y: Any, *, held: Labelled | None = None, solver: Solver | None = None, **settings: Any
+) -> PendingVerdict:
     """Returns the verdict in the making for this DEQ: at initialisation if its weights are as drawn."""
     check_held(held)
-    if as_drawn(deq):
-        return VerdictAtInitialisation(deq, X, y, **settings)
-    return VerdictAfterTraining(deq, X, y, held=held, **settings)
+    deq = unwrapped(deq)
+    if not as_drawn(deq):
+        return VerdictAfterTraining(deq, X, y, held=held, solver=solver, **settings)
+    if solver is not None:
+        raise ValueError("a solver is for a trained DEQ: at initialisation many draws of it are measured, by Picard")
+    pending = VerdictAtInitialisation(deq, X, y, **settings)
+    adapt(deq, pending.X)  # refuses a subclass whose forward is another
+    return pending
 
 
 def why_measured(drift: dict) -> str:

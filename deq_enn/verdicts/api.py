@@ -1,10 +1,15 @@
 """The verdict from Python: should an explicit network replace this DEQ, and which?"""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deq_enn.verdicts.result import Verdict
+
+if TYPE_CHECKING:
+    from deq_enn.networks.fixed_point import Solver
 
 
 def verdict(
@@ -17,6 +22,7 @@ def verdict(
     budget: float = 60.0,
     tolerance: float = 0.5,
     seed: int = 0,
+    solver: Solver | None = None,
     progress: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Verdict:
@@ -33,15 +39,20 @@ def verdict(
     budget : seconds for everything.
     tolerance : the loss of accuracy that is acceptable, in percentage points.
     seed : of the subsamples and of the weights that are drawn.
+    solver : of the equilibrium of a trained DEQ, such as Anderson(); by default that of a `DEQ`, else Picard, or
+        Anderson where Picard does not converge.
     progress : whether to show a bar.
     clock : measures the budget; pass time.process_time on a machine that others use.
 
     Raises
     ------
-    ValueError : the samples or labels cannot be used, or the DEQ has no stable equilibrium; says why.
+    ValueError : the samples or labels cannot be used, the module's forward is not the equilibrium of its parts, or the
+        DEQ has no stable equilibrium; says why.
     """
     from deq_enn.verdicts.after_training import begin
 
-    pending = begin(deq, X, y, held=held, width=width, budget=budget, tolerance=tolerance, seed=seed, clock=clock)
+    pending = begin(
+        deq, X, y, held=held, width=width, budget=budget, tolerance=tolerance, seed=seed, clock=clock, solver=solver
+    )
     pending.run(progress)
     return pending.conclude()

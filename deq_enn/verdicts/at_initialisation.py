@@ -23,7 +23,7 @@ from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.theory.finite_width import implicit_fluctuation
 from deq_enn.utils.random import generator
 from deq_enn.verdicts.assumptions import LEAST, applicability, check_data, check_deq, check_repeated, check_request
-from deq_enn.verdicts.candidates import Network, networks
+from deq_enn.verdicts.candidates import EXAMPLES, Fitting, Network, networks
 from deq_enn.verdicts.decision import (
     Decision,
     Question,
@@ -271,7 +271,14 @@ class VerdictAtInitialisation:
             self.clock() - self.start,
             self.refused,
             self.deq_known,
+            maker=None if chosen is None else self._fitting(chosen),
+            rows=self.X[:EXAMPLES].clone(),
         )
+
+    def _fitting(self, chosen: Candidate) -> Fitting:
+        assert chosen.network is not None
+        samples = self.X, self.y, self.order
+        return Fitting(chosen.network, samples, self.classes, self.question.width, self.seed)
 
     def _keep_measurements(self, measurements):
         """Keeps what was measured of the DEQ itself."""

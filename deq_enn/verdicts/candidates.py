@@ -4,20 +4,26 @@ A matched network has the four coefficients of the DEQ's conjugate or tangent ke
 plain one has 1 to 3 centred layers of the DEQ's own activation. Which of them is best is known only after measuring.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
+
+from deq_enn.machines.readout import Readout, solve
 from deq_enn.matching import two_layer_lrelu
 from deq_enn.matching.families import Match, match
 from deq_enn.matching.other_scale import off_centre
 from deq_enn.names import FAMILIES
 from deq_enn.networks.build import build_model
 from deq_enn.networks.enn import ENN
+from deq_enn.networks.export import ExportedENN, network_of
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import MatchError, explicit_ck
 from deq_enn.theory.finite_width import fluctuation
 from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response, mismatch
 
+EXAMPLES = 64  # samples that the programs of an exported network are tried with
 PLAIN_DEPTHS = 1, 2, 3
 # relative difference of the data's tau_0 and the DEQ's that counts as none: subsamples of heavy-tailed data differ so
 SAME_SCALE = 0.05
@@ -153,3 +159,45 @@ def _centred_as(deq, matched, tau0, kernel) -> tuple[Activation, ...]:
     if tau0 == deq.tau0:
         return tuple(matched.layers)
     return off_centre(matched.layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
+
+
+@dataclass(eq=False)
+class Fitting:
+    """The chosen network of a verdict at initialisation; when asked for, it is fitted to all samples by regression.
+
+    samples : (X, y, order): the samples, their labels 0, 1, ... or None, and the random order to take them in. They
+        are given up once the readout is known.
+    classes, width, seed : of the network.
+    gain : the network takes rows times this.
+    """
+
+    network: Network
+    samples: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor] | None
+    classes: int | None
+    width: int
+    seed: int
+    gain: float = 1.0
+    fitted: tuple[ENN, Readout] | None = None
+
+    def fit(self) -> tuple[ENN, Readout]:
+        """Returns the network and its readout; ValueError where there are no labels."""
+        if self.fitted is None:
+            assert self.samples is not None
+            X, y, order = self.samples
+            if y is None or self.classes is None:
+                raise ValueError("no network is exported: a readout is fitted to labels, and the data have none")
+            enn = self.network.build(X.shape[1], self.width, self.classes, self.seed)
+            self.fitted, self.samples = (enn, solve(enn, X[order], y[order], self.classes)[0]), None
+        return self.fitted
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the samples stay behind, and the readout goes along
+        if self.samples is not None and self.samples[1] is not None:
+            self.fit()
+        return vars(self)
+
+    def exported(
+        self, mean: torch.Tensor | None = None, scale: float = 1.0, labels: Sequence[Any] | None = None
+    ) -> ExportedENN:
+        """Returns the fitted network for rows x of which the DEQ takes (x - mean)/scale."""
+        return network_of(*self.fit(), mean, scale / self.gain, labels)

@@ -34,12 +34,9 @@ from deq_enn.utils.arguments import (
 from deq_enn.utils.interrupts import INTERRUPTED
 from deq_enn.utils.locks import locked
 from deq_enn.utils.outcome import one_line
-from deq_enn.verdicts.result import Candidate, Verdict
+from deq_enn.verdicts.result import Verdict
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from deq_enn.networks.export import ExportedENN
     from deq_enn.verdicts.after_training import PendingVerdict
 
 Normalised = Sequence[Any]  # of the samples: the mean (or None) that was subtracted, the divisor, and the labels
@@ -169,7 +166,7 @@ def finish(pending: PendingVerdict, arguments: Namespace, normalised: Normalised
     try:
         written = [f"\n{verdict.seconds:.0f} s; {', '.join(write_verdict(verdict, arguments))}"]
         if arguments.export:
-            written += write_network(verdict, pending, arguments, normalised)
+            written += write_network(verdict, arguments, normalised)
     finally:
         for sentence in verdict.applies.get("fails", ()):
             print(f"assumption: {sentence}")
@@ -190,41 +187,10 @@ def write_verdict(verdict: Verdict, arguments: Namespace) -> list[str]:
     return [str(path), *map(str, write(numbers, path.parent))]
 
 
-def write_network(verdict: Verdict, pending: PendingVerdict, arguments: Namespace, normalised: Normalised) -> list[str]:
+def write_network(verdict: Verdict, arguments: Namespace, normalised: Normalised) -> list[str]:
     """Writes the chosen network with its readout, and returns lines that say so, or that there is none."""
-    from deq_enn.networks.export import export
-
     if verdict.chosen is None:
         return [f"{arguments.export} is not written: the answer is {verdict.answer}, so that no network was chosen"]
-    mean, scale, _ = normalised
-    network, X = exported(verdict.chosen, pending, arguments.seed, normalised)
-    rows = X[:64] * scale + (0 if mean is None else mean)
-    written = export(network, arguments.export, rows)
+    written = verdict.export(arguments.export, *normalised)
     skipped = [written["skipped"]] if written["skipped"] else []
     return [f"exported {verdict.chosen.name}: {', '.join(written['files'])}", *skipped]
-
-
-def exported(
-    chosen: Candidate, pending: PendingVerdict, seed: int, normalised: Normalised
-) -> tuple[ExportedENN, Tensor]:
-    """Returns the chosen network for rows before normalisation, and the normalised samples of the verdict.
-
-    Its readout is that of the measured replacement, or else is solved here for the labels of all samples.
-    """
-    from deq_enn.machines.readout import solve
-    from deq_enn.networks.export import network_of
-    from deq_enn.verdicts.after_training import VerdictAfterTraining
-
-    mean, scale, labels = normalised
-    if replacement := chosen.replacement:
-        if labels is not None and len(labels) != replacement.enn.readout.out_features:
-            labels = None  # the DEQ has outputs for classes that these samples have not
-        return network_of(replacement.enn, replacement.readout, mean, scale / replacement.gain, labels), pending.X
-    if isinstance(pending, VerdictAfterTraining):  # its weights could not be told from random ones
-        assert pending.as_random is not None
-        pending = pending.as_random
-    if pending.y is None or pending.classes is None:
-        raise ValueError("--export: a readout is fitted to labels, and the data have none")
-    X, y = pending.X[pending.order], pending.y[pending.order]
-    enn = chosen.build(pending.question.p, pending.question.width, pending.classes, seed)
-    return network_of(enn, solve(enn, X, y, pending.classes)[0], mean, scale, labels), X

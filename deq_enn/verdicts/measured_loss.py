@@ -8,7 +8,7 @@ samples have a part of their own on which the replacement is chosen, so that the
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from deq_enn.machines.readout import Readout, solve_targets
 from deq_enn.networks.enn import ENN
+from deq_enn.networks.export import ExportedENN, network_of
 from deq_enn.networks.trained_deq import TrainedDEQ
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.utils.random import generator
@@ -39,7 +40,7 @@ class Replacement:
     first : "drawn" weights of the first layer, or "B", the DEQ's.
     fitted_to : "labels" or "outputs", what the readout was solved for.
     chosen_by : accuracy in % on the samples that choose.
-    accuracy : in % on the held-out samples.
+    accuracy : in % on the held-out samples. first_accuracy : that of `enn` with `readout` alone, which are exported.
     agreement : share of the held-out samples, in %, which it classifies as the DEQ does.
     loss, loss_interval : the DEQ's accuracy less its own on the held-out samples, in points, with the 90% interval over
         samples and seeds.
@@ -52,6 +53,7 @@ class Replacement:
     fitted_to: str
     chosen_by: float
     accuracy: float
+    first_accuracy: float
     agreement: float
     loss: float
     loss_interval: tuple[float, float]
@@ -60,10 +62,18 @@ class Replacement:
     readout: Readout
     gain: float
 
+    def exported(
+        self, mean: torch.Tensor | None = None, scale: float = 1.0, labels: Sequence[Any] | None = None
+    ) -> ExportedENN:
+        """Returns `enn` with `readout` for rows x of which the DEQ takes (x - mean)/scale."""
+        if labels is not None and len(labels) != self.enn.readout.out_features:
+            labels = None  # the DEQ has outputs for classes that these samples have not
+        return network_of(self.enn, self.readout, mean, scale / self.gain, labels)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the networks, ready for JSON."""
-        keys = "name", "first", "fitted_to", "chosen_by", "accuracy", "agreement", "loss", "loss_interval", "seeds"
-        return {key: getattr(self, key) for key in keys}
+        keys = "name", "first", "fitted_to", "chosen_by", "accuracy", "first_accuracy", "agreement", "loss"
+        return {key: getattr(self, key) for key in (*keys, "loss_interval", "seeds")}
 
 
 @dataclass(frozen=True)
@@ -300,6 +310,7 @@ def _summary(name, first, fitted_to, tries, test, gain) -> Replacement:
         fitted_to,
         chosen_by=100 * sum(tries.accuracies) / len(tries.accuracies),
         accuracy=100 * right.mean().item(),
+        first_accuracy=100 * right[0].mean().item(),
         agreement=100 * _share(says == deq_says),
         loss=loss,
         loss_interval=(loss - half, loss + half),

@@ -5,12 +5,17 @@ torch is not needed here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deq_enn.matching.families import Match
     from deq_enn.networks.enn import ENN
+    from deq_enn.networks.export import ExportedENN
     from deq_enn.theory.activations import Activation
     from deq_enn.verdicts.candidates import Network
     from deq_enn.verdicts.loss_model import Measured
@@ -115,6 +120,16 @@ class Candidate:
         )
 
 
+class Maker(Protocol):
+    """What can make the chosen network with its readout: a replacement that was measured, or one yet to be fitted."""
+
+    def exported(
+        self, mean: Tensor | None = None, scale: float = 1.0, labels: Sequence[Any] | None = None
+    ) -> ExportedENN:
+        """Returns the network for rows x of which the DEQ takes (x - mean)/scale."""
+        ...
+
+
 @dataclass(eq=False)
 class Verdict:
     """The answer, and everything it rests on.
@@ -126,6 +141,7 @@ class Verdict:
     refused : {kernel and family: why it has no match}.
     deq : what was measured of the DEQ, such as its accuracies.
     drift : of a trained DEQ, how far its weights are from random ones (`weight_drift.drift`).
+    maker, rows : what `export` writes and tries the programs with; None without a chosen network.
     """
 
     answer: str
@@ -138,6 +154,37 @@ class Verdict:
     refused: dict = field(default_factory=dict)
     deq: dict = field(default_factory=dict)
     drift: dict | None = None
+    maker: Maker | None = field(default=None, repr=False)
+    rows: Tensor | None = field(default=None, repr=False)
+
+    def export(
+        self, path: Path | str, mean: Tensor | None = None, scale: float = 1.0, labels: Sequence[Any] | None = None
+    ) -> dict[str, Any]:
+        """Writes the chosen network, with its readout, as enn.pt, enn.json, enn.pt2 and enn.onnx for a `path` enn.pt.
+
+        For a trained DEQ it is the very network whose loss was measured, with its first weights
+        (`Replacement.first_accuracy`). Else it has the weights of the verdict's seed, and the ridge regression on all
+        samples for a readout.
+
+        Parameters
+        ----------
+        mean, scale : for an exported network that takes rows x of which the DEQ takes (x - mean)/scale; by default it
+            takes what the DEQ takes.
+        labels : the names of the classes, for the files.
+
+        Returns
+        -------
+        what `networks.export.export` returns.
+
+        Raises
+        ------
+        ValueError : there is no chosen network, or no readout as there were no labels; or the path cannot be written.
+        """
+        from deq_enn.networks.export import export
+
+        if self.chosen is None or self.maker is None or self.rows is None:
+            raise ValueError(f"{path} is not written: the answer is {self.answer}, so that no network was chosen")
+        return export(self.maker.exported(mean, scale, labels), path, self.rows * scale + (0 if mean is None else mean))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the verdict ready for JSON; the candidates carry no networks."""

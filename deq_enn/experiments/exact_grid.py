@@ -106,6 +106,10 @@ class ExactGrid(Grid):
         order = subset(n, config.train_size or n, config.seed)
         return self.data.X_train[order], self.data.y_train[order]
 
+    def works_on(self, device: torch.device) -> torch.device:
+        """Returns where the runs are computed, on a machine with this device."""
+        return device
+
     def solve(self, config: Config, device: torch.device, team: Team) -> tuple[dict, torch.Tensor]:
         """Returns what is logged of the run, and the predicted labels of the test samples."""
         raise NotImplementedError
@@ -122,7 +126,7 @@ class ExactGrid(Grid):
             "run",
             config=asdict(config),
             theory=self.networks[config.model, config.depth].describe(),
-            device=str(device),
+            device=str(self.works_on(device)),
             resumed_at=0,
             setup_seconds=0.0,
             **({"classes": self.data.mapping} if self.data.mapping else {}),
@@ -180,6 +184,10 @@ class KernelGrid(ExactGrid):
         for config in configs:
             if not (a.resume and finished(config, a.output_path)):
                 self.plan(config, ranks()[1] if a.together else 1)
+
+    def works_on(self, device: torch.device) -> torch.device:
+        """Returns the CPU: there the kernel is formed, kept and factorised, whatever the device."""
+        return torch.device("cpu")
 
     def solve(self, config: Config, device: torch.device, team: Team) -> tuple[dict, torch.Tensor]:
         """Fits the kernel machine of the run."""

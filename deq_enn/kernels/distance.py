@@ -15,7 +15,7 @@ def spectral_norm(M: torch.Tensor) -> float:
     """Returns the largest |eigenvalue| of a symmetric matrix, by Lanczos, to a relative 1e-4."""
     start = np.ones(len(M))  # fixed, so that the same matrix gives the same digits
     options: dict[str, Any] = dict(k=1, tol=_ACCURACY, v0=start, return_eigenvectors=False)
-    return float(abs(eigsh(M.numpy(), **options)[0]))
+    return float(abs(eigsh(M.cpu().numpy(), **options)[0]))
 
 
 def relative_error(M: torch.Tensor, other: torch.Tensor) -> float:
@@ -38,5 +38,6 @@ def label_alignment(K: torch.Tensor, targets: torch.Tensor) -> float:
     """
     centred = K - K.mean(0) - K.mean(1)[:, None] + K.mean()
     c = min(targets.shape[1], len(K) - 1)
-    _, vectors = eigsh(centred.numpy(), k=c, v0=np.linspace(1, 2, len(K)))
+    targets = targets.cpu()
+    _, vectors = eigsh(centred.cpu().numpy(), k=c, v0=np.linspace(1, 2, len(K)))
     return float(((vectors.T @ targets.numpy()) ** 2).sum() / targets.square().sum().item())

@@ -61,7 +61,7 @@ class Interpolated:
     Parameters
     ----------
     make : (X, other) -> `Blocks` of one network.
-    X, other : as those of `exact.implicit_blocks`, on the CPU.
+    X, other : as those of `exact.implicit_blocks`.
 
     Attributes
     ----------
@@ -75,7 +75,8 @@ class Interpolated:
         other: torch.Tensor | None = None,
     ):
         self._make, self.exact = make, make(X, other)
-        self.shape, self._square = self.exact.shape, other is None
+        self.shape, self._square, self.device = self.exact.shape, other is None, X.device
+        other = None if other is None else other.to(X.device)
         norms = [Z.double().norm(dim=1) for Z in ([X] if other is None else [X, other])]
         # a zero sample has no direction: its entries are computed exactly, and a row of the least norm stands for it
         self._zeros = [norm == 0 for norm in norms]
@@ -88,7 +89,7 @@ class Interpolated:
             for blocks in ([self.exact] if other is None else [make(X, None), self.exact])
         ]
         self._units = [Z.double() / norm[:, None] for Z, norm in zip([X] if other is None else [X, other], norms)]
-        self._positions = [(norm.log() - self._middle).numpy() / self._half for norm in norms]
+        self._positions = [(norm.log() - self._middle).cpu().numpy() / self._half for norm in norms]
         self._tables, self._lock, self._local = {}, Lock(), local()
 
     def diagonal(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +150,7 @@ class Interpolated:
     def tile(self, rows: slice, cols: slice, kernel: str = "ck", out: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the kernel at these rows and columns as `Blocks.tile` does, in float32."""
         rows, cols = (slice(*span.indices(size)[:2]) for span, size in zip((rows, cols), self.shape))
-        target = torch.empty(rows.stop - rows.start, cols.stop - cols.start) if out is None else out
+        target = torch.empty(rows.stop - rows.start, cols.stop - cols.start, device=self.device) if out is None else out
 
         def work(r, c):
             place = (slice(part.start - span.start, part.stop - span.start) for part, span in ((r, rows), (c, cols)))
@@ -163,7 +164,7 @@ class Interpolated:
         product, angle, b1, b2 = self._arrays(*out.shape)
         torch.mm(self._units[-1][rows], self._units[0][cols].T, out=product)
         same = range(max(rows.start, cols.start), min(rows.stop, cols.stop)) if self._square else ()
-        same = torch.tensor(same, dtype=torch.long)
+        same = torch.tensor(same, dtype=torch.long, device=self.device)
         product[same - rows.start, same - cols.start] = 0
         bound = largest(product)
         reach, table = self._table_for(bound, kernel)
@@ -172,11 +173,12 @@ class Interpolated:
             out.copy_(self.exact.tile(rows, cols, kernel))
             return
         left, right, starts = table
+        which = kernel == "ntk"
         size = len(left) - 1
         A, B = (
             torch.from_numpy(
-                (chebyshev.chebvander(position[span], size) @ factor) * diagonal[kernel == "ntk"][span].numpy()[:, None]
-            ).float()
+                (chebyshev.chebvander(position[span], size) @ factor) * diagonal[which][span].cpu().numpy()[:, None]
+            ).to(out.device, torch.float32)
             for position, span, factor, diagonal in (
                 (self._positions[-1], rows, left, self._diagonals[-1]),
                 (self._positions[0], cols, right, self._diagonals[0]),
@@ -226,5 +228,8 @@ class Interpolated:
         own = self._local
         if getattr(own, "shape", None) != (height, width):
             own.shape = height, width
-            own.arrays = [torch.empty(height, width, dtype=torch.float64), *torch.empty(3, height, width)]
+            own.arrays = [
+                torch.empty(height, width, dtype=torch.float64, device=self.device),
+                *torch.empty(3, height, width, device=self.device),
+            ]
         return own.arrays

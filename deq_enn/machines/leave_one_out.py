@@ -40,16 +40,24 @@ class Targets:
     """These are the centred one-hot targets of labels (n,), with the groups of samples that are left out together.
 
     copies : (n,) an integer for each sample, the same within a group; by default each sample is a group.
+    device : where the work is done; that of the labels by default.
     """
 
-    def __init__(self, labels: torch.Tensor, n_classes: int, copies: torch.Tensor | None = None):
-        self.labels = labels
+    def __init__(
+        self,
+        labels: torch.Tensor,
+        n_classes: int,
+        copies: torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+    ):
+        labels = self.labels = labels.to(labels.device if device is None else device)
         self.Y, self.mean = one_hot_targets(labels, n_classes)
-        copies = torch.arange(len(labels)) if copies is None else copies
+        copies = torch.arange(len(labels)) if copies is None else copies.cpu()
         _, group, size = copies.unique(return_inverse=True, return_counts=True)
         members = group.argsort(stable=True).split(size.tolist())
         # for each size of a group: (groups, size) indices of samples
-        self.groups = [torch.stack([members[g] for g in (size == d).nonzero()[:, 0]]) for d in size.unique().tolist()]
+        groups = [torch.stack([members[g] for g in (size == d).nonzero()[:, 0]]) for d in size.unique().tolist()]
+        self.groups = [group.to(labels.device) for group in groups]
         self.first = len(labels) - max(len(labels) // 5, 1)  # the first of the held-out samples that choose the ridge
 
     def left_out(self, errors: torch.Tensor, ridge: float) -> LeftOut:
@@ -103,15 +111,15 @@ def from_features(F: torch.Tensor, targets: Targets) -> LeftOut:
         for G in groups.split(max(BATCH // size, 1)):
             f = F[G.ravel()].double()
             half = torch.linalg.solve_triangular(root, f.T, upper=False).T.reshape(*G.shape, m)
-            kept = torch.eye(size, dtype=torch.float64) - half @ half.mT
+            kept = torch.eye(size, dtype=torch.float64, device=f.device) - half @ half.mT
             errors[G] = torch.linalg.solve(kept, targets.Y[G] - (f @ weights).reshape(*G.shape, -1))
     return targets.left_out(errors, ridge)
 
 
 def _sums(F, Y):
     """Returns F^T F and F^T Y in float64."""
-    gram = torch.zeros(F.shape[1], F.shape[1], dtype=torch.float64)
-    moment = torch.zeros(F.shape[1], Y.shape[1], dtype=torch.float64)
+    gram = torch.zeros(F.shape[1], F.shape[1], dtype=torch.float64, device=F.device)
+    moment = torch.zeros(F.shape[1], Y.shape[1], dtype=torch.float64, device=F.device)
     for f, y in zip(F.split(BATCH), Y.split(BATCH)):
         f = f.double()
         gram.addmm_(f.T, f)

@@ -25,6 +25,7 @@ RIDGES = tuple(10 ** (k / 2) for k in range(-16, 5))  # multiples of the feature
 BATCH = 512  # samples at a time, so that their features stay in cache
 
 
+Device = torch.device | str | None  # None: that of the network
 Network = Any  # of deq_enn.networks, which this room does not import: it has `features` and a linear `readout`
 
 
@@ -57,15 +58,20 @@ class Sums:
 
 
 def _batches(model, X, device):
+    """Yields rows of X (n, p), and their features in float64 on the device."""
     with torch.no_grad():
         for start in tqdm(range(0, len(X), BATCH), desc="features", leave=False, disable=None, delay=1):
             rows = slice(start, start + BATCH)
             yield rows, model.features(X[rows].to(device)).double()
 
 
-def sums(model: Network, X: torch.Tensor, targets: torch.Tensor, device: torch.device | str = "cpu") -> Sums:
-    """Returns the normal equations of the model's features at X (n, p) with targets (n, c)."""
-    m = model.readout.in_features
+def _device_of(model):
+    return model.readout.weight.device
+
+
+def sums(model: Network, X: torch.Tensor, targets: torch.Tensor, device: Device = None) -> Sums:
+    """Returns the normal equations of the model's features at X (n, p) with targets (n, c), on its device."""
+    m, device = model.readout.in_features, device or _device_of(model)
     gram = torch.zeros(m, m, dtype=torch.float64, device=device)
     moment = torch.zeros(m, targets.shape[1], dtype=torch.float64, device=device)
     for rows, F in _batches(model, X, device):
@@ -98,11 +104,14 @@ class Readout:
     log_evidence: float | None
     root: torch.Tensor
 
-    def predict(self, model: Network, X: torch.Tensor, device: torch.device | str = "cpu") -> Prediction:
-        """Predicts the samples X (m, p), which pass through the network that the readout was solved for."""
-        means, variances = [], []
-        for _, F in _batches(model, X, device):
-            means.append((F @ self.weights).cpu() + self.mean)
+    def predict(self, model: Network, X: torch.Tensor, device: Device = None) -> Prediction:
+        """Predicts the samples X (m, p), which pass through the network that the readout was solved for.
+
+        The work is done on the network's device, and the prediction is on the CPU.
+        """
+        means, variances, mean = [], [], self.mean.cpu()
+        for _, F in _batches(model, X, device or _device_of(model)):
+            means.append((F @ self.weights).cpu() + mean)
             inner = torch.linalg.solve_triangular(self.root, F.T, upper=False).square().sum(0).cpu()
             variances.append(self.scale2 * self.noise * (1 + inner))
         return Prediction(torch.cat(means), torch.cat(variances) if self.noise else None)
@@ -114,7 +123,7 @@ def solve(
     labels: torch.Tensor,
     n_classes: int,
     ridges: Sequence[float] = RIDGES,
-    device: torch.device | str = "cpu",
+    device: Device = None,
 ) -> tuple[Readout, list[Row]]:
     """Solves the readout of one-hot targets: `solve_targets` for labels (n,) in 0 .. n_classes - 1."""
     return solve_targets(model, X, *one_hot_targets(labels, n_classes), ridges, device)
@@ -126,7 +135,7 @@ def solve_targets(
     targets: torch.Tensor,
     mean: torch.Tensor,
     ridges: Sequence[float] = RIDGES,
-    device: torch.device | str = "cpu",
+    device: Device = None,
 ) -> tuple[Readout, list[Row]]:
     """Solves the readout on all samples, with the ridge that has the least squared error on the last fifth of them.
 
@@ -135,6 +144,7 @@ def solve_targets(
     model : its `features` (n, m) are used as they are.
     X, targets : (n, p) and (n, c), float64, in random order. mean : (c,), which predictions have added.
     ridges : multiples of the features' mean squared norm, 0 or positive. A single one is taken as it is.
+    device : of the network, by default. The samples and targets may be on any.
 
     Returns
     -------

@@ -12,6 +12,7 @@ here takes rows as the user has them: what `load_dataset` subtracts and divides 
 """
 
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -111,7 +112,8 @@ def network_of(
     ValueError : there is not a label for each output.
     """
     dims = [len(weight) for weight in enn.weights]
-    network = ExportedENN(enn.weights[0].shape[1], dims, enn.readout.out_features, enn.layers).to(enn.weights[0])
+    network = ExportedENN(enn.weights[0].shape[1], dims, enn.readout.out_features, enn.layers)
+    network = network.to(enn.weights[0].dtype)  # on the CPU, wherever `enn` is
     network.labels = _labels(labels, enn.readout.out_features)
     if mean is not None:
         network.mean.copy_(mean)
@@ -158,6 +160,8 @@ def export(network: ExportedENN | ENN, path: Path | str, X_example: torch.Tensor
     path = Path(path)
     if isinstance(network, ENN):
         network = network_of(network)
+    if network.mean.device.type != "cpu":
+        network = copy.deepcopy(network).cpu()  # what is written holds tensors of the CPU
     network = network.eval()
     p = len(network.mean)
     if X_example.ndim != 2 or X_example.shape[1] != p or len(X_example) < 2:

@@ -214,7 +214,7 @@ def _assembled(parts: dict[str, Any], biases: list[Any], name: str, solver: Solv
         )
     bias = _bias([*biases, *(getattr(parts[key], "bias", None) for key in ("A", "B"))], m, form)
     try:
-        activation = recognise(parts["activation"], "its")
+        activation = recognise(parts["activation"], "its", A.device)
     except ValueError as error:
         raise ValueError(f"{form}: {error}") from None
     linear = _readout(readout, getattr(parts["readout"], "bias", None))

@@ -134,6 +134,17 @@ class CubicSlopeAtScale:
 
 
 @dataclass(frozen=True)
+class OnDevice:
+    """A function that holds tensors of a device: it is computed there, wherever x is, and goes back to x."""
+
+    fn: Elementwise
+    device: torch.device
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fn(x.to(self.device)).to(x.device)
+
+
+@dataclass(frozen=True)
 class Autograd:
     """The derivative of a function, by autograd."""
 

@@ -13,17 +13,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, piecewise_linear
-from deq_enn.theory.elementwise import Elementwise
+from deq_enn.theory.elementwise import Elementwise, OnDevice
 
 Known = Activation | str | None  # an activation, the name of one of the registry, or None: not recognised
 
 
-def recognise(given: Any, whose: str = "the") -> Activation:
+def recognise(given: Any, whose: str = "the", device: torch.device | None = None) -> Activation:
     """Returns the activation that a name, a function, an nn.Module or an `Activation` stands for.
 
     Parameters
     ----------
     whose : the word before "activation" in messages.
+    device : where the user's network is, whose tensors the function may hold; the CPU by default.
 
     Raises
     ------
@@ -38,7 +39,7 @@ def recognise(given: Any, whose: str = "the") -> Activation:
     try:
         known = _of_module(given) if isinstance(given, nn.Module) else _of_function(given)
         if known is None:
-            known = _own(given)
+            known = _own(given, device)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{whose} activation is not an elementwise torch function: {reason}") from None
@@ -168,13 +169,15 @@ def _frozen(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).eval().requires_grad_(False)
 
 
-def _own(given: Any) -> Activation:
-    """Returns the activation of a user's own function or module."""
+def _own(given: Any, device: torch.device | None) -> Activation:
+    """Returns the activation of a user's own function or module. The theory asks for its values on the CPU."""
     if not callable(given):
         raise ValueError(f"{type(given).__name__} cannot be called")
     name = getattr(given, "__name__", type(given).__name__)
     kinks = getattr(given, "kinks", ())
     fn = cast(Elementwise, _frozen(given) if isinstance(given, nn.Module) else given)
+    if device is not None and device.type != "cpu":
+        fn = OnDevice(fn, device)
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
     with torch.no_grad():
         values = fn(x)

@@ -73,7 +73,7 @@ class VerdictAfterTraining:
         self.question = Question(p, len(self.X), len(self.deq.W) if width is None else width, tolerance)
         self.seed = seed
         classes = None if y is None else self.deq.readout.out_features
-        self.settings = settings_of(self.deq, self.question, budget, classes, seed)
+        self.settings = settings_of(self.deq, self.question, budget, classes, seed, self.deq.W.device)
         self.drift: dict | None = None
         self.as_random: VerdictAtInitialisation | None = None
         self.losses: MeasuredLosses | None = None
@@ -133,7 +133,7 @@ class VerdictAfterTraining:
             X = self.X * own.gain
             deq = DEQ(
                 own.activation, self.question.p, len(own.W), own.readout.out_features, own.sigma_a2, estimate_tau0(X)
-            )
+            ).to(own.W)
         return VerdictAtInitialisation(
             deq,
             X,

@@ -70,13 +70,13 @@ class VerdictAtInitialisation:
             check_repeated(y)
         check_request(budget, tolerance, width)
         width = len(deq.A) if width is None else width
-        self.deq, self.seed, self.classes = deq, seed, n_classes
+        self.deq, self.seed, self.classes, self.device = deq, seed, n_classes, deq.B.device
         self.X, self.y = X, y
         n, p = X.shape
         self.question = Question(p, n, width, tolerance)
         self.order = torch.randperm(n, generator=generator("verdict", seed))
         self.tau0 = estimate_tau0(X)
-        self.settings = settings_of(deq, self.question, budget, n_classes, seed)
+        self.settings = settings_of(deq, self.question, budget, n_classes, seed, self.device)
         self.applies: dict = {}
         self.candidates: list[Candidate] = []
         self.refused: dict[str, str] = {}
@@ -112,7 +112,7 @@ class VerdictAtInitialisation:
         candidates, self.refused = networks(self.deq, self.tau0)
         yield "kernels"
         start = self.clock()
-        blocks_of(self.deq, self.X[rows[:TRIED]]).both()
+        blocks_of(self.deq, self.X[rows[:TRIED]].to(self.device)).both()
         affordable = KERNEL_SHARE * budget / ((self.clock() - start) * (1 + len(candidates)))
         compared = rows[: max(LEAST, min(COMPARED, int(TRIED * math.sqrt(affordable))))]
         start = self.clock()
@@ -121,11 +121,21 @@ class VerdictAtInitialisation:
             yield from self.measure_costs(COST_SHARE * budget)
             return
         self.measurements = Measurements(
-            self.deq, candidates, self.X, self.y, self.order, copied, self.classes, self.seed, self.clock
+            self.deq,
+            candidates,
+            self.X,
+            self.y,
+            self.order,
+            copied,
+            self.classes,
+            self.seed,
+            self.clock,
+            device=self.device,
         )
         affordable = KERNEL_SHARE * budget / (self.clock() - start)
         exact = rows[: max(LEAST, int(len(compared) * math.sqrt(affordable)))]
-        yield from self._infinite(self.measurements, self.X[exact], Targets(self.y[exact], self.classes))
+        targets = Targets(self.y[exact], self.classes, device=self.device)
+        yield from self._infinite(self.measurements, self.X[exact].to(self.device), targets)
         self.measurements.deadline = self.end - COST_SHARE * budget
         for _ in measure_until(self.measurements, self.question.width, self._undecided):
             yield f"{sum(map(len, self.measurements.accuracy.values()))} measurements"
@@ -141,9 +151,10 @@ class VerdictAtInitialisation:
 
     def _compare_kernels(self, networks: list[Network], rows) -> Iterator[str]:
         """Makes a candidate of each network, with the distance of its exact kernels to the DEQ's on these samples."""
-        X = self.X[rows]
+        X = self.X[rows].to(self.device)
         deq = blocks_of(self.deq, X).both()
-        targets = None if self.y is None or self.classes is None else Targets(self.y[rows], self.classes)
+        labelled = self.y is not None and self.classes is not None
+        targets = Targets(self.y[rows], self.classes, device=self.device) if labelled else None
         for network in networks:
             self.candidates.append(self._compared(network, deq, X, targets))
             yield f"kernel of {network.name}"
@@ -192,7 +203,7 @@ class VerdictAtInitialisation:
         yield "costs"
         deq, width = self.deq, self.question.width
         if len(deq.A) != width:
-            deq = DEQ(deq.activation, self.question.p, width, self.classes or 2, deq.sigma_a2, deq.tau0)
+            deq = DEQ(deq.activation, self.question.p, width, self.classes or 2, deq.sigma_a2, deq.tau0).to(deq.B)
         chosen = self.decide().chosen
         rest = sorted((candidate for candidate in self.candidates if candidate is not chosen), key=self._upper_end)
         X, depths = self.X[self.order[:BATCH]], set()
@@ -297,7 +308,9 @@ class VerdictAtInitialisation:
         self.deq_known["draws"] = {"width": width, "drawn": drawn, "without_equilibrium": failed}
 
 
-def settings_of(deq: Any, question: Question, budget: float, classes: int | None, seed: int) -> dict[str, Any]:
+def settings_of(
+    deq: Any, question: Question, budget: float, classes: int | None, seed: int, device: torch.device
+) -> dict[str, Any]:
     """Returns what was asked, ready for JSON. deq : its activation and sigma_a^2 are told."""
     return {
         "activation": deq.activation.name,
@@ -310,4 +323,5 @@ def settings_of(deq: Any, question: Question, budget: float, classes: int | None
         "classes": classes,
         "seed": seed,
         "level": LEVEL,
+        "device": str(device),
     }

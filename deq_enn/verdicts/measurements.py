@@ -46,6 +46,7 @@ class Measurements:
     X, y, order, copies : samples (n, p) float32, their labels in 0 .. classes - 1, the order in which they are taken,
         and which are copies of one another (`machines.copies.copies`).
     clock : measures the times, in seconds.
+    device : where features are computed and readouts solved.
 
     Attributes
     ----------
@@ -69,7 +70,9 @@ class Measurements:
         seed: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         constants: Discrepancy = CONSTANTS,
+        device: torch.device | str = "cpu",
     ):
+        self.device = device
         self.deq, self.networks, self.X, self.y, self.classes = deq, networks, X, y[order], classes
         self.order, self.copies = order, copies[order]
         self.first_seed, self.clock, self.constants = FIRST_SEED * (1 + seed), clock, constants
@@ -89,7 +92,7 @@ class Measurements:
         place = width, len(deq_right)
         point = self.passes.setdefault(place, {})
         for name, own in right.items():
-            point.setdefault(name, []).append((deq_right.to(torch.int8) - own.to(torch.int8)).numpy())
+            point.setdefault(name, []).append((deq_right.to(torch.int8) - own.to(torch.int8)).cpu().numpy())
         self.accuracy.setdefault(place, []).append(deq_right.double().mean().item())
 
     def measure(self, width: int, count: int, names: Collection[str] | None = None) -> None:
@@ -110,7 +113,7 @@ class Measurements:
             self.failed[width].add(seed)
             raise
         self.iterations, count = float(deq.fixed_point.iterations), len(F)
-        targets = Targets(self.y[:count], self.classes, self.copies[:count])
+        targets = Targets(self.y[:count], self.classes, self.copies[:count], self.device)
         deq_right, right = from_features(F, targets).right, {}
         for network in networks:
             if right and self.clock() > self.deadline:
@@ -128,12 +131,12 @@ class Measurements:
     @torch.no_grad()
     def _features(self, model, count, deadline=math.inf):
         """The features of the first `count` samples; of fewer, but at least FEWEST, once the deadline has passed."""
-        F = torch.empty(count, model.readout.in_features)
+        F, model = torch.empty(count, model.readout.in_features, device=self.device), model.to(self.device)
         for start in range(0, count, BATCH):
             if start >= FEWEST and self.clock() > deadline:
                 return F[:start]
             rows = slice(start, min(start + BATCH, count))
-            F[rows] = model.features(self.X[self.order[rows]])
+            F[rows] = model.features(self.X[self.order[rows]].to(self.device))
         return F
 
     # ------------------------------------------------------------------------------------------------------------

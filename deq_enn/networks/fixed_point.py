@@ -15,6 +15,7 @@ fixed-point iterations, SIAM J. Numer. Anal. 2011.
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +49,18 @@ class Solver(Protocol):
 
 
 ROUNDINGS = 8  # least tolerance of a relative residual, in roundings of its dtype; float32 keeps 1e-6
+
+
+SHORT = torch.float16, torch.bfloat16
+
+
+def _autocast(z: torch.Tensor) -> bool:
+    """Tells whether operations on z's device are cast to short floats."""
+    return z.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(z.device.type)
+
+
+def _without_autocast(z: torch.Tensor) -> AbstractContextManager[object]:
+    return torch.autocast(z.device.type, enabled=False) if _autocast(z) else nullcontext()
 
 
 def _reachable(tol: float, z: torch.Tensor) -> float:
@@ -163,10 +176,11 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx, gradient):
         z, *args = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled():  # create_graph, or a transform of torch.func: the result is differentiated in turn
-            gradients = _differentiable_adjoint(ctx.owner, ctx.f, gradient, z, *args)
-        else:
-            gradients = _adjoint(ctx.owner, ctx.f, gradient, z, args, needed)
+        with _without_autocast(z):
+            if torch.is_grad_enabled():  # create_graph, or a transform of torch.func: to be differentiated in turn
+                gradients = _differentiable_adjoint(ctx.owner, ctx.f, gradient, z, *args)
+            else:
+                gradients = _adjoint(ctx.owner, ctx.f, gradient, z, args, needed)
         return None, None, None, *(value if need else None for value, need in zip(gradients, needed))
 
     @staticmethod
@@ -228,4 +242,7 @@ class FixedPoint:
         self.iterations = self.backward_iterations = 0
 
     def __call__(self, f: Callable[..., torch.Tensor], z0: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
-        return _Implicit.apply(self, f, z0, *args)
+        if not _autocast(z0):
+            return _Implicit.apply(self, f, z0, *args)
+        with _without_autocast(z0):  # whose short floats do not contract below their rounding
+            return _Implicit.apply(self, f, *(a.float() if a.dtype in SHORT else a for a in (z0, *args)))

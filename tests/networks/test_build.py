@@ -95,6 +95,39 @@ def test_deq_gradient_is_that_of_unrolled_steps():
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_floats_and_autocast_find_the_equilibrium(dtype):
+    model, x = build_model("tanh_inn", P, M, K, 0.2, seed=1), data()
+    expected = model(x)
+    expected.square().sum().backward()
+    gradient, eps = model.A.grad.clone(), torch.finfo(dtype).eps
+    model.zero_grad()
+    with torch.autocast("cpu", dtype):
+        outputs = model(x)
+        outputs.square().sum().backward()
+    torch.testing.assert_close(outputs.float(), expected, rtol=0, atol=8 * eps * expected.abs().max().item())
+    assert (model.A.grad - gradient).norm() < 20 * eps * gradient.norm()
+    for solver in (Picard(), Anderson()):
+        short = build_model("tanh_inn", P, M, K, 0.2, seed=1).to(dtype)
+        short.fixed_point.solver = short.fixed_point.backward_solver = solver
+        outputs = short(x.to(dtype))
+        outputs.square().sum().backward()
+        torch.testing.assert_close(outputs.float(), expected, rtol=0, atol=30 * eps * expected.abs().max().item())
+        assert (short.A.grad.float() - gradient).norm() < 40 * eps * gradient.norm()
+
+
+def test_what_is_wrong_is_said_and_nothing_else():
+    model, x = build_model("inn", P, M, K, 0.2), data()
+    for bad in (math.nan, math.inf):
+        x[3, 1] = bad
+        with pytest.raises(ConvergenceError, match="^the input has NaN or infinite entries, first in row 3$"):
+            model(x)
+    model = build_model("inn", P, M, K, 0.2).bfloat16()
+    model.fixed_point.solver = Picard(max_steps=1)
+    with pytest.raises(ConvergenceError, match="bfloat16 rounds too coarsely for it: take float32$"):
+        model(data().bfloat16())
+
+
 @pytest.mark.parametrize("pair", [("inn", "l_relu_enn"), ("tanh_inn", "h_tanh_enn")])
 def test_matched_networks_have_the_deqs_coefficients_and_its_kernel(pair):
     deq, enn = (build_model(name, P, 4000, K, 0.2, seed=1) for name in pair)

@@ -27,6 +27,7 @@ import torch
 
 from deq_enn.kernels.parallel_moments import piecewise_linear_moments
 from deq_enn.theory.activations import Activation
+from deq_enn.utils.deadline import check
 
 _REACH = 9.0  # radius where exp(-r^2/2) is 3e-18; panels go so far beyond the farthest kink
 _CHUNK = 300_000  # nodes at a time, few enough to stay in the cache
@@ -91,7 +92,9 @@ def pair_moments(
     kinks = [k if abs(k) > 1e-12 * max(a.max().item(), b.max().item()) else 0.0 for k in activation.kinks]
     breaks = [k for k in kinks if k]
     per_pair = nodes**2 * (12 + 8 * len(radii)) * (len(radii) + 2 * len(breaks))
-    for chunk in torch.arange(len(a)).split(max(1, _CHUNK // per_pair)):
+    for number, chunk in enumerate(torch.arange(len(a)).split(max(1, _CHUNK // per_pair))):
+        if number:
+            check()
         a_, b_, sign_, theta_ = (t[chunk] for t in (a, b, sign, theta))
         w, weight = _angles(a_, b_, sign_, theta_, kinks, nodes)
         along = torch.stack(
@@ -140,6 +143,7 @@ def _resolved(activation, centre, a, b, sign, theta):
         floor = torch.stack([_rounding(activation, apart, dot, a * b), torch.zeros_like(a)])
         if ((coarse - fine).abs() <= 1e-10 * fine.abs().amax(1, keepdim=True) + floor).all():
             return finer
+        check()
         nodes, coarse = finer, fine
     raise ValueError(
         f"the kernel of {activation.name} between nearly parallel samples does not converge: it is not smooth "

@@ -17,6 +17,7 @@ from deq_enn.theory.activations import Activation
 from deq_enn.theory.brackets import root_between
 from deq_enn.theory.equilibrium import check_stable, jump_places
 from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.utils.deadline import check
 
 _EPS = np.finfo(np.float64).eps
 
@@ -47,6 +48,8 @@ class OfScale:
         waiting = [(math.log(low * (1 - 1e-6)), math.log(high * (1 + 1e-6)))]  # every interval has a length
         where = None if samples is None else np.log(samples)
         while waiting:
+            if self.pieces:
+                check()
             left, right = waiting.pop()
             if where is not None and not ((where >= left) & (where <= right)).any():
                 continue

@@ -1,10 +1,13 @@
 """Large matrices are computed tile by tile, and the tiles are shared out among threads."""
 
+import contextvars
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
+from deq_enn.utils.deadline import check
 
 
 def tile_size(device: torch.device) -> int:
@@ -25,23 +28,29 @@ def tiles(rows: slice, cols: slice, size: int, lower: bool = False) -> list[tupl
 
 
 def for_each(work: Callable[..., object], jobs: Sequence[tuple], device: torch.device) -> None:
-    """Calls work(*job) for each of the jobs, on as many threads as torch has; the first error ends it."""
+    """Calls work(*job) for each of the jobs, on as many threads as torch has; the first error ends it.
+
+    Between jobs it looks at the deadline, which the threads share with who calls this.
+    """
+    context = contextvars.copy_context()
 
     @torch.no_grad()
-    def guarded(job):
+    def guarded(number, job):
+        if number:
+            check()
         return work(*job)
 
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     if len(jobs) == 1 or threads == 1:
-        for job in jobs:
-            guarded(job)
+        for number, job in enumerate(jobs):
+            guarded(number, job)
         return
     with ThreadPoolExecutor(threads) as pool:
         torch.set_num_threads(
             1
         )  # each of our threads works alone: nested torch threads would compete for the same cores
         try:
-            for _ in pool.map(guarded, jobs):
+            for _ in pool.map(lambda *job: context.copy().run(guarded, *job), range(len(jobs)), jobs):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -14,6 +14,7 @@ from deq_enn.networks.fixed_point import Solver
 from deq_enn.networks.trained_deq import adapt, understood, unwrapped
 from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.utils.deadline import deadline
 from deq_enn.verdicts.assumptions import check_data, check_held, check_repeated, check_request, integer_labels
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation, settings_of
 from deq_enn.verdicts.candidates import EXAMPLES, Fitting
@@ -22,6 +23,7 @@ from deq_enn.verdicts.measured_loss import MeasuredLosses, Replacement, replacem
 from deq_enn.verdicts.result import Candidate, Verdict
 from deq_enn.verdicts.weight_drift import drift
 
+DRIFT_SHARE = 0.3  # share of the budget that the comparison with random weights may take
 COST_SHARE = 0.15  # share of the time left for timing the networks
 ALARM = 5.0  # gain of a replacement, in points, from which on something else is wrong
 OFF_CENTRE = 0.05  # mean of phi, relative to its standard deviation, from which on phi does not count as centred
@@ -84,7 +86,8 @@ class VerdictAfterTraining:
 
     def run(self, progress: bool = False) -> None:
         """Does the work; with `progress` it shows a bar."""
-        self.drift = drift(self.deq, self.X, self.seed)
+        with deadline(self.clock, self.start + DRIFT_SHARE * (self.end - self.start)):
+            self.drift = drift(self.deq, self.X, self.seed)
         unlike = None if self.drift["left"] else self._unlike()
         if not self.drift["left"] and unlike is None:
             self.as_random = self._as_random()

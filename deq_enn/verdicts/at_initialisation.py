@@ -4,6 +4,7 @@ Each step keeps its results in the `VerdictAtInitialisation`, so that one that i
 known. `decision.py` turns them into the answer.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.theory.finite_width import implicit_fluctuation
+from deq_enn.utils.deadline import OutOfTime, deadline
 from deq_enn.utils.random import generator
 from deq_enn.verdicts.assumptions import LEAST, applicability, check_data, check_deq, check_repeated, check_request
 from deq_enn.verdicts.candidates import EXAMPLES, Fitting, Network, networks
@@ -43,6 +45,9 @@ MOST_EXACT = 1500  # samples of the networks at infinite width, at most
 EXACT_PER_SECOND = 25  # samples of those networks that each second of the budget allows
 KERNEL_SHARE = 0.2  # share of the budget for comparing kernels, and again for infinite-width regression
 COST_SHARE = 0.15  # share of the budget for timing the networks
+KERNELS_END, INFINITE_END = 0.35, 0.6  # shares of the budget after which kernels and regressions are given up
+UNEVEN = 3  # multiple of its share of the time left that one network's kernels may take
+GRACE = 1.0  # seconds that each kind of work may take, however small the budget
 
 
 class VerdictAtInitialisation:
@@ -111,12 +116,10 @@ class VerdictAtInitialisation:
         yield "matched networks"
         candidates, self.refused = networks(self.deq, self.tau0)
         yield "kernels"
+        end = self._end_of(KERNELS_END)
+        compared = self._affordable(rows, 1 + len(candidates), end)
         start = self.clock()
-        blocks_of(self.deq, self.X[rows[:TRIED]].to(self.device)).both()
-        affordable = KERNEL_SHARE * budget / ((self.clock() - start) * (1 + len(candidates)))
-        compared = rows[: max(LEAST, min(COMPARED, int(TRIED * math.sqrt(affordable))))]
-        start = self.clock()
-        yield from self._compare_kernels(candidates, compared)
+        yield from self._compare_kernels(candidates, compared, end)
         if self.y is None or self.classes is None:
             yield from self.measure_costs(COST_SHARE * budget)
             return
@@ -135,29 +138,56 @@ class VerdictAtInitialisation:
         affordable = KERNEL_SHARE * budget / (self.clock() - start)
         exact = rows[: max(LEAST, int(len(compared) * math.sqrt(affordable)))]
         targets = Targets(self.y[exact], self.classes, device=self.device)
-        yield from self._infinite(self.measurements, self.X[exact].to(self.device), targets)
-        self.measurements.deadline = self.end - COST_SHARE * budget
-        for _ in measure_until(self.measurements, self.question.width, self._undecided):
-            yield f"{sum(map(len, self.measurements.accuracy.values()))} measurements"
+        with contextlib.suppress(OutOfTime):
+            yield from self._infinite(self.measurements, self.X[exact].to(self.device), targets)
+        yield from self._measure(self.measurements, self.end - COST_SHARE * budget)
         yield from self.measure_costs(COST_SHARE * budget / 2)
+
+    def _end_of(self, share: float) -> float:
+        """Returns the time at which work is given up that may go on until so much of the budget is spent."""
+        return max(self.start + share * (self.end - self.start), self.clock() + GRACE)
 
     def _distinct(self, copied, count):
         """The first samples of the order but zero ones and copies, on which exact kernels take long."""
-        rows = self.order[: 5 * count]
-        rows = rows[(copied[rows] == rows) & (self.X[rows].square().sum(1) > 0)][:count]
-        if len(rows) < LEAST:
-            raise ValueError(f"nearly all samples are zero or the same: at least {LEAST} others are needed")
-        return rows
+        for rows in (self.order[: 5 * count], self.order):
+            rows = rows[(copied[rows] == rows) & (self.X[rows].square().sum(1) > 0)][:count]
+            if len(rows) >= LEAST:
+                return rows
+        raise ValueError(f"nearly all samples are zero or the same: at least {LEAST} others are needed")
 
-    def _compare_kernels(self, networks: list[Network], rows) -> Iterator[str]:
-        """Makes a candidate of each network, with the distance of its exact kernels to the DEQ's on these samples."""
-        X = self.X[rows].to(self.device)
-        deq = blocks_of(self.deq, X).both()
-        labelled = self.y is not None and self.classes is not None
-        targets = Targets(self.y[rows], self.classes, device=self.device) if labelled else None
-        for network in networks:
-            self.candidates.append(self._compared(network, deq, X, targets))
+    def _affordable(self, rows, networks: int, end: float):
+        """The rows whose kernels are compared, as many as time allows by a first kernel; none where that takes long."""
+        for count in (TRIED, LEAST):
+            start = self.clock()
+            with contextlib.suppress(OutOfTime), deadline(self.clock, (start + end) / 2):
+                blocks_of(self.deq, self.X[rows[:count]].to(self.device)).both()
+                affordable = KERNEL_SHARE * (self.end - self.start) / ((self.clock() - start) * networks)
+                return rows[: max(LEAST, min(COMPARED, int(count * math.sqrt(affordable))))]
+        return rows[:0]
+
+    def _compare_kernels(self, networks: list[Network], rows, end: float) -> Iterator[str]:
+        """Makes a candidate of each network, with the distance of its exact kernels to the DEQ's on these samples.
+
+        A candidate whose kernel takes too long is left without.
+        """
+        X, deq = self.X[rows].to(self.device), None
+        with contextlib.suppress(OutOfTime), deadline(self.clock, end):
+            deq = blocks_of(self.deq, X).both() if len(rows) else None
+        targets = None
+        if self.y is not None and self.classes is not None:
+            targets = Targets(self.y[rows], self.classes, device=self.device)
+        for number, network in enumerate(networks):
+            candidate = Candidate.of(network, distance=None, fluctuation=network.fluctuation)
+            with contextlib.suppress(OutOfTime), deadline(self.clock, self._share_of(end, len(networks) - number)):
+                if deq is not None:
+                    candidate = self._compared(network, deq, X, targets)
+            self.candidates.append(candidate)
             yield f"kernel of {network.name}"
+
+    def _share_of(self, end: float, left: int) -> float:
+        """Returns the time at which the first of so many networks is given up: at `end`, or UNEVEN times its share."""
+        now = self.clock()
+        return min(end, now + UNEVEN * (end - now) / left)
 
     def _compared(self, network, deq, X, targets) -> Candidate:
         own = blocks_of(network.build(self.question.p, 1, self.classes or 2), X).both()
@@ -171,15 +201,23 @@ class VerdictAtInitialisation:
         return Candidate.of(network, distance=distance, alignment=alignment, fluctuation=network.fluctuation)
 
     def _infinite(self, measurements, X, targets) -> Iterator[str]:
-        """Exact kernel ridge regression of all networks on the same samples, each predicted by the others."""
-        deq = from_kernel(blocks_of(self.deq, X).both()[0], targets)
+        """Exact kernel ridge regression of all networks on the same samples, each predicted by the others.
+
+        It is left out for networks whose kernels take too long. Raises OutOfTime where the DEQ's does.
+        """
+        end, compared = self._end_of(INFINITE_END), [c for c in self.candidates if c.distance is not None]
+        if not compared:
+            return
+        with deadline(self.clock, end):
+            deq = from_kernel(blocks_of(self.deq, X).both()[0], targets)
         machines = {}
-        for candidate in self.candidates:
+        for number, candidate in enumerate(compared):
             yield f"infinite width, {candidate.name}"
             network = candidate.build(self.question.p, 1, len(targets.mean))
-            machines[candidate.name] = from_kernel(blocks_of(network, X).both()[0], targets)
+            with contextlib.suppress(OutOfTime), deadline(self.clock, self._share_of(end, len(compared) - number)):
+                machines[candidate.name] = from_kernel(blocks_of(network, X).both()[0], targets)
         measurements.record(math.inf, {name: machine.right for name, machine in machines.items()}, deq.right)
-        for candidate in self.candidates:
+        for candidate in [c for c in compared if c.name in machines]:
             machine, (point,) = machines[candidate.name], measurements.points(candidate.name)
             half = Z_90 * math.sqrt(point.of_samples)
             candidate.infinite = {
@@ -193,6 +231,16 @@ class VerdictAtInitialisation:
             }
         self.deq_known["infinite"] = {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
 
+    def _measure(self, measurements: Measurements, end: float) -> Iterator[str]:
+        """Measures narrow networks until `end`, and what is under way by then until the budget is spent."""
+        measurements.deadline = end
+        passes = measure_until(measurements, self.question.width, self._undecided)
+        with contextlib.suppress(OutOfTime, StopIteration):
+            while True:
+                with deadline(self.clock, max(self.end, self.clock() + GRACE)):
+                    next(passes)
+                yield f"{sum(map(len, measurements.accuracy.values()))} measurements"
+
     def measure_costs(self, seconds: float) -> Iterator[str]:
         """Times the network that is the answer, or the best, beside the DEQ, and then others as time allows.
 
@@ -201,6 +249,9 @@ class VerdictAtInitialisation:
         seconds : for each network.
         """
         yield "costs"
+        if self.clock() > self.end + GRACE:
+            self.not_costed = "What is saved was not measured, for want of time (--budget)."
+            return
         deq, width = self.deq, self.question.width
         if len(deq.A) != width:
             deq = DEQ(deq.activation, self.question.p, width, self.classes or 2, deq.sigma_a2, deq.tau0).to(deq.B)
@@ -224,7 +275,7 @@ class VerdictAtInitialisation:
     # what is known
 
     def _upper_end(self, candidate) -> float:
-        return candidate.known_distance["ck"]["with_factor"] if self.y is None else self._interval(candidate).high
+        return candidate.ck_distance if self.y is None else self._interval(candidate).high
 
     def _interval(self, candidate) -> Interval:
         assert self.measurements is not None, "nothing has been measured yet"
@@ -268,6 +319,8 @@ class VerdictAtInitialisation:
         self.deq_known["fluctuation"] = float(
             sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2, self.deq.tau0))
         )
+        if unknown := [candidate.name for candidate in self.candidates if candidate.distance is None]:
+            reason.append(f"For want of time (--budget) no kernels were compared of {', '.join(unknown)}.")
         if self.not_costed:
             reason.append(self.not_costed)
         if chosen is not None and chosen.cost:

@@ -125,6 +125,7 @@ def _what_would_decide(best, question):
 
 def by_distance(candidates: list[Candidate], question: Question, applies: dict) -> Decision:
     """Answers without labels, by the distance of the conjugate kernels alone."""
+    candidates = [candidate for candidate in candidates if candidate.distance is not None]
     if not candidates:
         nothing = "No kernel has been computed yet: allow more time (--budget)."
         return Decision("undecided", None, [nothing, NO_LABELS])
@@ -133,7 +134,7 @@ def by_distance(candidates: list[Candidate], question: Question, applies: dict) 
         chosen = _cheapest(near, question, _distance)
         sentence = (
             f"The conjugate kernel of {chosen.name} is within {_distance(chosen):.2g} of the DEQ's "
-            f"(relative, spectral, with the factor {chosen.known_distance['ck']['factor']:.3g})."
+            f"(relative, spectral, with the factor {(chosen.distance or {})['ck']['factor']:.3g})."
         )
         return Decision("replace", chosen, [sentence, NO_LABELS])
     if _distance(best) > FAR:
@@ -146,7 +147,7 @@ def by_distance(candidates: list[Candidate], question: Question, applies: dict) 
 
 
 def _distance(candidate):
-    return candidate.known_distance["ck"]["with_factor"]
+    return candidate.ck_distance
 
 
 # ---------------------------------------------------------------------------------------------------------------

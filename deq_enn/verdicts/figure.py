@@ -161,6 +161,8 @@ def _limit_losses(ax, candidates, tolerance):
 def _draw_distances(ax, candidates, result):
     looks = {"ck": ("C2", "o", "conjugate kernel"), "ntk": ("C3", "s", "tangent kernel")}
     for row, candidate in enumerate(candidates):
+        if candidate["distance"] is None:  # not compared, for want of time
+            continue
         for offset, (kernel, (colour, marker, _)) in zip((-0.13, 0.13), looks.items()):
             d = candidate["distance"][kernel]
             ax.plot([d["with_factor"], d["relative"]], [row + offset] * 2, color=colour, linewidth=0.7)

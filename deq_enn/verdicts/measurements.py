@@ -17,6 +17,7 @@ import torch
 from deq_enn.machines.leave_one_out import Targets, from_features
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError, Picard
+from deq_enn.utils.deadline import check
 from deq_enn.verdicts.candidates import Network, RandomDEQ
 from deq_enn.verdicts.loss_model import CONSTANTS, Discrepancy, Measured, Posterior, expected_apart, measured, nearest
 
@@ -50,7 +51,7 @@ class Measurements:
 
     Attributes
     ----------
-    deadline : the time after which no further network is begun.
+    deadline : the time after which no further network is begun. One that is under way ends by `utils.deadline`.
     passes : {(width, count): {name: [for each seed (count,) int8, 1 where only the DEQ is right, -1 where only the
         candidate is]}}. A candidate that a pass has left out has fewer seeds there. The width of the exact kernels is
         math.inf.
@@ -135,6 +136,8 @@ class Measurements:
         for start in range(0, count, BATCH):
             if start >= FEWEST and self.clock() > deadline:
                 return F[:start]
+            if start:
+                check()
             rows = slice(start, min(start + BATCH, count))
             F[rows] = model.features(self.X[self.order[rows]].to(self.device))
         return F
@@ -273,6 +276,9 @@ def _variance(measurements, names, width, point, left) -> float:
     more, total = max(int(left / measurements.seconds(w, count, names)), 1), 0.0
     for name in names:
         points = measurements.points(name)
+        if all(math.isinf(p.width) for p in points):  # a pass that was cut short has left it out
+            total += measurements.posterior(name, width).variance
+            continue
         elsewhere = [p for p in points if (p.width, p.count) != point]
         seeds = more + sum(p.seeds for p in points if (p.width, p.count) == point)
         apart = expected_apart(points, w, count, measurements.constants)

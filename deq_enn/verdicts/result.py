@@ -5,6 +5,7 @@ torch is not needed here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ class Candidate:
 
     name, kind, kernel, family, depth, layers, input_scale, match : of the network (`candidates.Network`).
     distance : {"ck": {relative, factor, with_factor}, "ntk": ...}, the spectral distance of its exact kernel to the
-        DEQ's. It is None for the replacement of a trained DEQ.
+        DEQ's. It is None for the replacement of a trained DEQ, and where the budget was spent before.
     alignment : of the leading eigenvectors of its CK with the labels, 0 to 1 (`kernels.distance.label_alignment`).
     fluctuation : m times the mean squared relative error of its CK at width m.
     infinite : {accuracy, samples, ridge, rms, difference, interval} of exact kernel ridge regression. difference is
@@ -71,10 +72,9 @@ class Candidate:
         return cls(**{key: getattr(network, key) for key in keys} | known, network=network)
 
     @property
-    def known_distance(self) -> dict:
-        """Returns the distances of a candidate whose kernels were compared."""
-        assert self.distance is not None, f"the kernels of {self.name} were not compared"
-        return self.distance
+    def ck_distance(self) -> float:
+        """Returns the distance of its conjugate kernel, after the best rescaling; infinite where none is known."""
+        return math.inf if self.distance is None else self.distance["ck"]["with_factor"]
 
     @property
     def known_interval(self) -> tuple[float, float]:
@@ -212,6 +212,14 @@ def _interval(candidate):
     return "-" if candidate.loss_interval is None else "[{:+.2f}, {:+.2f}]".format(*candidate.loss_interval)
 
 
+def _distances(distance):
+    """The three cells of the kernels' distances, or dashes where they were not compared."""
+    if distance is None:
+        return f"{'-':>12}{'-':>10}{'-':>9}"
+    ck, ntk = distance["ck"], distance["ntk"]
+    return f"{ck['relative']:>12.1e}{ck['with_factor']:>10.1e}{ntk['relative']:>9.1e}"
+
+
 def _predicted_table(candidates):
     """The lines for candidates whose loss is predicted."""
     lines = [
@@ -219,12 +227,11 @@ def _predicted_table(candidates):
         f"{'loss, points':>14}{'90% interval':>18}{'from width':>11}{'speed':>7}"
     ]
     for candidate in candidates:
-        ck, ntk = candidate.known_distance["ck"], candidate.known_distance["ntk"]
         infinite = "-" if candidate.infinite is None else f"{candidate.infinite['difference']:+.2f}"
         loss = "-" if candidate.loss is None else f"{candidate.loss:+.2f}"
         speed = "-" if candidate.cost is None else f"x{candidate.cost['features']:.3g}"
         lines.append(
-            f"{candidate.name:<28}{ck['relative']:>12.1e}{ck['with_factor']:>10.1e}{ntk['relative']:>9.1e}"
+            f"{candidate.name:<28}{_distances(candidate.distance)}"
             f"{infinite:>11}{loss:>14}{_interval(candidate):>18}{candidate.width_from or '-':>11}{speed:>7}"
         )
     return lines

@@ -25,6 +25,7 @@ from deq_enn.networks.trained_deq import TrainedDEQ
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.theory.gaussian import expectation, gaussian_moments
+from deq_enn.utils.deadline import OutOfTime
 from deq_enn.utils.random import generator
 
 COPIES = 19  # shuffled copies; the most extreme of 20 networks is called trained
@@ -110,7 +111,7 @@ def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES)
             relative distance (Frobenius) of the conjugate kernel to the mean one of all draws.
         "sigma_a2", "gain" : as of TrainedDEQ, or None.
         "infinite" : {"trained", "random"}, the relative distance of the conjugate kernel to that of infinite width;
-            None where the theory has none (a bias, or phi not centred).
+            None where the theory has none (a bias, or phi not centred), or a deadline has passed before.
 
     Raises
     ------
@@ -206,7 +207,7 @@ def _to_infinite_width(deq, X, kernels):
         scaled = X.double() * deq.gain
         tau0 = _centred_at(deq.activation, constant, deq.sigma_a2)
         K, _ = implicit_kernels(scaled, deq.activation, deq.sigma_a2, tau0=tau0 or estimate_tau0(scaled))
-    except ValueError:
+    except (ValueError, OutOfTime):
         return None
     K = K.to(kernels[0]) * (len(deq.W) * deq.scale**2)
     distances = [((G - K).norm() / K.norm()).item() for G in kernels]

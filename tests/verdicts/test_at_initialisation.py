@@ -11,7 +11,7 @@ from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.verdicts import api, decision, measurements
-from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
+from deq_enn.verdicts.at_initialisation import GRACE, VerdictAtInitialisation
 from deq_enn.verdicts.loss_model import Interval
 from deq_enn.verdicts.page import write
 from deq_enn.verdicts.result import Candidate
@@ -52,6 +52,30 @@ def test_a_verdict_is_ready_for_json_and_for_a_terminal(found):
     table = found.table()
     assert all(one.name in table for one in found.candidates) and found.answer in table
     assert max(map(len, table.splitlines()[:-1])) <= 132
+
+
+def discrete(columns):
+    """2,000 samples of so many columns with four values each; of one column, 200 different ones."""
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(200, 1, generator=g) if columns == 1 else torch.randint(4, (2000, columns), generator=g).float()
+    X = X - X.mean(0)
+    return X / X.square().sum(1).mean().sqrt(), (X.sum(1) > 0).long()
+
+
+@pytest.mark.parametrize(
+    "columns, labels", [(1, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, True), (1, False)))]
+)
+def test_a_budget_is_kept_where_kernels_take_long(columns, labels):
+    """Nearly parallel pairs of an activation that is neither analytic nor piecewise linear."""
+    (X, y), clock = discrete(columns), Ticks(0.05)
+    verdict = api.verdict(
+        DEQ(ACTIVATIONS["elu"], columns, 32, 2, 0.2, seed=0), X, y if labels else None, budget=4.0, clock=clock
+    )
+    assert clock.now < 4.0 * 1.1 + GRACE
+    missing = [candidate.name for candidate in verdict.candidates if candidate.distance is None]
+    assert bool(missing) == any("For want of time" in sentence for sentence in verdict.reason)
+    assert verdict.table() and json.dumps(verdict.to_dict(), allow_nan=False)
+    assert missing if columns == 1 else verdict.candidates
 
 
 @pytest.mark.slow

@@ -27,8 +27,10 @@ from deq_enn.networks.enn import ENN, AnyMatch
 from deq_enn.networks.trained_deq import adapt
 from deq_enn.theory.activations import ACTIVATIONS, Activation
 from deq_enn.theory.coefficients import implicit_ck
+from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.theory.gaussian import centred_layers
+from deq_enn.theory.recognise import recognise
 
 
 def build_model(
@@ -39,7 +41,7 @@ def build_model(
     sigma_a2: float,
     tau0: float = 1.0,
     seed: int = 0,
-    activation: Activation | None = None,
+    activation: Activation | str | Elementwise | None = None,
     kernel: str = "ck",
     family: str = "auto",
     depth: int | None = None,
@@ -57,7 +59,7 @@ def build_model(
     if name not in MODELS + GENERAL:
         raise ValueError(f"unknown model {name!r}: choose from {', '.join(MODELS + GENERAL)}")
     own = {"inn": "relu", "relu_enn": "relu", "tanh_inn": "tanh", "tanh_enn": "tanh"}
-    phi = ACTIVATIONS[own[name]] if name in own else activation
+    phi = ACTIVATIONS[own[name]] if name in own else None if activation is None else recognise(activation)
     if name in GENERAL and phi is None:
         raise ValueError(f"{name} is of any activation: give it one, such as ACTIVATIONS['swish']")
     if name in DEQS:

@@ -292,7 +292,11 @@ def _check_forward(module: nn.Module, deq: TrainedDEQ, X: torch.Tensor | None, s
                 f"{name}'s forward fails on rows of shape {tuple(x.shape)} ({type(error).__name__}: {reason}); it must "
                 "take rows (n, p), or give its parts by name: adapt(A=..., B=..., activation=..., readout=...)"
             ) from None
-        expected = _equilibrium(deq, x, solver)
+        try:
+            expected = _equilibrium(deq, x, solver)
+        except ConvergenceError as error:
+            where = "random rows; compare it on yours: adapt(module, X)" if X is None else "these samples"
+            raise ValueError(f"{name} is not {FORM} that can be solved on {where}: {error}") from None
     if outputs is None or outputs.shape != expected.shape:
         shape = "no tensor" if outputs is None else tuple(outputs.shape)
         raise ValueError(f"{other}: its outputs are {shape}, readout(z) is {tuple(expected.shape)}")
@@ -305,22 +309,22 @@ def _check_forward(module: nn.Module, deq: TrainedDEQ, X: torch.Tensor | None, s
         raise ValueError(
             f"{other}: outputs differ by {(outputs - expected).abs().max().item():.2g}, relative {relative:.2g}, on "
             f"{'random rows' if X is None else 'these samples'}. Do to the samples beforehand what forward does to "
-            "them, or write the module in this form"
+            "them, let its iteration converge, or write the module in this form"
         )
 
 
 def _equilibrium(deq: TrainedDEQ, x: torch.Tensor, solver: Solver | None) -> torch.Tensor:
     try:
         return deq(x)
-    except ConvergenceError as error:
+    except ConvergenceError:
         if solver is not None or not isinstance(deq.fixed_point.solver, Picard):
-            raise ValueError(str(error)) from None
+            raise
     tried, deq.fixed_point = deq.fixed_point, FixedPoint(Anderson(max_steps=MOST_STEPS))
     try:
         return deq(x)
     except ConvergenceError as error:
         deq.fixed_point = tried
-        raise ValueError(f"neither Picard nor Anderson finds its equilibrium: {error}") from None
+        raise ConvergenceError(f"by Picard and by Anderson {error}", error.solution) from None
 
 
 def _first(outputs: Any) -> torch.Tensor | None:

@@ -178,7 +178,8 @@ def _own(given: Any, device: torch.device | None) -> Activation:
     fn = cast(Elementwise, _frozen(given) if isinstance(given, nn.Module) else given)
     if device is not None and device.type != "cpu":
         fn = OnDevice(fn, device)
-    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    held = [*given.parameters(), *given.buffers()] if isinstance(given, nn.Module) else []
+    x = torch.linspace(-5, 5, 101, dtype=torch.float64, device=held[0].device if held else None)
     with torch.no_grad():
         values = fn(x)
         if not isinstance(values, torch.Tensor) or values.shape != x.shape:

@@ -1,12 +1,14 @@
 """Only the user's own network is judged: what its forward does is compared with z = phi(A z + B x + b)."""
 
+import multiprocessing
 import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from deq_enn.networks.build import matched_enn
+from deq_enn.matching.families import match
+from deq_enn.networks.build import build_model, matched_enn
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.export import ExportedENN
 from deq_enn.networks.fixed_point import Anderson, Picard
@@ -249,6 +251,26 @@ def test_a_match_is_of_a_deq_as_it_was_drawn():
         matched_enn(Features("tanh", P, M, K, 0.2))
 
 
+def test_what_has_no_equilibrium_says_so():
+    module = Written(nn.ReLU())
+    module.A.weight.data = 3 * torch.eye(M)
+    for X, where in ((None, r"random rows; compare it on yours: adapt\(module, X\)"), (data(), "these samples")):
+        with pytest.raises(ValueError, match=f"can be solved on {where}: by Picard and by Anderson the equilibrium d"):
+            adapt(module, X)
+
+
+def outputs(network):
+    return network(data()).detach()
+
+
+@pytest.mark.slow
+def test_a_spawned_worker_takes_networks():
+    networks = [DEQ("swish", P, M, K, 0.2), adapt(Written()), matched_enn(DEQ("gelu", P, M, K, 0.2))]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for network, there in zip(networks, pool.map(outputs, networks)):
+            assert torch.equal(there, outputs(network))
+
+
 def test_networks_can_be_kept(tmp_path):
     deq = DEQ("swish", P, M, K, 0.2)
     layers = (piecewise_linear("mine", (0.0,), (0.5, 1)), recognise("gelu"))
@@ -256,3 +278,7 @@ def test_networks_can_be_kept(tmp_path):
         torch.save(network, tmp_path / "network.pt")
         for again in (pickle.loads(pickle.dumps(network)), torch.load(tmp_path / "network.pt", weights_only=False)):
             assert torch.equal(again(data()), network(data()))
+    assert build_model("unmatched_enn", P, M, K, 0.2, activation="tanh").layers[0].name == "tanh"
+    found = match("relu", 0.2)
+    again = pickle.loads(pickle.dumps(found))
+    assert again.parameters == found.parameters and again.layers[0].slopes == found.layers[0].slopes

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> N
     a = parser.parse_args(argv)
     check_data_flags(parser, a)
     with one_line(parser):
-        from deq_enn.data.datasets import load_dataset
+        from deq_enn.data.datasets import listed, load_dataset
         from deq_enn.theory.equilibrium import estimate_tau0
 
         try:
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> N
         n, p = data.X_train.shape
         norms = data.X_train.double().square().sum(1)
         print(f"{a.dataset}: n = {n} training and {len(data.X_test)} test samples, p = {p}, {data.n_classes} classes")
+        if data.mapping:
+            print(f"labels 0, 1, ... are {listed(data.mapping)}")
         print(f"tau_0 = {estimate_tau0(data.X_train):.6g}, by centring and dividing by {data.scale:.6g}")
         print(
             f"squared norms: {norms.min():.4g} to {norms.max():.4g}, standard deviation {norms.std():.4g} "

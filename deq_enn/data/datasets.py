@@ -181,22 +181,22 @@ def _wanted(y: torch.Tensor, classes: Sequence[int | str] | None, names: Sequenc
     shown = _named(present, names)
     if classes is None:
         if len(present) < 2:
-            raise DataError(f"the training labels are all {_list(shown)}: at least two classes are needed")
+            raise DataError(f"the training labels are all {listed(shown)}: at least two classes are needed")
         return present
     wanted = []
     for label in classes:
         if names and str(label) in names:
             label = names.index(str(label))
         if not isinstance(label, Integral) or label not in present:
-            raise DataError(f"class {label} has no training sample: the labels are {_list(shown)}")
+            raise DataError(f"class {label} has no training sample: the labels are {listed(shown)}")
         wanted.append(label)
     if len(wanted) < 2 or len(set(wanted)) < len(wanted):
         raise DataError(f"classes {list(classes)}: give two or more different labels")
     return torch.tensor(wanted, dtype=torch.int64)
 
 
-def _list(labels: Sequence[int | str]) -> str:
-    """Writes the labels out for an error message, the first twenty of them."""
+def listed(labels: Sequence[int | str]) -> str:
+    """Writes the labels out, the first twenty of them."""
     return ", ".join(map(str, labels[:20])) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
 
 

@@ -152,11 +152,15 @@ def solve_targets(
 
     Raises
     ------
-    ValueError : the normal equations are singular at the ridge.
+    ValueError : the input or its features are not finite, or the normal equations are singular at the ridge.
     """
     first = len(X) - max(len(X) // 5, 1)
     fitted, held_out = (sums(model, X[part], targets[part], device) for part in (slice(first), slice(first, None)))
     whole = fitted + held_out
+    if not math.isfinite(whole.unit):
+        bad = (~X.isfinite().all(1)).nonzero()
+        where = f"the input has NaN or infinite entries, first in row {int(bad[0])}" if len(bad) else "features are NaN"
+        raise ValueError(f"{where}: no readout can be fitted")
 
     def evaluate(ridges):
         table = []

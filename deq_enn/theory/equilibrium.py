@@ -15,8 +15,12 @@ def estimate_tau0(X: torch.Tensor) -> float:
     if X.ndim != 2 or not len(X):
         raise ValueError(f"X must be a non-empty (n, p) matrix, got shape {tuple(X.shape)}")
     total = math.fsum(rows.double().square().sum().item() for rows in X.split(4096))
-    if not (math.isfinite(total) and total > 0):
-        raise ValueError("X has NaN or infinite entries" if not math.isfinite(total) else "X is zero")
+    if not math.isfinite(total):
+        bad = (~X.isfinite().all(1)).nonzero()
+        where = f"NaN or infinite entries, first in row {int(bad[0])}" if len(bad) else "entries whose squares overflow"
+        raise ValueError(f"X has {where}")
+    if not total > 0:
+        raise ValueError("X is zero, which may be so after centring only")
     return math.sqrt(total / len(X))
 
 

@@ -88,7 +88,7 @@ def check_repeated(y: torch.Tensor) -> None:
     if 2 * once > len(y):
         raise ValueError(
             f"{once} of the {len(y)} labels are seen once, so that no accuracy can be measured; y must be classes, not "
-            "numbers of rows or targets of a regression. Give y=None for a verdict on kernels alone"
+            "numbers of rows or targets of a regression. Leave the labels out (y=None) for a verdict on kernels alone"
         )
 
 

@@ -75,7 +75,7 @@ def shown(command):
 
 def commit():
     def git(*words):
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:

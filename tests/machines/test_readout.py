@@ -92,3 +92,11 @@ def test_without_a_ridge_there_is_no_variance_and_singular_equations_say_so(prob
     twice = torch.cat([X[:15], X[:15]])
     with pytest.raises(ValueError, match="singular at ridge 0.*--ridge"):
         solve(model, twice, torch.cat([y[:15], y[:15]]), 3, [0.0])
+
+
+def test_an_input_that_is_not_finite_is_named_and_not_the_ridge():
+    enn = build_model("l_relu_enn", 12, 8, 3, 0.2)
+    X = torch.ones(30, 12)
+    X[29, 0] = torch.nan
+    with pytest.raises(ValueError, match="the input has NaN or infinite entries, first in row 29"):
+        solve(enn, X, torch.arange(30) % 3, 3)

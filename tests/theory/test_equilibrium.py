@@ -130,3 +130,10 @@ def test_atomic_write_replaces_on_success_and_leaves_nothing_on_failure(tmp_path
     assert path.read_text() == "one" and os.listdir(path.parent) == ["file"]
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_tau0_names_the_first_row_that_is_not_finite():
+    X = torch.ones(9, 3)
+    X[7, 1], X[4, 2] = torch.nan, torch.inf
+    with pytest.raises(ValueError, match="NaN or infinite entries, first in row 4"):
+        estimate_tau0(X)

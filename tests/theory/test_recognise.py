@@ -62,7 +62,7 @@ def test_one_of_the_registry_is_known(name, brought):
         assert recognise(given) is ACTIVATIONS[name]
 
 
-@pytest.mark.parametrize("given", OTHERS, ids=str)
+@pytest.mark.parametrize("given", OTHERS, ids=[str(number) for number in range(len(OTHERS))])
 def test_any_other_stays_the_function_that_it_is(given):
     own = recognise(given)
     assert own not in ACTIVATIONS.values()

@@ -1,19 +1,26 @@
 #!/usr/bin/env bash
 # Every kernel figure of the paper (nine scripts of ck_ntk/) at its sizes, and those of any DEQ's match, into
-# results/figures; flags go to each script, but matching_map takes --output_path alone.
+# results/figures; flags go to each script, but matching_map takes --output_path alone, and --n is not for
+# finite_width_kernels, which has one size.
 #   scripts/figures.sh [--dataset_path DIR] [--asquare S] [--output_path DIR] ...
 # --dataset_path (default data) is where MNIST and CIFAR-10 lie; figures of what is not there are skipped. Accuracies of
 # every DEQ and its match are 168 trainings, half an hour, which are left to
 #   python ck_ntk/any_activation_matching.py --dataset_path DIR
 set -euo pipefail
+if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
+    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit
+fi
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 data=data
-flags=() output=()
+flags=() sizes=() output=()
 while (($#)); do
     case $1 in
         --dataset_path) data=${2:?--dataset_path needs a folder}; shift 2 ;;
         --dataset_path=*) data=${1#*=}; shift ;;
+        --n) sizes=(--n); shift; while [[ ${1-} =~ ^[0-9]+$ ]]; do sizes+=("$1"); shift; done ;;
+        --n=*) sizes=("$1"); shift ;;
         --output_path) output=(--output_path "${2:?--output_path needs a folder}"); shift 2 ;;
         --output_path=*) output=("$1"); shift ;;
         --output | --output=*)  # old spellings: said once here, and not by every script
@@ -26,21 +33,22 @@ while (($#)); do
     esac
 done
 
-for name in ck_gmm_matching gmm_ntk_matching gmm_one_layer_matching gmm_two_layer_relu_matching finite_width_kernels \
-            any_activation_matching; do
-    "$python" "ck_ntk/$name.py" "${flags[@]}" "${output[@]}"
+for name in ck_gmm_matching gmm_ntk_matching gmm_one_layer_matching gmm_two_layer_relu_matching any_activation_matching
+do
+    "$python" "ck_ntk/$name.py" "${sizes[@]}" "${flags[@]}" "${output[@]}"
 done
+"$python" ck_ntk/finite_width_kernels.py "${flags[@]}" "${output[@]}"
 "$python" ck_ntk/matching_map.py "${output[@]}"
 
 if [[ -e $data/MNIST/raw/train-images-idx3-ubyte || -e $data/train-images-idx3-ubyte ]]; then
     for name in ck_mnist_matching mnist_ntk_matching mnist_one_layer_matching mnist_two_layer_matching; do
-        "$python" "ck_ntk/$name.py" --dataset_path "$data" "${flags[@]}" "${output[@]}"
+        "$python" "ck_ntk/$name.py" --dataset_path "$data" "${sizes[@]}" "${flags[@]}" "${output[@]}"
     done
 else
     echo "the four MNIST figures are skipped: no train-images-idx3-ubyte in $data or $data/MNIST/raw (--dataset_path)"
 fi
 if [[ -d $data/cifar10 || -d $data/cifar-10-batches-py ]]; then
-    "$python" ck_ntk/cifar10_matching.py --dataset_path "$data" "${flags[@]}" "${output[@]}"
+    "$python" ck_ntk/cifar10_matching.py --dataset_path "$data" "${sizes[@]}" "${flags[@]}" "${output[@]}"
 else
     echo "the CIFAR-10 figure is skipped: neither cifar10 nor cifar-10-batches-py in $data (--dataset_path)"
 fi

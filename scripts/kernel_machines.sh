@@ -4,6 +4,13 @@
 # networks of width 64 to 4096 with their exact readout, and the table. What is finished is not made again.
 #   WIDTHS="64 256"   other widths; WIDTHS="" none
 set -euo pipefail
+if [[ ${1-} == -h || ${1-} == --help ]]; then
+    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit
+elif (($# < 2)) || [[ $1 == -* || $2 == -* ]]; then
+    echo "kernel_machines.sh: error: give DATASET ACTIVATION, such as mnist relu, and then flags of main.py" >&2
+    exit 2
+fi
 dataset=$1 activation=$2
 shift 2
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"

@@ -19,6 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from deq_enn.utils import interrupts
+
+if __name__ == "__main__":
+    interrupts.leave_at_once("summarize.py: interrupted")
+
 from deq_enn.reporting.curves import KINDS, write_figures
 from deq_enn.reporting.logs import LogError, first_epochs, load
 from deq_enn.reporting.protocols import protocol_tables, protocols

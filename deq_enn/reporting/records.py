@@ -5,13 +5,18 @@ from pathlib import Path
 
 
 def read_lines(path: Path) -> list[dict]:
-    """Returns the records of a file of JSON lines, none without a file; a line that a kill cut short is passed over."""
+    """Returns the records of a file of JSON lines, none without a file.
+
+    A line that is no record is passed over, such as one that a kill cut short.
+    """
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict):
+            records.append(record)
     return records
 
 

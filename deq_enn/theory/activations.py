@@ -131,6 +131,8 @@ def load_activation(spec: str) -> Activation:
         value = runpy.run_path(path).get(name)
     except FileNotFoundError:
         raise ValueError(f"activation {spec!r}: there is no file {path}") from None
+    except SystemExit as stop:  # it would end the whole program, as if all were done
+        raise ValueError(f"activation {spec!r}: {path} ends the program (SystemExit: {stop})") from None
     except Exception as error:
         raise ValueError(f"activation {spec!r}: {path} does not run: {type(error).__name__}: {error}") from None
     if not callable(value):

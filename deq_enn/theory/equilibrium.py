@@ -9,6 +9,8 @@ from deq_enn.theory.activations import Activation
 from deq_enn.theory.brackets import root_between
 from deq_enn.theory.gaussian import gaussian_moments
 
+HUGE = 1e150  # Lipschitz constant whose square is a float still, as that of exp(x^2) is not
+
 
 def estimate_tau0(X: torch.Tensor) -> float:
     """Returns tau_0 = sqrt(mean squared row norm) of the data X (n, p), in O(n p) time without an (n, n) matrix."""
@@ -73,7 +75,7 @@ def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
         return sigma_a2 * gaussian_moments(activation, tau).variance + (1 - sigma_a2) * tau0**2 - tau**2
 
     low = math.sqrt(1 - sigma_a2) * tau0
-    slack = 1 - sigma_a2 * activation.lipschitz**2
+    slack = 1 - sigma_a2 * min(activation.lipschitz, HUGE) ** 2
     # Poincare: Var[f(tau xi)] <= L^2 tau^2, which bounds the fixed point where sigma_a^2 L^2 < 1
     high = low / math.sqrt(slack) * (1 + 1e-9) if slack > 0 else 1.1 * low
     while excess(high) > 0:
@@ -90,7 +92,8 @@ def check_assumptions(activation: Activation, sigma_a2: float, tau0: float = 1.0
     """Returns a sentence for each condition of the paper's Assumption (3) that fails; none if all hold."""
     failed = []
     moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
-    lipschitz, curvature = math.inf if moments.jumps else activation.lipschitz, moments.sq_dd
+    unbounded = moments.jumps or activation.lipschitz > HUGE
+    lipschitz, curvature = math.inf if unbounded else activation.lipschitz, moments.sq_dd
     if 4 * sigma_a2 * lipschitz**2 >= 1:
         failed.append(
             f"sigma_a^2 = {sigma_a2:g} is not below 1/(4 L^2) = {1 / (4 * lipschitz**2):.4g} (L = "

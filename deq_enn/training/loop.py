@@ -294,7 +294,8 @@ def run(
     model = make_model().to(device)
     task = FullTask(model, data, config, device, team) if team else TASKS[config.train](model, data, config, device)
     if state:
-        task.load(state)
+        with files.damaged():
+            task.load(state)
     files.setup_seconds += time.perf_counter() - start
     files.note(
         "run",

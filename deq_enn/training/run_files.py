@@ -187,15 +187,12 @@ class RunFiles:
         """Returns the state of the checkpoint, None if there is none; brings the history and the logs up to it."""
         if not self.checkpoint.exists():
             return None
-        try:
+        with self.damaged():
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
             self.history, self.setup_seconds = state.pop("history"), state.pop("setup_seconds")
-        except PermissionError:
-            raise ValueError(f"checkpoint {self.checkpoint} may not be read by this user") from None
-        except Exception as error:
-            raise ValueError(
-                f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, or run without --resume"
-            ) from None
+            epochs = [record["epoch"] for record in self.history if {"test_accuracy", "seconds"} <= record.keys()]
+            if not epochs or epochs != [*range(1, len(self.history) + 1)]:
+                raise TypeError("not a history")
         known = {
             r["epoch"]
             for r in read_metrics(self.output_path)
@@ -206,6 +203,18 @@ class RunFiles:
                 self.note("epoch", **record)
         self._write_logs()
         return state
+
+    @contextlib.contextmanager
+    def damaged(self) -> Iterator[None]:
+        """Says of what fails in the block, the reading of the checkpoint, that the file is damaged."""
+        try:
+            yield
+        except PermissionError:
+            raise ValueError(f"checkpoint {self.checkpoint} may not be read by this user") from None
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, or run without --resume"
+            ) from None
 
     def epoch_done(self, record: dict, state: dict) -> None:
         """Writes the checkpoint, then the logs: whatever is killed after the checkpoint, `restore` writes again."""

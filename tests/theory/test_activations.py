@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, load_activation, piecewise_linear
+from deq_enn.theory.equilibrium import check_assumptions, get_tau
 from deq_enn.theory.gaussian import centre, gaussian_moments
+from tests.conftest import one_line
 from tests.helpers.pair_quadrature import torch_quadrature as quad
 from tests.theory.test_gaussian import ROOT_2_PI, names
 
@@ -165,3 +167,26 @@ def test_an_activation_from_a_file(tmp_path):
     (tmp_path / "odd.py").write_text("def f(x):\n    return x.numpy()\n")
     with pytest.raises(ValueError, match="not an elementwise torch function"):
         load_activation(f"{tmp_path / 'odd.py'}:f")
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("import sys; sys.exit(0)", "ends the program"),
+        ("raise KeyError('a')", "does not run: KeyError"),
+        ("import torch\ndef f(x):\n    raise OSError('no')", "not an elementwise torch function"),
+    ],
+)
+def test_a_file_that_fails_or_ends_the_program_is_refused_in_one_line(tmp_path, code, words):
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    with pytest.raises(ValueError, match=words) as error:
+        load_activation(f"{tmp_path}/mine.py:f")
+    one_line(error)
+
+
+def test_a_slope_whose_square_overflows_is_no_overflow():
+    steep = from_function(lambda x: torch.exp(x * x), "steep")
+    with pytest.raises(ValueError, match="steep .*no finite Gaussian moments"):
+        get_tau(steep, 0.01, 1.0)
+    assert 0.29 < get_tau(steep, 0.01, 0.3) < 0.3
+    assert "L = inf" in check_assumptions(steep, 0.01, 0.3)[0]

@@ -308,6 +308,23 @@ def test_damaged_checkpoint(tmp_path):
         go(replace(BASE), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("change", [{"history": [1, 2]}, {"history": [{"epoch": 2}]}, {"history": 3}, {"history": []}])
+def test_a_checkpoint_of_something_else_is_damaged(tmp_path, change):
+    go(replace(BASE, epoch=1), tmp_path)
+    path = next((tmp_path / "ckpt").iterdir())
+    torch.save(torch.load(path) | change, path)
+    with pytest.raises(ValueError, match="is damaged .*: delete it"):
+        go(replace(BASE, epoch=1), tmp_path, resume=True)
+
+
+def test_a_line_that_is_no_record_is_passed_over(tmp_path):
+    go(replace(BASE, epoch=1), tmp_path)
+    with open(tmp_path / "out" / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write("5\n[]\nnull\n")
+    assert all(isinstance(record, dict) for record in read_metrics(tmp_path / "out"))
+    assert len(go(replace(BASE, epoch=1), tmp_path, resume=True).history) == 1
+
+
 def test_a_checkpoint_that_would_run_code_does_not(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -1,0 +1,21 @@
+"""The shell scripts say what they take, and compute nothing, where they are asked for help or given too little."""
+
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    "argv, status, words",
+    [
+        (["figures.sh", "--help"], 0, "scripts/figures.sh [--dataset_path DIR]"),
+        (["kernel_machines.sh", "--help"], 0, "kernel_machines.sh DATASET ACTIVATION"),
+        (["kernel_machines.sh", "mnist"], 2, "error: give DATASET ACTIVATION"),
+        (["kernel_machines.sh", "--resume", "relu"], 2, "error: give DATASET ACTIVATION"),
+    ],
+)
+def test_help_and_too_little(argv, status, words):
+    done = subprocess.run(["bash", f"scripts/{argv[0]}", *argv[1:]], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == status and words in (done.stderr if status else done.stdout)

@@ -97,7 +97,7 @@ def study_kernels(args):
         X = X / estimate_tau0(X)
         spread[i, k] = X.square().sum(1).std()
         for name, activation in activations.items():
-            measured = distances(X, activation, args.asquare, matches[name], unmatched[name])
+            measured = distances(X.to(args.device), activation, args.asquare, matches[name], unmatched[name])
             for kernel in values:
                 values[kernel][name][:, i, k] = measured[kernel]
     table = {
@@ -161,9 +161,8 @@ def study_accuracies(args, data):
     from deq_enn.theory.equilibrium import estimate_tau0
     from deq_enn.training.loop import run as train
     from deq_enn.training.run_files import Config, fingerprint
-    from deq_enn.utils.devices import get_device
 
-    tau0, p, key, device = estimate_tau0(data.X_train), data.X_train.shape[1], fingerprint(data), get_device()
+    tau0, p, key = estimate_tau0(data.X_train), data.X_train.shape[1], fingerprint(data)
     folder = RUNS / f"epoch_{args.epoch}_asquare_{args.asquare:g}_{key}"
 
     def build(network, activation, dim, seed):
@@ -212,7 +211,7 @@ def study_accuracies(args, data):
                     lambda: build(network, activation, args.dim[0], seed),
                     place,
                     folder / "checkpoints",
-                    device,
+                    args.device,
                     resume=True,
                 )
                 numbers[name][column].append(result.history[-1]["test_accuracy"])

@@ -16,19 +16,19 @@ NAMES = ("relu", "tanh", "swish")
 KERNELS = ("ck", "ntk")
 
 
-def kernels(sample, name, sigma_a2):
+def kernels(sample, name, sigma_a2, device="cpu"):
     """{"ck": (DEQ, matched, unmatched), "ntk": the same}, each (n, n)."""
-    from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+    from ck_ntk.common.exact_kernels import explicit_kernels, implicit_kernels
     from deq_enn.matching.families import match
     from deq_enn.theory.activations import ACTIVATIONS
     from deq_enn.theory.gaussian import centred_layers
 
     activation, tau0 = ACTIVATIONS[name], sample.statistics.tau0
-    deq = implicit_kernels(sample.X, activation, sigma_a2, tau0=tau0)
-    plain = explicit_kernels(sample.X, centred_layers([activation] * 2, tau0))
+    deq = implicit_kernels(sample.X, activation, sigma_a2, tau0=tau0, device=device)
+    plain = explicit_kernels(sample.X, centred_layers([activation] * 2, tau0), device)
     triples = {}
     for index, kernel in enumerate(KERNELS):
-        matched = explicit_kernels(sample.X, match(activation, sigma_a2, tau0, kernel).layers)
+        matched = explicit_kernels(sample.X, match(activation, sigma_a2, tau0, kernel).layers, device)
         triples[kernel] = deq[index], matched[index], plain[index]
     return triples
 
@@ -55,12 +55,12 @@ def main(args):
     for i, k in tqdm(cells, desc="kernels", leave=False, disable=None):
         sample = draw(args.n[i], k)
         for name in NAMES:
-            for kernel, (deq, matched, unmatched) in kernels(sample, name, args.asquare).items():
+            for kernel, (deq, matched, unmatched) in kernels(sample, name, args.asquare, args.device).items():
                 errors[kernel, name, "matched"][i, k] = relative_error(deq, matched)
                 errors[kernel, name, "unmatched"][i, k] = relative_error(deq, unmatched)
 
     figure, axes = plt.subplots(2, 2, figsize=(6.75, 5.0))
-    shown = kernels(draw(args.spectrum, 0), "relu", args.asquare)
+    shown = kernels(draw(args.spectrum, 0), "relu", args.asquare, args.device)
     eigenvalues = {}
     for row, (kernel, letters) in enumerate(zip(KERNELS, ("ab", "cd"))):
         left, right = axes[row]

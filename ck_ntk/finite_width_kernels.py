@@ -47,11 +47,11 @@ def main(args):
     from matplotlib import pyplot as plt
     from tqdm import tqdm
 
+    from ck_ntk.common.exact_kernels import explicit_kernels, implicit_kernels
     from ck_ntk.common.panels import draw_errors, log_sizes, scientific
     from ck_ntk.common.samples import mixture
     from ck_ntk.common.slopes import slope_text
     from deq_enn.kernels.distance import relative_error
-    from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
     from deq_enn.matching.two_layer_lrelu import solutions
     from deq_enn.theory.activations import ACTIVATIONS
     from deq_enn.theory.coefficients import implicit_ck
@@ -65,7 +65,7 @@ def main(args):
     sample = mixture(n, 0)
     X, tau0 = sample.X, sample.statistics.tau0
     activation = centre(ACTIVATIONS["relu"], get_tau(ACTIVATIONS["relu"], args.asquare, tau0))
-    G, _ = implicit_kernels(X, ACTIVATIONS["relu"], args.asquare, tau0=tau0)
+    G, _ = implicit_kernels(X, ACTIVATIONS["relu"], args.asquare, tau0=tau0, device=args.device)
     roots = solutions(implicit_ck(ACTIVATIONS["relu"], args.asquare, tau0), tau0)
     labels = ["ReLU-DEQ"] + [f"L-ReLU-ENN, $b_1/a_1 = {root.b1 / root.a1:.2f}$" for root in roots]
     errors = np.zeros((len(labels), len(widths), args.seeds))
@@ -77,7 +77,7 @@ def main(args):
             *(random_features(X, root.layers, m, generator("enn", m, k)) for root in roots),
         ]
         errors[:, i, k] = [relative_error(G, z @ z.T) for z in features]
-    floors = [relative_error(G, explicit_kernels(X, root.layers)[0]) for root in roots]
+    floors = [relative_error(G, explicit_kernels(X, root.layers, args.device)[0]) for root in roots]
 
     figure, ax = plt.subplots(figsize=(3.6, 3.0))
     for index, (label, error) in enumerate(zip(labels, errors)):

@@ -42,10 +42,8 @@ def outputs(network, activation, data, width, seed, args):
     from deq_enn.theory.equilibrium import estimate_tau0
     from deq_enn.training.loop import ReadoutTask
     from deq_enn.training.run_files import Config
-    from deq_enn.utils.devices import get_device
     from deq_enn.utils.random import generator
 
-    device = get_device()
     model = build_model(
         network,
         data.X_train.shape[1],
@@ -55,11 +53,11 @@ def outputs(network, activation, data, width, seed, args):
         estimate_tau0(data.X_train),
         seed,
         activation,
-    ).to(device)
-    task = ReadoutTask(model, data, Config("mnist", network, width, LR, args.epoch, BATCH_SIZE, seed), device)
+    ).to(args.device)
+    task = ReadoutTask(model, data, Config("mnist", network, width, LR, args.epoch, BATCH_SIZE, seed), args.device)
     for epoch in range(1, args.epoch + 1):
         # the order of seed 0 for all: only the weights differ
-        task.epoch(torch.randperm(len(data.X_train), generator=generator(0, "order", epoch)).to(device))
+        task.epoch(torch.randperm(len(data.X_train), generator=generator(0, "order", epoch)).to(args.device))
     return (task.test @ task.weight.detach().T).cpu()
 
 
@@ -155,6 +153,7 @@ if __name__ == "__main__":
         epoch=10,
         dim=[128, 256, 512],
         dataset=True,
+        device=True,
         flags={
             "--seeds": dict(type=positive_int, default=4, help="of the weights, two or more (default 4)"),
             "--activation": dict(default="relu", metavar="NAME", help="of the DEQ (default relu)"),

@@ -21,11 +21,22 @@ ASQUARE = dict(
     metavar="S",
     help="sigma_a^2, with sigma_b^2 = 1 - sigma_a^2 (default 0.2)",
 )
+DEVICE = dict(help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
 OLD = {"--sigma_a2": "--asquare", "--width": "--dim", "--output": "--output_path"}
 
 
 def make_parser(
-    name, description, *, n=None, seeds=None, epoch=None, spectrum=None, dim=None, dataset=False, flags=None
+    name,
+    description,
+    *,
+    n=None,
+    seeds=None,
+    epoch=None,
+    spectrum=None,
+    dim=None,
+    dataset=False,
+    device=False,
+    flags=None,
 ):
     """Returns the parser of a script; see `run`."""
     parser = OneLineParser(prog=name, description=description)
@@ -44,7 +55,8 @@ def make_parser(
     if dataset:
         without = dataset if isinstance(dataset, str) else "default data"
         add("--dataset_path", default=None, help=f"folder with the MNIST files ({without})")
-    for flag, settings in (flags or {}).items():
+    on_device = {"--device": DEVICE} if n or device else {}
+    for flag, settings in (on_device | (flags or {})).items():
         add(flag, **settings)
     folder = ROOT / "results" / "figures"
     add("--output_path", type=Path, default=folder, help="folder (default results/figures)")
@@ -74,7 +86,8 @@ def run(main, description, **options):
         RuntimeError (a training that diverged) with 1, each with one line.
     options : of `make_parser`. `n`, `seeds` are defaults of the flags that kernels of samples take; `epoch`,
         `spectrum`, `dim` and `dataset` add one flag each. `dataset` says whether there is MNIST to read; a string says
-        in the help what happens without. `flags` : {flag: keywords of add_argument} of this script alone.
+        in the help what happens without. `device` adds the flag of that name, which those with `n` have. `flags` :
+        {flag: keywords of add_argument} of this script alone.
     """
     name = Path(sys.argv[0]).stem
     parser = make_parser(name, description, **options)
@@ -83,6 +96,10 @@ def run(main, description, **options):
         args.n = sorted(set(args.n))
     check_folder(parser, "output_path", args.output_path)  # before anything is computed
     with one_line(parser):
+        if hasattr(args, "device"):
+            from deq_enn.utils.devices import get_device
+
+            args.device = str(get_device(args.device))
         import matplotlib
 
         matplotlib.use("Agg")

@@ -7,11 +7,11 @@ import torch
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
+from ck_ntk.common.exact_kernels import explicit_kernels, implicit_kernels
 from ck_ntk.common.panels import compare_isolated, draw_errors, draw_root_n, draw_spectrum, log_sizes, scientific
 from ck_ntk.common.samples import LABEL, MARKER, SHOWN
 from ck_ntk.common.slopes import fit_slope, print_slopes, slope_interval, slope_text
 from deq_enn.kernels.distance import relative_error
-from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.coefficients import implicit_ck, implicit_ntk
 from deq_enn.theory.gaussian import centred_layers
@@ -24,10 +24,10 @@ def draws(args, label):
     return tqdm([(i, k) for i in range(len(args.n)) for k in range(args.seeds)], desc=label, leave=False, disable=None)
 
 
-def deq_kernel(which, sample, name, sigma_a2):
+def deq_kernel(which, sample, name, sigma_a2, device="cpu"):
     """Returns the DEQ's exact kernel and its coefficients; `which` is "ck" or "ntk" (the paper's: a and A trained)."""
     tau0 = sample.statistics.tau0
-    ck, ntk = implicit_kernels(sample.X, ACTIVATIONS[name], sigma_a2, "aA", tau0)
+    ck, ntk = implicit_kernels(sample.X, ACTIVATIONS[name], sigma_a2, "aA", tau0, device=device)
     if which == "ck":
         return ck, implicit_ck(ACTIVATIONS[name], sigma_a2, tau0)
     return ntk, implicit_ntk(ACTIVATIONS[name], sigma_a2, tau0, "aA")
@@ -40,7 +40,7 @@ def equivalent_figure(args, draw, which, data):
     for i, k in draws(args, which):
         sample = draw(args.n[i], k)
         for name in SHOWN:
-            M, coefficients = deq_kernel(which, sample, name, args.asquare)
+            M, coefficients = deq_kernel(which, sample, name, args.asquare, args.device)
             errors[name][i, k] = relative_error(M, equivalent_kernel(coefficients, sample.X, sample.statistics))
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.75, 2.7))
     for name in SHOWN:
@@ -51,7 +51,7 @@ def equivalent_figure(args, draw, which, data):
     left.set_ylim(top=left.get_ylim()[1] * 8)
     left.legend(loc="upper right", fontsize=6.5)
     sample = draw(args.spectrum, 0)
-    M, coefficients = deq_kernel(which, sample, "relu", args.asquare)
+    M, coefficients = deq_kernel(which, sample, "relu", args.asquare, args.device)
     equivalent = equivalent_kernel(coefficients, sample.X, sample.statistics)
     values, others = (torch.linalg.eigvalsh(A).numpy() for A in (M, equivalent))
     limit = limiting_spectrum(sample, coefficients)
@@ -85,9 +85,9 @@ def matching_figure(args, draw, name, network, match, depth, data):
 
     def kernels_of(sample):
         tau0 = sample.statistics.tau0
-        G, coefficients = deq_kernel("ck", sample, name, args.asquare)
-        matched, _ = explicit_kernels(sample.X, match(coefficients, tau0).layers)
-        plain, _ = explicit_kernels(sample.X, centred_layers([ACTIVATIONS[name]] * depth, tau0))
+        G, coefficients = deq_kernel("ck", sample, name, args.asquare, args.device)
+        matched, _ = explicit_kernels(sample.X, match(coefficients, tau0).layers, args.device)
+        plain, _ = explicit_kernels(sample.X, centred_layers([ACTIVATIONS[name]] * depth, tau0), args.device)
         return G, coefficients, matched, plain
 
     errors = {"matched": np.zeros((len(args.n), args.seeds)), "unmatched": np.zeros((len(args.n), args.seeds))}

@@ -79,6 +79,7 @@ def make_parser() -> OneLineParser:
         help="loss of test accuracy that may be had, in percentage points (default: 0.5)",
     )
     add("--seed", type=natural_int, default=0, help="of subsamples and weights (default: 0)")
+    add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
     add(
         "--output_path",
         default="results/verdict",
@@ -128,11 +129,12 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     from deq_enn.networks.deq import DEQ
     from deq_enn.networks.trained_deq import load_checkpoint
     from deq_enn.theory.activations import load_activation
+    from deq_enn.utils.devices import get_device
     from deq_enn.verdicts.after_training import begin
 
     interrupts.raise_from_now_on()
     a = arguments
-    activation = load_activation(a.activation)
+    device, activation = get_device(a.device), load_activation(a.activation)
     deq = held = None
     if a.checkpoint:
         deq = load_checkpoint(a.checkpoint, activation, a.asquare)
@@ -157,7 +159,7 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
         f"{activation.name}, sigma_a^2 = {a.asquare:g}, width {len(deq.A)}",
         flush=True,
     )
-    return begin(deq, X, y, held=held, budget=a.budget, tolerance=a.tolerance, seed=a.seed), normalised
+    return begin(deq.to(device), X, y, held=held, budget=a.budget, tolerance=a.tolerance, seed=a.seed), normalised
 
 
 def finish(pending: PendingVerdict, arguments: Namespace, normalised: Normalised) -> None:

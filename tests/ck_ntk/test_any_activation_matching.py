@@ -47,7 +47,9 @@ def few(monkeypatch):
 
 def arguments(**settings):
     settings = {"trainings": settings.get("seeds", 1)} | settings
-    defaults = dict(n=[64], seeds=1, asquare=0.2, epoch=2, dim=[16], dataset_path=None, activation=None, margin=0.5)
+    defaults = dict(
+        device="cpu", n=[64], seeds=1, asquare=0.2, epoch=2, dim=[16], dataset_path=None, activation=None, margin=0.5
+    )
     return argparse.Namespace(**defaults | settings)
 
 

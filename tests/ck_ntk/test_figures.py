@@ -255,7 +255,7 @@ def test_a_script_writes_its_numbers_and_figures(run, tmp_path):
 
 def small(**settings):
     """Three sizes are as few as have a slope with an error."""
-    sizes = {"n": [64, 96, 128], "seeds": 1, "asquare": 0.2, "spectrum": 128, "dim": [64, 256]}
+    sizes = {"n": [64, 96, 128], "seeds": 1, "asquare": 0.2, "spectrum": 128, "dim": [64, 256], "device": "cpu"}
     return argparse.Namespace(**sizes | settings)
 
 
@@ -330,7 +330,7 @@ def test_outputs_are_those_of_a_readout_trained_from_zero():
     from deq_enn.theory.equilibrium import estimate_tau0
 
     data = images()
-    args = argparse.Namespace(asquare=0.2, epoch=2)
+    args = argparse.Namespace(asquare=0.2, epoch=2, device="cpu")
     found = pointwise.outputs("matched_enn", ACTIVATIONS["relu"], data, 16, 3, args)
     net = build_model("matched_enn", 30, 16, 3, 0.2, estimate_tau0(data.X_train), 3, ACTIVATIONS["relu"])
     features, readout = net.features(data.X_train).detach(), torch.zeros(3, 16, requires_grad=True)
@@ -350,7 +350,9 @@ def test_distances_of_outputs(monkeypatch, capsys):
         0.5,
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: images())
-    args = argparse.Namespace(asquare=0.2, epoch=1, dim=[64, 16], seeds=3, activation="relu", dataset_path="x")
+    args = argparse.Namespace(
+        asquare=0.2, epoch=1, dim=[64, 16], seeds=3, activation="relu", dataset_path="x", device="cpu"
+    )
     figure, numbers = pointwise.main(args)
     plt.close(figure)
     json.dumps(numbers)

@@ -64,6 +64,15 @@ def records(folder):
     return {line["model"]: line for line in lines if line["event"] == "epoch"}
 
 
+def test_a_kernel_machine_logs_the_cpu_on_a_machine_with_a_gpu(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("deq_enn.utils.devices.get_device", lambda name: torch.device("cuda"))
+    flags = ["--dataset", "npz", "--dataset_path", data, "--train", "kernel", "--model", "inn", "--ridge", 0.05]
+    flags += ["--train_size", 60, "--output_path", tmp_path / "out", "--save_path", tmp_path / "save"]
+    command.main([*map(str, flags)])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["device"] for line in lines if line["event"] == "run"] == ["cpu"]
+
+
 def test_a_machine_from_the_command_line_is_a_dense_solve(data, tmp_path, capsys):
     """Accuracy and error of the NTK machine of a DEQ against the whole kernel and numpy's solve."""
     from deq_enn.data.datasets import load_dataset

@@ -1,10 +1,13 @@
 """Everything that a GPU may do, on a second device that is pretended (helpers/second_device.py): no tensor is mixed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
+from ck_ntk.common.kernel_figures import deq_kernel
 from deq_enn.data.datasets import Dataset
 from deq_enn.kernels.distance import label_alignment, least_distance, relative_error
 from deq_enn.kernels.exact import explicit_kernels, implicit_blocks, implicit_kernels
@@ -263,6 +266,12 @@ def test_exact_kernels(second, kind):
         result = kernels(X.to(second), None if second_set is None else second_set.to(second))
         for ours, theirs in zip(expected, result):
             near(ours, theirs, 1e-10)
+
+
+def test_kernels_of_figures_are_computed_on_the_device(second):
+    sample = SimpleNamespace(X=samples(n=8)[0].double(), statistics=SimpleNamespace(tau0=1.0))
+    expected, _ = deq_kernel("ck", sample, "relu", 0.2)
+    assert torch.equal(deq_kernel("ck", sample, "relu", 0.2, second)[0], expected)
 
 
 @pytest.mark.slow

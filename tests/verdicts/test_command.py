@@ -32,6 +32,7 @@ def refused(capsys, tmp_path, *argv):
         (("--activation", "swish", "--dataset", "npz"), "--dataset_path"),
         (("--activation", "swish", "--budget", "6 hours"), "--budget"),
         (("--activation", "swish", "--tolerance", "-1"), "--tolerance"),
+        (("--activation", "swish", "--device", "cuda:99"), "CUDA device"),
         (("--activation", "selu", "--asquare", "0.9"), "sigma_a^2"),  # no stable equilibrium
         (("--activation", "swish", "--dataset", "npz", "--dataset_path", "no_such_file.npz"), "no_such_file.npz"),
     ],

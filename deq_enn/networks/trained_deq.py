@@ -324,7 +324,8 @@ def _equilibrium(deq: TrainedDEQ, x: torch.Tensor, solver: Solver | None) -> tor
         return deq(x)
     except ConvergenceError as error:
         deq.fixed_point = tried
-        raise ConvergenceError(f"by Picard and by Anderson {error}", error.solution) from None
+        said = str(error).partition(";")[0]  # without the advice to take Anderson
+        raise ConvergenceError(f"by Picard and by Anderson {said}", error.solution) from None
 
 
 def _first(outputs: Any) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from deq_enn.data.datasets import Dataset, load_dataset
     from deq_enn.data.mixtures import gaussian_mixture
     from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+    from deq_enn.machines.estimator import KernelMachine
     from deq_enn.matching.families import Match, match
     from deq_enn.networks.build import build_model, matched_enn
     from deq_enn.networks.deq import DEQ
@@ -42,6 +43,7 @@ _PLACES = {
     "data.datasets": ("Dataset", "load_dataset"),
     "data.mixtures": ("gaussian_mixture",),
     "kernels.exact": ("explicit_kernels", "implicit_kernels"),
+    "machines.estimator": ("KernelMachine",),
     "matching.families": ("Match", "match"),
     "networks.build": ("build_model", "matched_enn"),
     "networks.deq": ("DEQ",),
@@ -78,6 +80,7 @@ __all__ = [  # sorted, as the linter has it
     "Dataset",
     "FixedPoint",
     "KernelCoefficients",
+    "KernelMachine",
     "Match",
     "MatchError",
     "MixtureStatistics",

@@ -1,0 +1,164 @@
+"""A kernel machine with the conventions of scikit-learn's classifiers, which need not be installed.
+
+    KernelMachine(activation=ACTIVATIONS["tanh"], sigma_a2=0.2).fit(X, y).predict(X_new)
+
+Labels may be anything that numpy sorts, such as strings.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from deq_enn.machines.block_rows import HEIGHT, Layout, MemoryRows, form
+from deq_enn.machines.regression import RIDGES, Machine, Prediction, choose_ridge, fit, mean_diagonal, one_hot_targets
+from deq_enn.machines.run import float32_blocks, subset
+from deq_enn.machines.scores import class_probabilities
+
+LEAST = 5  # samples from which on a ridge can be chosen
+PARAMETERS = "network", "layers", "activation", "sigma_a2", "kernel", "ridge"
+
+
+class NotFitted(ValueError, AttributeError):
+    """The machine has not been fitted; it is both kinds of error, as scikit-learn's is."""
+
+
+@dataclass(frozen=True)
+class _DEQ:
+    activation: Any
+    sigma_a2: float
+    tau0: float
+
+
+@dataclass(frozen=True)
+class _Layers:
+    layers: Any
+    input_scale: float = 1.0
+
+
+class KernelMachine:
+    """A classifier by kernel ridge regression with the exact kernel of an infinitely wide network.
+
+    Parameters
+    ----------
+    network : a DEQ or an explicit network of this package, of any width; or instead of it
+    layers : activations of an explicit network; or
+    activation, sigma_a2 : of a DEQ. Samples are taken as they are: bring them to a mean squared norm of about 1.
+    kernel : "ck" (a trained readout) or "ntk" (all weights trained).
+    ridge : a multiple of the kernel's mean diagonal, or "auto", chosen on a fifth of the samples.
+
+    Attributes
+    ----------
+    classes_ : the sorted labels. n_features_in_ : entries of a sample. machine_ : the fitted `regression.Machine`.
+    """
+
+    _estimator_type = "classifier"
+
+    def __init__(
+        self,
+        network: Any = None,
+        *,
+        layers: Any = None,
+        activation: Any = None,
+        sigma_a2: float = 0.2,
+        kernel: str = "ck",
+        ridge: float | str = "auto",
+    ):
+        self.network, self.layers, self.activation = network, layers, activation
+        self.sigma_a2, self.kernel, self.ridge = sigma_a2, kernel, ridge
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Returns the parameters by name."""
+        return {name: getattr(self, name) for name in PARAMETERS}
+
+    def set_params(self, **parameters: Any) -> "KernelMachine":
+        """Sets some of the parameters, and returns the machine."""
+        for name, value in parameters.items():
+            if name not in PARAMETERS:
+                raise ValueError(f"KernelMachine has no parameter {name!r}: it has {', '.join(PARAMETERS)}")
+            setattr(self, name, value)
+        return self
+
+    def fit(self, X: Any, y: Any) -> "KernelMachine":
+        """Fits the machine to samples X (n, p) with labels y (n,), and returns it.
+
+        Raises
+        ------
+        ValueError : parameters, samples or labels that cannot be used.
+        """
+        if self.kernel not in ("ck", "ntk"):
+            raise ValueError(f"kernel must be 'ck' or 'ntk', got {self.kernel!r}")
+        X, labels = _samples(X), np.asarray(y)
+        if labels.shape != (len(X),):
+            raise ValueError(f"y must have one label a row of X, ({len(X)},); got shape {labels.shape}")
+        self.classes_, index = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError("a classifier needs at least two classes, got one class")
+        if self.ridge == "auto" and len(X) < LEAST:
+            raise ValueError(f"a ridge is chosen on at least {LEAST} samples, got {len(X)}: give ridge=...")
+        order = subset(len(X), len(X), 0)  # the ridge is chosen on the first rows
+        self.n_features_in_, self.X_ = X.shape[1], X[order]
+        self.machine_ = self._fitted(torch.from_numpy(index)[order])
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Returns the predicted targets (m, c); of two classes (m,), the second's less the first's."""
+        mean = self._predicted(X).mean
+        return (mean[:, 1] - mean[:, 0] if mean.shape[1] == 2 else mean).numpy()
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Returns the probabilities of the classes (m, c), under the predictive distribution of a Gaussian process."""
+        return class_probabilities(self._predicted(X)).exp().numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Returns the label (m,) of the largest predicted target."""
+        largest = self._predicted(X).mean.argmax(1)
+        return self.classes_[largest.numpy()]
+
+    def score(self, X: Any, y: Any) -> float:
+        """Returns the accuracy on samples with these labels."""
+        return float((self.predict(X) == np.asarray(y)).mean())
+
+    def _model(self) -> Any:
+        given = [value for value in (self.network, self.layers, self.activation) if value is not None]
+        if len(given) != 1:
+            raise ValueError("give one of network, layers and activation")
+        if self.network is not None:
+            return self.network
+        if self.layers is not None:
+            return _Layers(tuple(self.layers))
+        return _DEQ(self.activation, self.sigma_a2, self.X_.square().sum(1).mean().sqrt().item())
+
+    def _fitted(self, labels: torch.Tensor) -> Machine:
+        blocks, classes = float32_blocks(self._model(), self.X_), len(self.classes_)
+        rows = MemoryRows(Layout(len(self.X_), HEIGHT))
+        form(blocks, self.kernel, rows)
+        ridge = self.ridge
+        if isinstance(ridge, str):
+            if ridge != "auto":
+                raise ValueError(f"ridge must be 'auto' or a number, got {ridge!r}")
+            ridge, _ = choose_ridge(
+                rows, one_hot_targets(labels, classes)[0], mean_diagonal(blocks, self.kernel), RIDGES
+            )
+        return fit(blocks, rows, labels, classes, self.kernel, ridge)
+
+    def _predicted(self, X: Any) -> Prediction:
+        if not hasattr(self, "machine_"):
+            raise NotFitted("this KernelMachine is not fitted yet: call fit(X, y) first")
+        X = _samples(X)
+        if X.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {X.shape[1]} features, but KernelMachine is expecting {self.n_features_in_} features as input"
+            )
+        return self.machine_.predict(float32_blocks(self._model(), self.X_, X))
+
+
+def _samples(X: Any) -> torch.Tensor:
+    array = np.asarray(X)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"X must be a non-empty (n, p) matrix, got shape {array.shape}")
+    samples = torch.from_numpy(np.array(array, dtype=np.float64))
+    if not samples.isfinite().all():
+        raise ValueError("X has NaN or infinite entries")
+    return samples

@@ -1,0 +1,76 @@
+"""The kernel machine as scikit-learn's classifiers are used, against a dense solve."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from deq_enn import ACTIVATIONS, KernelMachine, implicit_kernels
+from deq_enn.machines.estimator import NotFitted
+from deq_enn.networks.deq import DEQ
+
+
+def samples(n=60, p=4, classes=3):
+    g = np.random.default_rng(0)
+    y = np.arange(n) % classes
+    X = g.normal(size=(n, p)) + 3 * np.eye(p)[y]
+    return X / np.sqrt((X**2).sum(1).mean()), np.array(["ant", "bee", "cat"])[y]
+
+
+def test_it_is_kernel_ridge_regression():
+    X, y = samples()
+    machine = KernelMachine(activation=ACTIVATIONS["tanh"], sigma_a2=0.3, ridge=0.01).fit(X[:40], y[:40])
+    K = implicit_kernels(
+        torch.from_numpy(X), ACTIVATIONS["tanh"], 0.3, tau0=float(np.sqrt((X[:40] ** 2).sum(1).mean()))
+    )
+    K = K[0].numpy()
+    Y = (y[:40, None] == np.unique(y)).astype(float)
+    noise = 0.01 * np.diag(K)[:40].mean()
+    expected = K[40:, :40] @ np.linalg.solve(K[:40, :40] + noise * np.eye(40), Y - Y.mean(0)) + Y.mean(0)
+    assert np.allclose(machine.decision_function(X[40:]), expected, atol=1e-4)
+    assert (machine.predict(X[40:]) == np.unique(y)[expected.argmax(1)]).all()
+
+
+def test_the_conventions():
+    X, y = samples()
+    machine = KernelMachine(layers=[ACTIVATIONS["relu"]], kernel="ntk")
+    with pytest.raises(NotFitted):
+        machine.predict(X)
+    assert machine.fit(X, y) is machine and machine.n_features_in_ == 4
+    assert machine.classes_.tolist() == ["ant", "bee", "cat"] and machine.score(X, y) > 0.9
+    p = machine.predict_proba(X)
+    assert (
+        p.shape == (60, 3) and np.allclose(p.sum(1), 1) and (machine.classes_[p.argmax(1)] == machine.predict(X)).all()
+    )
+    again = KernelMachine(**machine.get_params())
+    assert (again.fit(X, y).predict(X) == machine.predict(X)).all()
+    assert (pickle.loads(pickle.dumps(machine)).decision_function(X) == machine.decision_function(X)).all()
+    assert machine.set_params(ridge=1.0) is machine and machine.get_params()["ridge"] == 1.0
+    two = KernelMachine(DEQ(ACTIVATIONS["tanh"], 4, 8, 2, 0.2)).fit(X, y == "bee")
+    assert two.decision_function(X).shape == (60,) and two.predict(X).dtype == bool
+
+
+@pytest.mark.parametrize(
+    "settings, change, words",
+    [
+        ({}, {}, "give one of network, layers and activation"),
+        ({"kernel": "rbf"}, {}, "kernel must be"),
+        ({"ridge": "none"}, {}, "ridge must be"),
+        ({}, {"y": np.zeros(60)}, "one class"),
+        ({}, {"y": np.zeros(3)}, "one label a row"),
+        ({}, {"X": np.full((60, 4), np.nan)}, "NaN"),
+    ],
+)
+def test_what_cannot_be_fitted_says_so(settings, change, words):
+    X, y = samples()
+    known = {} if words.startswith("give") else {"activation": ACTIVATIONS["tanh"]}
+    with pytest.raises(ValueError, match=words):
+        KernelMachine(**known, **settings).fit(change.get("X", X), change.get("y", y))
+    with pytest.raises(ValueError, match="no parameter 'width'"):
+        KernelMachine().set_params(width=3)
+
+
+def test_scikit_learn_clones_it():
+    clone = pytest.importorskip("sklearn.base").clone
+    assert clone(KernelMachine(activation=ACTIVATIONS["tanh"])).activation is not None

@@ -81,7 +81,7 @@ def prepare(
         configs = grid.configs()
         if not arguments.scheduler:  # whose workers know what memory they have
             grid.check_memory(configs, device)
-        check_output(configs, arguments.output_path)
+        check_output(configs, arguments.output_path, arguments.resume)
         for warning in grid.warnings():
             print(f"{prog}: warning: {warning}", file=sys.stderr)
     except OSError as error:  # in the data, so bad input

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -140,8 +140,20 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise OSError(f"{path} could not be written ({cause.strerror or cause}); {RESUME}") from None
 
 
-def check_output(configs: list[Config], output_path: Path | str) -> None:
-    """Raises ValueError if the folder holds a log of the same name that another configuration wrote."""
+def shorter(config: Config) -> Iterator[Config]:
+    """Yields the runs that this one has begun as, the longest first: the same with fewer epochs.
+
+    A rate that was chosen (--lr auto) was so by the accuracy after the last epoch, and there is none.
+    """
+    for epoch in range(config.epoch - 1, 0, -1) if not config.own_rate else ():
+        yield replace(config, epoch=epoch)
+
+
+def check_output(configs: list[Config], output_path: Path | str, resume: bool = False) -> None:
+    """Raises ValueError if the folder holds a log of the same name that another configuration wrote.
+
+    With `resume` one with fewer epochs is no other.
+    """
     owner = {
         (r["dim"], r["model"], r["dataset"], r["seed"]): r["run"]
         for r in read_metrics(output_path)
@@ -149,7 +161,9 @@ def check_output(configs: list[Config], output_path: Path | str) -> None:
     }
     for config in configs:
         path = log_path(config, output_path, "test")
-        if path.exists() and owner.get((config.dim, config.label, config.dataset, config.seed)) != config.key:
+        key = owner.get((config.dim, config.label, config.dataset, config.seed))
+        begun = (other.key for other in shorter(config)) if resume else ()
+        if path.exists() and key != config.key and key not in begun:
             raise ValueError(f"{path} is the log of another configuration: pass another --output_path, or move it away")
 
 
@@ -185,10 +199,11 @@ class RunFiles:
 
     def restore(self, device: torch.device | str) -> dict | None:
         """Returns the state of the checkpoint, None if there is none; brings the history and the logs up to it."""
-        if not self.checkpoint.exists():
+        source = self._source()
+        if source is None:
             return None
-        with self.damaged():
-            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        with self.damaged(source):
+            state = torch.load(source, map_location=device, weights_only=True)
             self.history, self.setup_seconds = state.pop("history"), state.pop("setup_seconds")
             epochs = [record["epoch"] for record in self.history if {"test_accuracy", "seconds"} <= record.keys()]
             if not epochs or epochs != [*range(1, len(self.history) + 1)]:
@@ -204,16 +219,29 @@ class RunFiles:
         self._write_logs()
         return state
 
+    def _source(self) -> Path | None:
+        """Returns the checkpoint to go on from: this run's, or else that of the same run with fewer epochs."""
+        folder = self.checkpoint.parent
+        for config in (self.config, *shorter(self.config)):
+            if (path := checkpoint_path(config, folder)).exists():
+                best = best_path(config, folder)
+                if self.writes and best.exists() and best != self.best:
+                    with whole_file(self.best) as file:
+                        file.write(best.read_bytes())
+                return path
+        return None
+
     @contextlib.contextmanager
-    def damaged(self) -> Iterator[None]:
+    def damaged(self, path: Path | None = None) -> Iterator[None]:
         """Says of what fails in the block, the reading of the checkpoint, that the file is damaged."""
+        path = path or self.checkpoint
         try:
             yield
         except PermissionError:
-            raise ValueError(f"checkpoint {self.checkpoint} may not be read by this user") from None
+            raise ValueError(f"checkpoint {path} may not be read by this user") from None
         except Exception as error:
             raise ValueError(
-                f"checkpoint {self.checkpoint} is damaged ({type(error).__name__}): delete it, or run without --resume"
+                f"checkpoint {path} is damaged ({type(error).__name__}): delete it, or run without --resume"
             ) from None
 
     def epoch_done(self, record: dict, state: dict) -> None:

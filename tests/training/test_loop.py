@@ -325,6 +325,23 @@ def test_a_line_that_is_no_record_is_passed_over(tmp_path):
     assert len(go(replace(BASE, epoch=1), tmp_path, resume=True).history) == 1
 
 
+@pytest.mark.parametrize("mode", ["readout", "full"])
+def test_more_epochs_go_on_from_fewer(tmp_path, mode):
+    """To the bytes of a run that had them from the start."""
+    config = replace(BASE, train=mode, epoch=3)
+    go(config, tmp_path / "whole")
+    go(replace(config, epoch=2), tmp_path)
+    check_output([config], tmp_path / "out", resume=True)
+    with pytest.raises(ValueError, match="another configuration"):
+        check_output([config], tmp_path / "out")
+    result = go(config, tmp_path, resume=True)
+    assert [record["epoch"] for record in result.history] == [1, 2, 3]
+    for path in (tmp_path / "whole" / "out").glob("*.json"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    resumed = [r["resumed_at"] for r in read_metrics(tmp_path / "out") if r["event"] == "run"]
+    assert resumed == [0, 2]
+
+
 def test_a_checkpoint_that_would_run_code_does_not(tmp_path):
     class Evil:
         def __reduce__(self):

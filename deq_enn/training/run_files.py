@@ -162,7 +162,7 @@ def check_output(configs: list[Config], output_path: Path | str, resume: bool = 
     for config in configs:
         path = log_path(config, output_path, "test")
         key = owner.get((config.dim, config.label, config.dataset, config.seed))
-        begun = (other.key for other in shorter(config)) if resume else ()
+        begun = [other.key for other in shorter(config)] if resume else []
         if path.exists() and key != config.key and key not in begun:
             raise ValueError(f"{path} is the log of another configuration: pass another --output_path, or move it away")
 

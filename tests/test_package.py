@@ -63,7 +63,8 @@ def editable(source, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["wheel", pytest.param("editable", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_another_project_imports_it_beside_its_own_modules(kind, source, tmp_path, request):
     """From a folder with a `utils.py` of its own. The numbers are those of the checkout."""
     place = request.getfixturevalue(kind)
@@ -78,6 +79,7 @@ def test_another_project_imports_it_beside_its_own_modules(kind, source, tmp_pat
     assert said["slope"] == list(layer.slopes) and said["layers"] == 2
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     files = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
     assert not [path for path in files if not path.startswith("deq_enn")]

@@ -164,12 +164,16 @@ def test_a_kernel_machine_by_block_rows_is_that_of_one_process(forks, base, tmp_
 
 
 def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, shared_steps, base, tmp_path):
-    """Also where one rank alone fails: the other has lost it, and is silent."""
     diverges = *base, *FULL, "--model", "tanh_inn", "--dim", 256, "--epoch", 1, "--asquare", 0.99999
     ranks = two_ranks(forks, ROOT / "main.py", *diverges, *at(tmp_path), cwd=tmp_path)
     warning, failure = [line for _, _, err in ranks for line in err.splitlines()]
     assert "main.py: warning: sigma_a^2" in warning and "main.py: failed: the equilibrium" in failure
     assert "relative residual" in failure and 1 in (status for status, _, _ in ranks)
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_alone_is_heard_alone(forks, shared_steps, base, tmp_path):
+    """The other has lost it, and is silent."""
     alone_fails = (
         "import os\nfrom deq_enn.training import loop\ndef fails(*_):\n    raise loop.TrainingError('out of luck')\n"
         "if os.environ['RANK'] == '{}': loop.FullTask.evaluate = fails"

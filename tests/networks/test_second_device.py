@@ -82,6 +82,7 @@ MIXED = {
 
 
 @pytest.mark.parametrize("name", MIXED)
+@pytest.mark.few(6)
 def test_the_pretended_device_has_the_rules_of_cuda(name, monkeypatch):
     """torch's own fake tensors say of CUDA what may meet the CPU."""
     work, refused = MIXED[name]
@@ -108,6 +109,7 @@ OWN = from_function(lambda x: torch.tanh(x) * 1.1, "own")
 
 
 @pytest.mark.parametrize("name", ("inn", "tanh_inn", "relu_enn", "l_relu_enn", "h_tanh_enn", "deq", "matched_enn"))
+@pytest.mark.few(2)
 def test_networks(second, name):
     X, y = samples()
     activation = OWN if name in ("deq", "matched_enn") else None
@@ -121,6 +123,7 @@ def test_networks(second, name):
     near(slopes, model.readout.weight.grad)
 
 
+@pytest.mark.slow
 def test_anderson_adapted_and_empirical(second):
     X, _ = samples(n=6)
     deq = DEQ(OWN, 12, 16, 3, 0.2, solver=Anderson())
@@ -164,6 +167,7 @@ def test_an_activation_that_holds_tensors_of_the_device(second):
 
 
 @pytest.mark.parametrize("name, activation", [("linear_pcdeq_1", "tanh"), ("single_conv_pcdeq_2", "sigmoid")])
+@pytest.mark.slow
 def test_pcdeq(second, name, activation):
     images = torch.rand(4, 784, generator=torch.Generator().manual_seed(0))
     network = build_pcdeq(name, activation, (1, 28, 28), 3)
@@ -171,12 +175,14 @@ def test_pcdeq(second, name, activation):
     near(expected, build_pcdeq(name, activation, (1, 28, 28), 3).to(second)(images.to(second)))
 
 
+@pytest.mark.slow
 def test_costs(second):
     X, _ = samples()
     deq, enn = (build_model(name, 12, 16, 3, 0.2).to(second) for name in ("inn", "l_relu_enn"))
     assert costs(deq, enn, X, 0.01)["device"] == str(SECOND)
 
 
+@pytest.mark.slow
 def test_an_exported_network_is_on_the_cpu(second, tmp_path):
     X, y = samples()
     enn = build_model("l_relu_enn", 12, 16, 3, 0.2)
@@ -202,6 +208,7 @@ def test_an_exported_network_is_on_the_cpu(second, tmp_path):
         ("pcdeq", "linear_pcdeq_1", {"aug": True, "milestone": 1}),
     ],
 )
+@pytest.mark.few(3)
 def test_a_step_of_training(second, train, model, options):
     p = 784 if train == "pcdeq" else 12
     X, y = samples(p=p)
@@ -237,6 +244,7 @@ def test_ridge_readout(second):
 
 
 @pytest.mark.parametrize("width", (16, 100))
+@pytest.mark.slow
 def test_leave_one_out(second, width):
     X, y = samples()
     copies = torch.arange(60)
@@ -253,6 +261,7 @@ KINDS = ["relu", "tanh", "erf", "sin", "hardtanh", OWN]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: getattr(kind, "name", kind))
+@pytest.mark.slow
 def test_exact_kernels(second, kind):
     activation = ACTIVATIONS.get(kind, OWN)
     X, other = samples(n=8)[0].split(6)
@@ -268,6 +277,7 @@ def test_exact_kernels(second, kind):
             near(ours, theirs, 1e-10)
 
 
+@pytest.mark.slow
 def test_kernels_of_figures_are_computed_on_the_device(second):
     sample = SimpleNamespace(X=samples(n=8)[0].double(), statistics=SimpleNamespace(tau0=1.0))
     expected, _ = deq_kernel("ck", sample, "relu", 0.2)
@@ -290,6 +300,7 @@ def test_interpolated_kernels(second):
 # the verdict
 
 
+@pytest.mark.slow
 def test_measurements_and_distances(second):
     X, y = samples(n=150)
     deq, order, copies = build_model("inn", 12, 32, 3, 0.2), torch.arange(150), torch.arange(150)
@@ -304,6 +315,7 @@ def test_measurements_and_distances(second):
     near(leave_one_out.from_kernel(K.cpu(), Targets(y, 3)).predicted, leave_one_out.from_kernel(K, targets).predicted)
 
 
+@pytest.mark.slow
 def test_drift_and_replacements(second, monkeypatch):
     X, y = samples(n=150)
     plain = plain_networks(OWN, 0.2, 1.0)[:1]

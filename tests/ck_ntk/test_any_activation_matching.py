@@ -89,6 +89,7 @@ def test_distances_of_the_relu_networks_recomputed():
         assert scaled < min(around) and matched < 0.1 * unmatched
 
 
+@pytest.mark.slow
 def test_the_best_factor_is_that_of_a_fine_grid():
     rng = np.random.default_rng(0)
     for size in (1e-3, 1.0):
@@ -103,6 +104,7 @@ def test_the_best_factor_is_that_of_a_fine_grid():
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["tanh", "swish"])
+@pytest.mark.slow
 def test_a_wrong_match_is_seen(name):
     def distances(n, matches):
         return study.distances(sample(n), ACTIVATIONS[name], 0.2, matches, unmatched_enn(name))
@@ -231,6 +233,7 @@ def test_a_row_of_the_accuracy_table():
     assert single == ["relu", "90.00", "89.00", "80.00", "91.00", "1.000", "+1.00", "+10.00", "-1.00"]
 
 
+@pytest.mark.slow
 def test_equality_is_tested_over_all_activations_together(few, capsys):
     """Eight seeds made up: the printed p-values are Holm's of scipy's, and three seeds make no claim."""
     from scipy.stats import ttest_1samp

@@ -74,6 +74,7 @@ def test_density_of_two_anisotropic_classes_is_that_of_a_draw():
 @pytest.mark.few(1)
 @pytest.mark.parametrize("which", ["ck", "ntk"])
 @pytest.mark.parametrize("name", ["relu", "tanh"])
+@pytest.mark.slow
 def test_isolated_eigenvalues_are_where_they_are_predicted(which, name):
     sample = samples.mixture(1200, 3)
     tau0 = sample.statistics.tau0
@@ -268,6 +269,7 @@ def shown(monkeypatch, name):
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", GMM[:3])
+@pytest.mark.slow
 def test_the_other_mixture_scripts_run(name, shown):
     figure, numbers = importlib.import_module(f"ck_ntk.{name}").main(small())
     plt.close(figure)
@@ -286,6 +288,7 @@ read_once = functools.cache(samples.mnist)
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", MNIST)
+@pytest.mark.slow
 def test_mnist_scripts_run(real_data, name, shown, monkeypatch):
     monkeypatch.setattr(samples, "mnist", read_once)
     figure, numbers = importlib.import_module(f"ck_ntk.{name}").main(small(dataset_path=str(real_data)))

@@ -25,6 +25,7 @@ def test_the_rate_seen_is_that_of_the_jacobian_and_below_the_bound(index):
     assert name == "plain" or record["rate"] <= record["bound"] + 1e-3
 
 
+@pytest.mark.slow
 def test_only_the_plain_deq_stops_converging():
     for name, s, W, b in convergence_rates.random_layers():
         record = convergence_rates.study(name, s, 5.0 * W, b)

@@ -69,6 +69,7 @@ def test_empirical_kernels_are_those_of_the_coefficients():
         assert (slope, curvature) == (pytest.approx(theory.c1, rel=0.1), pytest.approx(theory.c3, rel=0.1)), name
 
 
+@pytest.mark.slow
 def test_all_networks_of_a_seed_see_the_same_batches(monkeypatch):
     monkeypatch.setattr(td, "PROBE", 2)  # its kernel is not what this is about
     seen = []
@@ -169,6 +170,7 @@ def test_what_stopped_is_compared_up_to_there():
 # -- the script --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_divergence_and_a_lost_equilibrium_are_results(monkeypatch):
     run = td.train_network(config("ntk_cubic", lr=1e4), toy(), 1.0)
     assert "finite" in run["stopped"] and "test_accuracy" not in run and len(run["curve"]) < td.POINTS
@@ -220,6 +222,7 @@ def test_a_killed_script_goes_on_to_the_same_numbers(small, monkeypatch, tmp_pat
         small()
 
 
+@pytest.mark.slow
 def test_a_table_and_figure_of_networks_that_diverge(small, capsys):
     _, numbers = small(lr=[0.3, 1e4], seeds=1)
     assert "stopped after 0.0 epochs" in capsys.readouterr().out

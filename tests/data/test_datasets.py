@@ -94,6 +94,7 @@ def test_two_class_is_the_papers():
 
 
 @pytest.mark.parametrize("preset", GMM_PRESETS)
+@pytest.mark.slow
 def test_presets_load_normalised_with_statistics_to_match(preset):
     data = load_dataset("gmm", preset=preset)
     s, n, p = data.statistics, *data.X_train.shape

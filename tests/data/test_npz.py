@@ -78,6 +78,7 @@ def test_labels_become_0_to_k_and_keep_their_names(tmp_path, expected, code, cla
     assert picked.classes == (classes[2], classes[0]) and picked.y_train[:3].tolist() == [1, 0, 1]
 
 
+@pytest.mark.slow
 def test_the_log_has_the_mapping(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", X_train=X, y_train=NAMED[Y], X_test=X_TEST, y_test=NAMED[Y_TEST])
     for train in ("readout", "ridge"):

@@ -157,6 +157,7 @@ def test_imagenet_weights_without_a_network(tmp_path, monkeypatch):
     one_line(error)
 
 
+@pytest.mark.slow
 def test_imagenet_features(tmp_path, monkeypatch):
     write_cifar(tmp_path)
     import torchvision.models

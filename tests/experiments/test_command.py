@@ -153,6 +153,7 @@ def test_the_grid_its_table_and_its_figure(base, call, tmp_path):
     assert before == {p: p.read_bytes() for p in (tmp_path / "results").rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_any_activation_from_a_users_file(base, call, tmp_path):
     (tmp_path / "mine.py").write_text("import torch\ndef bent(x):\n    return x + 0.3 * torch.cos(x)\n")
     models = "--model", "deq", "matched_enn", "unmatched_enn", "--activation", "mine.py:bent"
@@ -173,6 +174,7 @@ def test_any_activation_from_a_users_file(base, call, tmp_path):
     assert edited.status == 2 and "another configuration" in edited.err
 
 
+@pytest.mark.slow
 def test_a_run_does_not_import_a_compiler(base, call):
     """torch._dynamo takes two seconds, most of a small run; here whoever imports it fails."""
     for opt, train in (("sgd", "readout"), ("adam", "full")):

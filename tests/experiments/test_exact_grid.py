@@ -154,6 +154,7 @@ def test_subsets_are_nested_and_differ_by_seed():
     assert not torch.equal(subset(100, 30, 5), subset(100, 30, 6))
 
 
+@pytest.mark.slow
 def test_blocks_are_those_of_the_network_with_its_scales(data):
     """The kernel of an unmatched network, whose input is scaled, against features of a wide one."""
     X = torch.randn(6, P, generator=torch.Generator().manual_seed(0)) / P**0.5
@@ -172,6 +173,7 @@ def test_blocks_are_those_of_the_network_with_its_scales(data):
         )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_finished_tiles(data, tmp_path, capsys, monkeypatch):
     flags = ("--train", "kernel", "--model", "inn", "--ridge", "auto")
     monkeypatch.setattr(run, "HEIGHT", 120)
@@ -224,6 +226,7 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(data, tmp_path, caps
     assert "inn-ck-kernel" in records(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_kernel_on_disk_gives_what_memory_gives(data, tmp_path, monkeypatch):
     flags = ("--train", "kernel", "--model", "tanh_inn", "--ridge", 0.01)
     monkeypatch.setattr(run, "HEIGHT", 120)
@@ -307,6 +310,7 @@ def test_exact_readouts_run_into_the_kernels_line(data, tmp_path, capsys):
     assert (tmp_path / "out" / "ridge-ck_npz.png").exists()
 
 
+@pytest.mark.slow
 def test_the_table_of_a_folder_is_markdown_with_paired_intervals(data, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(command.__file__).parent / "scripts")
     from scripts import kernel_table

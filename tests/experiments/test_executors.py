@@ -122,6 +122,7 @@ def test_processes_that_are_spawned(base, whole, tmp_path):
     same(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_ends_the_job_with_one_line(forks, base, tmp_path):
     done = forks.run(*base, *DIVERGES, *POOL, *at(tmp_path), setup=FORKED)
     warning, failure = done["err"].splitlines()
@@ -178,6 +179,7 @@ def gone(pid):
     ],
     ids=["worker killed", "Ctrl-C", "killed"],
 )
+@pytest.mark.few(1)
 def test_what_is_stopped_leaves_no_process_and_goes_on(forks, base, whole, tmp_path, what, status, words):
     stopped = forks.run(*base, *GRID, *POOL, *at(Path()), cwd=str(tmp_path), setup=BEFALLS.format(what))
     assert (stopped["status"], stopped["err"]) == (status, words) and "test accuracy" not in stopped["out"]
@@ -239,6 +241,7 @@ def test_bad_flags(capsys, argv, words):
     assert stop.value.code == 2 and words in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_the_package_or_the_scheduler_it_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(executors, "CONNECT", 0.5)
     argv = [*map(str, ("--scheduler", "tcp://127.0.0.1:9", *at(tmp_path)))]

@@ -85,6 +85,7 @@ def test_a_width_that_cannot_fit_is_refused_before_anything_is_written(capsys, t
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_needs_no_memory(capsys, tmp_path, monkeypatch):
     argv = [
         "--model",

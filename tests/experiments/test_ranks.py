@@ -117,6 +117,7 @@ def test_steps_of_two_ranks_are_those_of_one(forks, shared_steps, tmp_path):
     assert len(weights) == 3 and record["train_loss"] > 0.5
 
 
+@pytest.mark.slow
 def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, shared_steps, base, tmp_path, monkeypatch):
     alone(*base, *FULL, *at(tmp_path / "whole"))
     original, done = loop.RunFiles.epoch_done, []
@@ -163,6 +164,7 @@ def test_a_kernel_machine_by_block_rows_is_that_of_one_process(forks, base, tmp_
         assert not [*(tmp_path / name / "ckpt").glob("*.kernel")]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_once_and_ends_every_rank(forks, shared_steps, base, tmp_path):
     diverges = *base, *FULL, "--model", "tanh_inn", "--dim", 256, "--epoch", 1, "--asquare", 0.99999
     ranks = two_ranks(forks, ROOT / "main.py", *diverges, *at(tmp_path), cwd=tmp_path)
@@ -199,6 +201,7 @@ def test_ranks_that_differ_are_refused(forks, shared_steps, base, tmp_path):
     assert not [*tmp_path.rglob("*.jsonl")]
 
 
+@pytest.mark.slow
 def test_a_rank_without_a_world_gives_up_in_one_line(forks, base, tmp_path):
     hasty = "from deq_enn.utils import team; team.TIMEOUT = 0.5"
     for rank, words in ((1, "rank 1 met no world of 2"), (0, "1/2 clients joined")):

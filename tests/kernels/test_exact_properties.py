@@ -142,6 +142,7 @@ def test_deq_kernels_solve_their_equations_or_are_refused(activation, X, sigma_a
 
 @EXAMPLES
 @given(st.lists(activations(), min_size=1, max_size=2), samples())
+@pytest.mark.slow
 def test_explicit_kernels_are_their_integrals_or_refused(layers, X):
     try:
         ck, ntk = explicit_kernels(X, layers)
@@ -172,6 +173,7 @@ def test_explicit_kernels_are_their_integrals_or_refused(layers, X):
 
 @settings(EXAMPLES, max_examples=examples(12))
 @given(activations(), samples(), st.floats(-1.5, 1.5), st.floats(0.05, 1), st.booleans())
+@pytest.mark.slow
 def test_a_jump_is_refused_with_its_reason(activation, X, place, height, declared):
     place *= estimate_tau0(X)  # where samples of this scale come across it
     broken = Activation(

@@ -70,6 +70,7 @@ def empirical_ntk(outputs, parameters):
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["relu", "tanh"])
+@pytest.mark.slow
 def test_empirical_ntk_of_a_wide_deq(name):
     m, activation, X = 750, ACTIVATIONS[name], correlated(0.8, -0.3)
     mean = gaussian_moments(activation, get_tau(activation, SIGMA_A2, estimate_tau0(X))).mean

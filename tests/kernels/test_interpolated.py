@@ -57,6 +57,7 @@ def test_every_entry_is_exact_to_float32(model, activation, kernel):
 @pytest.mark.parametrize(
     "model, kernel", [("inn", "ntk"), ("tanh_inn", "ck"), ("h_tanh_enn", "ck"), ("h_tanh_enn", "ntk")]
 )
+@pytest.mark.slow
 def test_no_reach_is_given_up_for_norms_like_those_of_images(model, kernel):
     """Log norms in an interval of half length 0.37, as MNIST has them; a table that is None costs exact pairs."""
     X = samples(60)
@@ -67,6 +68,7 @@ def test_no_reach_is_given_up_for_norms_like_those_of_images(model, kernel):
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("network", ["deq", "matched_enn", "unmatched_enn"])
+@pytest.mark.slow
 def test_only_nearly_parallel_pairs_are_computed_exactly(network, monkeypatch):
     """Samples in five bundles, as a trained network's features are: most tiles have cosines next to 1 in them."""
     depth, kernel = 3 if network == "unmatched_enn" else None, "ntk"
@@ -107,6 +109,7 @@ def test_parallel_samples_and_equal_norms(monkeypatch):
     assert relative_error(blocks.tile(whole, whole, "ntk"), exact, diagonal, diagonal) < 5e-7
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_not_smooth_enough_is_computed_exactly(monkeypatch):
     network = build_model("inn", 30, 1, 3, 0.2)
     X = samples(50)
@@ -117,6 +120,7 @@ def test_a_kernel_that_is_not_smooth_enough_is_computed_exactly(monkeypatch):
     assert set(blocks._tables.values()) == {None}
 
 
+@pytest.mark.slow
 def test_predictions_move_by_less_than_they_mean():
     """A machine of the interpolated kernel against one of the exact kernel refined in float64."""
     network = build_model("tanh_inn", 30, 1, 3, 0.2)

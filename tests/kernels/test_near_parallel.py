@@ -57,6 +57,7 @@ def test_nearly_parallel_samples_under_quadrature(name, cosine):
         assert ntk[0, 1].item() == pytest.approx((G + 0.8 * c * dot) / (1 - SIGMA_A2 * dot), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_pairs_set_aside_do_not_change_the_others():
     X = torch.cat([two_class(100, generator("aside"))[0], 3 * two_class(100, generator("aside"))[0][:5]])
     for name in ("elu", "relu"):

@@ -21,6 +21,7 @@ KINKED = {
 @pytest.mark.few(6)
 @pytest.mark.parametrize("spread", [1e-7, 1e-3, 0.3, 1.5])
 @pytest.mark.parametrize("name", KINKED)
+@pytest.mark.slow
 def test_they_are_those_of_quadrature_in_the_plane(name, spread):
     """Norms and angles that differ by `spread`; one pair of equal norms, one at no angle, some opposite."""
     g = torch.Generator().manual_seed(3)
@@ -43,6 +44,7 @@ def test_it_is_for_piecewise_linear_activations_alone():
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["swish", "tanh", "erf", "sin", "relu", "hardtanh"])
+@pytest.mark.slow
 def test_one_dimension_where_all_samples_are_parallel(name, monkeypatch):
     """Against the quadrature in the plane, which these activations do without now."""
     X, f = torch.tensor([[-1.7], [-0.4], [0.1], [0.8], [0.8], [1.9]], dtype=torch.float64), ACTIVATIONS[name]

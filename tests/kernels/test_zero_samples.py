@@ -24,6 +24,7 @@ def close(kernels, limits):
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["relu", "tanh", "swish", "hardtanh", "sigmoid", "erf", "softsign", "elu"])
+@pytest.mark.slow
 def test_the_limit_of_small_samples(name):
     activation = ACTIVATIONS[name]
     limit = implicit_kernels(WITH_SMALL, activation, 0.2, "aA", 1.0)
@@ -59,6 +60,7 @@ def test_networks_that_are_drawn_agree(name):
 
 
 @pytest.mark.parametrize("kernel", ["ck", "ntk"])
+@pytest.mark.slow
 def test_interpolated_kernels(kernel):
     Z = torch.cat(
         [WITH_ZEROS, torch.nn.functional.normalize(torch.randn(40, 30, generator=generator("more")).double())]

@@ -18,6 +18,7 @@ def samples(n=60, p=4, classes=3):
     return X / np.sqrt((X**2).sum(1).mean()), np.array(["ant", "bee", "cat"])[y]
 
 
+@pytest.mark.slow
 def test_it_is_kernel_ridge_regression():
     X, y = samples()
     machine = KernelMachine(activation=ACTIVATIONS["tanh"], sigma_a2=0.3, ridge=0.01).fit(X[:40], y[:40])
@@ -32,6 +33,7 @@ def test_it_is_kernel_ridge_regression():
     assert (machine.predict(X[40:]) == np.unique(y)[expected.argmax(1)]).all()
 
 
+@pytest.mark.slow
 def test_the_conventions():
     X, y = samples()
     machine = KernelMachine(layers=[ACTIVATIONS["relu"]], kernel="ntk")

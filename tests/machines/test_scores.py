@@ -69,6 +69,7 @@ def test_bootstrap_interval_is_that_of_resampled_images():
     assert low < difference < high
 
 
+@pytest.mark.slow
 def test_predictive_density_is_the_conditional_of_the_joint_normal(problem):
     """log p(targets of one test sample | training targets) as a difference of two joint log densities."""
     square, cross, y, y_test, kernels = problem

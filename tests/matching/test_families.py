@@ -93,6 +93,7 @@ def test_random_smooth_activations(seed):
         assert residual(activation, sigma_a2, tau0, kernel, trained, found.layers) < 1e-10
 
 
+@pytest.mark.slow
 def test_parameters_describe_the_layers():
     x = torch.linspace(-4, 4, 201, dtype=torch.float64)
     cubic = match(ACTIVATIONS["gelu"], 0.2, 0.8, "ck", "hermite")
@@ -147,6 +148,7 @@ def l_relu_equations(name):
     return equations
 
 
+@pytest.mark.slow
 def test_elu_has_no_leaky_relu_match():
     assert brute_force(l_relu_equations("relu"), [0, 0], [20, 20]) < 1e-20
     assert brute_force(l_relu_equations("elu"), [0, 0], [20, 20]) > 1e-5

@@ -33,6 +33,7 @@ def features(kind, n=100):
 @pytest.mark.few(1)
 @pytest.mark.parametrize("kind, near", [("mixture", 0.006), ("features", 0.018)])
 @pytest.mark.parametrize("name, sigma_a2, low, high", [("swish", 0.2, 0.978, 1.002), ("gelu", 0.2, 0.61, 0.64)])
+@pytest.mark.slow
 def test_the_distance_to_the_deq_does_not_jump_with_tau0(name, sigma_a2, low, high, kind, near):
     """Here the number of kinks used to change, and the distance with it: of the features from 0.011 to 0.021."""
     X, found = features(kind), []
@@ -61,6 +62,7 @@ def test_the_mismatch_is_continuous_in_tau0_and_sigma_a2(name):
         ("relu", np.linspace(0.87, 0.91, 3), [1.0]),
     ],
 )
+@pytest.mark.slow
 def test_the_kernel_does_not_step_where_the_nearest_match_lies_between_two_shares(name, sigma_a2, tau0):
     """Here it stepped by 0.06, 0.06, 0.07 and 0.08, as the curve was chosen by the points of a grid alone."""
     X, before = features("features"), None
@@ -111,6 +113,7 @@ def test_a_step_where_the_nearest_matches_begin():
     assert found[0.96592].mismatch < 0.6 * found[0.9658].mismatch
 
 
+@pytest.mark.slow
 def test_a_third_layer_is_taken_where_two_are_far_from_the_tangent_kernel():
     two = search.two_layers(
         [equations.Place("all", 2)],

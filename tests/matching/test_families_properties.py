@@ -114,6 +114,7 @@ def activations(draw):
 
 @settings(deadline=None, derandomize=True, max_examples=examples(20), suppress_health_check=list(HealthCheck))
 @given(activations(), st.floats(0.001, 0.989), st.floats(-3, 3), st.sampled_from(["ck", "ntk"]))
+@pytest.mark.slow
 def test_any_deq_is_matched_or_refused(activation, sigma_a2, exponent, kernel):
     tau0 = 10**exponent
     assume("sin" not in activation.name or tau0 < 10)  # faster than any fixed rule can follow

@@ -41,6 +41,7 @@ def error(A, B):
         ("relu", "ck", 1.02),
     ],
 )
+@pytest.mark.slow
 def test_matched_enn_has_the_kernel_of_the_deq_as_it_is_centred(name, kernel, scale):
     X = scale * mixture()
     deq = DEQ(ACTIVATIONS[name], X.shape[1], 8, 2, 0.2, tau0=1.0, seed=3)
@@ -53,6 +54,7 @@ def test_matched_enn_has_the_kernel_of_the_deq_as_it_is_centred(name, kernel, sc
         assert error(exact, explicit_kernels(X, match(deq.activation, 0.2, scale, kernel).layers)[index]) > 0.15
 
 
+@pytest.mark.slow
 def test_the_network_itself_has_that_kernel():
     X = 2 * mixture(20)
     deq = DEQ(ACTIVATIONS["relu"], X.shape[1], 3000, 2, 0.2, seed=3)

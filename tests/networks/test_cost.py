@@ -51,6 +51,7 @@ def test_the_peak_is_the_allocators(pair, job):
         assert most > 1000 and peak_bytes(call) == pytest.approx(most, rel=0.01, abs=600)
 
 
+@pytest.mark.slow
 def test_costs_of_all_jobs_and_the_networks_are_as_before(pair):
     for network in pair:
         for parameter in network.parameters():
@@ -78,6 +79,7 @@ def test_a_training_step_makes_every_gradient(pair):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_the_ratio_is_that_of_the_work():
     """Of networks that wait, so that the machine's load does not matter."""
 

@@ -88,6 +88,7 @@ def test_what_is_wrong_is_one_line(capsys, tmp_path):
         pytest.param(["data_prepare.py", "--help"], "The code lives in `deq_enn/data/`", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_doorway_from_another_folder(tmp_path, argv, words):
     done = subprocess.run(
         [sys.executable, ROOT / argv[0], *argv[1:]], capture_output=True, text=True, cwd=tmp_path, timeout=300

@@ -90,6 +90,7 @@ def test_the_network_is_the_enn_on_rows_before_they_are_normalised(name):
 
 
 @pytest.mark.parametrize("name", ["leaky ReLU", "cubic", "plain tanh"])
+@pytest.mark.slow
 def test_files_make_the_network_again(name, tmp_path):
     made = network_of(network(name), None, torch.ones(P), 0.5)
     found = export(made, tmp_path / "folder" / "enn.pt", X[:4])

@@ -78,6 +78,7 @@ def test_a_function_of_a_file(capsys, tmp_path):
     assert out.startswith("DEQ of bent, sigma_a^2 = 0.1, tau_0 = 1: tau_* = ")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_matched_is_one_line(capsys, tmp_path):
     assert "a hard tanh is odd" in refused(capsys, "--activation", "relu", "--family", "hard_tanh")
     assert "there is no file" in refused(capsys, "--activation", tmp_path / "none.py:f")

@@ -321,6 +321,7 @@ def test_images_of_another_shape_are_refused():
         network(torch.zeros(2, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_augmentation_shifts_and_flips_each_image_by_its_own_draw():
     images = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     before = images.clone()

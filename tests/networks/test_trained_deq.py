@@ -313,6 +313,7 @@ def test_what_training_has_learned_is_in_b(mixture):
     assert found[0].seeds == 2
 
 
+@pytest.mark.slow
 def test_without_labels_the_deqs_classes_stand_for_them(mixture):
     data, deq = mixture
     measured = replacements(deq, data.X_train[:1000], None, most_seeds=1)
@@ -321,6 +322,7 @@ def test_without_labels_the_deqs_classes_stand_for_them(mixture):
         assert one.fitted_to == "outputs" and one.loss == pytest.approx(100 - one.agreement)
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_the_theory_leave_the_plain_networks():
     module = Linears()
     module.A.weight.data.mul_(0).add_(torch.eye(M) * 0.9)  # sigma_a^2 of 0.81, and none where it is 30

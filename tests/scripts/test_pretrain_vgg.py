@@ -139,6 +139,7 @@ def test_no_training_image_is_in_the_validation_set(run, monkeypatch, tmp_path):
     assert len(seen) == 40 and not any((seen == image).flatten(1).all(1).any() for image in hidden)
 
 
+@pytest.mark.slow
 def test_a_restart_that_does_not_improve_leaves_the_weights_that_it_had(run, tmp_path, capsys, accuracies):
     found, _ = accuracies
     found += [0.5]
@@ -148,6 +149,7 @@ def test_a_restart_that_does_not_improve_leaves_the_weights_that_it_had(run, tmp
     assert "a.pth: no epoch is better" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_with_validation_killed_and_resumed_ends_the_same(run, monkeypatch, accuracies):
     accuracies[0].extend([0.9, 0.1, 0.2, 0.3, 0.5])  # the first epoch is the best, of four; and the test
     whole = run("whole", "--val", "10")
@@ -211,6 +213,7 @@ def test_the_first_epochs_see_small_crops(run, monkeypatch, share, sizes):
     assert seen[::4] == sizes and len(seen) == 16  # four batches an epoch
 
 
+@pytest.mark.slow
 def test_init_starts_from_the_weights_of_the_file(run, tmp_path, monkeypatch):
     run("a")
     made = []
@@ -230,6 +233,7 @@ def test_init_starts_from_the_weights_of_the_file(run, tmp_path, monkeypatch):
     assert same(made[0].state_dict(), load_vgg16(tmp_path / "a.pth").state_dict())
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_initial_weights(run, tmp_path, capsys):
     run("a")
     run("b", "--init", str(tmp_path / "a.pth"))

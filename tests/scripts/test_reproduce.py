@@ -128,6 +128,7 @@ threading.Thread(target=signal_myself, daemon=True).start()
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_ends_in_one_line_and_goes_on(forks, tmp_path):
     """Ctrl-C reaches the stage too, which has a process group of its own."""
     slow = (
@@ -177,6 +178,7 @@ def test_a_failure_is_status_1_and_bad_input_2(tmp_path, capsys, monkeypatch):
     assert stop.value.code == 2 and "stages.json is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_counts_a_childs_child(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "POLL", 0.1)
     stage = fake(

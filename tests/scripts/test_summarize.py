@@ -64,6 +64,7 @@ def refused(capsys, *paths, output):
     return captured.err
 
 
+@pytest.mark.slow
 def test_the_tables_are_the_logs(tmp_path, capsys):
     tests = write_grid(tmp_path / "a")
     summarize.main([str(tmp_path), "--output_path", str(tmp_path / "out")])
@@ -240,6 +241,7 @@ def test_a_row_with_too_few_seeds_is_not_counted(tmp_path):
     assert "over the 1 row tested" in tables.equality_table(logs.load([tmp_path])[0]).note
 
 
+@pytest.mark.slow
 def test_the_margin_of_the_command(tmp_path, capsys):
     made_up(tmp_path / "a", {16: (0.3, 0.02)}, 8)
     for flags, word in (([], "equal within 0.5, yet higher"), (["--margin", "0.1"], "| higher |")):
@@ -277,6 +279,7 @@ def test_an_unfinished_run_is_named_and_left_out(tmp_path):
         logs.load([alone])
 
 
+@pytest.mark.slow
 def test_the_tables_after_an_earlier_epoch(tmp_path, capsys):
     """Runs of 3 epochs as they stood after 2 are runs of 2 epochs; an unfinished one is left out all the same."""
     tests = write_grid(tmp_path / "a", dims=(16,))

@@ -156,6 +156,7 @@ def test_relu_in_closed_form():
     assert ck.diag == pytest.approx(ck.c1 + 8 * math.pi * (0.25 - 1 / (2 * math.pi)) * ck.c2, rel=1e-13)
 
 
+@pytest.mark.slow
 def test_monte_carlo_deq_of_width_4000():
     from deq_enn.networks.deq import DEQ
 

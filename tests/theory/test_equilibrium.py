@@ -37,6 +37,7 @@ def test_tau_of_relu_in_closed_form():
     assert get_tau(ACTIVATIONS["relu"], 0.2, 1.5) == pytest.approx((0.8 * 2.25 / (1 - 0.2 * k)) ** 0.5, rel=1e-14)
 
 
+@pytest.mark.slow
 def test_tau_by_iteration_of_a_wide_random_layer():
     g = torch.Generator().manual_seed(0)
     xi, tau2 = torch.randn(2_000_000, generator=g, dtype=torch.float64), 1.0
@@ -73,6 +74,7 @@ def test_tau_at_small_and_large_scales(name, tau0):
     assert tau / tau0 == pytest.approx(((1 - sigma_a2) / (1 - sigma_a2 * k)) ** 0.5, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_tau_of_an_activation_with_a_jump():
     sign = from_function(torch.sign)
     for tau0 in (1e-8, 1e-3, 1.0, 1e6):  # Var[2 sign] = 4 at every scale

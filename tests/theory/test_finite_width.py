@@ -67,6 +67,7 @@ def test_the_papers_root_has_the_least_fluctuation():
     "name, sigma_a2, kernel, family",
     [("swish", 0.05, "ck", "piecewise"), ("elu", 0.2, "ntk", "piecewise"), ("elu", 0.2, "ntk", "hermite")],
 )
+@pytest.mark.slow
 def test_the_match_taken_is_the_nearest_beyond_the_four_coefficients(name, sigma_a2, kernel, family):
     """No number of kinks, no knee, no share of layer 1, no sign of r_2 comes nearer, by the public functions."""
     found, activation = match(ACTIVATIONS[name], sigma_a2, kernel=kernel, family=family), ACTIVATIONS[name]
@@ -105,6 +106,7 @@ def test_layers_are_centred_at_their_input_scales():
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name, sigma_a2, tau0", [("relu", 0.2, 1.0), ("selu", 0.3, 0.7), ("tanh", 0.5, 1.5)])
+@pytest.mark.slow
 def test_implicit_fluctuation_is_that_of_sampled_deqs(name, sigma_a2, tau0):
     m, draws, some, activation, g = 128, 2000, 50, ACTIVATIONS[name], generator("sampled deq")
     phi = centre(activation, get_tau(activation, sigma_a2, tau0)).fn

@@ -84,6 +84,7 @@ def continuous(draw):
 
 @settings(deadline=None, derandomize=True, max_examples=examples(120))
 @given(continuous(), scales)
+@pytest.mark.slow
 def test_moments_of_continuous_activations(drawn, tau):
     activation, features = drawn
     m, expected = gaussian_moments(activation, tau), reference(activation, tau, features)
@@ -98,6 +99,7 @@ def test_moments_of_continuous_activations(drawn, tau):
     st.booleans(),
     scales,
 )
+@pytest.mark.slow
 def test_moments_of_activations_with_jumps(drawn, steps, declared, tau):
     smooth, features = drawn
     places = [tau * k for k, _, _ in steps]

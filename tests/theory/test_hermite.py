@@ -69,6 +69,7 @@ def test_hermite_coefficients_at_large_scales(name, scale):
         ),
     ],
 )
+@pytest.mark.slow
 def test_hermite_coefficients_that_are_not_resolved_are_refused(activation, scale, words):
     with pytest.raises(ValueError, match=words):
         hermite_coefficients(activation, scale, 30)

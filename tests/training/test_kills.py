@@ -125,6 +125,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whol
         *(pytest.param(job, 30, marks=pytest.mark.long) for job in ("grid", "full")),
     ],
 )
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_costs_nothing(forks, base, whole, tmp_path, job, times):
     expected, points, _ = whole[job]
     for k in random.Random(job).sample(range(1, points - 3), times):  # the last ones are the figure's
@@ -139,6 +140,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing(forks, base, whole, tmp_path,
         check_left(folder, expected)
 
 
+@pytest.mark.slow
 def test_a_small_disk(forks, base, whole, tmp_path):
     """A file system of 16 kB, which two checkpoints and logs fill."""
     place = tmp_path / "small"

@@ -96,6 +96,7 @@ def test_the_stages_expect_as_many_attempts_as_there_are(monkeypatch):
     assert last - first + 1 < RATES <= last - first + 1 + learning_rate.FURTHER
 
 
+@pytest.mark.slow
 def test_the_gateway_runs_resumes_and_prints_the_rates(tmp_path, capsys):
     flags = [
         "--model",

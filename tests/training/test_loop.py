@@ -128,6 +128,7 @@ def snapshot(folder):
 @pytest.mark.parametrize(
     "mode, name, opt", [("readout", "l_relu_enn", "adam"), ("full", "inn", "adam"), ("readout", "inn", "sgd")]
 )
+@pytest.mark.slow
 def test_stopped_at_any_write_a_run_resumes_to_the_same_bytes(tmp_path, monkeypatch, mode, name, opt):
     config = replace(BASE, train=mode, model=name, opt=opt, lr=0.05)
     go(config, tmp_path / "whole")

@@ -76,6 +76,7 @@ def test_the_best_weights_are_kept(tmp_path):
     assert accuracy == pytest.approx(max(accuracies)) and accuracies[-1] <= max(accuracies)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_writes_the_same_numbers(tmp_path, monkeypatch):
     config = replace(CONFIG, epoch=5, milestone=3)  # killed in epoch 4: the resumed run itself must lower the rate
     whole, network = train_toy(tmp_path / "whole", config)
@@ -115,6 +116,7 @@ def refused(capsys, tmp_path, *argv):
     return captured.err
 
 
+@pytest.mark.slow
 def test_bad_input_gets_one_line(capsys, tmp_path):
     (tmp_path / "data").mkdir()
     write_svhn(tmp_path / "data", n=80)

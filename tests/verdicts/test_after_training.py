@@ -91,6 +91,7 @@ def test_weights_that_have_moved_have_a_measured_loss(blobs, moved):
     assert best.name in found.table() and found.answer in found.table() and best.cost["inference"] > 0
 
 
+@pytest.mark.slow
 def test_the_answer_follows_the_interval_of_the_best(few_candidates, blobs, moved):
     making = begin(moved, *blobs, tolerance=4.0, budget=1.0, clock=Ticks())
     assert making.conclude().answer == "undecided"  # as after an interruption
@@ -123,6 +124,7 @@ def test_modules_of_other_makers(few_candidates, blobs):
     assert one == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
     """A shift ends after so many steps; its entries in random places make circles, in which the state grows."""
     module = Module(torch.relu, bias=False)
@@ -134,6 +136,7 @@ def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
     write(found.to_dict(), tmp_path)
 
 
+@pytest.mark.slow
 def test_without_labels_the_deqs_classes_are_followed(few_candidates, blobs, moved):
     found = api.verdict(moved, blobs[0], budget=1.0, clock=Ticks())
     assert "no labels" in " ".join(found.reason) and found.deq["accuracy"] == 100
@@ -202,6 +205,7 @@ def test_what_is_exported_is_what_was_measured(few_candidates, blobs, moved, tmp
         found.export(tmp_path / "other.pt")
 
 
+@pytest.mark.slow
 def test_the_network_of_a_module_with_random_weights_takes_its_samples(few_candidates, blobs, tmp_path, monkeypatch):
     """The DEQ of the theory takes the samples times the gain of the module's B."""
     X, y = blobs
@@ -252,6 +256,7 @@ def no_page(monkeypatch):
     monkeypatch.setattr("deq_enn.verdicts.page.write", lambda *_: ())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, capsys):
     folder, checkpoint = files
     out = "--output_path", str(tmp_path), "--export", str(tmp_path / "enn.pt")
@@ -286,6 +291,7 @@ def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(no_page
     np.testing.assert_allclose(state["mean"], raw["X_train"].mean(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_chosen_nothing_is_written(no_page, few_candidates, files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(VerdictAtInitialisation, "decide", lambda self: Decision("keep", None, ["No."]))
     command(
@@ -319,6 +325,7 @@ def test_bad_flags_are_one_line_and_status_2(files, flags, message, capsys, tmp_
     assert len(error.splitlines()) == 1 and re.search(message, error)
 
 
+@pytest.mark.slow
 def test_an_export_that_cannot_be_made_is_an_error(no_page, few_candidates, files, tmp_path, capsys):
     raw = np.load(files[0] / "data.npz")
     np.savez(tmp_path / "unlabelled.npz", X_train=raw["X_train"])

@@ -15,6 +15,7 @@ from deq_enn.verdicts.assumptions import check_data
 from tests.conftest import one_line
 
 
+@pytest.mark.slow
 def test_gaussian_data_concentrate_as_gaussian_data_do():
     p = 300
     X = torch.randn(800, p, generator=generator("white")) / math.sqrt(p)

@@ -29,6 +29,7 @@ def test_candidates_of_a_relu_deq():
     )
 
 
+@pytest.mark.slow
 def test_matches_at_another_scale_than_the_deqs():
     deq = DEQ(ACTIVATIONS["swish"], 5, 8, 2, 0.2, tau0=1.0)
     same, _ = candidates.networks(deq, 1.02)  # as a subsample may be

@@ -37,6 +37,7 @@ def refused(capsys, tmp_path, *argv):
         (("--activation", "swish", "--dataset", "npz", "--dataset_path", "no_such_file.npz"), "no_such_file.npz"),
     ],
 )
+@pytest.mark.slow
 def test_bad_flags_are_one_line(capsys, tmp_path, argv, words):
     assert words in refused(capsys, tmp_path, *argv)
 
@@ -94,6 +95,7 @@ def test_a_run_prints_a_table_and_writes_what_it_found(capsys, tmp_path, small_n
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "verdict.png", "verdict.html"}
 
 
+@pytest.mark.slow
 def test_what_is_printed_to_a_full_disk_is_printed_after_the_files(
     few_candidates, capsys, monkeypatch, tmp_path, small_npz
 ):
@@ -110,6 +112,7 @@ def test_what_is_printed_to_a_full_disk_is_printed_after_the_files(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "verdict.png", "verdict.html"}
 
 
+@pytest.mark.slow
 def test_a_verdict_that_cannot_be_written_is_printed_all_the_same(
     few_candidates, capsys, monkeypatch, tmp_path, small_npz
 ):
@@ -144,6 +147,7 @@ def test_a_file_without_labels_or_test_set(few_candidates, capsys, tmp_path, sma
         (VerdictAtInitialisation, "measure_costs", 0, True),
     ],
 )
+@pytest.mark.slow
 def test_an_interrupted_run_prints_what_it_knows_and_writes_nothing(
     few_candidates, capsys, tmp_path, small_npz, monkeypatch, place, name, calls, known
 ):

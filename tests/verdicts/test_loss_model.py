@@ -65,6 +65,7 @@ def test_the_posterior_is_that_of_a_joint_gaussian():
     assert found.variance_given(points) == pytest.approx(found.variance) == pytest.approx(deviation**2)
 
 
+@pytest.mark.slow
 def test_intervals_cover_losses_drawn_from_the_prior():
     constants, rng = Discrepancy(), np.random.default_rng(0)
     design = [(32, 1000), (128, 1000), (128, 8000), (512, 2000)]

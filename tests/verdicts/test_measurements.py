@@ -14,6 +14,7 @@ from deq_enn.verdicts import api, candidates, measurements
 from tests.conftest import Ticks
 
 
+@pytest.mark.slow
 def test_the_measured_loss_is_that_of_exact_readouts(deq, blobs):
     """Of the worst candidate, against readouts of other seeds that are tested on other samples."""
     from deq_enn.machines.readout import solve

@@ -177,6 +177,7 @@ def test_the_figure_has_the_losses_and_their_intervals(tmp_path, monkeypatch):
     assert not any(ax.get_title() for ax in figure.axes)
 
 
+@pytest.mark.slow
 def test_nothing_in_the_figure_lies_on_something_else(tmp_path, monkeypatch):
     for found in (FOUND, trained()):
         figure = figure_of(found, monkeypatch, tmp_path)
@@ -195,6 +196,7 @@ def test_nothing_in_the_figure_lies_on_something_else(tmp_path, monkeypatch):
         assert all(box.x0 >= size.x0 - 1 and box.x1 <= size.x1 + 1 for box in boxes)
 
 
+@pytest.mark.slow
 def test_a_trained_deq_has_its_weights_and_measured_losses_shown(tmp_path, monkeypatch):
     _, page = write(trained(), tmp_path)
     html = page.read_text()
@@ -208,6 +210,7 @@ def test_a_trained_deq_has_its_weights_and_measured_losses_shown(tmp_path, monke
     assert [bar.get_width() for bar in bars.patches][-3:] == [-0.4, 1.2, 34.7]
 
 
+@pytest.mark.slow
 def test_whatever_is_known_has_a_page(tmp_path):
     """As after an interruption, or without labels."""
     nothing = copy.deepcopy(FOUND) | {

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deq_enn.reporting.markdown import head, row
 from deq_enn.utils.arguments import OneLineParser
+from deq_enn.utils.outcome import one_line
 
 COLUMNS = ("n", "ridge", "accuracy", "DEQ less it", "log P(label)", "calibration error")
 
@@ -73,9 +74,11 @@ def main():
     parser.add_argument("folder", nargs="+", type=Path)
     for folder in parser.parse_args().folder:
         try:
-            print("\n".join(table(folder)))
+            text = "\n".join(table(folder))
         except (ValueError, OSError) as error:
             parser.error(error)
+        with one_line(parser):
+            print(text)
 
 
 if __name__ == "__main__":

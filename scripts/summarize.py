@@ -30,6 +30,7 @@ from deq_enn.reporting.protocols import protocol_tables, protocols
 from deq_enn.reporting.statistics import MARGIN
 from deq_enn.reporting.tables import tables, write_csv
 from deq_enn.utils.arguments import OneLineParser, bounded_float, old_spelling, positive_int
+from deq_enn.utils.outcome import one_line
 
 
 def main(argv=None):
@@ -77,8 +78,9 @@ def main(argv=None):
             write_csv(experiments, file)
     except (ValueError, OSError) as error:
         parser.error(error)
-    print(text)
-    print(f"{output / 'summary.md'}, {output / 'runs.csv'}, {len(figures)} figures")
+    with one_line(parser):
+        print(text)
+        print(f"{output / 'summary.md'}, {output / 'runs.csv'}, {len(figures)} figures")
 
 
 if __name__ == "__main__":

@@ -43,14 +43,18 @@ class Ticks:
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the full-size checks too")
-    parser.addoption("--long", action="store_true", help="and kill runs, and fill disks, at many more random moments")
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="and what is longer still: kills and full disks at many more moments, whole verdicts on a pretended device",
+    )
 
 
 def pytest_configure(config):
     global SLOW
     SLOW = config.getoption("--slow") or config.getoption("--long")
     config.addinivalue_line("markers", "slow: a full-size check, run with --slow")
-    config.addinivalue_line("markers", "long: many random moments of one kind, run with --long")
+    config.addinivalue_line("markers", "long: a check that is longer still, run with --long")
     config.addinivalue_line("markers", "few(count): without --slow only so many of its cases, evenly spread, are run")
 
 

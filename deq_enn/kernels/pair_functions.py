@@ -234,7 +234,7 @@ class Series(PairFunction):
     Notes
     -----
     Costs are compared in units of one term of the series on a tile of 180 x 180, which takes about 0.1 ms. As measured,
-    the first pair of near_parallel.py costs 150 of these, each further pair 300, and a table 5 for each degree.
+    the first pair of near_parallel.py costs 150 of these, each further pair 15, and a table 5 for each degree.
     """
 
     tolerance = 1e-11
@@ -263,7 +263,7 @@ class Series(PairFunction):
     def _aside(self, size, limit):
         """Returns the cost of the pairs of a tile with |rho| beyond the limit."""
         count = (size > limit).sum().item()
-        return count and 150 + 300 * count
+        return count and 150 + 15 * count
 
     def limit(self, rho: torch.Tensor, reach: float) -> float:
         """Returns the |rho| up to which the series is cheaper on a tile than pairs that are computed one by one."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a command line is checked before torch is imported
     import torch
 
 TIMEOUT = 1800  # seconds that a rank waits for the others, also while rank 0 downloads the data
-LINGER = 10  # seconds that rank 0, whose store says who speaks, waits at most for the others after a failure
+LINGER = 3  # seconds that rank 0, whose store says who speaks, waits at most for the others after a failure
 PATIENCE = 1  # seconds after which a rank that has nothing to say ends: torchrun stops all once it sees one end
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.experiments import command, exact_grid
+from deq_enn.experiments import command, exact_grid, exact_report
 from deq_enn.machines import block_rows, run
 from deq_enn.machines.copies import find_duplicate
 from deq_enn.machines.regression import one_hot_targets
@@ -300,12 +300,12 @@ def test_exact_readouts_run_into_the_kernels_line(data, tmp_path, capsys):
     limit = machines["inn-ck-kernel-n300"]["test_accuracy"]
     assert abs((wide + other) / 2 - limit) < 0.05 < limit - narrow
     lines = []
-    real = exact_grid.kernel_report.limits
-    exact_grid.kernel_report.limits = lambda *arguments: lines.append(real(*arguments)) or lines[-1]
+    real = exact_report.limits
+    exact_report.limits = lambda *arguments: lines.append(real(*arguments)) or lines[-1]
     try:
         call(tmp_path, data, "--train", "ridge", *common, "--dim", 4, 600, "--seed", 0, 1, "--resume")
     finally:
-        exact_grid.kernel_report.limits = real
+        exact_report.limits = real
     assert lines == [{"inn": limit, "relu_enn": machines["relu_enn-ck-kernel-n300"]["test_accuracy"]}]
     assert (tmp_path / "out" / "ridge-ck_npz.png").exists()
 

@@ -112,7 +112,7 @@ def test_two_processes_write_the_bytes_of_one(forks, base, whole, tmp_path, caps
     assert begun[:2] == [("inn", 16)] * 2 and begun[-1][1] == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_are_spawned(base, whole, tmp_path):
     """As anybody has them; the other tests fork theirs, which takes no imports."""
     argv = [sys.executable, ROOT / "main.py", *base, *GRID, *POOL, *at(tmp_path)]

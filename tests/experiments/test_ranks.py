@@ -227,7 +227,7 @@ threading.Thread(target=kill_rank_1, daemon=True).start()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_rank_ends_the_job_and_resume_finishes_it(forks, base, tmp_path):
     """The real torchrun, itself a fork: its ranks are new processes. A thread within it kills one of them."""
     long = *FULL, "--epoch", 12

@@ -263,7 +263,7 @@ def outputs(network):
     return network(data()).detach()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_spawned_worker_takes_networks():
     networks = [DEQ("swish", P, M, K, 0.2), adapt(Written()), matched_enn(DEQ("gelu", P, M, K, 0.2))]
     with multiprocessing.get_context("spawn").Pool(1) as pool:

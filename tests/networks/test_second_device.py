@@ -123,7 +123,7 @@ def test_networks(second, name):
     near(slopes, model.readout.weight.grad)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_anderson_adapted_and_empirical(second):
     X, _ = samples(n=6)
     deq = DEQ(OWN, 12, 16, 3, 0.2, solver=Anderson())
@@ -167,7 +167,7 @@ def test_an_activation_that_holds_tensors_of_the_device(second):
 
 
 @pytest.mark.parametrize("name, activation", [("linear_pcdeq_1", "tanh"), ("single_conv_pcdeq_2", "sigmoid")])
-@pytest.mark.slow
+@pytest.mark.long
 def test_pcdeq(second, name, activation):
     images = torch.rand(4, 784, generator=torch.Generator().manual_seed(0))
     network = build_pcdeq(name, activation, (1, 28, 28), 3)
@@ -175,14 +175,14 @@ def test_pcdeq(second, name, activation):
     near(expected, build_pcdeq(name, activation, (1, 28, 28), 3).to(second)(images.to(second)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_costs(second):
     X, _ = samples()
     deq, enn = (build_model(name, 12, 16, 3, 0.2).to(second) for name in ("inn", "l_relu_enn"))
     assert costs(deq, enn, X, 0.01)["device"] == str(SECOND)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_exported_network_is_on_the_cpu(second, tmp_path):
     X, y = samples()
     enn = build_model("l_relu_enn", 12, 16, 3, 0.2)
@@ -244,7 +244,7 @@ def test_ridge_readout(second):
 
 
 @pytest.mark.parametrize("width", (16, 100))
-@pytest.mark.slow
+@pytest.mark.long
 def test_leave_one_out(second, width):
     X, y = samples()
     copies = torch.arange(60)
@@ -261,7 +261,7 @@ KINDS = ["relu", "tanh", "erf", "sin", "hardtanh", OWN]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: getattr(kind, "name", kind))
-@pytest.mark.slow
+@pytest.mark.long
 def test_exact_kernels(second, kind):
     activation = ACTIVATIONS.get(kind, OWN)
     X, other = samples(n=8)[0].split(6)
@@ -277,14 +277,14 @@ def test_exact_kernels(second, kind):
             near(ours, theirs, 1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kernels_of_figures_are_computed_on_the_device(second):
     sample = SimpleNamespace(X=samples(n=8)[0].double(), statistics=SimpleNamespace(tau0=1.0))
     expected, _ = deq_kernel("ck", sample, "relu", 0.2)
     assert torch.equal(deq_kernel("ck", sample, "relu", 0.2, second)[0], expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interpolated_kernels(second):
     X, _ = samples(n=40)
 
@@ -300,7 +300,7 @@ def test_interpolated_kernels(second):
 # the verdict
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_measurements_and_distances(second):
     X, y = samples(n=150)
     deq, order, copies = build_model("inn", 12, 32, 3, 0.2), torch.arange(150), torch.arange(150)
@@ -315,7 +315,7 @@ def test_measurements_and_distances(second):
     near(leave_one_out.from_kernel(K.cpu(), Targets(y, 3)).predicted, leave_one_out.from_kernel(K, targets).predicted)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_drift_and_replacements(second, monkeypatch):
     X, y = samples(n=150)
     plain = plain_networks(OWN, 0.2, 1.0)[:1]
@@ -331,7 +331,7 @@ def test_drift_and_replacements(second, monkeypatch):
     assert not any(map(there, network_of(best.enn, best.readout, None, 1 / best.gain).state_dict().values()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_verdict_at_initialisation(second):
     X, y = samples(n=150)
     deq = build_model("inn", 12, 32, 3, 0.2)
@@ -341,7 +341,7 @@ def test_verdict_at_initialisation(second):
     assert verdict.settings["device"] == str(second)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_verdict_after_training(second):
     X, y = samples(n=150)
     deq = build_model("tanh_inn", 12, 32, 3, 0.2)

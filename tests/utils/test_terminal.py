@@ -53,7 +53,7 @@ def test_what_is_not_shown_is_spelled():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_grid_and_a_verdict_in_ascii(tmp_path):
     """The table of several seeds has a plus-minus, and the page of a verdict every sign of the paper."""
     rng, out = np.random.default_rng(0), tmp_path / "out"

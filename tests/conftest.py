@@ -46,7 +46,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--long",
         action="store_true",
-        help="and what is longer still: kills and full disks at many more moments, whole verdicts on a pretended device",
+        help="and what is longer still: kills at many more moments, whole verdicts on a pretended device",
     )
 
 

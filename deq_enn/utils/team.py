@@ -167,10 +167,17 @@ def _meet(rank: int, size: int):
 
 
 def _first(store) -> bool:
-    """Whether no other rank has failed before; where the store has gone with its rank, nobody else may be there."""
+    """Whether no other rank has failed before.
+
+    Where the store has gone, rank 0 has ended, and has said why if it could. torchrun then stops this rank within
+    LINGER; where nobody does, it is the first that can speak.
+    """
     try:
         return store.add("failed", 1) == 1
     except RuntimeError:
+        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(LINGER)
+        signal.signal(signal.SIGTERM, before)
         return True
 
 

@@ -1,6 +1,6 @@
 """What happens in a case of scripts/calibrate.py: the DEQ and its candidates trained at the width that is asked for.
 
-The readout is solved exactly on the whole training set (ridge_features.py), for several seeds of the weights, and
+The readout is solved exactly on the whole training set (machines/readout.py), for several seeds of the weights, and
 tested on samples that the verdict never sees. `sgd` and `full` train the same networks by stochastic gradients, each at
 a rate of its own, and say whether the exact readout speaks for them.
 """

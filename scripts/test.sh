@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The test suite, a process a core, about two minutes on two. Extra arguments go to pytest: --slow for the full-size
-# checks too (four to five minutes), --long for kills at many more random moments, -n 0 for one process (to debug).
+# checks too (five to six minutes), --long for every case and many more kills, -n 0 for one process (to debug).
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 export OMP_NUM_THREADS=1  # or the processes would fight over the cores

@@ -17,11 +17,12 @@ sys.path.insert(0, str(ROOT))
 os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as utils/team.py has it, which is too late where torch is there already
 
 SLOW = False  # whether --slow or --long was given
+SHARE = 4  # random examples are divided by this: 1 with --long, 2 with --slow
 
 
 def examples(whole):
-    """So many random examples with --slow, a quarter of them without."""
-    return whole if SLOW else max(1, whole // 4)
+    """So many random examples with --long, half of them with --slow, a quarter without either."""
+    return max(1, whole // SHARE)
 
 
 def one_line(error):
@@ -51,11 +52,14 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    global SLOW
+    global SLOW, SHARE
     SLOW = config.getoption("--slow") or config.getoption("--long")
+    SHARE = 1 if config.getoption("--long") else 2 if SLOW else 4
     config.addinivalue_line("markers", "slow: a full-size check, run with --slow")
     config.addinivalue_line("markers", "long: a check that is longer still, run with --long")
-    config.addinivalue_line("markers", "few(count): without --slow only so many of its cases, evenly spread, are run")
+    config.addinivalue_line(
+        "markers", "few(count): so many of its cases, evenly spread, are run; twice as many with --slow"
+    )
 
 
 def draw_quickly():
@@ -79,12 +83,12 @@ def pytest_unconfigure():
     gc.freeze()  # or the interpreter, at its end, looks for a second or two through all that torch has made
 
 
-def beyond_the_few(items):
-    """The cases that the marker `few` leaves out."""
+def beyond_the_few(items, times=1):
+    """The cases that the marker `few` leaves out, where `times` as many as it names are run."""
     cases = {}
     for item in items:
         if marker := item.get_closest_marker("few"):
-            cases.setdefault((item.path, item.originalname), (marker.args[0], []))[1].append(item)
+            cases.setdefault((item.path, item.originalname), (times * marker.args[0], []))[1].append(item)
     return {
         item
         for count, found in cases.values()
@@ -98,11 +102,13 @@ def pytest_collection_modifyitems(config, items):
     items.sort(
         key=lambda item: place.get(item.path.relative_to(ROOT / "tests").with_suffix("").as_posix(), len(place))
     )  # stable: the others stay in their order
-    left_out = set() if SLOW else beyond_the_few(items)
+    left_out = set() if config.getoption("--long") else beyond_the_few(items, 2 if SLOW else 1)
     for item in items:
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long: run with --long"))
-        elif item in left_out or item.get_closest_marker("slow") and not SLOW:
+        elif item in left_out:
+            item.add_marker(pytest.mark.skip(reason="one case of many: run with --long"))
+        elif item.get_closest_marker("slow") and not SLOW:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 

@@ -325,7 +325,7 @@ def test_failures_are_one_line_with_their_status(tmp_path, monkeypatch, capsys, 
     assert end.value.code == status and capsys.readouterr().err == message and not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "elu", "selu", "gelu")
     monkeypatch.setattr(sys, "argv", ["matching_map.py", "--output_path", str(tmp_path)])
@@ -349,13 +349,13 @@ def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_random_deqs_are_counted_and_what_fails_is_said(monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "selu", "sin")
-    found = matching_map.random_study(argparse.Namespace(random=12))
+    found = matching_map.random_study(argparse.Namespace(random=6))
     for kernel, row in found.items():
-        assert row["tried"] == 48 == row["matched"] + len(row["failures"]) and 0 < row["residual"] < 1e-10
+        assert row["tried"] == 24 == row["matched"] + len(row["failures"]) and 0 < row["residual"] < 1e-10
         for failure in row["failures"]:
             with pytest.raises(ValueError) as error:
                 match(ACTIVATIONS[failure["activation"]], failure["sigma_a2"], failure["tau0"], kernel)
             assert str(error.value) == failure["reason"]
     assert any(failure["kind"] == "no match" for row in found.values() for failure in row["failures"])
     matching_map.print_random(found)
-    assert f"CK: {found['ck']['matched']} of 48 random DEQs matched" in capsys.readouterr().out
+    assert f"CK: {found['ck']['matched']} of 24 random DEQs matched" in capsys.readouterr().out

@@ -238,7 +238,7 @@ def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_writes_its_numbers_and_figures(run, tmp_path):
     flags = ["--n", "64", "128", "--seeds", "2", "--spectrum", "128", "--output_path", str(tmp_path)]
     done = run("gmm_two_layer_relu_matching", *flags)

@@ -177,7 +177,7 @@ def cubic_ntk_equations(name):
     return equations
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_swish_has_no_ntk_match_of_two_cubic_layers():
     low, high = [0, -3, 0, -3], [3, 3, 3, 3]
     assert brute_force(cubic_ntk_equations("gelu"), low, high, 8) < 1e-15

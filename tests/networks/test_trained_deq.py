@@ -183,7 +183,7 @@ def test_the_law_of_the_singular_values():
         assert singular_statistics(W)[0] > 1.15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_random_weights_are_called_random_in_95_of_100_whatever_their_distribution():
     X, found = data(30), []
     for seed in range(60):
@@ -245,7 +245,7 @@ def trained(data, activation, width, steps, rate, seed):
     return deq
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_short_and_long_trainings_on_mnist_are_told_apart(real_data):
     mnist = load_dataset("mnist", real_data)
     short = [

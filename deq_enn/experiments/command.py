@@ -14,11 +14,9 @@ import contextlib
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
 from deq_enn.experiments.accuracy_report import print_theory
-from deq_enn.experiments.executors import cluster, pool, run_all
 from deq_enn.experiments.flags import parse_arguments
 from deq_enn.utils import interrupts
 from deq_enn.utils.interrupts import RESUME
@@ -27,6 +25,8 @@ from deq_enn.utils.outcome import one_line
 from deq_enn.utils.team import Team, ranks, team_of_ranks
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import torch
 
     from deq_enn.experiments.grid import Grid
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "main.py") -> None:
 
 def experiment(prog: str, arguments: Namespace) -> None:
     """Makes the runs of the grid, here, in worker processes, or together with other ranks, and reports them."""
+    from deq_enn.experiments.executors import cluster, pool
     from deq_enn.utils.devices import get_device, numbered
 
     interrupts.raise_from_now_on()
@@ -92,8 +93,9 @@ def prepare(
     return grid, configs
 
 
-def hand_out(executor: Executor, grid: "Grid", configs: list["Config"]) -> list["Result"]:
+def hand_out(executor: "Executor", grid: "Grid", configs: list["Config"]) -> list["Result"]:
     """Has the workers make the runs, the longest first; the results come in the order of the configurations."""
+    from deq_enn.experiments.executors import run_all
     from deq_enn.experiments.worker import do_run, for_other_machines
     from deq_enn.training.run_files import Result
 

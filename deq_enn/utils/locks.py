@@ -5,9 +5,7 @@ locked.
 """
 
 import contextlib
-import hashlib
 import os
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -70,6 +68,8 @@ def flock(handle: int, wait: bool = True) -> bool:
 
 
 def _position(part: str) -> int:
+    import hashlib
+
     return int(hashlib.sha256(part.encode()).hexdigest(), 16) % POSITIONS
 
 
@@ -83,6 +83,8 @@ def _open_locked(path: Path, flag: str, records: list) -> int:
                 raise ValueError(f"{holder} is at work in {path.parent}: wait until it ends, or pass another --{flag}")
             if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
                 if records == [WHOLE]:
+                    import socket
+
                     with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
                         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
                 return handle

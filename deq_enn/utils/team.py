@@ -6,13 +6,10 @@ torchrun gives each process its RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; s
 """
 
 import contextlib
-import hashlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from deq_enn.utils.interrupts import RESUME
@@ -71,6 +68,9 @@ class Team:
 
     def agree(self, text: str, device: "torch.device") -> None:
         """Compares a text over the ranks. Raises ValueError on each of them where it is not the same on all."""
+        import hashlib
+        import socket
+
         import torch
 
         number = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
@@ -117,6 +117,8 @@ def team_of_ranks(device: "torch.device") -> Iterator[Team]:
     Of an exception that several ranks have, as a lost connection, the rank that comes first with it raises it; the
     others end silently.
     """
+    from datetime import timedelta
+
     import torch.distributed as dist
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # its errors come back as exceptions as well
@@ -150,6 +152,8 @@ def _stopped(*_):
 
 
 def _meet(rank: int, size: int):
+    from datetime import timedelta
+
     from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage] left out of its __all__
     from torch.distributed.rendezvous import rendezvous
 

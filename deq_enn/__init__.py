@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deq_enn.networks.deq import DEQ
     from deq_enn.networks.empirical import empirical_ntk
     from deq_enn.networks.enn import ENN
-    from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard
+    from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard, stopped
     from deq_enn.networks.pcdeq import PcDEQ, build_pcdeq
     from deq_enn.networks.trained_deq import adapt
     from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, load_activation, piecewise_linear
@@ -49,7 +49,7 @@ _PLACES = {
     "networks.deq": ("DEQ",),
     "networks.empirical": ("empirical_ntk",),
     "networks.enn": ("ENN",),
-    "networks.fixed_point": ("Anderson", "ConvergenceError", "FixedPoint", "Picard"),
+    "networks.fixed_point": ("Anderson", "ConvergenceError", "FixedPoint", "Picard", "stopped"),
     "networks.pcdeq": ("PcDEQ", "build_pcdeq"),
     "networks.trained_deq": ("adapt",),
     "theory.activations": ("ACTIVATIONS", "Activation", "from_function", "load_activation", "piecewise_linear"),
@@ -113,6 +113,7 @@ __all__ = [  # sorted, as the linter has it
     "match",
     "matched_enn",
     "piecewise_linear",
+    "stopped",
     "verdict",
 ]
 

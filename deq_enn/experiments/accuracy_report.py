@@ -14,7 +14,17 @@ if TYPE_CHECKING:  # --help does not wait for torch
     from deq_enn.data.datasets import Dataset
     from deq_enn.training.run_files import Result
 
-    Results = dict[tuple[str, int | str, int], Result]  # by model, width and seed
+    Results = dict[tuple[str, int | str, int], Result]  # by entry, width and seed
+
+
+def entry(model: str, steps: int) -> str:
+    """Returns the name of a model in tables, with the steps after which it is stopped."""
+    return f"{model}, {steps} step{'s' * (steps > 1)}" if steps else model
+
+
+def entries_of(results: "Results") -> list[str]:
+    """Returns the entries of a grid in order."""
+    return [*dict.fromkeys(name for name, _, _ in results)]
 
 
 def print_theory(data: "Dataset", scales: dict[str, float], theories: dict[str, dict]) -> None:
@@ -43,7 +53,7 @@ def print_table(arguments: Namespace, results: "Results") -> None:
         "and seconds a run"
     )
     print(f"{'model':<19}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
-    for model in arguments.model:
+    for model in entries_of(results):
         cells = []
         for dim in arguments.dim:
             runs = [results[model, dim, seed] for seed in arguments.seed]
@@ -52,16 +62,30 @@ def print_table(arguments: Namespace, results: "Results") -> None:
         print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
 
 
-def print_rates(arguments: Namespace) -> None:
-    """Prints the learning rates that were chosen for the runs, by model and width, over the seeds."""
+def print_unconverged(results: "Results") -> None:
+    """Says of each run whose solver was lenient how many equilibria it missed in its last epoch."""
+    for (name, dim, seed), result in results.items():
+        last = result.history[-1]
+        parts = {key: last.get(f"{key}_unconverged", 0) for key in ("forward", "backward", "test")}
+        if any(parts.values()):
+            print(
+                f"{name} dim {dim} seed {seed}: in the last epoch {parts['forward']} equilibria and "
+                f"{parts['backward']} gradients of training samples missed the solver's tolerance, and "
+                f"{parts['test']} equilibria of test samples"
+            )
+
+
+def print_rates(arguments: Namespace, entries: list[str]) -> None:
+    """Prints the learning rates that were chosen for the runs, by entry and width, over the seeds."""
     from deq_enn.reporting.records import read_metrics
 
     rates = {}
     for line in read_metrics(arguments.output_path):
         if line.get("event") == "run" and line["config"].get("own_rate") and line["seed"] in arguments.seed:
-            rates.setdefault((line["config"]["model"], line["dim"]), {})[line["seed"]] = line["config"]["lr"]
+            name = entry(line["config"]["model"], line["config"].get("steps", 0))
+            rates.setdefault((name, line["dim"]), {})[line["seed"]] = line["config"]["lr"]
     print("\nlearning rates chosen on held-out training samples")
-    for model in arguments.model:
+    for model in entries:
         chosen = [dict.fromkeys(rates.get((model, dim), {}).values()) for dim in arguments.dim]
         cells = [" ".join(f"{rate:.3g}" for rate in each) for each in chosen]
         print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
@@ -85,10 +109,14 @@ def plot(arguments: Namespace, data: "Dataset", results: "Results", path: Path) 
     import matplotlib.pyplot as plt
 
     looks, chosen = looks_of(arguments), {}
-    for model in arguments.model:
-        chosen[model] = curve_look(*looks.get(model, ("C2", "-", model)))
-        if len(arguments.model) == 1:  # no other curve lies on top of it
-            chosen[model] |= {"linewidth": 1.3, "alpha": 1}
+    for number, name in enumerate(entries := entries_of(results)):
+        model, _, stopped = name.partition(", ")
+        colour, line, label = looks.get(model, ("C2", "-", model))
+        if stopped:
+            colour, line, label = f"C{3 + number % 7}", "-.", f"{label}, {stopped}"
+        chosen[name] = curve_look(colour, line, label)
+        if len(entries) == 1:  # no other curve lies on top of it
+            chosen[name] |= {"linewidth": 1.3, "alpha": 1}
 
     def accuracies(model, dim):
         """One list a seed, by epoch."""

@@ -9,7 +9,6 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -124,7 +123,7 @@ class ExactGrid(Grid):
             return files.result()
         files.note(
             "run",
-            config=asdict(config),
+            config=config.record(),
             theory=self.networks[config.model, config.depth].describe(),
             device=str(self.works_on(device)),
             resumed_at=0,

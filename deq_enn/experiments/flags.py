@@ -8,7 +8,7 @@ import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
-from deq_enn.names import ACTIVATIONS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, UNMATCHED
+from deq_enn.names import ACTIVATIONS, DEQS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, UNMATCHED
 from deq_enn.utils.arguments import (
     OneLineParser,
     add_data_flags,
@@ -21,6 +21,7 @@ from deq_enn.utils.arguments import (
     rate,
     ridge,
     scheduler_address,
+    step_count,
 )
 from deq_enn.utils.team import one_voice, ranks
 
@@ -35,23 +36,23 @@ NETWORK = THEORY | {"dim": [256, 512, 1024]}
 EXACT = {"ridge": ["auto"], "train_size": None, "depth": None}
 
 
+# of a solver that runs to an equilibrium, and of one that does not
+SOLVING = {"solver": "", "max_steps": 0, "solver_tol": 0.0, "lenient": False, "jacobian": None}
+
+
+EQUILIBRIUM = SOLVING | {"steps": None}
+
+
 STEPS = {"lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd"}
 
 
 DEFAULTS = {
     "readout": NETWORK | STEPS | {"match": "ck"},
-    "full": NETWORK | STEPS | {"match": "ntk"},
+    "full": NETWORK | STEPS | EQUILIBRIUM | {"match": "ntk"},
     "ridge": NETWORK | EXACT | {"match": "ck"},
     "kernel": THEORY | EXACT | {"match": "ck", "memory": None},
-    "pcdeq": {
-        "lr": 7e-4,
-        "epoch": 50,
-        "batch_size": 64,
-        "weight_decay": 1e-2,
-        "milestone": 0,
-        "aug": False,
-        "activation": "",
-    },
+    "pcdeq": EQUILIBRIUM
+    | {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False, "activation": ""},
 }
 
 
@@ -159,6 +160,38 @@ def _add_pcdeq(add: Callable) -> None:
     add("--aug", action="store_true", default=None, help="a pcDEQ's training images are shifted and flipped at random")
 
 
+def _add_equilibria(add: Callable) -> None:
+    add(
+        "--steps",
+        nargs="+",
+        type=step_count,
+        metavar="K",
+        help="where every weight of a DEQ is trained (--train full, pcDEQ): stop it after K steps, as an explicit "
+        "network of tied weights; inf: the DEQ itself; several are trained side by side (default: inf)",
+    )
+    add("--solver", choices=("picard", "anderson"), help="of the equilibria and their gradients (default: picard)")
+    add("--max_steps", type=positive_int, metavar="N", help="steps that a solver has (default: 200; pcDEQ: 1000)")
+    add(
+        "--solver_tol",
+        type=bounded_float(0, 1, "between 0 and 1"),
+        metavar="T",
+        help="relative residual that each sample has to reach (default: 1e-6; pcDEQ: 1e-4)",
+    )
+    add(
+        "--lenient",
+        action="store_true",
+        default=None,
+        help="go on where samples miss the tolerance, and log how many (default: the run ends)",
+    )
+    add(
+        "--jacobian",
+        type=bounded_float(-1e-300, math.inf, "0 or positive, and finite"),
+        metavar="W",
+        help="add W times the squared Frobenius norm of df/dz by state dimension to the loss, as Hutchinson estimates "
+        "it; 0: log it alone (default: neither)",
+    )
+
+
 def _add_output(add: Callable) -> None:
     add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
     add("--output_path", default="results", help="folder for logs and figure (default: results)")
@@ -176,7 +209,7 @@ def make_parser(prog: str = "main.py", description: str | None = None) -> OneLin
     """Builds the parser of all flags. A flag in DEFAULTS is None where it is not given."""
     parser = OneLineParser(prog=prog, description=description)
     add_data_flags(parser.add_argument)
-    for group in (_add_grid, _add_steps, _add_networks, _add_exact, _add_pcdeq, _add_output):
+    for group in (_add_grid, _add_steps, _add_networks, _add_equilibria, _add_exact, _add_pcdeq, _add_output):
         group(parser.add_argument)
     engine = parser.add_mutually_exclusive_group()
     engine.add_argument(
@@ -212,7 +245,8 @@ def parse_arguments(
 def check_values(parser: OneLineParser, arguments: Namespace) -> None:
     """Refuses values that do not go together, and folders that cannot be written to."""
     check_activation(parser, arguments)
-    for flag in ("model", "dim", "seed", "classes", "ridge", "train_size", "depth"):
+    check_equilibria(parser, arguments)
+    for flag in ("model", "dim", "seed", "classes", "ridge", "train_size", "depth", "steps"):
         values = getattr(arguments, flag)
         if values and len(set(values)) < len(values):
             parser.error(f"argument --{flag}: a value is given twice")
@@ -229,7 +263,7 @@ def check_engine(parser: OneLineParser, arguments: Namespace, size: int) -> None
     """Settles who makes the runs: this process, workers, or the `size` ranks of torchrun, which share each run."""
     if arguments.scheduler and not importlib.util.find_spec("distributed"):
         parser.error("argument --scheduler: the package distributed is missing: pip install 'deq_enn[cluster]'")
-    runs = len(arguments.model) * len(arguments.dim or [None]) * len(arguments.seed)
+    runs = len(arguments.model) * len(arguments.dim or [None]) * len(arguments.seed) * len(arguments.steps or [None])
     arguments.together = size > 1 and (arguments.train == "kernel" or runs == 1 and arguments.train == "full")
     if size == 1:
         return
@@ -275,6 +309,18 @@ def check_activation(parser: OneLineParser, arguments: Namespace) -> None:
             )
     elif arguments.activation and not general:
         parser.error(f"argument --activation: not a setting of {arguments.model[0]}, which has its own")
+
+
+def check_equilibria(parser: OneLineParser, arguments: Namespace) -> None:
+    """Refuses settings of equilibria where no network has one, or none is solved for."""
+    some = any(name in DEQS + PCDEQS for name in arguments.model)
+    if arguments.steps and not some:
+        parser.error(f"argument --steps: only {', '.join(DEQS)} and positive concave DEQs have steps")
+    solved = some and 0 in (arguments.steps or [0])
+    for flag in SOLVING if not solved else ():
+        if getattr(arguments, flag) not in (SOLVING[flag], None):
+            advice = "; add inf to --steps" if some else ""
+            parser.error(f"argument --{flag}: no network of this grid is solved for an equilibrium{advice}")
 
 
 def check_paths(parser: OneLineParser, arguments: Namespace) -> None:

@@ -14,15 +14,17 @@ from typing import cast
 import torch
 
 from deq_enn.data.datasets import load_dataset
-from deq_enn.experiments.accuracy_report import plot, print_rates, print_table
+from deq_enn.experiments.accuracy_report import entries_of, entry, plot, print_rates, print_table, print_unconverged
+from deq_enn.experiments.flags import SOLVING
 from deq_enn.experiments.run_cost import cost
-from deq_enn.names import DEQS, GENERAL
+from deq_enn.names import DEQS, GENERAL, PCDEQS
 from deq_enn.networks.build import build_model
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
 from deq_enn.networks.pcdeq import WIDTHS, PcDEQNetwork, build_pcdeq
 from deq_enn.theory.activations import Activation, load_activation
 from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
+from deq_enn.training.equilibria import prepared
 from deq_enn.training.learning_rate import with_own_rate
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, Result, fingerprint, fingerprint_code, finished
@@ -104,14 +106,33 @@ class Grid:
             settings |= {"match": a.match, "family": a.family}
         return settings
 
+    def equilibrium(self, model: str, steps: int) -> dict:
+        """Returns the settings of the model's equilibrium, stopped after so many steps, or solved for if they are 0."""
+        a = self.arguments
+        if steps or model not in DEQS + PCDEQS:
+            return {"steps": steps}
+        given = {name: getattr(a, name) or SOLVING[name] for name in ("solver", "max_steps", "solver_tol", "lenient")}
+        return given | {"jacobian": "" if a.jacobian is None else f"{a.jacobian:g}"}
+
     def configs(self) -> list[Config]:
         """Returns the Config of each run of the grid."""
         a, key = self.arguments, fingerprint(self.data)
+        entries = [
+            (model, steps) for model in a.model for steps in (a.steps if a.steps and model in DEQS + PCDEQS else [0])
+        ]
         return [
-            Config(dataset=a.dataset, model=model, dim=dim, seed=seed, data=key, **self.settings(model))
+            Config(
+                dataset=a.dataset,
+                model=model,
+                dim=dim,
+                seed=seed,
+                data=key,
+                **self.settings(model),
+                **self.equilibrium(model, steps),
+            )
             for seed in a.seed
             for dim in a.dim
-            for model in a.model
+            for model, steps in entries
         ]
 
     def warnings(self) -> list[str]:
@@ -136,7 +157,7 @@ class Grid:
             "weights": 4 * weights,
             "gradients": 4 * weights,
             "optimizer": {"sgd": 0, "adam": 8}[config.opt] * weights,
-            "features": 4 * m * config.batch_size,
+            "features": 4 * m * config.batch_size * (config.steps + 1),  # of each step, to go back through it
         }
 
     def check_memory(self, configs: list[Config], device: torch.device) -> None:
@@ -175,7 +196,7 @@ class Grid:
         a = self.arguments
 
         def make_model():
-            return self.network(config.model, int(config.dim), config.seed)
+            return prepared(self.network(config.model, int(config.dim), config.seed), config)
 
         if config.own_rate:
             config = with_own_rate(config, self.data, make_model, a.save_path, device, a.resume, team)
@@ -183,14 +204,17 @@ class Grid:
 
     def report(self, results: dict[Config, Result]) -> None:
         """Prints the table and draws the figure of the results, a `Result` for each configuration."""
-        by_model = {(config.model, config.dim, config.seed): result for config, result in results.items()}
-        print_table(self.arguments, by_model)
+        by_entry = {
+            (entry(config.model, config.steps), config.dim, config.seed): result for config, result in results.items()
+        }
+        print_table(self.arguments, by_entry)
+        print_unconverged(by_entry)
         if self.arguments.lr == "auto":
-            print_rates(self.arguments)
+            print_rates(self.arguments, entries_of(by_entry))
         sys.stdout.flush()  # in a pipe too the table is there, whatever becomes of the figure
         figure = Path(self.arguments.output_path) / f"accuracy_{self.arguments.dataset}.png"
         sweep(figure)
-        plot(self.arguments, self.data, by_model, figure)
+        plot(self.arguments, self.data, by_entry, figure)
         print(f"\nlogs in {self.arguments.output_path}, figure {figure}")
 
 

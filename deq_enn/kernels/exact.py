@@ -26,8 +26,10 @@ from deq_enn.kernels.near_parallel import angle, explicit_pairs, implicit_pairs,
 from deq_enn.kernels.pair_functions import pair_function
 from deq_enn.kernels.sample_scales import explicit_scales, implicit_scales
 from deq_enn.theory.activations import Activation
+from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.equilibrium import check_sigma_a2, estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.theory.recognise import recognise
 from deq_enn.utils.tiles import largest
 
 _EPS = torch.finfo(torch.float64).eps
@@ -181,9 +183,8 @@ def _pairs(rows, cols, r, c):
     return (r + rows.start, c + cols.start) if isinstance(rows, slice) else (rows[r], cols[r, 0])
 
 
-def _check_elementwise(activation):
-    if not isinstance(activation, Activation):
-        raise ValueError(f"an activation must be a gaussian_integration.Activation, got {type(activation).__name__}")
+def _elementwise(activation):
+    activation = recognise(activation)
     x = torch.linspace(-3, 3, 61, dtype=torch.float64)
     for name, f in (("fn", activation.fn), ("derivative", activation.derivative)):
         whole, part = f(x), f(x[::7].flip(0))
@@ -191,11 +192,12 @@ def _check_elementwise(activation):
             raise ValueError(
                 f"activation {activation.name} is not elementwise: its {name} at a point depends on the others"
             )
+    return activation
 
 
 def implicit_blocks(
     X: torch.Tensor,
-    activation: Activation,
+    activation: Activation | str | Elementwise,
     sigma_a2: float,
     trained: str = "aAB",
     tau0: float | None = None,
@@ -205,13 +207,12 @@ def implicit_blocks(
     check_sigma_a2(sigma_a2)
     if trained not in ("aA", "aAB"):
         raise ValueError(f"trained must be 'aA' or 'aAB', got {trained!r}")
-    _check_elementwise(activation)
-    return _Implicit(X, activation, sigma_a2, trained, tau0, other)
+    return _Implicit(X, _elementwise(activation), sigma_a2, trained, tau0, other)
 
 
 def implicit_kernels(
     X: torch.Tensor,
-    activation: Activation,
+    activation: Activation | str | Elementwise,
     sigma_a2: float,
     trained: str = "aAB",
     tau0: float | None = None,
@@ -222,7 +223,8 @@ def implicit_kernels(
     Parameters
     ----------
     X : (n, p), one sample a row, on any device. Computed in float64.
-    activation : as given; phi is it minus E[f(tau_* xi)], one constant for all samples.
+    activation : an `Activation`, a name of the registry or a torch function, as given; phi is it minus E[f(tau_* xi)],
+        one constant for all samples.
     sigma_a2 : sigma_a^2 in (0, 1).
     trained : "aAB" for readout, A and B; "aA" for the paper's Implicit-NTK.
     tau0 : the data scale that tau_* is computed at; that of X by default.
@@ -250,27 +252,31 @@ def implicit_kernels(
 
 
 def explicit_blocks(
-    X: torch.Tensor, layers: Sequence[Activation], trained: str = "all", other: torch.Tensor | None = None
+    X: torch.Tensor,
+    layers: Sequence[Activation | str | Elementwise],
+    trained: str = "all",
+    other: torch.Tensor | None = None,
 ) -> Blocks:
     """Returns the kernels of `explicit_kernels` as `Blocks`; `explicit_kernels` explains the parameters."""
     if trained not in ("all", "frozen_first"):
         raise ValueError(f"trained must be 'all' or 'frozen_first', got {trained!r}")
     if not layers:
         raise ValueError("an explicit network needs at least one layer")
-    for layer in layers:
-        _check_elementwise(layer)
-    return _Explicit(X, layers, trained, other)
+    return _Explicit(X, [_elementwise(layer) for layer in layers], trained, other)
 
 
 def explicit_kernels(
-    X: torch.Tensor, layers: Sequence[Activation], trained: str = "all", other: torch.Tensor | None = None
+    X: torch.Tensor,
+    layers: Sequence[Activation | str | Elementwise],
+    trained: str = "all",
+    other: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the exact CK and NTK of x_l = sigma_l(W_l x_{l-1})/sqrt(m), x_0 the data, m -> infinity.
 
     Parameters
     ----------
     X : (n, p), one sample a row, on any device. Computed in float64.
-    layers : the activations in order, as given (not centred again).
+    layers : the activations in order, each as there, as given (not centred again).
     trained : "all" weights and the readout, or all but W_1 ("frozen_first").
     other : (m, p), other samples, such as test data: then the kernels are those between them (rows) and X (columns).
 

@@ -1,6 +1,6 @@
 """A kernel machine with the conventions of scikit-learn's classifiers, which need not be installed.
 
-    KernelMachine(activation=ACTIVATIONS["tanh"], sigma_a2=0.2).fit(X, y).predict(X_new)
+    KernelMachine(activation="tanh", sigma_a2=0.2).fit(X, y).predict(X_new)
 
 Labels may be anything that numpy sorts, such as strings.
 """
@@ -44,7 +44,8 @@ class KernelMachine:
     ----------
     network : a DEQ or an explicit network of this package, of any width; or instead of it
     layers : activations of an explicit network; or
-    activation, sigma_a2 : of a DEQ. Samples are taken as they are: bring them to a mean squared norm of about 1.
+    activation, sigma_a2 : of a DEQ. An activation is an `Activation`, a name of the registry, a torch function or
+        module, here as in `layers`. Samples are taken as they are: bring them to a mean squared norm of about 1.
     kernel : "ck" (a trained readout) or "ntk" (all weights trained).
     ridge : a multiple of the kernel's mean diagonal, or "auto", chosen on a fifth of the samples.
 

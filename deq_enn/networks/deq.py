@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deq_enn.networks.enn import named_scalars
-from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solver
+from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solver, Stopped
 from deq_enn.networks.weights import drawn_readout, normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import implicit_ck
@@ -60,9 +60,9 @@ class DEQ(nn.Module):
         """Returns the equilibrium z (n, m) of inputs x (n, p)."""
         # in v = sqrt(m) z: v = phi(sigma_a A v/sqrt(m) + u). The product is scaled: a scaled A would be a copy of it
         root = math.sqrt(len(self.A))
-        u = (x @ self.B.T).mul_(math.sqrt(1 - self.sigma_a2))
+        u = finite_or_nan((x @ self.B.T).mul_(math.sqrt(1 - self.sigma_a2)))
         try:
-            return self.fixed_point(self._step, self.phi.fn(u.detach()), self.A, u) / root
+            return self.fixed_point(self._step, self.phi.fn(u), self.A, u) / root
         except ConvergenceError as error:
             advice = f"; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})"
             raise explained(error, x, advice) from None
@@ -84,6 +84,11 @@ class DEQ(nn.Module):
         }
 
 
+def finite_or_nan(u: torch.Tensor) -> torch.Tensor:
+    """Returns u with NaN for infinity, which no solver passes over; a bounded activation makes it a finite state."""
+    return torch.where(u.isfinite(), u, torch.nan)
+
+
 def explained(error: ConvergenceError, x: torch.Tensor, advice: str) -> ConvergenceError:
     """Returns the error with its cause: the input x (n, p), the rounding of its floats, or else what `advice` says."""
     bad = (~x.isfinite().all(1)).nonzero()
@@ -96,8 +101,8 @@ def explained(error: ConvergenceError, x: torch.Tensor, advice: str) -> Converge
 
 
 def as_drawn(deq: object) -> bool:
-    """Tells whether A and B of a `DEQ` are those that its seed draws."""
-    if not isinstance(deq, DEQ):
+    """Tells whether A and B of a `DEQ`, which nothing stops before its equilibrium, are those that its seed draws."""
+    if not isinstance(deq, DEQ) or isinstance(deq.fixed_point, Stopped):
         return False
     return all(
         torch.equal(

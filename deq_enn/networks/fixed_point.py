@@ -9,10 +9,13 @@ gradient g,
 so the backward pass is another fixed point, and memory holds one application of f however many steps were made. The
 backward pass can be differentiated again (`create_graph`, `torch.func`): v is then differentiated as z is.
 
+`stopped(module, k)` makes of a module's equilibria explicit networks of k tied steps, trained by backpropagation.
+
 References: Bai, Kolter & Koltun, Deep equilibrium models, NeurIPS 2019; Walker & Ni, Anderson acceleration for
 fixed-point iterations, SIAM J. Numer. Anal. 2011.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
 
 class ConvergenceError(RuntimeError):
@@ -32,12 +36,14 @@ class ConvergenceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Solution:
-    """value : the last f(z); residual : (n,) |f(z) - z| / |f(z)| of each sample; iterations : applications of f."""
+    """value : the last f(z); residual : (n,) |f(z) - z| / |f(z)| of each sample; iterations : applications of f;
+    unconverged : how many samples miss the tolerance."""
 
     value: torch.Tensor
     residual: torch.Tensor
     iterations: int
     converged: bool
+    unconverged: int = 0
 
 
 class Solver(Protocol):
@@ -77,7 +83,8 @@ def _residual(fz: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 def _finish(value: torch.Tensor, residual: torch.Tensor, iterations: int, tol: float, strict: bool) -> Solution:
     """Returns the solution, or raises ConvergenceError where it is none and the solver is strict."""
     worst = residual.max().item() if len(residual) else 0.0
-    solution = Solution(value, residual, iterations, worst <= tol)
+    unconverged = 0 if worst <= tol else len(residual) - int((residual <= tol).sum())  # NaN misses it
+    solution = Solution(value, residual, iterations, worst <= tol, unconverged)
     if strict and not solution.converged:
         how = "diverged" if not math.isfinite(worst) else "did not converge"
         raise ConvergenceError(
@@ -164,7 +171,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def forward(owner, f, z0, *args):
         solution = owner.solver.solve(lambda z: f(z, *args), z0)
-        owner.iterations = solution.iterations
+        owner.iterations, owner.unconverged = solution.iterations, solution.unconverged
         return solution.value
 
     @staticmethod
@@ -207,7 +214,7 @@ def _adjoint(owner, f, gradient, z, args, needed):
         return gradient + torch.autograd.grad(fz, z, v, retain_graph=True)[0]
 
     solution = owner.backward_solver.solve(adjoint, gradient)
-    owner.backward_iterations = solution.iterations
+    owner.backward_iterations, owner.backward_unconverged = solution.iterations, solution.unconverged
     wanted = [a for a, need in zip(args, needed) if need]
     values = iter(torch.autograd.grad(fz, wanted, solution.value, allow_unused=True))
     return [next(values) if need else None for need in needed]
@@ -225,24 +232,83 @@ def _differentiable_adjoint(owner, f, gradient, z, *args):
 
     inner = FixedPoint(owner.backward_solver)
     v = inner(adjoint, gradient.detach(), gradient, z, *args)
-    owner.backward_iterations = inner.iterations
+    owner.backward_iterations, owner.backward_unconverged = inner.iterations, inner.unconverged
     return torch.func.vjp(lambda *args: f(z, *args), *args)[1](v)
 
 
 class FixedPoint:
     """z = f(z, *args) by `solver`, differentiable in the args by `backward_solver` (the same by default).
 
-    `f` must be a pure function of z (n, ...) and the tensors `args`: a tensor that it closes over gets no gradient.
-    The last call's counts are in `iterations` and `backward_iterations`.
+    `f` must be a pure function of z (n, ...) and the tensors `args`: a tensor that it closes over gets no gradient. The
+    start z0 gets none either; hand it over with its graph all the same, which a `Stopped` in this place needs.
+
+    Attributes
+    ----------
+    iterations, backward_iterations : of the last call.
+    unconverged, backward_unconverged : samples of the last call that its solver, where it is not strict, gave up.
+    keep, last : while `keep` is set, f, z without its graph, and the args of the last call.
     """
 
     def __init__(self, solver: Solver = Picard(), backward_solver: Solver | None = None):
         self.solver = solver
         self.backward_solver = backward_solver or solver
-        self.iterations = self.backward_iterations = 0
+        self.iterations = self.backward_iterations = self.unconverged = self.backward_unconverged = 0
+        self.keep = False
+        self.last: tuple[Callable[..., torch.Tensor], torch.Tensor, tuple[torch.Tensor, ...]] | None = None
 
     def __call__(self, f: Callable[..., torch.Tensor], z0: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        z0 = z0.detach()
         if not _autocast(z0):
-            return _Implicit.apply(self, f, z0, *args)
+            return self._solve(f, z0, *args)
         with _without_autocast(z0):  # whose short floats do not contract below their rounding
-            return _Implicit.apply(self, f, *(a.float() if a.dtype in SHORT else a for a in (z0, *args)))
+            return self._solve(f, *(a.float() if a.dtype in SHORT else a for a in (z0, *args)))
+
+    def _solve(self, f, z0, *args):
+        z = _Implicit.apply(self, f, z0, *args)
+        if self.keep:
+            self.last = f, z.detach(), args
+        return z
+
+
+class Stopped:
+    """f(... f(f(z0, *args), *args) ..., *args), with f applied `steps` times, in the place of a `FixedPoint`.
+
+    It is an explicit network of tied weights, differentiated by backpropagation through its steps and its start. The
+    count is that of the solvers: `Picard(max_steps=steps, strict=False)` has the same value. The start of this
+    project's DEQs, phi(B x), is a layer of its own, so that k steps are k + 1 layers, of which k share A.
+    """
+
+    def __init__(self, steps: int):
+        if steps < 0:
+            raise ValueError(f"a network cannot be stopped after {steps} steps")
+        self.steps = self.iterations = steps
+
+    def __call__(self, f: Callable[..., torch.Tensor], z0: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        z = z0
+        for _ in range(self.steps):
+            z = f(z, *args)
+        return z
+
+
+def equilibria_of(module: nn.Module) -> list[nn.Module]:
+    """Returns the parts of a module, itself included, that have an equilibrium: a `FixedPoint` as `fixed_point`."""
+    return [part for part in module.modules() if isinstance(getattr(part, "fixed_point", None), FixedPoint)]
+
+
+def stopped(module: nn.Module, steps: int) -> nn.Module:
+    """Returns a copy of a module, each of whose equilibria is `Stopped` after so many steps.
+
+    Understood are `DEQ`, `TrainedDEQ`, `PcDEQNetwork`, and any module that has its equilibria from a `FixedPoint` kept
+    as the attribute `fixed_point`. The copy has weights of its own, is trained by backpropagation, and can be exported.
+
+    Raises
+    ------
+    ValueError : the module has no such equilibrium, or `steps` is negative.
+    """
+    explicit = copy.deepcopy(module)
+    parts = equilibria_of(explicit)
+    if not parts:
+        raise ValueError(f"{type(module).__name__} has no equilibrium by a FixedPoint that could be stopped")
+    for part in parts:
+        vars(part)["fixed_point"] = Stopped(steps)
+    return explicit

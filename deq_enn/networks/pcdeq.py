@@ -35,7 +35,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from deq_enn.names import PCDEQ_ACTIVATIONS, PCDEQS
-from deq_enn.networks.fixed_point import FixedPoint, Picard
+from deq_enn.networks.deq import explained, finite_or_nan
+from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard
 
 # activations that are concave and nondecreasing on x >= 0, by kind: "1" needs a positive input, "2" a nonnegative one
 CONCAVE = {kind: {name: getattr(F, name) for name in names} for kind, names in PCDEQ_ACTIVATIONS.items()}
@@ -98,8 +99,8 @@ class PcDEQ(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the equilibrium of inputs x."""
-        b = self.positive(x)
-        return self.fixed_point(self.step, self.s(b.detach()), self.weight, b)  # from f(0), one step for free
+        b = finite_or_nan(self.positive(x))
+        return self.fixed_point(self.step, self.s(b), self.weight, b)  # from f(0), one step for free
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -157,7 +158,10 @@ class PcDEQNetwork(nn.Sequential):
             raise ValueError(
                 f"this network takes images of shape {_show(self.image_shape)}, got {_show(tuple(x.shape[1:]))}"
             )
-        return super().forward(x.reshape(-1, *self.image_shape))
+        try:
+            return super().forward(x.reshape(-1, *self.image_shape))
+        except ConvergenceError as error:
+            raise explained(error, x.flatten(1), "") from None
 
 
 def keep_nonnegative(network: PcDEQNetwork, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:

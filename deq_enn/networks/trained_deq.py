@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deq_enn.networks.deq import DEQ, explained
-from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard, Solver
+from deq_enn.networks.deq import DEQ, explained, finite_or_nan
+from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard, Solver, Stopped
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.recognise import recognise
@@ -86,9 +86,9 @@ class TrainedDEQ(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the last hidden layer (n, m) of inputs x (n, p), differentiated implicitly."""
-        u = x @ self.U.T if self.bias is None else torch.addmm(self.bias, x, self.U.T)
+        u = finite_or_nan(x @ self.U.T if self.bias is None else torch.addmm(self.bias, x, self.U.T))
         try:
-            return self.fixed_point(self._step, self.phi(u.detach()), self.W, u) * self.scale
+            return self.fixed_point(self._step, self.phi(u), self.W, u) * self.scale
         except ConvergenceError as error:
             raise explained(error, x, "; give a solver that finds it, such as solver=Anderson()") from None
 
@@ -178,6 +178,10 @@ def unwrapped(module: Any) -> Any:
 
 def understood(module: Any, solver: Solver | None = None) -> TrainedDEQ:
     """Returns the DEQ that the parts of a module make, whatever its forward does with them; `adapt` compares it."""
+    if isinstance(iteration := getattr(module, "fixed_point", None), Stopped):
+        raise ValueError(
+            f"{type(module).__name__} is stopped after {iteration.steps} steps, an explicit network, and no DEQ"
+        )
     if isinstance(module, TrainedDEQ):
         if solver is None:
             return module

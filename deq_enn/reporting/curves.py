@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deq_enn.reporting.logs import Experiment
+from deq_enn.reporting.logs import VARIANT, Experiment
 from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.statistics import MARGIN
 from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
@@ -23,6 +23,8 @@ def looks(experiment: Experiment) -> dict[str, dict[str, Any]]:
         kind, _, rest = model.partition("-")
         if model in LOOKS:
             colour, line, _ = LOOKS[model]
+        elif VARIANT.fullmatch(model):
+            colour, line = colours.setdefault(model, f"C{2 + len(colours)}"), "-."
         else:
             family = re.sub(r"-(ck|ntk)$", "", rest) if kind in LINES else model
             colour = colours.setdefault(family, f"C{2 + len(colours)}")

@@ -15,7 +15,9 @@ from deq_enn.reporting.looks import LOOKS
 
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 # settings that differ inside a table
-PER_RUN = ("model", "dim", "seed", "activation", "match", "family", "depth")
+EQUILIBRIUM = ("steps", "solver", "max_steps", "solver_tol", "lenient", "jacobian")  # of DEQs alone
+PER_RUN = ("model", "dim", "seed", "activation", "match", "family", "depth", *EQUILIBRIUM)
+VARIANT = re.compile(r"(.+)-(?:steps(\d+)|jacobian(.+))")  # of a DEQ: stopped after some steps, or with a penalty
 
 # fashion_mnist before mnist, as both end a name; another code's dataset is what follows the last underscore
 NAME = rf"(.+?)_({'|'.join(sorted(DATASETS, key=len, reverse=True))}|[^_]+)"
@@ -98,7 +100,13 @@ class Experiment:
     def models(self) -> list[str]:
         """Returns the models in the order of tables and legends."""
         known = list(LOOKS)
-        return sorted({m for m, _, _ in self.runs}, key=lambda m: (known.index(m) if m in known else len(known), m))
+
+        def place(model: str) -> tuple:
+            match = VARIANT.fullmatch(model)
+            base, steps = (match[1], int(match[2] or 0)) if match else (model, 0)
+            return known.index(base) if base in known else len(known), base, steps, model
+
+        return sorted({m for m, _, _ in self.runs}, key=place)
 
     @property
     def dims(self) -> list[int]:

@@ -6,7 +6,7 @@ import re
 from statistics import median
 from typing import TextIO
 
-from deq_enn.reporting.logs import Experiment, Run
+from deq_enn.reporting.logs import VARIANT, Experiment, Run
 from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, Paired, compare, holm, in_words
@@ -19,20 +19,32 @@ LINES = {"deq": ("-", "{}-DEQ"), "matched_enn": ("--", "matched {}-ENN"), "unmat
 
 def name_of(model: str) -> str:
     """Returns the name that tables and legends give a model."""
+    if match := VARIANT.fullmatch(model):
+        base, steps, weight = match.groups()
+        how = f"{steps} step{'s' * (steps != '1')}" if steps else f"Jacobian penalty {weight}"
+        return f"{name_of(base)}, {how}"
     kind, _, rest = model.partition("-")
     return LOOKS[model][2] if model in LOOKS else LINES[kind][1].format(rest) if kind in LINES and rest else model
 
 
 def pairs_of(experiment: Experiment) -> list[tuple[str, str]]:
-    """Returns the pairs (DEQ, explicit network) that are compared, in the order of the models."""
-    pairs = [pair for pair in PAIRS if set(pair) <= set(experiment.models)]
-    for deq in (m for m in experiment.models if m.startswith("deq-")):
-        activation = re.escape(deq.removeprefix("deq-"))
-        pairs += [
-            (deq, m)
-            for m in experiment.models
-            if re.fullmatch(rf"matched_enn-{activation}-(ck|ntk)|unmatched_enn-{activation}", m)
-        ]
+    """Returns the pairs (DEQ, explicit network) that are compared, in the order of the models.
+
+    A DEQ is compared with its matched and unmatched networks, and with itself stopped after some steps.
+    """
+    models, pairs = experiment.models, []
+    variants = {m: match for m in models if (match := VARIANT.fullmatch(m))}
+    bases = [deq for deq, _ in PAIRS] + [m for m in models if m.startswith("deq-")]
+    bases += [match[1] for match in variants.values()]
+    for base in dict.fromkeys(m for m in bases if m not in variants):
+        activation = re.escape(base.removeprefix("deq-"))
+        explicit = [enn for deq, enn in PAIRS if deq == base and enn in models]
+        if base.startswith("deq-"):
+            names = rf"matched_enn-{activation}-(ck|ntk)|unmatched_enn-{activation}"
+            explicit += [m for m in models if re.fullmatch(names, m)]
+        explicit += [m for m, match in variants.items() if match[1] == base and match[2]]
+        solved = [m for m in models if m == base or m in variants and variants[m][1] == base and variants[m][3]]
+        pairs += [(deq, enn) for deq in solved for enn in explicit]
     return pairs
 
 
@@ -175,7 +187,7 @@ def cost_table(experiment: Experiment) -> Table | None:
                 rows.append(
                     [
                         str(dim),
-                        name_of(deq),
+                        name_of(enn if VARIANT.fullmatch(enn) else deq),
                         *(f"{s:.3g}" for s in setup),
                         f"{setup[0] / setup[1]:.1f}",
                         *(f"{s:.3g}" for s in epoch),

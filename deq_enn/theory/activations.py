@@ -1,9 +1,11 @@
 """This file defines what the theory needs to know of an activation, their registry, and how users bring their own."""
 
+import functools
 import math
+import os
 import runpy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -114,6 +116,50 @@ def from_function(fn: Elementwise, name: str | None = None, kinks: Iterable[floa
     return Activation(name or getattr(fn, "__name__", "activation"), fn, e.Autograd(fn), tuple(kinks))
 
 
+@dataclass(frozen=True)
+class FromFile:
+    """A function of a user's file. In a pickle it is the place in the file, which is run again where it is loaded.
+
+    part : "fn" or "derivative" of an `Activation` in the file, or empty for a function.
+    """
+
+    path: str
+    name: str
+    part: str
+    fn: Elementwise
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fn(x)
+
+    def __reduce__(self) -> Any:
+        return from_file, (self.path, self.name, self.part)
+
+    def __deepcopy__(self, memo: Any) -> "FromFile":
+        return self  # as of any function
+
+
+def from_file(path: str, name: str, part: str) -> FromFile:
+    """Loads what a pickle holds of a function of a user's file. Raises ValueError where the file no longer has it."""
+    try:
+        value = _run(path, os.stat(path).st_mtime_ns)[name]
+    except (OSError, KeyError):
+        raise ValueError(f"the activation {name} was defined in {path}, where it no longer is") from None
+    return FromFile(path, name, part, getattr(value, part) if part else value)
+
+
+@functools.lru_cache(8)  # a pickle has a function and its derivative
+def _run(path: str, _changed: int) -> dict[str, Any]:
+    return runpy.run_path(path)
+
+
+def _kept(value: Any, path: str, name: str) -> Activation:
+    """Returns what a user's file defines as an Activation that can be pickled, whatever its functions are."""
+    if isinstance(value, Activation):
+        fn, slope = FromFile(path, name, "fn", value.fn), FromFile(path, name, "derivative", value.derivative)
+        return replace(value, fn=fn, derivative=slope)
+    return from_function(FromFile(path, name, "", cast(Elementwise, value)), name, getattr(value, "kinks", ()))
+
+
 def load_activation(spec: str) -> Activation:
     """Returns the activation of a registry name, or of "path/to/file.py:name", a file WHOSE CODE IS RUN.
 
@@ -138,10 +184,6 @@ def load_activation(spec: str) -> Activation:
     if not callable(value):
         raise ValueError(f"activation {spec!r}: {path} defines no function or Activation called {name}")
     try:
-        return (
-            value
-            if isinstance(value, Activation)
-            else from_function(cast(Elementwise, value), name, getattr(value, "kinks", ()))
-        )
+        return _kept(value, os.path.abspath(path), name)
     except Exception as error:
         raise ValueError(f"activation {spec!r}: {name} is not an elementwise torch function: {error}") from None

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deq_enn.theory.activations import Activation
+from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.equilibrium import check_stable, get_tau, jump_places
 from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.theory.recognise import recognise
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,10 @@ class MatchError(ValueError):
     """No explicit network of a family has the coefficients asked for; the message has the condition and its failure."""
 
 
-def implicit_ck(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> KernelCoefficients:
+def implicit_ck(activation: Activation | str | Elementwise, sigma_a2: float, tau0: float = 1.0) -> KernelCoefficients:
     """Returns the conjugate kernel of z = phi(sigma_a A z + sigma_b B x)/sqrt(m), phi centred at tau_* (Theorem 1).
 
+    The activation is an `Activation`, a name of the registry or a torch function, here and in the functions below.
     alpha_2 goes with the square of alpha_4 (the slides have the first power).
     Raises ValueError where tau_* does not exist or is not stable, or the DEQ has no stable equilibrium
     (`equilibrium.check_stable`), which an activation with a jump never has.
@@ -49,7 +52,7 @@ def implicit_ck(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> K
 
 
 def implicit_ntk(
-    activation: Activation, sigma_a2: float, tau0: float = 1.0, trained: str = "aAB"
+    activation: Activation | str | Elementwise, sigma_a2: float, tau0: float = 1.0, trained: str = "aAB"
 ) -> KernelCoefficients:
     """Returns the tangent kernel of the DEQ with a and A trained ("aA", Theorem 2), or B as well ("aAB").
 
@@ -75,6 +78,7 @@ def implicit_ntk(
 
 
 def _implicit(activation, sigma_a2, tau0):
+    activation = recognise(activation)
     moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
     sigma_b2, d1, d2 = 1 - sigma_a2, moments.d1, moments.d2
     D = 1 - sigma_a2 * d1**2
@@ -91,7 +95,7 @@ def _implicit(activation, sigma_a2, tau0):
     return KernelCoefficients(moments.variance, a1, d2**2 * a4**2 / (4 * D), d2**2 * L**2 / (2 * D)), moments
 
 
-def explicit_ck(layers: Sequence[Activation], tau0: float = 1.0) -> KernelCoefficients:
+def explicit_ck(layers: Sequence[Activation | str | Elementwise], tau0: float = 1.0) -> KernelCoefficients:
     """Returns the conjugate kernel of x_l = sigma_l(W_l x_{l-1})/sqrt(m) after the last layer (Theorem 3).
 
     The layers are taken as given, and may have jumps. Raises ValueError for a layer whose mean at its input scale is
@@ -101,7 +105,9 @@ def explicit_ck(layers: Sequence[Activation], tau0: float = 1.0) -> KernelCoeffi
     return _explicit(layers, tau0, frozen_first=False)[0]
 
 
-def explicit_ntk(layers: Sequence[Activation], tau0: float = 1.0, trained: str = "all") -> KernelCoefficients:
+def explicit_ntk(
+    layers: Sequence[Activation | str | Elementwise], tau0: float = 1.0, trained: str = "all"
+) -> KernelCoefficients:
     """Returns the tangent kernel of the same network and its readout, all weights trained, or all but W_1.
 
     trained : "all", or "frozen_first" for all but W_1.
@@ -126,7 +132,7 @@ def _explicit(layers, tau0, frozen_first):
     a1, a2, a3, a4 = 1.0, 0.0, 0.0, 1.0
     b1, b2, b3, kappa2 = (0.0, 0.0, 0.0, 0.0) if frozen_first else (1.0, 0.0, 0.0, tau0**2)
     infinite = None
-    for index, layer in enumerate(layers, 1):
+    for index, layer in enumerate(map(recognise, layers), 1):
         moments = gaussian_moments(layer, tau)
         if abs(moments.mean) > 1e-9 * math.sqrt(moments.variance) + 1e-13:
             raise ValueError(

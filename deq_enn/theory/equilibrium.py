@@ -7,7 +7,9 @@ import torch
 
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.brackets import root_between
+from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.theory.recognise import recognise
 
 HUGE = 1e150  # Lipschitz constant whose square is a float still, as that of exp(x^2) is not
 
@@ -56,17 +58,19 @@ def jump_places(jumps: Sequence[float]) -> str:
     return f"as it jumps at x = {shown}" if jumps else "as it jumps"
 
 
-def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
+def get_tau(activation: Activation | str | Elementwise, sigma_a2: float, tau0: float) -> float:
     """Returns tau_*, the positive solution of tau^2 = sigma_a^2 Var[f(tau xi)] + sigma_b^2 tau_0^2 (before Theorem 1).
 
-    The activation is centred at tau_* itself, so that its second moment there is the variance of the given f. The
-    equation is solved on a bracket to machine precision.
+    The activation is an `Activation`, a name of the registry or a torch function. It is centred at tau_* itself, so
+    that its second moment there is the variance of the given f. The equation is solved on a bracket to machine
+    precision.
 
     Raises
     ------
     ValueError : sigma_a^2 outside (0, 1), tau_0 not positive, no fixed point below 1e8 max(tau_0, 1),
         or an activation whose moments `gaussian_moments` refuses.
     """
+    activation = recognise(activation)
     check_sigma_a2(sigma_a2)
     if not (tau0 > 0 and math.isfinite(tau0)):
         raise ValueError(f"tau_0 must be positive and finite, got {tau0}")
@@ -88,9 +92,9 @@ def get_tau(activation: Activation, sigma_a2: float, tau0: float) -> float:
     return root_between(excess, low, high, xtol=1e-16 * low) if excess(low) > 0 else low
 
 
-def check_assumptions(activation: Activation, sigma_a2: float, tau0: float = 1.0) -> list[str]:
+def check_assumptions(activation: Activation | str | Elementwise, sigma_a2: float, tau0: float = 1.0) -> list[str]:
     """Returns a sentence for each condition of the paper's Assumption (3) that fails; none if all hold."""
-    failed = []
+    activation, failed = recognise(activation), []
     moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
     unbounded = moments.jumps or activation.lipschitz > HUGE
     lipschitz, curvature = math.inf if unbounded else activation.lipschitz, moments.sq_dd

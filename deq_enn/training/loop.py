@@ -2,15 +2,15 @@
 
 `--train readout` is the regime of the conjugate kernel: hidden weights stay as drawn, so the features are computed
 once and only a linear softmax readout is trained on them, from zero. `--train full` trains every weight; a DEQ's
-gradient is implicit (networks/fixed_point.py). A positive concave DEQ has all its weights trained, and projected
-(networks/pcdeq.py). What a run writes is in run_files.py.
+gradient is implicit (networks/fixed_point.py), unless it is stopped after some steps (training/equilibria.py). A
+positive concave DEQ has all its weights trained, and projected (networks/pcdeq.py). What a run writes is in
+run_files.py.
 """
 
 import inspect
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
 from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint
 from deq_enn.networks.pcdeq import PcDEQNetwork, augment, keep_nonnegative
+from deq_enn.training.equilibria import Equilibria
 from deq_enn.training.run_files import Config, Result, RunFiles
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
@@ -157,15 +158,19 @@ class FullTask:
         self.train, self.y_train = data.X_train.to(device), data.y_train.to(device)
         self.test, self.y_test = data.X_test.to(device), data.y_test.to(device)
         self.optimizer = make_optimizer(self.model.parameters(), config)
+        self.equilibria = Equilibria(self.model, config, team)
 
     def state(self) -> dict:
-        """Returns the weights and the optimizer's state."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Returns the weights, the optimizer's state, and that of the random numbers of a penalty."""
+        drawn = {"probes": self.equilibria.probes.get_state()} if self.config.jacobian else {}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **drawn}
 
     def load(self, state: dict) -> None:
-        """Takes the weights and the optimizer's state from a checkpoint."""
+        """Takes the same from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.config.jacobian:
+            self.equilibria.probes.set_state(state["probes"].cpu())
 
     def batch(self, index: torch.Tensor) -> torch.Tensor:
         """Returns the training samples of these numbers, as the network takes them."""
@@ -175,9 +180,7 @@ class FullTask:
         """Passes over the samples once in the given order. Loss and accuracy are those seen on the way."""
         self.model.train()
         sums = torch.zeros(2, dtype=torch.float64, device=order.device)  # of the loss, and of correct predictions
-        solvers = [getattr(layer, "fixed_point", None) for layer in self.model.modules()]
-        solvers = [solver for solver in solvers if isinstance(solver, FixedPoint)]
-        forward, backward = [], []
+        self.equilibria.begin()
         for index in tqdm(
             order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None, delay=1
         ):
@@ -185,33 +188,30 @@ class FullTask:
             y = self.y_train[share]
             logits = self.network(self.batch(share))
             loss = F.cross_entropy(logits, y, reduction="sum")
+            penalty = self.equilibria.penalty(len(index))
             self.optimizer.zero_grad()
             # the gradients will be averaged over the ranks, whose shares differ in size: sums, over the whole batch
-            (loss * (self.team.size / len(index))).backward()
+            whole = loss if penalty is None else loss + penalty
+            (whole * (self.team.size / len(index))).backward()
             self.optimizer.step()
             sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == y).sum()])
-            forward += [solver.iterations for solver in solvers]
-            backward += [solver.backward_iterations for solver in solvers]
+            self.equilibria.count()
         loss_sum, correct = self.team.total(sums)
         record = {"train_loss": loss_sum / len(order), "train_accuracy": correct / len(order)}
-        if solvers:  # a batch takes as many iterations as its slowest share
-            forward, backward = self.team.most(torch.tensor([forward, backward], device=order.device))
-            record |= {
-                "forward_iterations": sum(forward) / len(forward),
-                "backward_iterations": sum(backward) / len(backward),
-            }
-        return record
+        return record | self.equilibria.record(len(order), order.device)
 
     @torch.no_grad()
     def evaluate(self) -> dict:
-        """Returns the loss and the accuracy on the test samples, over all ranks."""
+        """Returns the loss and the accuracy on the test samples, over all ranks, and the state of the equilibria."""
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.test.device)
+        sums, lost = torch.zeros(2, dtype=torch.float64, device=self.test.device), 0
         for x, y in self.team.share(list(zip(self.test.split(512), self.y_test.split(512)))):
             logits = self.model(x)
             sums += torch.stack([F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()])
+            lost += self.equilibria.lost_now()
         loss, correct = self.team.total(sums)
-        return {"test_loss": loss / len(self.test), "test_accuracy": correct / len(self.test)}
+        record = {"test_loss": loss / len(self.test), "test_accuracy": correct / len(self.test)}
+        return record | self.equilibria.after_an_epoch(self.model, self.train, lost)
 
 
 class PcDEQTask(FullTask):
@@ -299,7 +299,7 @@ def run(
     files.setup_seconds += time.perf_counter() - start
     files.note(
         "run",
-        config=asdict(config),
+        config=config.record(),
         theory=model.describe(),
         device=str(device),
         resumed_at=len(files.history),
@@ -311,7 +311,7 @@ def run(
     for epoch in tqdm(epochs, desc=config.title, leave=False, disable=None, delay=1):
         start = time.perf_counter()
         order = torch.randperm(len(data.X_train), generator=generator(config.seed, "order", epoch)).to(device)
-        advice = f"take a smaller --lr (it was {config.lr:g}). The logs up to epoch {epoch - 1} are kept"
+        smaller, kept = f"take a smaller --lr (it was {config.lr:g})", f"The logs up to epoch {epoch - 1} are kept"
         try:
             record = {"epoch": epoch, **task.epoch(order), **task.evaluate()}
         except ConvergenceError as error:
@@ -321,9 +321,11 @@ def run(
             raise TrainingError(
                 f"{config.title}: the steps of epoch {epoch} lost the equilibrium, which the initial "
                 f"weights have (relative residual {worst:.3g} after {iterations} iterations); "
-                f"{advice}"
+                f"{smaller}, or go on all the same with --lenient. {kept}"
             ) from None
         if not math.isfinite(record["train_loss"] + record["test_loss"]):
-            raise TrainingError(f"{config.title}: the loss became {record['train_loss']} in epoch {epoch}; {advice}")
+            raise TrainingError(
+                f"{config.title}: the loss became {record['train_loss']} in epoch {epoch}; {smaller}. {kept}"
+            )
         files.epoch_done({**record, "seconds": time.perf_counter() - start}, task.state())
     return files.result()

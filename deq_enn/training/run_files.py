@@ -23,7 +23,8 @@ from deq_enn.utils.interrupts import RESUME
 
 # settings that Config did not always have; where they are empty they do not enter the key, so that an older run keeps
 # its key, and its checkpoint
-LATER = "code", "ridge", "train_size", "depth", "own_rate"
+EQUILIBRIUM = "steps", "solver", "max_steps", "solver_tol", "lenient", "jacobian"
+LATER = "code", "ridge", "train_size", "depth", "own_rate", *EQUILIBRIUM
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ class Config:
     depth: int = 0
     own_rate: bool = False  # `lr` is chosen for this run, and follows from the rest
     code: str = ""  # fingerprint of the user's file that `activation` names
+    steps: int = 0  # after which the equilibrium is stopped; this and the next five: of training every weight of a DEQ
+    solver: str = ""  # where they are given
+    max_steps: int = 0
+    solver_tol: float = 0.0
+    lenient: bool = False
+    jacobian: str = ""
 
     @property
     def key(self) -> str:
@@ -65,11 +72,21 @@ class Config:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def watched(self) -> bool:
+        """Says whether the equilibria are solved for in a way that was asked for, and what comes of it is logged."""
+        return bool(self.solver or self.max_steps or self.solver_tol or self.lenient or self.jacobian)
+
+    def record(self) -> dict[str, Any]:
+        """Returns all settings as they are logged; those of `EQUILIBRIUM` where they are given."""
+        return {name: value for name, value in asdict(self).items() if value or name not in EQUILIBRIUM}
+
+    @property
     def label(self) -> str:
         """Returns the model as file names have it: with the activation and the kernel that the user has chosen."""
+        training = f"steps{self.steps}" if self.steps else f"jacobian{self.jacobian}" if self.jacobian else ""
         if self.train == "pcdeq":
-            return self.model
-        exact = self.train if self.train in ("ridge", "kernel") else ""
+            return "-".join(filter(None, (self.model, training)))
+        exact = self.train if self.train in ("ridge", "kernel") else training
         parts = (
             self.activation.rpartition(":")[2],
             f"depth{self.depth}" if self.depth else "",

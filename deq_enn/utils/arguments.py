@@ -73,6 +73,16 @@ def natural_int(text: str) -> int:
     return int(text)
 
 
+def step_count(text: str) -> int:
+    """Reads after how many steps an equilibrium is stopped; "inf", which is not at all, becomes 0."""
+    if text == "inf":
+        return 0
+    try:
+        return positive_int(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number or inf, got {text!r}") from None
+
+
 def class_label(text: str) -> int | str:
     """Reads the label of a class, a whole number or a name."""
     return int(text) if text.isdecimal() else text

@@ -245,7 +245,7 @@ def test_bad_data(X, message):
             0.2,
             "wild",
         ),
-        (torch.tanh, 0.2, "gaussian_integration.Activation"),
+        (3, 0.2, "not an elementwise torch function: int cannot be called"),
         (ACTIVATIONS["selu"], 0.99, "selu"),
         (piecewise_linear("steep", (0.0,), (0.0, 3.0)), 0.9, "steep"),
         (ACTIVATIONS["relu"], 1.0, "sigma_a"),

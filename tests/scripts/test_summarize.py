@@ -142,6 +142,35 @@ def test_pairs_of_any_activation(tmp_path):
     assert tables.name_of("mine") == "mine"
 
 
+def test_a_deq_is_compared_with_itself_stopped_and_with_a_penalty(tmp_path):
+    """The settings of its solver do not set it apart from the explicit networks of its grid."""
+    given = {"train": "full", "lenient": True}
+    for model, settings in {
+        "inn": given,
+        "inn-jacobian0.1": given | {"jacobian": "0.1"},
+        "inn-steps10": {"steps": 10},
+        "inn-steps2": {"steps": 2},
+        "l_relu_enn": {},
+        "linear_pcdeq_1": given,
+        "linear_pcdeq_1-steps1": {"steps": 1},
+    }.items():
+        write_run(tmp_path, model, 16, 0, **({"train": "full"} | settings))
+    [experiment] = logs.load([tmp_path])
+    assert experiment.models[:5] == ["inn", "inn-jacobian0.1", "inn-steps2", "inn-steps10", "l_relu_enn"]
+    explicit = ("l_relu_enn", "inn-steps2", "inn-steps10")
+    assert tables.pairs_of(experiment) == [
+        *(("inn", enn) for enn in explicit),
+        *(("inn-jacobian0.1", enn) for enn in explicit),
+        ("linear_pcdeq_1", "linear_pcdeq_1-steps1"),
+    ]
+    names = [tables.name_of(model) for model in ("inn-jacobian0.1", "inn-steps10", "linear_pcdeq_1-steps1")]
+    assert names == ["ReLU-DEQ, Jacobian penalty 0.1", "ReLU-DEQ, 10 steps", "linear_pcdeq_1, 1 step"]
+    assert [row[1] for row in tables.cost_table(experiment).rows][:3] == [
+        *("ReLU-DEQ", "ReLU-DEQ, 2 steps", "ReLU-DEQ, 10 steps")
+    ]
+    assert curves.looks(experiment)["inn-steps2"]["linestyle"] == "-."
+
+
 def test_pairs_only_over_common_seeds():
     found = statistics.compare({0: 1.0, 1: 4.0, 2: 9.0}, {1: 1.0, 2: 2.0, 3: 50.0})
     assert (found.mean, found.n) == (5.0, 2)

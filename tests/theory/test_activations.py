@@ -1,10 +1,13 @@
 """Activations: derivatives, Lipschitz constants, jumps, what is refused, a function from a user's file."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 
+from deq_enn.networks.deq import DEQ
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, load_activation, piecewise_linear
 from deq_enn.theory.equilibrium import check_assumptions, get_tau
 from deq_enn.theory.gaussian import centre, gaussian_moments
@@ -190,3 +193,23 @@ def test_a_slope_whose_square_overflows_is_no_overflow():
         get_tau(steep, 0.01, 1.0)
     assert 0.29 < get_tau(steep, 0.01, 0.3) < 0.3
     assert "L = inf" in check_assumptions(steep, 0.01, 0.3)[0]
+
+
+def test_an_activation_from_a_file_can_be_kept_and_sent_to_another_process(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text(
+        "import torch\nfrom deq_enn import Activation\ncurve = lambda x: torch.atan(x) + x / 3\n"
+        "own = Activation('own', lambda x: torch.tanh(2 * x), lambda x: 2 / torch.cosh(2 * x) ** 2)\n"
+    )
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    for name in ("curve", "own"):
+        activation = load_activation(f"{file}:{name}")
+        deq = DEQ(activation, 3, 5, 2, 0.1).double()
+        again = pickle.loads(pickle.dumps(deq))
+        assert again.activation.name == name and torch.equal(again.activation.derivative(x), activation.derivative(x))
+        assert torch.equal(again(x.view(3, 3)), deq(x.view(3, 3)))
+        assert copy.deepcopy(activation).fn is activation.fn
+    sent = pickle.dumps(deq)
+    file.write_text("other = 3\n")
+    with pytest.raises(ValueError, match=r"the activation own was defined in .*a.py, where it no longer is"):
+        pickle.loads(sent)

@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.matching.families import match
 from deq_enn.networks.deq import DEQ
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, piecewise_linear
+from deq_enn.theory.coefficients import explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
+from deq_enn.theory.equilibrium import check_assumptions, get_tau
 from deq_enn.theory.recognise import recognise
 
 x = torch.cat([torch.linspace(-60, 60, 2401), torch.linspace(-0.1, 0.1, 401)]).double()
@@ -137,3 +140,21 @@ def test_an_activation_can_be_kept(keep):
         again = keep(own)
         assert torch.equal(again.fn(x), own.fn(x)) and torch.equal(again.derivative(x), own.derivative(x))
         assert (again.kinks, again.slopes, again.lipschitz) == (own.kinks, own.slopes, own.lipschitz)
+
+
+def test_scalars_and_kernels_take_names_and_functions():
+    X = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)) / 3
+    known = ACTIVATIONS["swish"]
+    for given in ("swish", F.silu, nn.SiLU()):
+        assert get_tau(given, 0.3, 1.1) == get_tau(known, 0.3, 1.1)
+        assert check_assumptions(given, 0.9) == check_assumptions(known, 0.9)
+        assert implicit_ck(given, 0.3) == implicit_ck(known, 0.3)
+        assert implicit_ntk(given, 0.3) == implicit_ntk(known, 0.3)
+        for own, expected in zip(implicit_kernels(X, given, 0.3), implicit_kernels(X, known, 0.3)):
+            assert torch.equal(own, expected)
+        for own, expected in zip(explicit_kernels(X, [given, "erf"]), explicit_kernels(X, [known, ACTIVATIONS["erf"]])):
+            assert torch.equal(own, expected)
+    assert explicit_ck(["tanh"]) == explicit_ck([ACTIVATIONS["tanh"]])
+    assert explicit_ntk([torch.tanh, nn.Tanh()]) == explicit_ntk([ACTIVATIONS["tanh"]] * 2)
+    with pytest.raises(ValueError, match="the activation is 'swosh', not one of relu"):
+        implicit_kernels(X, "swosh", 0.3)

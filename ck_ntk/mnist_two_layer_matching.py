@@ -1,20 +1,24 @@
-"""A ReLU-DEQ and its matched two-hidden-layer leaky-ReLU network on real MNIST, 6 against 8 (Example 2)."""
+"""A ReLU-DEQ and its matched two-hidden-layer leaky-ReLU network on two classes of real images (Example 2).
+
+They are 6 and 8 of MNIST, or with --dataset fashion_mnist shirts and bags.
+"""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ck_ntk.common.command import run
+from ck_ntk.common.command import IMAGES, run
 
 
 def main(args):
     from ck_ntk.common.kernel_figures import matching_figure
-    from ck_ntk.common.samples import mnist
+    from ck_ntk.common.samples import images
     from deq_enn.matching import two_layer_lrelu
 
-    return matching_figure(args, mnist(args.dataset_path), "relu", "L-ReLU", two_layer_lrelu.match, 2, "MNIST, 6 and 8")
+    draw, title = images(args.dataset, args.dataset_path)
+    return matching_figure(args, draw, "relu", "L-ReLU", two_layer_lrelu.match, 2, title)
 
 
 if __name__ == "__main__":
-    run(main, __doc__, n=[200, 400, 800, 1600, 3200], seeds=3, spectrum=1600, dataset=True)
+    run(main, __doc__, n=[200, 400, 800, 1600, 3200], seeds=3, spectrum=1600, dataset=True, flags=IMAGES)

@@ -6,7 +6,8 @@
 
 A stage is one command. What it did (seconds, memory, error) is kept in OUTPUT_PATH/stages.json, what it printed in
 OUTPUT_PATH/logs. The same command goes on where it was stopped: finished stages are passed over, and a sweep resumes at
-its last epoch. A stage that fails does not stop the others; data that is not there is skipped, with its reason.
+its last epoch. A stage that fails does not stop the others; data that is not there is skipped, with its reason. The
+plan is said first: what is left to do, the time that it takes at this machine's speed, and the disk.
 """
 
 import os
@@ -96,6 +97,23 @@ def to_do(stages, records, dataset_path, teller):
     return todo
 
 
+def say_plan(todo, measured, output_path, teller):
+    """Says what is left to do, with its hours and its disk; returns the rate of this machine, measured now."""
+    from scripts.reproduction.machine import disk, machine_rate, megabytes
+
+    if not todo:
+        return 1.0
+    prior = machine_rate()
+    for stage in todo:
+        needed = clock(time_left([stage], measured, prior=prior))
+        teller.line(f"  {stage.name:<30} about {needed:>8}  {megabytes(disk(stage)):>7}")
+    hours, size = time_left(todo, measured, prior=prior) / 3600, megabytes(sum(map(disk, todo)))
+    teller.line(
+        f"plan: {len(todo)} stages, about {hours:.1f} hours at the speed of this machine now, {size} in {output_path}"
+    )
+    return prior
+
+
 def attempt(stage, arguments, tell):
     """Runs a stage: (outcome, error, seconds, peak memory); "interrupted" is an outcome too."""
     log = arguments.output_path / "logs" / f"{stage.name}.log"
@@ -112,15 +130,16 @@ def reproduce(stages, arguments):
     records, teller, version = Records(arguments.output_path / "stages.json"), Teller(), commit()
     todo = to_do(stages, records, arguments.dataset_path, teller)
     measured = [(r["kind"], r["cost"], r["seconds"]) for r in records.stages.values() if r["status"] == "done"]
+    prior = say_plan(todo, measured, arguments.output_path, teller)
     while todo:
         stage, place = todo.pop(0), f"[{len(stages) - len(todo)}/{len(stages)}]"
         teller.line(
-            f"{place} {stage.name}: about {clock(time_left([stage], measured))}, "
-            f"all that is left about {clock(time_left([stage, *todo], measured))}"
+            f"{place} {stage.name}: about {clock(time_left([stage], measured, prior=prior))}, "
+            f"all that is left about {clock(time_left([stage, *todo], measured, prior=prior))}"
         )
 
         def tell(before, now, elapsed):
-            left = time_left(todo, measured, stage, now, now - before, elapsed)
+            left = time_left(todo, measured, stage, now, now - before, elapsed, prior)
             share = f" {now / stage.cost:.0%}" if stage.kind == "sweep" else ""
             teller.progress(f"{place} {stage.name}{share}, {clock(elapsed)}; all that is left about {clock(left)}")
 

@@ -22,6 +22,8 @@ ASQUARE = dict(
     help="sigma_a^2, with sigma_b^2 = 1 - sigma_a^2 (default 0.2)",
 )
 DEVICE = dict(help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
+MNIST, FASHION = "mnist", "fashion_mnist"
+IMAGES = {"--dataset": dict(choices=(MNIST, FASHION), default=MNIST, help=f"the images (default {MNIST})")}
 OLD = {"--sigma_a2": "--asquare", "--width": "--dim", "--output": "--output_path"}
 
 
@@ -54,7 +56,7 @@ def make_parser(
             add(flag, type=kind, nargs=nargs, default=default, help=f"{what} (default {default})")
     if dataset:
         without = dataset if isinstance(dataset, str) else "default data"
-        add("--dataset_path", default=None, help=f"folder with the MNIST files ({without})")
+        add("--dataset_path", default=None, help=f"folder with the files of the images ({without})")
     on_device = {"--device": DEVICE} if n or device else {}
     for flag, settings in (on_device | (flags or {})).items():
         add(flag, **settings)
@@ -67,14 +69,21 @@ def make_parser(
 
 
 def write(name, args, figure, numbers):
-    """Writes NAME.png, NAME.pdf and, with the settings beside the numbers, NAME.json."""
+    """Writes NAME.png, NAME.pdf and, with the settings beside the numbers, NAME.json; returns the path of the PNG.
+
+    A figure of another data set than MNIST has the data set's name after its own.
+    """
     from deq_enn.utils.files import atomic_write
+
+    if getattr(args, "dataset", MNIST) != MNIST:
+        name = f"{name}_{args.dataset}"
 
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     for kind in ("png", "pdf"):
         save(figure, args.output_path / f"{name}.{kind}")
     with atomic_write(args.output_path / f"{name}.json", "w") as file:
         json.dump({"settings": settings, **numbers}, file, indent=1)
+    return args.output_path / f"{name}.png"
 
 
 def run(main, description, **options):
@@ -110,5 +119,5 @@ def run(main, description, **options):
                 figure, numbers = main(args)
             except OSError as error:  # in the data, so bad input
                 raise ValueError(str(error)) from None
-            write(name, args, figure, numbers)
-        print(f"{args.output_path / name}.png")
+            path = write(name, args, figure, numbers)
+        print(path)

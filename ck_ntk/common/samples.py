@@ -44,9 +44,13 @@ def mixture(n, seed):
     return Sample(X, y, statistics, scales[:, None], np.array([p]), 64 * np.eye(2)[None], 2 * scales**2 / p)
 
 
-def mnist(path):
-    """Returns a function that draws MNIST's 6s and 8s."""
-    return real_data("mnist", path, (6, 8))
+def images(name, path):
+    """Returns (draw, title): a function that draws two classes of MNIST or Fashion-MNIST, and what they are called.
+
+    They are the labels 6 and 8 of both.
+    """
+    title = {"mnist": "MNIST, 6 and 8", "fashion_mnist": "Fashion-MNIST, shirts and bags"}[name]
+    return real_data(name, path, (6, 8)), title
 
 
 def cifar10(path):

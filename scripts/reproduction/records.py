@@ -128,17 +128,22 @@ def rate(work, prior=1.0):
     return (5 * prior + sum(seconds for _, seconds in work)) / (5 + sum(cost for cost, _ in work))
 
 
-def time_left(todo, work, current=None, behind=0.0, fresh=0.0, elapsed=0.0):
+def time_left(todo, work, current=None, behind=0.0, fresh=0.0, elapsed=0.0, prior=1.0):
     """Returns the seconds expected for the stages `todo` and for the rest of the `current` one.
 
     work : [(kind, cost, seconds)] of what is done.
     behind : cost of the current stage that is done; `fresh` of it was done in the `elapsed` seconds since its start.
-    A figure tells nothing of its progress: it is never nearer to its end than a tenth of the time that it has taken.
+    prior : seconds that this machine takes for a second of cost, where nothing is known yet.
+    What is known of the current sweep counts for the sweeps to come too. A figure tells nothing of its progress: it is
+    never nearer to its end than a tenth of the time that it has taken.
     """
-    rates = {kind: rate([w[1:] for w in work if w[0] == kind]) for kind in ("figure", "sweep")}
+    sweep = [(fresh, elapsed)] if current and current.kind == "sweep" and fresh else []
+    rates = {kind: rate([w[1:] for w in work if w[0] == kind], prior) for kind in ("figure", "sweep")}
+    now = rate(sweep, rates["sweep"])
+    rates["sweep"] = rate([*(w[1:] for w in work if w[0] == "sweep"), *sweep], prior)
     left = sum(stage.cost * rates[stage.kind] for stage in todo)
     if current and current.kind == "sweep":
-        left += max(current.cost - behind, 0) * rate([(fresh, elapsed)] if fresh else [], rates["sweep"])
+        left += max(current.cost - behind, 0) * now
     elif current:
         left += max(current.cost * rates["figure"] - elapsed, elapsed / 10)
     return left

@@ -283,17 +283,27 @@ def test_finite_width_approaches_the_exact_kernel():
         assert np.mean(errors[1]) < 0.75 * np.mean(errors[0])
 
 
-read_once = functools.cache(samples.mnist)
+read_once = functools.cache(samples.images)
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("name", MNIST)
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name, dataset", [*((name, "mnist") for name in MNIST), (MNIST[0], "fashion_mnist")])
 @pytest.mark.slow
-def test_mnist_scripts_run(real_data, name, shown, monkeypatch):
-    monkeypatch.setattr(samples, "mnist", read_once)
-    figure, numbers = importlib.import_module(f"ck_ntk.{name}").main(small(dataset_path=str(real_data)))
+def test_scripts_on_images_run(real_data, name, dataset, shown, monkeypatch):
+    monkeypatch.setattr(samples, "images", read_once)
+    settings = small(dataset=dataset, dataset_path=str(real_data))
+    figure, numbers = importlib.import_module(f"ck_ntk.{name}").main(settings)
     plt.close(figure)
     assert np.max([np.max(e) for e in numbers["errors"].values()]) < 1
+
+
+@pytest.mark.parametrize("dataset, stem", [("mnist", "name"), ("fashion_mnist", "name_fashion_mnist")])
+def test_another_data_set_has_files_of_its_own(tmp_path, dataset, stem):
+    figure = plt.figure()
+    path = command.write("name", argparse.Namespace(dataset=dataset, output_path=tmp_path), figure, {"x": 1})
+    plt.close(figure)
+    assert path == tmp_path / f"{stem}.png" and {f.stem for f in tmp_path.iterdir()} == {stem}
+    assert json.loads((tmp_path / f"{stem}.json").read_text())["settings"]["dataset"] == dataset
 
 
 @pytest.mark.slow

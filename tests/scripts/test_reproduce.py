@@ -4,16 +4,23 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from scripts import report, reproduce
-from scripts.reproduction import stages
+from scripts.reproduction import machine, stages
 from scripts.reproduction.stages import Stage
 from tests.conftest import ROOT
 from tests.scripts.test_report import tables_of
+
+
+@pytest.fixture(autouse=True)
+def rate_of_the_machine(monkeypatch):
+    """Two seconds that these stages do not take."""
+    monkeypatch.setattr(machine, "machine_rate", lambda: 1.5)
 
 
 def fake(folder, name, code="", kind="figure", data="gmm", cost=10.0):
@@ -96,6 +103,21 @@ def test_finished_stages_are_passed_over_and_others_are_not(tmp_path, capsys):
     assert count(tmp_path, "good") == 2
 
 
+def test_the_plan_is_said_first(tmp_path, capsys):
+    reproduce.reproduce(
+        [fake(tmp_path, name, cost=cost) for name, cost in (("a", 40.0), ("b", 2360.0))], arguments(tmp_path)
+    )
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split() for line in lines[:2]] == [
+        ["a", "about", "1:00", "1.5", "MB"],
+        ["b", "about", "59:00", "1.5", "MB"],
+    ]
+    assert lines[2].startswith("plan: 2 stages, about 1.0 hours") and lines[2].endswith(f"3.0 MB in {tmp_path / 'out'}")
+    assert lines[3].startswith("[1/2] a: about 1:00, all that is left about 1:00:00")
+    reproduce.reproduce([fake(tmp_path, "a", cost=40.0)], arguments(tmp_path))  # finished: nothing is planned
+    assert "plan" not in capsys.readouterr().err
+
+
 def test_data_that_is_not_there_is_skipped_with_its_reason(tmp_path, capsys, monkeypatch):
     from deq_enn.data import datasets
 
@@ -139,7 +161,8 @@ def test_an_interrupted_stage_ends_in_one_line_and_goes_on(forks, tmp_path):
     driver = tmp_path / "driver.py"
     driver.write_text(
         f"import sys\nsys.path[:0] = [{str(ROOT)!r}]\n"
-        "import pathlib\nfrom scripts import reproduce\nfrom scripts.reproduction import stages\n"
+        "import pathlib\nfrom scripts import reproduce\nfrom scripts.reproduction import machine, stages\n"
+        "machine.machine_rate = lambda: 1.0\n"
         f"here = pathlib.Path({str(tmp_path)!r})\n"
         "reproduce.plan = lambda a: [stages.Stage(n, 'figure', [sys.executable, str(here / f'{n}.py')]"
         ", [here / f'{n}.out'], 10.0) for n in ('before', 'slow')]\n"
@@ -196,8 +219,8 @@ def test_a_small_sweep_from_end_to_end(forks, tmp_path, monkeypatch, capsys):
     """The real commands: one sweep on the mixture and one figure, and their report; the second time nothing is run."""
     real = reproduce.subprocess.Popen
 
-    def forked(command, cwd, stdout, **more):
-        if command[0] != sys.executable:  # git
+    def forked(command, cwd=None, stdout=None, **more):
+        if command[0] != sys.executable:  # git, uname
             return real(command, cwd=cwd, stdout=stdout, **more)
         done = forks.run(*command[2:], program=command[1], cwd=str(cwd))
         stdout.write((done["out"] + done["err"]).encode())
@@ -219,5 +242,8 @@ def test_a_small_sweep_from_end_to_end(forks, tmp_path, monkeypatch, capsys):
     assert "main.py --dataset gmm --dim 8 --seed 0 1 --epoch 1 --opt sgd --lr 1" in text
     _, [row] = next(v for k, v in tables_of(text).items() if k.startswith("Test accuracy"))
     files = [tmp_path / "gmm-sgd" / folder / "8_test_inn_gmm.json" for folder in ("", "seed_1")]
+    stage = next(s for s in real_plan(arguments(tmp_path, output_path=tmp_path, seeds=2)) if s.name == "gmm-sgd")
+    sizes = [f.stat().st_size for folder in (stage.folder, tmp_path / "checkpoints") for f in Path(folder).rglob("*.*")]
+    assert sum(sizes) < machine.disk(stage) - machine.FIGURE < 4 * sum(sizes)
     last = [100 * json.loads(file.read_text())[-1] for file in files]
     assert row[1] == f"{np.mean(last):.2f} ± {np.std(last, ddof=1):.2f}"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.reproduction import claims, records, stages
+from scripts.reproduction import claims, machine, records, stages
 from tests.conftest import ROOT
 from tests.scripts.test_reproduce import arguments
 from tests.scripts.test_summarize import write_grid
@@ -63,6 +63,10 @@ def test_time_left():
     # what was done before a resumption has no part in the rate
     resumed = left([], [("sweep", 1e6, 1e6)], stage("sweep", 1000), behind=900, fresh=10, elapsed=10)
     assert resumed == pytest.approx(100, rel=1e-3)
+    # what the current sweep shows counts for those to come; without anything known, the machine's own rate does
+    both = left([stage("sweep", 1000)], [], stage("sweep", 1e6), behind=1e6, fresh=1e6, elapsed=3e6)
+    assert both == pytest.approx(3000, rel=1e-3)
+    assert left([stage("sweep", 70), stage("figure", 30)], [], prior=2.0) == pytest.approx(200)
     # never negative, and never at the end while a stage runs
     assert left([], [], stage("sweep", 10), behind=12, fresh=12, elapsed=12) == 0
     assert left([], [], stage("figure", 10), elapsed=4) == pytest.approx(6)
@@ -89,3 +93,22 @@ def test_progress_of_a_sweep_is_its_cost_at_the_end(tmp_path, monkeypatch):
     own = SimpleNamespace(folder=str(tmp_path / "own"), data="gmm")
     write_grid(tmp_path / "own", models, dims, (0, 1, 2), own_rate=True)
     assert records.SweepProgress(own)() == pytest.approx(stages.own_rate_cost("gmm", dims, 3) - 5)
+
+
+def test_the_rate_of_a_machine_is_one_where_it_does_what_is_expected(monkeypatch):
+    """A machine that takes twice the expected time for products and eight times for a readout has a rate of 4."""
+    samples, width = machine.FEATURES
+    run = SimpleNamespace(SIZES={"x": (samples, 0, 1, machine.CLASSES)})
+    monkeypatch.setattr(stages, "SIZES", run.SIZES)
+    epoch = stages.seconds("x", "relu_enn", width, 1) - stages.seconds("x", "relu_enn", width)
+    times = iter((2 * machine.PRODUCT**3 / stages.MULTIPLICATIONS, 8 * epoch))
+    monkeypatch.setattr(machine, "least_seconds", lambda call: next(times))
+    assert machine.machine_rate() == pytest.approx(4)
+
+
+def test_disk_grows_with_widths_seeds_and_epochs(tmp_path):
+    everything = {s.name: s for s in stages.plan(arguments(tmp_path, quick=False))}
+    few, many = (machine.disk(everything[name]) for name in ("mnist-sgd", "mnist-adam"))
+    assert machine.disk(everything["ck_gmm_matching"]) < few < many < 1e8
+    eight = {s.name: s for s in stages.plan(arguments(tmp_path, quick=False, seeds=8))}
+    assert machine.disk(eight["mnist-sgd"]) - machine.FIGURE == pytest.approx(8 / 3 * (few - machine.FIGURE))

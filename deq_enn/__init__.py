@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deq_enn.data.datasets import Dataset, load_dataset
     from deq_enn.data.mixtures import gaussian_mixture
+    from deq_enn.kernels.conv import conv_kernels
+    from deq_enn.kernels.conv_explicit import conv_explicit_kernels
     from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
     from deq_enn.machines.estimator import KernelMachine
     from deq_enn.matching.families import Match, match
@@ -42,6 +44,8 @@ __version__ = "1.1.0"
 _PLACES = {
     "data.datasets": ("Dataset", "load_dataset"),
     "data.mixtures": ("gaussian_mixture",),
+    "kernels.conv": ("conv_kernels",),
+    "kernels.conv_explicit": ("conv_explicit_kernels",),
     "kernels.exact": ("explicit_kernels", "implicit_kernels"),
     "machines.estimator": ("KernelMachine",),
     "matching.families": ("Match", "match"),
@@ -91,6 +95,8 @@ __all__ = [  # sorted, as the linter has it
     "build_pcdeq",
     "centre",
     "check_assumptions",
+    "conv_explicit_kernels",
+    "conv_kernels",
     "empirical_ntk",
     "equivalent_kernel",
     "estimate_statistics",

@@ -136,24 +136,27 @@ class PiecewiseLinear(PairFunction):
         y = torch.atanh(rho)
         nodes, weights = np.polynomial.legendre.leggauss(10 + math.ceil(8 * largest(y)))
         sides = [(t / self.s[rows, None], u / self.s[cols], w) for (t, u), w in self.terms.items()]
-        sides = [((a * a + b * b).div_(2), a * b, w) for a, b, w in sides]
+        # (a^2 + b^2)/2 - a b r in terms of 1 - |r|, which keeps its digits where r is next to 1 or -1
+        sign = torch.where(rho < 0, -1.0, 1.0).to(rho.dtype)
+        sides = [((a - sign * b).square_().div_(2), sign * a * b, w) for a, b, w in sides]
 
-        def density(r, cosine2):  # times sqrt(1 - r^2)
+        def density(rest, cosine2):  # at 1 - |r| and 1 - r^2, times sqrt(1 - r^2)
             total = torch.zeros(())
             for half, product, w in sides:
-                total = total + torch.addcmul(half, product, r, value=-1).div_(cosine2).neg_().exp_().mul_(w)
+                total = total + torch.addcmul(half, product, rest).div_(cosine2).neg_().exp_().mul_(w)
             return total
 
         dg, g = torch.zeros_like(rho), torch.zeros_like(rho)
         for x, weight in zip((nodes + 1) / 2, weights / 2):
-            r = torch.tanh(y * x)
-            cosine2 = torch.rsub(r * r, 1)
-            value = density(r, cosine2).mul_(cosine2.sqrt()).mul_(weight)  # dr/sqrt(1 - r^2) = sech(y) dy
+            rest = 2 / (1 + torch.exp(y.abs() * (2 * x)))
+            cosine2 = rest * (2 - rest)
+            value = density(rest, cosine2).mul_(cosine2.sqrt()).mul_(weight)  # dr/sqrt(1 - r^2) = sech(y) dy
             dg.add_(value)
-            g.addcmul_(value, rho - r)
+            g.addcmul_(value, rho - sign * (1 - rest))
         linear = self.d1[rows, None] * self.d1[cols]
-        cosine2 = torch.rsub(rho * rho, 1)
-        return g.mul_(y).addcmul_(linear, rho), dg.mul_(y).add_(linear), density(rho, cosine2).div_(cosine2.sqrt())
+        rest = 1 - rho.abs()
+        cosine2 = rest * (2 - rest)
+        return g.mul_(y).addcmul_(linear, rho), dg.mul_(y).add_(linear), density(rest, cosine2).div_(cosine2.sqrt())
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ class Series(PairFunction):
                 self.tables[degree] = _Table(self.activation, self.scales, degree)
             return self.tables[degree]
 
-    def _table_for(self, limit):
+    def table_for(self, limit: float) -> "_Table":
         """Returns the first table that reaches so far; the last where none does."""
         for degree in self.degrees:
             if (table := self.table(degree)).cut >= limit:
@@ -295,7 +298,7 @@ class Series(PairFunction):
 
     def __call__(self, rows, cols, rho):
         limit = largest(rho)
-        table = self._table_for(limit)
+        table = self.table_for(limit)
         degree = table.report(min(limit, table.cut)).degree
         left, right = (
             torch.from_numpy(np.ascontiguousarray(np.moveaxis(table.at(index), -1, 0)[: degree + 1])).to(self.device)

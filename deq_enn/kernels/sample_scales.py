@@ -122,7 +122,12 @@ class Scales:
         return self.variance + self.mean**2
 
 
-def _moments(activation, low, high, samples=None):
+def moments_between(activation: Activation, low: float, high: float, samples: np.ndarray | None = None) -> OfScale:
+    """Returns (mean, variance, E[f'], E[f''], E[f'^2]) of an activation as it is, as functions of its scale.
+
+    Raises ValueError for an activation with a jump, whose E[f'^2] is infinite. `OfScale` explains `samples`.
+    """
+
     def table(scales):
         moments = [gaussian_moments(activation, s) for s in scales]
         for m in moments:
@@ -145,7 +150,7 @@ def explicit_scales(activation: Activation, s: np.ndarray) -> Scales:
     zero = s == 0
     if zero.any():
         s = np.where(zero, s[~zero].min(initial=np.inf), s) if not zero.all() else np.ones_like(s)
-    scales = Scales(s, *_moments(activation, s.min(), s.max(), s)(s).T)
+    scales = Scales(s, *moments_between(activation, s.min(), s.max(), s)(s).T)
     if zero.any():
         scales.mean[zero], scales.variance[zero] = _at_zero(activation), 0.0
     return scales
@@ -169,7 +174,7 @@ def implicit_scales(activation: Activation, sigma_a2: float, norms2: np.ndarray,
     at_low = gaussian_moments(activation, low)
     if at_low.jumps:
         check_stable(activation, sigma_a2, at_low.d1_sq, at_low.jumps)
-    moments = _moments(activation, low, high)
+    moments = moments_between(activation, low, high)
     s = _scales_between(activation, sigma_a2, norms2, centre, moments, low, high)
     mean, *others = moments(s).T
     scales = Scales(s, mean - centre, *others)

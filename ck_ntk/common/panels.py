@@ -46,16 +46,17 @@ def draw_spectrum(ax, spectra, limit, coordinate):
     n = len(next(iter(spectra.values()))[0])
     # counts per bin of equal width in log x; the grid of the density starts at the atom
     ax.plot(limit.x, limit.density * limit.x * n * width, color="black", lw=1.1, label="limiting density")
-    ax.plot(
-        limit.isolated,
-        np.full(len(limit.isolated), 0.75),
-        "x",
-        color="black",
-        ms=5,
-        mew=1.1,
-        clip_on=False,
-        label="predicted isolated eigenvalues",
-    )
+    if len(limit.isolated):  # a curve without points, drawn beyond its axes, has no place in a layout
+        ax.plot(
+            limit.isolated,
+            np.full(len(limit.isolated), 0.75),
+            "x",
+            color="black",
+            ms=5,
+            mew=1.1,
+            clip_on=False,
+            label="predicted isolated eigenvalues",
+        )
     if limit.atom_mass > 0:
         ax.axvline(
             limit.atom, ymax=0.9, color="black", lw=0.9, ls="--", label=f"predicted atom, mass {limit.atom_mass:.2f}"

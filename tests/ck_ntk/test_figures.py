@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import linregress
 
 from ck_ntk import cifar10_matching, finite_width_kernels
-from ck_ntk.common import command, kernel_figures, samples, slopes
+from ck_ntk.common import command, kernel_figures, panels, samples, slopes
 from deq_enn.data.mixtures import gaussian_mixture
 from deq_enn.kernels.distance import relative_error
 from deq_enn.kernels.exact import implicit_kernels
@@ -102,6 +102,16 @@ def test_covariance_and_fluctuation_terms_make_isolated_eigenvalues_of_their_own
         outside = values[values > 1.03 * limit.x[-1]]
         assert len(limit.isolated) >= len(outside) >= 1
         np.testing.assert_allclose(limit.isolated[-len(outside) :], outside, rtol=0.05)
+
+
+def test_a_spectrum_without_isolated_eigenvalues_has_its_place():
+    grid = np.geomspace(0.1, 1, 50)
+    limit = SimpleNamespace(x=grid, density=np.ones(50), isolated=np.array([]), atom=0.1, atom_mass=0.0)
+    figure, (_, ax) = plt.subplots(1, 2, figsize=(6.75, 2.7), layout="constrained")
+    panels.draw_spectrum(ax, {"exact": (grid, "C0")}, limit, "the CK")
+    figure.canvas.draw()
+    assert ax.get_position().width > 0.3
+    plt.close(figure)
 
 
 # -- errors and slopes -------------------------------------------------------------------------------------------

@@ -260,10 +260,14 @@ def check_values(parser: OneLineParser, arguments: Namespace) -> None:
 
 
 def check_engine(parser: OneLineParser, arguments: Namespace, size: int) -> None:
-    """Settles who makes the runs: this process, workers, or the `size` ranks of torchrun, which share each run."""
+    """Settles who makes the runs: this process, workers, or the `size` ranks of torchrun, which share each run.
+
+    `lengthen` says whether a run may go on from the end of a shorter one.
+    """
     if arguments.scheduler and not importlib.util.find_spec("distributed"):
         parser.error("argument --scheduler: the package distributed is missing: pip install 'deq_enn[cluster]'")
     runs = len(arguments.model) * len(arguments.dim or [None]) * len(arguments.seed) * len(arguments.steps or [None])
+    arguments.lengthen = arguments.resume  # also where a worker is told to resume a run of its own
     arguments.together = size > 1 and (arguments.train == "kernel" or runs == 1 and arguments.train == "full")
     if size == 1:
         return

@@ -200,7 +200,7 @@ class Grid:
 
         if config.own_rate:
             config = with_own_rate(config, self.data, make_model, a.save_path, device, a.resume, team)
-        return run(config, self.data, make_model, a.output_path, a.save_path, device, a.resume, team)
+        return run(config, self.data, make_model, a.output_path, a.save_path, device, a.resume, team, a.lengthen)
 
     def report(self, results: dict[Config, Result]) -> None:
         """Prints the table and draws the figure of the results, a `Result` for each configuration."""

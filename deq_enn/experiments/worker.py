@@ -48,7 +48,7 @@ def for_other_machines(options: dict, configs: list[Config]) -> dict:
     """Prepares the arguments of a job for a cluster, whose workers have working directories of their own.
 
     A run that is begun again elsewhere, since its worker was lost, goes on from its checkpoint. So every run is told to
-    resume; where the job itself was not, what earlier jobs have left is removed here.
+    resume; where the job itself was not, what earlier jobs have left is removed here, and shorter runs are no start.
     """
     paths = {flag: options[flag] for flag in (*FOLDERS, "dataset_path", "vgg_path")}
     if ":" in (options["activation"] or ""):  # a file's path, and a name in it

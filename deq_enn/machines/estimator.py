@@ -6,6 +6,7 @@ Labels may be anything that numpy sorts, such as strings.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,16 @@ class KernelMachine:
                 raise ValueError(f"KernelMachine has no parameter {name!r}: it has {', '.join(PARAMETERS)}")
             setattr(self, name, value)
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        """Returns what scikit-learn asks of an estimator; it alone calls this, and brings the form of the answer."""
+        utils = import_module("sklearn.utils")
+        return utils.Tags(
+            estimator_type=self._estimator_type,
+            target_tags=utils.TargetTags(required=True),
+            classifier_tags=utils.ClassifierTags(),
+            input_tags=utils.InputTags(),
+        )
 
     def fit(self, X: Any, y: Any) -> "KernelMachine":
         """Fits the machine to samples X (n, p) with labels y (n,), and returns it.

@@ -19,7 +19,7 @@ import torch
 from deq_enn.data.datasets import Dataset
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.training.loop import FullTask, ReadoutTask, make_optimizer
-from deq_enn.training.run_files import Config, checkpoint_path, whole_file
+from deq_enn.training.run_files import Config, kept_rate, rate_path, whole_file
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
 
@@ -132,14 +132,11 @@ def with_own_rate(
     team: Team | None = None,
 ) -> Config:
     """Returns the configuration with the rate chosen for it, which is kept beside the run's checkpoint."""
-    path, team = checkpoint_path(config, save_path).with_suffix(".rate.json"), team or Team()
-    try:
-        rate = float(json.loads(path.read_text(encoding="utf-8"))["lr"]) if resume else None
-    except (OSError, ValueError, KeyError, TypeError):
-        rate = None
+    team = team or Team()
+    rate = kept_rate(config, save_path) if resume else None
     if rate is None:
         rate, table = choose_rate(config, data, make_model, device, team)
         if team.rank == 0:
-            with whole_file(path, "w") as file:
+            with whole_file(rate_path(config, save_path), "w") as file:
                 json.dump({"lr": rate, "table": table}, file)
     return replace(config, lr=rate)

@@ -272,13 +272,15 @@ def run(
     device: Device = "cpu",
     resume: bool = False,
     team: Team | None = None,
+    lengthen: bool = True,
 ) -> Result:
     """Trains one model and writes its logs.
 
     Parameters
     ----------
     make_model : called with no arguments for the network, unless the run is already finished.
-    resume : go on from this configuration's checkpoint, if there is one.
+    resume : go on from this configuration's checkpoint, if there is one; or, with `lengthen`, from that of the same
+        run with fewer epochs.
     team : the ranks that call this together, to share a run with `train` "full"; rank 0 writes.
 
     Raises
@@ -287,7 +289,7 @@ def run(
     ConvergenceError : the initial weights have no equilibrium that the solver finds.
     """
     files = RunFiles(config, output_path, save_path, writes=team is None or team.rank == 0)
-    state = files.restore(device) if resume else None
+    state = files.restore(device, lengthen) if resume else None
     if len(files.history) >= config.epoch:
         return files.result()
     start = time.perf_counter()

@@ -158,12 +158,22 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def shorter(config: Config) -> Iterator[Config]:
-    """Yields the runs that this one has begun as, the longest first: the same with fewer epochs.
-
-    A rate that was chosen (--lr auto) was so by the accuracy after the last epoch, and there is none.
-    """
-    for epoch in range(config.epoch - 1, 0, -1) if not config.own_rate else ():
+    """Yields the runs that this one may have begun as, the longest first: the same with fewer epochs."""
+    for epoch in range(config.epoch - 1, 0, -1):
         yield replace(config, epoch=epoch)
+
+
+def rate_path(config: Config, save_path: Path | str) -> Path:
+    """Returns where the learning rate is kept that was chosen for a run."""
+    return checkpoint_path(config, save_path).with_suffix(".rate.json")
+
+
+def kept_rate(config: Config, save_path: Path | str) -> float | None:
+    """Returns the learning rate that was chosen for a run, None where none is kept."""
+    try:
+        return float(json.loads(rate_path(config, save_path).read_text(encoding="utf-8"))["lr"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_output(configs: list[Config], output_path: Path | str, resume: bool = False) -> None:
@@ -214,9 +224,12 @@ class RunFiles:
         if writes:
             sweep(self.checkpoint, self.best, *self.logs.values())
 
-    def restore(self, device: torch.device | str) -> dict | None:
-        """Returns the state of the checkpoint, None if there is none; brings the history and the logs up to it."""
-        source = self._source()
+    def restore(self, device: torch.device | str, lengthen: bool = True) -> dict | None:
+        """Returns the state of the checkpoint, None if there is none; brings the history and the logs up to it.
+
+        `lengthen` : take that of the same run with fewer epochs, too.
+        """
+        source = self._source(lengthen)
         if source is None:
             return None
         with self.damaged(source):
@@ -236,10 +249,15 @@ class RunFiles:
         self._write_logs()
         return state
 
-    def _source(self) -> Path | None:
-        """Returns the checkpoint to go on from: this run's, or else that of the same run with fewer epochs."""
-        folder = self.checkpoint.parent
-        for config in (self.config, *shorter(self.config)):
+    def _source(self, lengthen: bool) -> Path | None:
+        """Returns the checkpoint to go on from: this run's, or else that of the same run with fewer epochs.
+
+        A rate that was chosen for fewer epochs may be another, and then that run is no part of this one.
+        """
+        folder, mine = self.checkpoint.parent, self.config
+        for config in (mine, *(shorter(mine) if lengthen else ())):
+            if config != mine and mine.own_rate and kept_rate(config, folder) != mine.lr:
+                continue
             if (path := checkpoint_path(config, folder)).exists():
                 best = best_path(config, folder)
                 if self.writes and best.exists() and best != self.best:

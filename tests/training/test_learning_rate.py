@@ -9,10 +9,11 @@ import torch
 from deq_enn.data.datasets import Dataset
 from deq_enn.experiments import command
 from deq_enn.networks.build import build_model
+from deq_enn.reporting.records import read_metrics
 from deq_enn.training import learning_rate
 from deq_enn.training.learning_rate import STEP, choose_rate, split, with_own_rate
 from deq_enn.training.loop import run
-from deq_enn.training.run_files import Config
+from deq_enn.training.run_files import Config, check_output
 from tests.conftest import ROOT
 
 
@@ -86,6 +87,22 @@ def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypat
     monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (123.0, []))
     assert with_own_rate(config(), data, make_model, tmp_path, resume=True) == first
     assert with_own_rate(config(), data, make_model, tmp_path).lr == 123.0  # without --resume it is begun again
+
+
+@pytest.mark.slow
+def test_a_longer_run_goes_on_where_its_own_rate_is_that_of_the_shorter_one(data, tmp_path, monkeypatch):
+    def go(epoch, rate):
+        monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (rate, []))
+        chosen = with_own_rate(replace(config(), epoch=epoch), data, make_model, tmp_path / "save", resume=True)
+        check_output([chosen], tmp_path / "out", resume=True)
+        return run(chosen, data, make_model, tmp_path / "out", tmp_path / "save", resume=True)
+
+    shorter, longer, other = go(1, 0.5), go(2, 0.5), go(3, 0.7)
+    assert longer.history[0] == shorter.history[0] != other.history[0]
+    lines = [line for line in read_metrics(tmp_path / "out") if line["event"] == "run"]
+    assert [(line["config"]["epoch"], line["config"]["lr"], line["resumed_at"]) for line in lines] == [
+        *((1, 0.5, 0), (2, 0.5, 1), (3, 0.7, 0))
+    ]
 
 
 def test_the_stages_expect_as_many_attempts_as_there_are(monkeypatch):

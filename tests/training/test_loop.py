@@ -339,8 +339,15 @@ def test_more_epochs_go_on_from_fewer(tmp_path, mode):
     assert [record["epoch"] for record in result.history] == [1, 2, 3]
     for path in (tmp_path / "whole" / "out").glob("*.json"):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
-    resumed = [r["resumed_at"] for r in read_metrics(tmp_path / "out") if r["event"] == "run"]
-    assert resumed == [0, 2]
+    go(config, tmp_path / "anew", resume=True)
+    (tmp_path / "anew" / "ckpt").rename(tmp_path / "ckpt3")
+    go(replace(config, epoch=2), tmp_path / "anew")
+    go(config, tmp_path / "anew", resume=True, lengthen=False)  # as a worker that may be the second to have the run
+    resumed = [
+        [r["resumed_at"] for r in read_metrics(folder) if r["event"] == "run"]
+        for folder in (tmp_path / "out", tmp_path / "anew" / "out")
+    ]
+    assert resumed == [[0, 2], [0, 0, 0]]
 
 
 def test_a_checkpoint_that_would_run_code_does_not(tmp_path):

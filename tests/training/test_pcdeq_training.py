@@ -77,6 +77,21 @@ def test_the_best_weights_are_kept(tmp_path):
 
 
 @pytest.mark.slow
+def test_more_epochs_go_on_from_fewer(tmp_path):
+    """Over the milestone, with the images and the best weights of a run that had them from the start."""
+    config = replace(CONFIG, epoch=3)
+    whole, _ = train_toy(tmp_path / "whole", config)
+    train_toy(tmp_path, replace(CONFIG, epoch=1))
+    longer, _ = train_toy(tmp_path, config, resume=True)
+    for record, expected in zip(longer.history, whole.history, strict=True):
+        assert {k: v for k, v in record.items() if k != "seconds"} == {
+            k: v for k, v in expected.items() if k != "seconds"
+        }
+    best, expected = (torch.load(best_path(config, at / "ckpt")) for at in (tmp_path, tmp_path / "whole"))
+    assert all(torch.equal(best[key], expected[key]) for key in expected)
+
+
+@pytest.mark.slow
 def test_a_resumed_run_writes_the_same_numbers(tmp_path, monkeypatch):
     config = replace(CONFIG, epoch=5, milestone=3)  # killed in epoch 4: the resumed run itself must lower the rate
     whole, network = train_toy(tmp_path / "whole", config)

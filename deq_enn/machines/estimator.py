@@ -5,6 +5,7 @@
 Labels may be anything that numpy sorts, such as strings.
 """
 
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -157,7 +158,7 @@ class KernelMachine:
 
     def _predicted(self, X: Any) -> Prediction:
         if not hasattr(self, "machine_"):
-            raise NotFitted("this KernelMachine is not fitted yet: call fit(X, y) first")
+            raise _not_fitted("this KernelMachine is not fitted yet: call fit(X, y) first")
         X = _samples(X)
         if X.shape[1] != self.n_features_in_:
             raise ValueError(
@@ -166,10 +167,23 @@ class KernelMachine:
         return self.machine_.predict(float32_blocks(self._model(), self.X_, X))
 
 
+def _not_fitted(message: str) -> NotFitted:
+    """Returns the error, which is also scikit-learn's own where that is loaded."""
+    theirs = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", None)
+    return type("NotFitted", (NotFitted, theirs), {})(message) if theirs else NotFitted(message)
+
+
 def _samples(X: Any) -> torch.Tensor:
+    if hasattr(X, "toarray"):
+        raise ValueError("X is sparse, and sparse input is not supported: give X.toarray()")
     array = np.asarray(X)
-    if array.ndim != 2 or not array.size:
-        raise ValueError(f"X must be a non-empty (n, p) matrix, got shape {array.shape}")
+    if array.ndim != 2:
+        raise ValueError(f"X must be an (n, p) matrix, got shape {array.shape}; reshape your data")
+    for size, what in zip(array.shape, ("sample(s)", "feature(s)")):
+        if not size:
+            raise ValueError(f"X has 0 {what} (shape={array.shape}) while a minimum of 1 is required")
+    if np.iscomplexobj(array):
+        raise ValueError("Complex data not supported: X must have real entries")
     samples = torch.from_numpy(np.array(array, dtype=np.float64))
     if not samples.isfinite().all():
         raise ValueError("X has NaN or infinite entries")

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from deq_enn import ACTIVATIONS, KernelMachine, implicit_kernels
@@ -62,6 +63,11 @@ def test_the_conventions():
         ({}, {"y": np.zeros(60)}, "one class"),
         ({}, {"y": np.zeros(3)}, "one label a row"),
         ({}, {"X": np.full((60, 4), np.nan)}, "NaN"),
+        ({}, {"X": np.zeros(60)}, "must be an .n, p. matrix, got shape .60,.; reshape"),
+        ({}, {"X": np.zeros((60, 0))}, r"0 feature\(s\)"),
+        ({}, {"X": np.zeros((0, 3))}, r"0 sample\(s\)"),
+        ({}, {"X": np.ones((60, 4)) * 1j}, "Complex data"),
+        ({}, {"X": scipy.sparse.eye(60)}, "sparse input is not supported"),
     ],
 )
 def test_what_cannot_be_fitted_says_so(settings, change, words):
@@ -71,6 +77,17 @@ def test_what_cannot_be_fitted_says_so(settings, change, words):
         KernelMachine(**known, **settings).fit(change.get("X", X), change.get("y", y))
     with pytest.raises(ValueError, match="no parameter 'width'"):
         KernelMachine().set_params(width=3)
+
+
+def test_an_activation_may_be_a_name_a_function_or_a_module():
+    X, y = samples(n=12)
+    outputs = [
+        KernelMachine(**given, ridge=0.1).fit(X, y).decision_function(X)
+        for given in ({"activation": ACTIVATIONS["swish"]}, {"activation": "swish"}, {"activation": torch.nn.SiLU()})
+    ]
+    assert (outputs[0] == outputs[1]).all() and (outputs[0] == outputs[2]).all()
+    layers = [KernelMachine(layers=given, ridge=0.1).fit(X, y).predict(X) for given in (["relu"], [torch.relu])]
+    assert (layers[0] == layers[1]).all()
 
 
 def test_scikit_learn_clones_it():

@@ -9,6 +9,8 @@ from deq_enn.networks.build import build_model, matched_enn
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
 from deq_enn.networks.fixed_point import Anderson, ConvergenceError, Picard
+from deq_enn.networks.pcdeq import build_pcdeq
+from deq_enn.networks.trained_deq import adapt
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.coefficients import explicit_ck, explicit_ntk, implicit_ck, implicit_ntk
 from deq_enn.theory.equilibrium import get_tau
@@ -186,6 +188,20 @@ def test_input_scale_enters_the_coefficients():
         ck = explicit_ck(model.layers, math.sqrt(0.8))
         c = model.coefficients
         assert (c.diag, c.c1, c.c2, c.c3) == pytest.approx((ck.diag, 0.8 * ck.c1, 0.64 * ck.c2, 0.64 * ck.c3))
+
+
+@pytest.mark.parametrize("name", ["inn", "tanh_inn", "trained", "pcdeq"])
+def test_infinity_in_the_input_is_said_and_not_taken_for_a_saturated_state(name):
+    if name == "pcdeq":
+        network, p = build_pcdeq("linear_pcdeq_1", "tanh", (1, 28, 28), 10).eval(), 784
+    else:
+        network, p = build_model("inn" if name == "inn" else "tanh_inn", P, M, K, 0.2), P
+        network = adapt(network) if name == "trained" else network
+    for bad in (math.inf, -math.inf, math.nan):
+        x = torch.zeros(3, p)
+        x[1, 0] = bad
+        with pytest.raises(ConvergenceError, match="^the input has NaN or infinite entries, first in row 1$"):
+            network(x)
 
 
 def test_bad_input():

@@ -22,7 +22,8 @@ The equation for one image alone is that of Garriga-Alonso, Rasmussen & Aitchiso
 import torch
 
 from deq_enn.kernels.box_filter import BoxFilter, WindowEquation, error_of
-from deq_enn.kernels.conv_blocks import ConvBlocks, check_window, pixel_pairs
+from deq_enn.kernels.compiled import Problem, conv_pairs, library
+from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, Side, check_window, pixel_pairs
 from deq_enn.kernels.pixel_scales import implicit_pixel_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_sigma_a2, get_tau
@@ -58,6 +59,10 @@ class _Implicit(ConvBlocks):
         most = self.s.amax(0)
         self.weight = torch.where(most > 0, 1 / torch.maximum(self.s, _FLOOR * most), 0.0)
         self._x = self._x * (1 - sigma_a2) ** 0.5
+        self.terms = self.pair.terms() if self.device.type == "cpu" and library() else None
+        if self.terms:
+            self.entries = COMPILED_ENTRIES
+            self._y = torch.cat([self._x, (sigma_a2**0.5 * self.mean)[..., None]], 2)
 
     def _own_fields(self):
         q, shape = self.s.square(), (self.height, self.width, -1)
@@ -76,6 +81,43 @@ class _Implicit(ConvBlocks):
         source = covariance if self.trained == "aAB" else covariance - injected
         N = WindowEquation(self.M, self.sigma_a2, dot)(source, 1e-12)
         return G, dot.mul_(N).add_(G)
+
+    def _sums(self, rows, cols, axis, tangent):
+        if not self.terms or axis == 2:
+            return super()._sums(rows, cols, axis, tangent)
+        total: list[torch.Tensor] = []
+        for p, q in self._offsets():
+            parts = self._compiled(Side(p, rows, 2), Side(q, cols, axis), tangent)
+            total = [a.add_(b) for a, b in zip(total, parts)] if total else parts
+        return [part.div_(self.count) for part in total]
+
+    def _compiled(self, rows, cols, tangent):
+        """Returns the sums over pixels of G and, where it is asked for, of T."""
+        assert self.terms
+        channels = self._y.shape[2]
+        same = rows.images.start - cols.images.start if rows.pixels is cols.pixels and not self.first else 1 << 30
+        own, other = rows.rows_of(self._y), cols.rows_of(self._y)
+        problem = Problem(
+            *rows.pixels.shape,
+            self.M.radius,
+            self.M.wraps,
+            own.shape[1],
+            other.shape[1],
+            channels,
+            same,
+            tangent,
+            0 if self.trained == "aAB" else channels - 1,
+            self.sigma_a2,
+            self.M.least,
+            self.M.most,
+            rounded=_ROUNDED,
+            stalled=_STALLED,
+        )
+        tables = self.terms.fill(problem, rows, cols)
+        sides = [side.rows_of(values) for values in (self.s, self.weight, self.d1) for side in (rows, cols)]
+        arrays = [own.contiguous(), other.mT.contiguous(), *(values.contiguous() for values in sides), *tables]
+        means = rows.rows_of(self.mean).T @ cols.rows_of(self.mean)
+        return [part.add_(means) for part in conv_pairs(problem, arrays, tangent)]
 
     def _solve(self, rows, cols, base):
         """Returns (Lambda, C, G_dot) with Lambda = sigma_a^2 M C + base, C = Cov[f(u), f(v)]."""

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from deq_enn.kernels.blocks import KERNELS
 from deq_enn.kernels.box_filter import PADDINGS
+from deq_enn.kernels.compiled import WIDE, Problem
 from deq_enn.kernels.pair_functions import PiecewiseLinear, Series, pair_function
 from deq_enn.kernels.sample_scales import Scales
 from deq_enn.theory.activations import Activation
@@ -31,6 +32,7 @@ READOUTS = "flatten", "pool"
 DAY = 86_400.0  # seconds from which on a computation is announced
 ENTRIES = 30_000  # pairs of pixels of a tile, few enough that its arrays stay in a core's cache
 WIDE_ENTRIES = 800_000  # pairs of pixels of a tile whose pair function goes pixel by pixel
+COMPILED_ENTRIES = 800_000  # pairs of pixels of a tile that compiled code goes through a few pairs at a time
 CUDA_ENTRIES = 1 << 24  # pairs of pixels of a tile on a GPU
 
 _log = logging.getLogger("kernels")
@@ -61,10 +63,22 @@ class Side:
         return values[:, self.images]
 
 
+class Terms(Protocol):
+    """These are an activation's terms of g as conv_pairs.c takes them."""
+
+    def fill(self, problem: Problem, rows: "Side", cols: "Side") -> list[torch.Tensor | None]:
+        """Writes its numbers into the problem and returns the arrays of a tile."""
+        ...
+
+
 class PixelPairs(Protocol):
     """The pair function of an activation at the scales of pixels; `PairFunction` says what g is."""
 
     entries: int  # pairs of pixels of a tile that suits it
+
+    def terms(self) -> Terms | None:
+        """Returns the same for conv_pairs.c, or None where it has no such function."""
+        ...
 
     def __call__(self, rows: Side, cols: Side, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (g, g') of the correlations rho (h, w, rows, columns), which it may overwrite."""
@@ -84,6 +98,15 @@ class KinkedPixels:
         left, right = activation.slopes[0], activation.slopes[-1]
         self.m2, self.h2 = (left + right) ** 2 / 4, (right - left) ** 2 / (2 * np.pi)
 
+    def terms(self) -> "KinkedPixels":
+        """Returns itself."""
+        return self
+
+    def fill(self, problem: Problem, rows: Side, cols: Side) -> list[torch.Tensor | None]:
+        """Writes its two slopes into the problem."""
+        problem.m2, problem.h2 = self.m2, self.h2
+        return [None] * 4
+
     def __call__(self, rows: Side, cols: Side, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (g, g') of the correlations rho, which it overwrites."""
         rho.mul_(1 + 8 * torch.finfo(rho.dtype).eps).clamp_(-1, 1)
@@ -98,12 +121,16 @@ class PixelwisePairs:
     """This takes a `PairFunction` to the pixels one after the other, with as many terms as each of them asks for."""
 
     entries = WIDE_ENTRIES
-    least = 1e-6  # share of the largest scale; below it a scale only enters multiplied by itself
+    least = 1e-4  # share of the largest scale; one below it has the pair function of this, right to its square
 
     def __init__(self, activation: Activation, scales: Scales, images: int, device: torch.device):
         self.images = images
         scales = replace(scales, s=np.maximum(scales.s, self.least * scales.s.max()))
         self.pair = pair_function(activation, scales, device)
+
+    def terms(self) -> "SeriesTerms | None":
+        """Returns the coefficients of a series, where that is what the pair function is."""
+        return SeriesTerms(self.pair, self.images) if isinstance(self.pair, Series) else None
 
     def _index(self, side, pixel):
         start, part = int(pixel) * self.images, side.images
@@ -127,6 +154,34 @@ class PixelwisePairs:
                 other = other[:, None]
             g[place], dg[place], _ = self.pair(own, other, tile)
         return g, dg
+
+
+class SeriesTerms:
+    """This has the coefficients of a Mehler series at a tile's pixels, and how many of them a correlation needs."""
+
+    def __init__(self, series: Series, images: int):
+        self.images, self.table = images, series.table_for(1.0)
+        self.cut = self.table.cut
+        self.reach = np.array([*np.linspace(0.05, 0.95, 19), 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0])
+        self.degrees = np.array([self.table.report(min(r, self.cut)).degree for r in self.reach], dtype=np.int32)
+        self.degree = int(self.degrees[-1])
+
+    def fill(self, problem: Problem, rows: Side, cols: Side) -> list[torch.Tensor | None]:
+        """Writes the degree into the problem, and returns the coefficients of rows and of columns in groups."""
+        problem.degree, problem.bins, problem.cut = self.degree, len(self.reach), self.cut
+        own, other = (self._at(side) for side in (rows, cols))
+        pixels, columns, degrees = other.shape
+        groups = -(-columns // WIDE)
+        other = torch.nn.functional.pad(other, (0, 0, 0, groups * WIDE - columns))
+        other = other.reshape(pixels, groups, WIDE, degrees).mT.contiguous()
+        return [own, other, torch.from_numpy(self.reach), torch.from_numpy(self.degrees)]
+
+    def _at(self, side):
+        """Returns the coefficients (pixels, images, degree + 1) of one side."""
+        assert isinstance(side.images, slice)
+        images = np.arange(side.images.start, side.images.stop)
+        index = side.pixels.reshape(-1, 1) * self.images + images
+        return torch.from_numpy(np.ascontiguousarray(self.table.at(index)[..., : self.degree + 1]))
 
 
 def pixel_pairs(activation: Activation, scales: Scales, images: int, device: torch.device) -> PixelPairs:
@@ -171,6 +226,7 @@ class ConvBlocks(ABC):
         self.padding, self.readout, self.device = padding, readout, images.device
         self.height, self.width = images.shape[2:]
         self.pixels = np.arange(self.height * self.width).reshape(self.height, self.width)
+        self.count = self.pixels.size ** (2 if readout == "pool" else 1)  # pairs of pixels that are read out
         # (pixels, images, channels), so that the products of one pixel are one matrix product
         self._x = images.permute(2, 3, 0, 1).reshape(self.pixels.size, len(images), -1) / images.shape[1] ** 0.5
 
@@ -219,8 +275,7 @@ class ConvBlocks(ABC):
             fields = self._fields(Side(p, rows, 2), Side(q, cols, axis), tangent)
             parts = [field.sum((0, 1), dtype=torch.float64) for field in fields if field is not None]
             total = [a.add_(b) for a, b in zip(total, parts)] if total else parts
-        count = self.pixels.size ** (2 if self.readout == "pool" else 1)
-        return [part.div_(count) for part in total]
+        return [part.div_(self.count) for part in total]
 
     def _same(self):
         """Returns (CK, NTK) of each image with itself; those of the offset 0 in closed form."""
@@ -236,7 +291,7 @@ class ConvBlocks(ABC):
                         total[start : start + 256] += field.sum((0, 1))[:, 0]
 
             for_each(work, [(start,) for start in range(0, len(images), 256)], self.device)
-        return [total / self.pixels.size ** (2 if self.readout == "pool" else 1) for total in own]
+        return [total / self.count for total in own]
 
     def diagonal(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (ck, ntk) of each of the rows' images with itself, float64."""

@@ -6,8 +6,9 @@ import warnings
 import pytest
 import torch
 
-from deq_enn.kernels import conv_blocks as blocks_module
+from deq_enn.kernels import conv, conv_blocks as blocks_module
 from deq_enn.kernels.box_filter import BoxFilter, WindowEquation
+from deq_enn.kernels.compiled import library
 from deq_enn.kernels.conv import conv_blocks, conv_kernels
 from deq_enn.kernels.conv_explicit import conv_explicit_blocks, conv_explicit_kernels
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
@@ -118,7 +119,7 @@ def test_one_pixel_is_the_fully_connected_network(name):
 @pytest.mark.parametrize("padding", ["zero", "circular"])
 @pytest.mark.parametrize("readout", ["flatten", "pool"])
 def test_blocks_are_parts_of_the_whole(padding, readout):
-    x = noise(7, 2, 3, 5)
+    x = noise(7, 2, 3, 4) if readout == "flatten" else noise(6, 1, 3, 3)
     makers = (
         lambda other=None: conv_blocks(
             x if other is None else x[:4], RELU, 0.6, 3, padding, readout, "aAB", 1.0, other
@@ -135,8 +136,8 @@ def test_blocks_are_parts_of_the_whole(padding, readout):
         for kernel, want, got, diagonal in zip(("ck", "ntk"), whole, other.both(), other.diagonal()):
             torch.testing.assert_close(got, want[3:, :4], rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(diagonal, want.diagonal()[3:], rtol=1e-10, atol=1e-12)
-            tile = make().tile(slice(1, 5), slice(2, 7), kernel, torch.empty(4, 5))
-            torch.testing.assert_close(tile.double(), want[1:5, 2:7], rtol=1e-5, atol=1e-6)
+            tile = make().tile(slice(1, 5), slice(2, 6), kernel, torch.empty(4, 4))
+            torch.testing.assert_close(tile.double(), want[1:5, 2:6], rtol=1e-5, atol=1e-6)
 
 
 def test_circular_pooling_is_the_mean_over_shifts():
@@ -150,15 +151,15 @@ def test_circular_pooling_is_the_mean_over_shifts():
 
 
 def test_pixels_and_images_that_are_zero():
-    x = noise(4, 2, 6, 6)
-    x[:, :, :4] = 0  # whole windows, in every image
+    x = noise(4, 2, 5, 4)
+    x[:, :, :3] = 0  # whole windows, in every image
     x[3] = 0
     for activation in (RELU, TANH):  # phi(0) is not 0, and 0
         ck, ntk = conv_kernels(x, activation, 0.5)
         assert torch.isfinite(ck).all() and torch.isfinite(ntk).all()
         tiny = x.clone()
-        tiny[:, :, :4] = 1e-7 * noise(4, 2, 4, 6, seed=1)
-        tiny[3] = 1e-7 * noise(2, 6, 6, seed=2)
+        tiny[:, :, :3] = 1e-7 * noise(4, 2, 3, 4, seed=1)
+        tiny[3] = 1e-7 * noise(2, 5, 4, seed=2)
         for got, want in zip((ck, ntk), conv_kernels(tiny, activation, 0.5)):
             torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.max().item())
     assert conv_kernels(x, TANH, 0.5)[1][3].eq(0).all()
@@ -173,6 +174,41 @@ def test_images_that_are_the_same_or_opposite(name):
         torch.testing.assert_close(K[:2, 2:4], K[:2, :2], rtol=1e-8, atol=1e-9)
         assert torch.linalg.eigvalsh(K)[0] > -1e-8
         assert name == "relu" or torch.allclose(K[:2, 4:6], -K[:2, :2], rtol=1e-8)
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", ["relu", "gelu", "tanh"])
+@pytest.mark.parametrize(
+    "readout, padding, size", [("flatten", "zero", 3), ("pool", "zero", 5), ("pool", "circular", 3)]
+)
+def test_compiled_code_and_torch_agree(name, readout, padding, size, monkeypatch):
+    if not library():
+        pytest.skip("no C compiler")
+    x = noise(11, 2, 3, 4) if readout == "flatten" else noise(5, 2, 3, 3)
+    x[3] = x[2]
+    results = []
+    for trained in ("aAB", "aA"):
+        compiled = conv_blocks(x, ACTIVATIONS[name], 0.8, size, padding, readout, trained)
+        assert compiled.terms
+        with monkeypatch.context() as patch:
+            patch.setattr(conv, "library", lambda: None)
+            plain = conv_blocks(x, ACTIVATIONS[name], 0.8, size, padding, readout, trained)
+        assert not plain.terms
+        results += [compiled.both(), plain.both()]
+        for a, b in zip(*results[-2:]):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(results[0][1], results[2][1], rtol=0.1)
+
+
+def test_code_that_does_not_compile_is_done_without(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for compiler in ("false", str(tmp_path / "none")):
+        monkeypatch.setenv("CC", compiler)
+        library.cache_clear()
+        assert library() is None
+    monkeypatch.undo()
+    library.cache_clear()
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def test_window_equation():

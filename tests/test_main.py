@@ -1,5 +1,7 @@
 """`python -m deq_enn`: the four commands by name, and answers to --help and bad flags without anything heavy."""
 
+import re
+import runpy
 import subprocess
 import sys
 
@@ -40,6 +42,21 @@ def test_an_unknown_command_is_one_line(argv, words):
     done = call(*argv)
     assert done.stdout == "heavy: [] 2\n" and words in done.stderr and done.stderr.count("\n") == 1
     assert all(command in done.stderr for command in COMMANDS)
+
+
+HELPERS = sorted(path for folder in ("scripts/*", "ck_ntk/common") for path in ROOT.glob(f"{folder}/[!_]*.py"))
+
+
+def test_a_module_that_is_no_command_says_what_to_run(monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(ROOT))])
+    assert len(HELPERS) > 20
+    for path in HELPERS:
+        monkeypatch.setattr(sys, "argv", [str(path)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(path), run_name="__main__")
+        assert re.fullmatch(
+            rf"{path.name} is (a part of scripts/\w+.py: run that|shared by .* run one of .*)", stop.value.code
+        )
 
 
 def test_help_lists_the_commands():

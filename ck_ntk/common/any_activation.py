@@ -1,5 +1,8 @@
 """The figure of any_activation_matching.py shows distances to every DEQ's kernels, and accuracies."""
 
+if __name__ == "__main__":
+    raise SystemExit("any_activation.py is shared by the figures: run one of ck_ntk/*.py")
+
 from ck_ntk.matching_map import COLOURS, NAMES as FAMILIES
 
 NETWORKS = {

@@ -4,12 +4,17 @@ A script has a docstring, a function main(args) -> (figure, numbers), and a call
 repository root as `python ck_ntk/NAME.py`.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("command.py is shared by the figures: run one of ck_ntk/*.py")
+
 import json
 import sys
 from pathlib import Path
 
 from deq_enn.reporting.style import STYLE, save
+from deq_enn.utils import interrupts
 from deq_enn.utils.arguments import OneLineParser, bounded_float, bounded_int, check_folder, old_spelling, positive_int
+from deq_enn.utils.locks import locked
 from deq_enn.utils.outcome import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,12 +104,13 @@ def run(main, description, **options):
         {flag: keywords of add_argument} of this script alone.
     """
     name = Path(sys.argv[0]).stem
+    interrupts.leave_at_once(f"{name}: interrupted")
     parser = make_parser(name, description, **options)
     args = parser.parse_args()
     if options.get("n"):
         args.n = sorted(set(args.n))
     check_folder(parser, "output_path", args.output_path)  # before anything is computed
-    with one_line(parser):
+    with one_line(parser), locked(args.output_path, "output_path", [name]):
         if hasattr(args, "device"):
             from deq_enn.utils.devices import get_device
 
@@ -114,6 +120,7 @@ def run(main, description, **options):
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
+        interrupts.raise_from_now_on()
         with plt.style.context(STYLE):
             try:
                 figure, numbers = main(args)

@@ -4,6 +4,9 @@ The layers have 80 units and are trained or random. They belong to positive conc
 whose weights have both signs. All is in float64.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("convergence_rates.py is shared by the figures: run one of ck_ntk/*.py")
+
 import math
 
 import torch

@@ -1,5 +1,8 @@
 """The exact kernels of the figures, computed on the device that was asked for; the figures go on on the CPU."""
 
+if __name__ == "__main__":
+    raise SystemExit("exact_kernels.py is shared by the figures: run one of ck_ntk/*.py")
+
 from deq_enn.kernels import exact
 
 

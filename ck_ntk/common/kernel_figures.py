@@ -1,5 +1,8 @@
 """Here are the two kernel figures of the paper: the equivalent of a DEQ's kernel, and the kernel of its match."""
 
+if __name__ == "__main__":
+    raise SystemExit("kernel_figures.py is shared by the figures: run one of ck_ntk/*.py")
+
 import math
 
 import numpy as np

@@ -1,5 +1,8 @@
 """Several figures have these panels: errors against the number of samples, and spectra."""
 
+if __name__ == "__main__":
+    raise SystemExit("panels.py is shared by the figures: run one of ck_ntk/*.py")
+
 import numpy as np
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 

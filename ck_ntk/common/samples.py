@@ -1,5 +1,8 @@
 """The figure scripts draw their samples here: the paper's mixture, and two classes of MNIST or CIFAR-10."""
 
+if __name__ == "__main__":
+    raise SystemExit("samples.py is shared by the figures: run one of ck_ntk/*.py")
+
 import math
 from dataclasses import dataclass
 

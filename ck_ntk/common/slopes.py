@@ -1,5 +1,8 @@
 """Slopes of errors in log-log coordinates are fitted and printed here, with their intervals."""
 
+if __name__ == "__main__":
+    raise SystemExit("slopes.py is shared by the figures: run one of ck_ntk/*.py")
+
 import math
 
 import numpy as np

@@ -1,5 +1,8 @@
 """The curves of training_dynamics.py are compared here: distances between networks' losses, a table, a figure."""
 
+if __name__ == "__main__":
+    raise SystemExit("training_curves.py is shared by the figures: run one of ck_ntk/*.py")
+
 import math
 
 POINTS = 10  # points of a curve in each epoch

@@ -6,6 +6,7 @@ Labels may be anything that numpy sorts, such as strings.
 """
 
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -102,9 +103,8 @@ class KernelMachine:
         """
         if self.kernel not in ("ck", "ntk"):
             raise ValueError(f"kernel must be 'ck' or 'ntk', got {self.kernel!r}")
-        X, labels = _samples(X), np.asarray(y)
-        if labels.shape != (len(X),):
-            raise ValueError(f"y must have one label a row of X, ({len(X)},); got shape {labels.shape}")
+        X = _samples(X)
+        labels = _labels(y, len(X))
         self.classes_, index = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError("a classifier needs at least two classes, got one class")
@@ -167,6 +167,18 @@ class KernelMachine:
         return self.machine_.predict(float32_blocks(self._model(), self.X_, X))
 
 
+def _labels(y: Any, n: int) -> np.ndarray:
+    labels = np.asarray(y)
+    if labels.shape == (n, 1):
+        warnings.warn("A column-vector y was passed when a 1d array was expected: it is taken as one label a row")
+        labels = labels[:, 0]
+    if labels.shape != (n,):
+        raise ValueError(f"y must have one label a row of X, ({n},); got shape {labels.shape}")
+    if labels.dtype.kind == "f" and (labels != np.floor(labels)).any():  # NaN too
+        raise ValueError("Unknown label type: y has continuous values, and a classifier needs classes")
+    return labels
+
+
 def _not_fitted(message: str) -> NotFitted:
     """Returns the error, which is also scikit-learn's own where that is loaded."""
     theirs = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", None)
@@ -181,7 +193,7 @@ def _samples(X: Any) -> torch.Tensor:
         raise ValueError(f"X must be an (n, p) matrix, got shape {array.shape}; reshape your data")
     for size, what in zip(array.shape, ("sample(s)", "feature(s)")):
         if not size:
-            raise ValueError(f"X has 0 {what} (shape={array.shape}) while a minimum of 1 is required")
+            raise ValueError(f"X has 0 {what} (shape={array.shape}) while a minimum of 1 is required.")
     if np.iscomplexobj(array):
         raise ValueError("Complex data not supported: X must have real entries")
     samples = torch.from_numpy(np.array(array, dtype=np.float64))

@@ -4,6 +4,7 @@ Nothing heavy is imported here: --help and a bad flag are answered without waiti
 """
 
 import argparse
+import contextlib
 import math
 import os
 import re
@@ -27,6 +28,18 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         spell_what_is_not_shown()
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Prints --help and errors; a reader who has gone, as `| true`, is no failure."""
+        file = file or sys.stderr
+        try:
+            file.write(message)
+            file.flush()
+        except (OSError, AttributeError):  # a closed pipe, or a stream that the shell has closed
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # or the interpreter tries once more
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, file.fileno())
+                os.close(nowhere)
 
     def error(self, message: object) -> NoReturn:
         """Exits with status 2 after "NAME: error: MESSAGE"."""

@@ -1,5 +1,8 @@
 """The section `growth` of bench.py fits by what power of the samples n, the inputs p and the width m time grows."""
 
+if __name__ == "__main__":
+    raise SystemExit("growth.py is a part of scripts/bench.py: run that")
+
 from deq_enn.reporting.markdown import head, row
 from scripts.benchmarks.networks import readout_task
 from scripts.benchmarks.timing import seconds

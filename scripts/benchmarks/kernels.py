@@ -1,5 +1,8 @@
 """Sections of bench.py time the theory: matches, and exact kernels against a plain product and against sampling."""
 
+if __name__ == "__main__":
+    raise SystemExit("kernels.py is a part of scripts/bench.py: run that")
+
 import math
 
 from deq_enn.reporting.markdown import head, row

@@ -11,6 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+if __name__ == "__main__" and len(sys.argv) != 5:
+    raise SystemExit("machines.py is a part of scripts/bench.py: run that")
+
 from deq_enn.reporting.markdown import head, row
 from scripts.benchmarks.timing import noise
 

@@ -1,5 +1,8 @@
 """Sections of bench.py time single networks: features, a DEQ's solver, the readout, two roots of a match."""
 
+if __name__ == "__main__":
+    raise SystemExit("networks.py is a part of scripts/bench.py: run that")
+
 import math
 import tempfile
 import time

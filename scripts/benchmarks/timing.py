@@ -3,6 +3,9 @@
 A section is a generator of the lines of Markdown tables.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("timing.py is a part of scripts/bench.py: run that")
+
 import time
 from statistics import median
 

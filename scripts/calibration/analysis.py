@@ -7,6 +7,9 @@ it tells less the larger the error is: coverage without it is reported beside it
 z errors.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("analysis.py is a part of scripts/calibrate.py: run that")
+
 import math
 from dataclasses import dataclass, replace
 

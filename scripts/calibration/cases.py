@@ -6,6 +6,9 @@ sigma_a^2 and widths are dealt like cards, so that each occurs as often as its l
 data. Half of the cases, by a hash of their names, set constants; the others only report (`that_set_constants`).
 """
 
+if __name__ == "__main__":
+    raise SystemExit("cases.py is a part of scripts/calibrate.py: run that")
+
 import hashlib
 import math
 from dataclasses import dataclass

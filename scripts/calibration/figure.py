@@ -1,5 +1,8 @@
 """The calibration figure: predicted against measured loss, coverage by kind of data, and the answers."""
 
+if __name__ == "__main__":
+    raise SystemExit("figure.py is a part of scripts/calibrate.py: run that")
+
 import numpy as np
 
 from deq_enn.reporting.style import STYLE, save

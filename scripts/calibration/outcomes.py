@@ -5,6 +5,9 @@ tested on samples that the verdict never sees. `sgd` and `full` train the same n
 a rate of its own, and say whether the exact readout speaks for them.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("outcomes.py is a part of scripts/calibrate.py: run that")
+
 import math
 import time
 from dataclasses import replace

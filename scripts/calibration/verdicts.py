@@ -4,6 +4,9 @@ The record of each measurement holds what `loss_model.measured` computes before 
 the measurements back for other constants, and thereby the intervals without a new verdict.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("verdicts.py is a part of scripts/calibrate.py: run that")
+
 import math
 import time
 from dataclasses import replace

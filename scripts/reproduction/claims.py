@@ -1,5 +1,8 @@
 """The report's sections are here: what the paper claims, and the sentence and table that a stage's numbers make."""
 
+if __name__ == "__main__":
+    raise SystemExit("claims.py is a part of scripts/reproduce.py: run that")
+
 from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.style import geometric_mean
 from deq_enn.reporting.tables import cost_table, difference_table, equality_table

@@ -4,6 +4,9 @@ The speed is measured in about two seconds, by the two kinds of work that a swee
 features, and steps of the readout, which memory bounds.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("machine.py is a part of scripts/reproduce.py: run that")
+
 import time
 
 import numpy as np

@@ -1,5 +1,8 @@
 """A stage's process and its children are watched here: their memory, how they are stopped, their last error."""
 
+if __name__ == "__main__":
+    raise SystemExit("processes.py is a part of scripts/reproduce.py: run that")
+
 import os
 import re
 import signal

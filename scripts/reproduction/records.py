@@ -1,5 +1,8 @@
 """reproduce.py keeps here what each stage did and how far a sweep is, and so how much time is left."""
 
+if __name__ == "__main__":
+    raise SystemExit("records.py is a part of scripts/reproduce.py: run that")
+
 import json
 import shlex
 import subprocess

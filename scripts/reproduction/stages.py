@@ -1,5 +1,8 @@
 """The stages of reproduce.py are listed here, a command each: what it writes, what it costs, what data it needs."""
 
+if __name__ == "__main__":
+    raise SystemExit("stages.py is a part of scripts/reproduce.py: run that")
+
 import functools
 import sys
 from dataclasses import dataclass

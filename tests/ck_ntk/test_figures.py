@@ -25,6 +25,7 @@ from deq_enn.theory import limiting_spectrum
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.coefficients import KernelCoefficients, implicit_ck, implicit_ntk
 from deq_enn.theory.mixture import equivalent_kernel
+from deq_enn.utils.locks import locked
 from deq_enn.utils.random import generator
 from tests.conftest import ROOT
 
@@ -246,6 +247,30 @@ def test_missing_data_and_impossible_kernels_are_one_line_too(run, tmp_path):
         ]
         assert done.status == 2 and len(lines) == 1, done.err
         assert not list(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time_makes_a_figure(run, tmp_path):
+    flags = "--n", "64", "--output_path", str(tmp_path)
+    with locked(tmp_path, "output_path", ["ck_gmm_matching"]):
+        done = run("ck_gmm_matching", *flags)
+    assert (done.status, done.err.count("\n")) == (2, 1) and f"is at work in {tmp_path}" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_while_libraries_are_loaded_is_one_line(tmp_path):
+    code = f"""
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "matplotlib":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["ck_ntk/matching_map.py", "--output_path", {str(tmp_path)!r}]
+runpy.run_path("ck_ntk/matching_map.py", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "matching_map: interrupted\n")
 
 
 @pytest.mark.long

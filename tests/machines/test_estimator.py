@@ -62,6 +62,7 @@ def test_the_conventions():
         ({"ridge": "none"}, {}, "ridge must be"),
         ({}, {"y": np.zeros(60)}, "one class"),
         ({}, {"y": np.zeros(3)}, "one label a row"),
+        ({}, {"y": np.linspace(0, 1, 60)}, "continuous"),
         ({}, {"X": np.full((60, 4), np.nan)}, "NaN"),
         ({}, {"X": np.zeros(60)}, "must be an .n, p. matrix, got shape .60,.; reshape"),
         ({}, {"X": np.zeros((60, 0))}, r"0 feature\(s\)"),

@@ -1,6 +1,7 @@
 """The parser that the commands share, and old spellings of flags."""
 
 import argparse
+import os
 
 import pytest
 
@@ -28,6 +29,15 @@ def test_new_spellings_say_nothing(parser, capsys):
     assert vars(parser.parse_args(["--asquare", "0.5"])) == {"asquare": 0.5, "dim": [64]}
     assert capsys.readouterr().err == ""
     assert "sigma_a2" not in parser.format_help() + parser.format_usage()
+
+
+def test_a_reader_who_has_gone_is_no_failure(parser):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as nobody:
+        parser.print_help(nobody)
+        parser.print_help(nobody)
+    parser.print_help(None)
 
 
 @pytest.mark.parametrize("flag", ["--sigma_a2", "--asquare"])

@@ -8,6 +8,14 @@ filters whose entries have variance 1/k_l^2. With M_l the mean over its window,
 
 pixel by pixel (Garriga-Alonso, Rasmussen & Aitchison, ICLR 2019; Arora et al., NeurIPS 2019). A layer with k_l = 1
 works on pixels: an equivalent of a convolutional DEQ may be one convolution followed by fully connected layers.
+
+A network of t steps with the image put in at each of them, z_{l+1} = psi(A_l * z_l + B_l * x), is what the unrolled DEQ
+and the network of its resolvent are (theory/resolvent.py). Its filters have a variance tap by tap, and a learning rate
+tap by tap: with the filters F_A, F_B of the variances and E_A, E_B of their products with the rates,
+
+    Lambda_{l+1} = F_A E[psi psi] + F_B S,      N_{l+1} = E_A E[psi psi] + E_B S + F_A (E[psi' psi'] N_l),
+
+from E[psi psi] = 0, and CK = mean E[phi phi], NTK = mean of E[phi phi] + E[phi' phi'] N at the last step.
 """
 
 from collections.abc import Sequence
@@ -62,6 +70,99 @@ class _Explicit(ConvBlocks):
             if tangent:
                 K = dot.mul_(M(K)).add_(sigma)
         return sigma, K if tangent else None
+
+
+class _Injected(ConvBlocks):
+    """The network of `injected_kernels`, psi(x) = phi(x) - slope x."""
+
+    def __init__(self, images, activation, slope, taps, rates, steps, padding, readout, other):
+        super().__init__(images, other, padding, readout)
+        shape = (self.height, self.width), padding
+        self.F = [tap_matrix(t, *shape).to(self.device) for t in taps]
+        self.E = [tap_matrix(t * rates, *shape).to(self.device) for t in taps]
+        self.activation, self.slope, self.stack = activation, slope, []
+        S = self._x.square().sum(2)
+        psi = psi_dot = N = torch.zeros_like(S)
+        second = d1_sq = S
+        for _ in range(steps):
+            q, N = self.F[0] @ psi + self.F[1] @ S, self.E[0] @ psi + self.E[1] @ S + self.F[0] @ (psi_dot * N)
+            scales = explicit_scales(activation, q.clamp_min(0).sqrt().cpu().numpy().reshape(-1))
+            s, mean, d1, second, d1_sq = (
+                torch.from_numpy(np.ascontiguousarray(values)).reshape(S.shape).to(self.device)
+                for values in (scales.s, scales.mean, scales.d1, scales.second, scales.d1_sq)
+            )
+            self.stack.append((pixel_pairs(activation, scales, S.shape[1], self.device), s, mean, d1))
+            psi = second + (slope**2 - 2 * slope * d1) * q
+            psi_dot = d1_sq - 2 * slope * d1 + slope**2
+        self._own = second, second + d1_sq * N
+        self.entries = self.stack[0][0].entries
+
+    def _own_fields(self):
+        return self._own
+
+    def _fields(self, rows, cols, tangent):
+        S = self._products(rows, cols)
+        flat = S.flatten(2).flatten(0, 1)
+        psi = psi_dot = N = torch.zeros_like(flat)
+        G = dot = flat
+        for pair, s, mean, d1 in self.stack:
+            covariance = self.F[0] @ psi + self.F[1] @ flat
+            if tangent:
+                N = self.E[0] @ psi + self.E[1] @ flat + self.F[0] @ (psi_dot * N)
+            ss = rows.of(s) * cols.of(s)
+            g, dot = pair(rows, cols, covariance.reshape(ss.shape) / ss)
+            G = g.mul_(ss).add_(rows.of(mean) * cols.of(mean)).reshape(flat.shape)
+            dot, slopes = dot.reshape(flat.shape), (rows.of(d1) + cols.of(d1)).reshape(flat.shape)
+            shift = self.slope**2 - self.slope * slopes
+            psi, psi_dot = torch.addcmul(G, shift, covariance), dot + shift
+        return G.reshape(S.shape), torch.addcmul(G, dot, N).reshape(S.shape) if tangent else None
+
+
+def tap_matrix(taps: np.ndarray, shape: tuple[int, int], padding: str) -> torch.Tensor:
+    """Returns the matrix (h w, h w) of a symmetric filter (k, k), which may reach beyond the images of h x w pixels."""
+    (h, w), radius = shape, len(taps) // 2
+    offsets = np.arange(-radius, radius + 1)
+    down, right = (np.subtract.outer(np.arange(size), np.arange(size)) for size in shape)
+    if padding == "circular":
+        folded = np.zeros(shape)
+        np.add.at(folded, (offsets[:, None] % h, offsets % w), taps)
+        matrix = folded[down[:, None, :, None] % h, right[None, :, None, :] % w]
+    else:
+        wide = np.zeros((2 * max(h, radius) + 1, 2 * max(w, radius) + 1))  # offsets that no tap reaches have 0
+        middle = len(wide) // 2, wide.shape[1] // 2
+        wide[middle[0] + offsets[:, None], middle[1] + offsets] = taps
+        matrix = wide[middle[0] + down[:, None, :, None], middle[1] + right[None, :, None, :]]
+    return torch.from_numpy(np.ascontiguousarray(matrix.reshape(h * w, h * w)))
+
+
+def injected_kernels(
+    images: torch.Tensor,
+    activation: Activation,
+    taps: tuple[np.ndarray, np.ndarray],
+    steps: int,
+    slope: float = 0.0,
+    rates: np.ndarray | float = 1.0,
+    padding: str = "zero",
+    readout: str = "flatten",
+    other: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the exact CK and NTK of a network that the image is put into at each of its steps.
+
+    Parameters
+    ----------
+    activation : phi as it is, of the last step; the others have psi(x) = phi(x) - slope x.
+    taps : (k, k) variances of the taps of the filters on the state and on the image, symmetric.
+    steps : number of layers. rates : (k, k) learning rates of the taps.
+
+    The other parameters and what is returned are those of `conv_explicit_kernels`; "pool" needs circular padding. The
+    unrolled DEQ has the taps sigma_a^2/k^2 and sigma_b^2/k^2; `theory.resolvent` has those of its resolvent.
+    """
+    if steps < 1:
+        raise ValueError(f"a network needs at least one step, got {steps}")
+    if readout == "pool" and padding == "zero":
+        raise ValueError("readout 'pool' of a network with taps needs padding 'circular'")
+    rates = np.broadcast_to(np.asarray(rates, dtype=np.float64), taps[0].shape)
+    return _Injected(images, activation, slope, taps, rates, steps, padding, readout, other).both()
 
 
 def conv_explicit_blocks(

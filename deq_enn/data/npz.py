@@ -93,6 +93,38 @@ def read_parts(path: Path | str | None) -> tuple[UserData, torch.Tensor, torch.T
     return UserData(X, y, X_test, y_test, data.names), y, X_test, y_test
 
 
+def read_whole(
+    path: Path | str | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, tuple[str, ...] | None]:
+    """Returns the samples in the shapes and numbers that a file has: X, y, X_test, y_test, and names of string labels.
+
+    Whole numbers of 32 bits and more stay whole, as tokens are; everything else becomes float32 (bytes of images too,
+    0 to 255). Raises DataError as `read_files` does, and where there is no test set.
+    """
+    if path is None:
+        raise DataError("the dataset npz needs --dataset_path")
+    with open_arrays(path) as arrays:
+        keys = _keys(path, arrays)
+        missing = [key for key in (keys if len(keys) == len(NAMES[0]) else NAMES[0]) if key not in arrays]
+        if missing:
+            raise DataError(
+                f"{path}: no held-out samples: it holds no {', '.join(missing)}; it has {', '.join(arrays)}"
+            )
+        X, X_test = (_whole(path, arrays, key) for key in (keys[0], keys[2]))
+        y = _labels(path, arrays, keys[1], keys[0], len(X))
+        y_test = _labels(path, arrays, keys[3], keys[2], len(X_test))
+    coded, coded_test, names = _coded_alike(path, (keys[1], y), (keys[3], y_test))
+    return X, coded, X_test, coded_test, names
+
+
+def _whole(path: Path | str, arrays: Mapping[str, np.ndarray], key: str) -> torch.Tensor:
+    array = read_array(path, arrays, key)
+    if array.dtype.kind not in "biuf" or array.ndim < 2 or not array.size:
+        raise DataError(f"{path}: {key} has shape {array.shape} and type {array.dtype}; store numbers, a sample a row")
+    whole = array.dtype.kind in "iu" and array.dtype.itemsize >= 4
+    return torch.from_numpy(array.astype(np.int64 if whole else np.float32, order="C"))
+
+
 def _held_out(y: torch.Tensor) -> torch.Tensor:
     """Returns which samples are held out: one in five of each class, the same ones each time."""
     held = torch.zeros(len(y), dtype=torch.bool)

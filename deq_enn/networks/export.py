@@ -166,23 +166,43 @@ def export(network: ExportedENN | ENN, path: Path | str, X_example: torch.Tensor
     p = len(network.mean)
     if X_example.ndim != 2 or X_example.shape[1] != p or len(X_example) < 2:
         raise ValueError(f"the example must be two or more rows of {p}, got shape {tuple(X_example.shape)}")
-    X_example = X_example.to(network.mean)
+    return write_programs(network, path, X_example.to(network.mean), describe(network), network.labels)
+
+
+def write_programs(
+    network: nn.Module, path: Path | str, X_example: torch.Tensor, said: dict, labels: Sequence[int | str] | None
+) -> dict:
+    """Writes any network of rows on the CPU as FILE.pt, .json, .pt2 and, if it can, .onnx, for a `path` FILE.pt.
+
+    Parameters
+    ----------
+    network : in evaluation mode, with one tensor for an output.
+    X_example : (n, ...), two rows or more.
+    said : what the JSON file says of the network.
+    labels : the names of the classes, for the ONNX metadata.
+
+    Returns, raises
+    ---------------
+    as `export`.
+    """
+    path = Path(path)
     with torch.no_grad():
-        expected = network(X_example)
+        expected, single = network(X_example), network(X_example[:1])
     with quiet():
         program = torch.export.export(network, (X_example,), dynamic_shapes=({0: torch.export.Dim("rows")},))
     contents = {
         ".pt": _saved(torch.save, network.state_dict()),
-        ".json": json.dumps(describe(network), indent=1).encode(),
+        ".json": json.dumps(said, indent=1).encode(),
         ".pt2": _saved(torch.export.save, program),
     }
     with torch.no_grad():
         difference = {"pt2": _difference("the torch.export program", program.module()(X_example), expected)}
-    onnx, skipped = _onnx(program, network.labels)
+    onnx, skipped = _onnx(program, labels)
     if onnx is not None:
         contents[".onnx"] = onnx
         if (outputs := onnx_outputs(onnx, X_example)) is not None:
             difference["onnx"] = _difference("the ONNX program", outputs, expected)
+            _difference("the ONNX program on one row", onnx_outputs(onnx, X_example[:1]), single)
     _write_together(path, contents)
     files = [str(path.with_suffix(suffix)) for suffix in contents]
     return {"files": files, "difference": difference, "skipped": skipped}
@@ -260,7 +280,8 @@ def _saved(save: Callable[[Any, io.BytesIO], object], what: object) -> bytes:
     return buffer.getvalue()
 
 
-def _difference(what: str, outputs: torch.Tensor, expected: torch.Tensor) -> float:
+def _difference(what: str, outputs: torch.Tensor | None, expected: torch.Tensor) -> float:
+    assert outputs is not None
     difference = ((outputs - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
     if not difference <= TOLERANCE:
         raise RuntimeError(

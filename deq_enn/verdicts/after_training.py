@@ -14,6 +14,8 @@ from deq_enn.networks.fixed_point import Solver
 from deq_enn.networks.trained_deq import adapt, understood, unwrapped
 from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.unrolling.by_steps import VerdictBySteps
+from deq_enn.unrolling.steppers import Steps, can_be_stopped
 from deq_enn.utils.deadline import deadline
 from deq_enn.verdicts.assumptions import check_data, check_held, check_repeated, check_request, integer_labels
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation, settings_of
@@ -217,15 +219,31 @@ class VerdictAfterTraining:
         return Decision("undecided", None, [*reason, between])
 
 
-PendingVerdict = VerdictAtInitialisation | VerdictAfterTraining
+PendingVerdict = VerdictAtInitialisation | VerdictAfterTraining | VerdictBySteps
 
 
 def begin(
-    deq: Any, X: Any, y: Any, *, held: Labelled | None = None, solver: Solver | None = None, **settings: Any
+    deq: Any,
+    X: Any,
+    y: Any,
+    *,
+    held: Labelled | None = None,
+    solver: Solver | None = None,
+    steps: Steps | None = None,
+    seen: float | None = None,
+    **settings: Any,
 ) -> PendingVerdict:
-    """Returns the verdict in the making for this DEQ: at initialisation if its weights are as drawn."""
+    """Returns the verdict in the making for this DEQ: at initialisation if its weights are as drawn.
+
+    One that was trained is judged as it is where it can be stopped after k steps, by itself or by `steps`; unless it
+    has the form z = phi(Az + Bx + b), and a solver is given or no samples are held out.
+    """
     check_held(held)
     deq = unwrapped(deq)
+    stoppable = not as_drawn(deq) and can_be_stopped(deq)
+    if steps is not None or stoppable and (held is not None and solver is None or not _of_the_form(deq)):
+        settings.pop("width", None)
+        return VerdictBySteps(deq, X, y, held=held, steps=steps, seen=seen, **settings)
     if not as_drawn(deq):
         return VerdictAfterTraining(deq, X, y, held=held, solver=solver, **settings)
     if solver is not None:
@@ -233,6 +251,15 @@ def begin(
     pending = VerdictAtInitialisation(deq, X, y, **settings)
     adapt(deq, pending.X)  # refuses a subclass whose forward is another
     return pending
+
+
+def _of_the_form(deq: Any) -> bool:
+    """Tells whether the parts of a module are those of z = phi(Az + Bx + b)."""
+    try:
+        understood(deq)
+    except ValueError:
+        return False
+    return True
 
 
 def why_measured(drift: dict) -> str:

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from deq_enn.unrolling.result import StepVerdict
 from deq_enn.verdicts.result import Verdict
 
 if TYPE_CHECKING:
     from deq_enn.networks.fixed_point import Solver
+    from deq_enn.unrolling.steppers import Steps
 
 
 def verdict(
@@ -23,36 +25,54 @@ def verdict(
     tolerance: float = 0.5,
     seed: int = 0,
     solver: Solver | None = None,
+    steps: Steps | None = None,
+    seen: float | None = None,
     progress: bool = False,
     clock: Callable[[], float] = time.perf_counter,
-) -> Verdict:
+) -> Verdict | StepVerdict:
     """Returns whether an explicit network should replace a DEQ on these data, and which.
 
     Parameters
     ----------
-    deq : a `model.DEQ` at initialisation, of which activation, sigma_a^2, width and tau_0 count; or a trained DEQ, ours
-        or any module that `networks.trained_deq.adapt` understands.
-    X, y : (n, p) training samples, scaled as the DEQ takes them, and (n,) integer labels or None. For a trained DEQ
-        the labels are 0, 1, ... in the order of its outputs.
-    held : (X, y) that a trained DEQ has not seen, on which the loss is measured; by default a fifth of X.
-    width : of the networks to compare; by default the DEQ's.
+    deq : a `model.DEQ` at initialisation, of which activation, sigma_a^2, width and tau_0 count; or a trained DEQ: any
+        module whose equilibria `unrolling.steppers.stopped` can stop after k steps, which is then judged as it is; or
+        one of the form that `networks.trained_deq.adapt` understands.
+    X, y : training samples, (n, p) or of any shape that a trained module takes, scaled as it takes them, and (n,)
+        integer labels or None. For a trained DEQ the labels are 0, 1, ... in the order of its outputs.
+    held : (X, y) that a trained DEQ has not seen, on which the loss is measured. A module that is judged as it is
+        needs them; else they are by default a fifth of X.
+    width : of the networks to compare; by default the DEQ's. A module that is judged as it is has its own.
     budget : seconds for everything.
     tolerance : the loss of accuracy that is acceptable, in percentage points.
     seed : of the subsamples and of the weights that are drawn.
     solver : of the equilibrium of a trained DEQ, such as Anderson(); by default that of a `DEQ`, else Picard, or
         Anderson where Picard does not converge.
+    steps : the user's own way to stop a trained module, steps(module, k) -> the module after k steps. It gets a copy.
+    seen : samples that a trained DEQ passed in its training, each time that one was; networks in its place are trained
+        on no more.
     progress : whether to show a bar.
     clock : measures the budget; pass time.process_time on a machine that others use.
 
     Raises
     ------
-    ValueError : the samples or labels cannot be used, the module's forward is not the equilibrium of its parts, or the
-        DEQ has no stable equilibrium; says why.
+    ValueError : the samples or labels cannot be used, the module cannot be stopped or its forward is random, or is not
+        the equilibrium of its parts, or the DEQ has no stable equilibrium; says why.
     """
     from deq_enn.verdicts.after_training import begin
 
     pending = begin(
-        deq, X, y, held=held, width=width, budget=budget, tolerance=tolerance, seed=seed, clock=clock, solver=solver
+        deq,
+        X,
+        y,
+        held=held,
+        width=width,
+        budget=budget,
+        tolerance=tolerance,
+        seed=seed,
+        clock=clock,
+        solver=solver,
+        steps=steps,
+        seen=seen,
     )
     pending.run(progress)
     return pending.conclude()

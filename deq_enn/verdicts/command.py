@@ -4,6 +4,7 @@
     python -m deq_enn verdict --dataset npz --dataset_path mine.npz --activation my_file.py:my_function --asquare 0.1
     python -m deq_enn verdict --dataset mnist --activation relu --checkpoint checkpoints/256_inn_mnist_seed0_KEY.pt
     python -m deq_enn verdict --dataset mnist --activation relu --export enn.pt
+    python -m deq_enn verdict --module my_file.py:build --weights w.pt --dataset npz --dataset_path mine.npz
 
 `verdict(deq, X, y)` is the same from Python. Does the theory apply, what could replace the DEQ, how far are their
 kernels from the DEQ's on these data, what is lost, what is saved: docs/verdict.md says how the answer is reached.
@@ -14,11 +15,12 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deq_enn.names import ACTIVATIONS
+from deq_enn.unrolling.result import StepVerdict
 from deq_enn.utils import interrupts
 from deq_enn.utils.arguments import (
     OneLineParser,
@@ -49,9 +51,8 @@ def make_parser() -> OneLineParser:
     add_data_flags(add)
     add(
         "--activation",
-        required=True,
         metavar="NAME",
-        help=f"of the DEQ: {', '.join(ACTIVATIONS)}, or path/to/file.py:name, whose code is run",
+        help=f"of the DEQ: {', '.join(ACTIVATIONS)}, or path/to/file.py:name, whose code is run (not with --module)",
     )
     add(
         "--asquare",
@@ -67,9 +68,10 @@ def make_parser() -> OneLineParser:
     add(
         "--checkpoint",
         metavar="FILE",
-        help="the DEQ as main.py --train full has trained it, with this --activation "
+        help="the DEQ as main.py --train full, or a pcDEQ, was trained, with this --activation "
         "and --asquare; losses are measured on the test set",
     )
+    add_module_flags(add)
     add("--budget", type=duration, default=60.0, metavar="TIME", help="time to take, such as 30s or 5m (default: 60s)")
     add(
         "--tolerance",
@@ -94,11 +96,51 @@ def make_parser() -> OneLineParser:
     return parser
 
 
+def add_module_flags(add: Callable[..., object]) -> None:
+    """Adds the flags of a user's own module, by a parser's `add_argument`."""
+    add(
+        "--module",
+        metavar="FILE.py:build",
+        help="a trained DEQ of your own: build() in that file, whose code is run, returns the torch.nn.Module; a "
+        "function steps(module, k) in it says how to stop it, where neither FixedPoint nor torchdeq solves it",
+    )
+    add("--weights", metavar="FILE.pt", help="its state_dict, never unpickled; without it, what build() returns")
+    add(
+        "--samples",
+        choices=("raw", "normalised"),
+        help="as --module takes them: as the file has them, in its shapes (raw, the default with npz), or centred and "
+        "scaled rows as main.py trains on (the default with other data)",
+    )
+    add("--sample_shape", nargs="+", type=positive_int, metavar="N", help="of a sample of --module, such as 1 28 28")
+    add(
+        "--seen",
+        type=bounded_float(0, float("inf"), "positive"),
+        metavar="N",
+        help="samples that a trained DEQ passed in its training, each time that one was; networks in its place are "
+        "trained on no more",
+    )
+
+
+def check_module_flags(parser: ArgumentParser, arguments: Namespace) -> None:
+    """Refuses flags of a module that do not go together."""
+    a = arguments
+    if not a.module:
+        given = [name for name in ("weights", "samples", "sample_shape") if getattr(a, name)]
+        if given:
+            parser.error(f"argument --{given[0]}: it is for a module of your own (--module)")
+        if not a.activation:
+            parser.error("the following arguments are required: --activation")
+        return
+    if clash := next((name for name in ("checkpoint", "activation", "dim") if getattr(a, name)), None):
+        parser.error(f"argument --{clash}: not with --module, which says it itself")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     check_data_flags(parser, arguments)
+    check_module_flags(parser, arguments)
     check_folder(parser, "output_path", arguments.output_path)
     if arguments.export:
         check_export(parser, arguments.export)
@@ -127,18 +169,19 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     """
     from deq_enn.data.datasets import load_dataset, load_training_set
     from deq_enn.networks.deq import DEQ
-    from deq_enn.networks.trained_deq import load_checkpoint
     from deq_enn.theory.activations import load_activation
+    from deq_enn.unrolling.sources import load_any
     from deq_enn.utils.devices import get_device
     from deq_enn.verdicts.after_training import begin
 
     interrupts.raise_from_now_on()
     a = arguments
-    device, activation = get_device(a.device), load_activation(a.activation)
+    if a.module:
+        return prepare_module(a)
     deq = held = None
     if a.checkpoint:
-        deq = load_checkpoint(a.checkpoint, activation, a.asquare)
-        if a.dim not in (None, len(deq.A)):
+        deq = load_any(a.checkpoint, a.activation, a.asquare)
+        if isinstance(deq, DEQ) and a.dim not in (None, len(deq.A)):
             raise ValueError(f"--dim {a.dim}: the DEQ of {a.checkpoint} has width {len(deq.A)}; leave --dim out")
     choice = dict(preset=a.preset, classes=a.classes, vgg_path=a.vgg_path)
     try:
@@ -153,13 +196,51 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
         raise ValueError(str(error)) from None
     if deq is None:
         classes = 2 if y is None else int(y.max()) + 1
-        deq = DEQ(activation, X.shape[1], a.dim or 1024, classes, a.asquare, seed=a.seed)
-    print(
-        f"{a.dataset}: {len(X)} training samples, p = {X.shape[1]}; {'trained ' * bool(a.checkpoint)}DEQ of "
-        f"{activation.name}, sigma_a^2 = {a.asquare:g}, width {len(deq.A)}",
-        flush=True,
-    )
-    return begin(deq.to(device), X, y, held=held, budget=a.budget, tolerance=a.tolerance, seed=a.seed), normalised
+        deq = DEQ(load_activation(a.activation), X.shape[1], a.dim or 1024, classes, a.asquare, seed=a.seed)
+    what = "a positive concave DEQ"
+    if isinstance(deq, DEQ):
+        what = f"DEQ of {deq.activation.name}, sigma_a^2 = {a.asquare:g}, width {len(deq.A)}"
+    trained = "trained " * bool(a.checkpoint)
+    print(f"{a.dataset}: {len(X)} training samples, p = {X.shape[1]}; {trained}{what}", flush=True)
+    settings = dict(budget=a.budget, tolerance=a.tolerance, seed=a.seed, seen=a.seen)
+    return begin(deq.to(get_device(a.device)), X, y, held=held, **settings), normalised
+
+
+def prepare_module(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
+    """Loads a user's own module and the samples that it takes; as `prepare`."""
+    import torch
+
+    from deq_enn.data.datasets import load_dataset
+    from deq_enn.data.npz import read_whole
+    from deq_enn.unrolling.sources import load_module
+    from deq_enn.utils.devices import get_device
+    from deq_enn.verdicts.after_training import begin
+
+    a = arguments
+    print(f"{a.module}: the code of this file is run", flush=True)
+    module, steps = load_module(a.module, a.weights)
+    raw = a.samples == "raw" or a.samples is None and a.dataset == "npz"
+    if raw and a.dataset != "npz":
+        raise ValueError("--samples raw is for files of your own (--dataset npz)")
+    try:
+        if raw:
+            X, y, X_test, y_test, classes = read_whole(a.dataset_path)
+            normalised: Normalised = (None, 1.0, classes)
+        else:
+            data = load_dataset(a.dataset, a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path)
+            X, y, X_test, y_test = data.X_train, data.y_train, data.X_test, data.y_test
+            normalised = data.mean, data.scale, data.classes
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    if a.sample_shape:
+        shape = tuple(a.sample_shape)
+        if X[0].numel() != torch.Size(shape).numel():
+            raise ValueError(f"--sample_shape {' '.join(map(str, shape))}: a sample has {X[0].numel()} entries")
+        X, X_test = X.reshape(-1, *shape), X_test.reshape(-1, *shape)
+    print(f"{a.dataset}: {len(X)} training samples of shape {list(X.shape[1:])}; {type(module).__name__}", flush=True)
+    settings = dict(budget=a.budget, tolerance=a.tolerance, seed=a.seed, seen=a.seen)
+    pending = begin(module.to(get_device(a.device)), X, y, held=(X_test, y_test), steps=steps, **settings)
+    return pending, normalised
 
 
 def finish(pending: PendingVerdict, arguments: Namespace, normalised: Normalised) -> None:
@@ -170,17 +251,19 @@ def finish(pending: PendingVerdict, arguments: Namespace, normalised: Normalised
         if arguments.export:
             written += write_network(verdict, arguments, normalised)
     finally:
-        for sentence in verdict.applies.get("fails", ()):
+        for sentence in getattr(verdict, "applies", {}).get("fails", ()):
             print(f"assumption: {sentence}")
         print(verdict.table())
         print(*written, sep="\n")
 
 
-def write_verdict(verdict: Verdict, arguments: Namespace) -> list[str]:
+def write_verdict(verdict: Verdict | StepVerdict, arguments: Namespace) -> list[str]:
     """Writes the verdict with its figure and its page, and returns the files."""
+    from deq_enn.unrolling import page as page_of_steps
     from deq_enn.utils.files import atomic_write
-    from deq_enn.verdicts.page import write
+    from deq_enn.verdicts import page
 
+    write = page_of_steps.write if isinstance(verdict, StepVerdict) else page.write
     path = Path(arguments.output_path) / "verdict.json"
     settings = {"dataset": arguments.dataset, "dataset_path": arguments.dataset_path, **verdict.settings}
     numbers = verdict.to_dict() | {"settings": settings}
@@ -189,7 +272,7 @@ def write_verdict(verdict: Verdict, arguments: Namespace) -> list[str]:
     return [str(path), *map(str, write(numbers, path.parent))]
 
 
-def write_network(verdict: Verdict, arguments: Namespace, normalised: Normalised) -> list[str]:
+def write_network(verdict: Verdict | StepVerdict, arguments: Namespace, normalised: Normalised) -> list[str]:
     """Writes the chosen network with its readout, and returns lines that say so, or that there is none."""
     if verdict.chosen is None:
         return [f"{arguments.export} is not written: the answer is {verdict.answer}, so that no network was chosen"]

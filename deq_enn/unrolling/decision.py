@@ -1,0 +1,110 @@
+"""The answer for a trained DEQ: replace it by k steps or by another network, at which loss; keep it; or undecided.
+
+"Replace" where a network that is faster certainly loses less than the tolerance. "Keep" where every such network
+certainly loses more, and those that are trained had their training. Else "undecided", with what would decide.
+
+Among networks of one kind more steps lose less. They are tested from the most steps down, and no network counts whose
+predecessor failed: so tested, the chance that any of a kind is wrongly called good is that of one, 5%.
+"""
+
+from dataclasses import dataclass
+
+from deq_enn.unrolling.result import KINDS, TIED, StepCandidate
+
+FASTER = 1.1  # the module's time over the network's, at least, for a replacement
+TRAINED = "distilled", "explicit"  # kinds without which nothing is kept
+CHANCE = 2.0  # points above the most frequent class's share, below which a module has learnt nothing
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a decision rests on beside the candidates.
+
+    tolerance : in points. accuracy : of the module, in %. frequent : share of the most frequent class, in %.
+    held : number of samples held out. labelled : whether there were labels. passes : of the training set, that a
+        network's training must have made to count for "keep".
+    samples : of the training set.
+    """
+
+    tolerance: float
+    accuracy: float
+    frequent: float
+    held: int
+    labelled: bool
+    passes: float
+    samples: int
+
+
+def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCandidate | None, list[str]]:
+    """Returns "replace", "keep" or "undecided", the network to take or None, and the reason in sentences."""
+    if not candidates:
+        return "undecided", None, ["Nothing has been measured yet: allow more time (--budget)."]
+    reason = [] if known.labelled else ["There are no labels: the module's own classes stand for them."]
+    if known.labelled and known.accuracy < known.frequent + CHANCE:
+        return "undecided", None, [_nothing_learnt(known)]
+    faster = [c for c in candidates if c.saved is None or c.saved >= FASTER]
+    if not faster:
+        sentence = f"None of the {len(candidates)} networks that were tried is {FASTER:g} times as fast as the module."
+        return "keep", None, [sentence]
+    if accepted := _accepted(faster, known.tolerance):
+        chosen = min(accepted, key=lambda c: (c.work, c.loss))
+        sentence = f"{_loses(chosen, known)}, less than {known.tolerance:g}.{_saves(chosen)}"
+        return "replace", chosen, [*reason, sentence]
+    best = min(faster, key=lambda c: c.interval[1])
+    low = min(c.interval[0] for c in faster)
+    untrained = _untrained(faster, known)
+    if low > known.tolerance and not untrained:
+        sentence = (
+            f"Every one of the {len(faster)} faster networks loses more than {known.tolerance:g} points; the best: "
+            f"{_loses(best, known)}."
+        )
+        return "keep", None, [*reason, sentence]
+    if low > known.tolerance:
+        return "undecided", None, [*reason, f"Nothing that was tried is good enough, but {untrained}."]
+    between = f"{_loses(best, known)}: {known.tolerance:g} lies in an interval. More samples held out would decide it"
+    return "undecided", None, [*reason, between + (f", or more time (--budget): {untrained}." if untrained else ".")]
+
+
+def _accepted(candidates: list[StepCandidate], tolerance: float) -> list[StepCandidate]:
+    """The candidates below the tolerance; of a kind with steps, down to the first that is not."""
+    accepted = [c for c in candidates if c.kind not in TIED and c.interval[1] < tolerance]
+    for kind in TIED:
+        for candidate in sorted((c for c in candidates if c.kind == kind), key=lambda c: -(c.k or 0)):
+            if candidate.interval[1] >= tolerance:
+                break
+            accepted.append(candidate)
+    return accepted
+
+
+def _untrained(candidates: list[StepCandidate], known: Known) -> str | None:
+    """Says which networks had no time for their training; None where all had it."""
+    for kind in TRAINED:
+        passes = [c.seen / known.samples for c in candidates if c.kind == kind]
+        if not passes:
+            return f"no {KINDS[kind]} was tried"
+        if max(passes) < known.passes:
+            return f"the longest training of a {KINDS[kind]} passed over the samples {max(passes):.1f} times"
+    return None
+
+
+def _loses(candidate: StepCandidate, known: Known) -> str:
+    low, high = candidate.interval
+    return (
+        f"{candidate.name} loses {candidate.loss:+.2f} points (90% interval {low:+.2f} to {high:+.2f}) on {known.held} "
+        "samples that were held out"
+    )
+
+
+def _saves(candidate: StepCandidate) -> str:
+    saved = candidate.cost["saved"] if candidate.cost else {}
+    jobs = {"row": "one sample", "batch": "a batch", "step": "a training step"}
+    said = [f"{saved[job]:.3g} times for {what}" for job, what in jobs.items() if saved.get(job)]
+    return f" The module's time is its own {', '.join(said)}." if said else ""
+
+
+def _nothing_learnt(known: Known) -> str:
+    return (
+        f"The module has {known.accuracy:.1f}% where always naming the most frequent class has {known.frequent:.1f}%: "
+        "it has learnt nothing, or the labels are not in the order of its outputs, or the samples are not scaled as it "
+        "takes them."
+    )

@@ -1,0 +1,243 @@
+"""The module that is judged: its own `forward`, in evaluation mode, on samples of any shape, and what is refused.
+
+Nothing is taken from a module but what it says: rows of outputs, one a sample. Whatever would make its accuracy depend
+on chance, on the batch, or on samples that it was trained on is refused in one line.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from deq_enn.networks.trained_deq import evaluating
+from deq_enn.utils.deadline import check
+from deq_enn.utils.random import generator
+
+ROWS = 512  # rows passed through a module at once, at most
+ENTRIES = 2**21  # entries of a batch of inputs, at most
+PROBED = 64  # rows on which a module is tried before anything is measured
+FEWEST = 50  # samples of each kind, at least
+SAME = 0.02  # difference of two passes, relative to the outputs' spread, from which on a forward counts as random
+TAIL = 1.6449  # standard deviations that hold 90% of a Gaussian
+SHARED = 0.1  # share of held-out rows that may be training rows as well; data of few values repeat themselves
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of one purpose: X (n, ...), what the module says of them (n, c), and labels (n,).
+
+    labels : where the user gave none, the module's own classes stand for them.
+    """
+
+    X: torch.Tensor
+    outputs: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def says(self) -> torch.Tensor:
+        """Returns the classes that the module names, (n,)."""
+        return self.outputs.argmax(1)
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+
+def batch_of(X: torch.Tensor) -> int:
+    """Returns how many rows of X (n, ...) are passed at once."""
+    return max(1, min(ROWS, ENTRIES // max(1, X[0].numel())))
+
+
+def scores(outputs: Any, name: str = "the module") -> torch.Tensor:
+    """Returns outputs as one row of scores a sample, (n, c); a single number a sample z becomes (0, z).
+
+    Of several outputs the first counts, as of a module that returns statistics beside them. Raises ValueError where
+    they are something else.
+    """
+    while isinstance(outputs, (tuple, list)) and outputs:
+        outputs = outputs[0]
+    if not isinstance(outputs, torch.Tensor) or not outputs.is_floating_point():
+        raise ValueError(f"{name}'s outputs must be one row of scores a sample, got {type(outputs).__name__}")
+    if outputs.ndim == 1:
+        outputs = outputs[:, None]
+    if outputs.ndim != 2:
+        raise ValueError(
+            f"{name}'s outputs must be one row of scores a sample, (n, classes); got shape {tuple(outputs.shape)}"
+        )
+    return torch.cat([torch.zeros_like(outputs), outputs], 1) if outputs.shape[1] == 1 else outputs
+
+
+def outputs_of(module: nn.Module, X: torch.Tensor, name: str = "the module") -> torch.Tensor:
+    """Returns the scores (n, c) of samples X (n, ...), in evaluation mode and in batches, in float32 on the CPU.
+
+    It looks at the deadline between batches.
+    """
+    device, results = device_of(module), []
+    with evaluating(module):
+        for rows in X.split(batch_of(X)):
+            check()
+            results.append(scores(module(rows.to(device)), name).float().cpu())
+    return torch.cat(results)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Returns the device of a module's first parameter or buffer, or the CPU."""
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Returns the dtype of a module's first parameter of floats."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """Sets aside the gradients that a module's parameters hold, and gives them back."""
+    held = [(parameter, parameter.grad) for parameter in module.parameters()]
+    for parameter, _ in held:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in held:
+            parameter.grad = gradient
+
+
+def quality(outputs: torch.Tensor, part: Part) -> tuple[float, float, float]:
+    """Returns accuracy and agreement with the module, in %, and the mean cross-entropy, of scores (n, c)."""
+    says = outputs.argmax(1)
+    return (
+        100 * (says == part.labels).double().mean().item(),
+        100 * (says == part.says).double().mean().item(),
+        cross_entropy(outputs, part.labels).item(),
+    )
+
+
+def paired_loss(module_right: torch.Tensor, network_right: torch.Tensor) -> tuple[float, tuple[float, float]]:
+    """Returns the accuracy of the module less that of the network, in points, and its 90% interval over samples.
+
+    Parameters
+    ----------
+    module_right, network_right : (n,) of bool, whether each is right on the same samples.
+
+    Notes
+    -----
+    Only samples count that one of the two has right and the other has not. One more is added to the variance: where
+    none was seen there may still be a few.
+    """
+    n = len(module_right)
+    gained = (network_right & ~module_right).sum().item()
+    lost = (module_right & ~network_right).sum().item()
+    mean = (lost - gained) / n
+    variance = max((lost + gained + 1) / n - mean * mean, 0.0) / n
+    half = TAIL * math.sqrt(variance)
+    return 100 * mean, (100 * (mean - half), 100 * (mean + half))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what can be used
+
+
+def samples(X: Any, module: nn.Module, what: str = "X") -> torch.Tensor:
+    """Returns samples (n, ...) as the module takes them: numbers in its dtype, whole numbers as they are.
+
+    Raises ValueError with what is wrong.
+    """
+    if not isinstance(X, torch.Tensor):
+        try:
+            X = torch.as_tensor(np.asarray(X))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{what} must be an array of numbers ({str(error).partition(chr(10))[0]:.100})") from None
+    X = X.detach().cpu()
+    if X.ndim < 2:
+        raise ValueError(f"{what} must hold one sample a row, (n, ...); got shape {tuple(X.shape)}")
+    if len(X) < FEWEST:
+        raise ValueError(f"{what} has {len(X)} samples, too few to measure a loss: at least {FEWEST} are needed")
+    if X.is_complex() or X.dtype == torch.bool:
+        raise ValueError(f"{what} must be real numbers, got {str(X.dtype).removeprefix('torch.')}")
+    if X.is_floating_point():
+        X = X.to(dtype_of(module))
+        if not X.isfinite().all():
+            row = int((~X.flatten(1).isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"{what} has NaN or infinite entries, first in row {row}")
+    return X
+
+
+def labels(y: Any, n: int, classes: int, what: str = "y") -> torch.Tensor:
+    """Returns labels (n,) in int64, from 0 to classes - 1; ValueError with what is wrong."""
+    array = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
+    if array.shape == (n, 1):
+        array = array[:, 0]
+    if array.shape != (n,):
+        raise ValueError(f"{what} must have one label a sample, ({n},); got shape {tuple(array.shape)}")
+    order = "0, 1, ... in the order of the module's outputs"
+    if array.dtype.kind not in "iufb" or not np.all(array == np.round(array)):
+        raise ValueError(f"{what} must be labels {order}, whole numbers; got {array.dtype}")
+    if array.min() < 0 or array.max() >= classes:
+        wrong = array.min() if array.min() < 0 else array.max()
+        raise ValueError(f"{what} has the label {int(wrong)}, and the module has {classes} outputs: labels are {order}")
+    return torch.as_tensor(array.astype(np.int64))
+
+
+def check_module(module: nn.Module, X: torch.Tensor) -> int:
+    """Returns the number of outputs of a module that can be judged on samples like X (n, ...).
+
+    Raises ValueError where its forward fails, is random, lets a sample's outputs depend on the rest of the batch, or
+    returns something else than a row a sample.
+    """
+    name = type(module).__name__
+    x = X[:PROBED].to(device_of(module))
+    order = torch.randperm(len(x), generator=generator("probe", len(x)))
+    with evaluating(module):
+        try:
+            first, again = (scores(module(x), name) for _ in range(2))
+            mixed = torch.cat([scores(module(rows), name) for rows in (x[order][:-5], x[order][-5:])])
+        except ValueError as error:
+            if str(error).startswith(f"{name}'s outputs"):
+                raise
+            raise ValueError(_failure(name, x, error)) from None
+        except Exception as error:  # whatever the user's code raises
+            raise ValueError(_failure(name, x, error)) from None
+    if len(first) != len(x):
+        raise ValueError(f"{name}'s outputs must be one row a sample: {len(x)} samples gave {len(first)} rows")
+    if not first.isfinite().all():
+        raise ValueError(f"{name}'s outputs are not finite on these samples: were they scaled as it takes them?")
+    spread = (first - first.mean(0)).double().square().mean().sqrt().clamp_min(1e-30)
+    if (first - again).double().square().mean().sqrt() > SAME * spread:
+        raise ValueError(f"{name}'s forward is random even in evaluation mode (a dropout that is always on?)")
+    if (first[order] - mixed).double().square().mean().sqrt() > SAME * spread:
+        raise ValueError(
+            f"{name}'s outputs for a sample depend on the others of its batch even in evaluation mode (statistics of "
+            "the batch?), so that it has no accuracy of its own"
+        )
+    return first.shape[1]
+
+
+def _failure(name: str, x: torch.Tensor, error: Exception) -> str:
+    reason = str(error).partition("\n")[0]
+    return f"{name}'s forward fails on samples of shape {tuple(x.shape)} ({type(error).__name__}: {reason:.200})"
+
+
+def check_apart(X: torch.Tensor, held: torch.Tensor) -> None:
+    """Refuses held-out samples (n', ...) of which many are rows of the training set X (n, ...), by a ValueError."""
+    if held.shape[1:] != X.shape[1:]:
+        raise ValueError(
+            f"the held-out samples have shape {tuple(held.shape[1:])}, those of X {tuple(X.shape[1:])}: they must agree"
+        )
+    seen = set(_hashes(X))
+    repeated = sum(row in seen for row in _hashes(held))
+    if repeated > SHARED * len(held):
+        raise ValueError(
+            f"{repeated} of the {len(held)} held-out samples are rows of X: on samples that it was trained on a DEQ "
+            "looks better than it is; hand in others as held=(X_test, y_test)"
+        )
+
+
+def _hashes(X: torch.Tensor) -> list[int]:
+    rows = np.ascontiguousarray(X.flatten(1).numpy() if X.dtype != torch.bfloat16 else X.flatten(1).float().numpy())
+    return [hash(row.tobytes()) for row in rows]

@@ -1,0 +1,226 @@
+"""Any DEQ can be stopped here: each of its equilibria is replaced by k steps of its own iteration.
+
+`stopped(module, k)` returns a module of the same weights that makes k steps and no more. It understands
+
+- every module whose equilibria are solved by `networks.fixed_point.FixedPoint`: our DEQ, all six pcDEQs, a user's own;
+- every module with a DEQ of torchdeq in it (`torchdeq.get_deq()`), with one state or with a tuple of them;
+- anybody's, by a function of the user's, `steps(module, k) -> module`:
+
+    def steps(module, k):            # module is a copy, which may be changed; its weights are the user's
+        module.most_iterations = k   # of a loop written by hand, for example
+        module.tolerance = 0.0
+        return module                # or any other nn.Module that makes k steps
+
+A step is one application of the equilibrium's function, from the point where the module itself starts. k = 1 is thus
+one application, whatever the start: our DEQ starts from phi(B x), so that k steps are k + 1 layers. The steps are
+differentiated one by one, so that a stopped module can be trained on. The user's module is never changed.
+
+torchdeq: Geng & Kolter, TorchDEQ: a library for deep equilibrium models, arXiv 2310.18605.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from deq_enn.networks.fixed_point import FixedPoint
+
+Steps = Callable[[nn.Module, int], nn.Module]  # a user's own way to stop a module after k steps
+State = torch.Tensor | tuple[torch.Tensor, ...]
+
+ADVICE = (
+    "it has no equilibrium of this project's FixedPoint or of torchdeq; say how to stop it: "
+    "steps=my_function, my_function(module, k) -> the module stopped after k steps"
+)
+
+
+class Unrolled:
+    """k applications of f in the place of a `FixedPoint`: the same call, z = f(...f(z0, *args)..., *args).
+
+    Parameters
+    ----------
+    k : applications of f.
+    damping : z <- damping f(z) + (1 - damping) z, torchdeq's `tau`.
+
+    Attributes
+    ----------
+    start : where set, the state that takes the place of z0.
+    last : the state at the end of the last call, detached; None where `keep` is False.
+    calls : since it was set to 0.
+    """
+
+    def __init__(self, k: int, damping: float = 1.0):
+        self.k, self.damping = k, damping
+        self.start: State | None = None
+        self.last: State | None = None
+        self.keep, self.calls = False, 0
+
+    @property
+    def iterations(self) -> int:
+        """Returns the number of steps, as `FixedPoint.iterations` has it."""
+        return self.k
+
+    def __call__(self, f: Callable[..., torch.Tensor], z0: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.start is None and not z0.requires_grad:
+            z0 = _differentiable_start(f, z0, args)
+        z = self.run(lambda z: f(z, *args), z0)
+        assert isinstance(z, torch.Tensor)
+        return z
+
+    def run(self, f: Callable[[Any], Any], z: Any) -> State:
+        """Returns the state after k steps of f from z, a tensor or a tuple of them."""
+        self.calls += 1
+        if self.start is not None:
+            z = self.start
+        for _ in range(self.k):
+            z = _mixed(f(z), z, self.damping)
+        if self.keep:
+            self.last = z.detach() if isinstance(z, torch.Tensor) else tuple(part.detach() for part in z)
+        return z
+
+
+def _mixed(new: Any, old: Any, damping: float) -> State:
+    if not isinstance(new, torch.Tensor):
+        return tuple(_mixed(*pair, damping) for pair in zip(new, old))  # type: ignore[misc]
+    return new if damping == 1.0 else damping * new + (1 - damping) * old
+
+
+def _differentiable_start(f: Callable[..., torch.Tensor], z0: torch.Tensor, args: Any) -> torch.Tensor:
+    """Returns z0 with its gradient where it is f(0), as our networks start; their own z0 is detached.
+
+    An equilibrium does not depend on its start, but k steps do.
+    """
+    start = f(torch.zeros_like(z0), *args)
+    return start if start.shape == z0.shape and torch.allclose(start.detach(), z0, atol=1e-6) else z0
+
+
+class UnrolledTorchDEQ(nn.Module):
+    """k plain steps in the place of a DEQ module of torchdeq: the same call, and the same form of what it returns."""
+
+    def __init__(self, k: int, damping: float = 1.0):
+        super().__init__()
+        self.unrolled = Unrolled(k, damping)
+
+    def forward(
+        self, func: Callable[..., Any], z_init: Any, solver_kwargs: dict | None = None, **ignored: Any
+    ) -> tuple[list, dict]:
+        """Returns ([state], statistics) as torchdeq does in evaluation mode; the state is a list where z_init is one.
+
+        func, z_init : as torchdeq has them, f(z) of a tensor or f(*z) of a tuple or list. Of `solver_kwargs` a damping
+        `tau` is taken.
+        """
+        self.unrolled.damping = float((solver_kwargs or {}).get("tau", self.unrolled.damping))
+        single = isinstance(z_init, torch.Tensor)
+        state = self.unrolled.run(func if single else lambda z: func(*z), z_init if single else tuple(z_init))
+        unknown = torch.full((1,), -1.0)
+        said = {key: unknown for key in ("abs_lowest", "rel_lowest", "abs_trace", "rel_trace", "sradius")}
+        return [state if single else list(state)], said | {"nstep": torch.full((1,), float(self.unrolled.k))}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# stopping
+
+
+def stopped(module: nn.Module, k: int, steps: Steps | None = None, shared: bool = True) -> nn.Module:
+    """Returns a module that makes k steps at each equilibrium of this one, in evaluation mode.
+
+    Parameters
+    ----------
+    module : left as it is.
+    steps : the user's own way; by default FixedPoint and torchdeq are looked for.
+    shared : whether the weights are the module's own tensors, as for a measurement; else they are copies, to train.
+
+    Raises
+    ------
+    ValueError : in one line, where the module cannot be copied or stopped.
+    """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"a DEQ must be a torch.nn.Module, got {type(module).__name__}")
+    if k < 1:
+        raise ValueError(f"a DEQ is stopped after one step or more, got {k}")
+    copied = _copied(module, shared)
+    if steps is None:
+        _replace(copied, k)
+        return copied.eval()
+    try:
+        result = steps(copied, k)
+    except Exception as error:  # whatever the user's code raises
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"steps(module, {k}) fails ({type(error).__name__}: {reason}); it gets a copy of the module, and returns a "
+            "module that stops after so many steps"
+        ) from None
+    if not isinstance(result, nn.Module):
+        raise ValueError(f"steps(module, {k}) must return a torch.nn.Module, got {type(result).__name__}")
+    return result.eval()
+
+
+def can_be_stopped(module: Any) -> bool:
+    """Tells whether `stopped` finds an equilibrium without the user's help."""
+    return isinstance(module, nn.Module) and any(True for _ in _places(module))
+
+
+def unrolled_parts(module: nn.Module) -> list[Unrolled]:
+    """Returns the `Unrolled`s of a stopped module, in the order of its parts; none where a user's function made it."""
+    parts: dict[int, Unrolled] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            parts |= {id(each): each for each in values if isinstance(each, Unrolled)}
+    return list(parts.values())
+
+
+def _is_torchdeq(part: object) -> bool:
+    return any(
+        kind.__name__ == "DEQBase" and kind.__module__.partition(".")[0] == "torchdeq" for kind in type(part).__mro__
+    )
+
+
+def _places(module: nn.Module) -> Iterator[tuple[Any, Any, object]]:
+    """(container, key, equilibrium) of every FixedPoint and DEQ of torchdeq; the containers can be assigned to."""
+    for part in module.modules():
+        for key, value in list(part._modules.items()):
+            if _is_torchdeq(value):
+                yield part._modules, key, value
+        for key, value in list(vars(part).items()):
+            if isinstance(value, FixedPoint):
+                yield vars(part), key, value
+            elif isinstance(value, (list, dict)) and not key.startswith("_"):
+                items = list(value.items() if isinstance(value, dict) else enumerate(value))
+                yield from ((value, at, item) for at, item in items if isinstance(item, FixedPoint))
+
+
+def _replace(module: nn.Module, k: int) -> None:
+    """Puts k steps in the place of every equilibrium; one that is used in two places stays one."""
+    replaced: dict[int, object] = {}
+    places = list(_places(module))
+    if not places:
+        raise ValueError(f"{type(module).__name__} cannot be stopped after k steps: {ADVICE}")
+    for container, key, value in places:
+        if id(value) not in replaced:
+            replaced[id(value)] = UnrolledTorchDEQ(k) if isinstance(value, nn.Module) else Unrolled(k)
+        container[key] = replaced[id(value)]
+
+
+def _copied(module: nn.Module, shared: bool) -> nn.Module:
+    """The module once more, with the same tensors or with copies of them.
+
+    Weights that are computed from others, as by torchdeq's weight norm, are no leaves, which deepcopy refuses.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach() if shared else value.detach().clone()
+    if shared:
+        memo |= {id(value): value for value in (*module.parameters(), *module.buffers())}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # a lock, a file, a generator, or whatever else a module may hold
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {reason}), and it is not changed; "
+            "leave out what copy.deepcopy does not take"
+        ) from None

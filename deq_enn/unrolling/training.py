@@ -1,0 +1,143 @@
+"""A network is trained for a share of the budget here, at a rate of its own: students of the module, and its rivals.
+
+Adam, with the rate rising over the first tenth and falling to zero as a cosine. The rate of a parameter is a multiple
+of the root mean square that it starts with, so that the same multiples serve networks whose weights are of size one
+(those of this project) and of size 1/sqrt(m). The multiple is chosen on training samples that are set apart, by short
+trials of each. The number of steps follows from the time that the trials took, and then is fixed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from deq_enn.training.loop import OPTIMIZERS
+from deq_enn.utils.deadline import check
+from deq_enn.utils.random import generator
+
+BATCH = 128  # samples of a training step
+RATES = (0.01, 0.03, 0.1)  # multiples of a parameter's root mean square that are tried
+LEAST_SIZE = 0.01  # root mean square that a parameter counts with, at least: biases start at zero
+TRIALS = 0.3  # share of the time for the trials of the rates
+FEWEST_STEPS = 5  # of a trial
+RISE = 0.1  # share of the steps in which the rate rises
+CLIP = 1.0  # norm of a gradient, at most
+
+Objective = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (network, rows of the training set) -> loss
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network after its training: rate, a multiple as in RATES; steps; seen, samples; seconds, with the trials."""
+
+    network: nn.Module
+    rate: float
+    steps: int
+    seen: int
+    seconds: float
+
+
+def train(
+    make: Callable[[], nn.Module],
+    objective: Objective,
+    score: Callable[[nn.Module], float],
+    samples: int,
+    *,
+    seconds: float,
+    clock: Callable[[], float],
+    seed: int = 0,
+    rates: Sequence[float] = RATES,
+    most_seen: float = math.inf,
+) -> Trained:
+    """Trains a network for about so many seconds, at the rate that does best in short trials.
+
+    Parameters
+    ----------
+    make : returns the network at its start, each time the same.
+    objective : the loss of a batch, from the network and the indices of its samples.
+    score : what is to be small on samples set apart from training.
+    samples : number of training samples.
+    most_seen : samples that are passed, at most, each time that one is.
+
+    Raises
+    ------
+    ValueError : the loss is no number at any rate.
+    """
+    start, most_steps = clock(), max(most_seen / min(BATCH, samples), FEWEST_STEPS)
+    rates, end = list(rates), start + 1.02 * seconds
+    results: list[tuple[float, float]] = []
+    per_step, steps = 0.0, 0
+    for number, rate in enumerate(rates):
+        left = start + TRIALS * seconds - clock()
+        network, began = make(), clock()
+        if number == 0:  # one step to warm up, a few to be timed
+            _steps(network, objective, samples, FEWEST_STEPS, rate, seed, clock, end)
+            per_step = max((clock() - began) / FEWEST_STEPS, 1e-6)
+            steps = max(FEWEST_STEPS, int((left - (clock() - began)) / per_step / len(rates)))
+            steps = int(min(steps, max(FEWEST_STEPS, TRIALS * most_steps)))
+            network, began = make(), clock()
+        _steps(network, objective, samples, steps, rate, seed, clock, end)
+        per_step = max((clock() - began) / steps, 1e-6)
+        value = score(network)
+        results.append((value if math.isfinite(value) else math.inf, rate))
+    best, rate = min(results)
+    if best == math.inf:
+        raise ValueError("its loss is no number at any rate that was tried")
+    left = start + seconds - clock()
+    steps = int(max(steps, min(left / per_step, most_steps)))
+    network = make()
+    done = _steps(network, objective, samples, steps, rate, seed, clock, end)
+    return Trained(network.eval(), rate, done, done * min(BATCH, samples), clock() - start)
+
+
+def _steps(
+    network: nn.Module,
+    objective: Objective,
+    samples: int,
+    steps: int,
+    rate: float,
+    seed: int,
+    clock: Callable[[], float],
+    end: float,
+) -> int:
+    """Trains in place and returns the steps that were made: fewer where the time is up or the loss is no number.
+
+    It looks at the deadline before each step.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter], "lr": rate * max(parameter.detach().float().square().mean().sqrt().item(), LEAST_SIZE)}
+        for parameter in parameters
+        if parameter.numel()
+    ]
+    optimizer = OPTIMIZERS["adam"](groups, lr=rate)
+    tops = [group["lr"] for group in optimizer.param_groups]
+    g, order = generator("unrolling", seed), torch.empty(0, dtype=torch.int64)
+    for step in range(steps):
+        check()
+        if clock() > end:
+            return step
+        if len(order) < min(BATCH, samples):
+            order = torch.randperm(samples, generator=g)
+        rows, order = order[:BATCH], order[BATCH:]
+        factor = _schedule((step + 0.5) / steps)
+        for group, top in zip(optimizer.param_groups, tops):
+            group["lr"] = factor * top
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = objective(network, rows)
+            loss.backward()
+        if not math.isfinite(loss.item()):
+            return step
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+    return steps
+
+
+def _schedule(progress: float) -> float:
+    """Returns the share of the largest rate at this share of the steps."""
+    if progress < RISE:
+        return progress / RISE
+    return 0.5 * (1 + math.cos(math.pi * (progress - RISE) / (1 - RISE)))

@@ -1,0 +1,143 @@
+"""Trains DEQs of every form, asks for the verdict on each, and holds its intervals against many more samples.
+
+    python scripts/trained_deqs.py --dataset_path DIR --output_path results/trained      (goes on where it was stopped)
+    python scripts/trained_deqs.py --output_path results/trained --report
+
+Each DEQ's record is a line of `trained.jsonl`: what it is, what the verdict said, and what was true of every network in
+it on 8,000 other samples. Time is that of the process. Those by torchdeq need `pip install torchdeq`.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from deq_enn.utils.arguments import OneLineParser, check_folder, duration, positive_int
+from deq_enn.utils.outcome import one_line
+
+BATCH = 64  # samples of a training step
+
+
+def make_parser():
+    parser = OneLineParser(prog="trained_deqs", description=__doc__)
+    parser.add_argument("--dataset_path", type=Path, default=Path("data"), help="folder of the images")
+    parser.add_argument("--output_path", type=Path, default=Path("results/trained"), help="folder of trained.jsonl")
+    parser.add_argument("--budget", type=duration, default=24.0, help="of each verdict (default 24s)")
+    parser.add_argument("--most", type=positive_int, help="DEQs, at most (default all)")
+    parser.add_argument("--report", action="store_true", help="only say what the record holds")
+    return parser
+
+
+def train(case, task):
+    """The DEQ after its training, its seconds, and the samples that it has seen."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from deq_enn.networks.pcdeq import keep_nonnegative
+    from deq_enn.utils.random import generator
+
+    torch.manual_seed(1)
+    X, y = task.train
+    module, start = case.make(X[0], task.classes), time.process_time()
+    optimizer = torch.optim.Adam(module.parameters(), case.rate)
+    if case.project:
+        keep_nonnegative(module, optimizer)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, case.rate, total_steps=case.updates)
+    g = generator("trained", case.name)
+    for _ in range(case.updates):
+        rows = torch.randint(len(X), (BATCH,), generator=g)
+        optimizer.zero_grad()
+        cross_entropy(module(X[rows]), y[rows]).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return module.eval(), time.process_time() - start, BATCH * case.updates
+
+
+def study(case, task, budget):
+    """The record of one DEQ."""
+    import resource
+
+    import torch
+
+    from deq_enn.unrolling.by_steps import VerdictBySteps
+    from deq_enn.unrolling.judged import Part, outputs_of, quality
+    from deq_enn.unrolling.steppers import stopped
+
+    module, seconds, seen = train(case, task)
+    start = time.process_time()
+    pending = VerdictBySteps(
+        module, *task.train, held=task.held, steps=case.steps, budget=budget, seen=seen, clock=time.process_time
+    )
+    pending.run()
+    verdict = pending.conclude()
+    used = time.process_time() - start
+    X, y = task.more
+    start = time.process_time()
+    own = outputs_of(module, X[:2000])
+    X, y = (t[: 8000 if time.process_time() - start < 2 else 3000] for t in (X, y))
+    own = torch.cat([own, outputs_of(module, X[2000:])])
+    part = Part(X, own, y)
+    record = verdict.to_dict()
+    for candidate, entry in zip(verdict.candidates, record["candidates"]):
+        outputs = outputs_of(candidate.network, X)
+        right, own_right = outputs.argmax(1) == y, own.argmax(1) == y
+        lost, gained = (own_right & ~right).sum().item(), (right & ~own_right).sum().item()
+        entry |= {"true_lost": lost, "true_gained": gained, "true_accuracy": quality(outputs, part)[0]}
+    far = outputs_of(stopped(module, 40, case.steps), task.held[0][:500])
+    near = outputs_of(module, task.held[0][:500])
+    return record | {
+        "case": case.name,
+        "task": case.task,
+        "updates": case.updates,
+        "train_seconds": seconds,
+        "used": used,
+        "budget": budget,
+        "more": len(y),
+        "true_accuracy": quality(own, part)[0],
+        "far": ((far - near).square().mean() / (near - near.mean(0)).square().mean()).sqrt().item(),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main():
+    parser = make_parser()
+    args = parser.parse_args()
+    check_folder(parser, "output_path", args.output_path)
+    with one_line(parser):
+        path = args.output_path / "trained.jsonl"
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        records = [json.loads(line) for line in lines]
+        if not args.report:
+            run(args, path, {(record["case"], record["task"]) for record in records})
+            records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        from scripts.trained.report import report
+
+        print(report(records))
+
+
+def run(args, path, done):
+    import torch
+
+    from scripts.trained.deqs import cases
+    from scripts.trained.tasks import load
+
+    torch.set_num_threads(1)
+    tasks = {}
+    for case in cases()[: args.most]:
+        if (case.name, case.task) in done:
+            continue
+        if case.task not in tasks:
+            tasks[case.task] = load(case.task, args.dataset_path, args.output_path / "cache")
+        record = study(case, tasks[case.task], args.budget)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(f"{case.name}, {case.task}: {record['module']['accuracy']:.1f}%; {record['answer']} {record['chosen']}",
+              flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The verdict on modules as they are: its numbers are true, its answer follows, and what it cannot judge it says."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from deq_enn import DEQ, verdict
+from deq_enn.networks.fixed_point import FixedPoint, Picard
+from deq_enn.unrolling import by_steps, students
+from deq_enn.unrolling.by_steps import VerdictBySteps
+from deq_enn.unrolling.decision import Known, decide
+from deq_enn.unrolling.judged import Part, outputs_of, paired_loss
+from deq_enn.unrolling.result import StepCandidate
+from deq_enn.unrolling.rivals import rivals
+from deq_enn.unrolling.steppers import stopped
+from deq_enn.unrolling.timing import compared
+from deq_enn.utils.random import generator
+from deq_enn.verdicts.after_training import begin
+from tests.conftest import Ticks, one_line
+from tests.unrolling.modules import ByHand, Foreign, K, M, P, TwoEquilibria, by_hand
+
+
+def blobs(n, *shape, seed=0):
+    """Samples of K classes whose first entries say which, most of the time."""
+    g = generator("unrolled blobs", seed, *shape)
+    y = torch.randint(K, (n,), generator=g)
+    X = torch.randn(n, *shape, generator=g)
+    X.flatten(1)[:, :K] += 2.5 * nn.functional.one_hot(y, K)
+    return X, y
+
+
+def trained(module, X, y, steps=8, rate=0.1):
+    optimizer = torch.optim.SGD(module.parameters(), rate, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        outputs = module(X)
+        nn.functional.cross_entropy(outputs[0] if isinstance(outputs, tuple) else outputs, y).backward()
+        optimizer.step()
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return blobs(300, P), blobs(400, P, seed=1)
+
+
+@pytest.fixture(scope="module")
+def foreign(samples):
+    torch.manual_seed(0)
+    return trained(Foreign(), *samples[0])
+
+
+def judge(module, samples, budget=2.0, **settings):
+    (X, y), held = samples
+    making = VerdictBySteps(module, X, y, held=held, budget=budget, clock=Ticks(), **settings)
+    making.run()
+    return making.conclude()
+
+
+def test_every_number_is_that_of_the_network_it_names(foreign, samples):
+    before = {name: value.clone() for name, value in foreign.state_dict().items()}
+    result = judge(foreign, samples, budget=5.0, tolerance=3.0)
+    X, y = samples[1]
+    own = outputs_of(foreign, X).argmax(1)
+    assert result.module["accuracy"] == pytest.approx(100 * (own == y).double().mean().item())
+    assert {"stopped", "refitted", "distilled", "explicit"} <= {c.kind for c in result.candidates}
+    for c in result.candidates:
+        says = outputs_of(c.network, X).argmax(1)
+        assert c.accuracy == pytest.approx(100 * (says == y).double().mean().item())
+        assert c.agreement == pytest.approx(100 * (says == own).double().mean().item())
+        assert c.loss == pytest.approx(result.module["accuracy"] - c.accuracy)
+        assert c.interval[0] < c.loss < c.interval[1]
+        if c.kind == "stopped":
+            assert torch.equal(outputs_of(stopped(foreign, c.k), X), outputs_of(c.network, X))
+    assert all(torch.equal(value, before[name]) for name, value in foreign.state_dict().items())
+    read = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert read["form"] == "steps" and read["answer"] == result.answer and result.answer in result.table()
+
+
+def test_the_interval_is_that_of_a_paired_difference():
+    g = generator("paired")
+    covered = 0
+    for _ in range(400):  # 8% lost, 5% gained: a loss of 3 points
+        u = torch.rand(500, generator=g)
+        module, network = u > 0.05, (u <= 0.05) | (u > 0.13)
+        loss, (low, high) = paired_loss(module, network)
+        assert loss == pytest.approx((low + high) / 2)
+        covered += low < 3.0 < high
+    assert 0.86 < covered / 400 < 0.94
+    same = torch.ones(500, dtype=torch.bool)
+    assert paired_loss(same, same)[1][1] == pytest.approx(100 * 1.6449 / 500)
+
+
+def candidate(kind, k, low, high, saved=3.0, seen=10_000):
+    cost = {"batch": 1.0 / saved, "saved": {"row": saved, "batch": saved, "step": saved}}
+    return StepCandidate(f"{kind} {k}", kind, k, 90.0, 95.0, 0.3, (low + high) / 2, (low, high), seen, cost=cost)
+
+
+KNOWN = Known(tolerance=0.5, accuracy=90.0, frequent=10.0, held=1000, labelled=True, passes=3.0, samples=1000)
+
+
+@pytest.mark.parametrize(
+    "candidates, answer, chosen",
+    (
+        ([], "undecided", None),
+        ([candidate("stopped", 2, 0.6, 1.0), candidate("stopped", 4, -0.1, 0.2)], "replace", 4),
+        # more steps fail: those with fewer do not count, whatever they say
+        ([candidate("stopped", 2, -0.1, 0.2), candidate("stopped", 4, 0.3, 0.8)], "undecided", None),
+        # the faster one, of two kinds
+        ([candidate("stopped", 4, -0.1, 0.2), candidate("distilled", 1, 0.0, 0.4, 9.0)], "replace", 1),
+        ([candidate("stopped", 4, -0.1, 0.2, saved=0.9)], "keep", None),
+        ([candidate("stopped", 4, 1.0, 2.0)], "undecided", None),  # nothing was trained
+        ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0)], "keep", None),
+        ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0, seen=900)], "undecided", None),
+        ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.4, 2.0)], "undecided", None),
+    ),
+)
+def test_the_answer_follows_the_intervals(candidates, answer, chosen):
+    said, network, reason = decide(candidates, KNOWN)
+    assert said == answer and (network and network.k) == chosen and all(reason)
+
+
+def test_a_module_that_has_learnt_nothing_is_not_replaced():
+    known = Known(0.5, 11.0, 10.0, 1000, True, 3.0, 1000)
+    said, chosen, reason = decide([candidate("stopped", 4, -0.1, 0.2)], known)
+    assert said == "undecided" and chosen is None and "it has learnt nothing, or the labels" in reason[0]
+
+
+def test_students_come_nearer_and_a_refitted_layer_is_the_ridge_regression(samples):
+    (X, y), (X_test, _) = samples
+    torch.manual_seed(2)
+    module = trained(TwoEquilibriaOfRows(), X, y)
+    fit, choose = (Part(Z, outputs_of(module, Z), outputs_of(module, Z).argmax(1)) for Z in (X, X_test))
+    distance = lambda network: (outputs_of(network, X_test) - choose.outputs).square().mean().item()
+    layer = students.last_linear(module, X[:2])
+    assert layer == "readout"
+    plain = stopped(module, 1)
+    refitted = students.refitted(stopped(module, 1, shared=False), layer, fit, choose)
+    F = students.features_of(plain, layer, X)
+    F1 = torch.cat([F, torch.ones(len(F), 1, dtype=F.dtype)], 1)
+    least = torch.linalg.lstsq(F1, fit.outputs.double()).solution
+    torch.testing.assert_close(refitted.readout.weight, least[:-1].T.float(), rtol=0.05, atol=0.05)
+    assert distance(refitted) < distance(plain)
+    settings = dict(seconds=2.0, clock=Ticks(0.01))
+    for consistent in (False, True):
+        student = students.distilled(module, 1, fit, choose, consistent=consistent, **settings)
+        assert distance(student.network) < 0.5 * distance(plain) and student.seen > 0
+    assert torch.equal(outputs_of(stopped(module, 1), X_test), outputs_of(plain, X_test))  # the module is as it was
+    with pytest.raises(ValueError, match="steps= does not say where the iteration is"):
+        students.distilled(module, 1, fit, choose, steps=lambda m, k: nn.Linear(P, K), consistent=True, **settings)
+
+
+class TwoEquilibriaOfRows(nn.Module):
+    """A DEQ of ours and its own readout, whose first step is far from the equilibrium."""
+
+    def __init__(self):
+        super().__init__()
+        self.deq, self.readout = DEQ("tanh", P, M, M, 0.8), nn.Linear(M, K)
+
+    def forward(self, x):
+        return self.readout(self.deq(x))
+
+
+def test_rivals_have_the_modules_sizes(samples):
+    (X, _), _ = samples
+    named = {rival.name: rival.make() for rival in rivals(Foreign(), X, K)}
+    assert named.keys() == {f"{d} fully connected layer{'s' * (d > 1)} of {M}" for d in (1, 2, 3)}
+    images = torch.zeros(4, 1, 8, 8)
+    named = {rival.name: rival.make() for rival in rivals(TwoEquilibria(), images, K)}
+    assert "2 convolutions of 8 channels" in named and "1 fully connected layer of 24" in named
+    assert all(network.eval()(images).shape == (4, K) for network in named.values())
+    deq = DEQ("tanh", P, M, K, 0.2)
+    matched = rivals(deq, X, K)[0]
+    assert matched.kind == "matched" and len(matched.make().weights[0]) == M
+    assert rivals(deq, torch.zeros(9, P, dtype=torch.int64), K) == []
+
+
+def test_costs_are_in_units_of_the_module():
+    slow, x = DEQ("tanh", P, 256, K, 0.9), torch.randn(64, P, generator=generator("costs"))
+    report = compared(slow, {"few": stopped(slow, 1)}, x, 0.05)
+    assert report["few"]["saved"]["batch"] > 1.5 and report[""]["saved"]["batch"] == 1.0
+    assert report["few"]["parameters"] == report[""]["parameters"] and report["few"]["memory"] > 0
+
+
+@pytest.mark.parametrize(
+    "module, shape, steps",
+    ((TwoEquilibria(), (1, 8, 8), None), (ByHand(), (7, P), by_hand), (DEQ("relu", P, M, K, 0.3).double(), (P,), None)),
+)
+def test_any_form_and_shape(module, shape, steps):
+    (X, y), held = blobs(120, *shape), blobs(200, *shape, seed=1)
+    making = begin(module, X, y, held=held, steps=steps or (lambda m, k: stopped(m, k)), budget=0.5, clock=Ticks(0.01))
+    assert isinstance(making, VerdictBySteps)
+    making.run()
+    result = making.conclude()
+    assert result.candidates and result.candidates[0].kind == "stopped" and result.seconds < 0.7
+
+
+def test_the_budget_is_kept_and_what_had_no_time_is_said(foreign, samples):
+    result = judge(foreign, samples, budget=0.4, tolerance=1e-6)
+    assert result.untried and result.seconds < 0.5
+    assert "no time was left" in " ".join(result.untried.values())
+
+
+def test_without_labels_the_module_is_followed(foreign, samples):
+    (X, _), (X_test, _) = samples
+    result = verdict(foreign, X, held=(X_test, None), budget=0.6, tolerance=5.0, clock=Ticks(0.01))
+    assert result.module["accuracy"] == 100 and "There are no labels" in result.reason[0]
+    assert result.candidates[0].loss == pytest.approx(100 - result.candidates[0].agreement)
+
+
+class Random(Foreign):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.5, training=True))
+
+
+class Batch(Foreign):
+    def forward(self, x):
+        return super().forward(x - 3 * x.mean(0))
+
+
+class Pixels(Foreign):
+    def forward(self, x):
+        return super().forward(x)[0][:, :, None]
+
+
+class Deaf(Foreign):
+    def _solved(self, f, start):
+        return start, None
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    (
+        (dict(module=nn.Linear(P, K)), "Linear cannot be stopped after k steps"),
+        (dict(module=Random()), "Random's forward is random even in evaluation mode"),
+        (dict(module=Batch()), "Batch's outputs for a sample depend on the others"),
+        (dict(module=Pixels()), r"outputs must be one row of scores a sample, \(n, classes\); got shape \(64, 3, 1\)"),
+        (dict(module=Deaf()), "after 1 and 2 its outputs are those of the whole iteration"),
+        (dict(held=None), "no held-out samples"),
+        (dict(held="train"), "300 of the 300 held-out samples are rows of X"),
+        (dict(y=torch.full((300,), 3)), "y has the label 3, and the module has 3 outputs"),
+        (dict(y=torch.full((300,), 0.5)), "y must be labels 0, 1, .*, whole numbers; got float32"),
+        (dict(y=torch.zeros(299)), r"y must have one label a sample, \(300,\); got shape \(299,\)"),
+        (dict(y=None), "must both have labels, or neither"),
+        (dict(X=torch.full((300, P), math.nan)), "X has NaN or infinite entries, first in row 0"),
+        (dict(X=torch.zeros(20, P), y=torch.zeros(20)), "X has 20 samples, too few"),
+        (dict(X=torch.zeros(300, P + 1)), "they must agree"),
+    ),
+)
+def test_what_cannot_be_judged_is_one_line(foreign, samples, change, message):
+    (X, y), held = samples
+    given = dict(module=foreign, X=X, y=y, held=held) | change
+    if given["held"] == "train":
+        given["held"] = X, y
+    with pytest.raises(ValueError, match=message) as caught:
+        VerdictBySteps(given["module"], given["X"], given["y"], held=given["held"])
+    assert one_line(caught)
+
+
+def test_our_trained_deq_is_judged_as_it_is(samples):
+    (X, y), held = samples
+    deq = trained(DEQ("tanh", P, M, K, 0.2), X, y, steps=5, rate=0.5)
+    assert isinstance(begin(deq, X, y, held=held), VerdictBySteps)
+    assert not isinstance(begin(deq, X, y), VerdictBySteps)
+    deq.fixed_point = FixedPoint(Picard(tol=1e-7))
+    assert not isinstance(begin(deq, X, y, held=held, solver=Picard()), VerdictBySteps)
+    assert by_steps.LADDER[0] == 1

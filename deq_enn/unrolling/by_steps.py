@@ -289,7 +289,7 @@ class VerdictBySteps:
         self._say("time and memory")
         networks = {c.name: c.network for c in self._worth_timing() if c.network is not None}
         seconds = max(self._left("cost"), 0.05 * self.budget) / 1.5
-        report = compared(self.module, networks, self.parts[2].X, seconds)
+        report = compared(self.module, networks, self.parts[2].X, seconds, self.clock)
         self.about["cost"] = report.pop("")
         for candidate in self.candidates:
             candidate.cost = report.get(candidate.name)

@@ -19,12 +19,13 @@ from deq_enn.networks.trained_deq import evaluating, understood
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.unrolling.judged import Part, device_of, dtype_of, outputs_of, scores
 from deq_enn.unrolling.steppers import Steps, stopped, unrolled_parts
-from deq_enn.unrolling.training import Trained, train
+from deq_enn.unrolling.training import RATES_FROM_SCRATCH, Trained, train
 from deq_enn.utils.random import generator
 
 DEPTHS = 1, 2, 3  # hidden layers of the plain networks
 WIDTHS = 16, 2048  # hidden units, at least and at most
 CHANNELS = 8, 256  # channels, at least and at most
+HALVED = 16  # pixels of a side from which on an image is halved first
 POOLED = 4  # side of the image that the last layer sees
 USUAL_WIDTH = 256  # where the module does not tell its own
 SEED = 20_000  # of the weights that are drawn, from which on: users train smaller ones
@@ -57,13 +58,19 @@ class FullyConnected(nn.Module):
 
 
 class Convolutional(nn.Module):
-    """3x3 convolutions with batch norm and ReLU, `depth` of them, on images; the mean of each quarter is read out."""
+    """3x3 convolutions with batch norm and ReLU, `depth` of them, on images; means over parts of them are read out.
+
+    The first halves images of 16 pixels and more.
+    """
 
     def __init__(self, image_shape: tuple[int, int, int], channels: int, depth: int, classes: int):
         super().__init__()
         given, height, width = image_shape
         sizes = [given] + [channels] * depth
-        self.hidden = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in zip(sizes, sizes[1:]))
+        stride = 2 if min(height, width) >= HALVED else 1
+        strides = [stride] + [1] * (depth - 1)
+        height, width = ((side - 1) // stride + 1 for side in (height, width))
+        self.hidden = nn.ModuleList(nn.Conv2d(*p, 3, s, padding=1) for *p, s in zip(sizes, sizes[1:], strides))
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(depth))
         self.window = max(height // POOLED, 1), max(width // POOLED, 1)
         left = (height // self.window[0]) * (width // self.window[1])
@@ -100,9 +107,9 @@ def rivals(module: nn.Module, X: torch.Tensor, classes: int, steps: Steps | None
     flat = [shape for shape in shapes if len(shape) == 1] or [shape[-1:] for shape in shapes if len(shape) == 2]
     units = min(max(max((math.prod(shape) for shape in flat), default=USUAL_WIDTH), WIDTHS[0]), WIDTHS[1])
     made = []
-    if X.ndim == 4:
-        channels = max((shape[0] for shape in shapes if len(shape) == 3), default=CHANNELS[0])
-        channels = min(max(channels, CHANNELS[0]), CHANNELS[1])
+    of_images = [shape[0] for shape in shapes if len(shape) == 3]
+    if X.ndim == 4 and (of_images or not shapes):  # a DEQ of units on images is no reason to convolve
+        channels = min(max([*of_images, CHANNELS[0]]), CHANNELS[1])
         image = int(X.shape[1]), int(X.shape[2]), int(X.shape[3])
         made = [
             Rival(
@@ -187,7 +194,17 @@ def trained(
     def score(network: nn.Module) -> float:
         return cross_entropy(outputs_of(network, choose.X), choose.labels).item()
 
-    return train(rival.make, objective, score, len(fit), seconds=seconds, clock=clock, seed=seed, most_seen=most_seen)
+    return train(
+        rival.make,
+        objective,
+        score,
+        len(fit),
+        seconds=seconds,
+        clock=clock,
+        seed=seed,
+        rates=RATES_FROM_SCRATCH,
+        most_seen=most_seen,
+    )
 
 
 def drawn_order(n: int, seed: int) -> torch.Tensor:

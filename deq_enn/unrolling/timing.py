@@ -1,12 +1,11 @@
 """What a network costs beside the module in whose place it stands: time, memory, parameters, on this machine.
 
 Three jobs: the scores of one sample, of a batch, and a training step with every weight. Module and network take turns,
-so that a drift of the machine's speed meets both. Memory is that of the weights and of the most that a batch's scores
+so that a drift of the machine's speed meets both, and the least time counts. Memory is that of the weights and of the most that a batch's scores
 hold at once (`networks.cost.peak_bytes`).
 """
 
 import contextlib
-import statistics
 import time
 from collections.abc import Callable
 
@@ -29,25 +28,30 @@ def parameters_of(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def compared(module: nn.Module, networks: dict[str, nn.Module], X: torch.Tensor, seconds: float) -> dict[str, dict]:
-    """Measures each network beside the module, on samples X (n, ...), in about so many seconds of the wall clock.
+def compared(
+    module: nn.Module,
+    networks: dict[str, nn.Module],
+    X: torch.Tensor,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict]:
+    """Measures each network beside the module, on samples X (n, ...), in about so many seconds of the clock.
 
     Returns
     -------
-    {name: {"row", "batch", "step": seconds, median; "memory": bytes; "parameters": number; "saved": {job: the module's
+    {name: {"row", "batch", "step": seconds, least; "memory": bytes; "parameters": number; "saved": {job: the module's
     over its own, of the same turns}}}, with "" for the module itself. What there was no time for is None, and "step"
     where a network cannot be trained.
     """
     everything = {"": module, **networks}
     times: dict[tuple[str, str], list[float]] = {(name, job): [] for name in everything for job in JOBS}
     memory: dict[str, int] = {}
-    end = time.perf_counter() + seconds
     with contextlib.suppress(OutOfTime):
-        _take_turns(everything, X, times, memory, end)
+        _take_turns(everything, X, times, memory, clock, clock() + seconds)
     report: dict[str, dict] = {}
     for name, network in everything.items():
-        medians = {job: statistics.median(values) if (values := times[name, job]) else None for job in JOBS}
-        report[name] = {**medians, "memory": memory.get(name), "parameters": parameters_of(network)}
+        least = {job: min(times[name, job], default=None) for job in JOBS}
+        report[name] = {**least, "memory": memory.get(name), "parameters": parameters_of(network)}
     for own in report.values():
         pairs = {job: (report[""][job], own[job]) for job in JOBS}
         own["saved"] = {job: first / second if first and second else None for job, (first, second) in pairs.items()}
@@ -59,6 +63,7 @@ def _take_turns(
     X: torch.Tensor,
     times: dict[tuple[str, str], list[float]],
     memory: dict[str, int],
+    clock: Callable[[], float],
     end: float,
 ) -> None:
     """Fills in what is timed, each job of each network once a turn, and the memory after the first turn."""
@@ -71,10 +76,10 @@ def _take_turns(
                     continue
                 check()
                 try:
-                    times[name, job].append(_seconds(network, job, X, warm=turn == 0))
+                    times[name, job].append(_seconds(network, job, X, clock, warm=turn == 0))
                 except Exception:  # a network whose parameters take no gradient, or whatever the user's code raises
                     broken.add((name, job))
-        if time.perf_counter() > end:
+        if clock() > end:
             break
     for name, network in networks.items():
         check()
@@ -83,15 +88,15 @@ def _take_turns(
             memory[name] = weights + peak_bytes(lambda: network(x))
 
 
-def _seconds(network: nn.Module, job: str, X: torch.Tensor, warm: bool) -> float:
+def _seconds(network: nn.Module, job: str, X: torch.Tensor, clock: Callable[[], float], warm: bool) -> float:
     """The seconds of one call; with `warm` a call that is not timed goes before."""
     call = _job(network, job, X)
     with without_gradients(network):
         if warm:
             call()
-        start = time.perf_counter()
+        start = clock()
         call()
-        return time.perf_counter() - start
+        return clock() - start
 
 
 def _job(network: nn.Module, job: str, X: torch.Tensor) -> Callable[[], object]:

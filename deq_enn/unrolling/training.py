@@ -17,8 +17,9 @@ from deq_enn.training.loop import OPTIMIZERS
 from deq_enn.utils.deadline import check
 from deq_enn.utils.random import generator
 
-BATCH = 128  # samples of a training step
-RATES = (0.01, 0.03, 0.1)  # multiples of a parameter's root mean square that are tried
+BATCH = 64  # samples of a training step
+RATES = (0.01, 0.03)  # multiples of a parameter's root mean square that are tried, for what is trained already
+RATES_FROM_SCRATCH = (0.03, 0.1, 0.3)
 LEAST_SIZE = 0.01  # root mean square that a parameter counts with, at least: biases start at zero
 TRIALS = 0.3  # share of the time for the trials of the rates
 FEWEST_STEPS = 5  # of a trial

@@ -293,7 +293,7 @@ class VerdictBySteps:
         self.about["cost"] = report.pop("")
         for candidate in self.candidates:
             candidate.cost = report.get(candidate.name)
-        of_steps = {c.k: c.cost for c in self.candidates if c.k is not None and c.cost is not None}
+        of_steps: dict[int | None, dict] = {c.k: c.cost for c in self.candidates if c.k and c.cost}
         for candidate in self.candidates:  # the same network with other weights takes the same time
             candidate.cost = candidate.cost or of_steps.get(candidate.k)
 

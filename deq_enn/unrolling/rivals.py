@@ -70,7 +70,7 @@ class Convolutional(nn.Module):
         stride = 2 if min(height, width) >= HALVED else 1
         strides = [stride] + [1] * (depth - 1)
         height, width = ((side - 1) // stride + 1 for side in (height, width))
-        self.hidden = nn.ModuleList(nn.Conv2d(*p, 3, s, padding=1) for *p, s in zip(sizes, sizes[1:], strides))
+        self.hidden = nn.ModuleList(nn.Conv2d(i, o, 3, s, 1) for i, o, s in zip(sizes, sizes[1:], strides))
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(depth))
         self.window = max(height // POOLED, 1), max(width // POOLED, 1)
         left = (height // self.window[0]) * (width // self.window[1])

@@ -1,8 +1,8 @@
 """What a network costs beside the module in whose place it stands: time, memory, parameters, on this machine.
 
 Three jobs: the scores of one sample, of a batch, and a training step with every weight. Module and network take turns,
-so that a drift of the machine's speed meets both, and the least time counts. Memory is that of the weights and of the most that a batch's scores
-hold at once (`networks.cost.peak_bytes`).
+so that a drift of the machine's speed meets both, and the least time counts. Memory is that of the weights and of the
+most that a batch's scores hold at once (`networks.cost.peak_bytes`).
 """
 
 import contextlib

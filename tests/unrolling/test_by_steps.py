@@ -9,6 +9,7 @@ from torch import nn
 
 from deq_enn import DEQ, verdict
 from deq_enn.networks.fixed_point import FixedPoint, Picard
+from deq_enn.training.loop import OPTIMIZERS
 from deq_enn.unrolling import by_steps, students
 from deq_enn.unrolling.by_steps import VerdictBySteps
 from deq_enn.unrolling.decision import Known, decide
@@ -33,7 +34,7 @@ def blobs(n, *shape, seed=0):
 
 
 def trained(module, X, y, steps=8, rate=0.1):
-    optimizer = torch.optim.SGD(module.parameters(), rate, momentum=0.9)
+    optimizer = OPTIMIZERS["sgd"](module.parameters(), lr=rate, momentum=0.9)
     for _ in range(steps):
         optimizer.zero_grad()
         outputs = module(X)
@@ -62,7 +63,7 @@ def judge(module, samples, budget=2.0, **settings):
 
 def test_every_number_is_that_of_the_network_it_names(foreign, samples):
     before = {name: value.clone() for name, value in foreign.state_dict().items()}
-    result = judge(foreign, samples, budget=5.0, tolerance=3.0)
+    result = judge(foreign, samples, budget=4.0, tolerance=0.5)
     X, y = samples[1]
     own = outputs_of(foreign, X).argmax(1)
     assert result.module["accuracy"] == pytest.approx(100 * (own == y).double().mean().item())

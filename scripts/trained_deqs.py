@@ -8,6 +8,7 @@ it on 8,000 other samples. Time is that of the process. Those by torchdeq need `
 """
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -25,39 +26,51 @@ def make_parser():
     parser.add_argument("--dataset_path", type=Path, default=Path("data"), help="folder of the images")
     parser.add_argument("--output_path", type=Path, default=Path("results/trained"), help="folder of trained.jsonl")
     parser.add_argument("--budget", type=duration, default=24.0, help="of each verdict (default 24s)")
-    parser.add_argument("--most", type=positive_int, help="DEQs, at most (default all)")
+    parser.add_argument("--most", type=positive_int, default=10**6, help="trainings and verdicts to do (default all)")
+    parser.add_argument("--without", nargs="*", default=[], metavar="WORD", help="DEQs in whose names a word is")
     parser.add_argument("--report", action="store_true", help="only say what the record holds")
     return parser
 
 
-def train(case, task):
-    """The DEQ after its training, its seconds, and the samples that it has seen."""
+def train(case, task, path):
+    """The DEQ after its training, from `path` if it was trained before; its seconds; and whether it was trained now."""
     import torch
     from torch.nn.functional import cross_entropy
 
     from deq_enn.networks.pcdeq import keep_nonnegative
+    from deq_enn.training.loop import OPTIMIZERS
+    from deq_enn.utils.files import atomic_write
     from deq_enn.utils.random import generator
 
     torch.manual_seed(1)
     X, y = task.train
     module, start = case.make(X[0], task.classes), time.process_time()
-    optimizer = torch.optim.Adam(module.parameters(), case.rate)
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        module.load_state_dict(state["weights"])
+        return module.eval(), state["seconds"], False
+    optimizer = OPTIMIZERS["adam"](module.parameters(), lr=case.rate)
     if case.project:
         keep_nonnegative(module, optimizer)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, case.rate, total_steps=case.updates)
     g = generator("trained", case.name)
-    for _ in range(case.updates):
+    for step in range(case.updates):
         rows = torch.randint(len(X), (BATCH,), generator=g)
+        for group in optimizer.param_groups:  # up over a fifth of the steps, down over the rest
+            group["lr"] = case.rate * min(
+                (step + 1) / (0.2 * case.updates), (case.updates - step) / (0.8 * case.updates)
+            )
         optimizer.zero_grad()
         cross_entropy(module(X[rows]), y[rows]).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-    return module.eval(), time.process_time() - start, BATCH * case.updates
+    seconds = time.process_time() - start
+    with atomic_write(path) as file:
+        torch.save({"weights": module.state_dict(), "seconds": seconds}, file)
+    return module.eval(), seconds, True
 
 
-def study(case, task, budget):
-    """The record of one DEQ."""
+def study(case, task, module, seconds, budget):
+    """The record of one DEQ that was trained in so many seconds."""
     import resource
 
     import torch
@@ -66,10 +79,15 @@ def study(case, task, budget):
     from deq_enn.unrolling.judged import Part, outputs_of, quality
     from deq_enn.unrolling.steppers import stopped
 
-    module, seconds, seen = train(case, task)
     start = time.process_time()
     pending = VerdictBySteps(
-        module, *task.train, held=task.held, steps=case.steps, budget=budget, seen=seen, clock=time.process_time
+        module,
+        *task.train,
+        held=task.held,
+        steps=case.steps,
+        budget=budget,
+        seen=BATCH * case.updates,
+        clock=time.process_time,
     )
     pending.run()
     verdict = pending.conclude()
@@ -125,18 +143,25 @@ def run(args, path, done):
     from scripts.trained.tasks import load
 
     torch.set_num_threads(1)
-    tasks = {}
-    for case in cases()[: args.most]:
-        if (case.name, case.task) in done:
+    tasks, left = {}, args.most
+    for case in cases():
+        if (case.name, case.task) in done or any(word in case.name for word in args.without):
             continue
         if case.task not in tasks:
             tasks[case.task] = load(case.task, args.dataset_path, args.output_path / "cache")
-        record = study(case, tasks[case.task], args.budget)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        task, slug = tasks[case.task], re.sub(r"\W+", "_", f"{case.name} {case.task}")
+        module, seconds, now = train(case, task, args.output_path / "cache" / f"{slug}.pt")
+        left -= now
+        if left <= 0:
+            return
+        record = study(case, task, module, seconds, args.budget)
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{case.name}, {case.task}: {record['module']['accuracy']:.1f}%; {record['answer']} {record['chosen']}",
               flush=True)  # fmt: skip
+        left -= 1
+        if left <= 0:
+            return
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def foreign(samples):
 
 def judge(module, samples, budget=2.0, **settings):
     (X, y), held = samples
-    making = VerdictBySteps(module, X, y, held=held, budget=budget, clock=Ticks(), **settings)
+    making = VerdictBySteps(module, X, y, held=held, budget=budget, clock=Ticks(0.02), **settings)
     making.run()
     return making.conclude()
 
@@ -145,7 +145,7 @@ def test_students_come_nearer_and_a_refitted_layer_is_the_ridge_regression(sampl
     least = torch.linalg.lstsq(F1, fit.outputs.double()).solution
     torch.testing.assert_close(refitted.readout.weight, least[:-1].T.float(), rtol=0.05, atol=0.05)
     assert distance(refitted) < distance(plain)
-    settings = dict(seconds=2.0, clock=Ticks(0.01))
+    settings = dict(seconds=2.0, clock=Ticks(0.02))
     for consistent in (False, True):
         student = students.distilled(module, 1, fit, choose, consistent=consistent, **settings)
         assert distance(student.network) < 0.5 * distance(plain) and student.seen > 0

@@ -188,8 +188,7 @@ def write_programs(
     path = Path(path)
     with torch.no_grad():
         expected, single = network(X_example), network(X_example[:1])
-    with quiet():
-        program = torch.export.export(network, (X_example,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    program = _traced(network, X_example)
     contents = {
         ".pt": _saved(torch.save, network.state_dict()),
         ".json": json.dumps(said, indent=1).encode(),
@@ -206,6 +205,19 @@ def write_programs(
     _write_together(path, contents)
     files = [str(path.with_suffix(suffix)) for suffix in contents]
     return {"files": files, "difference": difference, "skipped": skipped}
+
+
+def _traced(network: nn.Module, X_example: torch.Tensor) -> torch.export.ExportedProgram:
+    """Returns the torch.export program for any number of rows.
+
+    Where the code asks for len(x), which tracing takes for a constant, it is compiled instead, which does not.
+    """
+    shapes = ({0: torch.export.Dim("rows")},)
+    with quiet():
+        try:
+            return torch.export.export(network, (X_example,), dynamic_shapes=shapes)
+        except Exception:  # of many kinds, and the second way says what is wrong as well
+            return torch.export.export(network, (X_example,), dynamic_shapes=shapes, strict=True)
 
 
 def _write_together(path: Path, contents: dict[str, bytes]) -> None:

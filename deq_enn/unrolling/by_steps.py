@@ -7,7 +7,7 @@ measured on the same held-out samples, beside the module, and is timed.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,12 +134,11 @@ class VerdictBySteps:
         """Does the work, within the budget; with `progress` a bar says what is being measured."""
         with tqdm(total=len(UNTIL), disable=not progress, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
             self.bar = bar
-            with self._until("module"):
-                self.parts = self._measure_module()
-            if self.parts is not None:
-                for part in ("stopped", "refitted", "students", "rivals", "cost"):
-                    with self._until(part):
-                        getattr(self, f"_measure_{part}")()
+            self.parts = self._measure_module()  # as many samples as there is time for, so without a deadline
+            self._measure_stopped(LADDER[:1])
+            for part in ("stopped", "refitted", "students", "rivals", "cost"):
+                with self._until(part):
+                    getattr(self, f"_measure_{part}")()
             self.bar = None
 
     @contextmanager
@@ -201,8 +200,8 @@ class VerdictBySteps:
             StepCandidate(name, kind, k, accuracy, agreement, entropy, loss, interval, network=network.eval(), **extra)
         )
 
-    def _measure_stopped(self) -> None:
-        for k in LADDER:
+    def _measure_stopped(self, ladder: Sequence[int] = LADDER[1:]) -> None:
+        for k in ladder:
             self._say(f"stopped after {k} steps")
             self._add(f"stopped after {_steps(k)}", "stopped", k, stopped(self.module, k, self.steps))
 

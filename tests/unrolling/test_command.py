@@ -41,9 +41,10 @@ def broken():
 """
 
 
-@pytest.fixture
-def files(tmp_path):
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
     """A module in a file, its trained weights, and samples of a shape of their own."""
+    tmp_path = tmp_path_factory.mktemp("mine")
     (tmp_path / "mine.py").write_text(MODULE, "utf-8")
     (X, y), (X_test, y_test) = blobs(200, 2, P), blobs(300, 2, P, seed=1)
     X[:, 1], X_test[:, 1] = X[:, 0], X_test[:, 0]
@@ -105,19 +106,19 @@ def test_bad_flags_are_one_line_and_nothing_is_written(files, capsys, change, me
     folder = files[0]
     torch.save({"other.weight": torch.zeros(2)}, folder / "foreign.pt")
     with pytest.raises(SystemExit) as caught:
-        command.main(flags(folder, *(word.format(folder) for word in change)))
+        command.main(flags(folder, "--output_path", f"{folder}/bad", *(word.format(folder) for word in change)))
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
-    assert not (folder / "out" / "verdict.json").exists()
+    assert not (folder / "bad" / "verdict.json").exists()
 
 
 def test_a_module_needs_held_out_samples(files, capsys):
     folder = files[0]
-    np.savez(folder / "mine.npz", X=np.zeros((60, 2, P)), y=np.arange(60) % 3)
+    np.savez(folder / "alone.npz", X=np.zeros((60, 2, P)), y=np.arange(60) % 3)
     with pytest.raises(SystemExit):
-        command.main(flags(folder))
+        command.main(flags(folder, "--dataset_path", str(folder / "alone.npz")))
     assert "no held-out samples" in capsys.readouterr().err
 
 

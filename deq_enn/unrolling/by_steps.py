@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from deq_enn.networks.trained_deq import unwrapped
 from deq_enn.unrolling import judged, rivals, students
-from deq_enn.unrolling.decision import Known, decide
+from deq_enn.unrolling.decision import Known, accepted, decide
 from deq_enn.unrolling.judged import Part, batch_of, outputs_of, paired_loss, quality
 from deq_enn.unrolling.result import KINDS, StepCandidate, StepVerdict
 from deq_enn.unrolling.steppers import Steps, stopped
@@ -206,8 +206,8 @@ class VerdictBySteps:
             self._add(f"stopped after {_steps(k)}", "stopped", k, stopped(self.module, k, self.steps))
 
     def _good_steps(self) -> float:
-        """The fewest steps after which the module, stopped as it is, is within the tolerance."""
-        return min((c.k or 0 for c in self.candidates if c.interval[1] < self.tolerance), default=math.inf)
+        """The fewest steps of a network that is within the tolerance."""
+        return min((c.k for c in accepted(self.candidates, self.tolerance) if c.k), default=math.inf)
 
     def _measure_refitted(self) -> None:
         assert self.parts is not None

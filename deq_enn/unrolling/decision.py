@@ -46,8 +46,8 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
     if not faster:
         sentence = f"None of the {len(candidates)} networks that were tried is {FASTER:g} times as fast as the module."
         return "keep", None, [sentence]
-    if accepted := _accepted(faster, known.tolerance):
-        chosen = min(accepted, key=lambda c: (c.work, c.loss))
+    if good := accepted(faster, known.tolerance):
+        chosen = min(good, key=lambda c: (c.work, c.loss))
         sentence = f"{_loses(chosen, known)}, less than {known.tolerance:g}.{_saves(chosen)}"
         return "replace", chosen, [*reason, sentence]
     best = min(faster, key=lambda c: c.interval[1])
@@ -65,15 +65,15 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
     return "undecided", None, [*reason, between + (f", or more time (--budget): {untrained}." if untrained else ".")]
 
 
-def _accepted(candidates: list[StepCandidate], tolerance: float) -> list[StepCandidate]:
-    """The candidates below the tolerance; of a kind with steps, down to the first that is not."""
-    accepted = [c for c in candidates if c.kind not in TIED and c.interval[1] < tolerance]
+def accepted(candidates: list[StepCandidate], tolerance: float) -> list[StepCandidate]:
+    """Returns the candidates below the tolerance; of a kind with steps, down to the first that is not."""
+    good = [c for c in candidates if c.kind not in TIED and c.interval[1] < tolerance]
     for kind in TIED:
         for candidate in sorted((c for c in candidates if c.kind == kind), key=lambda c: -(c.k or 0)):
             if candidate.interval[1] >= tolerance:
                 break
-            accepted.append(candidate)
-    return accepted
+            good.append(candidate)
+    return good
 
 
 def _untrained(candidates: list[StepCandidate], known: Known) -> str | None:

@@ -1,0 +1,78 @@
+"""The study of trained DEQs: its tasks are what they say, its report counts what its record holds."""
+
+import collections
+import math
+
+import pytest
+import torch
+
+from scripts.trained import report, tasks
+from scripts.trained.deqs import ByHand, Flat, by_hand, cases
+
+
+def test_grids_are_connected_where_a_search_finds_a_way():
+    X, y = tasks.connected(60, "test")
+    for grid, label in zip(X[:, 0], y):
+        side, start = len(grid), [(0, j) for j in range(len(grid)) if grid[0, j] > 0]
+        seen, queue = set(start), collections.deque(start)
+        while queue:
+            i, j = queue.popleft()
+            for a, b in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
+                if 0 <= a < side and 0 <= b < side and grid[a, b] > 0 and (a, b) not in seen:
+                    seen.add((a, b))
+                    queue.append((a, b))
+        assert bool(label) == any(i == side - 1 for i, _ in seen)
+    assert 0.2 < y.double().mean() < 0.8
+
+
+def test_rings_and_parity():
+    X, y = tasks.rings(500, "test")
+    ring = (2 * X.norm(dim=1) - 0.5).round()
+    assert torch.equal(ring.long() % 3, y)
+    X, y = tasks.parity(500, "test")
+    assert torch.equal((X[:, : tasks.PARITY] > 0).sum(1) % 2, y)
+
+
+def test_every_case_has_a_name_of_its_own_and_forms_take_turns():
+    named = [(case.name, case.task) for case in cases()]
+    assert len(named) == len(set(named)) >= 40
+    assert len({case.name.partition(" ")[0] for case in cases()[:12]}) >= 6
+    x = torch.randn(1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert Flat("tanh", 0.5, 8, x, 3, 1.0)(x[None]).shape == (1, 3)
+    module = ByHand(x, 3, 8)
+    module.A.weight.data.mul_(0.2)
+    torch.testing.assert_close(by_hand(ByHand(x, 3, 8), 1)(x[None]).shape, module(x[None]).shape)
+    whole = module(x[None]).detach()
+    torch.testing.assert_close(by_hand(module, 60)(x[None]), whole, rtol=1e-3, atol=1e-3)
+
+
+def record(answer, chosen, losses, more=1000):
+    """The record of a DEQ: {name: (loss in points with interval, truly lost)}."""
+    candidates = [
+        {
+            "name": name, "kind": "stopped", "k": k, "loss": loss, "interval": (loss - half, loss + half),
+            "agreement": 95.0, "true_lost": lost, "true_gained": 0, "cost": {"saved": {"batch": 3.0}},
+        }
+        for k, (name, (loss, half, lost)) in enumerate(losses.items(), 1)
+    ]  # fmt: skip
+    return {
+        "case": "case", "task": "task", "answer": answer, "chosen": chosen, "candidates": candidates, "more": more,
+        "used": 8.0, "budget": 8.0, "peak_mb": 900.0, "true_accuracy": 90.0,
+    }  # fmt: skip
+
+
+def test_the_report_counts():
+    records = [
+        record("replace", "a", {"a": (0.1, 0.3, 3)}),  # truly 0.3: right, and covered
+        record("replace", "a", {"a": (0.1, 0.3, 20)}),  # truly 2.0: wrong, and not covered
+        record("keep", None, {"a": (2.0, 0.5, 20)}),  # rightly
+        record("undecided", None, {"a": (2.0, 9.0, 20)}),
+    ]
+    said = report.report(records)
+    assert "*replace* wrong (true loss above 0.5): 1 of 2 (50%)" in said
+    assert "*keep* where nothing faster is good enough: 1 of 3 (33%)" in said
+    assert "*keep* wrong: 0 of 1 (0%)" in said and "*undecided*: 1 of 4 (25%)" in said
+    assert "hold the loss on other samples: 3 of 4 (75%)" in said
+    entry, whole = records[0]["candidates"][0], records[0]
+    assert report.true_loss(entry, whole) == pytest.approx(0.3)
+    assert math.sqrt(report.true_variance(entry, whole)) == pytest.approx(100 * math.sqrt(0.003 * 0.997 / 1000))

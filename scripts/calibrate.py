@@ -49,21 +49,30 @@ def records_of(arguments, *stages) -> dict[str, list[dict]]:
     return {stage: read_lines(arguments.output_path / f"{stage}.jsonl") for stage in stages}
 
 
-def list_cases(arguments):
-    from scripts.calibration.cases import cases, that_set_constants
+def chosen_cases(arguments):
+    """The cases of --cases."""
+    from scripts.calibration.cases import cases
+    from scripts.calibration.fresh import fresh_cases
 
-    half = that_set_constants()
-    for case in cases():
+    return fresh_cases() if arguments.cases == "fresh" else cases()
+
+
+def list_cases(arguments):
+    from scripts.calibration.cases import sets_constants
+
+    for case in chosen_cases(arguments):
         print(
             f"{case.data:<16}{case.activation:<12}{case.sigma_a2:<6g}width {case.width:<6}n {case.n:<8}"
-            f"{'constants' if case.name in half else 'report'}"
+            f"{'constants' if sets_constants(case.name) else 'report'}"
         )
 
 
 def _each(arguments, stage, chosen, work):
     """Appends work(case, data) of every chosen case to the stage's file."""
     from scripts.calibration.cases import load
+    from scripts.calibration.fresh import load_fresh
 
+    load = load_fresh if arguments.cases == "fresh" else load
     for number, case in enumerate(chosen, 1):
         append(arguments.output_path / f"{stage}.jsonl", work(case, load(case, arguments.dataset_path)))
         print(f"{stage}: {number} of {len(chosen)}, {case.name}", flush=True)
@@ -78,8 +87,9 @@ def outcomes(arguments):
     import torch
 
     from scripts.calibration.analysis import joined
-    from scripts.calibration.cases import cases
     from scripts.calibration.outcomes import outcome
+
+    cases = chosen_cases(arguments)
 
     def kept(case):
         return arguments.output_path / "deq_right" / f"{case.name}.pt"
@@ -91,25 +101,24 @@ def outcomes(arguments):
             torch.save(right, kept(case))
         return record
 
-    _each(arguments, "outcomes", _left(arguments, "outcomes", cases()), work)
+    _each(arguments, "outcomes", _left(arguments, "outcomes", cases), work)
     held = joined(records_of(arguments, "outcomes", "verdicts"))
     missing = {case.case: case.chosen.name for case in held if case.chosen and case.chosen.loss is None}
     _each(
         arguments,
         "outcomes",
-        [case for case in cases() if case.name in missing],
+        [case for case in cases if case.name in missing],
         lambda case, data: work(case, data, [missing[case.name]]),
     )
 
 
 def verdicts(arguments):
-    from scripts.calibration.cases import cases
     from scripts.calibration.verdicts import verdict_of
 
     _each(
         arguments,
         "verdicts",
-        _left(arguments, "verdicts", cases()),
+        _left(arguments, "verdicts", chosen_cases(arguments)),
         lambda case, data: verdict_of(case, data, arguments.budget),
     )
 
@@ -175,6 +184,9 @@ def report(arguments):
 def main(argv=None):
     parser = OneLineParser(prog="calibrate.py", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
+    parser.add_argument(
+        "--cases", choices=("fresh", "first"), default="fresh", help="the later ones or the first 131 (default: fresh)"
+    )
     parser.add_argument("--dataset_path", default="data", help="folder of MNIST and CIFAR-10 (default: data)")
     parser.add_argument(
         "--output_path",

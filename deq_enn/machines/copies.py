@@ -1,10 +1,13 @@
 """This file looks for samples that are the same, or nearly the same.
 
-Of two samples that are the same, a kernel machine without a ridge can fit only one, and a sample that is left out is
-given away by its copies: new samples have none among those of the training set.
+Of two samples that are the same, a kernel machine without a ridge can fit only one. And a sample that is left out is
+given away by its copies. Where samples were copied, or augmented, new samples have no copies among those of the
+training set, and copies are left out together. Where rows are of few attributes with few values, a new sample is as
+likely to be a copy as an old one, and each is left out alone. `repeated` tells from the data which it is.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +23,12 @@ FAR = 0.15  # share of it, up to which neighbours are looked for
 # distances, and so do new ones; of a near copy there are few between NEAR and FAR.
 NEIGHBOURS = 20
 DIMENSIONS = 8  # dimensions of the projection in which neighbours are looked for
+RARE = 0.01  # share of samples with a copy, below which it does not matter whether new samples have one
+MANY = 10  # samples for each different row, from which on the rows count as all that there are
+SHARED = 0.5  # share of the different rows whose value in a column others have too, above which the column is discrete
+NEIGHBOUR = 4  # columns in which a row and its nearest other one differ at most: two attributes, one-hot
+EVEN = 0.5  # share of the variance of independent draws, below which the numbers of copies are too even for chance
+_LOOKED_AT = 200, 2000  # different rows whose nearest other row is looked for, and among how many
 _SCALE = 1000  # samples that the usual distance is estimated on
 _CHUNK = 2**26  # entries of the differences that are in memory at once
 
@@ -50,6 +59,70 @@ def copies(X: torch.Tensor) -> torch.Tensor:
     kept = same.unique()
     near = kept[_near_copies(X, kept)]  # for each of the kept
     return near[torch.searchsorted(kept, same)]
+
+
+class Repeated(NamedTuple):
+    """Which samples are copies, and which are therefore left out together.
+
+    first : (n,) of `copies`.
+    left_out : (n,) integers, the same for samples that are left out together.
+    samples : number of those that have a copy or near copy.
+    recur : whether new samples will be copies as well.
+    """
+
+    first: torch.Tensor
+    left_out: torch.Tensor
+    samples: int
+    recur: bool
+
+
+def repeated(X: torch.Tensor) -> Repeated:
+    """Returns which rows of X (n, p) are copies, and whether new samples will be copies of them too."""
+    first, same = copies(X), first_copies(X)
+    recur = _recur(X, same)
+    size = torch.bincount(same if recur else first, minlength=len(X))
+    samples = int(size[size > 1].sum())
+    return Repeated(first, torch.arange(len(X)) if recur else first, samples, recur)
+
+
+def _recur(X, same):
+    """Tells whether rows of which `same` is the first copy were drawn from few possible ones, rather than copied.
+
+    The numbers of copies must vary as those of independent draws do. Then either there are many samples for each
+    different row. Or no column tells rows apart by a value of its own, and rows differ from others in few columns:
+    where a row comes twice by chance, one that differs in one attribute comes as well.
+    """
+    kept, count = same.unique(return_counts=True)
+    if count[count > 1].sum() < RARE * len(X) or len(kept) < 2 or _too_even(count.double()):
+        return False
+    if len(X) >= MANY * len(kept):
+        return True
+    order = torch.randperm(len(kept), generator=generator("different rows"))[: _LOOKED_AT[1]]
+    rows, varied = X[kept[order]], count[order] > 1
+    rows = rows[:, (rows != rows[0]).any(0)]
+    if min(_shared(column) for column in rows.T) < SHARED:
+        return False
+    nearest = []
+    for i in varied.nonzero()[:, 0][: _LOOKED_AT[0]].tolist():
+        differing = (rows != rows[i]).sum(1)
+        differing[i] = rows.shape[1] + 1
+        nearest.append(int(differing.min()))
+    return float(np.median(nearest)) <= NEIGHBOUR
+
+
+def _too_even(count):
+    """Tells whether numbers of copies (rows,) vary much less than Poisson ones of the same mean that are not zero."""
+    mean = count.mean().item()
+    rate = mean  # of the Poisson law, whose mean without the zeros is rate/(1 - exp(-rate))
+    for _ in range(200):
+        rate = mean * -math.expm1(-rate)
+    return count.var(correction=0).item() < EVEN * mean * (1 + rate - mean)
+
+
+def _shared(column):
+    """The share of entries whose value others have too."""
+    _, inverse, count = column.unique(return_inverse=True, return_counts=True)
+    return (count[inverse] > 1).double().mean().item()
 
 
 def _near_copies(X, kept):

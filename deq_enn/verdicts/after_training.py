@@ -59,10 +59,11 @@ class VerdictAfterTraining:
         budget: float = 60.0,
         tolerance: float = 0.5,
         seed: int = 0,
+        decide_on: str = "draw",
         solver: Solver | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        check_request(budget, tolerance, width)
+        check_request(budget, tolerance, width, decide_on)
         self.clock, self.start, self.end = clock, clock(), clock() + budget
         self.original = unwrapped(deq)
         p = understood(self.original, solver).U.shape[1]
@@ -74,7 +75,7 @@ class VerdictAfterTraining:
         self.held = None if held is None else _checked(*held, p)
         if held is not None and (y is None) != (held[1] is None):
             raise ValueError("the samples and those held out must both have labels, or neither")
-        self.question = Question(p, len(self.X), len(self.deq.W) if width is None else width, tolerance)
+        self.question = Question(p, len(self.X), len(self.deq.W) if width is None else width, tolerance, decide_on)
         self.seed = seed
         classes = None if y is None else self.deq.readout.out_features
         self.settings = settings_of(self.deq, self.question, budget, classes, seed, self.deq.W.device)
@@ -147,6 +148,7 @@ class VerdictAfterTraining:
             tolerance=self.question.tolerance,
             seed=self.seed,
             width=self.question.width,
+            decide_on=self.question.of,
             clock=self.clock,
         )
 
@@ -242,7 +244,7 @@ def begin(
     deq = unwrapped(deq)
     stoppable = not as_drawn(deq) and can_be_stopped(deq)
     if steps is not None or stoppable and (held is not None and solver is None or not _of_the_form(deq)):
-        settings.pop("width", None)
+        settings = {key: value for key, value in settings.items() if key not in ("width", "decide_on")}
         return VerdictBySteps(deq, X, y, held=held, steps=steps, seen=seen, **settings)
     if not as_drawn(deq):
         return VerdictAfterTraining(deq, X, y, held=held, solver=solver, **settings)

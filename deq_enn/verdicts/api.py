@@ -24,6 +24,7 @@ def verdict(
     budget: float = 60.0,
     tolerance: float = 0.5,
     seed: int = 0,
+    decide_on: str = "draw",
     solver: Solver | None = None,
     steps: Steps | None = None,
     seen: float | None = None,
@@ -45,6 +46,8 @@ def verdict(
     budget : seconds for everything.
     tolerance : the loss of accuracy that is acceptable, in percentage points.
     seed : of the subsamples and of the weights that are drawn.
+    decide_on : "draw" for the very DEQ that is given and the network of its seed; "mean" for the mean over draws of the
+        weights. For a trained DEQ there is but one draw.
     solver : of the equilibrium of a trained DEQ, such as Anderson(); by default that of a `DEQ`, else Picard, or
         Anderson where Picard does not converge.
     steps : the user's own way to stop a trained module, steps(module, k) -> the module after k steps. It gets a copy.
@@ -69,6 +72,7 @@ def verdict(
         budget=budget,
         tolerance=tolerance,
         seed=seed,
+        decide_on=decide_on,
         clock=clock,
         solver=solver,
         steps=steps,

@@ -13,41 +13,43 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from deq_enn.kernels.distance import label_alignment, least_distance, relative_error
-from deq_enn.machines.copies import copies
-from deq_enn.machines.leave_one_out import Targets, from_kernel
-from deq_enn.machines.run import blocks_of
+from deq_enn.machines.copies import Repeated, repeated
 from deq_enn.networks.cost import BATCH, costs
-from deq_enn.networks.deq import DEQ
+from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.theory.finite_width import implicit_fluctuation
 from deq_enn.utils.deadline import OutOfTime, deadline
 from deq_enn.utils.random import generator
 from deq_enn.verdicts.assumptions import LEAST, applicability, check_data, check_deq, check_repeated, check_request
-from deq_enn.verdicts.candidates import EXAMPLES, Fitting, Network, networks
+from deq_enn.verdicts.candidates import EXAMPLES, Fitting, networks
 from deq_enn.verdicts.decision import (
     Decision,
     Question,
     by_distance,
     by_loss,
+    copies_sentence,
     cost_sentence,
+    majority_sentence,
+    no_better_than_majority,
     no_equilibrium_sentence,
+    precision_sentence,
     to_measure,
 )
-from deq_enn.verdicts.loss_model import LEVEL, Z_90, Interval, width_from
-from deq_enn.verdicts.measurements import Measurements, measure_until
+from deq_enn.verdicts.exact_kernels import ExactKernels
+from deq_enn.verdicts.losses.classes import MEASURES, sentence as class_sentence
+from deq_enn.verdicts.losses.measurements import MAJORITY, Measurements
+from deq_enn.verdicts.losses.model import LEVEL, Interval, width_from
+from deq_enn.verdicts.losses.schedule import measure_until
 from deq_enn.verdicts.result import Candidate, Verdict
 
-TRIED = 150  # samples of the first kernel, whose time tells how fast this machine is
-COMPARED = 600  # samples whose kernels are compared, at most
 MOST_EXACT = 1500  # samples of the networks at infinite width, at most
 EXACT_PER_SECOND = 25  # samples of those networks that each second of the budget allows
 KERNEL_SHARE = 0.2  # share of the budget for comparing kernels, and again for infinite-width regression
 COST_SHARE = 0.15  # share of the budget for timing the networks
 KERNELS_END, INFINITE_END = 0.35, 0.6  # shares of the budget after which kernels and regressions are given up
-UNEVEN = 3  # multiple of its share of the time left that one network's kernels may take
 GRACE = 1.0  # seconds that each kind of work may take, however small the budget
+UNKNOWN = Interval(0.0, -math.inf, math.inf)  # of a candidate of which no network of finite width was measured
 
 
 class VerdictAtInitialisation:
@@ -66,6 +68,7 @@ class VerdictAtInitialisation:
         budget: float = 60.0,
         tolerance: float = 0.5,
         seed: int = 0,
+        decide_on: str = "draw",
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.clock, self.start, self.end = clock, clock(), clock() + budget
@@ -73,12 +76,13 @@ class VerdictAtInitialisation:
         X, y, n_classes = check_data(X, y, deq.B.shape[1])
         if y is not None:
             check_repeated(y)
-        check_request(budget, tolerance, width)
+        check_request(budget, tolerance, width, decide_on)
         width = len(deq.A) if width is None else width
         self.deq, self.seed, self.classes, self.device = deq, seed, n_classes, deq.B.device
+        self.own_seed = deq.seed if as_drawn(deq) else None  # of the network, too, that is handed out
         self.X, self.y = X, y
         n, p = X.shape
-        self.question = Question(p, n, width, tolerance)
+        self.question = Question(p, n, width, tolerance, decide_on)
         self.order = torch.randperm(n, generator=generator("verdict", seed))
         self.tau0 = estimate_tau0(X)
         self.settings = settings_of(deq, self.question, budget, n_classes, seed, self.device)
@@ -88,6 +92,7 @@ class VerdictAtInitialisation:
         self.deq_known: dict = {}
         self.measurements: Measurements | None = None
         self.not_costed: str | None = None
+        self.copies: Repeated | None = None
 
     # ------------------------------------------------------------------------------------------------------------
     # the work
@@ -110,16 +115,19 @@ class VerdictAtInitialisation:
         """Does the work, and yields what comes next."""
         yield "assumptions"
         budget = self.end - self.start
-        copied = copies(self.X)
-        rows = self._distinct(copied, min(MOST_EXACT, LEAST + int(EXACT_PER_SECOND * budget)))
+        self.copies = copies = repeated(self.X)
+        kernels = ExactKernels(self.deq, self.X, self.y, self.classes, self.order, copies, self.clock)
+        rows = kernels.distinct(min(MOST_EXACT, LEAST + int(EXACT_PER_SECOND * budget)))
         self.applies = applicability(self.deq.activation, self.deq.sigma_a2, self.deq.tau0, self.X[rows], self.seed)
         yield "matched networks"
         candidates, self.refused = networks(self.deq, self.tau0)
         yield "kernels"
         end = self._end_of(KERNELS_END)
-        compared = self._affordable(rows, 1 + len(candidates), end)
+        compared = kernels.affordable(rows, 1 + len(candidates), KERNEL_SHARE * budget, end)
         start = self.clock()
-        yield from self._compare_kernels(candidates, compared, end)
+        for candidate in kernels.compare(candidates, compared, end):
+            self.candidates.append(candidate)
+            yield f"kernel of {candidate.name}"
         if self.y is None or self.classes is None:
             yield from self.measure_costs(COST_SHARE * budget)
             return
@@ -129,17 +137,18 @@ class VerdictAtInitialisation:
             self.X,
             self.y,
             self.order,
-            copied,
+            copies.left_out,
             self.classes,
             self.seed,
             self.clock,
             device=self.device,
+            own=None if self.own_seed is None else (self.question.width, self.own_seed),
+            of_draw=self.question.of == "draw",
         )
-        affordable = KERNEL_SHARE * budget / (self.clock() - start)
-        exact = rows[: max(LEAST, int(len(compared) * math.sqrt(affordable)))]
-        targets = Targets(self.y[exact], self.classes, device=self.device)
+        affordable = KERNEL_SHARE * budget / max(self.clock() - start, 1e-9)
+        count = min(len(rows), max(LEAST, int(len(compared) * math.sqrt(affordable))))
         with contextlib.suppress(OutOfTime):
-            yield from self._infinite(self.measurements, self.X[exact].to(self.device), targets)
+            yield from self._infinite(kernels, count)
         yield from self._measure(self.measurements, self.end - COST_SHARE * budget)
         yield from self.measure_costs(COST_SHARE * budget / 2)
 
@@ -147,89 +156,16 @@ class VerdictAtInitialisation:
         """Returns the time at which work is given up that may go on until so much of the budget is spent."""
         return max(self.start + share * (self.end - self.start), self.clock() + GRACE)
 
-    def _distinct(self, copied, count):
-        """The first samples of the order but zero ones and copies, on which exact kernels take long."""
-        for rows in (self.order[: 5 * count], self.order):
-            rows = rows[(copied[rows] == rows) & (self.X[rows].square().sum(1) > 0)][:count]
-            if len(rows) >= LEAST:
-                return rows
-        raise ValueError(f"nearly all samples are zero or the same: at least {LEAST} others are needed")
-
-    def _affordable(self, rows, networks: int, end: float):
-        """The rows whose kernels are compared, as many as time allows by a first kernel; none where that takes long."""
-        for count in (TRIED, LEAST):
-            start = self.clock()
-            with contextlib.suppress(OutOfTime), deadline(self.clock, (start + end) / 2):
-                blocks_of(self.deq, self.X[rows[:count]].to(self.device)).both()
-                affordable = KERNEL_SHARE * (self.end - self.start) / ((self.clock() - start) * networks)
-                return rows[: max(LEAST, min(COMPARED, int(count * math.sqrt(affordable))))]
-        return rows[:0]
-
-    def _compare_kernels(self, networks: list[Network], rows, end: float) -> Iterator[str]:
-        """Makes a candidate of each network, with the distance of its exact kernels to the DEQ's on these samples.
-
-        A candidate whose kernel takes too long is left without.
-        """
-        X, deq = self.X[rows].to(self.device), None
-        with contextlib.suppress(OutOfTime), deadline(self.clock, end):
-            deq = blocks_of(self.deq, X).both() if len(rows) else None
-        targets = None
-        if self.y is not None and self.classes is not None:
-            targets = Targets(self.y[rows], self.classes, device=self.device)
-        for number, network in enumerate(networks):
-            candidate = Candidate.of(network, distance=None, fluctuation=network.fluctuation)
-            with contextlib.suppress(OutOfTime), deadline(self.clock, self._share_of(end, len(networks) - number)):
-                if deq is not None:
-                    candidate = self._compared(network, deq, X, targets)
-            self.candidates.append(candidate)
-            yield f"kernel of {network.name}"
-
-    def _share_of(self, end: float, left: int) -> float:
-        """Returns the time at which the first of so many networks is given up: at `end`, or UNEVEN times its share."""
-        now = self.clock()
-        return min(end, now + UNEVEN * (end - now) / left)
-
-    def _compared(self, network, deq, X, targets) -> Candidate:
-        own = blocks_of(network.build(self.question.p, 1, self.classes or 2), X).both()
-        distance = {}
-        for kernel, K, other in zip(("ck", "ntk"), deq, own):
-            (least, factor), own_distance = least_distance(K, other), relative_error(K, other)
-            if own_distance < least:  # to the tolerance of the search
-                least, factor = own_distance, 1.0
-            distance[kernel] = {"relative": own_distance, "factor": factor, "with_factor": least}
-        alignment = None if targets is None else label_alignment(own[0], targets.Y)
-        return Candidate.of(network, distance=distance, alignment=alignment, fluctuation=network.fluctuation)
-
-    def _infinite(self, measurements, X, targets) -> Iterator[str]:
-        """Exact kernel ridge regression of all networks on the same samples, each predicted by the others.
-
-        It is left out for networks whose kernels take too long. Raises OutOfTime where the DEQ's does.
-        """
-        end, compared = self._end_of(INFINITE_END), [c for c in self.candidates if c.distance is not None]
-        if not compared:
+    def _infinite(self, kernels: ExactKernels, count: int) -> Iterator[str]:
+        """Regression with the exact kernels of the DEQ and the candidates whose kernels did not take too long."""
+        compared = [candidate for candidate in self.candidates if candidate.distance is not None]
+        if not compared or self.measurements is None:
             return
-        with deadline(self.clock, end):
-            deq = from_kernel(blocks_of(self.deq, X).both()[0], targets)
-        machines = {}
-        for number, candidate in enumerate(compared):
-            yield f"infinite width, {candidate.name}"
-            network = candidate.build(self.question.p, 1, len(targets.mean))
-            with contextlib.suppress(OutOfTime), deadline(self.clock, self._share_of(end, len(compared) - number)):
-                machines[candidate.name] = from_kernel(blocks_of(network, X).both()[0], targets)
-        measurements.record(math.inf, {name: machine.right for name, machine in machines.items()}, deq.right)
-        for candidate in [c for c in compared if c.name in machines]:
-            machine, (point,) = machines[candidate.name], measurements.points(candidate.name)
-            half = Z_90 * math.sqrt(point.of_samples)
-            candidate.infinite = {
-                "accuracy": machine.right.double().mean().item(),
-                "samples": len(X),
-                "ridge": machine.ridge,
-                "rms": (machine.predicted - deq.predicted).square().mean().sqrt().item()
-                / deq.predicted.square().mean().sqrt().item(),
-                "difference": point.loss,
-                "interval": (point.loss - half, point.loss + half),
-            }
-        self.deq_known["infinite"] = {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
+        for step in kernels.regress(self.measurements, compared, count, self._end_of(INFINITE_END)):
+            if isinstance(step, dict):
+                self.deq_known["infinite"] = step
+            else:
+                yield step
 
     def _measure(self, measurements: Measurements, end: float) -> Iterator[str]:
         """Measures narrow networks until `end`, and what is under way by then until the budget is spent."""
@@ -275,14 +211,18 @@ class VerdictAtInitialisation:
     # what is known
 
     def _upper_end(self, candidate) -> float:
-        return candidate.ck_distance if self.y is None else self._interval(candidate).high
+        return candidate.ck_distance if self.y is None else (self._interval(candidate) or UNKNOWN).high
 
-    def _interval(self, candidate) -> Interval:
-        assert self.measurements is not None, "nothing has been measured yet"
-        return self.measurements.posterior(candidate.name, self.question.width).interval()
+    def _interval(self, candidate, of: str | None = None) -> Interval | None:
+        """The interval of a loss, or None. of : "draw" or "mean", by default what is asked for."""
+        if self.measurements is None:
+            return None
+        draw = (of or self.question.of) == "draw"
+        return self.measurements.interval(candidate.name, self.question.width, draw)
 
     def _undecided(self) -> list[str]:
-        return to_measure({candidate: self._interval(candidate) for candidate in self.candidates}, self.question)
+        intervals = {candidate: self._interval(candidate) or UNKNOWN for candidate in self.candidates}
+        return to_measure(intervals, self.question)
 
     def decide(self) -> Decision:
         """Returns the answer from what is known so far, and keeps the losses with the candidates."""
@@ -298,13 +238,28 @@ class VerdictAtInitialisation:
         if not any(math.isfinite(width) for width, _ in self.measurements.passes):
             few = "Only infinitely wide networks have been compared so far: allow more time (--budget)."
             return Decision("undecided", None, [few])
-        for candidate in self.candidates:
-            interval = self._interval(candidate)
-            candidate.loss, candidate.loss_interval = interval.mean, (interval.low, interval.high)
-        answer, chosen, reason = by_loss(self.candidates, self.question, self.applies)
+        self._keep_losses()
+        answer, chosen, reason = self._majority() or by_loss(self.candidates, self.question, self.applies)
         if failed:
             reason = [missing, "The losses are of the draws that have one.", *reason]
         return Decision(answer, chosen, reason)
+
+    def _keep_losses(self):
+        for candidate in self.candidates:
+            mean, draw = self._interval(candidate, "mean"), self._interval(candidate, "draw")
+            if mean and draw:
+                candidate.loss, candidate.loss_interval = mean.mean, (mean.low, mean.high)
+                candidate.draw_loss, candidate.draw_interval = draw.mean, (draw.low, draw.high)
+
+    def _majority(self) -> Decision | None:
+        """The answer where the DEQ is no better than always saying the commonest class."""
+        assert self.measurements is not None and self.y is not None
+        draw, tolerance = self.question.of == "draw", self.question.tolerance
+        gains = self.measurements.interval(MAJORITY, self.question.width, draw)
+        if gains is None or not no_better_than_majority(gains, tolerance):
+            return None
+        share = (self.y == self.y.mode().values).double().mean().item()
+        return Decision("majority", None, [majority_sentence(gains, share, tolerance)])
 
     def conclude(self) -> Verdict:
         """Returns the verdict on what has been measured so far."""
@@ -316,6 +271,7 @@ class VerdictAtInitialisation:
         answer, chosen, reason = self.decide()
         if measurements:
             self._keep_measurements(measurements)
+            reason += self._remarks(measurements, chosen)
         self.deq_known["fluctuation"] = float(
             sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2, self.deq.tau0))
         )
@@ -342,7 +298,22 @@ class VerdictAtInitialisation:
     def _fitting(self, chosen: Candidate) -> Fitting:
         assert chosen.network is not None
         samples = self.X, self.y, self.order
-        return Fitting(chosen.network, samples, self.classes, self.question.width, self.seed)
+        seed = self.seed if self.own_seed is None else self.own_seed
+        return Fitting(chosen.network, samples, self.classes, self.question.width, seed)
+
+    def _remarks(self, measurements, chosen) -> list[str]:
+        """What has to be said of the measurements: which samples were left out, in which precision, unequal classes."""
+        scores, remarks = measurements.class_scores(self.question.width), []
+        for candidate in self.candidates if scores else ():
+            if candidate.name in scores["of"]:
+                place = {"width": scores["width"], "samples": scores["samples"], "measures": MEASURES}
+                candidate.class_scores = place | scores["of"][candidate.name].to_dict()
+        if chosen is not None and chosen.class_scores:
+            remarks.append(class_sentence(chosen.name, chosen.class_scores, self.question.tolerance))
+        remarks.append(precision_sentence(measurements.precise))
+        if self.copies:
+            remarks.append(copies_sentence(self.copies.samples, self.copies.recur))
+        return [remark for remark in remarks if remark]
 
     def _keep_measurements(self, measurements):
         """Keeps what was measured of the DEQ itself."""
@@ -357,6 +328,7 @@ class VerdictAtInitialisation:
         ]
         width = self.question.width
         self.settings["samples"] = max((count for w, count in measurements.passes if w == width), default=0)
+        self.settings["copies"] = {"samples": self.copies.samples, "recur": self.copies.recur} if self.copies else None
         drawn, failed = measurements.equilibria(width)
         self.deq_known["draws"] = {"width": width, "drawn": drawn, "without_equilibrium": failed}
 
@@ -370,6 +342,7 @@ def settings_of(
         "sigma_a2": deq.sigma_a2,
         "width": question.width,
         "tolerance": question.tolerance,
+        "for": question.of,
         "budget": budget,
         "n": question.n,
         "p": question.p,

@@ -119,14 +119,25 @@ def networks(deq: RandomDEQ, tau0: float) -> tuple[list[Network], dict[str, str]
                     refused[f"{kernel} {family}{root}"] = str(error)
                     continue
                 matched.append(Network(name, "matched", kernel, family, layers, 1.0, tau0, each))
-    return matched + plain_networks(deq.activation, deq.sigma_a2, tau0), refused
+    plain = plain_networks(deq.activation, deq.sigma_a2, tau0)
+    for depth in PLAIN_DEPTHS[len(plain) :]:
+        refused[f"plain, depth {depth}"] = f"{deq.activation.name} in so many layers is constant: the signal dies"
+    return matched + plain, refused
 
 
 def plain_networks(activation: Activation, sigma_a2: float, tau0: float) -> list[Network]:
-    """Returns the networks of 1 to 3 centred layers of this activation."""
+    """Returns the networks of 1 to 3 centred layers of this activation, as many as do not become constant.
+
+    Raises ValueError where a single layer does.
+    """
     plain = []
     for depth in PLAIN_DEPTHS:
-        enn = build_model("unmatched_enn", 1, 1, 2, sigma_a2, tau0, activation=activation, depth=depth)
+        try:
+            enn = build_model("unmatched_enn", 1, 1, 2, sigma_a2, tau0, activation=activation, depth=depth)
+        except ValueError:
+            if not plain:
+                raise
+            break
         assert isinstance(enn, ENN)
         plain.append(Network(f"plain, depth {depth}", "plain", None, None, enn.layers, enn.input_scale, tau0))
     return plain

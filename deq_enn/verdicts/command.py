@@ -80,6 +80,13 @@ def make_parser() -> OneLineParser:
         metavar="POINTS",
         help="loss of test accuracy that may be had, in percentage points (default: 0.5)",
     )
+    add(
+        "--for",
+        dest="decide_on",
+        choices=("draw", "mean"),
+        default="draw",
+        help="decide on the loss with the weights of this --seed, or on the mean over draws (default: draw)",
+    )
     add("--seed", type=natural_int, default=0, help="of subsamples and weights (default: 0)")
     add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
     add(
@@ -202,7 +209,7 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
         what = f"DEQ of {deq.activation.name}, sigma_a^2 = {a.asquare:g}, width {len(deq.A)}"
     trained = "trained " * bool(a.checkpoint)
     print(f"{a.dataset}: {len(X)} training samples, p = {X.shape[1]}; {trained}{what}", flush=True)
-    settings = dict(budget=a.budget, tolerance=a.tolerance, seed=a.seed, seen=a.seen)
+    settings = dict(budget=a.budget, tolerance=a.tolerance, seed=a.seed, decide_on=a.decide_on, seen=a.seen)
     return begin(deq.to(get_device(a.device)), X, y, held=held, **settings), normalised
 
 

@@ -2,7 +2,8 @@
 
 The answer is "replace" where some candidate certainly loses less than the tolerance, "keep" where every candidate
 certainly loses more, and "undecided" otherwise. A loss is certain where its interval lies on one side of the tolerance.
-Without labels there is no loss, and the distance of the conjugate kernels decides.
+Before all that, the answer is "majority" where the DEQ is no better than always saying the commonest class: then no
+loss beside it means anything. Without labels there is no loss, and the distance of the conjugate kernels decides.
 """
 
 import math
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from deq_enn.verdicts.loss_model import LEVEL, Interval
+from deq_enn.verdicts.losses.model import LEVEL, Interval
 from deq_enn.verdicts.result import Candidate
 
 NEAR, FAR = 0.05, 0.5  # without labels: CK distance (after the best rescaling) below NEAR means replace, above FAR keep
+STEADY = 1.5  # factor between the ends of a range of measured ratios, above which the range is told
 RIVALS = 4  # candidates measured at once while several may still become the answer
 
 NO_LABELS = "There are no labels, so this rests on the distance of the kernels alone, and no loss is predicted."
@@ -21,16 +23,20 @@ NO_LABELS = "There are no labels, so this rests on the distance of the kernels a
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: may a network of this width lose less than `tolerance` points on n samples of dimension p?"""
+    """What is asked: may a network of this width lose less than `tolerance` points on n samples of dimension p?
+
+    of : "draw" for the DEQ and the network with the weights that the user has, "mean" for the mean over draws.
+    """
 
     p: int
     n: int
     width: int
     tolerance: float
+    of: str = "draw"
 
 
 class Decision(NamedTuple):
-    """The answer "replace", "keep" or "undecided", the candidate to take, if any, and the reason in sentences."""
+    """The answer "replace", "keep", "undecided" or "majority", the candidate to take, if any, and the reason."""
 
     answer: str
     chosen: Candidate | None
@@ -42,19 +48,48 @@ class Decision(NamedTuple):
 
 
 def cost_sentence(cost: dict) -> str:
-    """Returns what the DEQ costs beside the network, in words; `cost` holds the ratios of `networks.cost.costs`."""
+    """Returns what the DEQ costs beside the network, in words; `cost` holds the ratios of `networks.cost.costs`.
+
+    A ratio that varied from one turn of the measurement to the next is told with its range.
+    """
+    ranges = cost.get("measured", {}).get("ranges", {})
+
+    def times(job):
+        low, high = ranges.get(job, (cost[job], cost[job]))
+        spread = f" ({low:.3g} to {high:.3g})" if high > STEADY * low else ""
+        return f"{cost[job]:.3g}{spread} times"
+
     return (
-        "The DEQ takes {inference:.3g} times its time for one sample, {features:.3g} times for "
-        "features, {training_step:.3g} times for a training step, and {memory:.3g} times its memory."
-    ).format(**cost)
+        f"The DEQ takes {times('inference')} its time for one sample, {times('features')} for features, "
+        f"{times('training_step')} for a training step, and {cost['memory']:.3g} times its memory."
+    )
 
 
-def loss_sentence(candidate: Candidate, width: int) -> str:
-    """Returns what the candidate loses at this width, with the interval, in words and without a full stop."""
-    low, high = candidate.known_interval
+def loss_sentence(candidate: Candidate, width: int, of: str = "draw") -> str:
+    """Returns what the candidate loses at this width, with the interval, in words and without a full stop.
+
+    of : of `Question`. The other interval is told too, where it is known.
+    """
+    low, high = candidate.interval_of(of)
+    said = f"{candidate.name} at width {width} loses {candidate.loss_of(of):+.2f} points ({100 * LEVEL:.0f}% interval "
+    if candidate.draw_interval is None:
+        return f"{said}{low:+.2f} to {high:+.2f})"
+    other = {"draw": "mean", "mean": "draw"}[of]
+    names = {"draw": "with these weights", "mean": "in the mean over draws of the weights"}
+    other_low, other_high = candidate.interval_of(other)
+    return f"{said}{names[of]} {low:+.2f} to {high:+.2f}, {names[other]} {other_low:+.2f} to {other_high:+.2f})"
+
+
+def majority_sentence(deq_gains: Interval, share: float, tolerance: float) -> str:
+    """Returns that the DEQ is no better than always saying the commonest class.
+
+    deq_gains : its accuracy less that of the commonest class, whose share of the samples is `share`.
+    """
+    much = f"{deq_gains.mean:+.2f} points ({deq_gains.low:+.2f} to {deq_gains.high:+.2f})"
     return (
-        f"{candidate.name} at width {width} loses {candidate.loss:+.2f} points ({100 * LEVEL:.0f}% interval "
-        f"{low:+.2f} to {high:+.2f})"
+        f"Always saying the commonest class is right for {100 * share:.1f}% of the samples, and the DEQ is better by "
+        f"{much} only: not surely by anything, or by less than {tolerance:g}. A network that loses nothing beside it "
+        "is no better either. Other features, more samples or another measure than accuracy are needed first."
     )
 
 
@@ -66,6 +101,36 @@ def no_equilibrium_sentence(width: int, drawn: int, failed: int) -> str:
     )
 
 
+def copies_sentence(samples: int, recur: bool) -> str | None:
+    """Returns how copies among the samples were treated. samples : number of those with a copy. recur : of `copies`."""
+    if not samples:
+        return None
+    if recur:
+        return (
+            f"{samples} samples have copies, as rows of few values have: new samples will be copies too, so each "
+            "was predicted by all others, its copies among them."
+        )
+    return (
+        f"{samples} samples have copies or near copies, which new samples will not have: each was predicted without "
+        "its copies."
+    )
+
+
+def precision_sentence(precise: set[str]) -> str | None:
+    """Returns that losses are those of float64, where the best ridge was that small.
+
+    precise : names of candidates, or "deq", of which it was.
+    """
+    if not precise:
+        return None
+    names = sorted("the DEQ" if name == "deq" else name for name in precise)
+    return (
+        f"The best readouts of {', '.join(names)} have so small a ridge that features were computed in float64: the "
+        "losses are what remains then. In float32, or with readouts trained by SGD, conditioning decides as well, and "
+        "the deeper network has the better of it."
+    )
+
+
 def _broken_assumptions(applies):
     return [sentence[0].upper() + sentence[1:] + "." for sentence in applies.get("fails", [])]
 
@@ -74,29 +139,36 @@ def _broken_assumptions(applies):
 # by the predicted losses
 
 
+def no_better_than_majority(deq_gains: Interval | None, tolerance: float) -> bool:
+    """Tells whether a DEQ that gains so much on the commonest class may gain nothing, or surely less than tolerated."""
+    return deq_gains is not None and (deq_gains.low <= 0 or deq_gains.high < tolerance)
+
+
 def by_loss(candidates: list[Candidate], question: Question, applies: dict) -> Decision:
-    """Answers by the intervals of the losses, of the candidates that have one.
+    """Answers by the intervals of the losses. "keep" needs one of every candidate, and each to be above the tolerance.
 
     applies : of `assumptions.applicability`; its broken assumptions are part of the reason to keep the DEQ.
     """
     known = [candidate for candidate in candidates if candidate.loss_interval is not None]
     if not known:
         return Decision("undecided", None, ["Nothing has been measured yet: allow more time (--budget)."])
-    tolerance = question.tolerance
-    if accepted := [candidate for candidate in known if candidate.known_interval[1] < tolerance]:
-        chosen = _cheapest(accepted, question, lambda candidate: candidate.loss)
-        return Decision("replace", chosen, [f"{loss_sentence(chosen, question.width)}, less than {tolerance:g}."])
-    best = min(known, key=lambda candidate: candidate.known_interval[1])
-    low, high = best.known_interval
-    if all(candidate.known_interval[0] > tolerance for candidate in known):
+    tolerance, of = question.tolerance, question.of
+    if accepted := [candidate for candidate in known if candidate.interval_of(of)[1] < tolerance]:
+        chosen = _cheapest(accepted, question, lambda candidate: candidate.loss_of(of))
+        return Decision("replace", chosen, [f"{loss_sentence(chosen, question.width, of)}, less than {tolerance:g}."])
+    best = min(known, key=lambda candidate: candidate.interval_of(of)[1])
+    low, high = best.interval_of(of)
+    unknown = [candidate.name for candidate in candidates if candidate.loss_interval is None]
+    if all(candidate.interval_of(of)[0] > tolerance for candidate in known):
+        if unknown:
+            sentence = f"No time was left to measure {', '.join(unknown)}; all others lose more than {tolerance:g}."
+            return Decision("undecided", None, [f"{sentence} Allow more time (--budget)."])
         sentence = (
             f"Every candidate loses more than {tolerance:g} points at width {question.width}; the best, "
-            f"{best.name}, {best.loss:+.2f} ({low:+.2f} to {high:+.2f})."
+            f"{best.name}, {best.loss_of(of):+.2f} ({low:+.2f} to {high:+.2f})."
         )
         return Decision("keep", None, [sentence, *_broken_assumptions(applies)])
-    sentence = (
-        f"{best.name} loses {best.loss:+.2f} points, but its interval, {low:+.2f} to {high:+.2f}, holds {tolerance:g}."
-    )
+    sentence = f"{loss_sentence(best, question.width, of)}: {tolerance:g} lies between."
     return Decision("undecided", None, [sentence, _what_would_decide(best, question)])
 
 
@@ -107,13 +179,21 @@ def _cheapest(accepted: list[Candidate], question: Question, score: Callable) ->
 
 def _what_would_decide(best, question):
     at_width = [point for point in best.measured if point.width == question.width]
-    largest = max(at_width, key=lambda point: point.count, default=None)
+    largest = max(at_width, key=lambda point: (point.count, point.seeds), default=None)
     if largest is None or largest.count < question.n:
         count = largest.count if largest else 0
         return (
             f"Only {count} of {question.n} samples could be measured at width {question.width}: "
             "allow more time (--budget)."
         )
+    if question.of == "draw" and best.loss_interval is not None:
+        low, high = best.loss_interval
+        if not low < question.tolerance < high:
+            side = "less" if high < question.tolerance else "more"
+            return (
+                f"In the mean over draws it loses {side}, but one draw differs from another by as much as that: "
+                "--for mean decides on the mean, and another --seed or width may draw better."
+            )
     if largest.of_seeds > largest.of_samples:
         return "The seeds of the weights differ by more than the samples: allow more time (--budget)."
     return f"All {question.n} samples were used: more samples would decide it, or a larger tolerance."

@@ -119,6 +119,12 @@ def _legend(ax, handles, side):
 # the panels
 
 
+def _shown(candidate, result):
+    """The loss of the kind that was asked for, and its interval."""
+    kind = "draw_" if result["settings"].get("for") == "draw" and candidate.get("draw_interval") else "loss_"
+    return candidate["loss" if kind == "loss_" else "draw_loss"], candidate[f"{kind}interval"]
+
+
 def _draw_losses(ax, candidates, result):
     _limit_losses(ax, candidates, result["settings"]["tolerance"])
     for row, candidate in enumerate(candidates):
@@ -126,11 +132,11 @@ def _draw_losses(ax, candidates, result):
         if candidate["infinite"]:
             ax.plot(candidate["infinite"]["difference"], row, "o", mfc="white", mec=colour, ms=4, mew=0.8, clip_on=True)
         if candidate["loss"] is not None:
-            low, high = candidate["loss_interval"]
+            loss, (low, high) = _shown(candidate, result)
             ax.errorbar(
-                candidate["loss"],
+                loss,
                 row,
-                xerr=[[candidate["loss"] - low], [high - candidate["loss"]]],
+                xerr=[[loss - low], [high - loss]],
                 fmt="o",
                 color=colour,
                 elinewidth=1.8 if candidate["name"] == result["chosen"] else 1.0,

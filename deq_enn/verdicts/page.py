@@ -13,6 +13,7 @@ from deq_enn.utils.files import atomic_write
 from deq_enn.verdicts.figure import JOBS, costed, draw, label
 
 ANSWERS = {"replace": "Replace it", "keep": "Keep it", "undecided": "Undecided"}
+ANSWERS["majority"] = "No better than the commonest class"
 COLUMNS = [
     "from width",
     "at infinite width",
@@ -23,7 +24,8 @@ COLUMNS = [
     "labels in CK",
 ]
 NOTE = (
-    "From width: the width from which on the interval is below the tolerance. Distances are spectral, relative "
+    "Loss and first interval: of the mean over draws of the weights; second: of this DEQ and the network of its seed. "
+    "From width: the width from which on the first is below the tolerance. Distances are spectral, relative "
     "to the DEQ's kernel on these data. Labels in CK: alignment of its leading eigenvectors with the labels."
 )
 NOTE_AFTER_TRAINING = (
@@ -88,7 +90,8 @@ def _data_sentence(result):
 
 
 def _caption(result):
-    said = ["Loss of each candidate with its 90% interval; in the grey area it is tolerated"]
+    of = {"draw": "with these weights, ", "mean": "in the mean over draws, "}.get(result["settings"].get("for"), "")
+    said = [f"Loss of each candidate, {of}with its 90% interval; in the grey area it is tolerated"]
     if any(candidate["distance"] for candidate in result["candidates"]):
         said.append("the distance of its kernels from the DEQ's on these data")
     if result["drift"]:
@@ -117,7 +120,10 @@ def _sections(result):
     """The sections whose numbers are known."""
     candidates, sections = result["candidates"], []
     if candidates:
-        sections.append(Section("What may replace it", tables=[_candidate_table(result)]))
+        tables = [_candidate_table(result)]
+        if scored := [candidate for candidate in candidates if candidate.get("class_scores")]:
+            tables.append(_class_table(scored))
+        sections.append(Section("What may replace it", tables=tables))
     if known := [candidate for candidate in candidates if candidate["cost"]]:
         sections.append(Section("What is saved", tables=[_cost_table(known)]))
     if drift := result["drift"]:
@@ -140,7 +146,7 @@ def _candidate_table(result):
     if any(candidate.get("agreement") is not None for candidate in result["candidates"]):
         columns, row, note = ["accuracy, %", "says as the DEQ, %"], _after_training, NOTE_AFTER_TRAINING
     else:
-        columns, row, note = COLUMNS, _at_initialisation, NOTE
+        columns, row, note = ["of one draw", *COLUMNS], _at_initialisation, NOTE
     rows = [
         [label(candidate), _signed(candidate["loss"]), _interval(candidate["loss_interval"]), *row(candidate)]
         for candidate in result["candidates"]
@@ -148,9 +154,30 @@ def _candidate_table(result):
     return Table(title, start + columns, rows, note)
 
 
+def _class_table(scored):
+    first = scored[0]["class_scores"]
+    keys = "balanced_accuracy", "auc"
+    rows = [
+        [label(candidate)] + [cell for key in keys for cell in _loss_cells(candidate["class_scores"][key])]
+        for candidate in scored
+    ]
+    return Table(
+        f"The classes are unequal: what else is lost, at width {first['width']} on {first['samples']} samples",
+        ["candidate", "balanced accuracy, points", "90% interval", "area under the curve, points", "90% interval"],
+        rows,
+        f"The DEQ has a balanced accuracy of {first['balanced_accuracy']['deq']:.1f}% and an area under the curve of "
+        f"{first['auc']['deq']:.1f}%, both averaged over the classes.",
+    )
+
+
+def _loss_cells(score):
+    return [_signed(score["loss"]), _interval(score["interval"])]
+
+
 def _at_initialisation(candidate):
     distance = candidate["distance"] or {}
     return [
+        _interval(candidate.get("draw_interval")),
         _number(candidate["width_from"], "d"),
         _signed((candidate["infinite"] or {}).get("difference")),
         *(

@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from deq_enn.networks.export import ExportedENN
     from deq_enn.theory.activations import Activation
     from deq_enn.verdicts.candidates import Network
-    from deq_enn.verdicts.loss_model import Measured
+    from deq_enn.verdicts.losses.model import Measured
     from deq_enn.verdicts.measured_loss import Replacement
 
+# what is said below the losses of a random DEQ; docs/calibration.md has the numbers behind it
+NOTES = (
+    "loss: test accuracy of the DEQ less that of the network, readouts solved exactly (ridge regression). By SGD, at a",
+    "rate of its own, a network may lose points more or less: these intervals do not hold for it.",
+)
 BEST_SHOWN = 10  # replacements of a trained DEQ in the table, at most
 
 
@@ -36,7 +41,11 @@ class Candidate:
     fluctuation : m times the mean squared relative error of its CK at width m.
     infinite : {accuracy, samples, ridge, rms, difference, interval} of exact kernel ridge regression. difference is
         the loss in points with its 90% interval; rms compares the predictions with the DEQ's.
-    loss, loss_interval : in points, at the width asked for, and its 90% interval.
+    loss, loss_interval : in points, at the width asked for, in the mean over draws of the weights, and its 90%
+        interval. They are None where no network of finite width was measured.
+    draw_loss, draw_interval : the same of one draw: of the DEQ that was given and of the network of its seed. They are
+        None for a trained DEQ, whose weights are the only ones.
+    class_scores : of `losses.classes.ClassScores.to_dict`, where classes are unequal.
     width_from : the width from which on the upper end of the interval is below the tolerance.
     measured : the measurements that the loss rests on.
     cost : {inference, features, training_step, memory}, ratios DEQ/candidate, and measured, everything that
@@ -59,6 +68,9 @@ class Candidate:
     infinite: dict | None = None
     loss: float | None = None
     loss_interval: tuple[float, float] | None = None
+    draw_loss: float | None = None
+    draw_interval: tuple[float, float] | None = None
+    class_scores: dict | None = None
     width_from: int | None = None
     measured: tuple[Measured, ...] = ()
     cost: dict | None = None
@@ -81,6 +93,16 @@ class Candidate:
         """Returns the interval of a candidate whose loss is known."""
         assert self.loss_interval is not None, f"the loss of {self.name} is not known"
         return self.loss_interval
+
+    def interval_of(self, of: str) -> tuple[float, float]:
+        """Returns the known interval of one "draw", where there is one, or of the "mean"."""
+        return self.draw_interval if of == "draw" and self.draw_interval is not None else self.known_interval
+
+    def loss_of(self, of: str) -> float:
+        """Returns the known loss of one "draw", where there is one, or the "mean"."""
+        loss = self.draw_loss if of == "draw" and self.draw_loss is not None else self.loss
+        assert loss is not None, f"the loss of {self.name} is not known"
+        return loss
 
     def build(self, p: int, width: int, classes: int, seed: int = 0) -> ENN:
         """Builds the network for inputs (n, p), with untrained weights."""
@@ -106,6 +128,9 @@ class Candidate:
             "infinite",
             "loss",
             "loss_interval",
+            "draw_loss",
+            "draw_interval",
+            "class_scores",
             "width_from",
             "cost",
         )
@@ -134,7 +159,8 @@ class Maker(Protocol):
 class Verdict:
     """The answer, and everything it rests on.
 
-    answer : "replace", "keep" or "undecided". reason : sentences.
+    answer : "replace", "keep", "undecided", or "majority" where the DEQ is no better than always saying the commonest
+        class. reason : sentences.
     applies : of `assumptions.applicability`; empty for a trained DEQ.
     candidates, chosen : `Candidate`s; chosen is None unless the answer is "replace".
     settings : what was asked. seconds : the time taken.
@@ -202,38 +228,64 @@ class Verdict:
         }
 
     def table(self) -> str:
-        """Returns a table with a line for each candidate, and the answer below it."""
-        measured = any(candidate.replacement for candidate in self.candidates)
-        lines = _measured_table(self.candidates) if measured else _predicted_table(self.candidates)
+        """Returns a table with a line for each candidate, what its numbers mean, and the answer below it."""
+        if any(candidate.replacement for candidate in self.candidates):
+            lines = _measured_table(self.candidates)
+        else:
+            lines = [*_predicted_table(self.candidates), *_class_table(self.candidates)]
+            if any(candidate.loss is not None for candidate in self.candidates):
+                lines += ["", *NOTES]
         return "\n".join([*lines, "", f"{self.answer}: " + " ".join(self.reason)])
 
 
-def _interval(candidate):
-    return "-" if candidate.loss_interval is None else "[{:+.2f}, {:+.2f}]".format(*candidate.loss_interval)
+def _interval(ends):
+    return "-" if ends is None else "[{:+.2f}, {:+.2f}]".format(*ends)
 
 
 def _distances(distance):
-    """The three cells of the kernels' distances, or dashes where they were not compared."""
+    """The two cells of the kernels' distances, or dashes where they were not compared."""
     if distance is None:
-        return f"{'-':>12}{'-':>10}{'-':>9}"
-    ck, ntk = distance["ck"], distance["ntk"]
-    return f"{ck['relative']:>12.1e}{ck['with_factor']:>10.1e}{ntk['relative']:>9.1e}"
+        return f"{'-':>12}{'-':>9}"
+    return f"{distance['ck']['with_factor']:>12.1e}{distance['ntk']['with_factor']:>9.1e}"
 
 
 def _predicted_table(candidates):
     """The lines for candidates whose loss is predicted."""
     lines = [
-        f"{'candidate':<28}{'CK distance':>12}{'x factor':>10}{'NTK':>9}{'inf. width':>11}"
-        f"{'loss, points':>14}{'90% interval':>18}{'from width':>11}{'speed':>7}"
+        f"{'candidate':<28}{'CK distance':>12}{'NTK':>9}{'inf. width':>11}"
+        f"{'loss, points':>14}{'90%: mean':>17}{'one draw':>17}{'from width':>11}{'speed':>7}"
     ]
     for candidate in candidates:
         infinite = "-" if candidate.infinite is None else f"{candidate.infinite['difference']:+.2f}"
         loss = "-" if candidate.loss is None else f"{candidate.loss:+.2f}"
         speed = "-" if candidate.cost is None else f"x{candidate.cost['features']:.3g}"
         lines.append(
-            f"{candidate.name:<28}{_distances(candidate.distance)}"
-            f"{infinite:>11}{loss:>14}{_interval(candidate):>18}{candidate.width_from or '-':>11}{speed:>7}"
+            f"{candidate.name:<28}{_distances(candidate.distance)}{infinite:>11}{loss:>14}"
+            f"{_interval(candidate.loss_interval):>17}{_interval(candidate.draw_interval):>17}"
+            f"{candidate.width_from or '-':>11}{speed:>7}"
         )
+    return lines
+
+
+def _class_table(candidates):
+    """The lines on balanced accuracy and the area under the curve; none where classes are equal."""
+    if not (scored := [candidate for candidate in candidates if candidate.class_scores]):
+        return []
+    first = scored[0].class_scores
+    balanced, area = first["balanced_accuracy"]["deq"], first["auc"]["deq"]
+    lines = [
+        "",
+        f"unequal classes, measured at width {first['width']} on {first['samples']} samples; the DEQ has a balanced "
+        f"accuracy of {balanced:.1f}% and an area under the curve of {area:.1f}%",
+        f"{'lost, points':<28}"
+        + "".join(
+            f"{title:>18}" for title in ("balanced accuracy", "90% interval", "area under curve", "90% interval")
+        ),
+    ]
+    for candidate in scored:
+        scores = candidate.class_scores
+        cells = [(f"{scores[key]['loss']:+.2f}", _interval(scores[key]["interval"])) for key in first["measures"]]
+        lines.append(f"{candidate.name:<28}" + "".join(f"{cell:>18}" for pair in cells for cell in pair))
     return lines
 
 
@@ -247,7 +299,7 @@ def _measured_table(candidates):
         r = candidate.replacement
         lines.append(
             f"{candidate.name:<56}{r.chosen_by:>13.2f}{r.accuracy:>12.2f}{r.agreement:>14.2f}{candidate.loss:>+13.2f}"
-            f"{_interval(candidate):>18}"
+            f"{_interval(candidate.loss_interval):>18}"
         )
     if rest := len(candidates[BEST_SHOWN:]):
         lines.append(f"and {rest} that did worse on the samples that choose")

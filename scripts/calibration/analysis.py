@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from scipy.stats import beta, rankdata, spearmanr
 
 from deq_enn.reporting.markdown import head, row
-from deq_enn.verdicts.loss_model import CONSTANTS, Z_90, Discrepancy, predict
+from deq_enn.verdicts.losses.model import CONSTANTS, Z_90, Discrepancy, predict
 from scripts.calibration.verdicts import points_of
 
 TOLERANCE = 0.5  # percentage points, that of the verdicts

@@ -120,9 +120,9 @@ def cases() -> list[Case]:
     return sorted(listed.values(), key=lambda case: case.digest)
 
 
-def that_set_constants() -> set[str]:
-    """The names of the half that constants are set on; the others only report. It depends on a case's name alone."""
-    return {case.name for case in cases() if case.digest[-1] in "02468ace"}
+def sets_constants(name: str) -> bool:
+    """Whether the case of this name is of the half that constants are set on; the others only report."""
+    return hashlib.sha256(name.encode()).hexdigest()[-1] in "02468ace"
 
 
 def _shuffled(values, column):

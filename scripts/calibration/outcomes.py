@@ -8,6 +8,7 @@ a rate of its own, and say whether the exact readout speaks for them.
 if __name__ == "__main__":
     raise SystemExit("outcomes.py is a part of scripts/calibrate.py: run that")
 
+import contextlib
 import math
 import time
 from dataclasses import replace
@@ -15,11 +16,11 @@ from functools import partial
 
 import torch
 
+from deq_enn.machines.precise_readout import features, solve_precisely, too_small
 from deq_enn.machines.readout import RIDGES, solve
 from deq_enn.machines.regression import one_hot_targets
 from deq_enn.networks.deq import DEQ
-from deq_enn.networks.fixed_point import ConvergenceError, Picard
-from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.training.learning_rate import choose_rate
 from deq_enn.training.loop import TASKS
@@ -27,14 +28,18 @@ from deq_enn.training.run_files import Config
 from deq_enn.utils.random import generator
 from deq_enn.verdicts.candidates import networks
 from scripts.calibration.cases import WIDE_DATA, cases
+from scripts.calibration.fresh import activation_of
 
 FIRST_SEED = 1000  # no seed of the weights is one that a verdict has drawn
+OWN_SEED = 0  # of the DEQ that the verdict is asked about, and of the network that it would hand out
+MAJORITY = "the commonest class"  # no network, but what each has to be better than
 SOLVER = Picard(1e-5, 1000)  # an error that no accuracy shows, and steps enough for a slow equilibrium
+PRECISE = Picard(1e-9, 3000)  # that of features in float64, where the ridge is so small that an error of 1e-5 counts
 
 
 def deq_of(case, data, seed=0) -> DEQ:
     return DEQ(
-        ACTIVATIONS[case.activation],
+        activation_of(case),
         data.X_train.shape[1],
         case.width,
         data.n_classes,
@@ -57,19 +62,19 @@ def builders(case, data) -> dict:
 
 def trained_in_any_case(name: str, width: int) -> bool:
     """Of a candidate, whether it is trained before it is chosen; the others are much like one of these."""
-    if name in ("plain, depth 1", "plain, depth 2") or "matched ck" in name and "piecewise" in name:
+    if name.startswith("plain") or "piecewise" in name:
         return True
-    return width < 256 and ("piecewise" in name or not name.startswith("matched ntk"))
+    return width < 256 and not name.startswith("matched ntk")
 
 
-def best_readout(model, X, y, n_classes) -> tuple[torch.Tensor, torch.Tensor]:
-    """weights (m, c) and mean (c,) of `ridge_features.solve`, by whichever of n and m is smaller.
+def best_readout(model, X, y, n_classes) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """weights (m, c), mean (c,) and ridge of `readout.solve`, by whichever of n and m is smaller.
 
     For n < m the same readout is F^T (F F^T + lambda I)^-1 Y, and costs n^2 m instead of n m^2.
     """
     if len(X) >= model.readout.in_features:
         readout, _ = solve(model, X, y, n_classes)
-        return readout.weights, readout.mean
+        return readout.weights, readout.mean, readout.ridge
     with torch.no_grad():
         F = torch.cat([model.features(x) for x in X.split(512)]).double()
     targets, mean = one_hot_targets(y, n_classes)
@@ -82,15 +87,23 @@ def best_readout(model, X, y, n_classes) -> tuple[torch.Tensor, torch.Tensor]:
             guess = K[first:, :first] @ torch.cholesky_solve(targets[:first], root)
             best = min(best, ((targets[first:] - guess).square().mean().item(), ridge))
     noise = best[1] * K.diagonal().mean().item()
-    return F.T @ torch.linalg.solve(K + noise * torch.eye(len(K), dtype=K.dtype), targets), mean
+    weights = F.T @ torch.linalg.solve(K + noise * torch.eye(len(K), dtype=K.dtype), targets)
+    return weights, mean, best[1]
 
 
 def right(model, data) -> torch.Tensor:
     """(test samples,) bool: which of them the network classifies rightly with its best readout."""
-    weights, mean = best_readout(model, data.X_train, data.y_train, data.n_classes)
-    with torch.no_grad():
-        predicted = [(model.features(x).double() @ weights + mean).argmax(1) for x in data.X_test.split(512)]
-    return torch.cat(predicted) == data.y_test
+    X, X_test = data.X_train, data.X_test
+    weights, mean, ridge = None, None, 0.0
+    with contextlib.suppress(ValueError):  # no ridge of the grid will do in float32
+        weights, mean, ridge = best_readout(model, X, data.y_train, data.n_classes)
+    if too_small(ridge, len(X), model.readout.in_features):
+        model, X, X_test = model.double(), X.double(), X_test.double()
+        if isinstance(model, DEQ):
+            model.fixed_point = FixedPoint(PRECISE)
+        readout, _ = solve_precisely(model, X, data.y_train, data.n_classes)
+        weights, mean = readout.weights, readout.mean
+    return (features(model, X_test).double() @ weights + mean).argmax(1) == data.y_test
 
 
 def loss_and_error(deq: torch.Tensor, other: torch.Tensor) -> dict:
@@ -116,25 +129,38 @@ def loss_and_error(deq: torch.Tensor, other: torch.Tensor) -> dict:
 def outcome(case, data, names=None, kept=None) -> tuple[dict, torch.Tensor | None]:
     """What each candidate loses, and which test samples the DEQ has right (seeds, test samples).
 
+    The first seed is the user's own: its loss stands under "own", with the error of the test samples alone, and the
+    others give the mean. Beside the candidates stands what is lost by saying the commonest class of all samples.
+
     Parameters
     ----------
     names : of the candidates to train; by default those of `trained_in_any_case`.
     kept : the second result of an earlier call, which then is not computed again.
     """
     start, build = time.process_time(), builders(case, data)
-    seeds = range(FIRST_SEED, FIRST_SEED + case.seeds)
+    seeds = [OWN_SEED, *range(FIRST_SEED, FIRST_SEED + case.seeds)]
     record = {"case": case.name, "seeds": case.seeds, "tests": len(data.y_test)}
     try:
         deq = torch.stack([right(build["deq"](seed), data) for seed in seeds]) if kept is None else kept
     except ConvergenceError as error:
         return {**record, "networks": {}, "failed": str(error)}, None
-    record["deq"] = 100 * deq.double().mean().item()
+    record["deq"] = 100 * deq[1:].double().mean().item()
     if names is None:
         names = [name for name in build if name != "deq" and trained_in_any_case(name, case.width)]
-    record["networks"] = {
-        name: loss_and_error(deq, torch.stack([right(build[name](seed), data) for seed in seeds])) for name in names
-    }
+    record["networks"] = {}
+    for name in names:
+        record["networks"][name] = _compared(deq, torch.stack([right(build[name](seed), data) for seed in seeds]))
+    commonest = data.y_test == data.y_train.mode().values
+    record["networks"][MAJORITY] = _compared(deq, commonest.expand(len(seeds), -1))
     return {**record, "seconds": time.process_time() - start}, deq
+
+
+def _compared(deq, other):
+    """The loss of (seeds, test samples) bool, of the seeds but the first, and that of the first."""
+    own = 100 * (deq[0].double() - other[0].double())
+    return loss_and_error(deq[1:], other[1:]) | {
+        "own": {"loss": own.mean().item(), "error": (own.std() / math.sqrt(len(own))).item()}
+    }
 
 
 SGD = dict(train="readout", epochs=10, seeds=3), 16  # and for how many cases

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
-from deq_enn.verdicts.loss_model import CONSTANTS, Discrepancy, Measured, measured
+from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Measured, measured
 from scripts.calibration.outcomes import deq_of
 
 # constants with which of_one_seed is what was seen, without the prior

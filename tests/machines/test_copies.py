@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deq_enn.machines import copies as module
-from deq_enn.machines.copies import copies, find_duplicate, first_copies
+from deq_enn.machines.copies import copies, find_duplicate, first_copies, repeated
 from deq_enn.utils.random import generator
 
 
@@ -31,3 +31,70 @@ def test_neighbours_in_few_dimensions_are_not_copies(dimensions):
     X[2000:] = X[:1000] + 0.001 * X[:1000].norm(dim=1, keepdim=True) / 10 * torch.randn(1000, 100)
     if dimensions == 100:
         assert torch.equal(copies(X), torch.arange(3000) % 2000)
+
+
+def of_few_values(kind, n, draw):
+    """Rows of which a new one is likely to be a copy."""
+    if kind == "bits, one-hot":
+        return torch.nn.functional.one_hot(torch.randint(2, (n, 8), generator=draw), 2).flatten(1).float()
+    if kind == "ten bits":
+        return torch.randint(2, (n, 10), generator=draw).float()
+    if kind == "categories":
+        share = torch.tensor([0.5, 0.25, 0.15, 0.1])
+        attributes = torch.multinomial(share, 5 * n, True, generator=draw).view(n, 5)
+        return torch.nn.functional.one_hot(attributes, 4).flatten(1).float()
+    if kind == "two digits":
+        return (2.5 * torch.randn(n, 3, generator=draw)).round()
+    return torch.randn(40, 30, generator=generator("atoms"))[torch.randint(40, (n,), generator=draw)]  # "words"
+
+
+@pytest.mark.parametrize("kind", ["bits, one-hot", "ten bits", "categories", "two digits", "words"])
+@pytest.mark.parametrize("n", [600, 3000])
+def test_rows_of_few_values_come_again(kind, n):
+    X = of_few_values(kind, n, generator("recur", kind))
+    result = repeated(X - X.mean(0))
+    assert result.recur and torch.equal(result.left_out, torch.arange(n)) and result.samples > 0.05 * n
+    X_new = of_few_values(kind, n, generator("recur", kind, "new"))
+    share = len(set(map(tuple, X_new.tolist())) & set(map(tuple, X.tolist()))) / len(set(map(tuple, X_new.tolist())))
+    assert share > 0.05  # of the different new rows are among the old ones, as was said
+
+
+def copied(kind, n, draw):
+    """Rows that somebody has copied, of which new samples have no copy."""
+    third = torch.randn(n // 3, 20, generator=draw)
+    if kind == "oversampled":
+        return third[torch.randint(n // 3, (n,), generator=draw)]
+    if kind == "three times":
+        return third.repeat(3, 1)
+    if kind == "discrete, three times":
+        return (2.5 * third[:, :3]).round().unique(dim=0).repeat(3, 1)
+    if kind == "one continuous column":
+        X = torch.cat([third[:, :1], (third[:, 1:4] > 0).float()], 1)
+        return X[torch.randint(n // 3, (n,), generator=draw)]
+    if kind == "black and white images":
+        X = (torch.randn(n // 3, 15, generator=draw) @ torch.randn(15, 400, generator=draw) > 3).float()
+        return X[torch.randint(n // 3, (n,), generator=draw)]
+    return third.repeat(3, 1) + 0.001 * torch.randn(n // 3 * 3, 20, generator=draw)  # "moved a little"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "oversampled",
+        "three times",
+        "discrete, three times",
+        "one continuous column",
+        "black and white images",
+        "moved a little",
+    ],
+)
+def test_rows_that_were_copied_do_not(kind):
+    X = copied(kind, 1500, generator("copied", kind))
+    result = repeated(X)
+    assert not result.recur and torch.equal(result.left_out, copies(X)) and result.samples > 0.5 * len(X)
+
+
+def test_samples_without_copies_are_left_out_alone():
+    X = torch.randn(500, 30, generator=generator("no copies"))
+    result = repeated(X)
+    assert result.samples == 0 and not result.recur and torch.equal(result.left_out, torch.arange(500))

@@ -27,8 +27,8 @@ from deq_enn.training.loop import TASKS
 from deq_enn.training.run_files import Config
 from deq_enn.verdicts import api, measured_loss
 from deq_enn.verdicts.candidates import plain_networks
+from deq_enn.verdicts.losses.measurements import Measurements
 from deq_enn.verdicts.measured_loss import replacements
-from deq_enn.verdicts.measurements import Measurements
 from deq_enn.verdicts.weight_drift import drift
 from tests.conftest import Ticks
 from tests.helpers.second_device import SECOND, Elsewhere, second_device

@@ -17,7 +17,7 @@ from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.verdicts import candidates
 from deq_enn.verdicts.decision import Question, by_loss
-from deq_enn.verdicts.loss_model import CONSTANTS, measured, predict
+from deq_enn.verdicts.losses.model import CONSTANTS, measured, predict
 from deq_enn.verdicts.result import Candidate as Found
 from scripts import calibrate
 from scripts.calibration import (

@@ -10,9 +10,10 @@ import torch
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
 from deq_enn.theory.activations import ACTIVATIONS
-from deq_enn.verdicts import api, decision, measurements
+from deq_enn.verdicts import api, decision
 from deq_enn.verdicts.at_initialisation import GRACE, VerdictAtInitialisation
-from deq_enn.verdicts.loss_model import Interval
+from deq_enn.verdicts.losses import measurements
+from deq_enn.verdicts.losses.model import Interval
 from deq_enn.verdicts.page import write
 from deq_enn.verdicts.result import Candidate
 from tests.conftest import Ticks
@@ -99,9 +100,16 @@ def judged(deq, blobs, monkeypatch):
         work = VerdictAtInitialisation(deq, *blobs, tolerance=tolerance)
         work.candidates = list(candidates)
         work.measurements = type(
-            "Measured", (), {"passes": {(64, 600): {}}, "accuracy": {}, "equilibria": lambda *_: (0, 0)}
+            "Measured",
+            (),
+            {
+                "passes": {(64, 600): {}},
+                "accuracy": {},
+                "equilibria": lambda *_: (0, 0),
+                "interval": lambda *_: Interval(20.0, 19.0, 21.0),  # what the DEQ gains on the commonest class
+            },
         )()
-        monkeypatch.setattr(work, "_interval", lambda one: one.interval)
+        monkeypatch.setattr(work, "_interval", lambda one, of=None: one.interval)
         return work
 
     return judge
@@ -158,3 +166,91 @@ def test_samples_that_cannot_be_used(deq, blobs, change, words):
 def test_what_is_not_a_deq(blobs):
     with pytest.raises(ValueError, match="Linear is not a DEQ.*activation"):
         api.verdict(torch.nn.Linear(20, 3), *blobs)
+
+
+class Jumping(Ticks):
+    """A clock that jumps by so many seconds at one of its looks."""
+
+    def __init__(self, look, seconds):
+        super().__init__()
+        self.left, self.jump = look, seconds
+
+    def __call__(self):
+        self.left -= 1
+        self.now += self.jump * (not self.left)
+        return super().__call__()
+
+
+@pytest.fixture(scope="module")
+def looks(blobs):
+    """How often the clock is looked at in a whole verdict, and the DEQ."""
+    deq, clock = DEQ(ACTIVATIONS["relu"], 20, 16, 3, 0.5), Ticks()
+    api.verdict(deq, *blobs, budget=1.0, clock=clock)
+    return round(clock.now / clock.seconds), deq
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("stage", range(1, 20, 2))
+def test_wherever_the_time_runs_out_nothing_is_claimed_that_was_not_measured(
+    few_candidates, monkeypatch, looks, blobs, stage
+):
+    """A machine that is suddenly busy, swaps or has a slow kernel: the clock jumps over the rest of the budget."""
+    count, deq = looks
+    monkeypatch.setattr(VerdictAtInitialisation, "measure_costs", lambda *_: iter(()))
+    clock = Jumping(stage * count // 30, 10.0)  # the later looks are measurements all alike
+    work = VerdictAtInitialisation(deq, *blobs, budget=1.0, clock=clock)
+    work.run()
+    verdict = work.conclude()
+    for each in verdict.candidates:
+        measured_at = [point.width for point in each.measured if math.isfinite(point.width)]
+        assert (each.loss_interval is not None) == (each.draw_interval is not None) == bool(measured_at)
+    if verdict.answer == "replace":
+        assert any(math.isfinite(point.width) for point in verdict.chosen.measured)
+    if verdict.answer == "keep":
+        assert all(each.loss_interval for each in verdict.candidates)
+    assert verdict.table() and json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", ["rare", "chance"])
+def test_a_deq_that_knows_no_more_than_the_commonest_class_is_said_to(few_candidates, deq, blobs, labels):
+    X, _ = blobs
+    g = torch.Generator().manual_seed(5)
+    y = (torch.rand(600, generator=g) < (0.04 if labels == "rare" else 0.5)).long()
+    verdict = api.verdict(deq, X, y, budget=0.6, clock=Ticks())
+    assert verdict.answer == "majority" and verdict.chosen is None and "commonest class" in verdict.reason[0]
+    scored = [candidate.class_scores for candidate in verdict.candidates if candidate.class_scores]
+    assert bool(scored) == (labels == "rare") == ("area under curve" in verdict.table())
+
+
+@pytest.mark.slow
+def test_rows_that_come_again_are_predicted_by_their_copies(few_candidates):
+    """Bits with labels from a table: new rows are copies, and are recognised as such."""
+    g = torch.Generator().manual_seed(6)
+    bits = torch.randint(2, (1200, 6), generator=g)
+    y = torch.randint(2, (64,), generator=g)[(bits * 2 ** torch.arange(6)).sum(1)]
+    X = torch.nn.functional.one_hot(bits, 2).flatten(1).float()
+    X = X - X.mean(0)
+    work = VerdictAtInitialisation(DEQ(ACTIVATIONS["relu"], 12, 128, 2, 0.3), X, y, budget=4.0, clock=Ticks())
+    work.run()
+    verdict = work.conclude()
+    assert verdict.settings["copies"] == {"samples": 1200, "recur": True}
+    assert any("will be copies too" in sentence for sentence in verdict.reason)
+    at_width = [values[0] for (width, _), values in work.measurements.accuracy.items() if width == 128]
+    assert max(at_width) > 0.95  # rows that do not come again would be at chance
+    assert verdict.deq["infinite"]["accuracy"] > 0.7
+
+
+@pytest.mark.slow
+def test_the_user_s_own_weights_are_measured_first(few_candidates, blobs):
+    deq = DEQ(ACTIVATIONS["tanh"], 20, 64, 3, 0.2, seed=77)
+    work = VerdictAtInitialisation(deq, *blobs, budget=2.0, clock=Ticks())
+    work.run()
+    verdict = work.conclude()
+    at_width = {place: seeds for place, seeds in work.measurements.seeds.items() if place[0] == 64}
+    assert at_width and all(seed[0] == 77 for seeds in at_width.values() for seed in seeds.values())
+    assert any(point.own for candidate in verdict.candidates for point in candidate.measured)
+    assert verdict.maker is None or verdict.maker.seed == 77
+    with torch.no_grad():
+        deq.A.mul_(1.01)  # it is no longer as it was drawn
+    assert VerdictAtInitialisation(deq, *blobs).own_seed is None

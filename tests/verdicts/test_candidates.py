@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deq_enn.networks.deq import DEQ
-from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.activations import ACTIVATIONS, from_function
 from deq_enn.verdicts import candidates
 
 
@@ -36,3 +36,11 @@ def test_matches_at_another_scale_than_the_deqs():
     other, refused = candidates.networks(deq, 1.6)
     assert same[0].tau0 == 1.0 and other[0].tau0 == 1.6
     assert all(network.match.tau0 == network.tau0 for network in same + other if network.match)
+
+
+def test_layers_in_which_the_signal_dies_are_no_candidates():
+    """Each layer of a wide dead zone passes on so little that the third is constant."""
+    dead = from_function(lambda x: torch.nn.functional.softshrink(x, 0.5), "dead_zone", (-0.5, 0.5))
+    made, refused = candidates.networks(candidates.Scales(dead, 0.9, 1.0), 1.0)
+    assert [network.depth for network in made if network.kind == "plain"] == [1, 2]
+    assert "dies" in refused["plain, depth 3"]

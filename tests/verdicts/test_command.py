@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from deq_enn.verdicts import at_initialisation, command as gateway, measurements
+from deq_enn.verdicts import command as gateway, exact_kernels
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
+from deq_enn.verdicts.losses import measurements
 from tests.conftest import ROOT
 
 
@@ -141,8 +142,8 @@ def test_a_file_without_labels_or_test_set(few_candidates, capsys, tmp_path, sma
 @pytest.mark.parametrize(
     "place, name, calls, known",
     [
-        (VerdictAtInitialisation, "_compared", 0, False),
-        (at_initialisation, "from_kernel", 2, True),
+        (exact_kernels.ExactKernels, "_compared", 0, False),
+        (exact_kernels, "from_kernel", 2, True),
         (measurements.Measurements, "measure", 0, True),
         (VerdictAtInitialisation, "measure_costs", 0, True),
     ],

@@ -1,7 +1,16 @@
 """The answer, and what is measured next, given the intervals of the losses."""
 
-from deq_enn.verdicts.decision import Question, by_loss, to_measure
-from deq_enn.verdicts.loss_model import Interval
+from dataclasses import replace
+
+from deq_enn.verdicts.decision import (
+    Question,
+    by_loss,
+    copies_sentence,
+    cost_sentence,
+    no_better_than_majority,
+    to_measure,
+)
+from deq_enn.verdicts.losses.model import Interval, Measured
 from deq_enn.verdicts.result import Candidate
 
 QUESTION = Question(p=20, n=600, width=64, tolerance=0.5)
@@ -58,3 +67,36 @@ def test_what_is_measured_next_may_still_be_the_answer():
     assert next_of(sure, cheaper, dearer) == ["dearer"]
     with_loss(dearer, 0, -0.1, 0.1)
     assert next_of(sure, cheaper, dearer) == []
+
+
+def test_keep_is_not_said_while_a_candidate_was_not_measured():
+    bad, unknown = candidate("bad", 1, 2, 1, 3), Candidate("unknown", "plain", None, None, 2, (), 1.0, None, None)
+    answer, chosen, reason = judge(bad, unknown)
+    assert (answer, chosen) == ("undecided", None) and "unknown" in reason[0] and "--budget" in reason[0]
+
+
+def test_a_draw_and_the_mean_may_have_other_answers():
+    made = candidate("network", 1, 0.1, -0.1, 0.3)
+    made.draw_loss, made.draw_interval = 0.9, (0.6, 1.2)
+    of = {kind: by_loss([made], replace(QUESTION, of=kind), {}) for kind in ("draw", "mean")}
+    assert of["mean"].answer == "replace" and of["draw"].answer == "keep"
+    assert "with these weights" in of["mean"].reason[0] and "in the mean over draws" in of["mean"].reason[0]
+    made.draw_interval = (0.2, 1.2)
+    made.measured = (Measured(64, 600, 0.1, 5, 5.0, 500.0, 25.0, 0.01, 0.5),)
+    answer, _, reason = by_loss([made], QUESTION, {})
+    assert answer == "undecided" and "--for mean" in reason[1]
+
+
+def test_what_is_no_better_than_the_commonest_class():
+    assert no_better_than_majority(Interval(0.0, -0.1, 0.1), 0.5)  # every network says the commonest class
+    assert no_better_than_majority(Interval(0.5, -1.5, 2.5), 0.5)  # at chance
+    assert no_better_than_majority(Interval(0.2, 0.1, 0.3), 0.5)  # better by less than is tolerated
+    assert not no_better_than_majority(Interval(2.0, 0.1, 3.9), 0.5) and not no_better_than_majority(None, 0.5)
+
+
+def test_what_is_said_of_copies_and_of_costs_that_vary():
+    assert copies_sentence(0, False) is None
+    assert "will be copies too" in copies_sentence(7, True) and "without its copies" in copies_sentence(7, False)
+    cost = {"inference": 3.6, "features": 90.0, "training_step": 5.0, "memory": 2.0}
+    cost["measured"] = {"ranges": {"inference": (3.5, 3.7), "features": (40.0, 900.0)}}
+    assert "3.6 times its time" in cost_sentence(cost) and "90 (40 to 900) times for features" in cost_sentence(cost)

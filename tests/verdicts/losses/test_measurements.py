@@ -10,7 +10,8 @@ from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.utils.random import generator
-from deq_enn.verdicts import api, candidates, measurements
+from deq_enn.verdicts import api, candidates
+from deq_enn.verdicts.losses import measurements
 from tests.conftest import Ticks
 
 

@@ -6,8 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deq_enn.verdicts import loss_model
-from deq_enn.verdicts.loss_model import Discrepancy, Measured, Posterior, expected_apart, measured, predict, width_from
+from deq_enn.verdicts.losses import model as loss_model
+from deq_enn.verdicts.losses.measurements import measured_apart
+from deq_enn.verdicts.losses.model import (
+    Discrepancy,
+    Measured,
+    Posterior,
+    expected_apart,
+    measured,
+    predict,
+    width_from,
+)
 
 
 def test_the_error_of_a_measurement_is_that_of_repetitions():
@@ -105,3 +114,45 @@ def test_the_width_from_which_on_the_loss_is_small():
     assert 256 < width_from(points, 2000, 0.5) <= 1024
     assert width_from(points, 2000, 0.01) is None
     assert width_from(points, 2000, 50) == 32
+
+
+def test_exact_kernels_that_agree_say_nothing_of_a_finite_width():
+    """However many samples they agree on."""
+    agreeing = [point(math.inf, 100_000, 0.0, 0.001, apart=0.001)]
+    interval = predict(agreeing, 32, 3000)
+    assert interval.low < -4 and interval.high > 4
+    assert predict(agreeing, math.inf, 3000).high < 0.2  # at infinite width they do
+
+
+@pytest.mark.parametrize("own_known", [True, False])
+def test_intervals_of_a_draw_cover_draws(own_known):
+    """Seeds that differ, with and without a measurement of the very draw that is asked for."""
+    rng, n, seeds, covered, widths = np.random.default_rng(3), 1500, 5, 0, []
+    lean = 0.05 * rng.normal(size=n)
+    for _ in range(150):
+        of_seed = 0.012 * rng.normal(size=(seeds, 1)) + 0.01
+        draw = rng.uniform(size=(seeds, n))
+        share = 0.1 + (lean - lean.mean() + of_seed) / 2
+        differences = np.where(draw < share, 1, np.where(draw > 0.9 + (share - 0.1), -1, 0))
+        points = measured_apart(64, differences, np.arange(n), 0 if own_known else None)
+        truth = 100 * (of_seed[0, 0] if own_known else 0.012 * rng.normal() + 0.01)
+        mean, interval = predict(points, 64, n), predict(points, 64, n, draw=True)
+        covered += interval.low < truth < interval.high
+        widths.append((interval.high - interval.low, mean.high - mean.low))
+    assert 0.83 < covered / 150 < 0.97
+    own, mean = np.mean(widths, 0)
+    assert own > 1.2 * mean
+
+
+def test_the_user_s_own_draw_tells_of_itself():
+    """Its own result moves its interval much, and the mean little; the more the more samples it rests on."""
+    rng = np.random.default_rng(4)
+    differences = rng.choice([-1, 0, 1], (6, 4000), p=[0.05, 0.9, 0.05])
+    differences[0, :160] = 1  # this draw loses four points more
+    points = measured_apart(64, differences, np.arange(4000), 0)
+    assert [p.own for p in points] == [True, False] and [p.seeds for p in points] == [1, 5]
+    draw, mean = predict(points, 64, 4000, draw=True), predict(points, 64, 4000)
+    assert draw.mean > 2 > mean.mean
+    more = [replace(points[0], count=2000), *points]  # once more on half of the samples: hardly anything new
+    again = predict(more, 64, 4000, draw=True)
+    assert again.high - again.low > 0.8 * (draw.high - draw.low)

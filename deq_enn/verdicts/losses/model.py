@@ -24,8 +24,11 @@ the rest is common to all measurements on the same samples, which the covariance
 
 Seed error: how much the mean difference varies from one draw of the weights to the next.
 
+The loss of one draw of the weights differs from the mean by the seed error of that draw alone. Where the very draw that
+the user has was measured, its own result tells most of that; else it is one more variance.
+
 A third error shows in no measurement: leave-one-out on these samples may differ from the readout on all of them. Its
-standard deviation is the constant `floor`.
+standard deviation is the constant `floor`, and for a large loss the share `relative` of it.
 
 References: Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, chapter 2; Kennedy & O'Hagan, J. R.
 Stat. Soc. B 63 (2001), for the discrepancy of a computer model.
@@ -42,6 +45,7 @@ from scipy.special import ndtr
 
 LEVEL = 0.90  # probability that an interval holds the loss
 Z_90 = 1.645  # standard deviations on either side of the mean that hold 90% of a normal law
+UNMEASURED = 20.0  # d of a network of which nothing is known at finite width, in percent
 AMPLITUDES = np.arange(-3, 4)  # powers of two of the mixture's amplitudes, about Discrepancy.amplitude
 
 
@@ -53,6 +57,7 @@ class Discrepancy:
     spread : prior standard deviation of the amplitude's logarithm to base 2.
     length_u, length_w : correlation lengths of the loss in u and w.
     floor : standard deviation of the error that no measurement shows, in points.
+    relative : the same as a share of the loss.
     seeds : prior standard deviation of the loss over seeds, as a share of d.
     weight : weight of that prior, in seeds.
     common : prior share of the sampling variance that averaging over seeds does not reduce.
@@ -67,6 +72,7 @@ class Discrepancy:
     length_u: float = 2.1
     length_w: float = 25.0
     floor: float = 0.052
+    relative: float = 0.0
     seeds: float = 0.064
     weight: float = 2.0
     common: float = 0.05
@@ -91,6 +97,7 @@ class Measured:
     common : the part of it that averaging over seeds does not reduce.
     of_samples : variance of the loss due to the samples.
     of_one_seed : variance of the loss of one seed, due to its weights.
+    own : whether the weights are those of the DEQ and the network that the user has.
     """
 
     width: float
@@ -102,6 +109,7 @@ class Measured:
     common: float
     of_samples: float
     of_one_seed: float
+    own: bool = False
 
     @property
     def of_seeds(self) -> float:
@@ -120,6 +128,7 @@ class Measured:
             apart=apart,
             of_samples=of_samples,
             of_one_seed=ratio**2 * self.of_one_seed,
+            own=False,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,13 +155,22 @@ class Interval:
     high: float
 
 
-def measured(width: float, differences: np.ndarray, group: np.ndarray, constants: Discrepancy = CONSTANTS) -> Measured:
+def measured(
+    width: float,
+    differences: np.ndarray,
+    group: np.ndarray,
+    constants: Discrepancy = CONSTANTS,
+    like: Measured | None = None,
+    own: bool = False,
+) -> Measured:
     """Returns the loss and its variances, from which of the two networks classifies which sample correctly.
 
     Parameters
     ----------
     differences : (seeds, n), 1 where only the DEQ is right, -1 where only the network is, 0 elsewhere.
-    group : (n,) integers, the same for copies of a sample.
+    group : (n,) integers, the same for samples that are left out together.
+    like : the measurement of more seeds, from which the variance over seeds and the common part are taken.
+    own : of the user's own draw.
     """
     seeds, n = differences.shape
     each = 100 * differences.mean(0)
@@ -163,13 +181,15 @@ def measured(width: float, differences: np.ndarray, group: np.ndarray, constants
     if math.isinf(width):
         return Measured(width, n, loss, seeds, apart, of_one_sample, of_one_sample, of_samples, 0.0)
     common, of_one_seed = constants.common * of_one_sample, (constants.seeds * apart) ** 2
-    if seeds > 1:
+    if like is not None:
+        common, of_one_seed = like.common, like.of_one_seed
+    elif seeds > 1:
         means = 100 * differences.mean(1)
         rest = ((100 * differences - each - means[:, None] + loss) ** 2).sum() / ((seeds - 1) * (n - 1))
         common = max(each.var() - rest / seeds, 0.0)
         between = max(means.var(ddof=1) - rest / n, 0.0)  # without what the samples add to the mean of a seed
         of_one_seed = (constants.weight * of_one_seed + (seeds - 1) * between) / (constants.weight + seeds - 1)
-    return Measured(width, n, loss, seeds, apart, of_one_sample, common, of_samples, of_one_seed)
+    return Measured(width, n, loss, seeds, apart, of_one_sample, common, of_samples, of_one_seed, own)
 
 
 def coordinates(places: Sequence[tuple[float, int]]) -> np.ndarray:
@@ -184,18 +204,31 @@ def correlation(a: np.ndarray, b: np.ndarray, constants: Discrepancy) -> np.ndar
 
 
 def _error_covariance(points, constants):
+    """The covariance of the measurements' errors: a part of the samples that all share, the rest, and the seeds.
+
+    Measurements of the user's own draw share the rest and the seed as well, as they are of the same weights, and of the
+    first only what averaging over seeds does not reduce.
+    """
     n = np.array([p.count for p in points], float)
-    common = constants.shared * np.sqrt(np.minimum.outer(n, n) / np.maximum.outer(n, n))
-    np.fill_diagonal(common, 1.0)
-    of_samples = np.sqrt([p.of_samples for p in points])
-    return common * np.outer(of_samples, of_samples) + np.diag([p.of_seeds for p in points])
+    near = np.sqrt(np.minimum.outer(n, n) / np.maximum.outer(n, n))
+    of_samples = np.array([p.of_samples for p in points])
+    shared = np.array(
+        [min(p.common / p.count, p.of_samples) if p.own else constants.shared * p.of_samples for p in points]
+    )
+    widths = np.array([p.width if p.own else -1 - k for k, p in enumerate(points)])
+    same = np.equal.outer(widths, widths)  # for others than own draws the diagonal alone
+    rest, seeds = np.sqrt(of_samples - shared), np.sqrt([p.of_seeds for p in points])
+    covariance = near * np.outer(np.sqrt(shared), np.sqrt(shared))
+    return covariance + same * (near * np.outer(rest, rest) + near**2 * np.outer(seeds, seeds))
 
 
 def expected_apart(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> float:
     """Returns d at this width and number of samples, on the line fitted to log d of the points of finite width."""
     finite = [p for p in points if not math.isinf(p.width)]
-    if not finite or math.isinf(width):
-        return max((p.apart for p in points), default=5.0)
+    if math.isinf(width):
+        return max((p.apart for p in points), default=UNMEASURED)
+    if not finite:  # where exact kernels agree, networks of finite width need not
+        return UNMEASURED
     x = np.array([[math.log(p.width / width), math.log(p.count / count)] for p in finite])
     slopes = np.array([constants.slope_m, constants.slope_n])
     y = np.log([p.apart for p in finite]) - x @ slopes
@@ -205,10 +238,26 @@ def expected_apart(points: list[Measured], width: float, count: int, constants: 
     return float(np.exp(weights @ y / weights.sum()))
 
 
+def variance_of_seeds(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> float:
+    """Returns the variance over draws of the weights at this width and number of samples, as a share of d^2 elsewhere.
+
+    The share is that of the measurement of finite width whose loss is most correlated with the one here.
+    """
+    apart = expected_apart(points, width, count, constants)
+    if all(math.isinf(p.width) for p in points):
+        return (constants.seeds * apart) ** 2
+    closest = nearest(points, width, count, constants)
+    return closest.of_one_seed * (apart / closest.apart) ** 2
+
+
 class Posterior:
     """The distribution of the loss at a width and number of samples, given measurements at others.
 
     Without measurements it is the prior. It is a mixture of Gaussians, one for each amplitude.
+
+    Parameters
+    ----------
+    draw : whether the loss is that of one draw of the weights, the user's own where a point is `own`, and not the mean.
 
     Attributes
     ----------
@@ -216,13 +265,16 @@ class Posterior:
     log_evidence : log probability of the measurements, by which constants can be compared.
     """
 
-    def __init__(self, points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS):
+    def __init__(
+        self, points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS, draw: bool = False
+    ):
         self.target, self.constants = (width, count), constants
         self.apart = expected_apart(points, width, count, constants)
+        self.of_draw = variance_of_seeds(points, width, count, constants) if draw else 0.0
         self.amplitudes2 = (constants.amplitude * 2.0**AMPLITUDES) ** 2  # of loss/d, whose size is at most 1
         log_weights = -0.5 * (AMPLITUDES / constants.spread) ** 2
         log_weights -= np.logaddexp.reduce(log_weights)
-        self.means, self.variances = np.zeros(len(AMPLITUDES)), self.amplitudes2 * self.apart**2
+        self.means, self.variances = np.zeros(len(AMPLITUDES)), self._prior_variances()
         if points:
             losses = np.array([p.loss for p in points])
             for k, (root, across) in enumerate(self._factors(points)):
@@ -232,14 +284,29 @@ class Posterior:
         self.log_evidence = float(np.logaddexp.reduce(log_weights))
         self.weights = np.exp(log_weights - self.log_evidence)
 
+    def _prior_variances(self):
+        return self.amplitudes2 * self.apart**2 + self.of_draw
+
     def _factors(self, points):
         """For each amplitude: the Cholesky factor of the points' covariance, and their covariance with the target."""
         at = coordinates([(p.width, p.count) for p in points])
         d = np.array([p.apart for p in points])
         among = correlation(at, at, self.constants) * np.outer(d, d)
         across = correlation(at, coordinates([self.target]), self.constants)[:, 0] * d * self.apart
-        errors = _error_covariance(points, self.constants)
-        return [(np.linalg.cholesky(a2 * among + errors), a2 * across) for a2 in self.amplitudes2]
+        errors, of_draw = _error_covariance(points, self.constants), self._of_own_draw(points)
+        return [(np.linalg.cholesky(a2 * among + errors), a2 * across + of_draw) for a2 in self.amplitudes2]
+
+    def _of_own_draw(self, points):
+        """The covariance of the points and the target that comes from their being of the same draw."""
+        width, count = self.target
+        return np.array(
+            [
+                math.sqrt(self.of_draw * p.of_one_seed) * min(p.count / count, count / p.count)
+                if p.own and p.width == width
+                else 0.0
+                for p in points
+            ]
+        )
 
     @property
     def variance(self) -> float:
@@ -249,11 +316,12 @@ class Posterior:
     def variance_given(self, points: list[Measured]) -> float:
         """Returns the variance to expect if these were the measurements; their losses do not enter it."""
         explained = [((c := np.linalg.solve(root, across)) @ c) for root, across in self._factors(points)]
-        return float(self.weights @ (self.amplitudes2 * self.apart**2 - explained)) + self.constants.floor**2
+        return float(self.weights @ (self._prior_variances() - explained)) + self.constants.floor**2
 
     def interval(self) -> Interval:
-        """Returns the mean and the central interval of probability LEVEL, `floor` included."""
-        deviations = np.sqrt(np.maximum(self.variances, 0) + self.constants.floor**2)
+        """Returns the mean and the central interval of probability LEVEL, `floor` and `relative` included."""
+        unseen = self.constants.floor**2 + (self.constants.relative * self.means) ** 2
+        deviations = np.sqrt(np.maximum(self.variances, 0) + unseen)
         lower, upper = (self.means - 9 * deviations).min(), (self.means + 9 * deviations).max()
 
         def quantile(level):
@@ -265,9 +333,14 @@ class Posterior:
         return Interval(float(self.weights @ self.means), quantile((1 - LEVEL) / 2), quantile((1 + LEVEL) / 2))
 
 
-def predict(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> Interval:
-    """Returns the interval of the loss at this width and number of samples, given measurements at others."""
-    return Posterior(points, width, count, constants).interval()
+def predict(
+    points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS, draw: bool = False
+) -> Interval:
+    """Returns the interval of the loss at this width and number of samples, given measurements at others.
+
+    draw : as of `Posterior`.
+    """
+    return Posterior(points, width, count, constants, draw).interval()
 
 
 def width_from(points: list[Measured], count: int, tolerance: float, constants: Discrepancy = CONSTANTS) -> int | None:

@@ -1,0 +1,136 @@
+"""Readouts with a ridge so small that float32 features and normal equations would drown it in their rounding.
+
+In few dimensions the features of a wide network are nearly dependent, and the best ridge may be smaller than 1e-8 of
+their mean squared norm. F^T F squares the condition of the features F. So here the features are float64, and their
+singular values F = U S V^T give the readout for every ridge lambda:
+
+    w = V S/(S^2 + lambda) U^T Y,     H = F (F^T F + lambda I)^-1 F^T = U S^2/(S^2 + lambda) U^T.
+
+`leave_one_out.from_features` and `readout.solve` do the same for larger ridges with less work. A ridge that they choose
+below LEAST is the sign to come here (`too_small`).
+
+Reference: Golub & Van Loan, Matrix Computations, 4th edition, sections 5.3 and 6.1.
+"""
+
+import math
+
+import torch
+
+from deq_enn.machines.leave_one_out import LeftOut, Targets
+from deq_enn.machines.readout import Network, Readout
+from deq_enn.machines.regression import one_hot_targets
+from deq_enn.machines.ridge_search import Row, least_error
+from deq_enn.utils.deadline import check
+
+# ridges, multiples of the features' mean squared norm, 1e-18 to 100. The smallest is that of an error of 1e-9 in each
+# feature, to which equilibria are solved for here
+RIDGES = tuple(10 ** (k / 2) for k in range(-36, 5))
+LEAST = 1e-6  # ridge below which an error of 1e-4 in float32 features may count as much as the ridge
+MOST_BYTES = 5e8  # bytes that the float64 features may take; the factors take as many again
+BATCH = 512  # samples whose features are computed at once, so that they stay in the cache
+ROWS = 8192  # rows of the factors of which groups are left out at once, at most
+
+
+def too_small(ridge: float, samples: int, width: int) -> bool:
+    """Tells whether a readout that took this ridge is to be solved again here, and so many features fit in memory."""
+    return ridge < LEAST and 8.0 * samples * width <= MOST_BYTES
+
+
+def leave_one_out(F: torch.Tensor, targets: Targets) -> LeftOut:
+    """Predicts each sample by the readout of the others, as `leave_one_out.from_features` does.
+
+    F : (n, m) float64 features.
+    """
+    first = targets.first
+    _, ridge = _choose(F[:first], targets.Y[:first], F[first:], targets.Y[first:])
+    U, S, _ = _factors(F)
+    kept = _kept(S, ridge * _unit(F))
+    residuals = targets.Y - U @ (kept[:, None] * (U.T @ targets.Y))
+    errors, outside = torch.empty_like(targets.Y), 1 - U.square().sum(1)  # 1 - H is that where nothing is shrunk, and
+    for groups in targets.groups:  # what is shrunk beside it: U (1 - S^2/(S^2 + lambda)) U^T, without cancellation
+        size = groups.shape[1]
+        for G in groups.split(max(ROWS // size, 1)):
+            check()
+            u = U[G]
+            rest = (u * (1 - kept)) @ u.mT
+            if size == 1:
+                rest += outside[G][:, :, None].clamp_min(0)
+            else:
+                rest += torch.eye(size, dtype=U.dtype, device=U.device) - u @ u.mT
+            errors[G] = torch.linalg.solve(rest, residuals[G])
+    return targets.left_out(errors, ridge)
+
+
+def solve_precisely(model: Network, X: torch.Tensor, labels: torch.Tensor, n_classes: int) -> tuple[Readout, list[Row]]:
+    """Solves the readout of float64 features, with the ridge of the least error on the last fifth of the samples.
+
+    Parameters
+    ----------
+    model : with float64 weights. X, labels : (n, p) float64 and (n,) in 0 .. n_classes - 1, in random order.
+
+    Returns
+    -------
+    (readout, table), as of `readout.solve`.
+    """
+    targets, mean = one_hot_targets(labels.to(model.readout.weight.device), n_classes)
+    F = features(model, X)
+    first = len(F) - max(len(F) // 5, 1)
+    table, ridge = _choose(F[:first], targets[:first], F[first:], targets[first:])
+    U, S, V = _factors(F)
+    n, m, noise = *F.shape, ridge * _unit(F)
+    weights = V @ ((S / (S.square() + noise))[:, None] * (U.T @ targets))
+    c, (_, root) = targets.shape[1], torch.linalg.qr(_root_of_sum(S, V, noise))
+    root = (root * root.diagonal().sign()[:, None]).T
+    scale2 = (targets * (targets - F @ weights)).sum().item() / (noise * n * c)
+    log_det = 2 * root.diagonal().log().sum().item() + (n - m) * math.log(noise)
+    evidence = -c * (math.log(2 * math.pi * scale2) + 1 + log_det / n) / 2
+    return Readout(ridge, noise, weights, mean, scale2, evidence, root), table
+
+
+def features(model: Network, X: torch.Tensor) -> torch.Tensor:
+    """Returns the features (n, m) of samples X (n, p), computed in the dtype and on the device of the weights."""
+    rows = []
+    with torch.no_grad():
+        for part in X.split(BATCH):
+            check()
+            rows.append(model.features(part.to(model.readout.weight)))
+    return torch.cat(rows)
+
+
+def _choose(F, Y, F_held, Y_held) -> tuple[list[Row], float]:
+    """The squared errors of all ridges on the held-out samples, and the ridge of the least."""
+    U, S, V = _factors(F)
+    seen, moment, unit, table = F_held @ V, U.T @ Y, _unit(F), []
+    for ridge in RIDGES:
+        check()
+        guess = seen @ ((S / (S.square() + ridge * unit))[:, None] * moment)
+        table.append({"ridge": ridge, "mse": (Y_held - guess).square().mean().item()})
+    return table, least_error(table)
+
+
+def _unit(F):
+    return F.square().sum().item() / len(F)
+
+
+def _kept(S, noise):
+    """The share of each direction that a ridge keeps."""
+    return S.square() / (S.square() + noise)
+
+
+def _factors(F):
+    check()
+    U, S, Vh = torch.linalg.svd(F, full_matrices=False)
+    return U, S, Vh.T
+
+
+def _root_of_sum(S, V, noise):
+    """A matrix whose square R^T R is F^T F + noise I, of the singular values (k,) and right vectors (m, k) of F (n, m).
+
+    With fewer samples than features there are directions beside V, of which the ridge is all that is known.
+    """
+    m, k = V.shape
+    known = (S.square() + noise).sqrt()[:, None] * V.T
+    if k == m:
+        return known
+    beside = torch.eye(m, dtype=V.dtype, device=V.device) - V @ V.T
+    return torch.cat([known, math.sqrt(noise) * beside])

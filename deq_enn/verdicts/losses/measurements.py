@@ -1,0 +1,295 @@
+"""Small real measurements of a DEQ and its candidates: ridge readouts of features, at several widths, within a time.
+
+One pass draws weights at one width from one seed, with the same first layer for the DEQ and all candidates. It takes
+the features of the first samples, and predicts each sample by the readout of the others. The time of earlier passes
+tells how long the next will take (`schedule.py`).
+
+Features are float32. Where the best ridge is so small that their rounding would count, they are computed again in
+float64, and the readout is solved by singular values (`machines.precise_readout`).
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from itertools import count as integers, islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from deq_enn.machines import precise_readout
+from deq_enn.machines.leave_one_out import LeftOut, Targets, from_features
+from deq_enn.networks.deq import DEQ
+from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solution
+from deq_enn.utils.deadline import check
+from deq_enn.verdicts.candidates import Network, RandomDEQ
+from deq_enn.verdicts.losses.classes import ClassScores, compared
+from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Interval, Measured, Posterior, measured
+
+BATCH = 512  # samples whose features are computed at once, so that they stay in the cache
+FEWEST = 500  # samples of a pass, at least, where there are so many: the ridge is chosen on a fifth of them
+DRAWS = 5  # draws of the weights at one width, all without an equilibrium, after which we give up that width
+FIRST_SEED = 10_000  # seed of the weights from which on we draw: users train smaller ones
+FLOAT64 = 5  # times the work of a pass in float32 that one in float64 is, with its longer way to the equilibrium
+MAJORITY = "the commonest class"  # no network, but the answer that each has to be better than
+
+
+class Interruptible:
+    """A solver that looks at the deadline before each step, since an equilibrium may take a thousand of them."""
+
+    def __init__(self, solver: Picard):
+        self.solver = solver
+
+    def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
+        """Iterates f from z0 (n, ...); raises OutOfTime where a deadline has passed."""
+
+        def step(z):
+            check()
+            return f(z)
+
+        return self.solver.solve(step, z0)
+
+
+SOLVER = Interruptible(Picard(1e-4, 1000))  # its error is far below the spread of the equilibrium over draws
+PRECISE = Interruptible(Picard(1e-9, 3000))  # its error is below the smallest ridge of `precise_readout`
+
+
+class Measurements:
+    """The passes so far, and the means to make more.
+
+    Parameters
+    ----------
+    deq : its activation, sigma_a^2 and tau_0 count.
+    networks : the candidates.
+    X, y, order, copies : samples (n, p) float32, their labels in 0 .. classes - 1, the order in which they are taken,
+        and which are left out together (`machines.copies.Repeated.left_out`).
+    clock : measures the times, in seconds.
+    device : where features are computed and readouts solved.
+    own : (width, seed) of the DEQ that the user has and of the network that would be handed out, or None. Its weights
+        are the first that are measured at this width.
+    of_draw : whether the loss of one draw is asked for, and not that of the mean: it decides what is measured next.
+
+    Attributes
+    ----------
+    deadline : the time after which no further network is begun. One that is under way ends by `utils.deadline`.
+    passes : {(width, count): {name: [for each seed (count,) int8, 1 where only the DEQ is right, -1 where only the
+        candidate is]}}. A candidate that a pass has left out has fewer seeds there. The width of the exact kernels is
+        math.inf. The name MAJORITY stands for a network that always says the commonest class.
+    seeds : {(width, count): {name: [seed]}} of these.
+    accuracy : {(width, count): [accuracy of the DEQ, for each seed]}.
+    scores : {(width, count): {name: ClassScores}}, balanced accuracy and area under the curve.
+    precise : names ("deq" among them) whose ridge was so small that float64 was needed.
+    drawn, failed : {width: the seeds of the DEQs drawn}, and those of them without an equilibrium.
+    """
+
+    def __init__(
+        self,
+        deq: RandomDEQ,
+        networks: list[Network],
+        X: torch.Tensor,
+        y: torch.Tensor,
+        order: torch.Tensor,
+        copies: torch.Tensor,
+        classes: int,
+        seed: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+        constants: Discrepancy = CONSTANTS,
+        device: torch.device | str = "cpu",
+        own: tuple[int, int] | None = None,
+        of_draw: bool = False,
+    ):
+        self.device, self.own, self.of_draw = device, own, of_draw
+        self.deq, self.networks, self.X, self.y, self.classes = deq, networks, X, y[order], classes
+        self.order, self.copies = order, copies[order]
+        self.first_seed, self.clock, self.constants = FIRST_SEED * (1 + seed), clock, constants
+        self.passes: dict[tuple[float, int], dict[str, list[np.ndarray]]] = {}
+        self.seeds: dict[tuple[float, int], dict[str, list[int | None]]] = {}
+        self.accuracy: dict[tuple[float, int], list[float]] = {}
+        self.scores: dict[tuple[float, int], dict[str, ClassScores]] = {}
+        self.precise: set[str] = set()
+        self.drawn: defaultdict[int, set[int]] = defaultdict(set)
+        self.failed: defaultdict[int, set[int]] = defaultdict(set)
+        self.iterations = 15.0  # of the last equilibrium
+        self.rate: float | None = None  # seconds a multiplication, by the last pass
+        self.deadline = math.inf
+
+    # ------------------------------------------------------------------------------------------------------------
+    # a pass
+
+    def record(
+        self, width: float, right: dict[str, torch.Tensor], deq_right: torch.Tensor, seed: int | None = None
+    ) -> None:
+        """Keeps which samples each network has right, in one pass. seed : of its weights, None at infinite width."""
+        place = width, len(deq_right)
+        point, seeds = self.passes.setdefault(place, {}), self.seeds.setdefault(place, {})
+        for name, own in right.items():
+            point.setdefault(name, []).append((deq_right.to(torch.int8) - own.to(torch.int8)).cpu().numpy())
+            seeds.setdefault(name, []).append(seed)
+        self.accuracy.setdefault(place, []).append(deq_right.double().mean().item())
+
+    def measure(self, width: int, count: int, names: Collection[str] | None = None) -> None:
+        """Measures one more seed at this width with the first `count` samples, of these candidates (default: all).
+
+        A pass that takes much longer than expected is cut down to fewer samples, and then to some of the candidates.
+        Raises ConvergenceError where the DEQ of that seed has no equilibrium; the next pass takes another seed.
+        """
+        networks = [network for network in self.networks if names is None or network.name in names]
+        start = self.clock()
+        seed = self._next_seed(width, count)
+        p = self.X.shape[1]
+        deq = DEQ(self.deq.activation, p, width, self.classes, self.deq.sigma_a2, self.deq.tau0, seed, SOLVER)
+        self.drawn[width].add(seed)
+        try:
+            deq_said, count = self._left_out("deq", deq, count, (start + self.deadline) / 2)
+        except ConvergenceError:
+            self.failed[width].add(seed)
+            raise
+        self.iterations, y = float(deq.fixed_point.iterations), self.y[:count]
+        said: dict[str, LeftOut] = {}
+        for network in networks:
+            if said and self.clock() > self.deadline:
+                break
+            enn = network.build(p, width, self.classes, seed)
+            said[network.name], _ = self._left_out(network.name, enn, count)
+        right = {name: each.right for name, each in said.items()}
+        right[MAJORITY] = (y == y.mode().values).to(deq_said.right)
+        self.record(width, right, deq_said.right, seed)
+        scores = self.scores.setdefault((width, count), {})
+        for name, score in compared(deq_said, said, y, self.classes).items():
+            scores[name] = scores[name] + score if name in scores else score
+        self.rate = (self.clock() - start) / self.work(width, count, said)
+
+    def _next_seed(self, width, count) -> int:
+        """The first seed that has not been measured here, among those whose DEQ is not known to fail."""
+        first = [self.own[1]] if self.own and width == self.own[0] else []
+        seeds = (seed for part in (first, integers(self.first_seed)) for seed in part)
+        seeds = (seed for seed in seeds if seed not in self.failed[width])
+        return next(islice(seeds, len(self.accuracy.get((width, count), ())), None))
+
+    def _left_out(self, name, model, count, deadline=math.inf) -> tuple[LeftOut, int]:
+        """What a network says of the first `count` samples, each left out; of fewer once the deadline has passed."""
+        model = model.to(self.device)
+        if name not in self.precise:
+            F = self._features(model, count, deadline)
+            said, count = from_features(F, self._targets(len(F))), len(F)
+            if not precise_readout.too_small(said.ridge, count, F.shape[1]):
+                return said, count
+            del F
+            self.precise.add(name)
+        model = model.double()
+        if isinstance(model, DEQ):
+            model.fixed_point = FixedPoint(PRECISE)
+        F = self._features(model, count, deadline)
+        return precise_readout.leave_one_out(F, self._targets(len(F))), len(F)
+
+    def _targets(self, count):
+        return Targets(self.y[:count], self.classes, self.copies[:count], self.device)
+
+    @torch.no_grad()
+    def _features(self, model, count, deadline=math.inf):
+        """The features of the first `count` samples; of fewer, but at least FEWEST, once the deadline has passed."""
+        like = model.readout.weight
+        F = torch.empty(count, model.readout.in_features, dtype=like.dtype, device=self.device)
+        for start in range(0, count, BATCH):
+            if start >= FEWEST and self.clock() > deadline:
+                return F[:start]
+            if start:
+                check()
+            rows = slice(start, min(start + BATCH, count))
+            F[rows] = model.features(self.X[self.order[rows]].to(like))
+        return F
+
+    # ------------------------------------------------------------------------------------------------------------
+    # the time of a pass, and its equilibria
+
+    def work(self, width: int, count: int, names: Collection[str]) -> float:
+        """Returns the multiplications of a pass in float32; those in float64 count for several."""
+        p, n, m = self.X.shape[1], count, width
+        solve = 2 * (n * n * m + 3 * n**3 if n <= m else 1.5 * n * m * m + 2 * m**3)
+        depths = {network.name: network.depth - 1 for network in self.networks if network.name in names}
+        return sum(
+            (n * m * (p + depth * m) + solve) * (FLOAT64 if name in self.precise else 1)
+            for name, depth in ({"deq": self.iterations} | depths).items()
+        )
+
+    def seconds(self, width: int, count: int, names: Collection[str]) -> float:
+        """Predicts the seconds of a pass, from the speed of the last one."""
+        assert self.rate is not None, "no pass has been timed yet"
+        return self.rate * self.work(width, count, names)
+
+    def equilibria(self, width: int) -> tuple[int, int]:
+        """Returns how many DEQs of this width were drawn, and how many of them have no equilibrium."""
+        return len(self.drawn[width]), len(self.failed[width])
+
+    def settles(self, width: int) -> bool:
+        """Returns whether some DEQ of this width has an equilibrium, or too few were drawn to tell."""
+        drawn, failed = self.equilibria(width)
+        return failed < max(drawn, DRAWS)
+
+    def most_seeds(self) -> int:
+        """Returns the largest number of seeds at any width and number of samples."""
+        return max(map(len, self.accuracy.values()))
+
+    # ------------------------------------------------------------------------------------------------------------
+    # the losses
+
+    def points(self, name: str) -> list[Measured]:
+        """Returns the measurements of a candidate, as `model.Posterior` takes them: the user's own draw apart."""
+        points = []
+        for (width, count), differences in self.passes.items():
+            if name not in differences:
+                continue
+            group = np.arange(count) if math.isinf(width) else self.copies[:count].numpy()
+            together, own = np.stack(differences[name]), self._own_place(width, count, name)
+            points += measured_apart(width, together, group, own, self.constants)
+        return points
+
+    def _own_place(self, width, count, name) -> int | None:
+        """The place of the user's own draw among the seeds of a candidate, or None."""
+        seeds = self.seeds[width, count][name]
+        if self.own is None or width != self.own[0] or self.own[1] not in seeds:
+            return None
+        return seeds.index(self.own[1])
+
+    def posterior(self, name: str, width: int, draw: bool = False) -> Posterior:
+        """Returns the distribution of a candidate's loss at this width, with all samples.
+
+        draw : whether of one draw of the weights, the user's own where that was measured, and not of their mean.
+        """
+        return Posterior(self.points(name), width, len(self.order), self.constants, draw)
+
+    def interval(self, name: str, width: int, draw: bool = False) -> Interval | None:
+        """Returns the interval of a candidate's loss, or None where no network of finite width was measured.
+
+        The exact kernels alone say nothing of it: two networks whose kernels agree may differ by much at finite width.
+        """
+        if all(math.isinf(w) or name not in point for (w, _), point in self.passes.items()):
+            return None
+        return self.posterior(name, width, draw).interval()
+
+    def class_scores(self, width: int) -> dict[str, Any]:
+        """Returns {"width", "samples", "of": {name: ClassScores}} at the place nearest to what is asked, or {}.
+
+        That is the largest number of samples at the width nearest to the one asked for, by its ratio.
+        """
+        if not (places := [place for place, scores in self.scores.items() if scores]):
+            return {}
+        place = min(places, key=lambda place: (abs(math.log(place[0] / width)), -place[1]))
+        return {"width": place[0], "samples": place[1], "of": self.scores[place]}
+
+
+def measured_apart(
+    width: float, differences: np.ndarray, group: np.ndarray, own: int | None, constants: Discrepancy = CONSTANTS
+) -> list[Measured]:
+    """Returns the measurement of all seeds, or where one of them is the user's own, that of it and that of the others.
+
+    differences, group : (seeds, n) and (n,), as of `model.measured`. own : the place of the user's own seed.
+    """
+    whole = measured(width, differences, group, constants)
+    if own is None:
+        return [whole]
+    parts = [measured(width, differences[[own]], group, constants, like=whole, own=True)]
+    if len(differences) > 1:
+        parts.append(measured(width, np.delete(differences, own, 0), group, constants, like=whole))
+    return parts

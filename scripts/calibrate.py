@@ -137,6 +137,9 @@ def pack(arguments):
     lines = records_of(arguments, "outcomes", "verdicts", "sgd")
     if not (lines["outcomes"] and lines["verdicts"]):
         raise ValueError(f"{arguments.output_path}: no outcomes and verdicts there; make them with these two stages")
+    if arguments.packed.exists():  # the other cases stay
+        before = read_packed(arguments.packed)
+        lines = {stage: before.get(stage, []) + records for stage, records in lines.items()}
     content = {stage: list(merged(records).values()) for stage, records in lines.items()}
     with atomic_write(arguments.packed) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         packed.write(json.dumps(_rounded(content)).encode())
@@ -162,22 +165,23 @@ def read_packed(path: Path) -> dict:
 
 def constants(arguments):
     from scripts.calibration.analysis import set_constants
-    from scripts.calibration.cases import that_set_constants
+    from scripts.calibration.cases import sets_constants
 
-    chosen = set_constants(read_packed(arguments.packed), that_set_constants())
+    half = {case.name for case in chosen_cases(arguments) if sets_constants(case.name)}
+    chosen = set_constants(read_packed(arguments.packed), half)
     for name, value in vars(chosen).items():
         print(f"    {name}: float = {value:.3g}")
 
 
 def report(arguments):
-    from scripts.calibration.analysis import joined, tables
-    from scripts.calibration.cases import that_set_constants
+    from scripts.calibration.analysis import joined
+    from scripts.calibration.cases import sets_constants
     from scripts.calibration.figure import draw
+    from scripts.calibration.report import report_lines
 
-    packed, half = read_packed(arguments.packed), that_set_constants()
-    held = joined(packed)
-    print("\n".join(tables(held, half, packed["sgd"])))
-    draw([case for case in held if case.case not in half], arguments.figure)
+    packed = read_packed(arguments.packed)
+    print("\n".join(report_lines(packed)))
+    draw([case for case in joined(packed) if not sets_constants(case.case)], arguments.figure)
     print(f"\n{arguments.figure}")
 
 

@@ -28,12 +28,17 @@ STRIDE = 4  # ridges from one coarse one to the next
 class LeftOut:
     """Each sample is predicted by the others.
 
-    predicted : (n, c) targets, without their mean. right : (n,) bool, of the predicted classes. ridge : the one taken.
+    predicted : (n, c) targets, without their mean.
+    right : (n,) bool, of the predicted classes.
+    ridge : the one taken.
+    faintest : the least pivot of the normal equations, a multiple of the features' mean squared norm as the ridge is. A
+        ridge far below it changes nothing. 0 where there are as many features as samples or more.
     """
 
     predicted: torch.Tensor
     right: torch.Tensor
     ridge: float
+    faintest: float = 0.0
 
 
 class Targets:
@@ -60,10 +65,10 @@ class Targets:
         self.groups = [group.to(labels.device) for group in groups]
         self.first = len(labels) - max(len(labels) // 5, 1)  # the first of the held-out samples that choose the ridge
 
-    def left_out(self, errors: torch.Tensor, ridge: float) -> LeftOut:
+    def left_out(self, errors: torch.Tensor, ridge: float, faintest: float = 0.0) -> LeftOut:
         """Returns the predictions that have these errors (n, c)."""
         predicted = self.Y - errors
-        return LeftOut(predicted, (predicted + self.mean).argmax(1) == self.labels, ridge)
+        return LeftOut(predicted, (predicted + self.mean).argmax(1) == self.labels, ridge, faintest)
 
 
 def from_kernel(K: torch.Tensor, targets: Targets) -> LeftOut:
@@ -104,7 +109,8 @@ def from_features(F: torch.Tensor, targets: Targets) -> LeftOut:
 
     ridge = _best_ridge(squared_error)
     whole = fitted.add_(rest)
-    root = _root_at_least(whole, ridge * whole.diagonal().sum().item() / n)
+    unit = whole.diagonal().sum().item() / n
+    root = _root_at_least(whole, ridge * unit)
     weights, errors = torch.cholesky_solve(moment + rest_moment, root), torch.empty_like(targets.Y)
     for groups in targets.groups:
         size = groups.shape[1]
@@ -113,7 +119,7 @@ def from_features(F: torch.Tensor, targets: Targets) -> LeftOut:
             half = torch.linalg.solve_triangular(root, f.T, upper=False).T.reshape(*G.shape, m)
             kept = torch.eye(size, dtype=torch.float64, device=f.device) - half @ half.mT
             errors[G] = torch.linalg.solve(kept, targets.Y[G] - (f @ weights).reshape(*G.shape, -1))
-    return targets.left_out(errors, ridge)
+    return targets.left_out(errors, ridge, root.diagonal().min().item() ** 2 / unit)
 
 
 def _sums(F, Y):

@@ -26,14 +26,19 @@ from deq_enn.utils.deadline import check
 # feature, to which equilibria are solved for here
 RIDGES = tuple(10 ** (k / 2) for k in range(-36, 5))
 LEAST = 1e-6  # ridge below which an error of 1e-4 in float32 features may count as much as the ridge
+CLEAR = 100  # times LEAST, above which the faintest direction is clear of it
 MOST_BYTES = 5e8  # bytes that the float64 features may take; the factors take as many again
 BATCH = 512  # samples whose features are computed at once, so that they stay in the cache
 ROWS = 8192  # rows of the factors of which groups are left out at once, at most
 
 
-def too_small(ridge: float, samples: int, width: int) -> bool:
-    """Tells whether a readout that took this ridge is to be solved again here, and so many features fit in memory."""
-    return ridge < LEAST and 8.0 * samples * width <= MOST_BYTES
+def too_small(ridge: float, samples: int, width: int, faintest: float = 0.0) -> bool:
+    """Tells whether a readout that took this ridge is to be solved again here, and so many features fit in memory.
+
+    faintest : of `leave_one_out.LeftOut`. Where even the faintest direction is far above LEAST, so small a ridge means
+        that none is needed, and not that features are nearly dependent.
+    """
+    return ridge < LEAST and faintest < CLEAR * LEAST and 8.0 * samples * width <= MOST_BYTES
 
 
 def leave_one_out(F: torch.Tensor, targets: Targets) -> LeftOut:

@@ -3,7 +3,7 @@
 Half of the data sets are those of the project; the others are what a user's own .npz may be like, and break what the
 theory assumes: heavy tails, few dimensions, duplicated and strongly correlated samples, norms that spread. Activations,
 sigma_a^2 and widths are dealt like cards, so that each occurs as often as its list says and goes with all kinds of
-data. Half of the cases, by a hash of their names, set constants; the others only report (`that_set_constants`).
+data. Half of the cases, by a hash of their names, set constants; the others only report (`sets_constants`).
 """
 
 if __name__ == "__main__":

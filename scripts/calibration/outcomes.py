@@ -67,14 +67,15 @@ def trained_in_any_case(name: str, width: int) -> bool:
     return width < 256 and not name.startswith("matched ntk")
 
 
-def best_readout(model, X, y, n_classes) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """weights (m, c), mean (c,) and ridge of `readout.solve`, by whichever of n and m is smaller.
+def best_readout(model, X, y, n_classes) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+    """weights (m, c), mean (c,), ridge and faintest direction of `readout.solve`, by the smaller of n and m.
 
     For n < m the same readout is F^T (F F^T + lambda I)^-1 Y, and costs n^2 m instead of n m^2.
     """
     if len(X) >= model.readout.in_features:
         readout, _ = solve(model, X, y, n_classes)
-        return readout.weights, readout.mean, readout.ridge
+        faintest = readout.root.diagonal().min().item() ** 2 * readout.ridge / readout.noise
+        return readout.weights, readout.mean, readout.ridge, faintest
     with torch.no_grad():
         F = torch.cat([model.features(x) for x in X.split(512)]).double()
     targets, mean = one_hot_targets(y, n_classes)
@@ -88,16 +89,16 @@ def best_readout(model, X, y, n_classes) -> tuple[torch.Tensor, torch.Tensor, fl
             best = min(best, ((targets[first:] - guess).square().mean().item(), ridge))
     noise = best[1] * K.diagonal().mean().item()
     weights = F.T @ torch.linalg.solve(K + noise * torch.eye(len(K), dtype=K.dtype), targets)
-    return weights, mean, best[1]
+    return weights, mean, best[1], 0.0
 
 
 def right(model, data) -> torch.Tensor:
     """(test samples,) bool: which of them the network classifies rightly with its best readout."""
     X, X_test = data.X_train, data.X_test
-    weights, mean, ridge = None, None, 0.0
+    weights, mean, ridge, faintest = None, None, 0.0, 0.0
     with contextlib.suppress(ValueError):  # no ridge of the grid will do in float32
-        weights, mean, ridge = best_readout(model, X, data.y_train, data.n_classes)
-    if too_small(ridge, len(X), model.readout.in_features):
+        weights, mean, ridge, faintest = best_readout(model, X, data.y_train, data.n_classes)
+    if too_small(ridge, len(X), model.readout.in_features, faintest):
         model, X, X_test = model.double(), X.double(), X_test.double()
         if isinstance(model, DEQ):
             model.fixed_point = FixedPoint(PRECISE)

@@ -1,6 +1,6 @@
 """The verdict of a case of scripts/calibrate.py, on its training set alone, kept so that its constants can be set anew.
 
-The record of each measurement holds what `loss_model.measured` computes before any constant enters. `points_of` gives
+The record of each measurement holds what `losses.model.measured` computes before any constant enters. `points_of` gives
 the measurements back for other constants, and thereby the intervals without a new verdict.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
+from deq_enn.verdicts.losses.measurements import MAJORITY, measured_apart
 from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Measured, measured
 from scripts.calibration.outcomes import deq_of
 
@@ -50,9 +51,12 @@ def verdict_of(case, data, budget: float) -> dict:
         "budget": budget,
         "seconds": record["seconds"],
         "samples": record["settings"].get("samples", 0),
+        "copies": record["settings"].get("copies"),
+        "precise": sorted(pending.measurements.precise) if pending.measurements else [],
         "n": pending.question.n,
         "width": pending.question.width,
         "deq_fluctuation": record["deq"]["fluctuation"],
+        "majority": _raw_points(MAJORITY, pending.measurements),
         "candidates": [_of_candidate(candidate, pending) for candidate in verdict.candidates],
     }
 
@@ -61,27 +65,40 @@ def _of_candidate(candidate, pending) -> dict:
     record = candidate.to_dict()
     record["points"] = _raw_points(candidate.name, pending.measurements)
     record["work"] = candidate.work(pending.question.p, pending.question.width)
-    for key in ("measured", "parameters", "layers", "alignment", "cost", "input_scale"):
+    for key in ("measured", "parameters", "layers", "alignment", "cost", "input_scale", "class_scores"):
         record.pop(key, None)
     return record
 
 
 def _raw_points(name, measurements) -> list[dict]:
-    return [
-        raw_point(width, np.stack(differences[name]), measurements.copies[:count].numpy())
-        for (width, count), differences in measurements.passes.items()
-        if name in differences
-    ]
+    points = []
+    for (width, count), differences in (measurements.passes if measurements else {}).items():
+        if name in differences:
+            group = np.arange(count) if math.isinf(width) else measurements.copies[:count].numpy()
+            own = measurements.own_place(width, count, name)
+            points.append(raw_point(width, np.stack(differences[name]), group, own))
+    return points
 
 
-def raw_point(width: float, differences: np.ndarray, group: np.ndarray) -> dict:
-    """Returns the measurement without constants, of differences (seeds, samples), ready for JSON."""
-    return measured(width, differences, group, RAW).to_dict()
+def raw_point(width: float, differences: np.ndarray, group: np.ndarray, own: int | None = None) -> dict:
+    """Returns the measurement without constants, of differences (seeds, samples), ready for JSON.
+
+    own : the place of the user's own seed; it and the others are "parts" of the measurement then.
+    """
+    whole = measured(width, differences, group, RAW).to_dict()
+    if own is not None:
+        whole["parts"] = [part.to_dict() for part in measured_apart(width, differences, group, own, RAW)]
+    return whole
 
 
-def points_of(candidate: dict, constants: Discrepancy = CONSTANTS) -> list[Measured]:
-    """Returns the measurements of a candidate's record, as `loss_model.measured` computes them with these constants."""
-    return [_with(constants, Measured.from_dict(point)) for point in candidate["points"]]
+def points_of(points: list[dict], constants: Discrepancy = CONSTANTS) -> list[Measured]:
+    """Returns the measurements of a record, as `losses.model.measured` computes them with these constants."""
+    made = []
+    for point in points:
+        whole = _with(constants, Measured.from_dict({key: point[key] for key in point if key != "parts"}))
+        parts = [Measured.from_dict(part) for part in point.get("parts", ())]
+        made += [replace(part, common=whole.common, of_one_seed=whole.of_one_seed) for part in parts] or [whole]
+    return made
 
 
 def _with(constants, raw):

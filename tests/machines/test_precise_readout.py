@@ -59,8 +59,18 @@ def test_features_that_are_nearly_dependent_need_it():
     F, y = smooth(1500, 100)
     targets = Targets(y, 2)
     plain, precise = from_features(F.float(), targets), leave_one_out(F, targets)
-    assert too_small(plain.ridge, 1500, 100) and precise.ridge < 1e-12
+    assert too_small(plain.ridge, 1500, 100, plain.faintest) and precise.ridge < 1e-12
     assert precise.right.double().mean() > plain.right.double().mean() + 0.2
+
+
+def test_a_ridge_that_is_small_because_none_is_needed_does_not():
+    """Few features that are far from dependent, and many samples: no small ridge changes anything."""
+    g = generator("none needed")
+    X = torch.randn(2000, 8, generator=g, dtype=torch.float64)
+    y = (X[:, 0] + 0.1 * torch.randn(2000, generator=g) > 0).long()
+    plain, precise = from_features(X.float(), Targets(y, 2)), leave_one_out(X, Targets(y, 2))
+    assert plain.faintest > 1 and not too_small(1e-8, 2000, 8, plain.faintest)
+    assert torch.equal(plain.right, precise.right)
 
 
 def test_the_readout_is_that_of_least_squares():

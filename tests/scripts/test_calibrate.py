@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from deq_enn.machines.copies import repeated
 from deq_enn.machines.readout import solve
 from deq_enn.networks.enn import ENN
 from deq_enn.reporting.records import read_lines
@@ -17,6 +18,8 @@ from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.verdicts import candidates
 from deq_enn.verdicts.decision import Question, by_loss
+from deq_enn.verdicts.losses.classes import unequal
+from deq_enn.verdicts.losses.measurements import measured_apart
 from deq_enn.verdicts.losses.model import CONSTANTS, measured, predict
 from deq_enn.verdicts.result import Candidate as Found
 from scripts import calibrate
@@ -24,9 +27,11 @@ from scripts.calibration import (
     analysis,
     cases as calibration_cases,
     outcomes as calibration_outcomes,
+    report,
     verdicts as calibration_verdicts,
 )
-from scripts.calibration.cases import Case, cases, load, that_set_constants
+from scripts.calibration.cases import Case, cases, load, sets_constants
+from scripts.calibration.fresh import COUNTS, KINDS, OWN, FreshCase, fresh_cases, load_fresh
 
 
 @pytest.mark.slow
@@ -38,15 +43,35 @@ def test_the_cases():
     assert min(case.sigma_a2 for case in found) == 0.05 and max(case.sigma_a2 for case in found) == 0.9
     for sizes, ends in (([case.width for case in found], (64, 4096)), ([case.n for case in found], (1000, 60_000))):
         assert (min(sizes), max(sizes)) == ends
-    assert 0.45 < len(that_set_constants()) / len(found) < 0.55
+    assert 0.45 < sum(sets_constants(case.name) for case in found) / len(found) < 0.55
 
 
 @pytest.mark.slow
-def test_the_halves_depend_on_names_alone(monkeypatch):
-    half, fewer = that_set_constants(), cases()[::3]
-    monkeypatch.setattr(calibration_cases, "cases", lambda: fewer)
-    assert that_set_constants() == {case.name for case in fewer} & half
-    assert "mixed-tanh-0.8-m512-n3000" in half and "mixed-relu-0.5-m64-n3000" not in half  # in every process
+def test_the_halves_depend_on_names_alone():
+    assert sets_constants("mixed-tanh-0.8-m512-n3000") and not sets_constants("mixed-relu-0.5-m64-n3000")
+
+
+@pytest.mark.slow
+def test_the_fresh_cases():
+    found = fresh_cases()
+    assert len(found) == len({case.name for case in found}) >= 60
+    assert {case.data for case in found} == set(COUNTS) == {name for names in KINDS.values() for name in names}
+    assert min(case.sigma_a2 for case in found) == 0.05 and max(case.sigma_a2 for case in found) == 0.97
+    assert min(case.width for case in found) == 32 and max(case.width for case in found) == 2048
+    assert len({case.activation for case in found} & set(OWN)) == len(OWN)
+    assert 0.3 < sum(sets_constants(case.name) for case in found) / len(found) < 0.7
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTS if not name.startswith("fashion")])
+def test_the_fresh_data(name):
+    case = FreshCase(name, "relu", 0.2, 2048, 600)
+    data, again = load_fresh(case, None), load_fresh(case, None)
+    assert torch.equal(data.X_train, again.X_train) and torch.equal(data.y_test, again.y_test)
+    assert len(data.X_train) == len(data.y_train) == 600 and len(data.X_test) == len(data.y_test) == case.tests
+    assert data.X_train.isfinite().all() and estimate_tau0(data.X_train) == pytest.approx(1, abs=1e-5)
+    assert set(data.y_train.tolist()) == set(range(data.n_classes)) >= set(data.y_test.tolist())
+    assert repeated(data.X_train).recur == (name in KINDS["discrete"])
+    assert unequal(data.y_train) == (name in ("rare", "unequal"))
 
 
 @pytest.mark.parametrize(
@@ -86,11 +111,12 @@ def test_the_readout_of_few_samples_is_that_of_the_normal_equations():
     for seed in range(6):
         X, y = some_data(60, seed)
         model = narrow(width=80)
-        weights, mean = calibration_outcomes.best_readout(model, X, y, 3)
+        weights, mean, ridge, _ = calibration_outcomes.best_readout(model, X, y, 3)
         expected, _ = solve(model, X, y, 3)
         torch.testing.assert_close(weights, expected.weights, rtol=1e-5, atol=1e-9)
         torch.testing.assert_close(mean, expected.mean)
-        ridges.add(expected.ridge)
+        assert ridge == expected.ridge
+        ridges.add(ridge)
     assert len(ridges) > 2
 
 
@@ -116,15 +142,26 @@ def test_measurements_come_back_for_any_constants():
         summary = calibration_verdicts.raw_point(width, differences, group)
         json.dumps(summary)
         for constants in (CONSTANTS, replace(CONSTANTS, seeds=0.3, weight=5.0)):
-            (point,) = calibration_verdicts.points_of({"points": [summary]}, constants)
+            (point,) = calibration_verdicts.points_of([summary], constants)
             expected = measured(width, differences, group, constants)
             assert vars(point) == pytest.approx(vars(expected))
+            if seeds > 1:  # with the user's own draw among them
+                parts = calibration_verdicts.points_of(
+                    [json.loads(json.dumps(calibration_verdicts.raw_point(width, differences, group, 1)))], constants
+                )
+                expected = measured_apart(width, differences, group, 1, constants)
+                assert [vars(part) for part in parts] == [pytest.approx(vars(each)) for each in expected]
 
 
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def record(case, points=(), name="plain, depth 1", width=64, n=1000):
+# of a measurement that says nothing: what is predicted is the prior
+VAGUE = {"width": 64, "count": 1000, "loss": 0.0, "seeds": 1, "apart": 5.0, "one": 1e12}
+VAGUE |= {"common": 1e12, "of_samples": 1e9, "of_one_seed": 0.0}
+
+
+def record(case, points=(VAGUE,), name="plain, depth 1", width=64, n=1000):
     return {
         "case": case,
         "width": width,
@@ -159,7 +196,7 @@ def made_up(spread, cases=300, error=0.0):
 
 @pytest.mark.slow
 def test_coverage_is_that_of_the_interval():
-    prior = predict([], 64, 1000)
+    prior = predict(calibration_verdicts.points_of([VAGUE]), 64, 1000)
     half = (prior.high - prior.low) / 2
     for times, share in ((1, 0.9), (2, 0.589), (0.5, 0.999)):  # P(|xi| < 1.645/times)
         held = analysis.joined(made_up(times * half / 1.645))
@@ -237,8 +274,8 @@ def test_what_happened():
     assert held("keep", 2.0, 0.7).happened == "all above"
     assert not held("replace", 0.6, chosen=0).wrong and held("replace", 0.7, chosen=0).wrong
     assert held("replace", 0.6, chosen=0, error=0.02).wrong
-    assert "2 of 4, 50% (7% to 93%)" == analysis.rate(2, 4)  # Clopper and Pearson's, from their table
-    assert analysis.rate(0, 0) == "none of 0"
+    assert "2 of 4, 50% (7% to 93%)" == report.rate(2, 4)  # Clopper and Pearson's, from their table
+    assert report.rate(0, 0) == "none of 0"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -253,7 +290,6 @@ def tiny(monkeypatch):
     monkeypatch.setitem(calibration_cases.LIMITS, 16, (300, 300, 3))
     for module in (calibration_cases, calibration_outcomes):
         monkeypatch.setattr(module, "cases", lambda: found)
-    monkeypatch.setattr(calibration_cases, "that_set_constants", lambda: {found[0].name})
     for name in ("SGD", "FULL"):
         settings, _ = getattr(calibration_outcomes, name)
         monkeypatch.setattr(calibration_outcomes, name, (settings | {"epochs": 1, "seeds": 2}, 1))
@@ -269,6 +305,8 @@ def run(folder, *stages):
                 str(folder),
                 "--budget",
                 "0.3",
+                "--cases",
+                "first",
                 "--packed",
                 str(folder / "packed.json.gz"),
                 "--figure",

@@ -173,7 +173,7 @@ class Measurements:
         if name not in self.precise:
             F = self._features(model, count, deadline)
             said, count = from_features(F, self._targets(len(F))), len(F)
-            if not precise_readout.too_small(said.ridge, count, F.shape[1]):
+            if not precise_readout.too_small(said.ridge, count, F.shape[1], said.faintest):
                 return said, count
             del F
             self.precise.add(name)
@@ -241,12 +241,12 @@ class Measurements:
             if name not in differences:
                 continue
             group = np.arange(count) if math.isinf(width) else self.copies[:count].numpy()
-            together, own = np.stack(differences[name]), self._own_place(width, count, name)
+            together, own = np.stack(differences[name]), self.own_place(width, count, name)
             points += measured_apart(width, together, group, own, self.constants)
         return points
 
-    def _own_place(self, width, count, name) -> int | None:
-        """The place of the user's own draw among the seeds of a candidate, or None."""
+    def own_place(self, width: float, count: int, name: str) -> int | None:
+        """Returns the place of the user's own draw among the seeds of a candidate, or None."""
         seeds = self.seeds[width, count][name]
         if self.own is None or width != self.own[0] or self.own[1] not in seeds:
             return None

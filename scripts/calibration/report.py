@@ -1,0 +1,223 @@
+"""The tables of scripts/calibrate.py report, as lines of Markdown."""
+
+import math
+
+import numpy as np
+from scipy.stats import beta, rankdata, spearmanr
+
+from deq_enn.reporting.markdown import head, row
+from scripts.calibration.analysis import TOLERANCE, Held, coverage, joined, matched_alone, mean_score
+from scripts.calibration.cases import sets_constants
+from scripts.calibration.fresh import KINDS
+
+HAPPENED = ("some below", "too near", "all above", "DEQ no better")
+LARGE = 2.0  # points from which on a loss is large
+
+
+def rate(yes: int, of: int) -> str:
+    """A share in % with its 95% interval (Clopper and Pearson)."""
+    if not of:
+        return "none of 0"
+    low = beta.ppf(0.025, yes, of - yes + 1) if yes else 0.0
+    high = beta.ppf(0.975, yes + 1, of - yes) if yes < of else 1.0
+    return f"{yes} of {of}, {100 * yes / of:.0f}% ({100 * low:.0f}% to {100 * high:.0f}%)"
+
+
+def report_lines(packed: dict):
+    """Everything that is known, first of the fresh cases and then of the first 131."""
+    data = {name for names in KINDS.values() for name in names}
+    for of, title in (("draw", "one draw"), ("mean", "mean over draws")):
+        fresh = [case for case in joined(packed, of=of) if case.data in data]
+        if fresh:
+            yield f"\n## Fresh cases, {title}\n"
+            yield from _fresh(fresh, f"of the {title}")
+    held = [case for case in joined(packed) if case.data not in data]
+    yield "\n## The first 131 cases, mean over draws\n"
+    yield from tables(held, packed["sgd"])
+
+
+def _halves(held):
+    return {
+        "sets constants": [case for case in held if sets_constants(case.case)],
+        "reports": [case for case in held if not sets_constants(case.case)],
+    }
+
+
+def _fresh(held: list[Held], what: str):
+    yield _head("half", *COVERAGE)
+    for name, cases in (_halves(held) | {"all": held}).items():
+        yield _coverage_row(name, cases)
+    yield "\n" + _head("kind of data, both halves", *COVERAGE)
+    for kind in KINDS:
+        if cases := [case for case in held if case.kind == kind]:
+            yield _coverage_row(kind, cases)
+    for name, cases in (_halves(held) | {"all": held}).items():
+        yield from _confusion(name, cases)
+    yield f"- large losses: {_large(_halves(held)['reports'])}"
+    late = [case.overrun for case in held]
+    yield f"- seconds over the budget: {max(late):+.2f} at most, {np.median(late):+.2f} in the middle"
+    for case in held:
+        if case.answer == "replace" and case.wrong or case.answer == "keep" and case.happened == "some below":
+            loss = f", {case.chosen.name} lost {case.chosen.loss:+.1f} ± {case.chosen.error:.1f}" if case.chosen else ""
+            yield f"- wrong: {case.answer} of {case.case} {what}{loss}"
+
+
+def _large(cases):
+    """How much too small large losses are predicted, and how many are covered."""
+    large = [candidate for case in cases for candidate in case.trained if candidate.loss > LARGE]
+    if not large:
+        return "none"
+    slope = sum(c.mean * c.loss for c in large) / sum(c.loss**2 for c in large)
+    covered = rate(sum(c.covered for c in large), len(large))
+    return f"above {LARGE:g} points, predicted / measured {slope:.2f}, covered {covered}"
+
+
+def _spread(held, draws=2000):
+    """Half the width of the 95% interval of the coverage, by the bootstrap over cases."""
+    each = np.array([np.mean([candidate.covered for candidate in case.trained]) for case in held])
+    draw = np.random.default_rng(0).choice(each, (draws, len(each)))
+    low, high = np.quantile(100 * draw.mean(1), [0.025, 0.975])
+    return f"{low:.0f} to {high:.0f}"
+
+
+COVERAGE = ("cases", "coverage, %", "its 95% interval", "as measured", "too low", "too high", "score", "median width")
+
+
+def tables(held: list[Held], sgd: list[dict]):
+    """Lines of Markdown on the first cases."""
+    halves = _halves(held)
+    yield _head("half", *COVERAGE)
+    for name, cases in halves.items():
+        yield _coverage_row(name, cases)
+    reporting = halves["reports"]
+    for title, key in (
+        ("data", lambda case: case.kind),
+        ("data set", lambda case: case.data),
+        ("width", lambda case: f"{case.width}"),
+    ):
+        yield "\n" + _head(f"{title} (reports)", *COVERAGE)
+        for value in sorted({key(case) for case in reporting}, key=lambda v: (len(v), v) if title == "width" else v):
+            yield _coverage_row(value, [case for case in reporting if key(case) == value])
+    for name, cases in halves.items():
+        yield from _confusion(name, cases)
+        yield from _confusion(f"{name}, matched networks alone", matched_alone(cases))
+    yield from _alone(halves)
+    yield from _by_sgd(held, sgd)
+
+
+def _head(*names):
+    """The first lines of a table whose columns but the first are numbers."""
+    return head(*names, right=range(1, len(names)))
+
+
+def _coverage_row(name, cases):
+    c = coverage(cases)
+    width = np.median([candidate.high - candidate.low for case in cases for candidate in case.trained])
+    return row(
+        name,
+        f"{len(cases)}",
+        f"{c['covered']:.0f}",
+        _spread(cases),
+        *(f"{c[key]:.0f}" for key in ("as measured", "above", "below")),
+        f"{mean_score(cases):.2f}",
+        f"{width:.2f}",
+    )
+
+
+def _confusion(name, cases):
+    yield "\n" + _head(f"{name}: answer", *HAPPENED)
+    for said in ("replace", "undecided", "keep", "majority"):
+        counts = [sum(case.answer == said and case.happened == what for case in cases) for what in HAPPENED]
+        yield row(said, *map(str, counts))
+    replaced = [case for case in cases if case.answer == "replace"]
+    trained = [case for case in replaced if case.wrong is not None]
+    kept = [case for case in cases if case.answer == "keep"]
+    yield f"\n- wrong replace: {rate(sum(case.wrong for case in trained), len(trained))}" + (
+        f"; {len(replaced) - len(trained)} chosen ones not trained" if len(replaced) > len(trained) else ""
+    )
+    yield f"- replaced where the DEQ is no better: {sum(case.happened == 'DEQ no better' for case in trained)}"
+    yield f"- wrong keep: {rate(sum(case.happened == 'some below' for case in kept), len(kept))}"
+    above = [case for case in cases if case.happened == "all above"]
+    kept_rightly = sum(case.answer == "keep" for case in above)
+    yield f"- keep, where every network loses too much: {rate(kept_rightly, len(above))}"
+    worse = [case for case in cases if case.happened == "DEQ no better"]
+    told = sum(case.answer == "majority" for case in worse)
+    yield f"- majority, where the DEQ is no better: {rate(told, len(worse))}"
+    wrong = [case for case in cases if case.answer == "majority" and case.happened != "DEQ no better"]
+    yield f"- majority, where the DEQ is better: {len(wrong)} of {len(cases)}"
+    yield f"- undecided: {rate(sum(case.answer == 'undecided' for case in cases), len(cases))}"
+    yield f"- the chosen network's interval covers: {rate(sum(case.chosen.covered for case in trained), len(trained))}"
+
+
+def _alone(halves):
+    """What one number alone would have said: a line through the constants half, held against the other."""
+    columns = "rank correlation", "area under ROC", "median error, points", "replaced", "wrong"
+    yield "\n" + _head("predictor alone", *columns)
+    values = {
+        name: [(candidate.scores, candidate.loss) for case in cases for candidate in case.trained]
+        for name, cases in halves.items()
+    }
+    for score in next(iter(values["reports"]))[0]:
+        (x, y), (x_new, y_new) = (
+            np.array([(scores[score], loss) for scores, loss in part]).T for part in values.values()
+        )
+        above = y_new > TOLERANCE
+        area = (rankdata(x_new)[above].mean() - (above.sum() + 1) / 2) / (~above).sum() if 0 < above.sum() else math.nan
+        slope, offset = (1.0, 0.0) if score == "the verdict" else np.linalg.lstsq(np.stack([x, x**0], 1), y)[0]
+        error = np.median(np.abs(slope * x_new + offset - y_new))
+        threshold = _threshold(halves["sets constants"], score)
+        said = [chosen for case in halves["reports"] if (chosen := _below(case, score, threshold))]
+        wrong = sum(candidate.lost_too_much for candidate in said)
+        numbers = spearmanr(x_new, y_new).statistic, area, error
+        replaced = f"{len(said)} of {len(halves['reports'])}"
+        yield row(score, *(f"{number:.2f}" for number in numbers), replaced, f"{wrong}")
+    for kind in ("plain, depth 1", "plain, depth 2"):
+        always = [candidate for case in halves["reports"] for candidate in case.trained if candidate.name == kind]
+        wrong = sum(candidate.lost_too_much for candidate in always)
+        yield row(f"always {kind}", "", "", "", f"{len(always)} of {len(halves['reports'])}", f"{wrong}")
+
+
+def _below(case, score, threshold):
+    """The cheapest trained candidate whose score is below the threshold, or None."""
+    accepted = [candidate for candidate in case.trained if candidate.scores[score] < threshold]
+    return min(accepted, key=lambda candidate: (candidate.work, candidate.scores[score]), default=None)
+
+
+def _threshold(held, score):
+    """The largest below which at most 3% of the replacements are wrong."""
+    best = -math.inf
+    for threshold in sorted({candidate.scores[score] for case in held for candidate in case.trained}):
+        said = [chosen for case in held if (chosen := _below(case, score, threshold))]
+        if said and sum(candidate.lost_too_much for candidate in said) <= 0.03 * len(said):
+            best = threshold
+    return best
+
+
+def _by_sgd(held, sgd):
+    """Losses by SGD beside those of the exact readout."""
+    losses = {(case.case, candidate.name): candidate for case in held for candidate in case.trained}
+    for train, title in (("readout", "readouts by SGD"), ("full", "all weights by SGD")):
+        pairs = [
+            (record["case"], name, _mean_difference(record["runs"], name), losses[record["case"], name])
+            for record in sgd
+            if record["train"] == train
+            for name in record["runs"]
+            if (record["case"], name) in losses
+        ]
+        if not pairs:
+            continue
+        by_sgd, exact = np.array([p[2][0] for p in pairs]), np.array([p[3].loss for p in pairs])
+        error = np.array([math.hypot(p[2][1], p[3].error) for p in pairs])
+        apart = by_sgd - exact
+        yield (
+            f"\n{title}: {len(pairs)} losses of {len({p[0] for p in pairs})} cases; less those of the exact readout "
+            f"{apart.mean():+.2f} on average, RMS {math.sqrt((apart**2).mean()):.2f} (of their errors "
+            f"{math.sqrt((error**2).mean()):.2f}), correlation {np.corrcoef(by_sgd, exact)[0, 1]:.2f}"
+        )
+        for case, name, (loss, own), candidate in pairs:
+            yield f"- {case}, {name}: {loss:+.2f} ± {own:.2f}; exact {candidate.loss:+.2f} ± {candidate.error:.2f}"
+
+
+def _mean_difference(runs, name):
+    d = np.array([a["accuracy"] - b["accuracy"] for a, b in zip(runs["deq"], runs[name])])
+    return d.mean(), d.std(ddof=1) / math.sqrt(len(d))

@@ -6,6 +6,9 @@ them are trained in minutes. As in `cases.py`, the deck is dealt by one seed, an
 it sets constants or only reports.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("fresh.py is a part of scripts/calibrate.py: run that")
+
 import math
 from dataclasses import dataclass
 from functools import cache

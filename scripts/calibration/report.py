@@ -1,5 +1,8 @@
 """The tables of scripts/calibrate.py report, as lines of Markdown."""
 
+if __name__ == "__main__":
+    raise SystemExit("report.py is a part of scripts/calibrate.py: run that")
+
 import math
 
 import numpy as np

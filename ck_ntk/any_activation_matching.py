@@ -161,6 +161,7 @@ def study_accuracies(args, data):
     from deq_enn.theory.equilibrium import estimate_tau0
     from deq_enn.training.loop import run as train
     from deq_enn.training.run_files import Config, fingerprint
+    from deq_enn.utils.locks import locked
 
     tau0, p, key = estimate_tau0(data.X_train), data.X_train.shape[1], fingerprint(data)
     folder = RUNS / f"epoch_{args.epoch}_asquare_{args.asquare:g}_{key}"
@@ -205,15 +206,16 @@ def study_accuracies(args, data):
                     data=key,
                     **extra,
                 )
-                result = train(
-                    config,
-                    data,
-                    lambda: build(network, activation, args.dim[0], seed),
-                    place,
-                    folder / "checkpoints",
-                    args.device,
-                    resume=True,
-                )
+                with locked(place, "runs", advice=""):
+                    result = train(
+                        config,
+                        data,
+                        lambda: build(network, activation, args.dim[0], seed),
+                        place,
+                        folder / "checkpoints",
+                        args.device,
+                        resume=True,
+                    )
                 numbers[name][column].append(result.history[-1]["test_accuracy"])
         print(accuracy_row(name, numbers[name]), flush=True)
     return numbers

@@ -96,7 +96,7 @@ def main(args):
     from deq_enn.data.datasets import load_dataset
 
     data = load_dataset("mnist", args.dataset_path)
-    learned = [trained(activation, data, args.epoch) for activation in ACTIVATIONS]
+    learned = [trained(activation, data, args.epoch, args.device) for activation in ACTIVATIONS]
     layers = random_layers()
     curves = [{**study(name, s, scale * W, b), "scale": scale} for name, s, W, b in layers for scale in CURVES]
     rates = {
@@ -113,4 +113,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, __doc__, epoch=2, dataset=True)
+    run(main, __doc__, epoch=2, dataset=True, device=True)

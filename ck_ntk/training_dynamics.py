@@ -99,7 +99,7 @@ def tangent_kernel(model, X):
 # runs
 
 
-def train_network(config, data, tau0) -> dict:
+def train_network(config, data, tau0, device="cpu") -> dict:
     """One network's curves; a loss that is not a number or an equilibrium that is lost ends them, and is the result.
 
     `config.model` is a name of NETWORKS, with "_centred" behind it for f - f_0.
@@ -113,28 +113,29 @@ def train_network(config, data, tau0) -> dict:
     from deq_enn.utils.random import generator
 
     n, p = data.X_train.shape
-    model = build(config.model.removesuffix("_centred"), p, config.dim, data.n_classes, tau0, config.seed)
+    model = build(config.model.removesuffix("_centred"), p, config.dim, data.n_classes, tau0, config.seed).to(device)
     weights = [w.detach().clone() for w in model.parameters()]
-    probe = data.X_test[:PROBE]
+    probe = data.X_test[:PROBE].to(device)
     kernel = tangent_kernel(model, probe)
     thinned = replace(data, X_test=data.X_test[::STRIDE], y_test=data.y_test[::STRIDE])
-    task = FullTask(centred(model) if config.model.endswith("_centred") else model, thinned, config, "cpu")
+    task = FullTask(centred(model) if config.model.endswith("_centred") else model, thinned, config, device)
     start = task.evaluate()
     history, seconds, stopped = [], 0.0, ""
+    clock = time.process_time if device == "cpu" else time.perf_counter  # a GPU's work is no time of this process
     part = config.batch_size * math.ceil(n / config.batch_size / POINTS)
     result = {"model": config.model, "seed": config.seed, "lr": config.lr, "start": start, "curve": history}
     try:
         for epoch in range(1, config.epoch + 1):
-            order = torch.randperm(n, generator=generator(config.seed, "order", epoch))
+            order = torch.randperm(n, generator=generator(config.seed, "order", epoch)).to(device)
             for rows in order.split(part):
-                began = time.process_time()
+                began = clock()
                 record = task.epoch(rows)
-                seconds += time.process_time() - began
+                seconds += clock() - began
                 record |= task.evaluate()
                 if not math.isfinite(record["train_loss"] + record["test_loss"]):
                     raise FloatingPointError("the loss is no longer finite")
                 history.append({"samples": len(rows), **record})
-        task.test, task.y_test = data.X_test, data.y_test
+        task.test, task.y_test = data.X_test.to(device), data.y_test.to(device)
         result |= task.evaluate()
         result["kernel_change"] = ((tangent_kernel(model, probe) - kernel).norm() / kernel.norm()).item()
     except (ConvergenceError, FloatingPointError) as error:
@@ -145,13 +146,16 @@ def train_network(config, data, tau0) -> dict:
     return result | {"stopped": stopped, "seconds_an_epoch": seconds / samples * n if samples else None}
 
 
-def finished(config, data, tau0) -> dict:
+def finished(config, data, tau0, device="cpu") -> dict:
     """`train_network`, or what it returned when it was last asked for the same."""
     from deq_enn.utils.files import atomic_write
+    from deq_enn.utils.locks import locked
 
-    path = RUNS / f"{config.model}_{config.dim}_{config.lr:.4g}_seed{config.seed}_{config.key}.json"
+    where = "" if device == "cpu" else f"_{device.partition(':')[0]}"  # its seconds are others
+    path = RUNS / f"{config.model}_{config.dim}_{config.lr:.4g}_seed{config.seed}_{config.key}{where}.json"
     if not path.exists():
-        result = train_network(config, data, tau0)
+        with locked(RUNS, "runs", [path.name], advice=""):
+            result = train_network(config, data, tau0, device)
         with atomic_write(path, "w") as file:
             json.dump(result, file)
     try:
@@ -198,7 +202,7 @@ def main(args):
             train="full",
             data=key,
         )
-        runs.setdefault((lr, width, c), {}).setdefault(name, []).append(finished(config, data, tau0))
+        runs.setdefault((lr, width, c), {}).setdefault(name, []).append(finished(config, data, tau0, args.device))
     cells = {
         (lr, width, c): {"lr": lr, "width": width, "centred": c, **compare(networks)}
         for (lr, width, c), networks in runs.items()
@@ -227,6 +231,7 @@ if __name__ == "__main__":
         epoch=1,
         dim=[64, 256, 512],
         dataset=True,
+        device=True,
         flags={
             "--lr": dict(
                 type=bounded_float(0, math.inf, "positive and finite"),

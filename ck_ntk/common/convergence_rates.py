@@ -60,23 +60,26 @@ def study(layer, s, W, b) -> dict:
     return record
 
 
-def trained(activation, data, epochs):
-    """Trains a linear pcDEQ for some epochs of MNIST and returns the `study` of its layer on 64 test images."""
+def trained(activation, data, epochs, device="cpu"):
+    """Trains a linear pcDEQ for some epochs of MNIST and returns the `study` of its layer on 64 test images.
+
+    The training is on the device, and the study on the CPU.
+    """
     kind = "1" if activation in CONCAVE["1"] else "2"
-    network = build_pcdeq(f"linear_pcdeq_{kind}", activation, (1, 28, 28), data.n_classes)
+    network = build_pcdeq(f"linear_pcdeq_{kind}", activation, (1, 28, 28), data.n_classes).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=7e-4, weight_decay=1e-2, fused=True)
     keep_nonnegative(network, optimizer)
     for epoch in range(epochs):
         for rows in torch.randperm(len(data.X_train), generator=generator("order", epoch)).split(64):
             optimizer.zero_grad()
-            F.cross_entropy(network(data.X_train[rows]), data.y_train[rows]).backward()
+            F.cross_entropy(network(data.X_train[rows].to(device)), data.y_train[rows].to(device)).backward()
             optimizer.step()
     network.eval()
     layer, fed = network.equilibria[0], []
     layer.register_forward_pre_hook(lambda _, x: fed.append(x[0]))
     with torch.no_grad():
-        accuracy = (network(data.X_test).argmax(1) == data.y_test).double().mean().item()
-        W, b = layer.inner.weight.double(), layer.positive(fed[0][:INPUTS].double())
+        accuracy = (network(data.X_test.to(device)).argmax(1).cpu() == data.y_test).double().mean().item()
+        W, b = layer.inner.weight.cpu().double(), layer.positive(fed[0][:INPUTS].cpu().double())
     return {**study(activation, layer.s, W, b), "test_accuracy": accuracy}
 
 

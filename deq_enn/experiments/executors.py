@@ -101,7 +101,8 @@ def cluster(address: str) -> Iterator[Executor]:
 
     Raises
     ------
-    RuntimeError : nobody answers at the address, the connection is lost, or one run took several workers with it.
+    RuntimeError : nobody answers at the address, the connection is lost, one run took several workers with it, or a
+        process of the cluster does not find this package.
     """
     from distributed import Client
     from distributed.scheduler import KilledWorker
@@ -119,6 +120,13 @@ def cluster(address: str) -> Iterator[Executor]:
         yield client.get_executor()
     except KilledWorker:
         raise RuntimeError(f"several workers died in the same run (killed, or out of memory); {RESUME}") from None
+    except (ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+            raise  # of a run
+        raise RuntimeError(
+            f"the scheduler at {address} or a worker of it does not find this package: install it there, or start them "
+            "with PYTHONPATH set to this folder"
+        ) from None
     except CancelledError:
         raise RuntimeError(f"the connection to the scheduler at {address} is lost; {RESUME}") from None
     finally:

@@ -23,11 +23,14 @@ TRIES, PAUSE = 4, 0.05  # attempts, and seconds between them: one that ends hold
 
 
 @contextlib.contextmanager
-def locked(folder: Path | str, flag: str, parts: Iterable[str] | None = None) -> Iterator[None]:
+def locked(
+    folder: Path | str, flag: str, parts: Iterable[str] | None = None, advice: str | None = None
+) -> Iterator[None]:
     """Holds a folder for the block, or these parts of it alone, so that other processes share it with other parts.
 
     A folder that is not there is made; if it is empty in the end, it is removed again. `flag` is its flag on the
-    command line, without the dashes: folders of different flags may be the same.
+    command line, without the dashes: folders of different flags may be the same. `advice` is what whoever is refused
+    may do but wait, by default to pass another folder.
 
     Raises
     ------
@@ -42,7 +45,7 @@ def locked(folder: Path | str, flag: str, parts: Iterable[str] | None = None) ->
     path = folder / f".{flag}.lock"
     records = [WHOLE] if parts is None else [(_position(part), 1) for part in parts]
     try:
-        handle = _open_locked(path, flag, records)
+        handle = _open_locked(path, f", or pass another --{flag}" if advice is None else advice, records)
         try:
             yield
         finally:
@@ -73,14 +76,14 @@ def _position(part: str) -> int:
     return int(hashlib.sha256(part.encode()).hexdigest(), 16) % POSITIONS
 
 
-def _open_locked(path: Path, flag: str, records: list) -> int:
+def _open_locked(path: Path, advice: str, records: list) -> int:
     """Opens the file with its locks; anew, if whoever held it before has removed it in the meantime."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not all(_try(handle, record) for record in records):
                 holder = os.pread(handle, 200, 0).decode() or "another process"
-                raise ValueError(f"{holder} is at work in {path.parent}: wait until it ends, or pass another --{flag}")
+                raise ValueError(f"{holder} is at work in {path.parent}: wait until it ends{advice}")
             if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
                 if records == [WHOLE]:
                     import socket

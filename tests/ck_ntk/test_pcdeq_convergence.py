@@ -38,7 +38,7 @@ def test_the_scripts_numbers_and_panels(monkeypatch, capsys):
     monkeypatch.setattr("deq_enn.data.datasets.load_dataset", lambda *_: toy_digits())
     monkeypatch.setattr(pcdeq_convergence, "RADII", [0.1, 0.5, 10.0])
     monkeypatch.setattr(convergence_rates, "STEPS", 150)
-    figure, numbers = pcdeq_convergence.main(argparse.Namespace(dataset_path=None, epoch=1))
+    figure, numbers = pcdeq_convergence.main(argparse.Namespace(dataset_path=None, epoch=1, device="cpu"))
     assert len(figure.axes) == 3
     layers = list(pcdeq_convergence.LOOKS)
     printed, numbers = capsys.readouterr().out, json.loads(json.dumps(numbers))

@@ -45,7 +45,8 @@ def small(monkeypatch, tmp_path):
     def go(**settings):
         return td.main(
             argparse.Namespace(
-                **{"dim": [16], "epoch": 1, "dataset_path": None, "lr": [0.3, 1.0], "seeds": 1, **settings}
+                device="cpu",
+                **{"dim": [16], "epoch": 1, "dataset_path": None, "lr": [0.3, 1.0], "seeds": 1, **settings},
             )
         )
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,6 +140,7 @@ BEFALLS = (
     + """
 import os, signal, threading, time
 from pathlib import Path
+from types import SimpleNamespace
 
 def befall():
     metrics = Path("out", "metrics.jsonl")
@@ -242,6 +244,20 @@ def test_bad_flags(capsys, argv, words):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Error during deserialization of the task graph.\nThis"), ModuleNotFoundError("deq_enn")]
+)
+def test_a_cluster_that_lacks_this_package_is_told_apart_from_a_run_that_fails(monkeypatch, error):
+    distributed = pytest.importorskip("distributed")
+    fake = SimpleNamespace(scheduler_info=lambda **_: {"workers": [1]}, get_executor=lambda: None, close=lambda: None)
+    monkeypatch.setattr(distributed, "Client", lambda *_, **__: fake)
+    with pytest.raises(RuntimeError, match="^the scheduler at tcp://a:1 or a worker of it does not find this package"):
+        with executors.cluster("tcp://a:1"):
+            raise error
+    with pytest.raises(RuntimeError, match="^the loss became nan$"), executors.cluster("tcp://a:1"):
+        raise RuntimeError("the loss became nan")
+
+
 def test_without_the_package_or_the_scheduler_it_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(executors, "CONNECT", 0.5)
     argv = [*map(str, ("--scheduler", "tcp://127.0.0.1:9", *at(tmp_path)))]

@@ -7,6 +7,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
+from ck_ntk import training_dynamics
+from ck_ntk.common import convergence_rates
 from ck_ntk.common.kernel_figures import deq_kernel
 from deq_enn.data.datasets import Dataset
 from deq_enn.kernels.distance import label_alignment, least_distance, relative_error
@@ -23,6 +25,7 @@ from deq_enn.networks.fixed_point import Anderson
 from deq_enn.networks.pcdeq import build_pcdeq
 from deq_enn.networks.trained_deq import adapt
 from deq_enn.theory.activations import ACTIVATIONS, from_function
+from deq_enn.training.equilibria import prepared
 from deq_enn.training.loop import TASKS
 from deq_enn.training.run_files import Config
 from deq_enn.verdicts import api, measured_loss
@@ -205,6 +208,8 @@ def test_an_exported_network_is_on_the_cpu(second, tmp_path):
         ("readout", "inn", {"opt": "adam"}),
         ("full", "inn", {"opt": "adamw"}),
         ("full", "l_relu_enn", {}),
+        ("full", "tanh_inn", {"steps": 2}),
+        ("full", "tanh_inn", {"solver": "anderson", "lenient": True, "jacobian": "0.5"}),
         ("pcdeq", "linear_pcdeq_1", {"aug": True, "milestone": 1}),
     ],
 )
@@ -218,12 +223,25 @@ def test_a_step_of_training(second, train, model, options):
     def epoch(device):
         torch.manual_seed(0)
         network = build_pcdeq(model, "tanh", (1, 28, 28), 3) if train == "pcdeq" else build_model(model, p, 16, 3, 0.2)
-        task = TASKS[train](network.to(device), data, config, device)
+        task = TASKS[train](prepared(network, config).to(device), data, config, device)
         record = task.epoch(torch.arange(40).to(device)) | task.evaluate()
         task.load(task.state())
         return record
 
     assert epoch(second) == pytest.approx(epoch("cpu"), rel=1e-3)
+
+
+@pytest.mark.long
+def test_trainings_of_figures(second):
+    """`train_network` of training_dynamics.py, and a pcDEQ of pcdeq_convergence.py."""
+    X, y = samples(p=784)
+    data = Dataset("toy", X[:40], y[:40], X[40:], y[40:], 3, None)
+    config = Config("toy", "deq_centred", 16, lr=0.1, epoch=1, batch_size=16, train="full")
+    ours, theirs = (training_dynamics.train_network(config, data, 1.0, device) for device in ("cpu", str(second)))
+    for key in ("test_accuracy", "kernel_change", "weight_change"):
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-3)
+    ours, theirs = (convergence_rates.trained("tanh", data, 1, device) for device in ("cpu", second))
+    assert ours["rate"] == pytest.approx(theirs["rate"], rel=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,6 @@ __all__ = [
 ]
 
 if __name__ == "__main__":
-    from deq_enn.networks.doorways import moments
+    from deq_enn.commands.doorways import moments
 
     moments(description=__doc__)

@@ -13,6 +13,6 @@ from deq_enn.matching.one_layer_tanh import HardTanhMatch, match
 __all__ = ["HardTanhMatch", "match"]
 
 if __name__ == "__main__":
-    from deq_enn.networks.doorways import hard_tanh
+    from deq_enn.commands.doorways import hard_tanh
 
     hard_tanh(description=__doc__)

@@ -14,6 +14,6 @@ from deq_enn.matching.two_layer_lrelu import LReLUMatch, match, solutions
 __all__ = ["LReLUMatch", "match", "solutions"]
 
 if __name__ == "__main__":
-    from deq_enn.networks.doorways import leaky_relu
+    from deq_enn.commands.doorways import leaky_relu
 
     leaky_relu(description=__doc__)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from deq_enn.machines.estimator import KernelMachine
     from deq_enn.matching.families import Match, match
     from deq_enn.networks.build import build_model, matched_enn
+    from deq_enn.networks.conv_deq import ConvDEQ
+    from deq_enn.networks.conv_enn import ConvENN, build_conv, matched_conv_enn
     from deq_enn.networks.deq import DEQ
     from deq_enn.networks.empirical import empirical_ntk
     from deq_enn.networks.enn import ENN
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
         implicit_ck,
         implicit_ntk,
     )
-    from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0, get_tau
+    from deq_enn.theory.equilibrium import check_assumptions, estimate_image_tau0, estimate_tau0, get_tau
     from deq_enn.theory.finite_width import fluctuation
     from deq_enn.theory.gaussian import centre, expectation, gaussian_moments
     from deq_enn.theory.hermite import hermite_coefficients
@@ -50,6 +52,8 @@ _PLACES = {
     "machines.estimator": ("KernelMachine",),
     "matching.families": ("Match", "match"),
     "networks.build": ("build_model", "matched_enn"),
+    "networks.conv_deq": ("ConvDEQ",),
+    "networks.conv_enn": ("ConvENN", "build_conv", "matched_conv_enn"),
     "networks.deq": ("DEQ",),
     "networks.empirical": ("empirical_ntk",),
     "networks.enn": ("ENN",),
@@ -65,7 +69,7 @@ _PLACES = {
         "implicit_ck",
         "implicit_ntk",
     ),
-    "theory.equilibrium": ("check_assumptions", "estimate_tau0", "get_tau"),
+    "theory.equilibrium": ("check_assumptions", "estimate_image_tau0", "estimate_tau0", "get_tau"),
     "theory.finite_width": ("fluctuation",),
     "theory.gaussian": ("centre", "expectation", "gaussian_moments"),
     "theory.hermite": ("hermite_coefficients",),
@@ -80,6 +84,8 @@ __all__ = [  # sorted, as the linter has it
     "ENN",
     "Activation",
     "Anderson",
+    "ConvDEQ",
+    "ConvENN",
     "ConvergenceError",
     "Dataset",
     "FixedPoint",
@@ -91,6 +97,7 @@ __all__ = [  # sorted, as the linter has it
     "PcDEQ",
     "Picard",
     "adapt",
+    "build_conv",
     "build_model",
     "build_pcdeq",
     "centre",
@@ -99,6 +106,7 @@ __all__ = [  # sorted, as the linter has it
     "conv_kernels",
     "empirical_ntk",
     "equivalent_kernel",
+    "estimate_image_tau0",
     "estimate_statistics",
     "estimate_tau0",
     "expectation",
@@ -117,6 +125,7 @@ __all__ = [  # sorted, as the linter has it
     "load_activation",
     "load_dataset",
     "match",
+    "matched_conv_enn",
     "matched_enn",
     "piecewise_linear",
     "stopped",

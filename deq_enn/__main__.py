@@ -17,8 +17,8 @@ from deq_enn.utils.arguments import BAD_INPUT
 COMMANDS = {
     "run": ("deq_enn.experiments.command", f"deq-enn run: interrupted; {interrupts.RESUME}"),
     "verdict": ("deq_enn.verdicts.command", "deq-enn verdict: interrupted, before anything was found"),
-    "match": ("deq_enn.networks.match_command", "deq-enn match: interrupted"),
-    "export": ("deq_enn.experiments.export_command", "deq-enn export: interrupted, nothing was written"),
+    "match": ("deq_enn.commands.match", "deq-enn match: interrupted"),
+    "export": ("deq_enn.commands.export", "deq-enn export: interrupted, nothing was written"),
 }
 
 

@@ -33,9 +33,15 @@ MODELS = (
     "tanh_enn",
 )  # networks of the paper, networks.build.build_model
 GENERAL = ("deq", "matched_enn", "unmatched_enn")  # networks of any activation, by the same
-DEQS = ("inn", "tanh_inn", "deq")  # those of both that have an equilibrium
+DEQS = ("inn", "tanh_inn", "deq", "conv_deq")  # those of all that have an equilibrium of the paper's form
 UNMATCHED = {"relu_enn": 2, "tanh_enn": 1, "unmatched_enn": 2}  # depth as published, of those whose depth is free
 FAMILIES = ("auto", "l_relu", "hard_tanh", "hermite", "piecewise")  # layers of a match, matching.families.match
+
+CONVOLUTIONAL = ("conv_deq", "matched_conv_enn", "plain_conv")  # networks of images, networks.conv_enn.build_conv
+DEPTHS = UNMATCHED | {"plain_conv": 2}  # depth by default, of all networks whose depth is free
+IMAGE_DATASETS = ("mnist", "fashion_mnist", "cifar10_images", "svhn", "npz")  # those whose rows are images, or may be
+PADDINGS = ("zero", "circular")  # what lies around an image, theory.equilibrium
+READOUTS = ("flatten", "pool")  # what a readout sees of the last feature maps: every pixel, or their mean
 
 PCDEQS = (
     "linear_pcdeq_1",

@@ -28,6 +28,7 @@ class Dataset:
     statistics : of the mixture that the training rows, as normalised, come from; None for real data.
     mean, scale : what was subtracted from the rows (p,), and what they were then divided by; None and 1 if nothing was.
     classes : what the data set itself calls the labels 0, 1, ...: integers, or names where it has them.
+    image_shape : (channels, height, width) of rows that are flattened images, else None.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Dataset:
     mean: torch.Tensor | None = None
     scale: float = 1.0
     classes: tuple[int | str, ...] | None = None
+    image_shape: tuple[int, int, int] | None = None
 
     @property
     def mapping(self) -> tuple[int | str, ...] | None:
@@ -97,7 +99,7 @@ def load_dataset(
     if path is not None and not Path(path).exists():
         what = f"give {KINDS}" if name == "npz" else "make it, or leave --dataset_path out to download into data"
         raise DataError(f"{path}: no such file or folder; {what}")
-    statistics = names = None
+    statistics = names = shape = None
     if name == "gmm":
         if classes is not None:
             raise DataError(
@@ -107,7 +109,7 @@ def load_dataset(
         X, y, X_test, y_test, statistics = draw_preset(preset, seed)
     elif name == "npz":
         own, y, X_test, y_test = read_parts(path)
-        X, names = own.X, own.names
+        X, names, shape = own.X, own.names, own.image_shape
         del own
     elif name == "cifar10":
         X, y, X_test, y_test = cifar10_features(path or "data", vgg_path, device)
@@ -115,6 +117,7 @@ def load_dataset(
     else:
         data = IMAGES[name](path or "data")
         X, y, X_test, y_test, names = data.train, data.train_labels, data.test, data.test_labels, data.classes
+        shape = (X.shape[1], X.shape[2], X.shape[3])
         del data  # or it would keep the bytes beside the floats
     wanted = _wanted(y, classes, names)
     X, y = _kept(X, y, wanted)
@@ -129,7 +132,7 @@ def load_dataset(
             psi=statistics.psi / scale**2,
             tau0=statistics.tau0 / scale,
         )
-    return Dataset(name, X, y, X_test, y_test, len(wanted), statistics, mean, scale, _named(wanted, names))
+    return Dataset(name, X, y, X_test, y_test, len(wanted), statistics, mean, scale, _named(wanted, names), shape)
 
 
 def load_training_set(

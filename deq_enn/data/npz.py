@@ -34,6 +34,7 @@ class UserData:
 
     names : what the labels are called where they are strings; label k is names[k].
     lacks : what the files would need to have for a test set of their own; None if they have it, or have X and y alone.
+    image_shape : (channels, height, width) of rows that were images in the file, else None.
     """
 
     X: torch.Tensor
@@ -42,6 +43,7 @@ class UserData:
     y_test: torch.Tensor | None = None
     names: tuple[str, ...] | None = None
     lacks: str | None = None
+    image_shape: tuple[int, int, int] | None = None
 
 
 def read_files(path: Path | str | None) -> UserData:
@@ -60,19 +62,19 @@ def read_files(path: Path | str | None) -> UserData:
         missing = [key for key in keys if key not in arrays]
         lacks = f"{path}: holds no {', '.join(missing)}; it has {', '.join(arrays)}" if missing else None
         X_key, y_key, *test = keys
-        X = _rows(path, arrays, X_key)
+        X, shape = _rows(path, arrays, X_key)
         if y_key not in arrays:
-            return UserData(X, None, lacks=lacks)
+            return UserData(X, None, lacks=lacks, image_shape=shape)
         y = _labels(path, arrays, y_key, X_key, len(X))
         if missing or not test:
             coded, _, names = _coded_alike(path, (y_key, y), (y_key, y))
-            return UserData(X, coded, names=names, lacks=lacks)
-        X_test = _rows(path, arrays, test[0])
+            return UserData(X, coded, names=names, lacks=lacks, image_shape=shape)
+        X_test, _ = _rows(path, arrays, test[0])
         y_test = _labels(path, arrays, test[1], test[0], len(X_test))
     if X.shape[1] != X_test.shape[1]:
         raise DataError(f"{path}: {X_key} has {X.shape[1]} columns, {test[0]} {X_test.shape[1]}")
     coded, coded_test, names = _coded_alike(path, (y_key, y), (test[1], y_test))
-    return UserData(X, coded, X_test, coded_test, names)
+    return UserData(X, coded, X_test, coded_test, names, image_shape=shape)
 
 
 def read_parts(path: Path | str | None) -> tuple[UserData, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -90,7 +92,7 @@ def read_parts(path: Path | str | None) -> tuple[UserData, torch.Tensor, torch.T
         f"{path}: no test set; {int(held.sum())} of the {len(held)} samples, a fifth of each class, are held out as one"
     )
     X, y, X_test, y_test = data.X[~held], data.y[~held], data.X[held], data.y[held]
-    return UserData(X, y, X_test, y_test, data.names), y, X_test, y_test
+    return UserData(X, y, X_test, y_test, data.names, image_shape=data.image_shape), y, X_test, y_test
 
 
 def read_whole(
@@ -149,7 +151,10 @@ def _keys(path: Path | str, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]
     return keys
 
 
-def _rows(path: Path | str, arrays: Mapping[str, np.ndarray], key: str) -> torch.Tensor:
+def _rows(
+    path: Path | str, arrays: Mapping[str, np.ndarray], key: str
+) -> tuple[torch.Tensor, tuple[int, int, int] | None]:
+    """Returns the samples as rows, and the shape (c, h, w) of those that are images."""
     array = read_array(path, arrays, key)
     if array.dtype.kind not in "biuf":
         raise DataError(f"{path}: {key} is of type {array.dtype}; store real numbers")
@@ -157,6 +162,7 @@ def _rows(path: Path | str, arrays: Mapping[str, np.ndarray], key: str) -> torch
         raise DataError(f"{path}: {key} has shape {array.shape}; store a non-empty (n, p) matrix, or images (n, h, w)")
     if array.ndim == 4 and array.shape[3] in CHANNELS and array.shape[1] not in CHANNELS:
         array = array.transpose(0, 3, 1, 2)
+    shape = tuple(array.shape[1:]) if array.ndim == 4 else (1, *array.shape[1:]) if array.ndim == 3 else None
     array = array.reshape(len(array), -1)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported
         rows = torch.from_numpy(array.astype(np.float32, order="C"))
@@ -170,7 +176,7 @@ def _rows(path: Path | str, arrays: Mapping[str, np.ndarray], key: str) -> torch
                 else "a NaN or infinite entry"
             )
             raise DataError(f"{path}: {key} has {what} in row {row}, column {column}")
-    return rows
+    return rows, shape
 
 
 def _labels(path: Path | str, arrays: Mapping[str, np.ndarray], key: str, X_key: str, n: int) -> np.ndarray:

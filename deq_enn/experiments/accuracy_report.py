@@ -4,8 +4,9 @@ matplotlib is imported where it draws: scripts take the styles from here without
 """
 
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
@@ -17,9 +18,10 @@ if TYPE_CHECKING:  # --help does not wait for torch
     Results = dict[tuple[str, int | str, int], Result]  # by entry, width and seed
 
 
-def entry(model: str, steps: int) -> str:
-    """Returns the name of a model in tables, with the steps after which it is stopped."""
-    return f"{model}, {steps} step{'s' * (steps > 1)}" if steps else model
+def entry(model: str, depth: int, steps: int = 0) -> str:
+    """Returns the name of a model in tables, with its depth and the steps after which it is stopped where given."""
+    name = f"{model} {depth}" if depth else model
+    return f"{name}, {steps} step{'s' * (steps > 1)}" if steps else name
 
 
 def entries_of(results: "Results") -> list[str]:
@@ -32,7 +34,7 @@ def print_theory(data: "Dataset", scales: dict[str, float], theories: dict[str, 
     listed = ", ".join(f"{name} = {value:.6g}" for name, value in scales.items())
     print(
         f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test samples, "
-        f"p = {data.X_train.shape[1]}, {data.n_classes} classes; {listed}"
+        f"p = {data.X_train[0].numel()}, {data.n_classes} classes; {listed}"
     )
     for name, theory in theories.items():
         # what is 0 but for rounding is shown as 0
@@ -82,13 +84,30 @@ def print_rates(arguments: Namespace, entries: list[str]) -> None:
     rates = {}
     for line in read_metrics(arguments.output_path):
         if line.get("event") == "run" and line["config"].get("own_rate") and line["seed"] in arguments.seed:
-            name = entry(line["config"]["model"], line["config"].get("steps", 0))
-            rates.setdefault((name, line["dim"]), {})[line["seed"]] = line["config"]["lr"]
+            config = line["config"]
+            name = entry(config["model"], config.get("depth", 0), config.get("steps", 0))
+            rates.setdefault((name, line["dim"]), {})[line["seed"]] = config["lr"]
     print("\nlearning rates chosen on held-out training samples")
     for model in entries:
         chosen = [dict.fromkeys(rates.get((model, dim), {}).values()) for dim in arguments.dim]
         cells = [" ".join(f"{rate:.3g}" for rate in each) for each in chosen]
         print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
+
+
+def entry_looks(arguments: Namespace, entries: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Returns how each entry is drawn; the depths of one network have as many colours."""
+    looks, drawn, depths = looks_of(arguments), {}, {}
+    for number, name in enumerate(entries):
+        network, _, stopped = name.partition(", ")
+        model, _, depth = network.partition(" ")
+        colour, line, label = looks.get(model, ("C2", "-", model))
+        if depth:
+            depths[model] = depths.get(model, 2) + 1
+            colour, label = f"C{depths[model]}", f"{label}, {depth} layer{'s' * (depth != '1')}"
+        if stopped:
+            colour, line, label = f"C{3 + number % 7}", "-.", f"{label}, {stopped}"
+        drawn[name] = curve_look(colour, line, label)
+    return drawn
 
 
 def looks_of(arguments: Namespace) -> dict[str, tuple[str, str, str]]:
@@ -98,6 +117,9 @@ def looks_of(arguments: Namespace) -> dict[str, tuple[str, str, str]]:
         "deq": ("C2", "-", f"{short}-DEQ"),
         "matched_enn": ("C2", "--", f"its {arguments.match}-matched ENN"),
         "unmatched_enn": ("C2", ":", f"unmatched {short}-ENN"),
+        "conv_deq": ("C4", "-", f"convolutional {short}-DEQ"),
+        "matched_conv_enn": ("C4", "--", f"its {arguments.match}-matched network"),
+        "plain_conv": ("C4", ":", f"plain {short} convolutions"),
     }
 
 
@@ -108,15 +130,9 @@ def plot(arguments: Namespace, data: "Dataset", results: "Results", path: Path) 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    looks, chosen = looks_of(arguments), {}
-    for number, name in enumerate(entries := entries_of(results)):
-        model, _, stopped = name.partition(", ")
-        colour, line, label = looks.get(model, ("C2", "-", model))
-        if stopped:
-            colour, line, label = f"C{3 + number % 7}", "-.", f"{label}, {stopped}"
-        chosen[name] = curve_look(colour, line, label)
-        if len(entries) == 1:  # no other curve lies on top of it
-            chosen[name] |= {"linewidth": 1.3, "alpha": 1}
+    chosen = entry_looks(arguments, entries_of(results))
+    if len(chosen) == 1:  # no other curve lies on top of it
+        chosen = {name: look | {"linewidth": 1.3, "alpha": 1} for name, look in chosen.items()}
 
     def accuracies(model, dim):
         """One list a seed, by epoch."""

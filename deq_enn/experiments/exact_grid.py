@@ -10,20 +10,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 
-from deq_enn.data.datasets import load_dataset
 from deq_enn.experiments import exact_report
 from deq_enn.experiments.grid import GRIDS as STEPPED, Grid
 from deq_enn.machines import readout as ridge_features, regression
 from deq_enn.machines.run import Plan, Samples, Settings, plan, run_machine, subset
 from deq_enn.machines.scores import score as scores_of
-from deq_enn.names import DEQS, UNMATCHED
-from deq_enn.theory.activations import Activation
-from deq_enn.theory.equilibrium import check_assumptions, estimate_tau0
-from deq_enn.training.run_files import Config, Result, RunFiles, fingerprint, finished, log_path, whole_file
+from deq_enn.names import DEQS
+from deq_enn.training.run_files import Config, Result, RunFiles, finished, log_path, whole_file
 from deq_enn.utils.devices import available
 from deq_enn.utils.team import Team, ranks
 
@@ -33,27 +29,14 @@ WIDTHLESS = "inf"  # what is called the width of a kernel machine
 class ExactGrid(Grid):
     """Runs of one solve: models, unmatched ones of each depth, x widths x training sizes x seeds."""
 
-    def load(self, device: torch.device) -> None:
-        """Loads the data, and builds the networks of width 1. Raises ValueError where a size or the data is wrong."""
-        a = self.arguments
-        self.data = load_dataset(
-            self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path, device=device
-        )
-        n = len(self.data.X_train)
-        for size in a.train_size or ():
+    def check_sizes(self, n: int) -> None:
+        """Raises ValueError where a size does not suit the training set of n samples."""
+        sizes = self.arguments.train_size
+        for size in sizes or ():
             if size > n:
                 raise ValueError(f"--train_size {size} is larger than the training set of {n}")
-        if min(a.train_size or [n]) < 5:
+        if min(sizes or [n]) < 5:
             raise ValueError("a ridge needs at least 5 training samples to be chosen on")
-        self.tau0 = estimate_tau0(self.data.X_train)
-        self.networks = {
-            (model, depth): self.network(model, 1, 0, depth)
-            for model in a.model
-            for depth in (a.depth if a.depth and model in UNMATCHED else [0])
-        }
-        self.theories = {
-            exact_report.entry(model, depth): network.describe() for (model, depth), network in self.networks.items()
-        }
 
     def settings(self, model: str) -> dict:
         """Returns the settings of a run without steps."""
@@ -63,14 +46,14 @@ class ExactGrid(Grid):
 
     def configs(self) -> list[Config]:
         """Returns the Config of each run of the grid."""
-        a, key = self.arguments, fingerprint(self.data)
+        a = self.arguments
         return [
             Config(
                 dataset=a.dataset,
                 model=model,
                 dim=dim,
                 seed=seed,
-                data=key,
+                data=self.key,
                 train_size=size,
                 depth=depth,
                 **self.settings(model),
@@ -85,15 +68,6 @@ class ExactGrid(Grid):
         """Returns the widths of the grid."""
         return self.arguments.dim
 
-    def warnings(self) -> list[str]:
-        """Says which assumptions of the theory do not hold."""
-        return [
-            warning
-            for (model, _), network in self.networks.items()
-            if model in DEQS
-            for warning in check_assumptions(cast(Activation, network.activation), self.arguments.asquare, self.tau0)
-        ]
-
     def ridges(self, grid: Sequence[float]) -> Sequence[float]:
         """Returns the ridges to choose from: the grid, or what was given."""
         given = self.arguments.ridge
@@ -101,9 +75,9 @@ class ExactGrid(Grid):
 
     def samples(self, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns training samples and labels of the run, in its order."""
-        n = len(self.data.X_train)
+        data, n = self.data_of(config.model), len(self.data.X_train)
         order = subset(n, config.train_size or n, config.seed)
-        return self.data.X_train[order], self.data.y_train[order]
+        return data.X_train[order], data.y_train[order]
 
     def works_on(self, device: torch.device) -> torch.device:
         """Returns where the runs are computed, on a machine with this device."""
@@ -145,7 +119,7 @@ class ExactGrid(Grid):
         """Prints the tables and draws the figure of the results."""
         exact_report.print_report(self.arguments, results)
         sys.stdout.flush()  # in a pipe too the table is there, whatever becomes of the figure
-        path = exact_report.plot(self.arguments, self.data, results, fingerprint(self.data))
+        path = exact_report.plot(self.arguments, self.data, results, self.key)
         print(f"\nlogs in {self.arguments.output_path}, figure {path}")
 
 
@@ -163,12 +137,15 @@ class KernelGrid(ExactGrid):
 
     def cost(self, config: Config) -> float:
         """Estimates what forming and factorising the kernel take."""
-        n, p = config.train_size or len(self.data.X_train), self.data.X_train.shape[1]
-        return n * n * (n / 3 + p)
+        data = self.data_of(config.model)
+        n, p = config.train_size or len(data.X_train), data.X_train[0].numel()
+        pair = 1000 * p if self.convolutional(config.model) else p  # each pixel of each pair is an equation of its own
+        return n * n * (n / 3 + pair)
 
     def plan(self, config: Config, size: int) -> Plan:
         """Settles how the run fits into memory, shared by `size` ranks; ValueError where it does not."""
-        (n, p), m = self.data.X_train.shape, len(self.data.X_test)
+        data = self.data_of(config.model)
+        n, m, p = len(data.X_train), len(data.X_test), data.X_train[0].numel()
         loaded = 4 * (n + m) * p
         memory = self.arguments.memory or 0.9 * (available() or math.inf) + loaded
         return plan(config.train_size or n, m, p, memory, loaded, size)
@@ -196,7 +173,7 @@ class KernelGrid(ExactGrid):
             shared = ("factor", "json") if team.rank == 0 else ()
             for end in (f"rank{team.rank}.kernel", f"rank{team.rank}.json", *shared):
                 Path(f"{files}.{end}").unlink(missing_ok=True)
-        d, ridges = self.data, self.ridges(regression.RIDGES)
+        d, ridges = self.data_of(config.model), self.ridges(regression.RIDGES)
         samples = Samples(*self.samples(config), d.X_test, d.y_test, d.n_classes)
         settings = Settings(a.match, ridges, self.plan(config, team.size), files, config.key, team)
         return run_machine(self.networks[config.model, config.depth], samples, settings)
@@ -207,11 +184,15 @@ class RidgeGrid(ExactGrid):
 
     def cost(self, config: Config) -> float:
         """Estimates what features and normal equations take, in multiplications."""
+        if own := self.convolutional(config.model):
+            return own.cost(config)
         n, m, p = config.train_size or len(self.data.X_train), int(config.dim), self.data.X_train.shape[1]
         return (n + len(self.data.X_test)) * m * (p + m * (13 if config.model in DEQS else 1)) + n * m * m
 
     def memory(self, config: Config) -> dict[str, int]:
         """Counts the bytes of the weights and of the normal equations."""
+        if own := self.convolutional(config.model):
+            return own.memory(config)
         m, p = int(config.dim), self.data.X_train.shape[1]
         squares = len([*self.networks[config.model, config.depth].parameters()]) - 2
         # the sums of the two parts and of all samples, and the matrix that is factorised
@@ -223,7 +204,7 @@ class RidgeGrid(ExactGrid):
         X, y = self.samples(config)
         ridges = self.ridges(ridge_features.RIDGES)
         readout, table = ridge_features.solve(model, X, y, self.data.n_classes, ridges, device)
-        prediction = readout.predict(model, self.data.X_test, device)
+        prediction = readout.predict(model, self.data_of(config.model).X_test, device)
         scores = scores_of(prediction, self.data.y_test)
         return (
             {f"test_{name}": value for name, value in scores.items()}

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deq_enn.experiments.accuracy_report import looks_of
+from deq_enn.experiments.accuracy_report import entry, entry_looks
 from deq_enn.names import DEQS
 from deq_enn.reporting.records import read_metrics
-from deq_enn.reporting.style import STYLE, curve_look, mean_std, save
+from deq_enn.reporting.style import STYLE, mean_std, save
 from deq_enn.training.run_files import Config, Result, log_path
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ SCORES = {
     "test_calibration_error": ("calib. error", 1, ".4f"),
     "ridge": ("ridge", 1, ".2g"),
 }
-
-
-def entry(model: str, depth: int) -> str:
-    """Returns the name of a model in tables, with its depth where that was given."""
-    return f"{model} {depth}" if depth else model
 
 
 def runs_by_entry(results: dict[Config, Result]) -> Runs:
@@ -118,7 +113,7 @@ def limits(arguments: Namespace, data_key: str, results: dict[Config, Result]) -
     """Returns {entry: accuracy} of the kernel machines in the same folder with the networks and samples of the runs."""
 
     def network(c: Config) -> tuple:
-        return c.model, c.activation, c.depth, c.asquare, c.code, c.family
+        return c.model, c.activation, c.depth, c.asquare, c.code, c.family, c.kernel_size, c.padding, c.pool
 
     wanted = {network(config) for config in results}
     largest = max(result.history[-1]["train_size"] for result in results.values())
@@ -150,7 +145,7 @@ def plot(arguments: Namespace, data: "Dataset", results: dict[Config, Result], d
     lines = limits(arguments, data_key, results) if arguments.train == "ridge" else {}
     places = _along(widths, sizes)
     figure, ax = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
-    for number, (name, look) in enumerate(_entry_looks(arguments, runs).items()):
+    for number, (name, look) in enumerate(entry_looks(arguments, runs).items()):
         if places:
             _draw_curve(ax, [runs[name][place] for place in places.values()], [*places], look)
         else:
@@ -172,19 +167,6 @@ def plot(arguments: Namespace, data: "Dataset", results: dict[Config, Result], d
     save(figure, path, dpi=200)
     plt.close(figure)
     return path
-
-
-def _entry_looks(arguments: Namespace, runs: Runs) -> dict[str, dict[str, Any]]:
-    """How each entry is drawn; the depths of one network have as many colours."""
-    looks, depths, entries = looks_of(arguments), {}, {}
-    for name, places in runs.items():
-        config = next(iter(places.values()))[0][0]
-        colour, line, label = looks.get(config.model, ("C2", "-", config.model))
-        if config.depth:
-            depths[config.model] = depths.get(config.model, 2) + 1
-            colour, label = f"C{depths[config.model]}", f"{label}, {config.depth} layer{'s' * (config.depth > 1)}"
-        entries[name] = curve_look(colour, line, label)
-    return entries
 
 
 def _along(widths: set, sizes: set) -> dict[Any, Place]:

@@ -8,7 +8,19 @@ import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
-from deq_enn.names import ACTIVATIONS, DEQS, FAMILIES, GENERAL, MODELS, PCDEQ_ACTIVATIONS, PCDEQS, UNMATCHED
+from deq_enn.names import (
+    ACTIVATIONS,
+    CONVOLUTIONAL,
+    DEPTHS,
+    DEQS,
+    FAMILIES,
+    GENERAL,
+    IMAGE_DATASETS,
+    MODELS,
+    PADDINGS,
+    PCDEQ_ACTIVATIONS,
+    PCDEQS,
+)
 from deq_enn.utils.arguments import (
     OneLineParser,
     add_data_flags,
@@ -17,6 +29,7 @@ from deq_enn.utils.arguments import (
     check_data_flags,
     check_folder,
     natural_int,
+    odd_int,
     positive_int,
     rate,
     ridge,
@@ -27,13 +40,16 @@ from deq_enn.utils.team import one_voice, ranks
 
 # What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
 # A kind of training is a row here and a grid of runs in grid.GRIDS.
-THEORY = {"asquare": 0.2, "activation": "", "family": "auto"}
+CONVOLUTION = {"kernel_size": 3, "padding": "zero", "pool": False}
+
+
+THEORY = {"asquare": 0.2, "activation": "", "family": "auto", "depth": None} | CONVOLUTION
 
 
 NETWORK = THEORY | {"dim": [256, 512, 1024]}
 
 
-EXACT = {"ridge": ["auto"], "train_size": None, "depth": None}
+EXACT = {"ridge": ["auto"], "train_size": None}
 
 
 # of a solver that runs to an equilibrium, and of one that does not
@@ -65,10 +81,10 @@ def _add_grid(add: Callable) -> None:
         "--model",
         nargs="+",
         default=list(MODELS),
-        choices=MODELS + GENERAL + PCDEQS,
+        choices=MODELS + GENERAL + CONVOLUTIONAL + PCDEQS,
         metavar="MODEL",
         help=f"from {', '.join(MODELS)} (default: these), {', '.join(GENERAL)} (of --activation), "
-        f"or one of {', '.join(PCDEQS)}",
+        f"{', '.join(CONVOLUTIONAL)} (of --activation, on images), or one of {', '.join(PCDEQS)}",
     )
     add("--dim", nargs="+", type=positive_int, help="width(s) (default: 256 512 1024)")
     add("--seed", nargs="+", type=natural_int, default=[0], help="seed(s) of weights and order (default: 0)")
@@ -101,7 +117,7 @@ def _add_networks(add: Callable) -> None:
     add(
         "--activation",
         metavar="NAME",
-        help=f"of {', '.join(GENERAL)}: {', '.join(ACTIVATIONS)}, "
+        help=f"of {', '.join(GENERAL + CONVOLUTIONAL)}: {', '.join(ACTIVATIONS)}, "
         "or path/to/file.py:name, whose code is run; "
         "of a pcDEQ-1: tanh (default), softsign, relu6; of a pcDEQ-2: sigmoid",
     )
@@ -111,6 +127,19 @@ def _add_networks(add: Callable) -> None:
         help="the kernel that matched_enn matches, and that --train kernel takes (default: ck, ntk with --train full)",
     )
     add("--family", choices=FAMILIES, help="the layers of matched_enn (default: auto)")
+    add(
+        "--depth",
+        nargs="+",
+        type=positive_int,
+        metavar="L",
+        help=f"layers of {', '.join(DEPTHS)} (default: as published; of plain_conv 2)",
+    )
+
+
+def _add_convolutions(add: Callable) -> None:
+    add("--kernel_size", type=odd_int, metavar="K", help=f"of {', '.join(CONVOLUTIONAL)}: odd (default: 3)")
+    add("--padding", choices=PADDINGS, help="what lies around an image of a convolution (default: zero)")
+    add("--pool", action="store_true", default=None, help="the readout sees the mean over the pixels, not each of them")
 
 
 def _add_exact(add: Callable) -> None:
@@ -128,13 +157,6 @@ def _add_exact(add: Callable) -> None:
         type=positive_int,
         metavar="N",
         help="of --train ridge and kernel: only so many training samples; several are nested (default: all)",
-    )
-    add(
-        "--depth",
-        nargs="+",
-        type=positive_int,
-        metavar="L",
-        help="of --train ridge and kernel: layers of the unmatched networks (default: as published)",
     )
     add(
         "--memory",
@@ -209,7 +231,8 @@ def make_parser(prog: str = "main.py", description: str | None = None) -> OneLin
     """Builds the parser of all flags. A flag in DEFAULTS is None where it is not given."""
     parser = OneLineParser(prog=prog, description=description)
     add_data_flags(parser.add_argument)
-    for group in (_add_grid, _add_steps, _add_networks, _add_equilibria, _add_exact, _add_pcdeq, _add_output):
+    groups = _add_grid, _add_steps, _add_networks, _add_convolutions, _add_equilibria, _add_exact, _add_pcdeq
+    for group in (*groups, _add_output):
         group(parser.add_argument)
     engine = parser.add_mutually_exclusive_group()
     engine.add_argument(
@@ -254,8 +277,13 @@ def check_values(parser: OneLineParser, arguments: Namespace) -> None:
         parser.error("argument --lr: auto is not for a positive concave DEQ; give it a rate")
     if arguments.ridge and "auto" in arguments.ridge and len(arguments.ridge) > 1:
         parser.error("argument --ridge: auto stands alone")
-    if arguments.depth and not any(name in UNMATCHED for name in arguments.model):
-        parser.error(f"argument --depth: only {', '.join(UNMATCHED)} have one to choose")
+    if arguments.depth and not any(name in DEPTHS for name in arguments.model):
+        parser.error(f"argument --depth: only {', '.join(DEPTHS)} have one to choose")
+    if any(name in CONVOLUTIONAL for name in arguments.model) and arguments.dataset not in IMAGE_DATASETS:
+        parser.error(
+            f"argument --dataset: a convolutional network needs images, of {', '.join(IMAGE_DATASETS)}; got "
+            f"{arguments.dataset}"
+        )
     check_paths(parser, arguments)
 
 
@@ -282,14 +310,11 @@ def check_engine(parser: OneLineParser, arguments: Namespace, size: int) -> None
 
 def fill_in(parser: OneLineParser, arguments: Namespace) -> None:
     """Settles the kind of training, and fills in the defaults of its flags."""
-    trainings = TRAININGS
-    if any(name in PCDEQS for name in arguments.model):
-        if len(arguments.model) > 1:
-            parser.error(f"argument --model: a positive concave DEQ is trained alone, got {' '.join(arguments.model)}")
-        if arguments.train:
-            parser.error(f"argument --train: not a setting of {arguments.model[0]}")
-        trainings = ("pcdeq",)
-    arguments.train = arguments.train or trainings[0]
+    trainings = settle_training(parser, arguments)
+    if not any(name in CONVOLUTIONAL for name in arguments.model):
+        given = [flag for flag in CONVOLUTION if getattr(arguments, flag) is not None]
+        if given:
+            parser.error(f"argument --{given[0]}: only {', '.join(CONVOLUTIONAL)} have one")
     for flag in dict.fromkeys(flag for row in DEFAULTS.values() for flag in row):
         if flag not in DEFAULTS[arguments.train] and getattr(arguments, flag) is not None:
             elsewhere = any(flag in DEFAULTS[other] for other in trainings)
@@ -299,9 +324,22 @@ def fill_in(parser: OneLineParser, arguments: Namespace) -> None:
             setattr(arguments, flag, DEFAULTS[arguments.train].get(flag))
 
 
+def settle_training(parser: OneLineParser, arguments: Namespace) -> tuple[str, ...]:
+    """Settles the kind of training, and returns the kinds that the models could have had."""
+    trainings = TRAININGS
+    if any(name in PCDEQS for name in arguments.model):
+        if len(arguments.model) > 1:
+            parser.error(f"argument --model: a positive concave DEQ is trained alone, got {' '.join(arguments.model)}")
+        if arguments.train:
+            parser.error(f"argument --train: not a setting of {arguments.model[0]}")
+        trainings = ("pcdeq",)
+    arguments.train = arguments.train or trainings[0]
+    return trainings
+
+
 def check_activation(parser: OneLineParser, arguments: Namespace) -> None:
     """Refuses an activation that the models do not take, and models that lack one."""
-    general = [name for name in arguments.model if name in GENERAL]
+    general = [name for name in arguments.model if name in GENERAL + CONVOLUTIONAL]
     if general and not arguments.activation:
         parser.error(f"argument --activation: {general[0]} needs one, such as swish")
     if arguments.activation and arguments.train == "pcdeq":

@@ -13,12 +13,14 @@ from typing import cast
 
 import torch
 
-from deq_enn.data.datasets import load_dataset
+from deq_enn.data.datasets import Dataset, load_dataset
 from deq_enn.experiments.accuracy_report import entries_of, entry, plot, print_rates, print_table, print_unconverged
+from deq_enn.experiments.convolutions import Convolutions, named
 from deq_enn.experiments.flags import SOLVING
 from deq_enn.experiments.run_cost import cost
-from deq_enn.names import DEQS, GENERAL, PCDEQS
+from deq_enn.names import CONVOLUTIONAL, DEPTHS, DEQS, GENERAL, PCDEQS
 from deq_enn.networks.build import build_model
+from deq_enn.networks.conv_deq import ConvNetwork
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
 from deq_enn.networks.pcdeq import WIDTHS, PcDEQNetwork, build_pcdeq
@@ -32,17 +34,19 @@ from deq_enn.utils.devices import available, shown
 from deq_enn.utils.files import sweep
 from deq_enn.utils.team import Team
 
-Network = DEQ | ENN | PcDEQNetwork
+Network = DEQ | ENN | ConvNetwork | PcDEQNetwork
 
 
 class Grid:
-    """The paper's networks and those of --activation, of each width.
+    """The paper's networks and those of --activation, of each width; networks of free depth, of each depth.
 
     Attributes
     ----------
-    data, tau0 : the data set and its scale, once `load` has been called.
-    narrow : for each model, its network of width 1, which holds all that does not depend on width.
-    theories : for each model, the scalars that are printed and logged.
+    data, tau0, key : the data set, its scale and its fingerprint, once `load` has been called.
+    convolutions : the same of convolutional networks; None without such a network.
+    networks : for each model and depth (0: as published), its network of width 1, which holds all that does not depend
+        on width.
+    theories : for each of these, by its name in tables, the scalars that are printed and logged.
     """
 
     def __init__(self, arguments: Namespace):
@@ -55,12 +59,41 @@ class Grid:
         self.data = load_dataset(
             self.dataset(), a.dataset_path, preset=a.preset, classes=a.classes, vgg_path=a.vgg_path, device=device
         )
-        n = len(self.data.X_train)
-        if a.batch_size > n:
-            raise ValueError(f"--batch_size {a.batch_size} is larger than the training set of {n}")
-        self.tau0 = estimate_tau0(self.data.X_train)
-        self.narrow = {model: self.network(model, 1, 0) for model in a.model}
-        self.theories = {model: network.describe() for model, network in self.narrow.items()}
+        self.check_sizes(len(self.data.X_train))
+        self.tau0, self.key = estimate_tau0(self.data.X_train), fingerprint(self.data)
+        self.convolutions = None
+        if own := named(a):
+            assert self.activation is not None
+            dense = len(own) < len(a.model)  # fully connected networks take the rows
+            self.convolutions = Convolutions(a, self.activation, self.data, keep=dense)
+            if not dense:
+                self.data = self.convolutions.data
+        self.networks = {
+            (model, depth): self.network(model, 1, 0, depth)
+            for model in a.model
+            for depth in (a.depth if a.depth and model in DEPTHS else [0])
+        }
+        self.theories = {entry(*place): network.describe() for place, network in self.networks.items()}
+
+    def check_sizes(self, n: int) -> None:
+        """Raises ValueError where the training set of n samples is too small for what was asked."""
+        size = self.arguments.batch_size
+        if size > n:
+            raise ValueError(f"--batch_size {size} is larger than the training set of {n}")
+
+    def convolutional(self, model: str) -> Convolutions | None:
+        """Returns what a convolutional network needs; None for any other."""
+        return self.convolutions if model in CONVOLUTIONAL else None
+
+    def data_of(self, model: str) -> Dataset:
+        """Returns the samples as the network takes them: rows, or images."""
+        own = self.convolutional(model)
+        return own.data if own else self.data
+
+    def tau0_of(self, model: str) -> float:
+        """Returns the scale of the samples as the network takes them."""
+        own = self.convolutional(model)
+        return own.tau0 if own else self.tau0
 
     def dataset(self) -> str:
         """Names the data set as `load_dataset` knows it."""
@@ -68,11 +101,14 @@ class Grid:
 
     def scales(self) -> dict[str, float]:
         """Returns the numbers, by name, that are printed of the data beside its size."""
-        return {"tau_0": self.tau0, "sigma_a^2": self.arguments.asquare}
+        images = {"tau_0 of the images": self.convolutions.tau0} if self.convolutions else {}
+        return {"tau_0": self.tau0, **images, "sigma_a^2": self.arguments.asquare}
 
     def network(self, model: str, dim: int, seed: int, depth: int = 0) -> Network:
         """Builds the network with its random weights; depth 0: as published."""
         a = self.arguments
+        if own := self.convolutional(model):
+            return own.network(model, dim, seed, depth)
         return build_model(
             model,
             self.data.X_train.shape[1],
@@ -100,11 +136,12 @@ class Grid:
         }
         if a.lr == "auto":
             settings |= {"lr": 0.0, "own_rate": True}
-        if model in GENERAL:
+        if model in GENERAL + CONVOLUTIONAL:
             settings |= {"activation": a.activation, "code": fingerprint_code(a.activation)}
-        if model == "matched_enn":
+        if model in ("matched_enn", "matched_conv_enn"):
             settings |= {"match": a.match, "family": a.family}
-        return settings
+        own = self.convolutional(model)
+        return settings | own.settings() if own else settings
 
     def equilibrium(self, model: str, steps: int) -> dict:
         """Returns the settings of the model's equilibrium, stopped after so many steps, or solved for if they are 0."""
@@ -116,9 +153,11 @@ class Grid:
 
     def configs(self) -> list[Config]:
         """Returns the Config of each run of the grid."""
-        a, key = self.arguments, fingerprint(self.data)
+        a = self.arguments
         entries = [
-            (model, steps) for model in a.model for steps in (a.steps if a.steps and model in DEQS + PCDEQS else [0])
+            (model, depth, steps)
+            for model, depth in self.networks
+            for steps in (a.steps if a.steps and model in DEQS + PCDEQS else [0])
         ]
         return [
             Config(
@@ -126,30 +165,34 @@ class Grid:
                 model=model,
                 dim=dim,
                 seed=seed,
-                data=key,
+                data=self.key,
+                depth=depth,
                 **self.settings(model),
                 **self.equilibrium(model, steps),
             )
             for seed in a.seed
             for dim in a.dim
-            for model, steps in entries
+            for model, depth, steps in entries
         ]
 
     def warnings(self) -> list[str]:
         """Says which assumptions of the theory do not hold."""
-        a = self.arguments
         return [
             warning
-            for model in a.model
+            for (model, _), network in self.networks.items()
             if model in DEQS
-            for warning in check_assumptions(cast(Activation, self.narrow[model].activation), a.asquare, self.tau0)
+            for warning in check_assumptions(
+                cast(Activation, network.activation), self.arguments.asquare, self.tau0_of(model)
+            )
         ]
 
     def memory(self, config: Config) -> dict[str, int]:
         """Counts the bytes that the run takes at least, by what takes them."""
+        if own := self.convolutional(config.model):
+            return own.memory(config)
         data, m = self.data, int(config.dim)
         # a first layer and a readout, and between them a square matrix for an equilibrium or for each further layer
-        squares = len([*self.narrow[config.model].parameters()]) - 2
+        squares = len([*self.networks[config.model, config.depth].parameters()]) - 2
         weights = m * (data.X_train.shape[1] + data.n_classes) + squares * m * m
         if config.train == "readout":
             return {"weights": 4 * weights, "features": 4 * m * (len(data.X_train) + len(data.X_test))}
@@ -188,25 +231,25 @@ class Grid:
 
     def cost(self, config: Config) -> float:
         """Estimates the cost of a run, by which the longest is begun first (`run_cost.cost`)."""
+        if own := self.convolutional(config.model):
+            return own.cost(config)
         data = self.data
         return cost(config, len(data.X_train) + len(data.X_test), data.X_train.shape[1], data.n_classes)
 
     def train(self, config: Config, device: torch.device, team: Team | None = None) -> Result:
         """Does the run and writes its logs; a `team` of ranks shares it."""
-        a = self.arguments
+        a, data = self.arguments, self.data_of(config.model)
 
         def make_model():
-            return prepared(self.network(config.model, int(config.dim), config.seed), config)
+            return prepared(self.network(config.model, int(config.dim), config.seed, config.depth), config)
 
         if config.own_rate:
-            config = with_own_rate(config, self.data, make_model, a.save_path, device, a.resume, team)
-        return run(config, self.data, make_model, a.output_path, a.save_path, device, a.resume, team, a.lengthen)
+            config = with_own_rate(config, data, make_model, a.save_path, device, a.resume, team)
+        return run(config, data, make_model, a.output_path, a.save_path, device, a.resume, team, a.lengthen)
 
     def report(self, results: dict[Config, Result]) -> None:
         """Prints the table and draws the figure of the results, a `Result` for each configuration."""
-        by_entry = {
-            (entry(config.model, config.steps), config.dim, config.seed): result for config, result in results.items()
-        }
+        by_entry = {(entry(c.model, c.depth, c.steps), c.dim, c.seed): result for c, result in results.items()}
         print_table(self.arguments, by_entry)
         print_unconverged(by_entry)
         if self.arguments.lr == "auto":

@@ -15,7 +15,7 @@ import torch
 
 from deq_enn.experiments.exact_grid import GRIDS
 from deq_enn.experiments.grid import Grid
-from deq_enn.training.run_files import Config, checkpoint_path, fingerprint
+from deq_enn.training.run_files import Config, checkpoint_path
 from deq_enn.utils.devices import get_device, numbered
 from deq_enn.utils.interrupts import INTERRUPTED
 
@@ -101,4 +101,4 @@ def _prepared(arguments: str) -> tuple[Grid, torch.device, str]:
     device = get_device(numbered(options.device, int(number) if number.isdecimal() else 0))
     grid = GRIDS[options.train](options)
     grid.load(device)
-    return grid, device, fingerprint(grid.data)
+    return grid, device, grid.key

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 from deq_enn.kernels.blocks import Blocks, KernelTiles
+from deq_enn.kernels.conv import conv_blocks
+from deq_enn.kernels.conv_blocks import ConvBlocks
+from deq_enn.kernels.conv_explicit import conv_explicit_blocks
 from deq_enn.kernels.exact import explicit_blocks, implicit_blocks
 from deq_enn.kernels.interpolated import Interpolated
 from deq_enn.machines.block_rows import HEIGHT, STRIP, FileRows, Layout, MemoryRows, form
@@ -81,19 +84,34 @@ def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) 
     )
 
 
-def blocks_of(model: Network, X: torch.Tensor, other: torch.Tensor | None = None) -> Blocks:
+def blocks_of(model: Network, X: torch.Tensor, other: torch.Tensor | None = None) -> Blocks | ConvBlocks:
     """Returns the kernel blocks of a network at infinite width, with every weight trained."""
+    return (_conv_blocks_of if hasattr(model, "kernel_size") else _dense_blocks_of)(model, X, other)
+
+
+def _dense_blocks_of(model: Network, X: torch.Tensor, other: torch.Tensor | None) -> Blocks:
     if hasattr(model, "sigma_a2"):
         return implicit_blocks(X, model.activation, model.sigma_a2, tau0=model.tau0, other=other)
     scale = model.input_scale
     return explicit_blocks(X * scale, model.layers, other=None if other is None else other * scale)
 
 
+def _conv_blocks_of(model: Network, X: torch.Tensor, other: torch.Tensor | None) -> ConvBlocks:
+    place = model.padding, model.sees
+    if hasattr(model, "sigma_a2"):
+        deq = model.activation, model.sigma_a2, model.kernel_size
+        return conv_blocks(X, *deq, *place, tau0=model.tau0, other=other)
+    scale = model.input_scale
+    own = None if other is None else other * scale
+    return conv_explicit_blocks(X * scale, model.layers, model.kernel_sizes, *place, other=own)
+
+
 def float32_blocks(model: Network, X: torch.Tensor, other: torch.Tensor | None = None) -> KernelTiles:
     """Returns the same kernel to the precision of float32, in which a kernel machine stores it."""
+    if hasattr(model, "kernel_size") or len(X) < INTERPOLATED:
+        return blocks_of(model, X, other)
     # the tables take a second, which is as long as an exact kernel of INTERPOLATED samples
-    blocks = partial(blocks_of, model)
-    return Interpolated(blocks, X, other) if len(X) >= INTERPOLATED else blocks(X, other)
+    return Interpolated(partial(_dense_blocks_of, model), X, other)
 
 
 def subset(n: int, size: int, seed: int) -> torch.Tensor:

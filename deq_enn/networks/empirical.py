@@ -19,27 +19,27 @@ def empirical_ntk(
     trained: Sequence[str] | None = None,
     chunk: int = 8,
 ) -> torch.Tensor:
-    """Returns the tangent kernel (n, n') of a network between rows X (n, p) and other (n', p), by default X again.
+    """Returns the tangent kernel (n, n') of a network between samples X (n, ...) and other (n', ...), or X again.
 
     Entry (i, j) is the sum over all trained parameters of df_k(x_i)/dtheta df_k(x_j)/dtheta, averaged over the outputs
     k. At infinite width the outputs have one kernel in common, and different outputs none between them.
 
     Parameters
     ----------
-    network : any module that takes rows (n, p) and gives (n, k) outputs: a DEQ, an ENN, a user's own.
+    network : any module that takes samples (n, ...) and gives (n, k) outputs: a DEQ, an ENN, a ConvDEQ, a user's own.
     trained : names of the parameters that count (`network.named_parameters()`); by default all of them.
     chunk : samples whose Jacobians are computed at once.
 
     Raises
     ------
-    ValueError : X is not a matrix, or a name is not that of a parameter.
+    ValueError : X is a single sample, other has another shape, or a name is not that of a parameter.
 
     Notes
     -----
     One parameter is taken at a time, so that the memory is that of n + n' Jacobians of the largest one.
     """
-    if X.ndim != 2 or other is not None and other.ndim != 2:
-        raise ValueError("the samples must be rows of a matrix (n, p)")
+    if X.ndim < 2 or other is not None and other.shape[1:] != X.shape[1:]:
+        raise ValueError("the samples must be rows of a matrix (n, p), or images (n, c, h, w), of one shape")
     parameters = {name: value.detach() for name, value in network.named_parameters()}
     unknown = set(trained or ()) - parameters.keys()
     if unknown:

@@ -43,11 +43,7 @@ class ENN(nn.Module):
     ):
         super().__init__()
         self.layers, self.tau0, self.input_scale, self.match = tuple(layers), tau0, input_scale, match
-        ck = explicit_ck(self.layers if match is None else match.layers, tau0 * input_scale)
-        # the kernel of the scaled input, as a function of the input itself
-        self.coefficients = KernelCoefficients(
-            ck.diag, ck.c1 * input_scale**2, ck.c2 * input_scale**4, ck.c3 * input_scale**4
-        )
+        self.coefficients = explicit_coefficients(self.layers if match is None else match.layers, tau0, input_scale)
         self.weights = nn.ParameterList([normal_weights(dim, p, seed=(seed, "first"))])
         self.weights.extend(
             normal_weights(dim, dim, seed=(seed, "hidden", index)) for index in range(2, len(self.layers) + 1)
@@ -73,11 +69,17 @@ class ENN(nn.Module):
             "tau0": self.tau0,
             "input_scale": self.input_scale,
             **named_scalars(self.coefficients),
-            **_scalars(self.match),
+            **match_scalars(self.match),
         }
 
 
-def _scalars(match: AnyMatch | None) -> dict:
+def explicit_coefficients(layers: Sequence[Activation], tau0: float, input_scale: float) -> KernelCoefficients:
+    """Returns those of the conjugate kernel of layers on scaled inputs, as a function of the input before scaling."""
+    ck = explicit_ck(layers, tau0 * input_scale)
+    return KernelCoefficients(ck.diag, ck.c1 * input_scale**2, ck.c2 * input_scale**4, ck.c3 * input_scale**4)
+
+
+def match_scalars(match: AnyMatch | None) -> dict:
     """Returns the parameters of a match that can be printed and logged."""
     if match is None:
         return {}

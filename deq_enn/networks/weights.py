@@ -16,3 +16,11 @@ def drawn_readout(dim: int, n_classes: int, seed: int) -> nn.Linear:
     readout = nn.Linear(dim, n_classes, bias=False)
     readout.weight = normal_weights(n_classes, dim, seed=(seed, "readout"))
     return readout
+
+
+def drawn_from(seed: int, weights: dict[str, torch.Tensor]) -> bool:
+    """Tells whether these weights are those that the seed draws from the streams of their names."""
+    return all(
+        torch.equal(weight.detach().cpu(), torch.randn(weight.shape, generator=generator(seed, name)).to(weight.dtype))
+        for name, weight in weights.items()
+    )

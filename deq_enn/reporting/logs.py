@@ -16,7 +16,8 @@ from deq_enn.reporting.looks import LOOKS
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 # settings that differ inside a table
 EQUILIBRIUM = ("steps", "solver", "max_steps", "solver_tol", "lenient", "jacobian")  # of DEQs alone
-PER_RUN = ("model", "dim", "seed", "activation", "match", "family", "depth", *EQUILIBRIUM)
+CONVOLUTION = ("kernel_size", "padding", "pool")  # of convolutional networks alone
+PER_RUN = ("model", "dim", "seed", "activation", "match", "family", "depth", *EQUILIBRIUM, *CONVOLUTION)
 VARIANT = re.compile(r"(.+)-(?:steps(\d+)|jacobian(.+))")  # of a DEQ: stopped after some steps, or with a penalty
 
 # fashion_mnist before mnist, as both end a name; another code's dataset is what follows the last underscore

@@ -1,10 +1,17 @@
-"""This file computes the scales tau_0 and tau_*, and checks the assumptions behind them."""
+"""This file computes the scales tau_0 and tau_*, and checks the assumptions behind them.
+
+Of images, tau_0 is that of what drives a pixel. A convolution keeps the size of the image: its kernel is k x k with k
+odd, and around the image lie zeros ("zero") or the image again ("circular"). At infinite width it takes a kernel
+between pixels to its mean over the k x k window, M, which divides by k^2 also where the window reaches over the border.
+"""
 
 import math
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import avg_pool2d
 
+from deq_enn.names import PADDINGS
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.brackets import root_between
 from deq_enn.theory.elementwise import Elementwise
@@ -26,6 +33,60 @@ def estimate_tau0(X: torch.Tensor) -> float:
     if not total > 0:
         raise ValueError("X is zero, which may be so after centring only")
     return math.sqrt(total / len(X))
+
+
+def check_window(image_shape: Sequence[int], kernel_size: int, padding: str) -> None:
+    """Raises ValueError for a kernel size or padding that images of shape (c, h, w) do not take."""
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"an image has the shape (channels, height, width), got {tuple(image_shape)}")
+    if padding not in PADDINGS:
+        raise ValueError(f"padding must be {' or '.join(PADDINGS)}, got {padding!r}")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"a kernel size must be odd and positive, so that images keep their size, got {kernel_size}")
+    side = min(image_shape[1:])
+    if padding == "circular" and kernel_size > side:
+        raise ValueError(
+            f"a {kernel_size} x {kernel_size} kernel is larger than images of "
+            f"{' x '.join(map(str, image_shape[1:]))} pixels, which circular padding does not allow: take a smaller one"
+        )
+
+
+def coverage(height: int, width: int, kernel_size: int, padding: str = "zero") -> torch.Tensor:
+    """Returns in how many of its k^2 windows each pixel lies, divided by k^2, as (h, w) float64: M of a kernel of ones.
+
+    It is 1 everywhere with circular padding, and less than 1 at the border with zeros.
+    """
+    ones = torch.ones(1, 1, height, width, dtype=torch.float64)
+    if padding == "circular":
+        return ones[0, 0]
+    return avg_pool2d(ones, kernel_size, stride=1, padding=kernel_size // 2)[0, 0]
+
+
+def estimate_image_tau0(images: torch.Tensor, kernel_size: int = 3, padding: str = "zero") -> float:
+    """Returns tau_0 of a convolutional DEQ on images (n, c, h, w), the root of the mean of M S_ii over all pixels.
+
+    S_ii(p) = |x_i(p)|^2/c. So tau_0 is the root mean square of the entries, less what zeros at the border take away.
+
+    Raises
+    ------
+    ValueError : no images, a kernel that they do not take, entries that are not finite, or images that are all zero.
+    """
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images must have the shape (n, channels, height, width), got {tuple(images.shape)}")
+    check_window(images.shape[1:], kernel_size, padding)
+    weight = coverage(*images.shape[2:], kernel_size, padding).to(images.device)
+    total = math.fsum(
+        (part.double().square().mean(1) * weight).mean((1, 2)).sum().item() for part in images.split(1024)
+    )
+    if not math.isfinite(total):
+        bad = (~images.flatten(1).isfinite().all(1)).nonzero()
+        where = (
+            f"NaN or infinite entries, first in image {int(bad[0])}" if len(bad) else "entries whose squares overflow"
+        )
+        raise ValueError(f"the images have {where}")
+    if not total > 0:
+        raise ValueError("the images are zero, which may be so after centring only")
+    return math.sqrt(total / len(images))
 
 
 def check_sigma_a2(sigma_a2: float) -> None:

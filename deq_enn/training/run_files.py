@@ -24,7 +24,8 @@ from deq_enn.utils.interrupts import RESUME
 # settings that Config did not always have; where they are empty they do not enter the key, so that an older run keeps
 # its key, and its checkpoint
 EQUILIBRIUM = "steps", "solver", "max_steps", "solver_tol", "lenient", "jacobian"
-LATER = "code", "ridge", "train_size", "depth", "own_rate", *EQUILIBRIUM
+CONVOLUTION = "kernel_size", "padding", "pool"
+LATER = "code", "ridge", "train_size", "depth", "own_rate", *EQUILIBRIUM, *CONVOLUTION
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class Config:
     solver_tol: float = 0.0
     lenient: bool = False
     jacobian: str = ""
+    kernel_size: int = 0  # this and the next two: of a convolutional network
+    padding: str = ""
+    pool: bool = False
 
     @property
     def key(self) -> str:
@@ -77,8 +81,9 @@ class Config:
         return bool(self.solver or self.max_steps or self.solver_tol or self.lenient or self.jacobian)
 
     def record(self) -> dict[str, Any]:
-        """Returns all settings as they are logged; those of `EQUILIBRIUM` where they are given."""
-        return {name: value for name, value in asdict(self).items() if value or name not in EQUILIBRIUM}
+        """Returns all settings as they are logged; those of `EQUILIBRIUM` and `CONVOLUTION` where they are given."""
+        sometimes = *EQUILIBRIUM, *CONVOLUTION
+        return {name: value for name, value in asdict(self).items() if value or name not in sometimes}
 
     @property
     def label(self) -> str:
@@ -89,6 +94,9 @@ class Config:
         exact = self.train if self.train in ("ridge", "kernel") else training
         parts = (
             self.activation.rpartition(":")[2],
+            f"k{self.kernel_size}" if self.kernel_size not in (0, 3) else "",
+            self.padding if self.padding != "zero" else "",
+            "pool" if self.pool else "",
             f"depth{self.depth}" if self.depth else "",
             self.match,
             exact,

@@ -79,6 +79,13 @@ def positive_int(text: str) -> int:
     return value
 
 
+def odd_int(text: str) -> int:
+    """Reads an odd whole number from 1 on."""
+    if not text.isdecimal() or int(text) % 2 == 0:
+        raise argparse.ArgumentTypeError(f"must be an odd whole number such as 3, got {text!r}")
+    return int(text)
+
+
 def natural_int(text: str) -> int:
     """Reads a whole number from 0 on."""
     if not text.isdecimal():

@@ -86,7 +86,7 @@ def test_help_and_bad_flags_do_not_import_torch():
         (("--steps", "3"), "argument --steps: not a setting of --train readout"),
         (("--train", "full", "--steps", "0"), "a positive whole number or inf, got '0'"),
         (("--train", "full", "--steps", "2", "2"), "given twice"),
-        (("--train", "full", "--model", "relu_enn", "--steps", "2"), "only inn, tanh_inn, deq and positive concave"),
+        (("--train", "full", "--model", "relu_enn", "--steps", "2"), "deq, conv_deq and positive concave"),
         (("--train", "full", "--model", "inn", "--steps", "2", "--lenient"), "add inf to --steps"),
         (("--train", "full", "--model", "relu_enn", "--jacobian", "0"), "argument --jacobian: no network of this grid"),
         (("--train", "full", "--solver", "newton"), "newton"),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.experiments import command, export_command
+from deq_enn.commands import export as export_command
+from deq_enn.experiments import command
 from deq_enn.machines import readout
 from deq_enn.networks.export import rebuild
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from deq_enn.commands import doorways
 from deq_enn.data import command as data_command
 from deq_enn.data.datasets import load_dataset
 from deq_enn.matching import one_layer_tanh, two_layer_lrelu
-from deq_enn.networks import doorways
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.gaussian import gaussian_moments

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deq_enn.networks.match_command import add_deq_flags
+from deq_enn.commands.match import add_deq_flags
 from deq_enn.utils import interrupts
 from deq_enn.utils.arguments import OneLineParser, add_data_flags, check_data_flags, natural_int, positive_int
 from deq_enn.utils.files import check_network_file

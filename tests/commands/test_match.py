@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from deq_enn.commands import match as match_command
 from deq_enn.matching.families import match
-from deq_enn.networks import match_command
 from deq_enn.networks.layers import make_layer
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.coefficients import explicit_ck, implicit_ntk

@@ -11,6 +11,9 @@
         module.tolerance = 0.0
         return module                # or any other nn.Module that makes k steps
 
+`steps=anderson_steps` makes k steps of Anderson's method in place of plain ones, for equilibria that plain iteration
+does not find.
+
 A step is one application of the equilibrium's function, from the point where the module itself starts. k = 1 is thus
 one application, whatever the start: our DEQ starts from phi(B x), so that k steps are k + 1 layers. The steps are
 differentiated one by one, so that a stopped module can be trained on. The user's module is never changed.
@@ -29,6 +32,7 @@ from deq_enn.networks.fixed_point import FixedPoint
 
 Steps = Callable[[nn.Module, int], nn.Module]  # a user's own way to stop a module after k steps
 State = torch.Tensor | tuple[torch.Tensor, ...]
+MEMORY, RIDGE = 5, 1e-10  # of Anderson's method, as `networks.fixed_point.Anderson` has them
 
 ADVICE = (
     "it has no equilibrium of this project's FixedPoint or of torchdeq; say how to stop it: "
@@ -42,6 +46,8 @@ class Unrolled:
     Parameters
     ----------
     k : applications of f.
+    accelerated : whether to start each step from the best combination of the last MEMORY (Anderson's method), whose
+        weights are not differentiated.
     damping : z <- damping f(z) + (1 - damping) z, torchdeq's `tau`.
 
     Attributes
@@ -51,8 +57,8 @@ class Unrolled:
     calls : since it was set to 0.
     """
 
-    def __init__(self, k: int, damping: float = 1.0):
-        self.k, self.damping = k, damping
+    def __init__(self, k: int, accelerated: bool = False, damping: float = 1.0):
+        self.k, self.accelerated, self.damping = k, accelerated, damping
         self.start: State | None = None
         self.last: State | None = None
         self.keep, self.calls = False, 0
@@ -74,8 +80,11 @@ class Unrolled:
         self.calls += 1
         if self.start is not None:
             z = self.start
-        for _ in range(self.k):
-            z = _mixed(f(z), z, self.damping)
+        if self.accelerated:
+            z = _accelerated(f, z, self.k)
+        else:
+            for _ in range(self.k):
+                z = _mixed(f(z), z, self.damping)
         if self.keep:
             self.last = z.detach() if isinstance(z, torch.Tensor) else tuple(part.detach() for part in z)
         return z
@@ -85,6 +94,36 @@ def _mixed(new: Any, old: Any, damping: float) -> State:
     if not isinstance(new, torch.Tensor):
         return tuple(_mixed(*pair, damping) for pair in zip(new, old))  # type: ignore[misc]
     return new if damping == 1.0 else damping * new + (1 - damping) * old
+
+
+def _accelerated(f: Callable[[Any], Any], z: Any, k: int) -> State:
+    """k steps of Anderson's method, as `networks.fixed_point.Anderson` makes them, of a tensor or a tuple."""
+    parts = (z,) if isinstance(z, torch.Tensor) else tuple(z)
+    shapes, sizes = [part.shape for part in parts], [part[0].numel() for part in parts]
+
+    def flat(state: Any) -> torch.Tensor:
+        return torch.cat([part.flatten(1) for part in ((state,) if isinstance(state, torch.Tensor) else state)], 1)
+
+    def whole(rows: torch.Tensor) -> Any:
+        state = tuple(part.reshape(shape) for part, shape in zip(rows.split(sizes, 1), shapes))
+        return state[0] if isinstance(z, torch.Tensor) else state
+
+    values: list[torch.Tensor] = []
+    residuals: list[torch.Tensor] = []
+    now = flat(z)
+    for step in range(k):
+        values = [*values, flat(f(whole(now)))][-MEMORY:]
+        residuals = [*residuals, (values[-1] - now).detach().double()][-MEMORY:]
+        if step < k - 1:
+            stacked = torch.stack(residuals, 1)
+            gram = stacked @ stacked.transpose(1, 2)
+            scale = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-200).rsqrt()
+            system = gram * scale[:, :, None] * scale[:, None, :]
+            system = system + RIDGE * torch.eye(len(residuals), dtype=gram.dtype, device=gram.device)
+            weights = torch.linalg.solve(system, scale[:, :, None])[..., 0] * scale
+            weights = (weights / weights.sum(1, keepdim=True)).to(now.dtype)
+            now = (weights[:, :, None] * torch.stack(values, 1)).sum(1)
+    return whole(values[-1])
 
 
 def _differentiable_start(f: Callable[..., torch.Tensor], z0: torch.Tensor, args: Any) -> torch.Tensor:
@@ -99,9 +138,9 @@ def _differentiable_start(f: Callable[..., torch.Tensor], z0: torch.Tensor, args
 class UnrolledTorchDEQ(nn.Module):
     """k plain steps in the place of a DEQ module of torchdeq: the same call, and the same form of what it returns."""
 
-    def __init__(self, k: int, damping: float = 1.0):
+    def __init__(self, k: int, accelerated: bool = False):
         super().__init__()
-        self.unrolled = Unrolled(k, damping)
+        self.unrolled = Unrolled(k, accelerated)
 
     def forward(
         self, func: Callable[..., Any], z_init: Any, solver_kwargs: dict | None = None, **ignored: Any
@@ -157,6 +196,12 @@ def stopped(module: nn.Module, k: int, steps: Steps | None = None, shared: bool 
     return result.eval()
 
 
+def anderson_steps(module: nn.Module, k: int) -> nn.Module:
+    """Puts k steps of Anderson's method in the place of each equilibrium of a module, in place: for `steps=`."""
+    _replace(module, k, accelerated=True)
+    return module
+
+
 def can_be_stopped(module: Any) -> bool:
     """Tells whether `stopped` finds an equilibrium without the user's help."""
     return isinstance(module, nn.Module) and any(True for _ in _places(module))
@@ -192,7 +237,7 @@ def _places(module: nn.Module) -> Iterator[tuple[Any, Any, object]]:
                 yield from ((value, at, item) for at, item in items if isinstance(item, FixedPoint))
 
 
-def _replace(module: nn.Module, k: int) -> None:
+def _replace(module: nn.Module, k: int, accelerated: bool = False) -> None:
     """Puts k steps in the place of every equilibrium; one that is used in two places stays one."""
     replaced: dict[int, object] = {}
     places = list(_places(module))
@@ -200,7 +245,7 @@ def _replace(module: nn.Module, k: int) -> None:
         raise ValueError(f"{type(module).__name__} cannot be stopped after k steps: {ADVICE}")
     for container, key, value in places:
         if id(value) not in replaced:
-            replaced[id(value)] = UnrolledTorchDEQ(k) if isinstance(value, nn.Module) else Unrolled(k)
+            replaced[id(value)] = (UnrolledTorchDEQ if isinstance(value, nn.Module) else Unrolled)(k, accelerated)
         container[key] = replaced[id(value)]
 
 

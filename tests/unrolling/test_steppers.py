@@ -10,7 +10,7 @@ from torch import nn
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import Anderson, FixedPoint, Picard
 from deq_enn.networks.pcdeq import build_pcdeq
-from deq_enn.unrolling.steppers import can_be_stopped, stopped, unrolled_parts
+from deq_enn.unrolling.steppers import anderson_steps, can_be_stopped, stopped, unrolled_parts
 from deq_enn.utils.random import generator
 from tests.unrolling.modules import ByHand, Foreign, K, M, P, TwoEquilibria, by_hand
 
@@ -31,6 +31,17 @@ def test_our_deqs_stop_where_picard_would(dtype):
         torch.testing.assert_close(stopped(deq, k)(x), deq(x))
     deq.fixed_point = FixedPoint(Anderson())  # whatever the solver, steps are plain
     torch.testing.assert_close(stopped(deq, 60)(x), deq(x), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_of_anderson_are_those_of_the_solver():
+    deq, x = DEQ("tanh", P, M, K, 0.9), rows(5, P)
+    for k in (1, 2, 3, 8):
+        deq.fixed_point = FixedPoint(Anderson(max_steps=k, strict=False))
+        torch.testing.assert_close(stopped(deq, k, anderson_steps)(x), deq(x), rtol=1e-4, atol=1e-5)
+    foreign = Foreign().eval()
+    assert isinstance(foreign.deq, nn.Module) and not unrolled_parts(foreign)
+    near, far = stopped(foreign, 20, anderson_steps)(rows(4, P))[0], stopped(foreign, 150)(rows(4, P))[0]
+    torch.testing.assert_close(near, far, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name, s", (("linear_pcdeq_1", "tanh"), ("multi_conv_pcdeq_2", "sigmoid")))

@@ -7,6 +7,7 @@ measured on the same held-out samples, beside the module, and is timed.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,8 @@ UNTIL = {"module": 0.15, "stopped": 0.25, "refitted": 0.32, "students": 0.60, "r
 HELD, FIT, CHOOSE = 20_000, 60_000, 2_000  # samples that losses are measured on, trained on, and that choose, at most
 REFITTED_ON = 10_000  # samples that a last layer is solved on, at most
 EXAMPLES = 8  # samples that an export is tried with
+# parts that do something else in training mode
+OTHERWISE_IN_TRAINING = nn.Dropout, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d, nn.modules.batchnorm._BatchNorm
 PASSES = 3.0  # of the training set, that networks must have been trained for before a module is kept
 
 
@@ -73,6 +76,8 @@ class VerdictBySteps:
         if not isinstance(module, nn.Module):
             raise ValueError(f"a DEQ must be a torch.nn.Module, got {type(module).__name__}")
         stopped(module, 1, steps)  # refused before anything is looked at
+        if any(part.training and isinstance(part, OTHERWISE_IN_TRAINING) for part in module.modules()):
+            warnings.warn(f"{type(module).__name__} is in training mode: it is judged in evaluation mode")
         if held is None or held[0] is None:
             raise ValueError(
                 "no held-out samples: hand in held=(X_test, y_test), which the module was not trained on; on its "
@@ -92,7 +97,6 @@ class VerdictBySteps:
         self.candidates: list[StepCandidate] = []
         self.untried: dict[str, str] = {}
         self.parts: tuple[Part, Part, Part] | None = None
-        self.outputs: dict[int, torch.Tensor] = {}
         self.about: dict[str, Any] = {"name": type(module).__name__}
         self.bar: tqdm | None = None
         self.settings = {

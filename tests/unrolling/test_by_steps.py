@@ -261,6 +261,19 @@ def test_what_cannot_be_judged_is_one_line(foreign, samples, change, message):
     assert one_line(caught)
 
 
+def test_a_module_in_training_mode_is_judged_in_evaluation_mode(samples):
+    (X, y), held = samples
+    module = nn.Sequential(Foreign(), Unpacked(), nn.Dropout(0.5)).train()
+    with pytest.warns(UserWarning, match="Sequential is in training mode: it is judged in evaluation mode"):
+        VerdictBySteps(module, X, y, held=held)
+    assert module.training and module[2].training
+
+
+class Unpacked(nn.Module):
+    def forward(self, outputs):
+        return outputs[0]
+
+
 def test_our_trained_deq_is_judged_as_it_is(samples):
     (X, y), held = samples
     deq = trained(DEQ("tanh", P, M, K, 0.2), X, y, steps=5, rate=0.5)

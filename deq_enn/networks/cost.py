@@ -9,6 +9,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 BATCH, STEP = 512, 128  # rows of a batch of features, and of a training step
 ROUNDS = 3  # number of turns that each network takes, if there is time
+MOST_ROUNDS = 9  # number of turns where their ratios vary
+STEADY = 1.5  # factor between the least and the largest ratio of a turn, up to which they do not vary
 
 
 def inference(network: Any, X: torch.Tensor) -> Callable[[], object]:
@@ -99,19 +102,38 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return max(storages.peak, on_gpu)
 
 
-def _measure(calls: Sequence[Callable[[], object]], seconds: float) -> list:
-    """Returns the merged `Measurement` of each call, at least one of each, in turn within about so many seconds."""
-    deadline = time.perf_counter() + seconds
+def _measure(calls: Sequence[Callable[[], object]], seconds: float) -> list[list]:
+    """Returns for each call its `Measurement` of every turn, at least one, within about so many seconds.
+
+    Where another program has disturbed a turn, so that the calls' ratio varies from turn to turn by more than STEADY,
+    there are more turns, in as many seconds again at most.
+    """
+    start = time.perf_counter()
     # torch.utils.benchmark imports what warns of a CUDA compiler without a GPU
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch.utils.benchmark import Measurement, Timer
+    from torch.utils.benchmark import Timer
 
     timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
-    rounds = [[] for _ in calls]
-    while not rounds[0] or time.perf_counter() < deadline:
-        for timer, measurements in zip(timers, rounds):
+    turns = [[] for _ in calls]
+    while True:
+        for timer, measurements in zip(timers, turns):
             measurements.append(timer.blocked_autorange(min_run_time=max(seconds, 0) / ROUNDS / len(calls)))
-    return [Measurement.merge(measurements)[0] for measurements in rounds]
+        spent, (low, high) = time.perf_counter() - start, _range(turns)
+        steady = high <= STEADY * low or len(turns[0]) >= MOST_ROUNDS
+        if spent > 2 * seconds or spent > seconds and steady:
+            return turns
+
+
+def _range(turns: list[list]) -> tuple[float, float]:
+    """The least and the largest ratio of the first call's time to the last one's, over the turns."""
+    ratios = [first.median / last.median for first, last in zip(turns[0], turns[-1])]
+    return min(ratios), max(ratios)
+
+
+def _spread(turns: list) -> float | None:
+    """The interquartile range of all calls of one network, None of a single one."""
+    times = type(turns[0]).merge(turns)[0]
+    return times.iqr if len(times.times) > 1 else None
 
 
 def costs(deq: Any, enn: Any, X: torch.Tensor, budget: float = 10.0) -> dict:
@@ -127,8 +149,9 @@ def costs(deq: Any, enn: Any, X: torch.Tensor, budget: float = 10.0) -> dict:
     -------
     dict, ready for JSON:
         "ratios" : of DEQ and ENN, {job: of the median times, "memory": of the memory of `features`}.
-        "seconds", "spread" : {job: {"deq": ..., "enn": ...}}, the median and the interquartile range of one call (None
-            where there was time for one only).
+        "ranges" : {job: (least, largest)} ratio of a single turn.
+        "seconds", "spread" : {job: {"deq": ..., "enn": ...}}, the median over turns and the interquartile range of one
+            call (None where there was time for one only).
         "memory" : the same, bytes of the weights and of what the job holds at most.
         "rows" : {job: number}. "width", "threads", "device" : where this was.
 
@@ -139,7 +162,7 @@ def costs(deq: Any, enn: Any, X: torch.Tensor, budget: float = 10.0) -> dict:
     device = next(deq.parameters()).device
     X = X[:BATCH].to(next(deq.parameters()))
     networks = {"deq": deq, "enn": enn}
-    seconds, spread, memory = {}, {}, {}
+    seconds, spread, ranges, memory = {}, {}, {}, {}
     before = {p: p.grad for network in networks.values() for p in network.parameters()}
     try:
         for job, make in JOBS.items():
@@ -149,11 +172,10 @@ def costs(deq: Any, enn: Any, X: torch.Tensor, budget: float = 10.0) -> dict:
                 network.zero_grad()
                 weights = sum(p.numel() * p.element_size() for p in network.parameters())
                 held[name] = weights + peak_bytes(call)
-            measured = dict(zip(networks, _measure(calls, start + budget / len(JOBS) - time.perf_counter())))
-            seconds[job] = {name: measurement.median for name, measurement in measured.items()}
-            spread[job] = {
-                name: measurement.iqr if len(measurement.times) > 1 else None for name, measurement in measured.items()
-            }
+            turns = _measure(calls, start + budget / len(JOBS) - time.perf_counter())
+            seconds[job] = {name: median(turn.median for turn in own) for name, own in zip(networks, turns)}
+            spread[job] = {name: _spread(own) for name, own in zip(networks, turns)}
+            ranges[job] = _range(turns)
             memory[job] = held
     finally:
         for parameter, gradient in before.items():
@@ -163,6 +185,7 @@ def costs(deq: Any, enn: Any, X: torch.Tensor, budget: float = 10.0) -> dict:
     rows = {"inference": 1, "features": len(X), "training_step": min(len(X), STEP)}
     return {
         "ratios": ratios,
+        "ranges": ranges,
         "seconds": seconds,
         "spread": spread,
         "memory": memory,

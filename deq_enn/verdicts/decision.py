@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from deq_enn.networks.cost import STEADY
 from deq_enn.verdicts.losses.model import LEVEL, Interval
 from deq_enn.verdicts.result import Candidate
 
 NEAR, FAR = 0.05, 0.5  # without labels: CK distance (after the best rescaling) below NEAR means replace, above FAR keep
-STEADY = 1.5  # factor between the ends of a range of measured ratios, above which the range is told
 RIVALS = 4  # candidates measured at once while several may still become the answer
 
 NO_LABELS = "There are no labels, so this rests on the distance of the kernels alone, and no loss is predicted."

@@ -65,6 +65,8 @@ def test_costs_of_all_jobs_and_the_networks_are_as_before(pair):
     assert found["width"] == 64
     for job in cost.JOBS:
         assert found["ratios"][job] == found["seconds"][job]["deq"] / found["seconds"][job]["enn"] > 0
+        low, high = found["ranges"][job]
+        assert 0 < low <= high
         for name, network in zip(("deq", "enn"), pair):
             assert found["memory"][job][name] > sum(4 * p.numel() for p in network.parameters())
     # the features of 512 rows are 512 * 64 floats, held beside the layer before or the injection
@@ -105,3 +107,29 @@ def test_the_ratio_is_that_of_the_work():
     found = costs(slow, fast, torch.randn(30, 5), budget=0)
     assert slow.calls == fast.calls == 3 * len(cost.JOBS)
     assert found["rows"]["features"] == 30 and found["spread"]["inference"] == {"deq": None, "enn": None}
+
+
+def test_a_cost_that_varies_is_measured_again_and_told_with_its_range(monkeypatch):
+    """Another program takes the machine away during one turn of the second network."""
+    turns, calls = [], {"slow": 0, "fast": 0}
+
+    class Turn:
+        def __init__(self, median):
+            self.median = median
+
+    class Timer:
+        def __init__(self, *_, globals, **__):
+            self.name = globals["call"]
+
+        def blocked_autorange(self, min_run_time):
+            time.sleep(0.01)
+            turns.append(self.name)
+            calls[self.name] += 1
+            disturbed = self.name == "fast" and calls["fast"] == 2
+            return Turn({"slow": 8.0, "fast": 2.0}[self.name] * (50 if disturbed else 1))
+
+    monkeypatch.setattr("torch.utils.benchmark.Timer", Timer)
+    measured = cost._measure(["slow", "fast"], 0.055)
+    assert len(measured[0]) > 3 and cost._range(measured) == (0.08, 4.0)
+    assert sorted(turn.median for turn in measured[1])[len(measured[1]) // 2] == 2.0
+    assert turns[:4] == ["slow", "fast"] * 2

@@ -170,7 +170,10 @@ class KernelMachine:
 def _labels(y: Any, n: int) -> np.ndarray:
     labels = np.asarray(y)
     if labels.shape == (n, 1):
-        warnings.warn("A column-vector y was passed when a 1d array was expected: it is taken as one label a row")
+        warnings.warn(
+            "A column-vector y was passed when a 1d array was expected: it is taken as one label a row",
+            _theirs("DataConversionWarning") or UserWarning,
+        )
         labels = labels[:, 0]
     if labels.shape != (n,):
         raise ValueError(f"y must have one label a row of X, ({n},); got shape {labels.shape}")
@@ -179,9 +182,14 @@ def _labels(y: Any, n: int) -> np.ndarray:
     return labels
 
 
+def _theirs(name: str) -> Any:
+    """Returns an exception of scikit-learn's, None where that is not loaded."""
+    return getattr(sys.modules.get("sklearn.exceptions"), name, None)
+
+
 def _not_fitted(message: str) -> NotFitted:
     """Returns the error, which is also scikit-learn's own where that is loaded."""
-    theirs = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", None)
+    theirs = _theirs("NotFittedError")
     return type("NotFitted", (NotFitted, theirs), {})(message) if theirs else NotFitted(message)
 
 

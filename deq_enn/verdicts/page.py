@@ -106,9 +106,9 @@ def _drift_sentence(drift):
     if not drift["settle"]:
         return "The weights have left the random regime: with their entries shuffled there is no equilibrium."
     return (
-        f"The weights {said} the random regime: among 19 copies of the network with the entries of its weights "
-        f"shuffled, its most extreme statistic has p = {drift['p']:.2g}, {drift['score']:.1f} standard deviations "
-        f"from theirs. The weights have the mean square of σ_a² = {drift['sigma_a2']:.3g}."
+        f"The weights {said} the random regime: among {drift.get('copies', 19)} copies of the network with the entries "
+        f"of its weights shuffled, its most extreme statistic has p = {drift['p']:.2g}, {drift['score']:.1f} standard "
+        f"deviations from theirs. The weights have the mean square of σ_a² = {drift['sigma_a2']:.3g}."
     )
 
 

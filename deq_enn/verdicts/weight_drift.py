@@ -25,11 +25,12 @@ from deq_enn.networks.trained_deq import TrainedDEQ
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.theory.gaussian import expectation, gaussian_moments
-from deq_enn.utils.deadline import OutOfTime
+from deq_enn.utils.deadline import OutOfTime, check
 from deq_enn.utils.random import generator
 
 COPIES = 19  # shuffled copies; the most extreme of 20 networks is called trained
 BLOCK = 512  # units whose spectrum is taken, at most: a block of a random matrix is as random as all of it
+LEAST_COPIES = 4  # shuffled copies that are made whatever the deadline
 ROWS = 200  # samples of the kernel
 SQUARINGS = 11  # k such that |A^(2^k)|^(1/2^k) is the largest |eigenvalue| to a few thousandths
 
@@ -95,11 +96,13 @@ def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES)
     Parameters
     ----------
     X : (n, p), of which ROWS samples are used.
-    copies : number of shuffled copies; 1/(copies + 1) is the share of random networks that are called trained.
+    copies : number of shuffled copies; 1/(copies + 1) is the share of random networks that are called trained. Where a
+        deadline passes there are fewer, and that share is larger.
 
     Returns
     -------
     dict, ready for JSON:
+        "copies" : number of shuffled copies that were made.
         "left" : whether the weights have left the random regime.
         "p" : the p-value of the most extreme statistic.
         "score" : the largest score of any statistic.
@@ -128,7 +131,8 @@ def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES)
             draw["kernel"] = ((K - mean).norm() / mean.norm()).item()
     p_value, score, statistics = _test(draws)
     return {
-        "left": p_value <= 1 / (copies + 1) or not settle,
+        "copies": len(draws) - 1,
+        "left": p_value <= 1 / len(draws) or not settle,
         "p": p_value,
         "score": score,
         "settle": settle,
@@ -142,10 +146,15 @@ def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES)
 def _draws(deq, X, rows, columns, seed, copies):
     """The statistics of the network and of its shuffled copies, and their kernels.
 
-    The kernels end at the first copy without an equilibrium.
+    The kernels end at the first copy without an equilibrium, and the copies where a deadline passes.
     """
     draws, kernels, settle = [], [], True
     for number in tqdm(range(copies + 1), desc="weights", leave=False, disable=None, delay=1):
+        if number > LEAST_COPIES:
+            try:
+                check()
+            except OutOfTime:
+                break
         network = deq.shuffled(seed, number) if number else deq
         draws.append(_spectrum(network, rows, columns))
         try:

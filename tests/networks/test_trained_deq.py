@@ -15,6 +15,7 @@ from deq_enn.networks.trained_deq import TrainedDEQ, adapt, load_checkpoint
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, best_path, checkpoint_path
+from deq_enn.utils.deadline import deadline
 from deq_enn.verdicts.candidates import networks
 from deq_enn.verdicts.measured_loss import loss_and_half, replacements
 from deq_enn.verdicts.weight_drift import drift, singular_law, singular_statistics, spectral_radius
@@ -229,6 +230,14 @@ def test_the_kernel_is_that_of_infinite_width_within_what_random_weights_do():
         assert found["infinite"]["trained"] == pytest.approx(found["infinite"]["random"], rel=0.25)
         assert found["infinite"]["random"] < 0.6 and found["sigma_a2"] == pytest.approx(sigma_a2, rel=0.02)
     assert drift(adapt(Linears()), data())["infinite"] is None  # there is a bias
+
+
+def test_a_deadline_leaves_fewer_copies():
+    deq = adapt(DEQ(ACTIVATIONS["tanh"], P, 40, K, 0.3))
+    assert drift(deq, data(), copies=6)["copies"] == 6
+    with deadline(lambda: 1.0, 0.0):
+        early = drift(deq, data())
+    assert early["copies"] == 4 and early["left"] == (early["p"] <= 1 / 5)
 
 
 def trained(data, activation, width, steps, rate, seed):

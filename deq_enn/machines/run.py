@@ -15,7 +15,7 @@ import torch
 
 from deq_enn.kernels.blocks import Blocks, KernelTiles
 from deq_enn.kernels.conv import conv_blocks
-from deq_enn.kernels.conv_blocks import ConvBlocks
+from deq_enn.kernels.conv_blocks import ConvBlocks, announce
 from deq_enn.kernels.conv_explicit import conv_explicit_blocks
 from deq_enn.kernels.exact import explicit_blocks, implicit_blocks
 from deq_enn.kernels.interpolated import Interpolated
@@ -39,6 +39,7 @@ from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
 
 INTERPOLATED = 2500  # samples from which on a kernel is interpolated
+TIMED = 24  # images between which a convolutional kernel is timed before it is formed
 PROGRAM = 0.7e9  # bytes of Python with torch and of what it allocates in passing
 
 Network = Any  # a DEQ or an explicit network of deq_enn.networks, which this room does not import
@@ -227,6 +228,8 @@ def _fit(model, samples, settings, files, laps) -> tuple[Machine, list[Row]]:
     """Forms the kernel, chooses the ridge, and solves; returns the machine and the table of ridges."""
     kernel, team, labels, n_classes = settings.kernel, settings.team, samples.labels, samples.n_classes
     blocks = float32_blocks(model, samples.X)
+    if isinstance(blocks, ConvBlocks):
+        _announce(blocks, kernel, team.size)
     rows = MemoryRows(files.layout) if settings.plan.in_memory else files.kernel
     form(blocks, kernel, rows, files.kernel if settings.plan.in_memory else None)
     laps.end("kernel")
@@ -241,6 +244,14 @@ def _fit(model, samples, settings, files, laps) -> tuple[Machine, list[Row]]:
         machine = fit(blocks, rows, labels, n_classes, kernel, ridge, files.kernel, files.factor(ridge))
     laps.end("solve")
     return machine, table
+
+
+def _announce(blocks, kernel, ranks):
+    """Warns of a kernel between images that takes a day or more, from the time of one tile."""
+    some, start = slice(0, min(TIMED, len(blocks.diagonal()[0]))), time.perf_counter()
+    blocks.tile(some, some, kernel)
+    pairs = len(blocks.diagonal()[0]) ** 2 / 2 / (some.stop**2)
+    announce((time.perf_counter() - start) * pairs / ranks, blocks.shape)
 
 
 def _predict(model, machine, samples, team) -> Prediction:

@@ -10,8 +10,10 @@ import torch
 from deq_enn.data.datasets import load_dataset
 from deq_enn.experiments import command
 from deq_enn.experiments.convolutions import Convolutions, as_images
+from deq_enn.kernels.conv import conv_kernels
 from deq_enn.matching import convolutional
 from deq_enn.networks.conv_enn import build_conv
+from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.equilibrium import estimate_image_tau0
 from tests.experiments.test_command import refused
 from tests.helpers.forks import at
@@ -106,6 +108,25 @@ def test_the_best_readout_of_a_finite_network(images, tmp_path):
     predicted = F_test @ torch.linalg.solve(A, F.T @ (Y - Y.mean(0))) + Y.mean(0)
     record = records(tmp_path)["conv_deq-relu-k5-pool-ridge", 3]
     assert record["test_accuracy"] == (predicted.argmax(1) == own.y_test).double().mean()
+
+
+def test_at_infinite_width_it_is_a_dense_solve_and_a_day_is_said(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("deq_enn.kernels.conv_blocks.DAY", 1e-9)
+    flags = (*base(images), *CONV, "--train", "kernel", "--match", "ntk", "--ridge", 0.05, "--family", "l_relu")
+    call(tmp_path, *(flag for flag in flags if flag != "matched_conv_enn"))
+    assert "this kernel of 90 x 90 images will take about" in capsys.readouterr().err
+    own = as_images(load_dataset("npz", images))
+    _, K = conv_kernels(own.X_train, ACTIVATIONS["relu"], 0.2)
+    _, cross = conv_kernels(own.X_train, ACTIVATIONS["relu"], 0.2, other=own.X_test)
+    Y = torch.nn.functional.one_hot(own.y_train, 2).double()
+    A = K + 0.05 * K.diagonal().mean() * torch.eye(len(K))
+    predicted = cross @ torch.linalg.solve(A, Y - Y.mean(0)) + Y.mean(0)
+    record = records(tmp_path)["conv_deq-relu-ntk-kernel", "inf"]
+    assert record["test_accuracy"] == (predicted.argmax(1) == own.y_test).double().mean()
+    error = (torch.nn.functional.one_hot(own.y_test, 2) - predicted).square().mean().item()
+    assert record["test_mse"] == pytest.approx(error, rel=1e-5)
+    plain = records(tmp_path)["plain_conv-relu-ntk-kernel", "inf"]
+    assert plain["test_mse"] != pytest.approx(error, rel=1e-3)
 
 
 def test_images_take_the_place_of_rows_or_stand_beside_them(images):

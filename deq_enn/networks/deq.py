@@ -91,7 +91,10 @@ def finite_or_nan(u: torch.Tensor) -> torch.Tensor:
 
 def explained(error: ConvergenceError, x: torch.Tensor, advice: str) -> ConvergenceError:
     """Returns the error with its cause: the input x (n, p), the rounding of its floats, or else what `advice` says."""
-    bad = (~x.isfinite().all(1)).nonzero()
+    try:
+        bad = (~x.isfinite().all(1)).nonzero()
+    except RuntimeError:  # under torch.func.vmap, where nothing may depend on values
+        return ConvergenceError(f"{error}{advice}", error.solution)
     if len(bad):
         return ConvergenceError(f"the input has NaN or infinite entries, first in row {int(bad[0])}", error.solution)
     value = error.solution.value

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from deq_enn.machines.precise_readout import solve_precisely, too_small
 from deq_enn.machines.readout import Readout, solve
 from deq_enn.matching import two_layer_lrelu
 from deq_enn.matching.families import Match, match
@@ -172,6 +173,19 @@ def _centred_as(deq, matched, tau0, kernel) -> tuple[Activation, ...]:
     return off_centre(matched.layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
 
 
+def fitted(enn: ENN, X: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[ENN, Readout]:
+    """Returns the network with its readout of all samples, in float64 where the best ridge asks for that.
+
+    X, y : (n, p) and labels (n,) in 0 .. classes - 1, in random order.
+    """
+    readout, _ = solve(enn, X, y, classes)
+    faintest = readout.root.diagonal().min().item() ** 2 * readout.ridge / readout.noise
+    if too_small(readout.ridge, len(X), len(readout.weights), faintest):
+        enn = enn.double()
+        readout, _ = solve_precisely(enn, X.double(), y, classes)
+    return enn, readout
+
+
 @dataclass(eq=False)
 class Fitting:
     """The chosen network of a verdict at initialisation; when asked for, it is fitted to all samples by regression.
@@ -198,7 +212,7 @@ class Fitting:
             if y is None or self.classes is None:
                 raise ValueError("no network is exported: a readout is fitted to labels, and the data have none")
             enn = self.network.build(X.shape[1], self.width, self.classes, self.seed)
-            self.fitted, self.samples = (enn, solve(enn, X[order], y[order], self.classes)[0]), None
+            self.fitted, self.samples = fitted(enn, X[order], y[order], self.classes), None
         return self.fitted
 
     def __getstate__(self) -> dict[str, Any]:

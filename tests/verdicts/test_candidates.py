@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from deq_enn.machines.readout import solve
 from deq_enn.networks.deq import DEQ
+from deq_enn.networks.export import export, rebuild
 from deq_enn.theory.activations import ACTIVATIONS, from_function
 from deq_enn.verdicts import candidates
 
@@ -44,3 +46,21 @@ def test_layers_in_which_the_signal_dies_are_no_candidates():
     made, refused = candidates.networks(candidates.Scales(dead, 0.9, 1.0), 1.0)
     assert [network.depth for network in made if network.kind == "plain"] == [1, 2]
     assert "dies" in refused["plain, depth 3"]
+
+
+@pytest.mark.slow
+def test_a_network_whose_readout_needs_float64_is_written_in_it(tmp_path):
+    """Rings in the plane: in float32 the network that is handed out would not do what was predicted of it."""
+    g = torch.Generator().manual_seed(2)
+    X = 2 * torch.rand(1500, 2, generator=g) - 1
+    y = (4 * X.norm(dim=1) % 2 < 1).long()
+    network = candidates.plain_networks(ACTIVATIONS["swish"], 0.2, 1.0)[0]
+    fitting = candidates.Fitting(network, (X, y, torch.arange(1500)), 2, 100, 0)
+    enn, readout = fitting.fit()
+    assert readout.ridge < 1e-8 and enn.weights[0].dtype == torch.float64
+    export(fitting.exported(), tmp_path / "enn.pt", X[:64].double())
+    rebuilt = rebuild(tmp_path / "enn.pt")
+    right = rebuilt(X.double()).argmax(1) == y
+    plain, _ = solve(network.build(2, 100, 2, 0), X, y, 2)
+    before = plain.predict(network.build(2, 100, 2, 0), X).mean.argmax(1) == y
+    assert right.double().mean() > before.double().mean() + 0.05

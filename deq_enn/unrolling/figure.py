@@ -100,6 +100,8 @@ def _draw_steps(ax: Any, result: dict) -> None:
 
 
 def _draw_times(ax: Any, result: dict, timed: list[dict]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     _level(ax, result)
     ax.set_xscale("log")
     for candidate in timed:
@@ -109,4 +111,7 @@ def _draw_times(ax: Any, result: dict, timed: list[dict]) -> None:
         ax.plot(1e3 * own, result["module"]["accuracy"], "*", color="k", markersize=7)
         ax.annotate("the module", (1e3 * own, result["module"]["accuracy"]), (0, -9), textcoords="offset points",
                     ha="center", fontsize=7)  # fmt: skip
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("time for a batch (ms)")

@@ -15,7 +15,7 @@ from deq_enn.data.images import IMAGES
 from deq_enn.utils.random import generator
 
 TRAIN, HELD, MORE = 6000, 1500, 8000  # samples of each part
-RINGS, BITS, PARITY, GRID = 6, 16, 3, 8  # rings; bits, and how many of them count; side of a grid
+RINGS, BITS, PARITY, GRID = 4, 12, 3, 8  # rings; bits, and how many of them count; side of a grid
 OPEN = 0.6  # share of a grid's cells that are open
 
 
@@ -39,7 +39,7 @@ def load(name: str, folder: Path, cache: Path) -> Task:
         return _parts(name, 10, X, y, X_test, y_test)
     if name == "cifar10":
         return _parts(name, 10, *_cifar10(folder / "cifar10-jpeg.tar.xz", cache / "cifar10.pt"))
-    classes, draw = {"rings": (3, rings), "parity": (2, parity), "connected": (2, connected)}[name]
+    classes, draw = {"rings": (2, rings), "parity": (2, parity), "connected": (2, connected)}[name]
     return _parts(name, classes, *draw(TRAIN, "train"), *draw(HELD + MORE, "test"), scale=False)
 
 
@@ -55,12 +55,16 @@ def _parts(name, classes, X, y, X_test, y_test, scale=True) -> Task:
 
 
 def rings(n: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns points of the plane (n, 2) in rings, whose classes take turns."""
+    """Returns points of the plane (n, 3) in rings, whose two classes take turns; the third entry is 1.
+
+    Without it a ReLU-DEQ, which has no bias, would be homogeneous: it would not see the radius.
+    """
     g = generator("rings", part)
     ring = torch.randint(RINGS, (n,), generator=g)
     radius = 0.5 + ring + 0.7 * (torch.rand(n, generator=g) - 0.5)
     angle = 2 * torch.pi * torch.rand(n, generator=g)
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], 1) / 2, ring % 3
+    points = torch.stack([radius * angle.cos(), radius * angle.sin(), torch.ones(n)], 1)
+    return points, ring % 2
 
 
 def parity(n: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:

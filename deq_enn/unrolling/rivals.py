@@ -150,8 +150,8 @@ def _matched(module: nn.Module, X: torch.Tensor, classes: int, seed: int) -> lis
     try:
         deq = understood(module)
         sigma_a2, gain = deq.sigma_a2, deq.gain
-        tau0 = estimate_tau0(X.float()) * gain
-        network = match(deq.activation, sigma_a2, tau0, kernel="ntk")
+        tau0 = estimate_tau0(X.float())
+        network = match(deq.activation, sigma_a2, tau0 * gain, kernel="ntk")
     except ValueError:  # another form, a sigma_a^2 of 1 or more, or no match
         return []
     device, dtype, width = device_of(module), dtype_of(module), len(deq.W)

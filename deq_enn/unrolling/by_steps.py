@@ -32,7 +32,6 @@ CONSISTENT = 1, 2  # steps of those that are trained along the iteration as well
 # shares of the budget by which each part of the work is to be done
 UNTIL = {"module": 0.15, "stopped": 0.25, "refitted": 0.32, "students": 0.60, "rivals": 0.90, "cost": 0.98}
 HELD, FIT, CHOOSE = 20_000, 60_000, 2_000  # samples that losses are measured on, trained on, and that choose, at most
-REFITTED_ON = 10_000  # samples that a last layer is solved on, at most
 EXAMPLES = 8  # samples that an export is tried with
 # parts that do something else in training mode
 OTHERWISE_IN_TRAINING = nn.Dropout, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d, nn.modules.batchnorm._BatchNorm
@@ -98,6 +97,7 @@ class VerdictBySteps:
         self.untried: dict[str, str] = {}
         self.parts: tuple[Part, Part, Part] | None = None
         self.about: dict[str, Any] = {"name": type(module).__name__}
+        self.layer: str | None = None  # the last linear layer, if the module's outputs are its own
         self.bar: tqdm | None = None
         self.settings = {
             "n": len(self.X),
@@ -216,16 +216,16 @@ class VerdictBySteps:
     def _measure_refitted(self) -> None:
         assert self.parts is not None
         fit, choose, _ = self.parts
-        layer = students.last_linear(self.module, fit.X[:2])
-        if layer is None:
+        self.layer = students.last_linear(self.module, fit.X[:2])
+        if self.layer is None:
             self.untried[KINDS["refitted"]] = "the module's outputs are not those of a linear layer"
             return
-        few = Part(fit.X[:REFITTED_ON], fit.outputs[:REFITTED_ON], fit.labels[:REFITTED_ON])
+        few = fit.first(students.REFITTED_ON)
         for k in [k for k in LADDER if k < self._good_steps()]:
             self._say(f"{_steps(k)}, last layer refitted")
             network = stopped(self.module, k, self.steps, shared=False)
             try:
-                network = students.refitted(network, layer, few, choose)
+                network = students.refitted(network, self.layer, few, choose)
             except (ValueError, AttributeError) as error:
                 self.untried[f"{_steps(k)}, last layer refitted"] = str(error)
                 continue
@@ -251,6 +251,7 @@ class VerdictBySteps:
                     clock=self.clock,
                     seed=self.seed,
                     steps=self.steps,
+                    layer=self.layer,
                     consistent=way,
                 ),
                 self._left("students") / (len(wanted) - number),
@@ -280,7 +281,7 @@ class VerdictBySteps:
         self._say(f"training {name}")
         try:
             trained = make(0.95 * seconds)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, AttributeError) as error:
             if isinstance(error, OutOfTime):
                 raise
             self.untried[name] = str(error).partition("\n")[0]

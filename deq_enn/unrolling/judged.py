@@ -44,6 +44,10 @@ class Part:
         """Returns the classes that the module names, (n,)."""
         return self.outputs.argmax(1)
 
+    def first(self, n: int) -> "Part":
+        """Returns the first n samples."""
+        return Part(self.X[:n], self.outputs[:n], self.labels[:n])
+
     def __len__(self) -> int:
         return len(self.X)
 

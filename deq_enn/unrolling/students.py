@@ -4,8 +4,8 @@ Three ways, from cheap to dear:
 
 - *refitted*: the last linear layer of the stopped module is solved for anew, by ridge regression on the module's own
   outputs; everything before it stays as it is;
-- *distilled*: the stopped module is an explicit, weight-tied network of k steps, and all its weights are trained so
-  that its outputs are the module's (mean squared error, relative to their spread);
+- *distilled*: from there, as an explicit, weight-tied network of k steps, all weights are trained so that the outputs
+  are the module's (mean squared error, relative to their spread);
 - *consistent*: the same, and from wherever the module's iteration has come to after j steps, k steps are to lead to the
   same outputs, and to those from the next point of the iteration (Lin, Ling, Xu & Qiu, Consistency Deep Equilibrium
   Models, arXiv 2602.03024, whose local and global losses these are).
@@ -25,6 +25,7 @@ from deq_enn.utils.deadline import check
 from deq_enn.utils.random import generator
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)  # multiples of the features' mean square that are tried
+REFITTED_ON = 5_000  # samples that a last layer is solved on, at most
 FARTHEST = 6  # steps along the iteration from which a consistent student starts, at most
 
 
@@ -121,6 +122,7 @@ def distilled(
     clock: Callable[[], float],
     seed: int = 0,
     steps: Steps | None = None,
+    layer: str | None = None,
     consistent: bool = False,
 ) -> Trained:
     """Returns the module stopped after k steps, all its weights trained on the module's own outputs.
@@ -128,6 +130,7 @@ def distilled(
     Parameters
     ----------
     fit, choose : samples to train on, and to choose the rate by.
+    layer : name of the last linear layer, of `last_linear`, which is refitted before; None leaves it.
     consistent : whether to train along the module's iteration too, as the head of this file says.
 
     Raises
@@ -139,6 +142,8 @@ def distilled(
     initial = stopped(module, k, steps, shared=False)
     if consistent:
         _check_iteration(initial, fit.X[: batch_of(fit.X)][:2])
+    if layer is not None:
+        initial = refitted(initial, layer, fit.first(REFITTED_ON), choose)
     trajectory = _Trajectory(module, fit.X, seed) if consistent else None
 
     def objective(network: nn.Module, rows: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,14 @@
 """Trains DEQs of every form, asks for the verdict on each, and holds its intervals against many more samples.
 
     python scripts/trained_deqs.py --dataset_path DIR --output_path results/trained      (goes on where it was stopped)
-    python scripts/trained_deqs.py --output_path results/trained --report
+    python scripts/trained_deqs.py --output_path results/trained --pack    (the record as docs/trained.json.gz)
+    python scripts/trained_deqs.py --report                                (tables, from that file)
 
 Each DEQ's record is a line of `trained.jsonl`: what it is, what the verdict said, and what was true of every network in
 it on 8,000 other samples. Time is that of the process. Those by torchdeq need `pip install torchdeq`.
 """
 
+import gzip
 import json
 import re
 import sys
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from deq_enn.utils.arguments import OneLineParser, check_folder, duration, positive_int
 from deq_enn.utils.outcome import one_line
 
+PACKED = Path(__file__).resolve().parents[1] / "docs" / "trained.json.gz"
 BATCH = 64  # samples of a training step
 
 
@@ -28,7 +31,8 @@ def make_parser():
     parser.add_argument("--budget", type=duration, default=24.0, help="of each verdict (default 24s)")
     parser.add_argument("--most", type=positive_int, default=10**6, help="trainings and verdicts to do (default all)")
     parser.add_argument("--without", nargs="*", default=[], metavar="WORD", help="DEQs in whose names a word is")
-    parser.add_argument("--report", action="store_true", help="only say what the record holds")
+    parser.add_argument("--pack", action="store_true", help="only write the record to docs/trained.json.gz")
+    parser.add_argument("--report", action="store_true", help="only say what docs/trained.json.gz holds")
     return parser
 
 
@@ -120,19 +124,35 @@ def study(case, task, module, seconds, budget):
     }
 
 
+def packed(records):
+    """The records as compressed JSON, without what no table needs, and the same bytes each time."""
+    left_out = "reason", "settings", "form", "seconds"
+    short = [{key: value for key, value in record.items() if key not in left_out} for record in records]
+    text = json.dumps(short, default=float)
+    rounded = json.loads(text, parse_float=lambda number: float(f"{float(number):.5g}"))
+    return gzip.compress(json.dumps(rounded, separators=(",", ":")).encode(), mtime=0)
+
+
 def main():
     parser = make_parser()
     args = parser.parse_args()
     check_folder(parser, "output_path", args.output_path)
     with one_line(parser):
-        path = args.output_path / "trained.jsonl"
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        records = [json.loads(line) for line in lines]
-        if not args.report:
-            run(args, path, {(record["case"], record["task"]) for record in records})
-            records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        from deq_enn.reporting.records import read_lines
+        from deq_enn.utils.files import atomic_write
         from scripts.trained.report import report
 
+        path = args.output_path / "trained.jsonl"
+        if args.report:
+            print(report(json.loads(gzip.decompress(PACKED.read_bytes()))))
+            return
+        if not args.pack:
+            run(args, path, {(record["case"], record["task"]) for record in read_lines(path)})
+        if not (records := read_lines(path)):
+            raise ValueError(f"{path} holds no DEQ yet")
+        if args.pack:
+            with atomic_write(PACKED) as file:
+                file.write(packed(records))
         print(report(records))
 
 

@@ -5,7 +5,7 @@
     python scripts/trained_deqs.py --report                                (tables, from that file)
 
 Each DEQ's record is a line of `trained.jsonl`: what it is, what the verdict said, and what was true of every network in
-it on 8,000 other samples. Time is that of the process. Those by torchdeq need `pip install torchdeq`.
+it on 6,000 other samples. Time is that of the process. Those by torchdeq need `pip install torchdeq`.
 """
 
 import gzip
@@ -28,7 +28,7 @@ def make_parser():
     parser = OneLineParser(prog="trained_deqs", description=__doc__)
     parser.add_argument("--dataset_path", type=Path, default=Path("data"), help="folder of the images")
     parser.add_argument("--output_path", type=Path, default=Path("results/trained"), help="folder of trained.jsonl")
-    parser.add_argument("--budget", type=duration, default=24.0, help="of each verdict (default 24s)")
+    parser.add_argument("--budget", type=duration, default=6.0, help="of each verdict (default 6s)")
     parser.add_argument("--most", type=positive_int, default=10**6, help="trainings and verdicts to do (default all)")
     parser.add_argument("--without", nargs="*", default=[], metavar="WORD", help="DEQs in whose names a word is")
     parser.add_argument("--pack", action="store_true", help="only write the record to docs/trained.json.gz")
@@ -98,9 +98,9 @@ def study(case, task, module, seconds, budget):
     used = time.process_time() - start
     X, y = task.more
     start = time.process_time()
-    own = outputs_of(module, X[:2000])
-    X, y = (t[: 8000 if time.process_time() - start < 2 else 3000] for t in (X, y))
-    own = torch.cat([own, outputs_of(module, X[2000:])])
+    own = outputs_of(module, X[:1000])
+    X, y = (t[: 6000 if time.process_time() - start < 0.3 else 3000] for t in (X, y))
+    own = torch.cat([own, outputs_of(module, X[1000:])])
     part = Part(X, own, y)
     record = verdict.to_dict()
     for candidate, entry in zip(verdict.candidates, record["candidates"]):

@@ -191,8 +191,8 @@ def cases() -> list[Case]:
             ("swish", 0.5, 128, "mnist", 500, 0.03, 1.0),
             ("tanh", 0.9, 128, "rings", 500, 0.05, 2.0),
             ("relu", 0.2, 128, "mnist", 100, 0.03, 1.0),
-            ("tanh", 0.4, 64, "mnist", 300, 0.02, 1.0),
-            ("relu", 0.8, 64, "rings", 800, 0.05, 2.0),
+            ("tanh", 0.4, 64, "mnist", 200, 0.02, 1.0),
+            ("relu", 0.8, 64, "rings", 500, 0.05, 2.0),
             ("swish", 0.9, 128, "fashion_mnist", 300, 0.02, 1.0),
             ("relu", 0.5, 256, "fashion_mnist", 100, 0.02, 1.0),
             ("tanh", 0.5, 128, "parity", 600, 0.03, 2.0),
@@ -200,31 +200,31 @@ def cases() -> list[Case]:
             ("swish", 0.8, 64, "parity", 600, 0.03, 2.0),
             ("tanh", 0.9, 256, "mnist", 200, 0.01, 1.0),
             ("relu", 0.3, 64, "parity", 600, 0.03, 2.0),
-            ("swish", 0.3, 64, "rings", 800, 0.05, 2.0),
-            ("relu", 0.8, 128, "mnist", 1000, 0.02, 1.0),
-            ("tanh", 0.8, 64, "fashion_mnist", 1200, 0.01, 1.0),
-            ("tanh", 0.2, 64, "rings", 5000, 0.03, 2.0),
+            ("swish", 0.3, 64, "rings", 500, 0.05, 2.0),
+            ("relu", 0.8, 128, "mnist", 400, 0.02, 1.0),
+            ("tanh", 0.8, 64, "fashion_mnist", 600, 0.01, 1.0),
+            ("tanh", 0.2, 64, "rings", 2000, 0.03, 2.0),
         )
     ]
     concave = [
-        Case(f"{name} {activation}", task, _pcdeq(name, activation), 0.005, 120, project=True)
+        Case(f"{name} {activation}", task, _pcdeq(name, activation), 0.01, 60, project=True)
         for task in ("mnist", "fashion_mnist")
         for name in pcdeq.PCDEQS
         for activation in (PCDEQ_ACTIVATIONS[name[-1]][0],)
     ]
     other = [
         Case("torchdeq, convolutional", "fashion_mnist", lambda x, c: Convolutional(x, c, 8, 2, ift), 0.01, 60),
-        Case("torchdeq, attention", "mnist", lambda x, c: Attention(x, c, 24, ift), 0.005, 120),
-        Case("torchdeq, two states", "mnist", lambda x, c: TwoStates(x, c, 96, ift), 0.005, 400),
-        Case("torchdeq, convolutional", "connected", lambda x, c: Convolutional(x, c, 8, 1, ift), 0.01, 250),
-        Case("by hand, Anderson", "fashion_mnist", lambda x, c: ByHand(x, c, 128), 0.003, 500, steps=by_hand),
+        Case("torchdeq, attention", "mnist", lambda x, c: Attention(x, c, 24, ift), 0.005, 80),
+        Case("torchdeq, two states", "mnist", lambda x, c: TwoStates(x, c, 96, ift), 0.01, 200),
+        Case("torchdeq, convolutional", "connected", lambda x, c: Convolutional(x, c, 8, 1, ift), 0.01, 120),
+        Case("by hand, Anderson", "fashion_mnist", lambda x, c: ByHand(x, c, 128), 0.003, 250, steps=by_hand),
         Case("torchdeq, convolutional", "cifar10", lambda x, c: Convolutional(x, c, 8, 2, ift), 0.01, 80),
-        Case("torchdeq, two states, Anderson", "rings", lambda x, c: TwoStates(x, c, 48, anderson), 0.01, 800),
-        Case("torchdeq, two states, phantom", "fashion_mnist", lambda x, c: TwoStates(x, c, 96, phantom), 0.005, 400),
-        Case("by hand, Anderson", "rings", lambda x, c: ByHand(x, c, 64), 0.01, 1500, steps=by_hand),
-        Case("torchdeq, attention, Anderson", "fashion_mnist", lambda x, c: Attention(x, c, 24, anderson), 0.005, 120),
-        Case("torchdeq, conv., phantom", "connected", lambda x, c: Convolutional(x, c, 8, 1, phantom), 0.01, 250),
-        Case("by hand, Anderson", "parity", lambda x, c: ByHand(x, c, 64), 0.01, 1500, steps=by_hand),
+        Case("torchdeq, two states, Anderson", "rings", lambda x, c: TwoStates(x, c, 48, anderson), 0.01, 300),
+        Case("torchdeq, two states, phantom", "fashion_mnist", lambda x, c: TwoStates(x, c, 96, phantom), 0.01, 200),
+        Case("by hand, Anderson", "rings", lambda x, c: ByHand(x, c, 64), 0.01, 500, steps=by_hand),
+        Case("torchdeq, attention, Anderson", "fashion_mnist", lambda x, c: Attention(x, c, 24, anderson), 0.005, 80),
+        Case("torchdeq, conv., phantom", "connected", lambda x, c: Convolutional(x, c, 8, 1, phantom), 0.01, 120),
+        Case("by hand, Anderson", "parity", lambda x, c: ByHand(x, c, 64), 0.01, 500, steps=by_hand),
     ]  # fmt: skip
     lists = [full, concave, other]
     return [group[i] for i in range(max(map(len, lists))) for group in lists if i < len(group)]

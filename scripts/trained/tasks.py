@@ -14,7 +14,7 @@ import torch
 from deq_enn.data.images import IMAGES
 from deq_enn.utils.random import generator
 
-TRAIN, HELD, MORE = 6000, 1500, 8000  # samples of each part
+TRAIN, HELD, MORE = 6000, 2000, 6000  # samples of each part
 RINGS, BITS, PARITY, GRID = 4, 12, 3, 8  # rings; bits, and how many of them count; side of a grid
 OPEN = 0.6  # share of a grid's cells that are open
 

@@ -207,7 +207,7 @@ class VerdictBySteps:
     def _measure_stopped(self, ladder: Sequence[int] = LADDER[1:]) -> None:
         for k in ladder:
             self._say(f"stopped after {k} steps")
-            self._add(f"stopped after {_steps(k)}", "stopped", k, stopped(self.module, k, self.steps))
+            self._add(f"{k} of its steps", "stopped", k, stopped(self.module, k, self.steps))
 
     def _good_steps(self) -> float:
         """The fewest steps of a network that is within the tolerance."""

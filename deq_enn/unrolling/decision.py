@@ -48,7 +48,7 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
         return "keep", None, [sentence]
     if good := accepted(faster, known.tolerance):
         chosen = min(good, key=lambda c: (c.work, c.loss))
-        sentence = f"{_loses(chosen, known)}, less than {known.tolerance:g}.{_saves(chosen)}"
+        sentence = f"{_capital(_loses(chosen, known))}, less than {known.tolerance:g}.{_saves(chosen)}"
         return "replace", chosen, [*reason, sentence]
     best = min(faster, key=lambda c: c.interval[1])
     low = min(c.interval[0] for c in faster)
@@ -61,7 +61,7 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
         return "keep", None, [*reason, sentence]
     if low > known.tolerance:
         return "undecided", None, [*reason, f"Nothing that was tried is good enough, but {untrained}."]
-    between = f"{_loses(best, known)}: {known.tolerance:g} lies in an interval. More samples held out would decide it"
+    between = f"{_capital(_loses(best, known))}: {known.tolerance:g} lies in an interval. More samples held out would decide it"
     return "undecided", None, [*reason, between + (f", or more time (--budget): {untrained}." if untrained else ".")]
 
 
@@ -90,16 +90,20 @@ def _untrained(candidates: list[StepCandidate], known: Known) -> str | None:
 def _loses(candidate: StepCandidate, known: Known) -> str:
     low, high = candidate.interval
     return (
-        f"{candidate.name} loses {candidate.loss:+.2f} points (90% interval {low:+.2f} to {high:+.2f}) on {known.held} "
-        "samples that were held out"
+        f"with {candidate.name} {candidate.loss:+.2f} points are lost (90% interval {low:+.2f} to {high:+.2f}) on "
+        f"{known.held} samples that were held out"
     )
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def _saves(candidate: StepCandidate) -> str:
     saved = candidate.cost["saved"] if candidate.cost else {}
     jobs = {"row": "one sample", "batch": "a batch", "step": "a training step"}
-    said = [f"{saved[job]:.3g} times for {what}" for job, what in jobs.items() if saved.get(job)]
-    return f" The module's time is its own {', '.join(said)}." if said else ""
+    said = [f"{saved[job]:.3g} times as long for {what}" for job, what in jobs.items() if saved.get(job)]
+    return f" The module takes {', '.join(said)}." if said else ""
 
 
 def _nothing_learnt(known: Known) -> str:

@@ -61,8 +61,9 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
         return "keep", None, [*reason, sentence]
     if low > known.tolerance:
         return "undecided", None, [*reason, f"Nothing that was tried is good enough, but {untrained}."]
-    between = f"{_capital(_loses(best, known))}: {known.tolerance:g} lies in an interval. More samples held out would decide it"
-    return "undecided", None, [*reason, between + (f", or more time (--budget): {untrained}." if untrained else ".")]
+    between = f"{_capital(_loses(best, known))}: {known.tolerance:g} lies in an interval."
+    more = f", or more time (--budget): {untrained}." if untrained else "."
+    return "undecided", None, [*reason, between, "More samples held out would decide it" + more]
 
 
 def accepted(candidates: list[StepCandidate], tolerance: float) -> list[StepCandidate]:

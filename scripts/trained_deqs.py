@@ -21,6 +21,7 @@ from deq_enn.utils.arguments import OneLineParser, check_folder, duration, posit
 from deq_enn.utils.outcome import one_line
 
 PACKED = Path(__file__).resolve().parents[1] / "docs" / "trained.json.gz"
+DEAR = 3.0  # times the budget, for DEQs whose outputs take longer
 BATCH = 64  # samples of a training step
 
 
@@ -174,7 +175,7 @@ def run(args, path, done):
         left -= now
         if left <= 0:
             return
-        record = study(case, task, module, seconds, args.budget)
+        record = study(case, task, module, seconds, args.budget * (DEAR if case.dear else 1))
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{case.name}, {case.task}: {record['module']['accuracy']:.1f}%; {record['answer']} {record['chosen']}",

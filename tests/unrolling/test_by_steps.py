@@ -33,7 +33,7 @@ def blobs(n, *shape, seed=0):
     return X, y
 
 
-def trained(module, X, y, steps=8, rate=0.1):
+def trained(module, X, y, steps=6, rate=0.1):
     optimizer = OPTIMIZERS["sgd"](module.parameters(), lr=rate, momentum=0.9)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -61,6 +61,7 @@ def judge(module, samples, budget=2.0, **settings):
     return making.conclude()
 
 
+@pytest.mark.slow
 def test_every_number_is_that_of_the_network_it_names(foreign, samples):
     before = {name: value.clone() for name, value in foreign.state_dict().items()}
     result = judge(foreign, samples, budget=4.0, tolerance=0.5)
@@ -130,6 +131,7 @@ def test_a_module_that_has_learnt_nothing_is_not_replaced():
     assert said == "undecided" and chosen is None and "it has learnt nothing, or the labels" in reason[0]
 
 
+@pytest.mark.slow
 def test_students_come_nearer_and_a_refitted_layer_is_the_ridge_regression(samples):
     (X, y), (X_test, _) = samples
     torch.manual_seed(2)
@@ -179,6 +181,7 @@ def test_rivals_have_the_modules_sizes(samples):
     assert rivals(deq, torch.zeros(9, P, dtype=torch.int64), K) == []
 
 
+@pytest.mark.slow
 def test_costs_are_in_units_of_the_module():
     slow, x = DEQ("tanh", P, 256, K, 0.9), torch.randn(64, P, generator=generator("costs"))
     report = compared(slow, {"few": stopped(slow, 1)}, x, 0.05)
@@ -186,6 +189,7 @@ def test_costs_are_in_units_of_the_module():
     assert report["few"]["parameters"] == report[""]["parameters"] and report["few"]["memory"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, shape, steps",
     ((TwoEquilibria(), (1, 8, 8), None), (ByHand(), (7, P), by_hand), (DEQ("relu", P, M, K, 0.3).double(), (P,), None)),
@@ -199,12 +203,14 @@ def test_any_form_and_shape(module, shape, steps):
     assert result.candidates and result.candidates[0].kind == "stopped" and result.seconds < 0.7
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept_and_what_had_no_time_is_said(foreign, samples):
     result = judge(foreign, samples, budget=0.4, tolerance=1e-6)
     assert result.untried and result.seconds < 0.5
     assert "no time was left" in " ".join(result.untried.values())
 
 
+@pytest.mark.slow
 def test_without_labels_the_module_is_followed(foreign, samples):
     (X, _), (X_test, _) = samples
     result = verdict(foreign, X, held=(X_test, None), budget=0.6, tolerance=5.0, clock=Ticks(0.01))

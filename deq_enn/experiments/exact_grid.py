@@ -79,8 +79,8 @@ class ExactGrid(Grid):
         order = subset(n, config.train_size or n, config.seed)
         return data.X_train[order], data.y_train[order]
 
-    def works_on(self, device: torch.device) -> torch.device:
-        """Returns where the runs are computed, on a machine with this device."""
+    def works_on(self, config: Config, device: torch.device, team: Team) -> torch.device:
+        """Returns where the run is computed, on a machine with this device."""
         return device
 
     def solve(self, config: Config, device: torch.device, team: Team) -> tuple[dict, torch.Tensor]:
@@ -99,7 +99,7 @@ class ExactGrid(Grid):
             "run",
             config=config.record(),
             theory=self.networks[config.model, config.depth].describe(),
-            device=str(self.works_on(device)),
+            device=str(self.works_on(config, device, team)),
             resumed_at=0,
             setup_seconds=0.0,
             **({"classes": self.data.mapping} if self.data.mapping else {}),
@@ -153,17 +153,22 @@ class KernelGrid(ExactGrid):
     def check_memory(self, configs: list[Config], device: torch.device) -> None:
         """Raises ValueError where a kernel that is still to be made fits neither memory nor disk."""
         a = self.arguments
-        if a.device not in (None, "cpu"):
-            raise ValueError(f"--device {a.device}: --train kernel runs on the CPU")
         if a.processes and not a.memory:  # as much for each, whatever the others have taken when it begins
             a.memory = 0.9 * (available() or math.inf) / a.processes
         for config in configs:
             if not (a.resume and finished(config, a.output_path)):
                 self.plan(config, ranks()[1] if a.together else 1)
 
-    def works_on(self, device: torch.device) -> torch.device:
-        """Returns the CPU: there the kernel is formed, kept and factorised, whatever the device."""
-        return torch.device("cpu")
+    def works_on(self, config: Config, device: torch.device, team: Team) -> torch.device:
+        """Returns the GPU, if there is one that the kernel fits into. A kernel on disk or of ranks is the CPU's."""
+        if device.type == "cpu" or team.size > 1 or not self.plan(config, 1).in_memory:
+            return torch.device("cpu")
+        (n, p), m = self.data.X_train.shape, len(self.data.X_test)
+        try:
+            there = plan(config.train_size or n, m, p, 0.9 * (available(device) or math.inf))
+        except ValueError:
+            return torch.device("cpu")
+        return device if there.in_memory else torch.device("cpu")
 
     def solve(self, config: Config, device: torch.device, team: Team) -> tuple[dict, torch.Tensor]:
         """Fits the kernel machine of the run."""
@@ -175,7 +180,8 @@ class KernelGrid(ExactGrid):
                 Path(f"{files}.{end}").unlink(missing_ok=True)
         d, ridges = self.data_of(config.model), self.ridges(regression.RIDGES)
         samples = Samples(*self.samples(config), d.X_test, d.y_test, d.n_classes)
-        settings = Settings(a.match, ridges, self.plan(config, team.size), files, config.key, team)
+        where = self.works_on(config, device, team)
+        settings = Settings(a.match, ridges, self.plan(config, team.size), files, config.key, team, where)
         return run_machine(self.networks[config.model, config.depth], samples, settings)
 
 

@@ -1,5 +1,7 @@
 """The lower triangle of a kernel matrix is kept in float32, in memory or on disk, and its formation survives a kill.
 
+In memory it is where the samples are, so that a machine on a GPU forms, factorises and predicts there.
+
 An (n, n) kernel of 60,000 samples takes 28.8 GB in float64. Its lower triangle in float32 takes 7.2 GB. It is held as
 *block rows*: block row i is the array [rows_i, 0 : stop_i] with rows_i = [start_i, stop_i), its diagonal block whole. A
 block row is contiguous, so that it is one read or write of a file. A Cholesky factorisation, a solve and a product all
@@ -148,7 +150,7 @@ class FileRows:
 
     def write(self, i: int, values: torch.Tensor) -> None:
         """Writes block row i, and then the list that says it is finished; OSError where the disk is full."""
-        view, place = values.numpy().data.cast("B"), 4 * self.layout.offset(i)
+        view, place = values.cpu().numpy().data.cast("B"), 4 * self.layout.offset(i)
         try:
             while len(view):
                 count = os.pwrite(self._file, view, place)
@@ -178,6 +180,11 @@ class FileRows:
 BlockRows = MemoryRows | FileRows
 
 
+def device_of(blocks: KernelTiles) -> torch.device:
+    """Returns where the tiles of a kernel are computed."""
+    return blocks.diagonal()[0].device
+
+
 def _spans(start, stop, step=WIDTH):
     return [slice(a, min(a + step, stop)) for a in range(start, stop, step)]
 
@@ -201,7 +208,7 @@ def form(blocks: KernelTiles, kernel: str, rows: BlockRows, kept: FileRows | Non
         for i in layout.owned:
             if not rows.has(i):
                 if kept is not None and kept.has(i):
-                    rows.write(i, kept.read(i))
+                    rows.write(i, kept.read(i).to(device_of(blocks)))
                 else:
                     values = _block_row(blocks, kernel, layout, i)
                     if writing:
@@ -215,7 +222,7 @@ def form(blocks: KernelTiles, kernel: str, rows: BlockRows, kept: FileRows | Non
 
 
 def _block_row(blocks, kernel, layout, i):
-    rows, values = layout.rows(i), torch.empty(layout.shape(i))
+    rows, values = layout.rows(i), torch.empty(layout.shape(i), device=device_of(blocks))
     for c in _spans(0, rows.start):
         blocks.tile(rows, c, kernel, out=values[:, c])
     for r in _spans(rows.start, rows.stop, STRIP):  # the diagonal block is stored whole, but only half is computed
@@ -239,8 +246,8 @@ def rectangle(
     -------
     (K[rows] (r, n) float32, K[rows] @ weights (r, c) float64)
     """
-    values = torch.empty(rows.stop - rows.start, blocks.shape[1])
-    product = torch.zeros(len(values), weights.shape[1], dtype=torch.float64)
+    values = torch.empty(rows.stop - rows.start, blocks.shape[1], device=device_of(blocks))
+    product = torch.zeros(len(values), weights.shape[1], dtype=torch.float64, device=device_of(blocks))
     for c in _spans(0, blocks.shape[1]):
         tile = blocks.tile(rows, c, kernel)
         values[:, c] = tile
@@ -250,7 +257,7 @@ def rectangle(
 
 def exact_product(blocks: KernelTiles, kernel: str, weights: torch.Tensor) -> torch.Tensor:
     """Returns K @ weights in float64, with every tile computed anew, so that nothing is rounded to float32."""
-    out = torch.zeros(blocks.shape[0], weights.shape[1], dtype=torch.float64)
+    out = torch.zeros(blocks.shape[0], weights.shape[1], dtype=torch.float64, device=device_of(blocks))
     for r in _spans(0, len(out), STRIP):
         for c in _spans(0, r.start):
             tile = blocks.tile(r, c, kernel).double()
@@ -268,7 +275,7 @@ def product(rows: BlockRows, weights: torch.Tensor) -> torch.Tensor:
     """
     columns, out = weights.T.contiguous(), weights.new_zeros(weights.shape[::-1])
     for i in rows.layout.owned:
-        span, values = rows.layout.rows(i), rows.read(i)
+        span, values = rows.layout.rows(i), rows.read(i).to(weights.device)
         for r, c, tile in tiles64(values, span, span.stop):
             out[:, r].addmm_(columns[:, c], tile.T)
             if c.stop <= span.start:  # outside the diagonal block the tile stands for its mirror image too
@@ -281,7 +288,7 @@ def tiles64(values: torch.Tensor, span: slice, width: int) -> Iterator[tuple[sli
 
     values : of the rows in `span`, whose first `width` columns are taken. Each tile overwrites the one before.
     """
-    room = torch.empty(STRIP * HEIGHT, dtype=torch.float64)
+    room = torch.empty(STRIP * HEIGHT, dtype=torch.float64, device=values.device)
     for r in _spans(span.start, span.stop, STRIP):
         strip = values[r.start - span.start : r.stop - span.start]
         for c in _spans(0, min(width, span.start), HEIGHT) + _spans(min(width, span.start), width, HEIGHT):

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from deq_enn.kernels.blocks import KernelTiles
-from deq_enn.machines.block_rows import BlockRows, Layout, MemoryRows, exact_product, product, rectangle
+from deq_enn.machines.block_rows import BlockRows, Layout, MemoryRows, device_of, exact_product, product, rectangle
 from deq_enn.machines.cholesky import (
     NotPositiveDefinite,
     backward,
@@ -44,7 +44,7 @@ BATCH = 1024  # test samples at a time
 class Prediction:
     """A prediction has the mean (m, c) of the targets, and the variance (m,) of each of them, noise included.
 
-    The variance is None where the machine has no factor.
+    Both are on the CPU. The variance is None where the machine has no factor.
     """
 
     mean: torch.Tensor
@@ -92,7 +92,7 @@ class Machine:
                 explained = sum(part.double().square().sum(1) for part in parts)
                 # it is below the noise only by rounding
                 variances.append((prior[rows] - explained).clamp_min(0).add(self.noise).mul(self.scale2))
-        return Prediction(torch.cat(means), torch.cat(variances) if variances else None)
+        return Prediction(torch.cat(means).cpu(), torch.cat(variances).cpu() if variances else None)
 
 
 def one_hot_targets(labels: torch.Tensor, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,7 +207,7 @@ def fit(
     if not (ridge >= 0 and math.isfinite(ridge)):
         raise ValueError(f"a ridge must be 0 or positive, and finite, got {ridge}")
     noise = ridge * mean_diagonal(blocks, kernel)
-    targets, mean = one_hot_targets(labels, n_classes)
+    targets, mean = one_hot_targets(labels.to(device_of(blocks)), n_classes)
     factor = factorise(rows, noise, factor)
     weights, residual = torch.zeros_like(targets), targets
     size = targets.norm(dim=0).clamp_min(1e-300)

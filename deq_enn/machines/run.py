@@ -140,6 +140,7 @@ class Settings:
     plan : of the function `plan`; by default the kernel is in memory.
     files : where the kernel is kept until the run is done, without a suffix; `key` names what the kernel depends on.
     team : the ranks that share the kernel.
+    device : where a kernel in memory is, and all that is done with it. On disk, and among ranks, it is the CPU's.
     """
 
     kernel: str
@@ -148,6 +149,7 @@ class Settings:
     files: Path | None = None
     key: str = ""
     team: Team = Team()
+    device: torch.device | str = "cpu"
 
 
 def run_machine(model: Network, samples: Samples, settings: Settings) -> tuple[dict[str, Any], torch.Tensor]:
@@ -169,7 +171,7 @@ def run_machine(model: Network, samples: Samples, settings: Settings) -> tuple[d
     laps = _Laps()
     with _Files(settings, len(samples.X)) as files:
         machine, table = _fit(model, samples, settings, files, laps)
-        prediction = _predict(model, machine, samples, settings.team)
+        prediction = _predict(model, machine, samples, settings)
         laps.end("prediction")
     return _record(machine, table, prediction, samples, settings, laps), prediction.mean.argmax(1)
 
@@ -227,7 +229,7 @@ class _Files:
 def _fit(model, samples, settings, files, laps) -> tuple[Machine, list[Row]]:
     """Forms the kernel, chooses the ridge, and solves; returns the machine and the table of ridges."""
     kernel, team, labels, n_classes = settings.kernel, settings.team, samples.labels, samples.n_classes
-    blocks = float32_blocks(model, samples.X)
+    blocks, labels = float32_blocks(model, samples.X.to(settings.device)), labels.to(settings.device)
     if isinstance(blocks, ConvBlocks):
         _announce(blocks, kernel, team.size)
     rows = MemoryRows(files.layout) if settings.plan.in_memory else files.kernel
@@ -254,14 +256,15 @@ def _announce(blocks, kernel, ranks):
     announce((time.perf_counter() - start) * pairs / ranks, blocks.shape)
 
 
-def _predict(model, machine, samples, team) -> Prediction:
-    cross = float32_blocks(model, samples.X, samples.X_test)
+def _predict(model, machine, samples, settings) -> Prediction:
+    cross = float32_blocks(model, samples.X.to(settings.device), samples.X_test.to(settings.device))
+    team = settings.team
     return predict_shared(machine, cross, team) if team.size > 1 else machine.predict(cross)
 
 
 def _record(machine, table, prediction, samples, settings, laps) -> dict[str, Any]:
     targets, mean = one_hot_targets(samples.labels, samples.n_classes)
-    fitted = targets - machine.noise * machine.weights + mean  # is K weights + mean
+    fitted = targets - machine.noise * machine.weights.cpu() + mean  # is K weights + mean
     return {
         "train_accuracy": (fitted.argmax(1) == samples.labels).double().mean().item(),
         **{f"test_{name}": value for name, value in score(prediction, samples.labels_test).items()},

@@ -18,6 +18,7 @@ from deq_enn.machines.run import Plan, blocks_of, plan, subset
 from deq_enn.networks.build import build_model
 from deq_enn.reporting.style import mean_std
 from deq_enn.theory.equilibrium import estimate_tau0
+from tests.helpers.second_device import second_device
 
 P, N, M = 15, 420, 150
 
@@ -64,13 +65,18 @@ def records(folder):
     return {line["model"]: line for line in lines if line["event"] == "epoch"}
 
 
-def test_a_kernel_machine_logs_the_cpu_on_a_machine_with_a_gpu(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("deq_enn.utils.devices.get_device", lambda name: torch.device("cuda"))
+@pytest.mark.slow
+@pytest.mark.parametrize("free", [1e12, 1e6])
+def test_a_kernel_machine_works_on_a_gpu_that_its_kernel_fits_into(data, tmp_path, monkeypatch, free):
+    monkeypatch.setattr("deq_enn.experiments.exact_grid.available", lambda device=None: free if device else 1e12)
     flags = ["--dataset", "npz", "--dataset_path", data, "--train", "kernel", "--model", "inn", "--ridge", 0.05]
     flags += ["--train_size", 60, "--output_path", tmp_path / "out", "--save_path", tmp_path / "save"]
-    command.main([*map(str, flags)])
+    with second_device(monkeypatch) as gpu:
+        monkeypatch.setattr("deq_enn.utils.devices.get_device", lambda name: gpu)
+        command.main([*map(str, flags)])
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["device"] for line in lines if line["event"] == "run"] == ["cpu"]
+    where = [line["device"] for line in lines if line["event"] == "run"]
+    assert where == (["cpu"] if free < 1e9 else [str(gpu)])
 
 
 def test_a_machine_from_the_command_line_is_a_dense_solve(data, tmp_path, capsys):

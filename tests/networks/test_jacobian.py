@@ -49,6 +49,7 @@ def test_hutchinsons_estimate_is_the_squared_frobenius_norm_in_the_mean():
         assert ((draws.mean(0) - size).abs() <= 5 * draws.std(0) / 20).all()
 
 
+@pytest.mark.slow
 def test_the_penaltys_gradient_is_that_of_the_exact_norm_at_a_fixed_state():
     f, z, (A, u) = next(cases())
     A, u = (t.detach().requires_grad_() for t in (A, u))

@@ -16,6 +16,7 @@ from deq_enn.kernels.exact import explicit_kernels, implicit_blocks, implicit_ke
 from deq_enn.kernels.interpolated import Interpolated
 from deq_enn.machines import leave_one_out, readout
 from deq_enn.machines.leave_one_out import Targets
+from deq_enn.machines.run import Plan, Samples, Settings, run_machine
 from deq_enn.networks.build import build_model
 from deq_enn.networks.cost import costs
 from deq_enn.networks.deq import DEQ, as_drawn
@@ -246,6 +247,26 @@ def test_trainings_of_figures(second):
 
 # ---------------------------------------------------------------------------------------------------------------
 # readouts and kernels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "kept"])
+@pytest.mark.parametrize("match", ["ck", "ntk"])
+def test_kernel_machine(second, match, on_disk, tmp_path):
+    """Formed, factorised, refined and predicted there, also where the kernel is kept on disk for a killed run."""
+    X, y = samples(n=60)
+    parts = Samples(X[:40], y[:40], X[40:], y[40:], 3)
+    model = build_model("tanh_inn", 12, 1, 3, 0.2)
+
+    def go(device):
+        files = tmp_path / str(device) if on_disk else None
+        settings = Settings(match, (1e-3, 1e-2), Plan(True, 16, 0), files, "key", device=device)
+        return run_machine(model, parts, settings)
+
+    ours, theirs = go("cpu"), go(second)
+    assert torch.equal(ours[1], theirs[1])
+    for name in ("test_mse", "test_log_density", "ridge", "log_evidence"):
+        assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-4)
 
 
 def test_ridge_readout(second):

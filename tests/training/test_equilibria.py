@@ -123,6 +123,7 @@ def test_the_spectral_radius_in_the_log_is_that_of_the_trained_network(tmp_path)
     assert record["largest_spectral_radius"] == pytest.approx(radii.max().item(), rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_penalty_makes_the_jacobian_small(tmp_path):
     without = go(replace(BASE, epoch=6, jacobian="0"), tmp_path / "0").history
     penalised = go(replace(BASE, epoch=6, jacobian="100"), tmp_path / "100").history
@@ -162,6 +163,7 @@ def test_a_step_with_the_penalty_is_the_gradient_of_the_exact_one_in_the_mean():
     assert expected.abs().max() > 10 * drift.std(0).max() / 10
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "settings", [{"steps": 2}, {"jacobian": "0.5", "lenient": True}, {"solver": "anderson", "solver_tol": 1e-4}]
 )
@@ -187,6 +189,7 @@ def test_a_run_resumes_to_the_same_bytes(tmp_path, settings, monkeypatch):
         }
 
 
+@pytest.mark.slow
 def test_pcdeqs_are_stopped_and_watched_too(tmp_path):
     def history(folder, **settings):
         config = replace(PCDEQ, epoch=2, **settings)

@@ -103,3 +103,16 @@ def conv_pairs(problem: Problem, arrays: list[torch.Tensor | None], tangent: boo
     if status:
         raise ValueError(f"the kernel between images did not converge: residual {left.value:.2g}")
     return out
+
+
+def conv_values(problem: Problem, rho: torch.Tensor, tables: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Returns the series and its derivative at correlations rho (h, w, rows, columns), float64 each."""
+    code = library()
+    assert code is not None
+    rho = rho.contiguous()
+    out = [torch.empty_like(rho), torch.empty_like(rho)]
+    code.conv_values(
+        ctypes.byref(problem),
+        *(ctypes.c_void_p(None if array is None else array.data_ptr()) for array in [rho, *tables, *out]),
+    )
+    return out

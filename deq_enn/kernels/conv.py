@@ -21,9 +21,9 @@ The equation for one image alone is that of Garriga-Alonso, Rasmussen & Aitchiso
 
 import torch
 
-from deq_enn.kernels.box_filter import BoxFilter, WindowEquation, error_of
+from deq_enn.kernels.box_filter import BoxFilter, WindowEquation, check_window, error_of
 from deq_enn.kernels.compiled import Problem, conv_pairs, library
-from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, Side, check_window, pixel_pairs
+from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, Side, pixel_pairs
 from deq_enn.kernels.pixel_scales import implicit_pixel_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_sigma_a2, get_tau

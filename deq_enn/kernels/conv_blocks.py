@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from deq_enn.kernels.blocks import KERNELS
 from deq_enn.kernels.box_filter import PADDINGS
-from deq_enn.kernels.compiled import WIDE, Problem
+from deq_enn.kernels.compiled import WIDE, Problem, conv_values, library
 from deq_enn.kernels.pair_functions import PiecewiseLinear, Series, pair_function
 from deq_enn.kernels.sample_scales import Scales
 from deq_enn.theory.activations import Activation
@@ -31,7 +31,7 @@ from deq_enn.utils.tiles import for_each, largest, tiles
 READOUTS = "flatten", "pool"
 DAY = 86_400.0  # seconds from which on a computation is announced
 ENTRIES = 30_000  # pairs of pixels of a tile, few enough that its arrays stay in a core's cache
-WIDE_ENTRIES = 800_000  # pairs of pixels of a tile whose pair function goes pixel by pixel
+WIDE_ENTRIES = 1 << 20  # pairs of pixels of a tile whose pair function goes pixel by pixel
 COMPILED_ENTRIES = 800_000  # pairs of pixels of a tile that compiled code goes through a few pairs at a time
 CUDA_ENTRIES = 1 << 24  # pairs of pixels of a tile on a GPU
 
@@ -127,10 +127,14 @@ class PixelwisePairs:
         self.images = images
         scales = replace(scales, s=np.maximum(scales.s, self.least * scales.s.max()))
         self.pair = pair_function(activation, scales, device)
+        self._terms: SeriesTerms | None = None
+        self.compiled = device.type == "cpu" and isinstance(self.pair, Series) and library() is not None
 
     def terms(self) -> "SeriesTerms | None":
         """Returns the coefficients of a series, where that is what the pair function is."""
-        return SeriesTerms(self.pair, self.images) if isinstance(self.pair, Series) else None
+        if isinstance(self.pair, Series) and self._terms is None:
+            self._terms = SeriesTerms(self.pair, self.images)
+        return self._terms
 
     def _index(self, side, pixel):
         start, part = int(pixel) * self.images, side.images
@@ -144,6 +148,10 @@ class PixelwisePairs:
 
     def __call__(self, rows: Side, cols: Side, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (g, g') of the correlations rho."""
+        if self.compiled and isinstance(rows.images, slice) and (terms := self.terms()):
+            problem = Problem(*rho.shape[:2], rows=rho.shape[2], cols=rho.shape[3])
+            g, dg = conv_values(problem, rho, terms.fill(problem, rows, cols))
+            return g, dg
         g, dg = torch.empty_like(rho), torch.empty_like(rho)
         for place, p in np.ndenumerate(rows.pixels):
             tile = rho[place].double().clamp_(-1, 1)
@@ -385,14 +393,3 @@ def check_images(images: torch.Tensor, name: str) -> torch.Tensor:
         bad = int((~torch.isfinite(squares)).nonzero()[0])
         raise ValueError(f"{name} have NaN or infinite (or overflowing) pixels, first in image {bad}")
     return images
-
-
-def check_window(size: int, height: int, width: int, padding: str, name: str = "kernel_size") -> None:
-    """Raises ValueError for a window that is even, or that meets itself around an image with circular padding."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0:
-        raise ValueError(f"{name} must be an odd whole number, got {size!r}")
-    if padding == "circular" and size > min(height, width):
-        raise ValueError(
-            f"{name} = {size} is larger than the images of {height} x {width} pixels, which circular padding does not "
-            "allow: take a smaller one, or padding 'zero'"
-        )

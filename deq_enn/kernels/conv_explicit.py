@@ -23,8 +23,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from deq_enn.kernels.box_filter import BoxFilter
-from deq_enn.kernels.conv_blocks import ConvBlocks, check_window, pixel_pairs
+from deq_enn.kernels.box_filter import BoxFilter, check_window
+from deq_enn.kernels.conv_blocks import ConvBlocks, pixel_pairs
 from deq_enn.kernels.sample_scales import explicit_scales
 from deq_enn.theory.activations import Activation
 

@@ -138,48 +138,77 @@ static void kinked(const Problem *q, Work *k)
     }
 }
 
-/* sum_k ci_k cj_k rho^k, with as many terms as the largest |rho| at the pixel asks for */
-static void series(const Problem *q, Work *k, int row, int col, const double *ci, const double *cj, const double *reach,
-                   const int *degrees)
+/* the series sum_k ci_k cj_k rho^k of a block at a pixel, and its derivative, with as many terms as the largest |rho|
+   asks for; ci (rows, degree + 1), cj (degree + 1, WIDE) */
+static void series(const Problem *q, int row, const double *ci, const double *cj, const double *reach,
+                   const int *degrees, Wide *rho, Wide *g, Wide *dg)
 {
     int K1 = q->degree + 1;
-    for (int p = 0; p < k->pixels; p++) {
-        double largest = 0;
-        const double *x = k->x + (long)p * LANES, *inverse = k->inverse + (long)p * LANES;
-#pragma omp simd reduction(max : largest)
-        for (int l = 0; l < LANES; l++) {
-            double size = fabs(x[l] * inverse[l]);
-            largest = size > largest ? size : largest;
+    double largest = 0;
+    const double *a[BLOCK];
+    for (int i = 0; i < BLOCK; i++) {
+        a[i] = ci + (long)(row + i < q->rows ? row + i : q->rows - 1) * K1;
+        for (int l = 0; l < WIDE; l++) {
+            double r = rho[i][l];
+            rho[i][l] = r > q->cut ? q->cut : r < -q->cut ? -q->cut : r;
+            largest = fabs(r) > largest ? fabs(r) : largest;
         }
-        int bin = 0;
-        while (bin < q->bins - 1 && reach[bin] < largest) bin++;
-        int degree = degrees[bin] < q->degree ? degrees[bin] : q->degree;
-        const double *b = cj + ((long)p * ((q->cols + WIDE - 1) / WIDE * WIDE) + col) * K1;
-        Wide rho[BLOCK] = {{0}}, g[BLOCK], dg[BLOCK];
-        const double *a[BLOCK];
-        for (int i = 0; i < BLOCK; i++) {
-            a[i] = ci + ((long)p * q->rows + (row + i < q->rows ? row + i : q->rows - 1)) * K1;
-            for (int l = 0; l < WIDE; l++) {
-                double r = x[i * WIDE + l] * inverse[i * WIDE + l];
-                rho[i][l] = r > q->cut ? q->cut : r < -q->cut ? -q->cut : r;
-            }
-            g[i] = a[i][degree] * ((const Wide *)b)[degree];
-            dg[i] = g[i] * 0;
-        }
-        for (int j = degree - 1; j >= 0; j--) {
-            Wide right = ((const Wide *)b)[j];
-            for (int i = 0; i < BLOCK; i++) {
-                dg[i] = dg[i] * rho[i] + g[i];
-                g[i] = g[i] * rho[i] + a[i][j] * right;
-            }
-        }
-        for (int i = 0; i < BLOCK; i++)
-            for (int l = 0; l < WIDE; l++) {
-                long e = (long)p * LANES + i * WIDE + l;
-                k->c[e] = k->ss[e] * g[i][l];
-                k->dot[e] = dg[i][l];
-            }
     }
+    int bin = 0;
+    while (bin < q->bins - 1 && reach[bin] < largest) bin++;
+    int degree = degrees[bin] < q->degree ? degrees[bin] : q->degree;
+    for (int i = 0; i < BLOCK; i++) {
+        g[i] = a[i][degree] * ((const Wide *)cj)[degree];
+        dg[i] = g[i] * 0;
+    }
+    for (int j = degree - 1; j >= 0; j--) {
+        Wide right = ((const Wide *)cj)[j];
+        for (int i = 0; i < BLOCK; i++) {
+            dg[i] = dg[i] * rho[i] + g[i];
+            g[i] = g[i] * rho[i] + a[i][j] * right;
+        }
+    }
+}
+
+static void series_everywhere(const Problem *q, Work *k, int row, int col, const double *ci, const double *cj,
+                              const double *reach, const int *degrees)
+{
+    long K1 = q->degree + 1, columns = (q->cols + WIDE - 1) / WIDE * WIDE;
+    for (int p = 0; p < k->pixels; p++) {
+        Wide rho[BLOCK], g[BLOCK], dg[BLOCK];
+        const Wide *x = (const Wide *)(k->x + (long)p * LANES), *inverse = (const Wide *)(k->inverse + (long)p * LANES);
+        const Wide *ss = (const Wide *)(k->ss + (long)p * LANES);
+        for (int i = 0; i < BLOCK; i++) rho[i] = x[i] * inverse[i];
+        series(q, row, ci + (long)p * q->rows * K1, cj + ((long)p * columns + col) * K1, reach, degrees, rho, g, dg);
+        for (int i = 0; i < BLOCK; i++) {
+            ((Wide *)(k->c + (long)p * LANES))[i] = ss[i] * g[i];
+            ((Wide *)(k->dot + (long)p * LANES))[i] = dg[i];
+        }
+    }
+}
+
+/* the same for given correlations rho (pixels, rows, cols), into g and dg */
+int conv_values(const Problem *q, const double *rho, const double *ci, const double *cj, const double *reach,
+                const int *degrees, double *g, double *dg)
+{
+    long K1 = q->degree + 1, columns = (q->cols + WIDE - 1) / WIDE * WIDE;
+    for (long p = 0; p < (long)q->h * q->w; p++)
+        for (int row = 0; row < q->rows; row += BLOCK)
+            for (int col = 0; col < q->cols; col += WIDE) {
+                Wide r[BLOCK] = {{0}}, value[BLOCK], slope[BLOCK];
+                int rows = q->rows - row < BLOCK ? q->rows - row : BLOCK, wide = q->cols - col;
+                if (wide > WIDE) wide = WIDE;
+                long at = (p * q->rows + row) * q->cols + col;
+                for (int i = 0; i < rows; i++)
+                    for (int l = 0; l < wide; l++) r[i][l] = rho[at + (long)i * q->cols + l];
+                series(q, row, ci + p * q->rows * K1, cj + (p * columns + col) * K1, reach, degrees, r, value, slope);
+                for (int i = 0; i < rows; i++)
+                    for (int l = 0; l < wide; l++) {
+                        g[at + (long)i * q->cols + l] = value[i][l];
+                        dg[at + (long)i * q->cols + l] = slope[i][l];
+                    }
+            }
+    return 0;
 }
 
 static int solve(const Problem *q, Work *k, int row, int col, const double *ci, const double *cj, const double *reach,
@@ -188,7 +217,7 @@ static int solve(const Problem *q, Work *k, int row, int col, const double *ci, 
     long n = (long)k->pixels * LANES;
     double before = INFINITY, gain = q->sigma_a2 / ((2 * q->radius + 1) * (2 * q->radius + 1));
     for (int step = 0; step < 60; step++) {
-        if (q->degree) series(q, k, row, col, ci, cj, reach, degrees);
+        if (q->degree) series_everywhere(q, k, row, col, ci, cj, reach, degrees);
         else kinked(q, k);
         memcpy(k->t, k->c, n * sizeof(double));
         total(q, k, k->t, k->local);

@@ -1,6 +1,9 @@
 """The equivalent kernel of a Gaussian mixture is made of four coefficients and of the statistics in this file.
 
 Theorems 1 to 3 of the paper give the matrix as M = c1 S + V C V^T + (diag - tau_0^2 c1) I, with V = [J/sqrt(p), psi].
+
+Of images with many channels, whose pixels are nearly orthogonal and nearly of one norm, the kernels of a convolutional
+DEQ have such a form as well (`equivalent_conv_kernels`). Images as they come from a camera are not like that.
 """
 
 import math
@@ -8,8 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from deq_enn.theory.coefficients import KernelCoefficients
-from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.theory.activations import Activation
+from deq_enn.theory.coefficients import KernelCoefficients, implicit_ck, implicit_ntk
+from deq_enn.theory.equilibrium import estimate_tau0, get_tau
+from deq_enn.theory.gaussian import gaussian_moments
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -98,6 +103,57 @@ def estimate_statistics(X: torch.Tensor, y: torch.Tensor) -> MixtureStatistics:
             T[a, b] = T[b, a] = p * total / (pairs * (1 - 1 / counts[a]) * (1 - 1 / counts[b]))
     t = math.sqrt(p) * (variances - counts @ variances / len(X))
     return MixtureStatistics(J, t, T, norms2 - mean_norms2[index], tau0)
+
+
+def equivalent_conv_kernels(
+    images: torch.Tensor, activation: Activation, sigma_a2: float, tau0: float, window: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the closed form of the kernels of a convolutional DEQ with circular padding, all pixels read out.
+
+    Parameters
+    ----------
+    images : (n, c, h, w). tau0 : root of the mean squared norm of their pixels, over sqrt(c).
+    window : (h w, h w), M, the mean over the window.
+
+    Returns
+    -------
+    (ck, ntk) : (n, n) float64. With s = sigma_a^2, w = E[(phi^2)'']/2, R = (1 - s d1^2 M)^-1 and
+        chi_i(p) = |x_i(p)|^2/c - tau_0^2, pixel by pixel to second order off the diagonal,
+
+        Lambda1 = sigma_b^2 R M S,   delta_i = sigma_b^2 (1 - s w M)^-1 M chi_i,
+        G = d1^2 Lambda1 + R [d2^2/4 delta_i delta_j + d2^2/2 Lambda1^2],
+        T = R [G + sigma_b^2 d1^2 M S + d2^2 Lambda1 (s M T1 + sigma_b^2 M S)],   T1 = R d1^2 (Lambda1 + sigma_b^2 M S),
+
+        and the means over pixels of G and T. The diagonals are gamma^2 and kappa^2 of the fully connected DEQ.
+
+    Notes
+    -----
+    The mean over pixels turns R into 1/(1 - s d1^2), so that the four scalars are those of the fully connected DEQ. The
+    convolution enters through normalised filters in the two quadratic terms alone.
+    """
+    n, c = images.shape[:2]
+    x = images.double().permute(2, 3, 0, 1).reshape(len(window), n, c)
+    moments = gaussian_moments(activation, get_tau(activation, sigma_a2, tau0))
+    s, sb, d1, d2 = sigma_a2, 1 - sigma_a2, moments.d1, moments.d2
+    eye = torch.eye(len(window), dtype=torch.float64)
+    R = torch.linalg.inv(eye - s * d1**2 * window)
+
+    def apply(matrix, field):
+        return (matrix @ field.flatten(1)).reshape(field.shape)
+
+    MS = apply(window, torch.bmm(x, x.mT) / c)
+    chi = x.square().sum(2) / c - tau0**2
+    delta = sb * torch.linalg.solve(eye - s * moments.sq_dd / 2 * window, window @ chi)
+    first = sb * apply(R, MS)
+    G = d1**2 * first + apply(R, d2**2 / 4 * delta[:, :, None] * delta[:, None] + d2**2 / 2 * first**2)
+    T1 = apply(R, d1**2 * (first + sb * MS))
+    T = apply(R, G + sb * d1**2 * MS + d2**2 * first * (s * apply(window, T1) + sb * MS))
+    kernels = G.mean(0), T.mean(0)
+    for kernel, diagonal in zip(
+        kernels, (implicit_ck(activation, s, tau0).diag, implicit_ntk(activation, s, tau0).diag)
+    ):
+        kernel.fill_diagonal_(diagonal)
+    return kernels
 
 
 def _squared_products(Z, W):

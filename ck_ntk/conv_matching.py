@@ -1,0 +1,107 @@
+"""How far each small network is from a convolutional DEQ, in exact kernels of images, against sigma_a^2.
+
+Candidates: the DEQ unrolled for 1 to 3 steps, its resolvent's network of 1 to 3 steps, the matched network (one 3 x 3
+convolution, then 1 x 1), and plain 3 x 3 networks of depth 1 to 3. Circular padding, all pixels read out.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ck_ntk.common.command import SIZE, run
+from deq_enn.utils.arguments import bounded_float
+
+LOOKS = {
+    **{f"plain {t}": dict(color="0.55", marker="ov^"[t - 1]) for t in (1, 2, 3)},
+    **{f"unrolled {t}": dict(color="C0", marker="ov^"[t - 1]) for t in (1, 2, 3)},
+    **{f"resolvent {t}": dict(color="C1", marker="ov^"[t - 1]) for t in (1, 2, 3)},
+    "matched": dict(color="C2", marker="s"),
+}
+
+
+def measured(args):
+    """Returns {activation: {data set: {sigma_a^2: distances}}}, from the output folder what is there already."""
+    import json
+
+    from tqdm import tqdm
+
+    from ck_ntk.common.conv_networks import TITLES, distances, draw
+    from deq_enn.theory.activations import ACTIVATIONS
+    from deq_enn.utils.files import atomic_write
+
+    names = [name for name in TITLES if args.data is None or name in args.data]
+    kept = args.output_path / f"conv_matching_{args.samples}.partial.json"
+    rows = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    jobs = [(a, name, s) for a in args.activation for name in names for s in args.sigma_a2]
+    x = {}
+    for activation, name, s in tqdm(jobs, desc="kernels", leave=False, disable=None):
+        key = f"{activation} {name} {s:g}"
+        if key not in rows:
+            x.setdefault(name, draw(name, args.dataset_path or "data", args.samples))
+            rows[key] = distances(x[name], ACTIVATIONS[activation], s)
+            with atomic_write(kept, "w") as file:
+                json.dump(rows, file)
+    return names, {
+        a: {name: {f"{s:g}": rows[f"{a} {name} {s:g}"] for s in args.sigma_a2} for name in names}
+        for a in args.activation
+    }
+
+
+def main(args):
+    from matplotlib import pyplot as plt
+
+    from ck_ntk.common.conv_networks import TITLES
+
+    args.sigma_a2 = sorted(set(args.sigma_a2))
+    names, numbers = measured(args)
+    lines = [(a, which) for a in args.activation for which in ("CK", "NTK")]
+    figure, axes = plt.subplots(
+        len(lines), len(names), figsize=(0.6 + 1.75 * len(names), 0.8 + 1.6 * len(lines)), sharex=True, sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    for row, (activation, which) in zip(axes, lines):
+        for ax, name in zip(row, names):
+            table = numbers[activation][name]
+            for candidate, look in LOOKS.items():
+                points = [
+                    (float(s), distances[candidate][1 if which == "CK" else 3])
+                    for s, distances in table.items()
+                    if candidate in distances
+                ]
+                if points:
+                    ax.plot(*zip(*points), ms=2.5, lw=0.8, label=candidate, **look)
+            ax.set(yscale="log", ylim=(2e-5, 0.6))
+        row[0].set_ylabel(f"{activation}: distance, {which}")
+    for ax, name in zip(axes[0], names):
+        ax.set_title(TITLES[name], fontsize=7.5)
+    for ax in axes[-1]:
+        ax.set_xlabel(r"$\sigma_a^2$")
+    handles = {}
+    for ax in axes.flat:
+        handles.update(zip(*ax.get_legend_handles_labels()[::-1]))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, columnspacing=1.0)
+    return figure, {"columns": ["CK", "CK centred", "NTK", "NTK centred"], "distances": numbers}
+
+
+if __name__ == "__main__":
+    share = bounded_float(0, 1, "between 0 and 1")
+    run(
+        main,
+        __doc__,
+        dataset=True,
+        flags={
+            "--samples": dict(type=SIZE, default=48, help="images of each data set (default 48)"),
+            "--sigma_a2": dict(
+                type=share, nargs="+", default=[0.2, 0.5, 0.9, 0.97],
+                help="weight variances sigma_a^2 (default 0.2 to 0.97)",
+            ),
+            "--activation": dict(
+                nargs="+", choices=("relu", "tanh"), default=["relu", "tanh"], help="DEQs (default relu tanh)"
+            ),
+            "--data": dict(
+                nargs="+", choices=("mnist", "fashion_mnist", "cifar10_images", "mixture"),
+                help="data sets (default all four)",
+            ),
+        },
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 from deq_enn.names import READOUTS
-from deq_enn.networks.deq import explained
+from deq_enn.networks.deq import explained, finite_or_nan
 from deq_enn.networks.enn import named_scalars
 from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solver
 from deq_enn.networks.weights import drawn_from, drawn_readout, normal_weights
@@ -136,6 +136,7 @@ class ConvDEQ(ConvNetwork):
         # in v = sqrt(m) z, as `deq.DEQ`
         root, channels = math.sqrt(len(self.A)), x.shape[1]
         u = convolve(x, self.B * (math.sqrt((1 - self.sigma_a2) / channels) / self.kernel_size), self.padding)
+        u = finite_or_nan(u)
         A = self.A * (math.sqrt(self.sigma_a2) / root / self.kernel_size)
         try:
             return self.fixed_point(self._step, self.phi.fn(u), A, u) / root

@@ -102,14 +102,15 @@ def outcomes(arguments):
         return record
 
     _each(arguments, "outcomes", _left(arguments, "outcomes", cases), work)
-    held = joined(records_of(arguments, "outcomes", "verdicts"))
-    missing = {case.case: case.chosen.name for case in held if case.chosen and case.chosen.loss is None}
-    _each(
-        arguments,
-        "outcomes",
-        [case for case in cases if case.name in missing],
-        lambda case, data: work(case, data, [missing[case.name]]),
-    )
+    for of in ("draw", "mean"):
+        held = joined(records_of(arguments, "outcomes", "verdicts"), of=of)
+        missing = {case.case: case.chosen.name for case in held if case.chosen and case.chosen.loss is None}
+        _each(
+            arguments,
+            "outcomes",
+            [case for case in cases if case.name in missing],
+            lambda case, data, missing=missing: work(case, data, [missing[case.name]]),
+        )
 
 
 def verdicts(arguments):

@@ -4,6 +4,7 @@ A matched network has the four coefficients of the DEQ's conjugate or tangent ke
 plain one has 1 to 3 centred layers of the DEQ's own activation. Which of them is best is known only after measuring.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -135,12 +136,16 @@ def plain_networks(activation: Activation, sigma_a2: float, tau0: float) -> list
     for depth in PLAIN_DEPTHS:
         try:
             enn = build_model("unmatched_enn", 1, 1, 2, sigma_a2, tau0, activation=activation, depth=depth)
-        except ValueError:
-            if not plain:
-                raise
+            assert isinstance(enn, ENN)
+            network = Network(f"plain, depth {depth}", "plain", None, None, enn.layers, enn.input_scale, tau0)
+            dead = not math.isfinite(network.fluctuation)
+        except (ValueError, ZeroDivisionError):  # a layer is constant, or nearly so
+            dead = True
+        if dead:
             break
-        assert isinstance(enn, ENN)
-        plain.append(Network(f"plain, depth {depth}", "plain", None, None, enn.layers, enn.input_scale, tau0))
+        plain.append(network)
+    if not plain:
+        raise ValueError(f"{activation.name} is constant at the scale of these data: no layer of it passes anything on")
     return plain
 
 

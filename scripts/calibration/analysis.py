@@ -199,11 +199,11 @@ def mean_score(held: list[Held]) -> float:
     return float(np.mean([np.mean([interval_score(candidate) for candidate in case.trained]) for case in held]))
 
 
-FREE = ("amplitude", "spread", "length_u", "length_w", "floor", "relative", "seeds")
-START = replace(CONSTANTS, amplitude=0.1, spread=1.5, length_u=3.0, length_w=3.0, floor=0.05, relative=0.05, seeds=0.04)
+FREE = ("amplitude", "spread", "length_u", "length_w", "floor", "relative", "choice", "seeds", "weight", "decay")
+START = replace(CONSTANTS, relative=0.05, choice=0.05)
 
 
-def set_constants(packed: dict, half: set[str], steps: int = 400, start: Discrepancy = START) -> Discrepancy:
+def set_constants(packed: dict, half: set[str], steps: int = 80, start: Discrepancy = START) -> Discrepancy:
     """The constants of the least mean interval score over the cases in `half`, by Nelder and Mead, in logarithms.
 
     The score is that of the mean over seeds, and that of the user's own draw where it was measured.

@@ -28,7 +28,7 @@ The loss of one draw of the weights differs from the mean by the seed error of t
 the user has was measured, its own result tells most of that; else it is one more variance.
 
 A third error shows in no measurement: leave-one-out on these samples may differ from the readout on all of them. Its
-standard deviation is the constant `floor`, and for a large loss the share `relative` of it.
+standard deviation is the constant `floor`, for a large loss the share `relative` of it, and the share `choice` of d.
 
 References: Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, chapter 2; Kennedy & O'Hagan, J. R.
 Stat. Soc. B 63 (2001), for the discrepancy of a computer model.
@@ -58,8 +58,10 @@ class Discrepancy:
     length_u, length_w : correlation lengths of the loss in u and w.
     floor : standard deviation of the error that no measurement shows, in points.
     relative : the same as a share of the loss.
+    choice : the same as a share of d: which samples choose the ridge is one more draw, the same for all measurements.
     seeds : prior standard deviation of the loss over seeds, as a share of d.
     weight : weight of that prior, in seeds.
+    decay : how fast one draw's deviation from the mean changes with n: its correlation is (n/n')^decay.
     common : prior share of the sampling variance that averaging over seeds does not reduce.
     shared : correlation of the sampling errors at different widths.
     slope_m, slope_n : prior means of d log d / d log m and d log d / d log n.
@@ -73,8 +75,10 @@ class Discrepancy:
     length_w: float = 25.0
     floor: float = 0.052
     relative: float = 0.0
+    choice: float = 0.0
     seeds: float = 0.064
     weight: float = 2.0
+    decay: float = 1.0
     common: float = 0.05
     shared: float = 0.7
     slope_m: float = -0.35
@@ -219,7 +223,7 @@ def _error_covariance(points, constants):
     same = np.equal.outer(widths, widths)  # for others than own draws the diagonal alone
     rest, seeds = np.sqrt(of_samples - shared), np.sqrt([p.of_seeds for p in points])
     covariance = near * np.outer(np.sqrt(shared), np.sqrt(shared))
-    return covariance + same * (near * np.outer(rest, rest) + near**2 * np.outer(seeds, seeds))
+    return covariance + same * (near * np.outer(rest, rest) + near ** (2 * constants.decay) * np.outer(seeds, seeds))
 
 
 def expected_apart(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> float:
@@ -296,12 +300,15 @@ class Posterior:
         errors, of_draw = _error_covariance(points, self.constants), self._of_own_draw(points)
         return [(np.linalg.cholesky(a2 * among + errors), a2 * across + of_draw) for a2 in self.amplitudes2]
 
+    def _unseen(self):
+        return self.constants.floor**2 + (self.constants.choice * self.apart) ** 2
+
     def _of_own_draw(self, points):
         """The covariance of the points and the target that comes from their being of the same draw."""
         width, count = self.target
         return np.array(
             [
-                math.sqrt(self.of_draw * p.of_one_seed) * min(p.count / count, count / p.count)
+                math.sqrt(self.of_draw * p.of_one_seed) * min(p.count / count, count / p.count) ** self.constants.decay
                 if p.own and p.width == width
                 else 0.0
                 for p in points
@@ -310,17 +317,17 @@ class Posterior:
 
     @property
     def variance(self) -> float:
-        """Returns the mean variance of the Gaussians, and `floor`'s."""
-        return float(self.weights @ self.variances) + self.constants.floor**2
+        """Returns the mean variance of the Gaussians, with that of `floor` and `choice`."""
+        return float(self.weights @ self.variances) + self._unseen()
 
     def variance_given(self, points: list[Measured]) -> float:
         """Returns the variance to expect if these were the measurements; their losses do not enter it."""
         explained = [((c := np.linalg.solve(root, across)) @ c) for root, across in self._factors(points)]
-        return float(self.weights @ (self._prior_variances() - explained)) + self.constants.floor**2
+        return float(self.weights @ (self._prior_variances() - explained)) + self._unseen()
 
     def interval(self) -> Interval:
-        """Returns the mean and the central interval of probability LEVEL, `floor` and `relative` included."""
-        unseen = self.constants.floor**2 + (self.constants.relative * self.means) ** 2
+        """Returns the mean and the central interval of probability LEVEL, with what no measurement shows."""
+        unseen = self._unseen() + (self.constants.relative * self.means) ** 2
         deviations = np.sqrt(np.maximum(self.variances, 0) + unseen)
         lower, upper = (self.means - 9 * deviations).min(), (self.means + 9 * deviations).max()
 

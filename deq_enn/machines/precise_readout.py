@@ -27,7 +27,7 @@ from deq_enn.utils.deadline import check
 RIDGES = tuple(10 ** (k / 2) for k in range(-36, 5))
 LEAST = 1e-6  # ridge below which an error of 1e-4 in float32 features may count as much as the ridge
 CLEAR = 100  # times LEAST, above which the faintest direction is clear of it
-MOST_BYTES = 5e8  # bytes that the float64 features may take; the factors take as many again
+MOST_BYTES = 2e8  # bytes that the float64 features may take; the factors take as many again
 BATCH = 512  # samples whose features are computed at once, so that they stay in the cache
 ROWS = 8192  # rows of the factors of which groups are left out at once, at most
 

@@ -169,7 +169,7 @@ class VerdictAtInitialisation:
 
     def _measure(self, measurements: Measurements, end: float) -> Iterator[str]:
         """Measures narrow networks until `end`, and what is under way by then until the budget is spent."""
-        measurements.deadline = end
+        measurements.deadline, measurements.end = end, self.end
         passes = measure_until(measurements, self.question.width, self._undecided)
         with contextlib.suppress(OutOfTime, StopIteration):
             while True:

@@ -22,7 +22,7 @@ from deq_enn.machines import precise_readout
 from deq_enn.machines.leave_one_out import LeftOut, Targets, from_features
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solution
-from deq_enn.utils.deadline import check
+from deq_enn.utils.deadline import OutOfTime, check
 from deq_enn.verdicts.candidates import Network, RandomDEQ
 from deq_enn.verdicts.losses.classes import ClassScores, compared
 from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Interval, Measured, Posterior, measured
@@ -72,7 +72,8 @@ class Measurements:
 
     Attributes
     ----------
-    deadline : the time after which no further network is begun. One that is under way ends by `utils.deadline`.
+    deadline, end : the time after which no further network is begun, and by which all must be done. One that is under
+        way ends by `utils.deadline`, but one in float64 is not even begun that would take too long.
     passes : {(width, count): {name: [for each seed (count,) int8, 1 where only the DEQ is right, -1 where only the
         candidate is]}}. A candidate that a pass has left out has fewer seeds there. The width of the exact kernels is
         math.inf. The name MAJORITY stands for a network that always says the commonest class.
@@ -112,7 +113,7 @@ class Measurements:
         self.failed: defaultdict[int, set[int]] = defaultdict(set)
         self.iterations = 15.0  # of the last equilibrium
         self.rate: float | None = None  # seconds a multiplication, by the last pass
-        self.deadline = math.inf
+        self.deadline = self.end = math.inf
 
     # ------------------------------------------------------------------------------------------------------------
     # a pass
@@ -151,7 +152,12 @@ class Measurements:
             if said and self.clock() > self.deadline:
                 break
             enn = network.build(p, width, self.classes, seed)
-            said[network.name], _ = self._left_out(network.name, enn, count)
+            try:
+                said[network.name], _ = self._left_out(network.name, enn, count)
+            except OutOfTime:
+                if not said:
+                    raise
+                break
         right = {name: each.right for name, each in said.items()}
         right[MAJORITY] = (y == y.mode().values).to(deq_said.right)
         self.record(width, right, deq_said.right, seed)
@@ -177,6 +183,8 @@ class Measurements:
                 return said, count
             del F
             self.precise.add(name)
+        if self.rate is not None and self.clock() + self.seconds(model.readout.in_features, count, [name]) > self.end:
+            raise OutOfTime("float64 would take too long")
         model = model.double()
         if isinstance(model, DEQ):
             model.fixed_point = FixedPoint(PRECISE)

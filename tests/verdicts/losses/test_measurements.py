@@ -9,6 +9,7 @@ import torch
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.utils.deadline import OutOfTime
 from deq_enn.utils.random import generator
 from deq_enn.verdicts import api, candidates
 from deq_enn.verdicts.losses import measurements
@@ -93,3 +94,18 @@ def test_seeds_without_an_equilibrium_are_told_and_passed_over(blobs):
     assert taken.drawn[16] == set(range(first, first + tries)) and taken.failed[16] == expected
     assert 0 < len(expected) < tries and len(taken.accuracy[16, 600]) == tries - len(expected)
     assert taken.equilibria(16) == (tries, len(expected)) and taken.settles(16)
+
+
+def test_what_would_take_too_long_in_float64_is_not_begun(deq, blobs):
+    """Singular values cannot be interrupted. A candidate is left out; without the DEQ there is no pass."""
+    X, y = blobs
+    made, _ = candidates.networks(deq, 1.0)
+    taken = measurements.Measurements(deq, made[:2], X, y, torch.arange(600), torch.arange(600), 3)
+    taken.rate, taken.end = 1.0, taken.clock() + 5.0  # a second a multiplication
+    taken.precise.add(made[1].name)
+    taken.measure(16, 600)
+    assert set(taken.passes[16, 600]) == {made[0].name, measurements.MAJORITY}
+    taken.rate, taken.end = 1.0, taken.clock() + 5.0
+    taken.precise.add("deq")
+    with pytest.raises(OutOfTime):
+        taken.measure(16, 600)

@@ -38,7 +38,7 @@ def measured(args):
     for activation, name, s in tqdm(jobs, desc="kernels", leave=False, disable=None):
         key = f"{activation} {name} {s:g}"
         if key not in rows:
-            x.setdefault(name, draw(name, args.dataset_path or "data", args.samples))
+            x.setdefault(name, draw(name, args.dataset_path, args.samples))
             rows[key] = distances(x[name], ACTIVATIONS[activation], s)
             with atomic_write(kept, "w") as file:
                 json.dump(rows, file)
@@ -89,12 +89,12 @@ if __name__ == "__main__":
     run(
         main,
         __doc__,
-        dataset=True,
         flags={
+            "--dataset_path": dict(default="data", help="folder with the image files (default data)"),
             "--samples": dict(type=SIZE, default=48, help="images of each data set (default 48)"),
             "--sigma_a2": dict(
-                type=share, nargs="+", default=[0.2, 0.5, 0.9, 0.97],
-                help="weight variances sigma_a^2 (default 0.2 to 0.97)",
+                type=share, nargs="+", default=[0.2, 0.5, 0.9],
+                help="weight variances sigma_a^2 (default 0.2 0.5 0.9)",
             ),
             "--activation": dict(
                 nargs="+", choices=("relu", "tanh"), default=["relu", "tanh"], help="DEQs (default relu tanh)"

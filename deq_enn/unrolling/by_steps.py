@@ -98,6 +98,7 @@ class VerdictBySteps:
         self.parts: tuple[Part, Part, Part] | None = None
         self.about: dict[str, Any] = {"name": type(module).__name__}
         self.layer: str | None = None  # the last linear layer, if the module's outputs are its own
+        self.labelled_rows = torch.empty(0, dtype=torch.int64)  # of X, for what is trained on labels
         self.bar: tqdm | None = None
         self.settings = {
             "n": len(self.X),
@@ -176,8 +177,9 @@ class VerdictBySteps:
         outputs_of(self.module, self.X_held[:rows])
         per_row = max(self.clock() - began, 1e-6) / min(rows, len(self.X_held))
         most = max(int(0.9 * self._left("module") / per_row), 200)
-        test = test[: max(most // 2, 100)]
-        choose, fit = choose[: max(most // 8, 50)], fit[: max(most - len(test) - len(choose), 100)]
+        test, choose = test[: max(most // 2, 100)], choose[: max(most // 8, 50)]
+        self.labelled_rows = fit
+        fit = fit[: max(most - len(test) - len(choose), 100)]
         parts = []
         for X, y, rows in ((self.X, self.y, fit), (self.X, self.y, choose), (self.X_held, self.y_held, test)):
             outputs = outputs_of(self.module, X[rows])
@@ -200,7 +202,8 @@ class VerdictBySteps:
             return
         accuracy, agreement, entropy = quality(outputs, test)
         loss, interval = paired_loss(test.says == test.labels, outputs.argmax(1) == test.labels)
-        extra = {} if trained is None else {"seen": trained.seen, "rate": trained.rate, "seconds": trained.seconds}
+        keys = "seen", "passes", "rate", "seconds"
+        extra = {} if trained is None else {key: getattr(trained, key) for key in keys}
         self.candidates.append(
             StepCandidate(name, kind, k, accuracy, agreement, entropy, loss, interval, network=network.eval(), **extra)
         )
@@ -261,8 +264,10 @@ class VerdictBySteps:
     def _measure_rivals(self) -> None:
         assert self.parts is not None
         fit, choose, _ = self.parts
-        if not self.labelled:
-            fit, choose = (Part(part.X, part.outputs, part.says) for part in (fit, choose))
+        if (
+            self.y is not None
+        ):  # they learn from the labels, and of those there are more than outputs where these are slow
+            fit = Part(self.X[self.labelled_rows], torch.empty(0), self.y[self.labelled_rows])
         wanted = rivals.rivals(self.module, fit.X, self.classes, self.steps, self.seed)
         if not wanted:
             self.untried[KINDS["explicit"]] = "the samples are whole numbers, which a plain network does not take"
@@ -317,9 +322,9 @@ class VerdictBySteps:
         if self.parts is None:
             answer, chosen, reason = decide([], self._known(0.0, 0.0, 0, 1))
         else:
-            fit, _, test = self.parts
+            test = self.parts[2]
             frequent = 100 * test.labels.bincount().max().item() / len(test)
-            known = self._known(self.about["accuracy"], frequent, len(test), len(fit))
+            known = self._known(self.about["accuracy"], frequent, len(test), len(self.labelled_rows))
             answer, chosen, reason = decide(self.candidates, known)
         return StepVerdict(
             answer,
@@ -334,8 +339,8 @@ class VerdictBySteps:
         )
 
     def _known(self, accuracy: float, frequent: float, held: int, samples: int) -> Known:
-        passes = min(PASSES, self.seen / max(samples, 1))
-        return Known(self.tolerance, accuracy, frequent, held, self.labelled, passes, samples)
+        passes = min(PASSES, 0.95 * self.seen / max(samples, 1))
+        return Known(self.tolerance, accuracy, frequent, held, self.labelled, passes)
 
 
 def _steps(k: int) -> str:

@@ -23,7 +23,6 @@ class Known:
     tolerance : in points. accuracy : of the module, in %. frequent : share of the most frequent class, in %.
     held : number of samples held out. labelled : whether there were labels. passes : of the training set, that a
         network's training must have made to count for "keep".
-    samples : of the training set.
     """
 
     tolerance: float
@@ -32,7 +31,6 @@ class Known:
     held: int
     labelled: bool
     passes: float
-    samples: int
 
 
 def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCandidate | None, list[str]]:
@@ -80,7 +78,7 @@ def accepted(candidates: list[StepCandidate], tolerance: float) -> list[StepCand
 def _untrained(candidates: list[StepCandidate], known: Known) -> str | None:
     """Says which networks had no time for their training; None where all had it."""
     for kind in TRAINED:
-        passes = [c.seen / known.samples for c in candidates if c.kind == kind]
+        passes = [c.passes for c in candidates if c.kind == kind]
         if not passes:
             return f"no {KINDS[kind]} was tried"
         if max(passes) < known.passes:

@@ -33,8 +33,8 @@ class StepCandidate:
     name, kind : of KINDS. k : its steps, None for a network of another form.
     accuracy, agreement, cross_entropy : in %, in % with the module, and the mean over samples.
     loss, interval : accuracy of the module less its own, in points, and the 90% interval, paired over samples.
-    seen : samples that its training passed, each time that one was; 0 where nothing was trained. rate : as of
-        `training.RATES`.
+    seen : samples that its training passed, each time that one was; 0 where nothing was trained. passes : how
+        often it passed over all that it had. rate : as of `training.RATES`.
     cost : {"row", "batch", "step", "memory", "parameters", "saved"} of `timing.compared`.
     network : what was measured, and what is exported.
     """
@@ -48,6 +48,7 @@ class StepCandidate:
     loss: float
     interval: tuple[float, float]
     seen: int = 0
+    passes: float = 0.0
     rate: float | None = None
     seconds: float = 0.0
     cost: dict | None = None

@@ -18,6 +18,7 @@ from deq_enn.networks.trained_deq import evaluating
 from deq_enn.unrolling.judged import batch_of, device_of, scores, without_gradients
 from deq_enn.utils.deadline import OutOfTime, check
 
+FEW = 16  # rows of a batch, at least
 STEP = 64  # samples of a training step that is timed, at most
 ROUNDS = 9  # turns that each network takes, at most
 JOBS = "batch", "row", "step"
@@ -68,7 +69,8 @@ def _take_turns(
 ) -> None:
     """Fills in what is timed, each job of each network once a turn, and the memory after the first turn."""
     broken: set[tuple[str, str]] = set()
-    x = X[: batch_of(X)].to(device_of(networks[""]))
+    X = X[: _rows(networks[""], X, (end - clock()) / (3 * len(networks)), clock)]
+    x = X.to(device_of(networks[""]))
     for turn in range(ROUNDS):
         for job in JOBS:
             for name, network in networks.items():
@@ -86,6 +88,14 @@ def _take_turns(
         with evaluating(network):
             weights = sum(t.numel() * t.element_size() for t in network.parameters())
             memory[name] = weights + peak_bytes(lambda: network(x))
+
+
+def _rows(module: nn.Module, X: torch.Tensor, seconds: float, clock: Callable[[], float]) -> int:
+    """The rows of a batch that the module takes in at most so many seconds; a slow one is timed on fewer."""
+    few = min(FEW, len(X))
+    for _ in range(2):
+        taken = _seconds(module, "batch", X[:few], clock, warm=False)
+    return max(few, min(batch_of(X), int(few * seconds / max(taken, 1e-9))))
 
 
 def _seconds(network: nn.Module, job: str, X: torch.Tensor, clock: Callable[[], float], warm: bool) -> float:

@@ -31,12 +31,14 @@ Objective = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (network, rows 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network after its training: rate, a multiple as in RATES; steps; seen, samples; seconds, with the trials."""
+    """A network after its training: rate, a multiple as in RATES; steps; samples seen, and passes over all of them;
+    seconds, with the trials."""
 
     network: nn.Module
     rate: float
     steps: int
     seen: int
+    passes: float
     seconds: float
 
 
@@ -90,7 +92,8 @@ def train(
     steps = int(max(steps, min(left / per_step, most_steps)))
     network = make()
     done = _steps(network, objective, samples, steps, rate, seed, clock, end)
-    return Trained(network.eval(), rate, done, done * min(BATCH, samples), clock() - start)
+    seen = done * min(BATCH, samples)
+    return Trained(network.eval(), rate, done, seen, seen / samples, clock() - start)
 
 
 def _steps(

@@ -98,10 +98,12 @@ def test_the_interval_is_that_of_a_paired_difference():
 
 def candidate(kind, k, low, high, saved=3.0, seen=10_000):
     cost = {"batch": 1.0 / saved, "saved": {"row": saved, "batch": saved, "step": saved}}
-    return StepCandidate(f"{kind} {k}", kind, k, 90.0, 95.0, 0.3, (low + high) / 2, (low, high), seen, cost=cost)
+    return StepCandidate(
+        f"{kind} {k}", kind, k, 90.0, 95.0, 0.3, (low + high) / 2, (low, high), seen, seen / 1000, cost=cost
+    )
 
 
-KNOWN = Known(tolerance=0.5, accuracy=90.0, frequent=10.0, held=1000, labelled=True, passes=3.0, samples=1000)
+KNOWN = Known(tolerance=0.5, accuracy=90.0, frequent=10.0, held=1000, labelled=True, passes=3.0)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_the_answer_follows_the_intervals(candidates, answer, chosen):
 
 
 def test_a_module_that_has_learnt_nothing_is_not_replaced():
-    known = Known(0.5, 11.0, 10.0, 1000, True, 3.0, 1000)
+    known = Known(0.5, 11.0, 10.0, 1000, True, 3.0)
     said, chosen, reason = decide([candidate("stopped", 4, -0.1, 0.2)], known)
     assert said == "undecided" and chosen is None and "it has learnt nothing, or the labels" in reason[0]
 

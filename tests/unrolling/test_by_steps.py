@@ -207,8 +207,8 @@ def test_any_form_and_shape(module, shape, steps):
 
 @pytest.mark.slow
 def test_the_budget_is_kept_and_what_had_no_time_is_said(foreign, samples):
-    result = judge(foreign, samples, budget=0.4, tolerance=1e-6)
-    assert result.untried and result.seconds < 0.5
+    result = judge(foreign, samples, budget=2.0, tolerance=1e-6)
+    assert result.untried and result.seconds < 2.2
     assert "no time was left" in " ".join(result.untried.values())
 
 

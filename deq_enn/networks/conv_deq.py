@@ -148,8 +148,8 @@ class ConvDEQ(ConvNetwork):
         return self.phi.fn(convolve(v, A, self.padding) + u)
 
     def as_drawn(self) -> bool:
-        """Tells whether A and B are those that the seed draws."""
-        return drawn_from(self.seed, {"A": self.A, "first": self.B})
+        """Tells whether A and B are those that the seed draws, and nothing stops it before its equilibrium."""
+        return isinstance(self.fixed_point, FixedPoint) and drawn_from(self.seed, {"A": self.A, "first": self.B})
 
     def describe(self) -> dict:
         """Returns the scalars of the theory, as they are printed and logged."""

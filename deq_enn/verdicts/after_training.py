@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.cost import BATCH, costs
 from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.fixed_point import Solver
@@ -20,6 +21,7 @@ from deq_enn.utils.deadline import deadline
 from deq_enn.verdicts.assumptions import check_data, check_held, check_repeated, check_request, integer_labels
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation, settings_of
 from deq_enn.verdicts.candidates import EXAMPLES, Fitting
+from deq_enn.verdicts.convolutional import VerdictOnConvolutions
 from deq_enn.verdicts.decision import Decision, Question, cost_sentence, loss_sentence
 from deq_enn.verdicts.measured_loss import MeasuredLosses, Replacement, replacements
 from deq_enn.verdicts.result import Candidate, Verdict
@@ -34,6 +36,8 @@ ALARMING = (
     "So large a gain is an alarm and no recommendation: the DEQ is badly trained or its readout was never fitted, or "
     "the samples are not scaled as it takes them, or the labels are not in the order of its outputs. Mend that first."
 )
+
+AT_INITIALISATION = "a solver is for a trained DEQ: at initialisation many draws of it are measured, by Picard"
 
 Labelled = tuple[Any, Any]  # samples, and their labels or None
 
@@ -242,6 +246,10 @@ def begin(
     """
     check_held(held)
     deq = unwrapped(deq)
+    if isinstance(deq, ConvDEQ) and deq.as_drawn() and steps is None:
+        if solver is not None:
+            raise ValueError(AT_INITIALISATION)
+        return VerdictOnConvolutions(deq, X, y, **settings)
     stoppable = not as_drawn(deq) and can_be_stopped(deq)
     if steps is not None or stoppable and (held is not None and solver is None or not _of_the_form(deq)):
         settings = {key: value for key, value in settings.items() if key not in ("width", "decide_on")}
@@ -249,7 +257,7 @@ def begin(
     if not as_drawn(deq):
         return VerdictAfterTraining(deq, X, y, held=held, solver=solver, **settings)
     if solver is not None:
-        raise ValueError("a solver is for a trained DEQ: at initialisation many draws of it are measured, by Picard")
+        raise ValueError(AT_INITIALISATION)
     pending = VerdictAtInitialisation(deq, X, y, **settings)
     adapt(deq, pending.X)  # refuses a subclass whose forward is another
     return pending

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from deq_enn.machines.copies import Repeated, repeated
+from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.cost import BATCH, costs
 from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.fixed_point import ConvergenceError
@@ -55,12 +56,14 @@ UNKNOWN = Interval(0.0, -math.inf, math.inf)  # of a candidate of which no netwo
 class VerdictAtInitialisation:
     """A verdict in the making: `run`, then `conclude`. After an interruption `conclude` says what is known so far.
 
-    The parameters are those of `api.verdict`.
+    The parameters are those of `api.verdict`. `measured_by` is what measures networks of finite width.
     """
+
+    measured_by = Measurements
 
     def __init__(
         self,
-        deq: DEQ,
+        deq: DEQ | ConvDEQ,
         X: Any,
         y: Any,
         *,
@@ -73,18 +76,19 @@ class VerdictAtInitialisation:
     ):
         self.clock, self.start, self.end = clock, clock(), clock() + budget
         check_deq(deq)
-        X, y, n_classes = check_data(X, y, deq.B.shape[1])
+        X, y, n_classes = self._checked(deq, X, y)
         if y is not None:
             check_repeated(y)
         check_request(budget, tolerance, width, decide_on)
         width = len(deq.A) if width is None else width
         self.deq, self.seed, self.classes, self.device = deq, seed, n_classes, deq.B.device
-        self.own_seed = deq.seed if as_drawn(deq) else None  # of the network, too, that is handed out
+        drawn = as_drawn(deq) or isinstance(deq, ConvDEQ)
+        self.own_seed = deq.seed if drawn else None  # of the network, too, that is handed out
         self.X, self.y = X, y
-        n, p = X.shape
+        n, p = len(X), X[0].numel()
         self.question = Question(p, n, width, tolerance, decide_on)
         self.order = torch.randperm(n, generator=generator("verdict", seed))
-        self.tau0 = estimate_tau0(X)
+        self.tau0 = estimate_tau0(X.flatten(1))
         self.settings = settings_of(deq, self.question, budget, n_classes, seed, self.device)
         self.applies: dict = {}
         self.candidates: list[Candidate] = []
@@ -93,6 +97,10 @@ class VerdictAtInitialisation:
         self.measurements: Measurements | None = None
         self.not_costed: str | None = None
         self.copies: Repeated | None = None
+
+    def _checked(self, deq: Any, X: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:
+        """Returns the samples, the labels and the number of classes; ValueError where they cannot be used."""
+        return check_data(X, y, deq.B.shape[1])
 
     # ------------------------------------------------------------------------------------------------------------
     # the work
@@ -115,12 +123,12 @@ class VerdictAtInitialisation:
         """Does the work, and yields what comes next."""
         yield "assumptions"
         budget = self.end - self.start
-        self.copies = copies = repeated(self.X)
+        self.copies = copies = repeated(self.X.flatten(1))
         kernels = ExactKernels(self.deq, self.X, self.y, self.classes, self.order, copies, self.clock)
         rows = kernels.distinct(min(MOST_EXACT, LEAST + int(EXACT_PER_SECOND * budget)))
-        self.applies = applicability(self.deq.activation, self.deq.sigma_a2, self.deq.tau0, self.X[rows], self.seed)
+        self.applies = self._applicability(rows)
         yield "matched networks"
-        candidates, self.refused = networks(self.deq, self.tau0)
+        candidates, self.refused = self._networks()
         yield "kernels"
         end = self._end_of(KERNELS_END)
         compared = kernels.affordable(rows, 1 + len(candidates), KERNEL_SHARE * budget, end)
@@ -131,7 +139,7 @@ class VerdictAtInitialisation:
         if self.y is None or self.classes is None:
             yield from self.measure_costs(COST_SHARE * budget)
             return
-        self.measurements = Measurements(
+        self.measurements = self.measured_by(
             self.deq,
             candidates,
             self.X,
@@ -151,6 +159,14 @@ class VerdictAtInitialisation:
             yield from self._infinite(kernels, count)
         yield from self._measure(self.measurements, self.end - COST_SHARE * budget)
         yield from self.measure_costs(COST_SHARE * budget / 2)
+
+    def _applicability(self, rows: torch.Tensor) -> dict:
+        """Returns which assumptions of the theory hold on these rows."""
+        return applicability(self.deq.activation, self.deq.sigma_a2, self.deq.tau0, self.X[rows], self.seed)
+
+    def _networks(self) -> tuple[list[Any], dict[str, str]]:
+        """Returns the candidates, and why others are none."""
+        return networks(self.deq, self.tau0)
 
     def _end_of(self, share: float) -> float:
         """Returns the time at which work is given up that may go on until so much of the budget is spent."""
@@ -190,7 +206,7 @@ class VerdictAtInitialisation:
             return
         deq, width = self.deq, self.question.width
         if len(deq.A) != width:
-            deq = DEQ(deq.activation, self.question.p, width, self.classes or 2, deq.sigma_a2, deq.tau0).to(deq.B)
+            deq = self._wider(width)
         chosen = self.decide().chosen
         rest = sorted((candidate for candidate in self.candidates if candidate is not chosen), key=self._upper_end)
         X, depths = self.X[self.order[:BATCH]], set()
@@ -206,6 +222,11 @@ class VerdictAtInitialisation:
                 return
             candidate.cost = measured["ratios"] | {"measured": measured}
             yield f"cost of {candidate.name}"
+
+    def _wider(self, width: int) -> Any:
+        """Returns a DEQ of this width, like the one that was given."""
+        deq = self.deq
+        return DEQ(deq.activation, self.question.p, width, self.classes or 2, deq.sigma_a2, deq.tau0).to(deq.B)
 
     # ------------------------------------------------------------------------------------------------------------
     # what is known

@@ -13,6 +13,7 @@ from deq_enn.kernels.distance import label_alignment, least_distance, relative_e
 from deq_enn.machines.copies import Repeated, first_copies
 from deq_enn.machines.leave_one_out import Targets, from_kernel
 from deq_enn.machines.run import blocks_of
+from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.deq import DEQ
 from deq_enn.utils.deadline import OutOfTime, deadline
 from deq_enn.verdicts.assumptions import LEAST
@@ -38,7 +39,7 @@ class ExactKernels:
 
     def __init__(
         self,
-        deq: DEQ,
+        deq: DEQ | ConvDEQ,
         X: torch.Tensor,
         y: torch.Tensor | None,
         classes: int | None,
@@ -55,7 +56,7 @@ class ExactKernels:
         Raises ValueError where there are too few.
         """
         for rows in (self.order[: 5 * count], self.order):
-            rows = rows[(self.copies.first[rows] == rows) & (self.X[rows].square().sum(1) > 0)][:count]
+            rows = rows[(self.copies.first[rows] == rows) & (self.X[rows].flatten(1).square().sum(1) > 0)][:count]
             if len(rows) >= LEAST:
                 return rows
         raise ValueError(f"nearly all samples are zero or the same: at least {LEAST} others are needed")
@@ -146,7 +147,7 @@ class ExactKernels:
         rows = self.distinct(count)
         if self.copies.recur:
             rows = self.order[:count]
-            rows = rows[self.X[rows].square().sum(1) > 0]
+            rows = rows[self.X[rows].flatten(1).square().sum(1) > 0]
         return rows, first_copies(self.X[rows])
 
     def _kernel(self, network, X, place):

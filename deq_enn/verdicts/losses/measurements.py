@@ -13,10 +13,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from itertools import count as integers, islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from deq_enn.machines import precise_readout
 from deq_enn.machines.leave_one_out import LeftOut, Targets, from_features
@@ -139,14 +140,14 @@ class Measurements:
         start = self.clock()
         seed = self._next_seed(width, count)
         p = self.X.shape[1]
-        deq = DEQ(self.deq.activation, p, width, self.classes, self.deq.sigma_a2, self.deq.tau0, seed, SOLVER)
+        deq = self.draw(width, seed)
         self.drawn[width].add(seed)
         try:
             deq_said, count = self._left_out("deq", deq, count, (start + self.deadline) / 2)
         except ConvergenceError:
             self.failed[width].add(seed)
             raise
-        self.iterations, y = float(deq.fixed_point.iterations), self.y[:count]
+        self.iterations, y = float(cast(FixedPoint, deq.fixed_point).iterations), self.y[:count]
         said: dict[str, LeftOut] = {}
         for network in networks:
             if said and self.clock() > self.deadline:
@@ -165,6 +166,11 @@ class Measurements:
         for name, score in compared(deq_said, said, y, self.classes).items():
             scores[name] = scores[name] + score if name in scores else score
         self.rate = (self.clock() - start) / self.work(width, count, said)
+
+    def draw(self, width: int, seed: int) -> nn.Module:
+        """Returns the DEQ of this width with the weights of this seed."""
+        p, deq = self.X.shape[1], self.deq
+        return DEQ(deq.activation, p, width, self.classes, deq.sigma_a2, deq.tau0, seed, SOLVER)
 
     def _next_seed(self, width, count) -> int:
         """The first seed that has not been measured here, among those whose DEQ is not known to fail."""
@@ -186,7 +192,7 @@ class Measurements:
         if self.rate is not None and self.clock() + self.seconds(model.readout.in_features, count, [name]) > self.end:
             raise OutOfTime("float64 would take too long")
         model = model.double()
-        if isinstance(model, DEQ):
+        if hasattr(model, "fixed_point"):
             model.fixed_point = FixedPoint(PRECISE)
         F = self._features(model, count, deadline)
         return precise_readout.leave_one_out(F, self._targets(len(F))), len(F)
@@ -220,6 +226,10 @@ class Measurements:
             (n * m * (p + depth * m) + solve) * (FLOAT64 if name in self.precise else 1)
             for name, depth in ({"deq": self.iterations} | depths).items()
         )
+
+    def feature_bytes(self, width: int, count: int) -> float:
+        """Returns the bytes that the features of a pass take."""
+        return 4.0 * count * width
 
     def seconds(self, width: int, count: int, names: Collection[str]) -> float:
         """Predicts the seconds of a pass, from the speed of the last one."""

@@ -92,7 +92,7 @@ def _next_point(measurements, width, widths, names, left) -> Point | None:
         (w, c)
         for w in widths
         for c in counts
-        if 4 * c * w <= FEATURE_BYTES and measurements.seconds(w, c, names) < NEXT_SHARE * left
+        if measurements.feature_bytes(w, c) <= FEATURE_BYTES and measurements.seconds(w, c, names) < NEXT_SHARE * left
     ]
     if not options or measurements.most_seeds() >= MOST_SEEDS:
         return None

@@ -1,0 +1,73 @@
+"""The verdict on a convolutional DEQ at initialisation: candidates, kernels, readouts, and what is refused."""
+
+import time
+
+import pytest
+import torch
+
+from deq_enn import verdict
+from deq_enn.kernels.conv import conv_kernels
+from deq_enn.kernels.conv_explicit import conv_explicit_kernels
+from deq_enn.networks.conv_deq import ConvDEQ
+from deq_enn.networks.conv_enn import ConvENN
+from deq_enn.networks.fixed_point import Anderson
+from deq_enn.theory.equilibrium import estimate_image_tau0
+from deq_enn.verdicts.convolutional import CALIBRATED, conv_networks
+
+
+def bars(n):
+    """Images (n, 1, 6, 6) of two classes, a bar across or a bar down, with noise."""
+    g = torch.Generator().manual_seed(0)
+    X, y, at = 0.5 * torch.randn(n, 1, 6, 6, generator=g), torch.arange(n) % 2, torch.randint(6, (n,), generator=g)
+    for x, label, place in zip(X, y, at):
+        x[0, place if label else slice(None), slice(None) if label else place] += 1.5
+    X -= X.mean(0)
+    return X / X.square().mean().sqrt(), y
+
+
+def test_the_candidates_are_matches_and_plain_convolutions():
+    deq = ConvDEQ("relu", (1, 6, 6), 8, 2, 0.3, kernel_size=5, padding="circular", readout="pool")
+    networks, refused = conv_networks(deq)
+    assert not refused and [n.kernel_sizes for n in networks] == [(5, 1), (5,), (5, 5), (5, 5, 5), (5, 1)]
+    for network in networks:
+        enn = network.build(0, 8, 2, seed=0)
+        assert (
+            isinstance(enn, ConvENN)
+            and torch.equal(enn.weights[0], deq.B)
+            and (enn.padding, enn.sees) == ("circular", "pool")
+        )
+
+
+@pytest.mark.long
+def test_it_compares_kernels_and_measures_readouts():
+    X, y = bars(400)
+    deq = ConvDEQ("relu", (1, 6, 6), 16, 2, 0.3, estimate_image_tau0(X), seed=3)
+    result = verdict(deq, X, y, budget=4, tolerance=3, clock=time.process_time)
+    assert result.answer in ("replace", "undecided", "keep", "majority") and CALIBRATED in result.reason
+    names = {candidate.name: candidate for candidate in result.candidates}
+    assert {"plain, 1 of 3x3", "plain, 2 of 3x3", "plain, 3 of 3x3"} < names.keys() and len(names) == 5
+    match = next(candidate for name, candidate in names.items() if name.startswith("matched ck: 3x3 1x1"))
+    assert match.distance["ck"]["relative"] < 0.05 < names["plain, 3 of 3x3"].distance["ck"]["relative"]
+    assert match.infinite["samples"] > 40 and match.measured and match.loss_interval
+    assert any(point.width == 16 for point in match.measured)
+    rows = X[:40]
+    K = conv_kernels(rows, deq.activation, 0.3, tau0=deq.tau0)[0]
+    own = conv_explicit_kernels(rows, match.layers, (3, 1))[0]
+    assert match.distance["ck"]["relative"] == pytest.approx(
+        (torch.linalg.matrix_norm(K - own, 2) / torch.linalg.matrix_norm(K, 2)).item(), rel=0.5
+    )
+    assert "plain, 3 of 3x3" in result.table() and result.to_dict()["settings"]["readout"] == "flatten"
+    if result.chosen:
+        with pytest.raises(ValueError, match="exported networks take rows"):
+            result.export("enn.pt")
+        enn, readout = result.maker.fit()
+        assert (readout.predict(enn, X).mean.argmax(1) == y).double().mean() > 0.6
+
+
+def test_what_it_does_not_take_is_said():
+    X, y = bars(60)
+    deq = ConvDEQ("relu", (1, 6, 6), 8, 2, 0.3)
+    with pytest.raises(ValueError, match=r"X must be images \(n, 1, 6, 6\), as the DEQ takes them, got \(60, 36\)"):
+        verdict(deq, X.flatten(1), y)
+    with pytest.raises(ValueError, match="a solver is for a trained DEQ"):
+        verdict(deq, X, y, solver=Anderson())

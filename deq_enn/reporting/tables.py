@@ -14,7 +14,19 @@ from deq_enn.reporting.style import mean_std
 
 PAIRS = [("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")]
 # of models that are named with their activation
-LINES = {"deq": ("-", "{}-DEQ"), "matched_enn": ("--", "matched {}-ENN"), "unmatched_enn": (":", "unmatched {}-ENN")}
+LINES = {
+    "deq": ("-", "{}-DEQ"),
+    "matched_enn": ("--", "matched {}-ENN"),
+    "unmatched_enn": (":", "unmatched {}-ENN"),
+    "conv_deq": ("-", "convolutional {}-DEQ"),
+    "matched_conv_enn": ("--", "matched convolutions {}"),
+    "plain_conv": (":", "plain convolutions {}"),
+}
+# networks that a DEQ of any activation is compared with; {} is what its name has after the first hyphen
+RIVALS = {
+    "deq": r"matched_enn-{}-(ck|ntk)|unmatched_enn-{}",
+    "conv_deq": r"matched_conv_enn-{}-(ck|ntk)|plain_conv-{}(-depth\d+)?",
+}
 
 
 def name_of(model: str) -> str:
@@ -34,13 +46,13 @@ def pairs_of(experiment: Experiment) -> list[tuple[str, str]]:
     """
     models, pairs = experiment.models, []
     variants = {m: match for m in models if (match := VARIANT.fullmatch(m))}
-    bases = [deq for deq, _ in PAIRS] + [m for m in models if m.startswith("deq-")]
+    bases = [deq for deq, _ in PAIRS] + [m for m in models if m.partition("-")[0] in RIVALS]
     bases += [match[1] for match in variants.values()]
     for base in dict.fromkeys(m for m in bases if m not in variants):
-        activation = re.escape(base.removeprefix("deq-"))
+        kind, _, rest = base.partition("-")
         explicit = [enn for deq, enn in PAIRS if deq == base and enn in models]
-        if base.startswith("deq-"):
-            names = rf"matched_enn-{activation}-(ck|ntk)|unmatched_enn-{activation}"
+        if kind in RIVALS:
+            names = RIVALS[kind].replace("{}", re.escape(rest))
             explicit += [m for m in models if re.fullmatch(names, m)]
         explicit += [m for m, match in variants.items() if match[1] == base and match[2]]
         solved = [m for m in models if m == base or m in variants and variants[m][1] == base and variants[m][3]]
@@ -50,7 +62,7 @@ def pairs_of(experiment: Experiment) -> list[tuple[str, str]]:
 
 def is_matched(enn: str) -> bool:
     """Says whether an explicit network is matched to a DEQ."""
-    return not name_of(enn).startswith("unmatched")
+    return not name_of(enn).startswith(("unmatched", "plain"))
 
 
 def final(runs: dict[int, Run]) -> dict[int, float]:

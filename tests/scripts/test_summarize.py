@@ -118,6 +118,14 @@ def test_the_authors_logs(tmp_path):
     assert difference.rows[1] == ["64", f"{values[0] - values[1]:+.2f}".replace("-", "−")]  # one seed: no interval
 
 
+def test_pairs_of_convolutional_networks(tmp_path):
+    models = "conv_deq-relu-pool", "matched_conv_enn-relu-pool-ck", "plain_conv-relu-pool-depth3", "plain_conv-relu"
+    write_grid(tmp_path, models, (16,), (0,), metrics=False)
+    [experiment] = logs.load([tmp_path])
+    assert tables.pairs_of(experiment) == [(models[0], models[1]), (models[0], models[2])]
+    assert [tables.is_matched(model) for model in models[1:]] == [True, False, False]
+
+
 def test_pairs_of_any_activation(tmp_path):
     models = (
         "deq-leaky_relu",

@@ -55,6 +55,12 @@ class KernelMachine:
     Attributes
     ----------
     classes_ : the sorted labels. n_features_in_ : entries of a sample. machine_ : the fitted `regression.Machine`.
+
+    Notes
+    -----
+    Of the checks of `check_estimator` (scikit-learn 1.9) two do not hold. A sample's probabilities depend on its own
+    predictive variance, so that they need not be in the order of `decision_function`. And outputs for a part of the
+    samples differ by 2e-7 from those for all of them, as kernels are in float32.
     """
 
     _estimator_type = "classifier"
@@ -168,6 +174,8 @@ class KernelMachine:
 
 
 def _labels(y: Any, n: int) -> np.ndarray:
+    if y is None:
+        raise ValueError("KernelMachine requires y to be passed, but the target y is None")
     labels = np.asarray(y)
     if labels.shape == (n, 1):
         warnings.warn(
@@ -198,7 +206,7 @@ def _samples(X: Any) -> torch.Tensor:
         raise ValueError("X is sparse, and sparse input is not supported: give X.toarray()")
     array = np.asarray(X)
     if array.ndim != 2:
-        raise ValueError(f"X must be an (n, p) matrix, got shape {array.shape}; reshape your data")
+        raise ValueError(f"X must be an (n, p) matrix, got shape {array.shape}. Reshape your data")
     for size, what in zip(array.shape, ("sample(s)", "feature(s)")):
         if not size:
             raise ValueError(f"X has 0 {what} (shape={array.shape}) while a minimum of 1 is required.")

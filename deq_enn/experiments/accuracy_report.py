@@ -29,6 +29,10 @@ def entries_of(results: "Results") -> list[str]:
     return [*dict.fromkeys(name for name, _, _ in results)]
 
 
+def _column(entries: list[str]) -> int:
+    return max(19, 1 + max(map(len, entries)))
+
+
 def print_theory(data: "Dataset", scales: dict[str, float], theories: dict[str, dict]) -> None:
     """Prints the data's size and its scales by name, then a line for each model and for each matched layer."""
     listed = ", ".join(f"{name} = {value:.6g}" for name, value in scales.items())
@@ -54,14 +58,16 @@ def print_table(arguments: Namespace, results: "Results") -> None:
         f"\ntest accuracy in % after {arguments.epoch} epochs (mean ± std over {len(arguments.seed)} seed(s)), "
         "and seconds a run"
     )
-    print(f"{'model':<19}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
-    for model in entries_of(results):
+    entries = entries_of(results)
+    wide = _column(entries)
+    print(f"{'model':<{wide}}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
+    for model in entries:
         cells = []
         for dim in arguments.dim:
             runs = [results[model, dim, seed] for seed in arguments.seed]
             mean, std = mean_std([100 * run.history[-1]["test_accuracy"] for run in runs])
             cells.append(f"{mean:.2f} ± {std:.2f} {sum(run.seconds for run in runs) / len(runs):7.1f} s")
-        print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{model:<{wide}}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def print_unconverged(results: "Results") -> None:
@@ -91,7 +97,7 @@ def print_rates(arguments: Namespace, entries: list[str]) -> None:
     for model in entries:
         chosen = [dict.fromkeys(rates.get((model, dim), {}).values()) for dim in arguments.dim]
         cells = [" ".join(f"{rate:.3g}" for rate in each) for each in chosen]
-        print(f"{model:<19}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{model:<{_column(entries)}}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def entry_looks(arguments: Namespace, entries: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -143,7 +143,7 @@ class PixelwisePairs:
     def _limit(self, reach):
         """Returns up to which |rho| the pair function goes."""
         if isinstance(self.pair, Series):
-            return self.pair.table_for(reach).cut
+            self.pair.table_for(reach)
         return 1 - 2.0**-53 if isinstance(self.pair, PiecewiseLinear) else 1.0
 
     def __call__(self, rows: Side, cols: Side, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,9 +169,9 @@ class SeriesTerms:
 
     def __init__(self, series: Series, images: int):
         self.images, self.table = images, series.table_for(1.0)
-        self.cut = self.table.cut
+        self.cut = 1.0
         self.reach = np.array([*np.linspace(0.05, 0.95, 19), 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0])
-        self.degrees = np.array([self.table.report(min(r, self.cut)).degree for r in self.reach], dtype=np.int32)
+        self.degrees = np.array([self.table.report(r).degree for r in self.reach], dtype=np.int32)
         self.degree = int(self.degrees[-1])
 
     def fill(self, problem: Problem, rows: Side, cols: Side) -> list[torch.Tensor | None]:

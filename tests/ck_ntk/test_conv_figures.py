@@ -12,6 +12,7 @@ from ck_ntk.common import conv_networks
 from deq_enn.theory.activations import ACTIVATIONS
 
 
+@pytest.mark.slow
 def test_distances_order_the_candidates():
     x = conv_networks.mixture(16, 20, 4, 0)
     rows = conv_networks.distances(x, ACTIVATIONS["relu"], 0.5)

@@ -61,19 +61,19 @@ def records(folder, event="epoch"):
 
 
 def test_the_readout_of_each_network_beside_a_dense_one(images, tmp_path, capsys):
-    flags = (*base(images), *CONV, "deq", "--dim", 4, 8, "--depth", 1, 3, "--epoch", 2, "--batch_size", 10)
+    flags = (*base(images), *CONV, "deq", "--dim", 2, 4, "--depth", 1, 3, "--epoch", 2, "--batch_size", 10)
     call(tmp_path, *flags)
     printed = capsys.readouterr().out
-    assert "plain_conv 3" in printed and "tau_0 of the images = 0.88" in printed and "dim 8" in printed
+    assert "plain_conv 3" in printed and "tau_0 of the images = 0.88" in printed and "dim 4" in printed
     logs = files(tmp_path)
     for name in ("conv_deq-relu", "matched_conv_enn-relu-ck", "plain_conv-relu-depth1", "plain_conv-relu-depth3"):
-        assert {f"{dim}_{split}_{name}_npz.json" for dim in (4, 8) for split in ("train", "test")} <= logs.keys()
+        assert {f"{dim}_{split}_{name}_npz.json" for dim in (2, 4) for split in ("train", "test")} <= logs.keys()
     assert logs["accuracy_npz.png"][:4] == b"\x89PNG"
     runs = records(tmp_path, "run")
-    assert runs["conv_deq-relu", 8]["config"]["padding"] == "zero"
-    assert runs["conv_deq-relu", 8]["theory"]["image_shape"] == [2, 6, 5]
+    assert runs["conv_deq-relu", 4]["config"]["padding"] == "zero"
+    assert runs["conv_deq-relu", 4]["theory"]["image_shape"] == [2, 6, 5]
     assert 0 < runs["matched_conv_enn-relu-ck", 4]["theory"]["distance"] < 0.1
-    assert records(tmp_path)["conv_deq-relu", 8]["train_loss"] < 0.69
+    assert records(tmp_path)["conv_deq-relu", 4]["train_loss"] < 0.69
     call(tmp_path, *flags, "--resume")
     assert capsys.readouterr().out == printed and files(tmp_path) == logs
 
@@ -94,6 +94,7 @@ def test_every_weight_is_trained_and_a_killed_run_goes_on(images, tmp_path, monk
     assert epoch["train_loss"] < 0.69 and epoch["forward_iterations"] > 2 and epoch["backward_iterations"] > 2
 
 
+@pytest.mark.slow
 def test_the_best_readout_of_a_finite_network(images, tmp_path):
     flags = (*base(images), *CONV[:4], "--dim", 3, "--train", "ridge", "--ridge", 0.1, "--kernel_size", 5, "--pool")
     call(tmp_path, *flags)

@@ -51,6 +51,7 @@ def test_the_match_has_the_dense_layers_and_its_measured_distance():
     assert enn.describe()["distance"] == enn.match.distance
 
 
+@pytest.mark.slow
 def test_a_wide_match_has_the_kernel_that_is_measured():
     network, kernels = deq(readout="flatten", m=400, seed=0), []
     for seed in range(8):

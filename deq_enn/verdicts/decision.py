@@ -16,6 +16,7 @@ from deq_enn.verdicts.losses.model import LEVEL, Interval
 from deq_enn.verdicts.result import Candidate
 
 NEAR, FAR = 0.05, 0.5  # without labels: CK distance (after the best rescaling) below NEAR means replace, above FAR keep
+MOST_GAIN = 10.0  # points on the commonest class that a DEQ which may gain nothing must not be able to gain either
 RIVALS = 4  # candidates measured at once while several may still become the answer
 
 NO_LABELS = "There are no labels, so this rests on the distance of the kernels alone, and no loss is predicted."
@@ -140,8 +141,13 @@ def _broken_assumptions(applies):
 
 
 def no_better_than_majority(deq_gains: Interval | None, tolerance: float) -> bool:
-    """Tells whether a DEQ that gains so much on the commonest class may gain nothing, or surely less than tolerated."""
-    return deq_gains is not None and (deq_gains.low <= 0 or deq_gains.high < tolerance)
+    """Tells whether a DEQ that gains so much on the commonest class may gain nothing, or surely less than tolerated.
+
+    Where the interval holds large gains too, too little is known.
+    """
+    if deq_gains is None:
+        return False
+    return deq_gains.low <= 0 and deq_gains.high < MOST_GAIN or deq_gains.high < tolerance
 
 
 def by_loss(candidates: list[Candidate], question: Question, applies: dict) -> Decision:

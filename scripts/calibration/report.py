@@ -77,7 +77,7 @@ def _large(cases):
 
 def _spread(held, draws=2000):
     """Half the width of the 95% interval of the coverage, by the bootstrap over cases."""
-    each = np.array([np.mean([candidate.covered for candidate in case.trained]) for case in held])
+    each = np.array([np.mean([candidate.covered for candidate in case.trained]) for case in held if case.trained])
     draw = np.random.default_rng(0).choice(each, (draws, len(each)))
     low, high = np.quantile(100 * draw.mean(1), [0.025, 0.975])
     return f"{low:.0f} to {high:.0f}"

@@ -91,6 +91,7 @@ def test_what_is_no_better_than_the_commonest_class():
     assert no_better_than_majority(Interval(0.0, -0.1, 0.1), 0.5)  # every network says the commonest class
     assert no_better_than_majority(Interval(0.5, -1.5, 2.5), 0.5)  # at chance
     assert no_better_than_majority(Interval(0.2, 0.1, 0.3), 0.5)  # better by less than is tolerated
+    assert not no_better_than_majority(Interval(8.0, -13.0, 30.0), 0.5)  # hardly anything is known
     assert not no_better_than_majority(Interval(2.0, 0.1, 3.9), 0.5) and not no_better_than_majority(None, 0.5)
 
 

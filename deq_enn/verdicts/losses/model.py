@@ -74,9 +74,9 @@ class Discrepancy:
     length_u: float = 2.1
     length_w: float = 25.0
     floor: float = 0.052
-    relative: float = 0.0
-    choice: float = 0.0
-    seeds: float = 0.064
+    relative: float = 0.2
+    choice: float = 0.05
+    seeds: float = 0.08
     weight: float = 2.0
     decay: float = 1.0
     common: float = 0.05

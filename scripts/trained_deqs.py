@@ -2,7 +2,7 @@
 
     python scripts/trained_deqs.py --dataset_path DIR --output_path results/trained      (goes on where it was stopped)
     python scripts/trained_deqs.py --output_path results/trained --pack    (the record as docs/trained.json.gz)
-    python scripts/trained_deqs.py --report                                (tables, from that file)
+    python scripts/trained_deqs.py --report      (tables and figures/trained.png, from that file)
 
 Each DEQ's record is a line of `trained.jsonl`: what it is, what the verdict said, and what was true of every network in
 it on 6,000 other samples. Time is that of the process. Those by torchdeq need `pip install torchdeq`.
@@ -21,6 +21,7 @@ from deq_enn.utils.arguments import OneLineParser, check_folder, duration, posit
 from deq_enn.utils.outcome import one_line
 
 PACKED = Path(__file__).resolve().parents[1] / "docs" / "trained.json.gz"
+FIGURE = PACKED.parents[1] / "figures" / "trained.png"
 DEAR = 3.0  # times the budget, for DEQs whose outputs take longer
 BATCH = 64  # samples of a training step
 
@@ -145,7 +146,11 @@ def main():
 
         path = args.output_path / "trained.jsonl"
         if args.report:
-            print(report(json.loads(gzip.decompress(PACKED.read_bytes()))))
+            from scripts.trained.figure import draw
+
+            records = json.loads(gzip.decompress(PACKED.read_bytes()))
+            draw(records, FIGURE)
+            print(report(records))
             return
         if not args.pack:
             run(args, path, {(record["case"], record["task"]) for record in read_lines(path)})

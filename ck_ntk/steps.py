@@ -38,7 +38,7 @@ def make(name, p, classes, width, tau0):
     except ValueError as error:
         raise ValueError(f"--deqs {name}: give activation:sigma_a2, or a positive concave DEQ as in {DEQS[-1]} "
                          f"({error})") from None  # fmt: skip
-    deq.fixed_point = FixedPoint(Picard(tol=1e-4, max_steps=60, strict=False))
+    deq.fixed_point = FixedPoint(Picard(tol=1e-3, max_steps=40, strict=False))
     return deq
 
 
@@ -161,7 +161,7 @@ def main(args):
     results = {}
     for name in tqdm(args.deqs, leave=False, disable=None):
         numbers = results[name] = study(name, train_set, test, data.n_classes, args)
-        print(f"{name}: {numbers['accuracy']:.2f}%, trained in {numbers['seconds']:.0f} s")
+        print(f"{name}: {numbers['accuracy']:.2f}%, trained in {numbers['seconds']:.0f} s", flush=True)
         for way in WAYS:
             print(f"  {way}: " + ", ".join(f"k = {k} {a:.2f}% ({g:.1f}%)" for k, (a, g) in numbers[way].items()))
     return draw(results), {"deqs": results}
@@ -177,6 +177,6 @@ if __name__ == "__main__":
         flags={
             "--deqs": dict(nargs="+", default=list(DEQS), help=f"activation:sigma_a2, or as {DEQS[-1]} ({DEQS})"),
             "--dataset": dict(default="fashion_mnist", choices=("mnist", "fashion_mnist"), help="of the images"),
-            "--samples": dict(type=positive_int, default=12000, help="to train on (default 12000)"),
+            "--samples": dict(type=positive_int, default=6000, help="to train on (default 6000)"),
         },
     )

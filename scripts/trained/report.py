@@ -69,6 +69,8 @@ def report(records: list[dict]) -> str:
         "",
         *_losses(records),
         "",
+        *_ways(records),
+        "",
         *_each(records),
     ]
     return "\n".join(lines)
@@ -96,6 +98,26 @@ def _losses(records: list[dict]) -> list[str]:
             )
             row.append(f"{losses[len(losses) // 2]:+.2f} ({len(losses)})" if losses else "–")
         lines.append(f"| {kind} | " + " | ".join(row) + " |")
+    return lines
+
+
+def _ways(records: list[dict]) -> list[str]:
+    """Two ways beside each other, over the DEQs that have both at this number of steps."""
+    lines = [
+        "| steps | one way, then another | DEQs | median true losses | the second better, worse |",
+        "| --- " * 5 + "|",
+    ]
+    for k in (1, 2):
+        for first, second in (("stopped", "refitted"), ("refitted", "distilled"), ("distilled", "consistent")):
+            pairs = []
+            for r in records:
+                losses = {c["kind"]: true_loss(c, r) for c in r["candidates"] if c["k"] == k}
+                if first in losses and second in losses:
+                    pairs.append((losses[first], losses[second]))
+            if pairs:
+                a, b = (sorted(column)[len(pairs) // 2] for column in zip(*pairs))
+                better, worse = sum(y < x for x, y in pairs), sum(y > x for x, y in pairs)
+                lines.append(f"| {k} | {first}, {second} | {len(pairs)} | {a:+.2f}, {b:+.2f} | {better}, {worse} |")
     return lines
 
 

@@ -342,7 +342,10 @@ def test_from_the_cases_to_the_report(tiny, tmp_path, capsys):
     run(tmp_path, "outcomes", "verdicts", "pack", "report")
     outcomes = read_lines(tmp_path / "outcomes.jsonl")
     assert [record["case"] for record in outcomes] == [tiny[0].name, tiny[1].name, tiny[0].name]
-    assert list(outcomes[2]["networks"]) == [missing] and outcomes[2]["deq"] == outcomes[0]["deq"]
+    assert (
+        list(outcomes[2]["networks"]) == [missing, calibration_outcomes.MAJORITY]
+        and outcomes[2]["deq"] == outcomes[0]["deq"]
+    )
     with gzip.open(tmp_path / "packed.json.gz") as file:
         packed = json.load(file)
     assert {name: len(records) for name, records in packed.items()} == {"outcomes": 2, "verdicts": 2, "sgd": 2}

@@ -198,7 +198,12 @@ def _threshold(held, score):
 
 def _by_sgd(held, sgd):
     """Losses by SGD beside those of the exact readout."""
-    losses = {(case.case, candidate.name): candidate for case in held for candidate in case.trained}
+    losses = {
+        (case.case, candidate.name): candidate
+        for case in held
+        for candidate in case.candidates
+        if candidate.loss is not None
+    }
     for train, title in (("readout", "readouts by SGD"), ("full", "all weights by SGD")):
         pairs = [
             (record["case"], name, _mean_difference(record["runs"], name), losses[record["case"], name])

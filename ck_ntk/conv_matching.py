@@ -30,10 +30,10 @@ def measured(args):
     from deq_enn.theory.activations import ACTIVATIONS
     from deq_enn.utils.files import atomic_write
 
-    names = [name for name in TITLES if args.data is None or name in args.data]
+    names = [name for name in TITLES if args.dataset is None or name in args.dataset]
     kept = args.output_path / f"conv_matching_{args.samples}.partial.json"
     rows = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    jobs = [(a, name, s) for a in args.activation for name in names for s in args.sigma_a2]
+    jobs = [(a, name, s) for a in args.activation for name in names for s in args.asquare]
     x = {}
     for activation, name, s in tqdm(jobs, desc="kernels", leave=False, disable=None):
         key = f"{activation} {name} {s:g}"
@@ -43,7 +43,7 @@ def measured(args):
             with atomic_write(kept, "w") as file:
                 json.dump(rows, file)
     return names, {
-        a: {name: {f"{s:g}": rows[f"{a} {name} {s:g}"] for s in args.sigma_a2} for name in names}
+        a: {name: {f"{s:g}": rows[f"{a} {name} {s:g}"] for s in args.asquare} for name in names}
         for a in args.activation
     }
 
@@ -53,7 +53,7 @@ def main(args):
 
     from ck_ntk.common.conv_networks import TITLES
 
-    args.sigma_a2 = sorted(set(args.sigma_a2))
+    args.asquare = sorted(set(args.asquare))
     names, numbers = measured(args)
     lines = [(a, which) for a in args.activation for which in ("CK", "NTK")]
     figure, axes = plt.subplots(
@@ -92,14 +92,14 @@ if __name__ == "__main__":
         flags={
             "--dataset_path": dict(default="data", help="folder with the image files (default data)"),
             "--samples": dict(type=SIZE, default=48, help="images of each data set (default 48)"),
-            "--sigma_a2": dict(
+            "--asquare": dict(
                 type=share, nargs="+", default=[0.2, 0.5, 0.9],
                 help="weight variances sigma_a^2 (default 0.2 0.5 0.9)",
             ),
             "--activation": dict(
                 nargs="+", choices=("relu", "tanh"), default=["relu", "tanh"], help="DEQs (default relu tanh)"
             ),
-            "--data": dict(
+            "--dataset": dict(
                 nargs="+", choices=("mnist", "fashion_mnist", "cifar10_images", "mixture"),
                 help="data sets (default all four)",
             ),

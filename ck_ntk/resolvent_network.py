@@ -102,7 +102,7 @@ def main(args):
     from ck_ntk.common.samples import mixture
     from deq_enn.theory.activations import ACTIVATIONS
 
-    x = draw("cifar10_images" if args.cifar10 else "mnist", args.dataset_path, args.samples)
+    x = draw(args.dataset, args.dataset_path, args.samples)
     X = mixture(4 * args.samples, 0).X
     steps = {f"{s:g}": convolutional(x, ACTIVATIONS["relu"], s, args.steps) for s in (0.5, 0.9)}
     near = {a: {s: fully_connected(X, ACTIVATIONS[a], s) for s in NEAR_ONE} for a in ("relu", "tanh")}
@@ -134,6 +134,8 @@ if __name__ == "__main__":
             "--dataset_path": dict(default="data", help="folder with the image files (default data)"),
             "--samples": dict(type=SIZE, default=64, help="images; four times as many samples (default 64)"),
             "--steps": dict(type=int, choices=range(2, 9), default=5, help="steps, 2 to 8 (default 5)"),
-            "--cifar10": dict(action="store_true", help="images of CIFAR-10 in place of MNIST"),
+            "--dataset": dict(
+                choices=("mnist", "fashion_mnist", "cifar10_images"), default="mnist", help="images (default mnist)"
+            ),
         },
     )

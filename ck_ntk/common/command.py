@@ -80,8 +80,8 @@ def write(name, args, figure, numbers):
     """
     from deq_enn.utils.files import atomic_write
 
-    if getattr(args, "dataset", MNIST) != MNIST:
-        name = f"{name}_{args.dataset}"
+    if isinstance(dataset := getattr(args, "dataset", MNIST), str) and dataset != MNIST:
+        name = f"{name}_{dataset}"
 
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     for kind in ("png", "pdf"):

@@ -69,7 +69,7 @@ class Stage:
 def seconds(dataset, model, dim, epochs=0):
     """Returns the seconds that a run is expected to take: its features, and its epochs."""
     n, n_test, p, n_classes = SIZES[dataset]
-    work = cost(SimpleNamespace(model=model, dim=dim, train="readout", epoch=epochs), n + n_test, p, n_classes)
+    work = cost(SimpleNamespace(model=model, dim=dim, train="readout", epoch=epochs, steps=0), n + n_test, p, n_classes)
     return work / MULTIPLICATIONS + epochs * n / 60000 * PASS
 
 

@@ -4,6 +4,9 @@ Ours (fully connected, the six positive concave ones), those by torchdeq (convol
 transformer), and one written by hand with Anderson's method. Those by torchdeq need it: `pip install torchdeq`.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("deqs.py is a part of scripts/trained_deqs.py: run that")
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

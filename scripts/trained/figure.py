@@ -1,5 +1,8 @@
 """The figure of the trained DEQs: what is lost after k steps, as they are, refitted and distilled, a line a DEQ."""
 
+if __name__ == "__main__":
+    raise SystemExit("figure.py is a part of scripts/trained_deqs.py: run that")
+
 from pathlib import Path
 
 from deq_enn.reporting.style import STYLE, save

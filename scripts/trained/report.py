@@ -1,5 +1,8 @@
 """What the record of trained DEQs says: coverage of intervals, wrong answers, and what each kind of network earns."""
 
+if __name__ == "__main__":
+    raise SystemExit("report.py is a part of scripts/trained_deqs.py: run that")
+
 import math
 from collections import Counter
 from collections.abc import Iterable

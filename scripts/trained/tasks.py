@@ -3,6 +3,9 @@
 Each task has a training set, samples held out for a verdict, and more of the same kind that tell what was true.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("tasks.py is a part of scripts/trained_deqs.py: run that")
+
 import io
 import tarfile
 from collections.abc import Callable

@@ -38,9 +38,9 @@ def test_scripts_run(tmp_path, monkeypatch):
     settings = argparse.Namespace(
         output_path=tmp_path,
         dataset_path="none",
-        data=["mixture"],
+        dataset=["mixture"],
         activation=["relu"],
-        sigma_a2=[0.5, 0.9],
+        asquare=[0.5, 0.9],
         samples=16,
     )
     figure, numbers = conv_matching.main(settings)
@@ -57,7 +57,7 @@ def test_scripts_run(tmp_path, monkeypatch):
     monkeypatch.setattr(resolvent_network, "NEAR_ONE", (0.9,))
     monkeypatch.setattr(conv_networks, "draw", lambda name, path, n: conv_networks.mixture(n, 4, 5, 0))
     figure, numbers = resolvent_network.main(
-        argparse.Namespace(dataset_path="none", cifar10=False, samples=16, steps=3)
+        argparse.Namespace(dataset_path="none", dataset="mnist", samples=16, steps=3)
     )
     plt.close(figure)
     for case in numbers["convolutional"].values():

@@ -105,6 +105,7 @@ def test_covariance_and_fluctuation_terms_make_isolated_eigenvalues_of_their_own
         np.testing.assert_allclose(limit.isolated[-len(outside) :], outside, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_a_spectrum_without_isolated_eigenvalues_has_its_place():
     grid = np.geomspace(0.1, 1, 50)
     limit = SimpleNamespace(x=grid, density=np.ones(50), isolated=np.array([]), atom=0.1, atom_mass=0.0)
@@ -195,8 +196,12 @@ def test_help_comes_without_torch():
         "pcdeq_convergence": ["--epoch"],
         "any_activation_matching": ["--dim"],
         "matching_map": ["--points"],
+        "conv_matching": ["--dataset"],
+        "conv_mixture": ["--n"],
+        "resolvent_network": ["--dataset"],
+        "steps": ["--samples"],
     }
-    assert len(scripts) == 15
+    assert len(scripts) == 19
     program = HELP.format(scripts=scripts)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -164,6 +164,7 @@ def test_coefficients_come_out_of_the_implicit_kernels(white, name):
     assert L == pytest.approx(SIGMA_A2 * a.c1 + 1 - SIGMA_A2)
 
 
+@pytest.mark.slow
 def test_coefficients_come_out_of_the_explicit_kernels(white):
     X, fit = white
     tau0 = estimate_tau0(X)

@@ -57,6 +57,7 @@ def test_one_dimension_where_all_samples_are_parallel(name, monkeypatch):
         torch.testing.assert_close(kernel, expected, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_what_stands_many_times_in_the_data_is_computed_once(monkeypatch):
     """Sixteen different rows, 15 times each: pairs that differ in nothing but their place."""
     pairs = []

@@ -17,7 +17,7 @@ from tests.helpers.match_residual import residual
 MODES = [("ck", "aAB"), ("ntk", "aAB"), ("ntk", "aA")]
 
 
-@pytest.mark.few(21)
+@pytest.mark.few(13)
 @pytest.mark.parametrize("kernel, trained", MODES)
 @pytest.mark.parametrize("tau0", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -83,7 +83,7 @@ def random_activation(seed):
     )
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", range(25))
 def test_random_smooth_activations(seed):
     activation = random_activation(seed)

@@ -50,6 +50,7 @@ def test_a_positive_concave_deq_has_one_too():
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name, sigma_a2", [("relu", 0.3), ("swish", 0.8), ("tanh", 0.6)])
+@pytest.mark.slow
 def test_a_wide_deq_has_the_exact_kernel(name, sigma_a2):
     """At width 2,000, four draws: the mean entry by entry within four standard errors, and the whole within 5%."""
     X, f = rows(3, 30, torch.float32), ACTIVATIONS[name]

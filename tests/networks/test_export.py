@@ -113,6 +113,7 @@ def test_files_make_the_network_again(name, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_network_in_double_precision_stays_in_it(tmp_path):
     enn = plain("swish", 2).double()
     export(enn, tmp_path / "enn.pt", X[:4])

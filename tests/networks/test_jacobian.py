@@ -33,6 +33,7 @@ def cases():
     yield system_of(build_pcdeq("linear_pcdeq_1", "tanh", (1, 28, 28), 10).double().eval(), images)
 
 
+@pytest.mark.slow
 def test_hutchinsons_estimate_is_the_squared_frobenius_norm_in_the_mean():
     """Over the unit vectors, whose products are the rows, exactly; over 4,000 normal ones within five deviations."""
     for system in cases():

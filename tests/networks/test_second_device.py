@@ -214,7 +214,7 @@ def test_an_exported_network_is_on_the_cpu(second, tmp_path):
         ("pcdeq", "linear_pcdeq_1", {"aug": True, "milestone": 1}),
     ],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_a_step_of_training(second, train, model, options):
     p = 784 if train == "pcdeq" else 12
     X, y = samples(p=p)

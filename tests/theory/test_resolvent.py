@@ -46,6 +46,7 @@ def test_taps_are_the_resolvent_of_the_window():
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sigma_a2", [0.5, 0.9])
 def test_kernels_come_closer_by_kappa_a_step(sigma_a2):
     """Measured in the largest entry, relative to that of the DEQ; the tangent kernel only with the learning rates."""
@@ -73,6 +74,7 @@ def test_kernels_come_closer_by_kappa_a_step(sigma_a2):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_zero_padding_and_one_pixel():
     x = images(4, 3, 1, 1)
     X, s = x[..., 0, 0] / math.sqrt(3), 0.9

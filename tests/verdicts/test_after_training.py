@@ -62,6 +62,7 @@ class Module(torch.nn.Module):
         self.activation, self.readout = activation, torch.nn.Linear(32, 3)
 
 
+@pytest.mark.slow
 def test_a_deq_as_it_was_drawn_is_not_looked_at(blobs):
     assert isinstance(begin(DEQ(ACTIVATIONS["tanh"], 20, 32, 3, 0.2), *blobs), VerdictAtInitialisation)
     assert isinstance(begin(trained(blobs, 1, 0.1), *blobs), VerdictAfterTraining)
@@ -194,6 +195,7 @@ def test_a_large_gain_is_an_alarm_and_no_recommendation(few_candidates, blobs, m
         assert found.answer == answer and ("an alarm" in " ".join(found.reason)) == (answer == "undecided")
 
 
+@pytest.mark.slow
 def test_what_is_exported_is_what_was_measured(few_candidates, blobs, moved, tmp_path):
     (X, y), held = (blobs[0][:600], blobs[1][:600]), (blobs[0][600:], blobs[1][600:])
     found = api.verdict(moved, X, y, held=held, budget=1.0, tolerance=4.9, clock=Ticks(), solver=Picard())

@@ -190,7 +190,7 @@ def looks(blobs):
     return round(clock.now / clock.seconds), deq
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("stage", range(1, 20, 2))
 def test_wherever_the_time_runs_out_nothing_is_claimed_that_was_not_measured(
     few_candidates, monkeypatch, looks, blobs, stage
@@ -224,6 +224,7 @@ def test_a_deq_that_knows_no_more_than_the_commonest_class_is_said_to(few_candid
     assert bool(scored) == (labels == "rare") == ("area under curve" in verdict.table())
 
 
+@pytest.mark.slow
 def test_rows_that_come_again_are_predicted_by_their_copies(few_candidates):
     """Bits with labels from a table: new rows are copies, which the table tells all of, and are recognised as such."""
     g = torch.Generator().manual_seed(6)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 # The files that take longest come first, so that with a process a core none of them is left alone at the end.
-LONG = """test_tour ck_ntk/test_figures matching/test_families ck_ntk/test_any_activation_matching
+LONG = """test_tour networks/test_second_device test_package kernels/test_conv_sampled commands/test_doorways
+ck_ntk/test_figures matching/test_families ck_ntk/test_any_activation_matching networks/test_conv_deq
 experiments/test_ranks experiments/test_executors networks/test_trained_deq verdicts/test_after_training
-verdicts/test_command training/test_kills matching/test_families_continuity""".split()
+verdicts/test_at_initialisation verdicts/test_command training/test_kills matching/test_families_continuity
+scripts/test_reproduce scripts/test_calibrate networks/test_empirical""".split()
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

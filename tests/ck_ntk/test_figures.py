@@ -326,7 +326,7 @@ def test_finite_width_approaches_the_exact_kernel():
 read_once = functools.cache(samples.images)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name, dataset", [*((name, "mnist") for name in MNIST), (MNIST[0], "fashion_mnist")])
 @pytest.mark.slow
 def test_scripts_on_images_run(real_data, name, dataset, shown, monkeypatch):

@@ -56,7 +56,7 @@ def small(monkeypatch, tmp_path):
 # -- networks and runs -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_empirical_kernels_are_those_of_the_coefficients():
     """Wide networks at random inputs of norm 1, against the theory: what is trained, and how the input is scaled."""
     X = torch.nn.functional.normalize(torch.randn(40, 40, generator=torch.Generator().manual_seed(1)))
@@ -105,7 +105,7 @@ def test_a_centred_network_starts_from_zero_with_the_same_gradients():
             torch.testing.assert_close(centred(data.X_test), change)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_ntk_match_is_the_nearest_where_training_is_lazy():
     data, runs = toy(), {}
     for name in ("deq", "ntk", "ntk_cubic", "ck_1", "ck_2", "unmatched"):

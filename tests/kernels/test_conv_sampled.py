@@ -51,7 +51,7 @@ def agree(draws, kernel, tolerance):
 
 
 @pytest.mark.slow
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name, padding, pool",
     [("relu", "zero", False), ("tanh", "circular", True), ("relu", "circular", True), ("tanh", "zero", False)],

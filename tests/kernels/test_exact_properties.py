@@ -112,7 +112,7 @@ def pairs(X):
 
 @EXAMPLES
 @given(activations(), samples(), st.floats(0.01, 0.98))
-@pytest.mark.slow
+@pytest.mark.long
 def test_deq_kernels_solve_their_equations_or_are_refused(activation, X, sigma_a2):
     try:
         ck, ntk = implicit_kernels(X, activation, sigma_a2)

@@ -68,7 +68,7 @@ def test_no_reach_is_given_up_for_norms_like_those_of_images(model, kernel):
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("network", ["deq", "matched_enn", "unmatched_enn"])
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_nearly_parallel_pairs_are_computed_exactly(network, monkeypatch):
     """Samples in five bundles, as a trained network's features are: most tiles have cosines next to 1 in them."""
     depth, kernel = 3 if network == "unmatched_enn" else None, "ntk"

@@ -140,11 +140,11 @@ def error_at(setting, m, draws):
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "-".join(map(str, setting)))
 def test_wide_ones_have_the_exact_conjugate_kernel(setting):
     """The mean of the draws is within four standard errors, and the error falls as m^(-1/2)."""
-    narrow, wide = error_at(setting, 16, 16), error_at(setting, 96, 10)
-    spread = wide.std(0) / 10**0.5
+    narrow, wide = error_at(setting, 12, 48), error_at(setting, 96, 16)
+    spread = wide.std(0) / 16**0.5
     assert (wide.mean(0).abs() < 4 * spread).all()
-    rate = math.log(narrow.norm(dim=1).square().mean() / wide.norm(dim=1).square().mean()) / math.log(96 / 16)
-    assert 0.7 < rate < 1.3
+    rate = math.log(narrow.norm(dim=1).square().mean() / wide.norm(dim=1).square().mean()) / math.log(96 / 12)
+    assert 0.5 < rate < 1.5  # of 1, with an error of 0.2 by so few draws
 
 
 @pytest.mark.slow

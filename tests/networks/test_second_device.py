@@ -249,6 +249,7 @@ def test_trainings_of_figures(second):
 # readouts and kernels
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "kept"])
 @pytest.mark.parametrize("match", ["ck", "ntk"])

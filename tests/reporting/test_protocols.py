@@ -172,7 +172,7 @@ def test_only_what_differs_in_the_rate_alone_is_put_together(tmp_path):
     assert len(protocols.protocols(logs.load([tmp_path / "one", tmp_path / "own"]))) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_runs_of_both_protocols(tmp_path, capsys):
     """The commands of a sweep, tiny: the tables are the logs, and the rates are those that were chosen."""
     flags = ["--model", "inn", "l_relu_enn", "relu_enn", "--dim", "8", "16", "--seed", "0", "1", "--epoch", "1"]

@@ -209,7 +209,7 @@ def test_coverage_is_that_of_the_interval():
     assert analysis.coverage(held)["covered"] < 50
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_constants_are_set_so_that_intervals_cover():
     packed = made_up(4.0, cases=100)
     names = {outcome["case"] for outcome in packed["outcomes"]}
@@ -315,7 +315,7 @@ def run(folder, *stages):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_the_cases_to_the_report(tiny, tmp_path, capsys):
     run(tmp_path, "outcomes", "verdicts", "sgd")
     lines = {stage: (tmp_path / f"{stage}.jsonl").read_text() for stage in ("outcomes", "verdicts", "sgd")}

@@ -145,7 +145,7 @@ def test_the_report_claims_equality_where_eight_seeds_show_it(tmp_path):
         assert claims.sweep_finding(experiment).endswith(words)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_protocols_stand_side_by_side(tmp_path):
     """Each data set's two sweeps with SGD, and not the one with Adam; every claim in the first table."""
     names = "mnist-sgd", "mnist-adam", "mnist-sgd-own-rate"

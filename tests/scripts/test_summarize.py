@@ -289,7 +289,7 @@ def test_the_margin_of_the_command(tmp_path, capsys):
     assert stop.value.code == 2 and "between 0 and 100" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_settings_make_tables_of_their_own_and_machines_may_share_one(tmp_path):
     write_grid(tmp_path / "sgd0", seeds=(0,))
     write_grid(tmp_path / "sgd1", seeds=(1, 2))  # another machine's share of the same grid

@@ -67,7 +67,7 @@ def discrete(columns):
 @pytest.mark.parametrize(
     "columns, labels", [(1, True), *(pytest.param(*case, marks=pytest.mark.long) for case in ((3, True), (1, False)))]
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_budget_is_kept_where_kernels_take_long(columns, labels):
     """Nearly parallel pairs of an activation that is neither analytic nor piecewise linear."""
     (X, y), clock = discrete(columns), Ticks(0.05)

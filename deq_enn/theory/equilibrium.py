@@ -74,7 +74,8 @@ def estimate_image_tau0(images: torch.Tensor, kernel_size: int = 3, padding: str
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images must have the shape (n, channels, height, width), got {tuple(images.shape)}")
     check_window(images.shape[1:], kernel_size, padding)
-    weight = coverage(*images.shape[2:], kernel_size, padding).to(images.device)
+    height, width = images.shape[2:]
+    weight = coverage(height, width, kernel_size, padding).to(images.device)
     total = math.fsum(
         (part.double().square().mean(1) * weight).mean((1, 2)).sum().item() for part in images.split(1024)
     )

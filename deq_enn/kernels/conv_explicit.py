@@ -148,14 +148,14 @@ def injected_kernels(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the exact CK and NTK of a network that the image is put into at each of its steps.
 
+    The other parameters and what is returned are those of `conv_explicit_kernels`; "pool" needs circular padding. The
+    unrolled DEQ has the taps sigma_a^2/k^2 and sigma_b^2/k^2; `theory.resolvent` has those of its resolvent.
+
     Parameters
     ----------
     activation : phi as it is, of the last step; the others have psi(x) = phi(x) - slope x.
     taps : (k, k) variances of the taps of the filters on the state and on the image, symmetric.
     steps : number of layers. rates : (k, k) learning rates of the taps.
-
-    The other parameters and what is returned are those of `conv_explicit_kernels`; "pool" needs circular padding. The
-    unrolled DEQ has the taps sigma_a^2/k^2 and sigma_b^2/k^2; `theory.resolvent` has those of its resolvent.
     """
     if steps < 1:
         raise ValueError(f"a network needs at least one step, got {steps}")

@@ -93,11 +93,12 @@ class ConvNetwork(nn.Module):
 class ConvDEQ(ConvNetwork):
     """Convolutional deep equilibrium model; its feature maps are the fixed point, differentiated implicitly.
 
+    Parameters that are not listed are those of `ConvNetwork`.
+
     Parameters
     ----------
     activation : an Activation, a name of the registry or a torch function; the module centres it at tau_*.
     sigma_a2 : weight variance, which with tau0 fixes tau_*.
-    The others : of `ConvNetwork`.
 
     Attributes
     ----------

@@ -29,12 +29,13 @@ from deq_enn.theory.recognise import recognise
 class ConvENN(ConvNetwork):
     """Explicit convolutional network of len(layers) hidden layers of one number of channels.
 
+    Parameters that are not listed are those of `ConvNetwork`.
+
     Parameters
     ----------
     layers, kernel_sizes : one activation, used as given, and one odd k for each hidden layer.
     input_scale : factor on the images (sigma_b for plain networks).
     match : the match that the layers come from.
-    The others : of `ConvNetwork`.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ LR, BATCH_SIZE = 1.0, 128
 
 
 def chosen(args):
-    """{name: activation} of --activation, in the order of the registry; all of it without the flag."""
+    """Returns {name: activation} of --activation, in the order of the registry; all of it without the flag."""
     from deq_enn.theory.activations import ACTIVATIONS
 
     names = args.activation or list(ACTIVATIONS)
@@ -44,7 +44,9 @@ def chosen(args):
 
 
 def distances(X, activation, sigma_a2, matches, unmatched):
-    """{kernel: (matched, unmatched, unmatched times the best factor, that factor)} on X (n, p) of mean squared norm 1.
+    """Returns {kernel: (matched, unmatched, unmatched times the best factor, that factor)} on X (n, p).
+
+    The rows of X have the mean squared norm 1.
 
     matches : {kernel: its Match}. unmatched : an ENN, of which layers and input scale are taken.
     """
@@ -65,7 +67,7 @@ def distances(X, activation, sigma_a2, matches, unmatched):
 
 
 def study_kernels(args):
-    """{kernel: {activation: numbers}}, the distances as lists (sizes, seeds); and the spread of |x|^2, likewise."""
+    """Returns {kernel: {activation: numbers}}, the distances as lists (sizes, seeds), and the spread of |x|^2."""
     import numpy as np
     from tqdm import tqdm
 
@@ -156,7 +158,7 @@ def print_kernels(args, numbers, spread):
 
 
 def study_accuracies(args, data):
-    """{activation: {network: test accuracies after the last epoch, one a seed}}, printed as they come."""
+    """Returns {activation: {network: test accuracies after the last epoch, one a seed}}, printed as they come."""
     from deq_enn.networks.build import build_model
     from deq_enn.theory.equilibrium import estimate_tau0
     from deq_enn.training.loop import run as train

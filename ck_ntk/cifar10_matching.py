@@ -17,7 +17,7 @@ KERNELS = ("ck", "ntk")
 
 
 def kernels(sample, name, sigma_a2, device="cpu"):
-    """{"ck": (DEQ, matched, unmatched), "ntk": the same}, each (n, n)."""
+    """Returns {"ck": (DEQ, matched, unmatched), "ntk": the same}, each (n, n)."""
     from ck_ntk.common.exact_kernels import explicit_kernels, implicit_kernels
     from deq_enn.matching.families import match
     from deq_enn.theory.activations import ACTIVATIONS

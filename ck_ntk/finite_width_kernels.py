@@ -12,7 +12,7 @@ from ck_ntk.common.command import run
 
 
 def random_features(X, activations, m, generator):
-    """Last layer of a random network of width m in float32, on X (n, p)."""
+    """Returns the last layer of a random network of width m in float32, on X (n, p)."""
     import math
 
     import torch
@@ -25,7 +25,7 @@ def random_features(X, activations, m, generator):
 
 
 def equilibrium(X, activation, sigma_a2, m, generator):
-    """z (n, m) of z = phi(sigma_a A z + sigma_b B x)/sqrt(m), by plain iteration, a contraction here."""
+    """Returns z (n, m) of z = phi(sigma_a A z + sigma_b B x)/sqrt(m), by plain iteration, a contraction here."""
     import math
 
     import torch

@@ -67,7 +67,7 @@ def compare(first, second):
 
 
 def study(args, data, activation):
-    """{pair: (widths, pairs of networks, 2) as lists}, and the root mean square of the DEQs' outputs, one a width."""
+    """Returns {pair: (widths, pairs of networks, 2) as lists}, and the DEQs' root mean square output, one a width."""
     import itertools
 
     from tqdm import tqdm

@@ -24,7 +24,7 @@ HELD = 5000  # test samples
 
 
 def make(name, p, classes, width, tau0):
-    """The untrained DEQ of a name "activation:sigma_a2" or "pcdeq:activation", with a lenient solver."""
+    """Returns the untrained DEQ of a name "activation:sigma_a2" or "pcdeq:activation", with a lenient solver."""
     from deq_enn.names import PCDEQS
     from deq_enn.networks.deq import DEQ
     from deq_enn.networks.fixed_point import FixedPoint, Picard

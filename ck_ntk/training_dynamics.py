@@ -1,4 +1,4 @@
-"""Every weight trained by SGD on MNIST: does a matched network train like its DEQ?
+"""Every weight is trained by SGD on MNIST: does a matched network train like its DEQ?
 
 A ReLU-DEQ, networks with its NTK, networks with its CK only, and an unmatched one, for every learning rate and width;
 "rescaled" has its learning rate times beta_1 of the DEQ over its own. All networks of a seed share first-layer weights
@@ -85,7 +85,7 @@ def centred(model):
 
 
 def tangent_kernel(model, X):
-    """The empirical NTK (n, n) of the first logit, on X (n, p)."""
+    """Returns the empirical NTK (n, n) of the first logit, on X (n, p)."""
     import torch
 
     parameters = list(model.parameters())

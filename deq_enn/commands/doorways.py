@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from deq_enn.names import ACTIVATIONS
-from deq_enn.utils.arguments import OneLineParser, bounded_float
+from deq_enn.utils.arguments import OneLineParser, add_asquare, bounded_float
 from deq_enn.utils.outcome import one_line
 
 
@@ -18,12 +18,7 @@ def _parser(name: str, description: str | None) -> OneLineParser:
 
 
 def _add_scales(parser: OneLineParser) -> None:
-    parser.add_argument(
-        "--asquare",
-        type=bounded_float(0, 1, "between 0 and 1"),
-        default=0.2,
-        help="sigma_a^2 of the DEQ; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)",
-    )
+    add_asquare(parser.add_argument)
     parser.add_argument(
         "--tau0",
         type=bounded_float(0, math.inf, "positive and finite"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from deq_enn.names import ACTIVATIONS, FAMILIES
 from deq_enn.utils import interrupts
-from deq_enn.utils.arguments import OneLineParser, bounded_float
+from deq_enn.utils.arguments import OneLineParser, add_asquare, bounded_float
 from deq_enn.utils.outcome import one_line
 
 if TYPE_CHECKING:
@@ -38,12 +38,7 @@ def add_deq_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"of the DEQ: {', '.join(ACTIVATIONS)}, or path/to/file.py:name, whose code is run",
     )
-    parser.add_argument(
-        "--asquare",
-        type=bounded_float(0, 1, "between 0 and 1"),
-        default=0.2,
-        help="sigma_a^2 of the DEQ; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)",
-    )
+    add_asquare(parser.add_argument)
     parser.add_argument(
         "--kernel",
         choices=("ck", "ntk"),

@@ -1,4 +1,4 @@
-"""`python data_prepare.py`: fetches a data set and says what the theory sees of it."""
+"""`python data_prepare.py` fetches a data set and says what the theory sees of it."""
 
 from collections.abc import Sequence
 

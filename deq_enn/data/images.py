@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 
 class DataError(ValueError):
-    """Data that cannot be used: names the file or array, and what to do."""
+    """Data cannot be used; the message names the file or array, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def plot(arguments: Namespace, data: "Dataset", results: "Results", path: Path) 
         chosen = {name: look | {"linewidth": 1.3, "alpha": 1} for name, look in chosen.items()}
 
     def accuracies(model, dim):
-        """One list a seed, by epoch."""
+        """Returns one list a seed, by epoch."""
         return [
             [100 * record["test_accuracy"] for record in results[model, dim, seed].history] for seed in arguments.seed
         ]

@@ -170,7 +170,7 @@ def plot(arguments: Namespace, data: "Dataset", results: dict[Config, Result], d
 
 
 def _along(widths: set, sizes: set) -> dict[Any, Place]:
-    """{abscissa: place} of a curve, along the widths where there are several, else along the sizes; {} of a point."""
+    """Returns {abscissa: place} of a curve, along several widths or else along the sizes; {} of a point."""
     if len(widths) > 1:
         return {width: (width, max(sizes)) for width in sorted(widths)}
     (width,) = widths

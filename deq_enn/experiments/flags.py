@@ -1,4 +1,4 @@
-"""The command line of main.py: its flags, what they become where they are not given, and what is refused at once.
+"""The command line of main.py is here: its flags, their defaults, and what is refused at once.
 
 Nothing heavy is imported here: --help and a bad flag are answered without waiting for torch.
 """
@@ -23,6 +23,7 @@ from deq_enn.names import (
 )
 from deq_enn.utils.arguments import (
     OneLineParser,
+    add_asquare,
     add_data_flags,
     bounded_float,
     byte_count,
@@ -109,11 +110,7 @@ def _add_steps(add: Callable) -> None:
 
 
 def _add_networks(add: Callable) -> None:
-    add(
-        "--asquare",
-        type=bounded_float(0, 1, "between 0 and 1"),
-        help="sigma_a^2, for everything in the run; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)",
-    )
+    add_asquare(add, default=None)
     add(
         "--activation",
         metavar="NAME",

@@ -16,19 +16,6 @@ import torch
 
 from deq_enn.utils.tiles import largest
 
-PADDINGS = "zero", "circular"
-
-
-def check_window(size: int, height: int, width: int, padding: str, name: str = "kernel_size") -> None:
-    """Raises ValueError for a window that is even, or that meets itself around an image with circular padding."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0:
-        raise ValueError(f"{name} must be an odd whole number, got {size!r}")
-    if padding == "circular" and size > min(height, width):
-        raise ValueError(
-            f"{name} = {size} is larger than the images of {height} x {width} pixels, which circular padding does not "
-            "allow: take a smaller one, or padding 'zero'"
-        )
-
 
 class BoxFilter:
     """This is M, the mean over the k x k window about each pixel; what lies outside the image is 0 or wraps around.

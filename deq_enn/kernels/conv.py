@@ -21,12 +21,12 @@ The equation for one image alone is that of Garriga-Alonso, Rasmussen & Aitchiso
 
 import torch
 
-from deq_enn.kernels.box_filter import BoxFilter, WindowEquation, check_window, error_of
+from deq_enn.kernels.box_filter import BoxFilter, WindowEquation, error_of
 from deq_enn.kernels.compiled import Problem, conv_pairs, library
 from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, Side, pixel_pairs
 from deq_enn.kernels.pixel_scales import implicit_pixel_scales
 from deq_enn.theory.activations import Activation
-from deq_enn.theory.equilibrium import check_sigma_a2, get_tau
+from deq_enn.theory.equilibrium import check_sigma_a2, check_window, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
 
 _STEPS = 60  # Newton or plain steps at most
@@ -38,7 +38,7 @@ _FLOOR = 0.1  # share of an image's largest scale; at pixels of smaller ones the
 class _Implicit(ConvBlocks):
     def __init__(self, images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other):
         super().__init__(images, other, padding, readout)
-        check_window(kernel_size, self.height, self.width, padding)
+        check_window((1, self.height, self.width), kernel_size, padding)
         self.activation, self.sigma_a2, self.trained, self.kernel_size = activation, sigma_a2, trained, kernel_size
         self.M = BoxFilter((self.height, self.width), kernel_size, padding)
         shape = self.height, self.width, -1

@@ -21,10 +21,10 @@ import torch
 from tqdm import tqdm
 
 from deq_enn.kernels.blocks import KERNELS
-from deq_enn.kernels.box_filter import PADDINGS
 from deq_enn.kernels.compiled import WIDE, Problem, conv_values, library
 from deq_enn.kernels.pair_functions import PiecewiseLinear, Series, pair_function
 from deq_enn.kernels.sample_scales import Scales
+from deq_enn.names import PADDINGS
 from deq_enn.theory.activations import Activation
 from deq_enn.utils.tiles import for_each, largest, tiles
 
@@ -40,7 +40,7 @@ _log = logging.getLogger("kernels")
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a tile: some pixels of some images.
+    """This is one side of a tile: some pixels of some images.
 
     pixels : (h, w) numbers of the pixels. images : a slice, or a list in a tensor. axis : of the images in the tile's
     arrays (h, w, rows, columns); a list of pairs is a tile of one column, with both its sides along the rows.

@@ -23,10 +23,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from deq_enn.kernels.box_filter import BoxFilter, check_window
+from deq_enn.kernels.box_filter import BoxFilter
 from deq_enn.kernels.conv_blocks import ConvBlocks, pixel_pairs
 from deq_enn.kernels.sample_scales import explicit_scales
 from deq_enn.theory.activations import Activation
+from deq_enn.theory.equilibrium import check_window
 
 
 class _Explicit(ConvBlocks):
@@ -38,7 +39,7 @@ class _Explicit(ConvBlocks):
         tangent = second if trained == "all" else torch.zeros_like(second)
         filters = {}
         for index, (layer, size) in enumerate(zip(layers, kernel_sizes), 1):
-            check_window(size, self.height, self.width, padding, f"kernel_sizes[{index - 1}]")
+            check_window((1, self.height, self.width), size, padding, f"kernel_sizes[{index - 1}]")
             M = filters.setdefault(size, BoxFilter((self.height, self.width), size, padding))
             q = M(second.reshape(shape)).reshape(second.shape)
             scales = explicit_scales(layer, q.sqrt().cpu().numpy().reshape(-1))

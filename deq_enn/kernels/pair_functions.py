@@ -59,7 +59,7 @@ class PairFunction(ABC):
 
 
 class KinkedAtZero(PairFunction):
-    """f = const + m x + h |x|: g = m^2 rho + h^2 (2/pi) (sqrt(1 - rho^2) - 1 + rho asin rho)."""
+    """Here f = const + m x + h |x|: g = m^2 rho + h^2 (2/pi) (sqrt(1 - rho^2) - 1 + rho asin rho)."""
 
     def __init__(self, activation: Activation, scales: Scales, device: torch.device):
         super().__init__(activation, scales, device)
@@ -76,7 +76,7 @@ class KinkedAtZero(PairFunction):
 
 
 class Erf(PairFunction):
-    """E[erf u erf v] = (2/pi) asin(2 s_i s_j rho / sqrt((1 + 2 s_i^2)(1 + 2 s_j^2)))."""
+    """Here E[erf u erf v] = (2/pi) asin(2 s_i s_j rho / sqrt((1 + 2 s_i^2)(1 + 2 s_j^2)))."""
 
     cut = 1.0
 
@@ -94,7 +94,7 @@ class Erf(PairFunction):
 
 
 class Sin(PairFunction):
-    """Cov[sin u, sin v] = exp(-(s_i^2 + s_j^2)/2) sinh(s_i s_j rho)."""
+    """Here Cov[sin u, sin v] = exp(-(s_i^2 + s_j^2)/2) sinh(s_i s_j rho)."""
 
     cut = 1.0
     largest_scale = 1e3
@@ -117,7 +117,7 @@ class Sin(PairFunction):
 
 
 class PiecewiseLinear(PairFunction):
-    """g''(r) = sum_kl jump_k jump_l density(t_k/s_i, t_l/s_j; r), integrated once and twice over r in (0, rho).
+    """Here g''(r) = sum_kl jump_k jump_l density(t_k/s_i, t_l/s_j; r), integrated once and twice over r in (0, rho).
 
     With r = tanh(y) the integrand varies on a scale of 1 in y, however close rho is to 1: 69 nodes do at the cut.
     """

@@ -41,7 +41,7 @@ class _Layers:
 
 
 class KernelMachine:
-    """A classifier by kernel ridge regression with the exact kernel of an infinitely wide network.
+    """This is a classifier by kernel ridge regression with the exact kernel of an infinitely wide network.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The empirical neural tangent kernel of a network of finite width, by automatic differentiation.
+"""The empirical neural tangent kernel of a network of finite width is found by automatic differentiation.
 
 It is what `kernels.exact` approaches as the width grows, with an error of the order m^(-1/2). Jacot, Gabriel & Hongler,
 NeurIPS 2018, define it; for a DEQ the Jacobian goes through the implicit function theorem (`fixed_point`), not through

@@ -1,4 +1,4 @@
-"""An explicit network for use elsewhere: its weights, the numbers that rebuild it, and programs that run it.
+"""An explicit network is written for use elsewhere: its weights, the numbers that rebuild it, and programs that run it.
 
 `export(network, "enn.pt", X)` writes
 

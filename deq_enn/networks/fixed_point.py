@@ -36,8 +36,11 @@ class ConvergenceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Solution:
-    """value : the last f(z); residual : (n,) |f(z) - z| / |f(z)| of each sample; iterations : applications of f;
-    unconverged : how many samples miss the tolerance."""
+    """This is what a solver ends with.
+
+    value : the last f(z). residual : (n,) |f(z) - z| / |f(z)| of each sample. iterations : applications of f.
+    unconverged : how many samples miss the tolerance.
+    """
 
     value: torch.Tensor
     residual: torch.Tensor
@@ -120,7 +123,7 @@ class Picard:
 
 @dataclass(frozen=True)
 class Anderson:
-    """Anderson acceleration: the affine combination of the last `memory` points with the least residual.
+    """Anderson acceleration takes the affine combination of the last `memory` points with the least residual.
 
     Each sample of the batch has its own combination. Fewer applications of f than Picard, each with `memory` extra
     passes over the iterate: worth it where f is a large matrix product or contracts slowly.

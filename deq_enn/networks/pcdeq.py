@@ -51,7 +51,7 @@ AUGMENTED_WIDTHS: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {(3, 32, 3
 
 
 class PcDEQ(nn.Module):
-    """An equilibrium layer z = s(W z + b), z and b of the input's shape: (n, m), or (n, m, h, w) if `conv`.
+    """This is an equilibrium layer z = s(W z + b), z and b of the input's shape: (n, m), or (n, m, h, w) if `conv`.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ import base64
 import html
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
+
+from deq_enn.utils.files import atomic_write
 
 FULL_WIDTH = 7.0  # inches of a figure as wide as the page
 PAGE_WIDTH = 57.0  # rem of the text on a wide screen; base.html has it too, with its margins
@@ -85,3 +88,17 @@ def render(template: str, **content: Any) -> str:
     )
     environment.filters |= {"inline": inline, "heading": heading}
     return environment.get_template(template).render(content) + "\n"
+
+
+def write_verdict(folder: Path | str, draw: Callable[[Path], bool], caption: str, **content: Any) -> list[Path]:
+    """Writes verdict.png and verdict.html, whole or not at all, and returns their paths.
+
+    draw : makes the figure at a path, and tells whether there was anything to draw; else the page has none.
+    content : of the template verdict.html, beside the figure with its caption.
+    """
+    picture, page = Path(folder) / "verdict.png", Path(folder) / "verdict.html"
+    pictures = [Picture(picture, caption)] if draw(picture) else []
+    text = render("verdict.html", pictures=pictures, **content)
+    with atomic_write(page, "w") as file:
+        file.write(text)
+    return [*(drawn.path for drawn in pictures), page]

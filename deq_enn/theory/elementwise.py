@@ -18,7 +18,7 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.673263242354377284
 
 @dataclass(frozen=True)
 class Shifted:
-    """fn(x) + constant."""
+    """This is fn(x) + constant."""
 
     fn: Elementwise
     constant: float
@@ -52,7 +52,7 @@ class PiecewiseLinear:
 
 @dataclass(frozen=True)
 class PiecewiseSlope:
-    """The derivative of a `PiecewiseLinear`."""
+    """This is the derivative of a `PiecewiseLinear`."""
 
     kinks: tuple[float, ...]
     slopes: tuple[float, ...]
@@ -71,7 +71,7 @@ def jumps(slopes: tuple[float, ...]) -> list[float]:
 
 @dataclass(frozen=True)
 class Cubic:
-    """a0 + a1 x + a2 x^2 + a3 x^3."""
+    """This is a0 + a1 x + a2 x^2 + a3 x^3."""
 
     a0: float
     a1: float
@@ -89,7 +89,7 @@ class Cubic:
 
 @dataclass(frozen=True)
 class CubicSlope:
-    """The derivative of a `Cubic`."""
+    """This is the derivative of a `Cubic`."""
 
     a1: float
     a2: float
@@ -101,7 +101,7 @@ class CubicSlope:
 
 @dataclass(frozen=True)
 class CubicAtScale:
-    """gain tau (u + a2 (u^2 - 1) + a3 (u^3 - 3 u)) of u = x/tau, a cubic layer of a match."""
+    """This is gain tau (u + a2 (u^2 - 1) + a3 (u^3 - 3 u)) of u = x/tau, a cubic layer of a match."""
 
     a2: float
     a3: float
@@ -121,7 +121,7 @@ class CubicAtScale:
 
 @dataclass(frozen=True)
 class CubicSlopeAtScale:
-    """The derivative of a `CubicAtScale`."""
+    """This is the derivative of a `CubicAtScale`."""
 
     a2: float
     a3: float
@@ -146,7 +146,7 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class Autograd:
-    """The derivative of a function, by autograd."""
+    """This is the derivative of a function, by autograd."""
 
     fn: Elementwise
 

@@ -35,19 +35,18 @@ def estimate_tau0(X: torch.Tensor) -> float:
     return math.sqrt(total / len(X))
 
 
-def check_window(image_shape: Sequence[int], kernel_size: int, padding: str) -> None:
-    """Raises ValueError for a kernel size or padding that images of shape (c, h, w) do not take."""
+def check_window(image_shape: Sequence[int], kernel_size: int, padding: str, name: str = "kernel_size") -> None:
+    """Raises ValueError for a kernel size, which is called `name`, or padding that images (c, h, w) do not take."""
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"an image has the shape (channels, height, width), got {tuple(image_shape)}")
     if padding not in PADDINGS:
         raise ValueError(f"padding must be {' or '.join(PADDINGS)}, got {padding!r}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"a kernel size must be odd and positive, so that images keep their size, got {kernel_size}")
-    side = min(image_shape[1:])
-    if padding == "circular" and kernel_size > side:
+    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"{name} must be an odd whole number, so that images keep their size, got {kernel_size!r}")
+    if padding == "circular" and kernel_size > min(image_shape[1:]):
         raise ValueError(
-            f"a {kernel_size} x {kernel_size} kernel is larger than images of "
-            f"{' x '.join(map(str, image_shape[1:]))} pixels, which circular padding does not allow: take a smaller one"
+            f"{name} = {kernel_size} is larger than the images of {' x '.join(map(str, image_shape[1:]))} pixels, "
+            "which circular padding does not allow: take a smaller one, or padding 'zero'"
         )
 
 

@@ -42,7 +42,7 @@ from deq_enn.theory.gaussian import gaussian_moments
 
 @dataclass(frozen=True)
 class LessLinear:
-    """fn(x) - slope x."""
+    """This is fn(x) - slope x."""
 
     fn: Elementwise
     slope: float

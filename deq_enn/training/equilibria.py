@@ -37,7 +37,7 @@ def _solver(usual: Any, config: Config) -> Picard | Anderson:
 
 
 class Equilibria:
-    """The equilibria of a network in training: what they add to the loss, and what is logged of them.
+    """It knows what the equilibria of a network in training add to the loss, and what is logged of them.
 
     With a configuration that does not watch them these are mean numbers of iterations alone.
     """

@@ -144,7 +144,7 @@ class ReadoutTask:
 
 
 class FullTask:
-    """Every weight trained, by automatic differentiation (implicit, for a DEQ).
+    """Every weight is trained, by automatic differentiation (implicit, for a DEQ).
 
     The ranks of a team take the same steps on the same weights, with the gradient of the whole batch: each computes
     that of its share, and they differ from a single process by rounding (a DEQ: by the solver's tolerance).
@@ -215,7 +215,7 @@ class FullTask:
 
 
 class PcDEQTask(FullTask):
-    """A positive concave DEQ: weights kept nonnegative, a tenth of the rate after the milestone, images augmented."""
+    """A positive concave DEQ is trained: its weights stay nonnegative, its rate falls to a tenth at the milestone."""
 
     def __init__(self, model: PcDEQNetwork, data: Dataset, config: Config, device: Device):
         super().__init__(model, data, config, device)

@@ -204,7 +204,10 @@ def check_output(configs: list[Config], output_path: Path | str, resume: bool = 
 
 @dataclass(frozen=True)
 class Result:
-    """history : one record an epoch, as in metrics.jsonl; seconds : what the whole run took, setup included."""
+    """This is what a run ends with.
+
+    history : one record an epoch, as in metrics.jsonl; seconds : what the whole run took, setup included.
+    """
 
     history: list[dict]
     seconds: float

@@ -39,7 +39,7 @@ PASSES = 3.0  # of the training set, that networks must have been trained for be
 
 
 class VerdictBySteps:
-    """A verdict in the making: `run`, then `conclude`.
+    """This is a verdict in the making: `run`, then `conclude`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The answer for a trained DEQ: replace it by k steps or by another network, at which loss; keep it; or undecided.
+"""The answer for a trained DEQ is given here: replace it, and by which network at which loss; keep it; or undecided.
 
 "Replace" where a network that is faster certainly loses less than the tolerance. "Keep" where every such network
 certainly loses more, and those that are trained had their training. Else "undecided", with what would decide.
@@ -7,13 +7,20 @@ Among networks of one kind more steps lose less. They are tested from the most s
 predecessor failed: so tested, the chance that any of a kind is wrongly called good is that of one, 5%.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deq_enn.unrolling.result import KINDS, TIED, StepCandidate
 
 FASTER = 1.1  # the module's time over the network's, at least, for a replacement
 TRAINED = "distilled", "explicit"  # kinds without which nothing is kept
+ALARM = 5.0  # gain of a replacement, in points, from which on something else is wrong
 CHANCE = 2.0  # points above the most frequent class's share, below which a module has learnt nothing
+
+ALARMING = (
+    "So large a gain is an alarm and no recommendation: the DEQ is badly trained or its readout was never fitted, or "
+    "the samples are not scaled as it takes them, or the labels are not in the order of its outputs. Mend that first."
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
         return "keep", None, [sentence]
     if good := accepted(faster, known.tolerance):
         chosen = min(good, key=lambda c: (c.work, c.loss))
+        if known.labelled and alarming(chosen.loss, chosen.interval):
+            return "undecided", None, [f"{_capital(_loses(chosen, known))}. {ALARMING}"]
         sentence = f"{_capital(_loses(chosen, known))}, less than {known.tolerance:g}.{_saves(chosen)}"
         return "replace", chosen, [*reason, sentence]
     best = min(faster, key=lambda c: c.interval[1])
@@ -62,6 +71,11 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
     between = f"{_capital(_loses(best, known))}: {known.tolerance:g} lies in an interval."
     more = f", or more time (--budget): {untrained}." if untrained else "."
     return "undecided", None, [*reason, between, "More samples held out would decide it" + more]
+
+
+def alarming(loss: float, interval: Sequence[float]) -> bool:
+    """Tells whether a replacement gains so many points, and certainly some, that the DEQ itself must be at fault."""
+    return loss < -ALARM and interval[1] < 0
 
 
 def accepted(candidates: list[StepCandidate], tolerance: float) -> list[StepCandidate]:

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from deq_enn.reporting.markdown import Table
-from deq_enn.reporting.page import Picture, render
+from deq_enn.reporting.page import write_verdict
 from deq_enn.unrolling.figure import draw
 from deq_enn.unrolling.result import KINDS
-from deq_enn.utils.files import atomic_write
 
 ANSWERS = {"replace": "Replace it", "keep": "Keep it", "undecided": "Undecided"}
 NOTE = (
@@ -17,20 +16,15 @@ NOTE = (
 
 def write(result: dict, folder: Path | str) -> list[Path]:
     """Writes verdict.png and verdict.html, whole or not at all, and returns their paths."""
-    folder = Path(folder)
-    picture, html = folder / "verdict.png", folder / "verdict.html"
-    pictures = [Picture(picture, _caption(result))] if draw(result, picture) else []
-    text = render(
-        "verdict.html",
+    return write_verdict(
+        folder,
+        lambda path: draw(result, path),
+        _caption(result),
         title=_title(result),
         reasons=result["reason"],
         data=_data_sentence(result),
-        pictures=pictures,
         sections=_sections(result),
     )
-    with atomic_write(html, "w") as file:
-        file.write(text)
-    return [*(picture.path for picture in pictures), html]
 
 
 def _title(result: dict) -> str:

@@ -33,7 +33,7 @@ SEED = 20_000  # of the weights that are drawn, from which on: users train small
 
 @dataclass(frozen=True)
 class Rival:
-    """An explicit network to be trained: a name, "explicit" or "matched", and how it is made."""
+    """This is an explicit network to be trained: a name, "explicit" or "matched", and how it is made."""
 
     name: str
     kind: str

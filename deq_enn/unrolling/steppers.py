@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deq_enn.networks.fixed_point import FixedPoint
+from deq_enn.networks.fixed_point import FixedPoint, Stopped
 
 Steps = Callable[[nn.Module, int], nn.Module]  # a user's own way to stop a module after k steps
 State = torch.Tensor | tuple[torch.Tensor, ...]
@@ -40,8 +40,8 @@ ADVICE = (
 )
 
 
-class Unrolled:
-    """k applications of f in the place of a `FixedPoint`: the same call, z = f(...f(z0, *args)..., *args).
+class Unrolled(Stopped):
+    """This is `Stopped` for states of one tensor or several, which can be watched, damped, and begun elsewhere.
 
     Parameters
     ----------
@@ -58,19 +58,13 @@ class Unrolled:
     """
 
     def __init__(self, k: int, accelerated: bool = False, damping: float = 1.0):
-        self.k, self.accelerated, self.damping = k, accelerated, damping
+        super().__init__(k)
+        self.accelerated, self.damping = accelerated, damping
         self.start: State | None = None
         self.last: State | None = None
         self.keep, self.calls = False, 0
 
-    @property
-    def iterations(self) -> int:
-        """Returns the number of steps, as `FixedPoint.iterations` has it."""
-        return self.k
-
     def __call__(self, f: Callable[..., torch.Tensor], z0: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and self.start is None and not z0.requires_grad:
-            z0 = _differentiable_start(f, z0, args)
         z = self.run(lambda z: f(z, *args), z0)
         assert isinstance(z, torch.Tensor)
         return z
@@ -81,9 +75,9 @@ class Unrolled:
         if self.start is not None:
             z = self.start
         if self.accelerated:
-            z = _accelerated(f, z, self.k)
+            z = _accelerated(f, z, self.steps)
         else:
-            for _ in range(self.k):
+            for _ in range(self.steps):
                 z = _mixed(f(z), z, self.damping)
         if self.keep:
             self.last = z.detach() if isinstance(z, torch.Tensor) else tuple(part.detach() for part in z)
@@ -126,15 +120,6 @@ def _accelerated(f: Callable[[Any], Any], z: Any, k: int) -> State:
     return whole(values[-1])
 
 
-def _differentiable_start(f: Callable[..., torch.Tensor], z0: torch.Tensor, args: Any) -> torch.Tensor:
-    """Returns z0 with its gradient where it is f(0), as our networks start; their own z0 is detached.
-
-    An equilibrium does not depend on its start, but k steps do.
-    """
-    start = f(torch.zeros_like(z0), *args)
-    return start if start.shape == z0.shape and torch.allclose(start.detach(), z0, atol=1e-6) else z0
-
-
 class UnrolledTorchDEQ(nn.Module):
     """k plain steps in the place of a DEQ module of torchdeq: the same call, and the same form of what it returns."""
 
@@ -155,7 +140,7 @@ class UnrolledTorchDEQ(nn.Module):
         state = self.unrolled.run(func if single else lambda z: func(*z), z_init if single else tuple(z_init))
         unknown = torch.full((1,), -1.0)
         said = {key: unknown for key in ("abs_lowest", "rel_lowest", "abs_trace", "rel_trace", "sradius")}
-        return [state if single else list(state)], said | {"nstep": torch.full((1,), float(self.unrolled.k))}
+        return [state if single else list(state)], said | {"nstep": torch.full((1,), float(self.unrolled.steps))}
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class _Renamed(argparse.Action):
-    """The old spelling of a flag: says the new one on stderr, at its first use, and does what the new one does."""
+    """The old spelling of a flag says the new one on stderr, at its first use, and does what the new one does."""
 
     def __init__(self, old: str, target: argparse.Action):
         shape = {key: getattr(target, key) for key in ("dest", "nargs", "type", "choices", "metavar")}
@@ -175,6 +175,16 @@ def scheduler_address(text: str) -> str:
     if not re.fullmatch(r"(tcp|tls|ws|wss|ucx)://\S+:\d+", text):
         raise argparse.ArgumentTypeError(f"must be an address such as tcp://HOST:8786, got {text!r}")
     return text
+
+
+def add_asquare(add: Callable[..., object], default: float | None = 0.2) -> None:
+    """Adds --asquare. A default of None is left to whoever sorts the flags out later, who takes 0.2 as well."""
+    add(
+        "--asquare",
+        type=bounded_float(0, 1, "between 0 and 1"),
+        default=default,
+        help="sigma_a^2 of the DEQ; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)",
+    )
 
 
 def add_data_flags(add: Callable[..., object]) -> None:

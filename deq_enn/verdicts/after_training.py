@@ -1,4 +1,4 @@
-"""The verdict on a trained DEQ: as at initialisation while its weights are random, else by measured losses."""
+"""The verdict on a trained DEQ is that of a random one while its weights are random, else it is by measured losses."""
 
 import math
 import time
@@ -16,6 +16,7 @@ from deq_enn.networks.trained_deq import adapt, understood, unwrapped
 from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.unrolling.by_steps import VerdictBySteps
+from deq_enn.unrolling.decision import ALARMING, alarming
 from deq_enn.unrolling.steppers import Steps, can_be_stopped
 from deq_enn.utils.deadline import deadline
 from deq_enn.verdicts.assumptions import check_data, check_held, check_repeated, check_request, integer_labels
@@ -29,13 +30,7 @@ from deq_enn.verdicts.weight_drift import drift
 
 DRIFT_SHARE = 0.3  # share of the budget that the comparison with random weights may take
 COST_SHARE = 0.15  # share of the time left for timing the networks
-ALARM = 5.0  # gain of a replacement, in points, from which on something else is wrong
 OFF_CENTRE = 0.05  # mean of phi, relative to its standard deviation, from which on phi does not count as centred
-
-ALARMING = (
-    "So large a gain is an alarm and no recommendation: the DEQ is badly trained or its readout was never fitted, or "
-    "the samples are not scaled as it takes them, or the labels are not in the order of its outputs. Mend that first."
-)
 
 AT_INITIALISATION = "a solver is for a trained DEQ: at initialisation many draws of it are measured, by Picard"
 
@@ -43,7 +38,7 @@ Labelled = tuple[Any, Any]  # samples, and their labels or None
 
 
 class VerdictAfterTraining:
-    """A verdict in the making: `run`, then `conclude`, as of `VerdictAtInitialisation`.
+    """This is a verdict in the making: `run`, then `conclude`, as of `VerdictAtInitialisation`.
 
     Parameters
     ----------
@@ -213,7 +208,7 @@ class VerdictAfterTraining:
                 "There are no labels: the loss is the share of samples on which it says another class than the DEQ."
             )
         measured = f"{loss_sentence(best, self.question.width)} on {losses.held} samples that were held out"
-        if losses.labelled and -best.loss > ALARM and high < 0:
+        if losses.labelled and alarming(best.loss, best.known_interval):
             return Decision("undecided", None, [*reason, f"{measured}. {ALARMING}"])
         if high < tolerance:
             costs_more = [cost_sentence(best.cost)] if best.cost else []

@@ -1,4 +1,4 @@
-"""The verdict from Python: should an explicit network replace this DEQ, and which?"""
+"""The verdict is asked for from Python: should an explicit network replace this DEQ, and which?"""
 
 from __future__ import annotations
 

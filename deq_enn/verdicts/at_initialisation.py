@@ -1,4 +1,4 @@
-"""The work of a verdict on a random DEQ, step by step: assumptions, candidates, kernels, infinite width, measurements.
+"""The work of a verdict on a random DEQ goes by steps: assumptions, candidates, kernels, infinite width, measurements.
 
 Each step keeps its results in the `VerdictAtInitialisation`, so that one that is interrupted concludes from what is
 known. `decision.py` turns them into the answer.
@@ -54,7 +54,7 @@ UNKNOWN = Interval(0.0, -math.inf, math.inf)  # of a candidate of which no netwo
 
 
 class VerdictAtInitialisation:
-    """A verdict in the making: `run`, then `conclude`. After an interruption `conclude` says what is known so far.
+    """This is a verdict in the making: `run`, then `conclude`, which after an interruption says what is known.
 
     The parameters are those of `api.verdict`. `measured_by` is what measures networks of finite width.
     """

@@ -60,7 +60,7 @@ class Scales(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """An explicit network of any width.
+    """This is an explicit network of any width.
 
     name : such as "matched ck: 2 piecewise" or "plain, depth 1".
     kind : "matched" or "plain". kernel, family : of a match, else None.

@@ -24,6 +24,7 @@ from deq_enn.unrolling.result import StepVerdict
 from deq_enn.utils import interrupts
 from deq_enn.utils.arguments import (
     OneLineParser,
+    add_asquare,
     add_data_flags,
     bounded_float,
     check_data_flags,
@@ -54,12 +55,7 @@ def make_parser() -> OneLineParser:
         metavar="NAME",
         help=f"of the DEQ: {', '.join(ACTIVATIONS)}, or path/to/file.py:name, whose code is run (not with --module)",
     )
-    add(
-        "--asquare",
-        type=bounded_float(0, 1, "between 0 and 1"),
-        default=0.2,
-        help="sigma_a^2 of the DEQ; sigma_b^2 = 1 - sigma_a^2 (default: 0.2)",
-    )
+    add_asquare(add)
     add(
         "--dim",
         type=positive_int,

@@ -1,4 +1,4 @@
-"""A verdict on a convolutional DEQ at initialisation: kernels and readouts of its match, and of plain convolutions.
+"""A verdict on a convolutional DEQ at initialisation compares it with its match and with plain convolutions.
 
 It is `at_initialisation`'s, with images in place of rows. The candidates are the fully connected matches, in either
 kernel, as convolutions (`matching.convolutional`), and one to three plain convolutional layers. Two things differ. No

@@ -179,7 +179,7 @@ def by_loss(candidates: list[Candidate], question: Question, applies: dict) -> D
 
 
 def _cheapest(accepted: list[Candidate], question: Question, score: Callable) -> Candidate:
-    """The candidate of the least work; of those of equal work, the one of the least score."""
+    """Returns the candidate of the least work; of those of equal work, the one of the least score."""
     return min(accepted, key=lambda candidate: (candidate.work(question.p, question.width), score(candidate)))
 
 

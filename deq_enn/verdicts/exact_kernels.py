@@ -1,4 +1,4 @@
-"""The part of a verdict on a random DEQ at infinite width: exact kernels compared, and regression with them.
+"""The part of a verdict on a random DEQ at infinite width is here: exact kernels compared, and regression with them.
 
 Both are left out for networks whose kernels take too long, such as those of nearly parallel samples.
 """

@@ -1,4 +1,4 @@
-"""The figure of a verdict: what each candidate loses, how far its kernels are from the DEQ's, and what it saves.
+"""The figure of a verdict shows what each candidate loses, how far its kernels are from the DEQ's, and what it saves.
 
 It is drawn from the numbers of `Verdict.to_dict()`, as verdict.json keeps them. Panels whose numbers are not known,
 as after an interruption, are left out. A trained DEQ has one more panel, the statistics of its weights.
@@ -18,7 +18,7 @@ SHOWN = 12  # candidates in the figure, at most
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel: `draw(ax, candidates, result)` fills the axes and returns the title."""
+    """This is one panel: `draw(ax, candidates, result)` fills the axes and returns the title."""
 
     name: str
     draw: Callable

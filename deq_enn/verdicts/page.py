@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deq_enn.reporting.markdown import Table
-from deq_enn.reporting.page import Picture, render
-from deq_enn.utils.files import atomic_write
+from deq_enn.reporting.page import write_verdict
 from deq_enn.verdicts.figure import JOBS, costed, draw, label
 
 ANSWERS = {"replace": "Replace it", "keep": "Keep it", "undecided": "Undecided"}
@@ -36,7 +35,7 @@ NOTE_AFTER_TRAINING = (
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page: sentences, and tables below them."""
+    """This is a section of the page: sentences, and tables below them."""
 
     title: str
     sentences: list = field(default_factory=list)
@@ -45,20 +44,15 @@ class Section:
 
 def write(result: dict, folder: Path | str) -> list[Path]:
     """Writes verdict.png and verdict.html, whole or not at all, and returns their paths."""
-    folder = Path(folder)
-    picture, html = folder / "verdict.png", folder / "verdict.html"
-    pictures = [Picture(picture, _caption(result))] if draw(result, picture) else []
-    text = render(
-        "verdict.html",
+    return write_verdict(
+        folder,
+        lambda path: draw(result, path),
+        _caption(result),
         title=_title(result),
         reasons=[_with_labels(sentence, result["candidates"]) for sentence in result["reason"]],
         data=_data_sentence(result),
-        pictures=pictures,
         sections=_sections(result),
     )
-    with atomic_write(html, "w") as file:
-        file.write(text)
-    return [*(picture.path for picture in pictures), html]
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def _draws(deq, X, rows, columns, seed, copies):
 
 
 def _spectrum(deq, rows, columns):
-    """{statistic: value}. For a random network of infinite width each is 1, and each distance to a law 0."""
+    """Returns {statistic: value}. For a random network of infinite width each is 1, and each distance to a law 0."""
     A, B = deq.W.detach()[rows][:, rows], deq.U.detach()[rows][:, columns]
     radius = spectral_radius(A / A.double().square().mean().sqrt() / math.sqrt(len(A)))
     (edge_a, law_a), (edge_b, law_b) = singular_statistics(A), singular_statistics(B)

@@ -29,7 +29,10 @@ MIXTURES = ("mixed", "two_class")
 
 @dataclass(frozen=True)
 class Candidate:
-    """mean, low, high : predicted loss in points and its 90% interval. loss, error : measured, None if not trained."""
+    """This is a network that was judged.
+
+    mean, low, high : predicted loss in points and its 90% interval. loss, error : measured, None if not trained.
+    """
 
     name: str
     work: int
@@ -58,7 +61,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Held:
-    """A case: what was answered, and the candidates. chosen : of "replace".
+    """This is a case: what was answered, and the candidates. chosen : of "replace".
 
     majority : the commonest class as a candidate: what is lost by always saying it. None in the first cases.
     overrun : seconds taken over the budget.
@@ -91,7 +94,10 @@ class Held:
 
     @property
     def happened(self) -> str:
-        """Beyond noise: "DEQ no better" than the commonest class, "some below" tolerance, "all above", "too near"."""
+        """Says what is so beyond noise.
+
+        The words are "DEQ no better" than the commonest class; "some below" the tolerance, "all above" it; "too near".
+        """
         if self.majority is not None and self.majority.loss is not None:
             gain, noise = self.majority.loss, Z_90 * self.majority.error
             if gain - noise <= 0 or gain + noise < TOLERANCE:
@@ -108,7 +114,7 @@ class Held:
 
 
 def merged(records: list[dict]) -> dict[str, dict]:
-    """{case: record}: of several of one case the last, with the networks of all."""
+    """Returns {case: record}: of several of one case the last, with the networks of all."""
     records_of_case = {}
     for record in records:
         networks = records_of_case.get(record["case"], {}).get("networks", {}) | record.get("networks", {})

@@ -1,4 +1,4 @@
-"""The calibration figure: predicted against measured loss, coverage by kind of data, and the answers."""
+"""The calibration figure shows predicted against measured loss, coverage by kind of data, and the answers."""
 
 if __name__ == "__main__":
     raise SystemExit("figure.py is a part of scripts/calibrate.py: run that")

@@ -51,7 +51,7 @@ def deq_of(case, data, seed=0) -> DEQ:
 
 
 def builders(case, data) -> dict:
-    """{name: function of the seed that gives the network} of the DEQ ("deq") and of every candidate."""
+    """Returns {name: function of the seed that gives the network} of the DEQ ("deq") and of every candidate."""
     tau0, p = estimate_tau0(data.X_train), data.X_train.shape[1]
     candidates, _ = networks(deq_of(replace(case, width=1), data), tau0)
     return {
@@ -169,7 +169,7 @@ FULL = dict(train="full", epochs=10, seeds=2), 4
 
 
 def sgd_cases() -> dict:
-    """{case: settings of `trained`}: the first small ones of the list."""
+    """Returns {case: settings of `trained`}: the first small ones of the list."""
     small = [case for case in cases() if case.width <= 256 and case.n <= 5000 and case.data not in WIDE_DATA]
     full = [case for case in small if case.width <= 128 and case.n <= 2000][: FULL[1]]
     readout = [case for case in small if case not in full][: SGD[1]]

@@ -24,7 +24,7 @@ NARROW = {"linear": (80,), "single_conv": (8,), "multi_conv": (6, 8, 12)}  # cha
 
 @dataclass(frozen=True)
 class Case:
-    """A DEQ to be trained: its task, how it is made, how it is trained, and how it is stopped where it cannot say.
+    """This is a DEQ to be trained: its task, how it is made and trained, and how it is stopped where it cannot say.
 
     make : (sample, classes) -> module. rate : of Adam, at most. updates : steps of training. flat : whether it takes
     rows. project : whether its weights are kept nonnegative.
@@ -59,7 +59,7 @@ class Flat(nn.Module):
 
 
 class Convolutional(nn.Module):
-    """A convolutional DEQ by torchdeq, with group norm, at half the side of the image."""
+    """This is a convolutional DEQ by torchdeq, with group norm, at half the side of the image."""
 
     def __init__(self, sample: torch.Tensor, classes: int, channels: int, stride: int, options: dict):
         super().__init__()
@@ -104,7 +104,7 @@ class TwoStates(nn.Module):
 
 
 class Attention(nn.Module):
-    """Like a transformer: attention and a small network, with layer norm and the input injected, over rows."""
+    """This is like a transformer: attention and a small network, with layer norm and the input injected, over rows."""
 
     def __init__(self, sample: torch.Tensor, classes: int, width: int, options: dict):
         super().__init__()

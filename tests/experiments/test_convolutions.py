@@ -183,4 +183,4 @@ def test_bad_data(images, capsys, tmp_path):
     assert "rows of npz are no images, which conv_deq needs" in refused(capsys, tmp_path, *CONV, *rows)
     circular = "--padding", "circular", "--kernel_size", 7, "--batch_size", 10
     message = refused(capsys, tmp_path, *CONV, *base(images), *circular)
-    assert "7 x 7 kernel is larger than images of 6 x 5 pixels" in message
+    assert "kernel_size = 7 is larger than the images of 6 x 5 pixels" in message

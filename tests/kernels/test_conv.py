@@ -266,7 +266,7 @@ BAD = {
     "NaN or infinite .* first in image 1": dict(images=torch.tensor([1, torch.nan])[:, None, None, None]),
     "all images are zero": dict(images=torch.zeros(2, 1, 3, 3)),
     r"\(2, 4, 4\), the others \(1, 4, 4\)": dict(other=torch.ones(2, 1, 4, 4)),
-    "kernel_size must be an odd whole number, got 2": dict(kernel_size=2),
+    "kernel_size must be an odd whole number, so that images keep their size, got 2": dict(kernel_size=2),
     "kernel_size = 5 is larger than the images of 4 x 4": dict(kernel_size=5, padding="circular"),
     "padding must be": dict(padding="same"),
     "readout must be": dict(readout="max"),

@@ -159,9 +159,9 @@ def test_wide_ones_have_the_exact_tangent_kernel(setting):
 
 
 def test_what_is_wrong_is_said():
-    with pytest.raises(ValueError, match="odd and positive.*got 4"):
+    with pytest.raises(ValueError, match="kernel_size must be an odd whole number, so.*got 4"):
         deq(k=4)
-    with pytest.raises(ValueError, match="5 x 5 kernel is larger than images of 4 x 4 pixels"):
+    with pytest.raises(ValueError, match="kernel_size = 5 is larger than the images of 4 x 4 pixels"):
         deq("circular", k=5)
     with pytest.raises(ValueError, match="padding must be zero or circular, got 'same'"):
         deq("same")

@@ -120,11 +120,15 @@ KNOWN = Known(tolerance=0.5, accuracy=90.0, frequent=10.0, held=1000, labelled=T
         ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0)], "keep", None),
         ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0, seen=900)], "undecided", None),
         ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.4, 2.0)], "undecided", None),
+        ([candidate("explicit", None, -8.0, -6.0)], "undecided", None),  # an alarm
+        ([candidate("explicit", 1, -6.0, -2.0)], "replace", 1),
+        ([candidate("explicit", 1, -12.0, 0.1)], "replace", 1),  # perhaps nothing is gained
     ),
 )
 def test_the_answer_follows_the_intervals(candidates, answer, chosen):
     said, network, reason = decide(candidates, KNOWN)
     assert said == answer and (network and network.k) == chosen and all(reason)
+    assert ("an alarm" in " ".join(reason)) == (bool(candidates) and candidates[0].loss == -7.0)
 
 
 def test_a_module_that_has_learnt_nothing_is_not_replaced():

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from deq_enn.verdicts import figure as verdict_figure, page as verdict_page
+from deq_enn.reporting import page as reporting_page
+from deq_enn.verdicts import figure as verdict_figure
 from deq_enn.verdicts.figure import draw
 from deq_enn.verdicts.page import write
 from tests.helpers.pages import check_page, check_widths
@@ -250,7 +251,7 @@ def test_nothing_is_left_of_a_page_that_cannot_be_written(tmp_path, monkeypatch)
     def broken(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(verdict_page, "render", broken)
+    monkeypatch.setattr(reporting_page, "render", broken)
     with pytest.raises(OSError):
         write(FOUND, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["verdict.png"]

@@ -292,7 +292,7 @@ class Posterior:
         return self.amplitudes2 * self.apart**2 + self.of_draw
 
     def _factors(self, points):
-        """For each amplitude: the Cholesky factor of the points' covariance, and their covariance with the target."""
+        """Returns, by amplitude, the Cholesky factor of the points' covariance and their covariance with the target."""
         at = coordinates([(p.width, p.count) for p in points])
         d = np.array([p.apart for p in points])
         among = correlation(at, at, self.constants) * np.outer(d, d)

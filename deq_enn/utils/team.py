@@ -133,7 +133,9 @@ def team_of_ranks(device: "torch.device") -> Iterator[Team]:
             try:
                 yield Team(rank, size)
             except BaseException:
-                if not _first(store):
+                told: list[int] = []  # a signal that comes now must not raise in the midst of asking who speaks
+                signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+                if not _first(store, told):
                     signal.signal(signal.SIGTERM, signal.SIG_DFL)
                     time.sleep(PATIENCE)
                     raise SystemExit(1) from None
@@ -170,15 +172,17 @@ def _meet(rank: int, size: int):
     return PrefixStore("deq_enn", store)
 
 
-def _first(store) -> bool:
+def _first(store, told: list[int]) -> bool:
     """Whether no other rank has failed before.
 
-    Where the store has gone, rank 0 has ended, and has said why if it could. torchrun then stops this rank within
-    LINGER; where nobody does, it is the first that can speak.
+    Where the store has gone, rank 0 has ended, and has said why if it could. torchrun has then stopped this rank, as
+    `told` has it, or stops it within LINGER; where nobody does, it is the first that can speak.
     """
     try:
         return store.add("failed", 1) == 1
     except RuntimeError:
+        if told:
+            return False
         before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(LINGER)
         signal.signal(signal.SIGTERM, before)

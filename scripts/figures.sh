@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every kernel figure of the paper (nine scripts of ck_ntk/) at its sizes, and those of any DEQ's match, into
-# results/figures; flags go to each script, but matching_map takes --output_path alone, and --n is not for
-# finite_width_kernels, which has one size.
+# Every kernel figure of the paper (nine scripts of ck_ntk/) at its sizes, those of any DEQ's match, and that of trained
+# DEQs stopped after k steps, into results/figures; flags go to each script, but matching_map and steps take
+# --output_path alone, and --n is not for finite_width_kernels, which has one size.
 #   scripts/figures.sh [--dataset_path DIR] [--asquare S] [--output_path DIR] ...
 # --dataset_path (default data) is where MNIST and CIFAR-10 lie; figures of what is not there are skipped. Accuracies of
 # every DEQ and its match are 168 trainings, half an hour, which are left to
@@ -44,8 +44,9 @@ if [[ -e $data/MNIST/raw/train-images-idx3-ubyte || -e $data/train-images-idx3-u
     for name in ck_mnist_matching mnist_ntk_matching mnist_one_layer_matching mnist_two_layer_matching; do
         "$python" "ck_ntk/$name.py" --dataset_path "$data" "${sizes[@]}" "${flags[@]}" "${output[@]}"
     done
+    "$python" ck_ntk/steps.py --dataset mnist --dataset_path "$data" "${output[@]}"
 else
-    echo "the four MNIST figures are skipped: no train-images-idx3-ubyte in $data or $data/MNIST/raw (--dataset_path)"
+    echo "the five MNIST figures are skipped: no train-images-idx3-ubyte in $data or $data/MNIST/raw (--dataset_path)"
 fi
 if [[ -d $data/cifar10 || -d $data/cifar-10-batches-py ]]; then
     "$python" ck_ntk/cifar10_matching.py --dataset_path "$data" "${sizes[@]}" "${flags[@]}" "${output[@]}"

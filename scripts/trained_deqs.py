@@ -32,7 +32,8 @@ def make_parser():
     parser.add_argument("--output_path", type=Path, default=Path("results/trained"), help="folder of trained.jsonl")
     parser.add_argument("--budget", type=duration, default=6.0, help="of each verdict (default 6s)")
     parser.add_argument("--most", type=positive_int, default=10**6, help="trainings and verdicts to do (default all)")
-    parser.add_argument("--without", nargs="*", default=[], metavar="WORD", help="DEQs in whose names a word is")
+    parser.add_argument("--only", nargs="*", default=[""], metavar="WORD", help="DEQs in whose name and task a word is")
+    parser.add_argument("--without", nargs="*", default=[], metavar="WORD", help="not those")
     parser.add_argument("--pack", action="store_true", help="only write the record to docs/trained.json.gz")
     parser.add_argument("--report", action="store_true", help="only say what docs/trained.json.gz holds")
     return parser
@@ -171,7 +172,10 @@ def run(args, path, done):
     torch.set_num_threads(1)
     tasks, left = {}, args.most
     for case in cases():
-        if (case.name, case.task) in done or any(word in case.name for word in args.without):
+        named = f"{case.name}, {case.task}"
+        if (case.name, case.task) in done or any(word in named for word in args.without):
+            continue
+        if not any(word in named for word in args.only):
             continue
         if case.task not in tasks:
             tasks[case.task] = load(case.task, args.dataset_path, args.output_path / "cache")

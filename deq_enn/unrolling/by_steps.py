@@ -8,7 +8,7 @@ measured on the same held-out samples, beside the module, and is timed.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from deq_enn.networks.trained_deq import unwrapped
 from deq_enn.unrolling import judged, rivals, students
-from deq_enn.unrolling.decision import Known, accepted, decide
+from deq_enn.unrolling.decision import FASTER, Known, accepted, decide
 from deq_enn.unrolling.judged import Part, batch_of, outputs_of, paired_loss, quality
 from deq_enn.unrolling.result import KINDS, StepCandidate, StepVerdict
 from deq_enn.unrolling.steppers import Steps, stopped
@@ -27,6 +27,7 @@ from deq_enn.unrolling.training import Trained
 from deq_enn.utils.deadline import OutOfTime, deadline
 
 LADDER = 1, 2, 3, 4, 6, 8, 12  # steps after which a module is stopped
+FURTHER = 16, 24, 32, 48  # and where all these lose too much, while they can be faster than the module
 STUDENTS = 1, 2, 3, 4  # steps of the networks that are trained on the module's outputs, while stopping loses too much
 CONSISTENT = 1, 2  # steps of those that are trained along the iteration as well
 # shares of the budget by which each part of the work is to be done
@@ -99,6 +100,7 @@ class VerdictBySteps:
         self.about: dict[str, Any] = {"name": type(module).__name__}
         self.layer: str | None = None  # the last linear layer, if the module's outputs are its own
         self.labelled_rows = torch.empty(0, dtype=torch.int64)  # of X, for what is trained on labels
+        self.per_row = 0.0  # seconds of the module's outputs for a sample
         self.bar: tqdm | None = None
         self.settings = {
             "n": len(self.X),
@@ -140,7 +142,7 @@ class VerdictBySteps:
         with tqdm(total=len(UNTIL), disable=not progress, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
             self.bar = bar
             self.parts = self._measure_module()  # as many samples as there is time for, so without a deadline
-            self._measure_stopped(LADDER[:1])
+            self._stop_after(LADDER[0])
             for part in ("stopped", "refitted", "students", "rivals", "cost"):
                 with self._until(part):
                     getattr(self, f"_measure_{part}")()
@@ -175,8 +177,8 @@ class VerdictBySteps:
         outputs_of(self.module, self.X_held[: rows // 4 + 1])  # what a first call does is not timed
         began = self.clock()
         outputs_of(self.module, self.X_held[:rows])
-        per_row = max(self.clock() - began, 1e-6) / min(rows, len(self.X_held))
-        most = max(int(0.9 * self._left("module") / per_row), 200)
+        self.per_row = max(self.clock() - began, 1e-6) / min(rows, len(self.X_held))
+        most = max(int(0.9 * self._left("module") / self.per_row), 200)
         test, choose = test[: max(most // 2, 100)], choose[: max(most // 8, 50)]
         self.labelled_rows = fit
         fit = fit[: max(most - len(test) - len(choose), 100)]
@@ -208,10 +210,25 @@ class VerdictBySteps:
             StepCandidate(name, kind, k, accuracy, agreement, entropy, loss, interval, network=network.eval(), **extra)
         )
 
-    def _measure_stopped(self, ladder: Sequence[int] = LADDER[1:]) -> None:
-        for k in ladder:
-            self._say(f"stopped after {k} steps")
-            self._add(f"{k} of its steps", "stopped", k, stopped(self.module, k, self.steps))
+    def _stop_after(self, k: int) -> float:
+        """Measures the module stopped after k steps; returns the seconds of its outputs for a sample."""
+        self._say(f"stopped after {k} steps")
+        assert self.parts is not None
+        began = self.clock()
+        self._add(f"{k} of its steps", "stopped", k, stopped(self.module, k, self.steps))
+        return (self.clock() - began) / len(self.parts[2])
+
+    def _measure_stopped(self) -> None:
+        seconds = 0.0
+        for k in LADDER[1:]:
+            seconds = self._stop_after(k)
+        if self._good_steps() < math.inf:
+            return
+        before = LADDER[-1]
+        for k in FURTHER:
+            if seconds * k / before > self.per_row / FASTER:
+                break
+            before, seconds = k, self._stop_after(k)
 
     def _good_steps(self) -> float:
         """The fewest steps of a network that is within the tolerance."""
@@ -225,7 +242,8 @@ class VerdictBySteps:
             self.untried[KINDS["refitted"]] = "the module's outputs are not those of a linear layer"
             return
         few = fit.first(students.REFITTED_ON)
-        for k in [k for k in LADDER if k < self._good_steps()]:
+        tried = [c.k for c in self.candidates if c.kind == "stopped" and c.k]
+        for k in [k for k in tried if k < self._good_steps()]:
             self._say(f"{_steps(k)}, last layer refitted")
             network = stopped(self.module, k, self.steps, shared=False)
             try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deq_enn.unrolling.result import KINDS, TIED, StepCandidate
 
-FASTER = 1.1  # the module's time over the network's, at least, for a replacement
+FASTER = 1.5  # the module's time over the network's, at least: to save less is not worth a rewriting
 TRAINED = "distilled", "explicit"  # kinds without which nothing is kept
 ALARM = 5.0  # gain of a replacement, in points, from which on something else is wrong
 CHANCE = 2.0  # points above the most frequent class's share, below which a module has learnt nothing
@@ -50,7 +50,7 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
     faster = [c for c in candidates if c.saved is None or c.saved >= FASTER]
     if not faster:
         sentence = f"None of the {len(candidates)} networks that were tried is {FASTER:g} times as fast as the module."
-        return "keep", None, [sentence]
+        return "keep", None, [sentence, *_almost(candidates, known)]
     if good := accepted(faster, known.tolerance):
         chosen = min(good, key=lambda c: (c.work, c.loss))
         if known.labelled and alarming(chosen.loss, chosen.interval):
@@ -65,7 +65,7 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
             f"Every one of the {len(faster)} faster networks loses more than {known.tolerance:g} points; the best: "
             f"{_loses(best, known)}."
         )
-        return "keep", None, [*reason, sentence]
+        return "keep", None, [*reason, sentence, *_almost(candidates, known)]
     if low > known.tolerance:
         return "undecided", None, [*reason, f"Nothing that was tried is good enough, but {untrained}."]
     between = f"{_capital(_loses(best, known))}: {known.tolerance:g} lies in an interval."
@@ -87,6 +87,15 @@ def accepted(candidates: list[StepCandidate], tolerance: float) -> list[StepCand
                 break
             good.append(candidate)
     return good
+
+
+def _almost(candidates: list[StepCandidate], known: Known) -> list[str]:
+    """Says what is as good as the module, if anything is, and not so much faster."""
+    good = accepted([c for c in candidates if (c.saved or 0) > 1], known.tolerance)
+    if not good:
+        return []
+    best = min(good, key=lambda c: (c.work, c.loss))
+    return [f"As good, but no {FASTER:g} times as fast: {best.name}.{_saves(best)}"]
 
 
 def _untrained(candidates: list[StepCandidate], known: Known) -> str | None:

@@ -19,6 +19,7 @@ from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import Anderson, FixedPoint, Picard
 
 LENIENT = Picard(tol=1e-3, max_steps=40, strict=False)  # of our DEQs, as torchdeq's users have it
+FAR = {"f_max_iter": 50, "b_max_iter": 50}  # more than there are tokens in a sequence
 NARROW = {"linear": (80,), "single_conv": (8,), "multi_conv": (6, 8, 12)}  # channels: the published ones take hours
 
 
@@ -42,7 +43,7 @@ class Case:
     @property
     def dear(self) -> bool:
         """Tells whether a verdict on it needs more time."""
-        return any(word in self.name for word in ("conv", "attention"))
+        return any(word in self.name for word in ("conv", "attention", "sequence"))
 
 
 class Flat(nn.Module):
@@ -154,6 +155,35 @@ class ByHand(nn.Module):
         return self.readout(self.cell(z, u))
 
 
+class Recurrent(nn.Module):
+    """The states of a recurrent network, z_t = tanh(A z_(t-1) + B x_t), all at once as an equilibrium.
+
+    Each step of the iteration takes the states one token further; the last one is read out. It is solved by torchdeq,
+    or by this project's solver where none is given.
+    """
+
+    def __init__(self, sample: torch.Tensor, classes: int, width: int, deq: nn.Module | None = None):
+        super().__init__()
+        self.A, self.B = nn.Linear(width, width, bias=False), nn.Linear(sample.shape[-1], width)
+        nn.init.orthogonal_(self.A.weight)
+        self.readout, self.deq = nn.Linear(width, classes), deq
+        if deq is None:
+            self.fixed_point = FixedPoint(Picard(tol=1e-3, max_steps=FAR["f_max_iter"], strict=False))
+
+    @staticmethod
+    def cell(z, u, A):
+        before = nn.functional.pad(z[:, :-1], (0, 0, 1, 0))
+        return torch.tanh(before @ A.T + u)
+
+    def forward(self, x):
+        u = self.B(x.flatten(0, -3).reshape(-1, *x.shape[-2:]))
+        if self.deq is None:
+            z = self.fixed_point(self.cell, torch.zeros_like(u), u, self.A.weight)
+        else:
+            z = self.deq(lambda z: self.cell(z, u, self.A.weight), torch.zeros_like(u))[0][-1]
+        return self.readout(z[:, -1])
+
+
 def by_hand(module: nn.Module, k: int) -> nn.Module:
     """Stops a `ByHand` after k plain steps."""
     assert isinstance(module, ByHand)
@@ -200,7 +230,7 @@ def cases() -> list[Case]:
             ("tanh", 0.9, 128, "rings", 500, 0.05, 2.0),
             ("relu", 0.2, 128, "mnist", 100, 0.03, 1.0),
             ("tanh", 0.4, 64, "mnist", 200, 0.02, 1.0),
-            ("relu", 0.8, 64, "rings", 500, 0.05, 2.0),
+            ("relu", 0.8, 64, "rings", 500, 0.01, 2.0),
             ("swish", 0.9, 128, "fashion_mnist", 300, 0.02, 1.0),
             ("relu", 0.5, 256, "fashion_mnist", 100, 0.02, 1.0),
             ("tanh", 0.5, 128, "parity", 600, 0.03, 2.0),
@@ -221,18 +251,24 @@ def cases() -> list[Case]:
         for activation in (PCDEQ_ACTIVATIONS[name[-1]][0],)
     ]
     other = [
-        Case("torchdeq, convolutional", "fashion_mnist", lambda x, c: Convolutional(x, c, 8, 2, ift), 0.02, 150),
-        Case("torchdeq, attention", "mnist", lambda x, c: Attention(x, c, 24, ift), 0.005, 80),
+        Case("torchdeq, convolutional", "fashion_mnist", lambda x, c: Convolutional(x, c, 8, 2, ift), 0.02, 250),
+        Case("torchdeq, attention", "mnist", lambda x, c: Attention(x, c, 24, ift), 0.005, 250),
         Case("torchdeq, two states", "mnist", lambda x, c: TwoStates(x, c, 96, ift), 0.01, 200),
-        Case("torchdeq, convolutional", "connected", lambda x, c: Convolutional(x, c, 8, 1, ift), 0.01, 120),
+        Case("torchdeq, convolutional", "connected", lambda x, c: Convolutional(x, c, 8, 1, ift), 0.01, 300),
         Case("by hand, Anderson", "fashion_mnist", lambda x, c: ByHand(x, c, 128), 0.003, 250, steps=by_hand),
-        Case("torchdeq, convolutional", "cifar10", lambda x, c: Convolutional(x, c, 8, 2, phantom), 0.02, 150),
+        Case("torchdeq, convolutional", "cifar10", lambda x, c: Convolutional(x, c, 8, 2, phantom), 0.02, 250),
         Case("torchdeq, two states, Anderson", "rings", lambda x, c: TwoStates(x, c, 48, anderson), 0.01, 300),
         Case("torchdeq, two states, phantom", "fashion_mnist", lambda x, c: TwoStates(x, c, 96, phantom), 0.01, 200),
         Case("by hand, Anderson", "rings", lambda x, c: ByHand(x, c, 64), 0.01, 500, steps=by_hand),
-        Case("torchdeq, attention, Anderson", "fashion_mnist", lambda x, c: Attention(x, c, 24, anderson), 0.005, 80),
-        Case("torchdeq, conv., phantom", "connected", lambda x, c: Convolutional(x, c, 8, 1, phantom), 0.01, 120),
+        Case("torchdeq, attention, Anderson", "fashion_mnist", lambda x, c: Attention(x, c, 24, anderson), 0.005, 250),
+        Case("torchdeq, conv., phantom", "connected", lambda x, c: Convolutional(x, c, 8, 1, phantom), 0.01, 300),
         Case("by hand, Anderson", "parity", lambda x, c: ByHand(x, c, 64), 0.01, 500, steps=by_hand),
     ]  # fmt: skip
-    lists = [full, concave, other]
+    sequences = [
+        Case("sequence, torchdeq", "switches", lambda x, c: Recurrent(x, c, 32, torchdeq_of(ift | FAR)), 0.01, 600),
+        Case("sequence, ours", "turns", lambda x, c: Recurrent(x, c, 32), 0.01, 600),
+        Case("sequence, ours", "switches", lambda x, c: Recurrent(x, c, 48), 0.01, 600),
+        Case("sequence, torchdeq", "mnist", lambda x, c: Recurrent(x, c, 48, torchdeq_of(ift | FAR)), 0.01, 300),
+    ]  # fmt: skip
+    lists = [full, concave, other, sequences]
     return [group[i] for i in range(max(map(len, lists))) for group in lists if i < len(group)]

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from deq_enn.unrolling.decision import alarming
+from deq_enn.unrolling.decision import FASTER, alarming
 
 TOLERANCE = 0.5  # points, as the verdicts had it
 KINDS = "stopped", "refitted", "distilled", "consistent", "explicit", "matched"
@@ -39,7 +39,7 @@ def share(values: Iterable[bool]) -> str:
 
 def good_enough(record: dict) -> list[dict]:
     """Returns the faster networks that were truly below the tolerance."""
-    faster = [c for c in record["candidates"] if c["cost"] and (c["cost"]["saved"]["batch"] or 0) >= 1.1]
+    faster = [c for c in record["candidates"] if c["cost"] and (c["cost"]["saved"]["batch"] or 0) >= FASTER]
     return [c for c in faster if true_loss(c, record) < TOLERANCE]
 
 

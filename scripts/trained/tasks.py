@@ -1,4 +1,4 @@
-"""Labelled samples that DEQs are trained on: images, their rows as sequences, rings, parity, connected grids.
+"""Labelled samples that DEQs are trained on: images, rings, parity, connected grids, sequences that turn a state.
 
 Each task has a training set, samples held out for a verdict, and more of the same kind that tell what was true.
 """
@@ -6,6 +6,7 @@ Each task has a training set, samples held out for a verdict, and more of the sa
 if __name__ == "__main__":
     raise SystemExit("tasks.py is a part of scripts/trained_deqs.py: run that")
 
+import functools
 import io
 import tarfile
 from collections.abc import Callable
@@ -17,9 +18,12 @@ import torch
 from deq_enn.data.images import IMAGES
 from deq_enn.utils.random import generator
 
-TRAIN, HELD, MORE = 6000, 2000, 6000  # samples of each part
+TRAIN, HELD, MORE = 6000, 4000, 6000  # samples of each part
+DRAWN = 6000  # held out where samples are drawn and cost nothing
 RINGS, BITS, PARITY, GRID = 4, 12, 3, 8  # rings; bits, and how many of them count; side of a grid
 OPEN = 0.6  # share of a grid's cells that are open
+SET, TURN = 0.1, 0.2  # shares of the tokens that set a state, and that turn it to the next
+LENGTH = 24  # tokens of a sequence
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,20 @@ def load(name: str, folder: Path, cache: Path) -> Task:
         X_test, y_test = data.test.float().reshape(-1, 1, 28, 28), data.test_labels
         return _parts(name, 10, X, y, X_test, y_test)
     if name == "cifar10":
-        return _parts(name, 10, *_cifar10(folder / "cifar10-jpeg.tar.xz", cache / "cifar10.pt"))
-    classes, draw = {"rings": (2, rings), "parity": (2, parity), "connected": (2, connected)}[name]
-    return _parts(name, classes, *draw(TRAIN, "train"), *draw(HELD + MORE, "test"), scale=False)
+        X, y, X_test, y_test = _cifar10(folder / "cifar10-jpeg.tar.xz", cache / "cifar10.pt")
+        return _parts(name, 10, X, y, X_test, y_test)
+    classes, draw = DRAWS[name]
+    return _parts(name, classes, *draw(TRAIN, "train"), *draw(DRAWN + MORE, "test"), scale=False, n_held=DRAWN)
 
 
-def _parts(name, classes, X, y, X_test, y_test, scale=True) -> Task:
+def _parts(name, classes, X, y, X_test, y_test, scale=True, n_held=HELD) -> Task:
     g = generator("trained tasks", name)
     rows, test = torch.randperm(len(X), generator=g)[:TRAIN], torch.randperm(len(X_test), generator=g)
     X, y, X_test, y_test = X[rows], y[rows], X_test[test], y_test[test]
     if scale:
         mean, std = X.mean(), X.std()
         X, X_test = (X - mean) / std, (X_test - mean) / std
-    held, more = slice(HELD), slice(HELD, HELD + MORE)
+    held, more = slice(n_held), slice(n_held, n_held + MORE)
     return Task(name, classes, (X, y), (X_test[held], y_test[held]), (X_test[more], y_test[more]))
 
 
@@ -89,6 +94,30 @@ def connected(n: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
         spread[..., :-1] |= wet[..., 1:]
         wet = spread & cells
     return 2 * cells.float() - 1, wet[:, 0, -1].any(1).long()
+
+
+def turns(n: int, part: str, states: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns sequences (n, LENGTH, states + 2) of tokens, and the state that they end in.
+
+    A token sets the state to a certain one, or turns it to the next, or does nothing. It begins with the first. The
+    last few tokens alone do not tell the state, unless it was set among them.
+    """
+    g = generator("turns", part, states)
+    shares = torch.tensor([SET / states] * states + [TURN, 1 - SET - TURN])
+    tokens = torch.multinomial(shares.expand(n, -1), LENGTH, replacement=True, generator=g)
+    state = torch.zeros(n, dtype=torch.int64)
+    for token in tokens.T:
+        state = torch.where(token < states, token, (state + (token == states)) % states)
+    return torch.nn.functional.one_hot(tokens, states + 2).float(), state
+
+
+DRAWS = {
+    "rings": (2, rings),
+    "parity": (2, parity),
+    "connected": (2, connected),
+    "switches": (2, functools.partial(turns, states=2)),
+    "turns": (3, functools.partial(turns, states=3)),
+}
 
 
 def _cifar10(archive: Path, cache: Path) -> tuple[torch.Tensor, ...]:

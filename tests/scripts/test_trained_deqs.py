@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.trained import report, tasks
-from scripts.trained.deqs import ByHand, Flat, by_hand, cases
+from scripts.trained.deqs import ByHand, Flat, Recurrent, by_hand, cases
 
 
 def test_grids_are_connected_where_a_search_finds_a_way():
@@ -31,6 +31,23 @@ def test_rings_and_parity():
     assert torch.equal(ring.long() % 2, y)
     X, y = tasks.parity(500, "test")
     assert torch.equal((X[:, : tasks.PARITY] > 0).sum(1) % 2, y)
+
+
+def test_a_state_is_the_last_one_set_and_turned_since():
+    for states in (2, 3):
+        X, y = tasks.turns(200, "test", states)
+        for tokens, label in zip(X.argmax(2).tolist(), y.tolist()):
+            last = max((i for i, token in enumerate(tokens) if token < states), default=-1)
+            begun = tokens[last] if last >= 0 else 0
+            assert label == (begun + tokens[last + 1 :].count(states)) % states
+
+
+def test_a_sequence_is_its_recurrent_network():
+    x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    module, z = Recurrent(x[0], 2, 6), torch.zeros(3, 6)
+    for token in x.unbind(1):
+        z = torch.tanh(module.A(z) + module.B(token))
+    torch.testing.assert_close(module(x), module.readout(z))
 
 
 def test_every_case_has_a_name_of_its_own_and_forms_take_turns():

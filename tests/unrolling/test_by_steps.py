@@ -116,6 +116,7 @@ KNOWN = Known(tolerance=0.5, accuracy=90.0, frequent=10.0, held=1000, labelled=T
         # the faster one, of two kinds
         ([candidate("stopped", 4, -0.1, 0.2), candidate("distilled", 1, 0.0, 0.4, 9.0)], "replace", 1),
         ([candidate("stopped", 4, -0.1, 0.2, saved=0.9)], "keep", None),
+        ([candidate("stopped", 24, -0.1, 0.2, saved=1.4)], "keep", None),  # as good, but hardly faster
         ([candidate("stopped", 4, 1.0, 2.0)], "undecided", None),  # nothing was trained
         ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0)], "keep", None),
         ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0, seen=900)], "undecided", None),
@@ -135,6 +136,43 @@ def test_a_module_that_has_learnt_nothing_is_not_replaced():
     known = Known(0.5, 11.0, 10.0, 1000, True, 3.0)
     said, chosen, reason = decide([candidate("stopped", 4, -0.1, 0.2)], known)
     assert said == "undecided" and chosen is None and "it has learnt nothing, or the labels" in reason[0]
+
+
+def test_steps_that_save_little_are_named_where_the_module_is_kept():
+    trained = [candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0)]
+    said, _, reason = decide([candidate("stopped", 24, -0.1, 0.2, saved=1.4), *trained], KNOWN)
+    assert said == "keep" and reason[-1].startswith(
+        "As good, but no 1.5 times as fast: stopped 24. The module takes 1.4"
+    )
+    said, _, reason = decide([candidate("stopped", 24, -0.1, 0.2, saved=0.9), *trained], KNOWN)
+    assert said == "keep" and len(reason) == 1
+
+
+class Delayed(nn.Module):
+    """A state that the input enters at one end and leaves at the other, LENGTH cells on: so many steps it takes."""
+
+    LENGTH = 20
+
+    def __init__(self):
+        super().__init__()
+        self.readout = nn.Linear(K, K)
+        self.fixed_point = FixedPoint(Picard(max_steps=100, strict=False))
+
+    def forward(self, x):
+        u = nn.functional.pad(x[:, None, :K], (0, 0, 0, self.LENGTH - 1))
+        z = self.fixed_point(lambda z, u: nn.functional.pad(z[:, :-1], (0, 0, 1, 0)) + u, torch.zeros_like(u), u)
+        return self.readout(z[:, -1])
+
+
+def test_more_steps_are_tried_where_twelve_lose_too_much(samples, monkeypatch):
+    monkeypatch.setattr(by_steps, "FASTER", 0.01)  # whatever the machine is doing
+    (X, y), held = samples
+    making = VerdictBySteps(trained(Delayed(), X, y), X, y, held=held, budget=60.0, clock=Ticks(0.02))
+    making.parts = making._measure_module()
+    making._measure_stopped()
+    losses = {c.k: c.loss for c in making.candidates}
+    assert list(losses) == [2, 3, 4, 6, 8, 12, 16, 24, 32, 48] and making._good_steps() == 24
+    assert losses[16] > 20 and losses[24] == losses[48] == 0
 
 
 @pytest.mark.slow

@@ -59,9 +59,7 @@ def pytest_configure(config):
     SHARE = 1 if config.getoption("--long") else 2 if SLOW else 4
     config.addinivalue_line("markers", "slow: a full-size check, run with --slow")
     config.addinivalue_line("markers", "long: a check that is longer still, run with --long")
-    config.addinivalue_line(
-        "markers", "few(count): so many of its cases, evenly spread, are run; twice as many with --slow"
-    )
+    config.addinivalue_line("markers", "few(count): so many of its cases, evenly spread, are run; all with --long")
 
 
 def draw_quickly():
@@ -85,12 +83,12 @@ def pytest_unconfigure():
     gc.freeze()  # or the interpreter, at its end, looks for a second or two through all that torch has made
 
 
-def beyond_the_few(items, times=1):
-    """The cases that the marker `few` leaves out, where `times` as many as it names are run."""
+def beyond_the_few(items):
+    """The cases that the marker `few` leaves out."""
     cases = {}
     for item in items:
         if marker := item.get_closest_marker("few"):
-            cases.setdefault((item.path, item.originalname), (times * marker.args[0], []))[1].append(item)
+            cases.setdefault((item.path, item.originalname), (marker.args[0], []))[1].append(item)
     return {
         item
         for count, found in cases.values()
@@ -104,7 +102,7 @@ def pytest_collection_modifyitems(config, items):
     items.sort(
         key=lambda item: place.get(item.path.relative_to(ROOT / "tests").with_suffix("").as_posix(), len(place))
     )  # stable: the others stay in their order
-    left_out = set() if config.getoption("--long") else beyond_the_few(items, 2 if SLOW else 1)
+    left_out = set() if config.getoption("--long") else beyond_the_few(items)
     for item in items:
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long: run with --long"))
@@ -116,7 +114,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session):
-    if not SLOW:
+    if not session.config.getoption("--long"):
         draw_quickly()
     gc.collect()
     gc.freeze()  # what the imports made stays: neither is it looked through again, nor do forked processes copy it

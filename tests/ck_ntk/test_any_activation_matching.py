@@ -161,7 +161,7 @@ def small_data():
     return Dataset("mnist", X[:200], y[:200], X[200:], y[200:], 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trainings_resume_without_being_done_again(few, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "RUNS", tmp_path / "runs")
     build, built = model.build_model, []
@@ -346,7 +346,7 @@ def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
             assert second["residual"] < 1e-10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_random_deqs_are_counted_and_what_fails_is_said(monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "selu", "sin")
     found = matching_map.random_study(argparse.Namespace(random=6))

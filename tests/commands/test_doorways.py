@@ -84,7 +84,7 @@ def test_what_is_wrong_is_one_line(capsys, tmp_path):
         pytest.param(["two_layer_lrelu.py", "--asquare", "0.2"], "a1 = 1.22564362", marks=pytest.mark.slow),
         pytest.param(["one_layer_tanh.py"], "a = 0.764296679", marks=pytest.mark.long),
         pytest.param(["gaussian_integration.py", "--activation", "relu"], "E[f]", marks=pytest.mark.long),
-        pytest.param(["data_prepare.py"], "gmm: n = 6000", marks=pytest.mark.slow),
+        pytest.param(["data_prepare.py"], "gmm: n = 6000", marks=pytest.mark.long),
         pytest.param(["data_prepare.py", "--help"], "The code lives in `deq_enn/data/`", marks=pytest.mark.slow),
     ],
 )

@@ -34,7 +34,7 @@ from scripts.calibration.cases import Case, cases, load, sets_constants
 from scripts.calibration.fresh import COUNTS, KINDS, OWN, FreshCase, fresh_cases, load_fresh
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_cases():
     found = cases()
     assert len(found) == len({case.name for case in found}) >= 120

@@ -2,26 +2,23 @@
 
 Let r = Y - F w be the residuals of the readout w = (F^T F + lambda I)^-1 F^T Y, and H = F (F^T F + lambda I)^-1 F^T. On
 a group G of samples, the readout that has not seen it has the errors (I - H_GG)^-1 r_G (Cook, 1977; Rasmussen &
-Williams, section 5.4.2). With fewer samples than features, or infinitely many features, they are C_GG^-1 (C Y)_G with
-C = (K + lambda I)^-1, K = F F^T. A group is a sample with its copies and near copies (`copies.py`), which would give it
-away.
+Williams, section 5.4.2). A group is a sample with its copies and near copies (`copies.py`), which would give it away.
 
-The ridge is the one that `readout.solve` takes: the readout that is solved on the other samples has the least squared
-error on the last fifth of them.
+The ridge is the one of the least squared error of these predictions, over all samples (Allen's PRESS, Technometrics 16
+(1974)). One eigendecomposition is enough for every ridge, because H is diagonal in its directions (`Directions`).
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from deq_enn.machines.readout import RIDGES
 from deq_enn.machines.regression import one_hot_targets
-from deq_enn.machines.ridge_search import least_error, search_ridges
+from deq_enn.machines.ridge_search import Row, least_error
+from deq_enn.utils.deadline import check
 
 BATCH = 2048  # rows of features that are in float64 at once
-STRIDE = 4  # ridges from one coarse one to the next
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,8 @@ class LeftOut:
     predicted : (n, c) targets, without their mean.
     right : (n,) bool, of the predicted classes.
     ridge : the one taken.
-    faintest : the least pivot of the normal equations, a multiple of the features' mean squared norm as the ridge is. A
-        ridge far below it changes nothing. 0 where there are as many features as samples or more.
+    faintest : the least eigenvalue of the normal equations, a multiple of the features' mean squared norm as the ridge
+        is. A ridge far below it changes nothing. 0 where there are as many features as samples or more.
     """
 
     predicted: torch.Tensor
@@ -63,30 +60,91 @@ class Targets:
         # for each size of a group: (groups, size) indices of samples
         groups = [torch.stack([members[g] for g in (size == d).nonzero()[:, 0]]) for d in size.unique().tolist()]
         self.groups = [group.to(labels.device) for group in groups]
-        self.first = len(labels) - max(len(labels) // 5, 1)  # the first of the held-out samples that choose the ridge
 
-    def left_out(self, errors: torch.Tensor, ridge: float, faintest: float = 0.0) -> LeftOut:
-        """Returns the predictions that have these errors (n, c)."""
-        predicted = self.Y - errors
-        return LeftOut(predicted, (predicted + self.mean).argmax(1) == self.labels, ridge, faintest)
+
+@dataclass(frozen=True)
+class Directions:
+    """The directions of features or of a kernel in which a ridge does nothing but shrink, by an eigendecomposition.
+
+    With B_G the rows of a group of samples in these directions, and lambda the ridge times `unit`,
+
+        F V:  (I - H)_GG = I - B_G d B_G^T,                 r_G = Y_G - B_G d M,               d = 1/(s + lambda)
+        U:    (I - H)_GG = I - B_G B_G^T + B_G d B_G^T,     r_G = Y_G - B_G M + B_G d M,       d = lambda/(s + lambda)
+
+    for the eigenvectors V of F^T F, and the left singular vectors U of F or eigenvectors of K. The second loses no
+    digits to cancellation where lambda is tiny.
+
+    rows : from indices (b,) to B (b, k) float64: rows of F V, or of U.
+    strengths : s (k,), the eigenvalues. moment : M (k, c), V^T F^T Y or U^T Y.
+    unit : the mean squared norm of the features, or the mean diagonal of the kernel.
+    orthonormal : whether the directions are U. complete : whether there are as many of them as samples.
+    """
+
+    rows: Callable[[torch.Tensor], torch.Tensor]
+    strengths: torch.Tensor
+    moment: torch.Tensor
+    unit: float
+    orthonormal: bool = False
+    complete: bool = False
+
+    def left_out(self, targets: Targets, ridges: Sequence[float], faintest: float = 0.0) -> LeftOut:
+        """Predicts each sample by the others, with the best of these ridges."""
+        ridge = least_error(self.table(targets, ridges))
+        errors = torch.empty_like(targets.Y)
+        for G, (part,) in self._errors(targets, [ridge]):
+            errors[G] = part
+        predicted = targets.Y - errors
+        return LeftOut(predicted, (predicted + targets.mean).argmax(1) == targets.labels, ridge, faintest)
+
+    def table(self, targets: Targets, ridges: Sequence[float]) -> list[Row]:
+        """Returns {"ridge", "mse"} for each ridge, the squared error of samples that are left out.
+
+        Ridges that are lost in rounding have no row.
+        """
+        total = torch.zeros(len(ridges), dtype=torch.float64, device=targets.Y.device)
+        for _, parts in self._errors(targets, ridges):
+            total += torch.stack([part.square().sum() for part in parts])
+        means = (total / targets.Y.numel()).tolist()
+        return [{"ridge": ridge, "mse": mse} for ridge, mse in zip(ridges, means) if mse < float("inf")]
+
+    def _errors(self, targets, ridges) -> Iterator[tuple[torch.Tensor, Iterator[torch.Tensor]]]:
+        """Yields groups (g, size) of samples, and their errors (g, size, c) by each ridge in turn."""
+        noise = self.unit * torch.tensor(ridges, dtype=torch.float64, device=targets.Y.device)
+        shrunk = 1 / (self.strengths[:, None] + noise)  # (k, ridges)
+        if self.orthonormal:
+            shrunk = noise * shrunk
+        for groups in targets.groups:
+            for G in groups.split(max(BATCH // groups.shape[1], 1)):
+                check()
+                B = self.rows(G.ravel()).reshape(*G.shape, -1)
+                yield G, self._of_group(B, targets.Y[G], shrunk)
+
+    def _of_group(self, B, Y, shrunk):
+        """The errors of groups with rows B (g, size, k), for each column of d (k, ridges)."""
+        sign, rest = (1 if self.orthonormal else -1), torch.eye(B.shape[1], dtype=B.dtype, device=B.device)
+        if self.orthonormal:
+            rest, Y = rest - B @ B.mT, Y - B @ self.moment
+            if self.complete:  # both are zero but for rounding
+                rest, Y = 0 * rest, 0 * Y
+        if B.shape[1] == 1:
+            kept = rest.clamp_min(0) + sign * (B.square() @ shrunk)
+            for k, d in enumerate(shrunk.T):
+                yield (Y + sign * (B @ (d[:, None] * self.moment))) / kept[:, :, k, None]
+        else:
+            for d in shrunk.T:
+                weighted = sign * (B * d)
+                yield torch.linalg.solve(rest + weighted @ B.mT, Y + weighted @ self.moment)
 
 
 def from_kernel(K: torch.Tensor, targets: Targets) -> LeftOut:
     """Returns the predictions of kernel ridge regression with K (n, n) float64."""
-    first, unit = targets.first, K.diagonal().mean().item()
-    fitted, cross = K[:first, :first], K[first:, :first]
-    Y, held_out = targets.Y[:first], targets.Y[first:]
-
-    def squared_error(ridge):
-        root = _root(fitted, ridge * unit)
-        return math.inf if root is None else (held_out - cross @ torch.cholesky_solve(Y, root)).square().mean().item()
-
-    ridge = _best_ridge(squared_error)
-    C = torch.cholesky_inverse(_root_at_least(K, ridge * unit))
-    solved, errors = C @ targets.Y, torch.empty_like(targets.Y)
-    for G in targets.groups:
-        errors[G] = torch.linalg.solve(C[G[:, :, None], G[:, None, :]], solved[G])
-    return targets.left_out(errors, ridge)
+    check()
+    strengths, Q = torch.linalg.eigh(K)
+    unit = K.diagonal().mean().item()
+    directions = Directions(
+        Q.__getitem__, strengths.clamp_min(0), Q.T @ targets.Y, unit, orthonormal=True, complete=True
+    )
+    return directions.left_out(targets, RIDGES)
 
 
 def from_features(F: torch.Tensor, targets: Targets) -> LeftOut:
@@ -95,31 +153,13 @@ def from_features(F: torch.Tensor, targets: Targets) -> LeftOut:
     if n <= m:
         F = F.double()
         return from_kernel(F @ F.T, targets)
-    first = targets.first
-    fitted, moment = _sums(F[:first], targets.Y[:first])
-    rest, rest_moment = _sums(F[first:], targets.Y[first:])
-    unit, power = fitted.diagonal().sum().item() / first, targets.Y[first:].square().sum()
-
-    def squared_error(ridge):
-        root = _root(fitted, ridge * unit)
-        if root is None:
-            return math.inf
-        weights = torch.cholesky_solve(moment, root)
-        return (power - 2 * (weights * rest_moment).sum() + (weights * (rest @ weights)).sum()).item()
-
-    ridge = _best_ridge(squared_error)
-    whole = fitted.add_(rest)
-    unit = whole.diagonal().sum().item() / n
-    root = _root_at_least(whole, ridge * unit)
-    weights, errors = torch.cholesky_solve(moment + rest_moment, root), torch.empty_like(targets.Y)
-    for groups in targets.groups:
-        size = groups.shape[1]
-        for G in groups.split(max(BATCH // size, 1)):
-            f = F[G.ravel()].double()
-            half = torch.linalg.solve_triangular(root, f.T, upper=False).T.reshape(*G.shape, m)
-            kept = torch.eye(size, dtype=torch.float64, device=f.device) - half @ half.mT
-            errors[G] = torch.linalg.solve(kept, targets.Y[G] - (f @ weights).reshape(*G.shape, -1))
-    return targets.left_out(errors, ridge, root.diagonal().min().item() ** 2 / unit)
+    gram, moment = _sums(F, targets.Y)
+    unit = gram.diagonal().sum().item() / n
+    check()
+    strengths, V = torch.linalg.eigh(gram)
+    strengths.clamp_(min=0)
+    directions = Directions(lambda G: F[G].double() @ V, strengths, V.T @ moment, unit)
+    return directions.left_out(targets, RIDGES, strengths[0].item() / unit)
 
 
 def _sums(F, Y):
@@ -131,32 +171,3 @@ def _sums(F, Y):
         gram.addmm_(f.T, f)
         moment.addmm_(f.T, y)
     return gram, moment
-
-
-def _root(A, noise):
-    """Returns the Cholesky factor of A + noise I, or None where that is not positive definite."""
-    A = A.clone()
-    A.diagonal().add_(noise)
-    root, info = torch.linalg.cholesky_ex(A)
-    return None if info else root
-
-
-def _root_at_least(A, noise):
-    """Returns the factor at this noise, or at the first of 10, 100, ... times it that will do.
-
-    A part of A was positive definite with it, so that A is nearly so.
-    """
-    while (root := _root(A, noise)) is None:
-        noise *= 10
-    return root
-
-
-def _best_ridge(squared_error: Callable[[float], float]) -> float:
-    """Returns the ridge of the least error, which is infinite for a ridge without a solution."""
-
-    def evaluate(ridges):
-        rows = [{"ridge": ridge, "mse": squared_error(ridge)} for ridge in ridges]
-        return [row for row in rows if row["mse"] != math.inf]
-
-    table = search_ridges(RIDGES, evaluate, STRIDE)
-    return least_error(table) if table else RIDGES[0]

@@ -6,8 +6,8 @@ singular values F = U S V^T give the readout for every ridge lambda:
 
     w = V S/(S^2 + lambda) U^T Y,     H = F (F^T F + lambda I)^-1 F^T = U S^2/(S^2 + lambda) U^T.
 
-`leave_one_out.from_features` and `readout.solve` do the same for larger ridges with less work. A ridge that they choose
-below LEAST is the sign to come here (`too_small`).
+`leave_one_out.from_features` does the same for larger ridges with less work. A ridge that it chooses below LEAST is the
+sign to come here (`too_small`).
 
 Reference: Golub & Van Loan, Matrix Computations, 4th edition, sections 5.3 and 6.1.
 """
@@ -16,9 +16,8 @@ import math
 
 import torch
 
-from deq_enn.machines.leave_one_out import LeftOut, Targets
+from deq_enn.machines.leave_one_out import Directions, LeftOut, Targets
 from deq_enn.machines.readout import Network, Readout
-from deq_enn.machines.regression import one_hot_targets
 from deq_enn.machines.ridge_search import Row, least_error
 from deq_enn.utils.deadline import check
 
@@ -29,7 +28,6 @@ LEAST = 1e-6  # ridge below which an error of 1e-4 in float32 features may count
 CLEAR = 100  # times LEAST, above which the faintest direction is clear of it
 MOST_BYTES = 2e8  # bytes that the float64 features may take; the factors take as many again
 BATCH = 512  # samples whose features are computed at once, so that they stay in the cache
-ROWS = 8192  # rows of the factors of which groups are left out at once, at most
 
 
 def too_small(ridge: float, samples: int, width: int, faintest: float = 0.0) -> bool:
@@ -46,50 +44,38 @@ def leave_one_out(F: torch.Tensor, targets: Targets) -> LeftOut:
 
     F : (n, m) float64 features.
     """
-    first = targets.first
-    _, ridge = _choose(F[:first], targets.Y[:first], F[first:], targets.Y[first:])
     U, S, _ = _factors(F)
-    kept = _kept(S, ridge * _unit(F))
-    residuals = targets.Y - U @ (kept[:, None] * (U.T @ targets.Y))
-    errors, outside = torch.empty_like(targets.Y), 1 - U.square().sum(1)  # 1 - H is that where nothing is shrunk, and
-    for groups in targets.groups:  # what is shrunk beside it: U (1 - S^2/(S^2 + lambda)) U^T, without cancellation
-        size = groups.shape[1]
-        for G in groups.split(max(ROWS // size, 1)):
-            check()
-            u = U[G]
-            rest = (u * (1 - kept)) @ u.mT
-            if size == 1:
-                rest += outside[G][:, :, None].clamp_min(0)
-            else:
-                rest += torch.eye(size, dtype=U.dtype, device=U.device) - u @ u.mT
-            errors[G] = torch.linalg.solve(rest, residuals[G])
-    return targets.left_out(errors, ridge)
+    return _directions(F, targets, U, S).left_out(targets, RIDGES)
 
 
-def solve_precisely(model: Network, X: torch.Tensor, labels: torch.Tensor, n_classes: int) -> tuple[Readout, list[Row]]:
-    """Solves the readout of float64 features, with the ridge of the least error on the last fifth of the samples.
+def solve_precisely(
+    model: Network, X: torch.Tensor, labels: torch.Tensor, n_classes: int, copies: torch.Tensor | None = None
+) -> tuple[Readout, list[Row]]:
+    """Solves the readout of float64 features, with the ridge that best predicts each sample by the others.
 
     Parameters
     ----------
-    model : with float64 weights. X, labels : (n, p) float64 and (n,) in 0 .. n_classes - 1, in random order.
+    model : with float64 weights. X, labels : (n, p) float64 and (n,) in 0 .. n_classes - 1.
+    copies : which samples are left out together, as `leave_one_out.Targets` takes them.
 
     Returns
     -------
     (readout, table), as of `readout.solve`.
     """
-    targets, mean = one_hot_targets(labels.to(model.readout.weight.device), n_classes)
+    targets = Targets(labels, n_classes, copies, model.readout.weight.device)
     F = features(model, X)
-    first = len(F) - max(len(F) // 5, 1)
-    table, ridge = _choose(F[:first], targets[:first], F[first:], targets[first:])
     U, S, V = _factors(F)
-    n, m, noise = *F.shape, ridge * _unit(F)
-    weights = V @ ((S / (S.square() + noise))[:, None] * (U.T @ targets))
-    c, (_, root) = targets.shape[1], torch.linalg.qr(_root_of_sum(S, V, noise))
+    directions = _directions(F, targets, U, S)
+    table = directions.table(targets, RIDGES)
+    ridge, Y = least_error(table), targets.Y
+    n, m, noise = *F.shape, ridge * directions.unit
+    weights = V @ ((S / (S.square() + noise))[:, None] * directions.moment)
+    c, (_, root) = Y.shape[1], torch.linalg.qr(_root_of_sum(S, V, noise))
     root = (root * root.diagonal().sign()[:, None]).T
-    scale2 = (targets * (targets - F @ weights)).sum().item() / (noise * n * c)
+    scale2 = (Y * (Y - F @ weights)).sum().item() / (noise * n * c)
     log_det = 2 * root.diagonal().log().sum().item() + (n - m) * math.log(noise)
     evidence = -c * (math.log(2 * math.pi * scale2) + 1 + log_det / n) / 2
-    return Readout(ridge, noise, weights, mean, scale2, evidence, root), table
+    return Readout(ridge, noise, weights, targets.mean, scale2, evidence, root), table
 
 
 def features(model: Network, X: torch.Tensor) -> torch.Tensor:
@@ -102,24 +88,10 @@ def features(model: Network, X: torch.Tensor) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def _choose(F, Y, F_held, Y_held) -> tuple[list[Row], float]:
-    """The squared errors of all ridges on the held-out samples, and the ridge of the least."""
-    U, S, V = _factors(F)
-    seen, moment, unit, table = F_held @ V, U.T @ Y, _unit(F), []
-    for ridge in RIDGES:
-        check()
-        guess = seen @ ((S / (S.square() + ridge * unit))[:, None] * moment)
-        table.append({"ridge": ridge, "mse": (Y_held - guess).square().mean().item()})
-    return table, least_error(table)
-
-
-def _unit(F):
-    return F.square().sum().item() / len(F)
-
-
-def _kept(S, noise):
-    """The share of each direction that a ridge keeps."""
-    return S.square() / (S.square() + noise)
+def _directions(F, targets, U, S):
+    """Those of the left singular vectors U and singular values S of F."""
+    unit = F.square().sum().item() / len(F)
+    return Directions(U.__getitem__, S.square(), U.T @ targets.Y, unit, orthonormal=True, complete=len(S) == len(F))
 
 
 def _factors(F):

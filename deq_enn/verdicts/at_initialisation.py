@@ -320,7 +320,8 @@ class VerdictAtInitialisation:
         assert chosen.network is not None
         samples = self.X, self.y, self.order
         seed = self.seed if self.own_seed is None else self.own_seed
-        return Fitting(chosen.network, samples, self.classes, self.question.width, seed)
+        copies = None if self.copies is None else self.copies.left_out
+        return Fitting(chosen.network, samples, self.classes, self.question.width, seed, copies=copies)
 
     def _remarks(self, measurements, chosen) -> list[str]:
         """What has to be said of the measurements: which samples were left out, in which precision, unequal classes."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from deq_enn.machines.precise_readout import solve_precisely, too_small
+from deq_enn.machines.leave_one_out import Targets, from_features
+from deq_enn.machines.precise_readout import features, solve_precisely, too_small
 from deq_enn.machines.readout import Readout, solve
 from deq_enn.matching import two_layer_lrelu
 from deq_enn.matching.families import Match, match
@@ -20,6 +21,7 @@ from deq_enn.names import FAMILIES
 from deq_enn.networks.build import build_model
 from deq_enn.networks.enn import ENN
 from deq_enn.networks.export import ExportedENN, network_of
+from deq_enn.networks.fixed_point import FixedPoint, Picard
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import MatchError, explicit_ck
 from deq_enn.theory.finite_width import fluctuation
@@ -29,6 +31,8 @@ EXAMPLES = 64  # samples that the programs of an exported network are tried with
 PLAIN_DEPTHS = 1, 2, 3
 # relative difference of the data's tau_0 and the DEQ's that counts as none: subsamples of heavy-tailed data differ so
 SAME_SCALE = 0.05
+PRECISE = Picard(1e-9, 3000)  # its error is below the smallest ridge of `precise_readout`
+FEATURE_BYTES = 1e9  # bytes that the features may take by which a ridge is chosen
 
 
 class RandomDEQ(Protocol):
@@ -178,17 +182,33 @@ def _centred_as(deq, matched, tau0, kernel) -> tuple[Activation, ...]:
     return off_centre(matched.layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
 
 
-def fitted(enn: ENN, X: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[ENN, Readout]:
-    """Returns the network with its readout of all samples, in float64 where the best ridge asks for that.
+def in_float64(model: Any, solver: Any = PRECISE) -> Any:
+    """Returns the network in float64. An equilibrium of it is then found by `solver`."""
+    model = model.double()
+    if hasattr(model, "fixed_point"):
+        model.fixed_point = FixedPoint(solver)
+    return model
 
-    X, y : (n, p) and labels (n,) in 0 .. classes - 1, in random order.
+
+def fitted(
+    model: Any, X: torch.Tensor, y: torch.Tensor, classes: int, copies: torch.Tensor | None = None
+) -> tuple[Any, Readout]:
+    """Returns a network with its readout of all samples, in float64 where the best ridge asks for that.
+
+    The ridge is that of the least squared error of samples that the others predict. Where not all features fit in
+    memory, it is chosen on the first samples.
+
+    model : an `ENN` or a DEQ. X, y : (n, p) and labels (n,) in 0 .. classes - 1.
+    copies : (n,), which samples are left out together (`machines.copies.Repeated.left_out`); by default each alone.
     """
-    readout, _ = solve(enn, X, y, classes)
-    faintest = readout.root.diagonal().min().item() ** 2 * readout.ridge / readout.noise
-    if too_small(readout.ridge, len(X), len(readout.weights), faintest):
-        enn = enn.double()
-        readout, _ = solve_precisely(enn, X.double(), y, classes)
-    return enn, readout
+    width = model.readout.in_features
+    part = slice(max(int(FEATURE_BYTES / (4 * width)), 1))
+    targets = Targets(y[part], classes, None if copies is None else copies[part], model.readout.weight.device)
+    chosen = from_features(features(model, X[part]), targets)
+    if too_small(chosen.ridge, len(X), width, chosen.faintest):
+        model = in_float64(model)
+        return model, solve_precisely(model, X.double(), y, classes, copies)[0]
+    return model, solve(model, X, y, classes, [chosen.ridge])[0]
 
 
 @dataclass(eq=False)
@@ -197,6 +217,7 @@ class Fitting:
 
     samples : (X, y, order): the samples, their labels 0, 1, ... or None, and the random order to take them in. They
         are given up once the readout is known.
+    copies : of X, as `fitted` takes them.
     classes, width, seed : of the network.
     gain : the network takes rows times this.
     """
@@ -207,6 +228,7 @@ class Fitting:
     width: int
     seed: int
     gain: float = 1.0
+    copies: torch.Tensor | None = None
     fitted: tuple[ENN, Readout] | None = None
 
     def fit(self) -> tuple[ENN, Readout]:
@@ -217,7 +239,8 @@ class Fitting:
             if y is None or self.classes is None:
                 raise ValueError("no network is exported: a readout is fitted to labels, and the data have none")
             enn = self.network.build(X.shape[1], self.width, self.classes, self.seed)
-            self.fitted, self.samples = fitted(enn, X[order], y[order], self.classes), None
+            copies = None if self.copies is None else self.copies[order]
+            self.fitted, self.samples = fitted(enn, X[order], y[order], self.classes, copies), None
         return self.fitted
 
     def __getstate__(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from deq_enn.theory.equilibrium import estimate_image_tau0
 from deq_enn.verdicts.assumptions import check_data
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
 from deq_enn.verdicts.candidates import Fitting, Network, plain_networks
-from deq_enn.verdicts.losses.measurements import SOLVER, Measurements
+from deq_enn.verdicts.losses.measurements import SOLVER, Measurements, solve_work
 from deq_enn.verdicts.result import Candidate, Verdict
 
 CALIBRATED = "The intervals of the losses have constants that were calibrated on fully connected DEQs."
@@ -115,7 +115,7 @@ class ConvMeasurements(Measurements):
     def work(self, width: int, count: int, names: Any) -> float:
         """Returns the multiplications of a pass."""
         deq, n, m = self._like, count, self._features_of(width)
-        solve = 2 * (n * n * m + 3 * n**3 if n <= m else 1.5 * n * m * m + 2 * m**3)
+        solve = solve_work(n, m, self.classes)
         k2 = deq.kernel_size**2
         each = {
             network.name: sum(k * k for k in cast(ConvCandidate, network).kernel_sizes[1:])

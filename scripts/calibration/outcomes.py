@@ -1,14 +1,14 @@
 """What happens in a case of scripts/calibrate.py: the DEQ and its candidates trained at the width that is asked for.
 
-The readout is solved exactly on the whole training set (machines/readout.py), for several seeds of the weights, and
-tested on samples that the verdict never sees. `sgd` and `full` train the same networks by stochastic gradients, each at
+The readout is solved exactly on the whole training set, with the ridge that best predicts each training sample by the
+others (`verdicts.candidates.fitted`), for several seeds of the weights, and tested on samples that the verdict never
+sees. `sgd` and `full` train the same networks by stochastic gradients, each at
 a rate of its own, and say whether the exact readout speaks for them.
 """
 
 if __name__ == "__main__":
     raise SystemExit("outcomes.py is a part of scripts/calibrate.py: run that")
 
-import contextlib
 import math
 import time
 from dataclasses import replace
@@ -16,17 +16,16 @@ from functools import partial
 
 import torch
 
-from deq_enn.machines.precise_readout import features, solve_precisely, too_small
-from deq_enn.machines.readout import RIDGES, solve
-from deq_enn.machines.regression import one_hot_targets
+from deq_enn.machines.copies import repeated
+from deq_enn.machines.precise_readout import features
 from deq_enn.networks.deq import DEQ
-from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard
+from deq_enn.networks.fixed_point import ConvergenceError, Picard
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.training.learning_rate import choose_rate
 from deq_enn.training.loop import TASKS
 from deq_enn.training.run_files import Config
 from deq_enn.utils.random import generator
-from deq_enn.verdicts.candidates import networks
+from deq_enn.verdicts.candidates import fitted, networks
 from scripts.calibration.cases import WIDE_DATA, cases
 from scripts.calibration.fresh import activation_of
 
@@ -34,7 +33,6 @@ FIRST_SEED = 1000  # no seed of the weights is one that a verdict has drawn
 OWN_SEED = 0  # of the DEQ that the verdict is asked about, and of the network that it would hand out
 MAJORITY = "the commonest class"  # no network, but what each has to be better than
 SOLVER = Picard(1e-5, 1000)  # an error that no accuracy shows, and steps enough for a slow equilibrium
-PRECISE = Picard(1e-9, 3000)  # that of features in float64, where the ridge is so small that an error of 1e-5 counts
 
 
 def deq_of(case, data, seed=0) -> DEQ:
@@ -67,44 +65,14 @@ def trained_in_any_case(name: str, width: int) -> bool:
     return width < 256 and not name.startswith("matched ntk")
 
 
-def best_readout(model, X, y, n_classes) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-    """weights (m, c), mean (c,), ridge and faintest direction of `readout.solve`, by the smaller of n and m.
+def right(model, data, copies) -> torch.Tensor:
+    """(test samples,) bool: which of them the network classifies rightly with its best readout.
 
-    For n < m the same readout is F^T (F F^T + lambda I)^-1 Y, and costs n^2 m instead of n m^2.
+    copies : which training samples are left out together, for the choice of the ridge.
     """
-    if len(X) >= model.readout.in_features:
-        readout, _ = solve(model, X, y, n_classes)
-        faintest = readout.root.diagonal().min().item() ** 2 * readout.ridge / readout.noise
-        return readout.weights, readout.mean, readout.ridge, faintest
-    with torch.no_grad():
-        F = torch.cat([model.features(x) for x in X.split(512)]).double()
-    targets, mean = one_hot_targets(y, n_classes)
-    K = F @ F.T
-    first = len(X) - max(len(X) // 5, 1)
-    unit, best = K.diagonal()[:first].mean().item(), (math.inf, None)
-    for ridge in RIDGES:
-        root, failed = torch.linalg.cholesky_ex(K[:first, :first] + ridge * unit * torch.eye(first, dtype=K.dtype))
-        if not failed:
-            guess = K[first:, :first] @ torch.cholesky_solve(targets[:first], root)
-            best = min(best, ((targets[first:] - guess).square().mean().item(), ridge))
-    noise = best[1] * K.diagonal().mean().item()
-    weights = F.T @ torch.linalg.solve(K + noise * torch.eye(len(K), dtype=K.dtype), targets)
-    return weights, mean, best[1], 0.0
-
-
-def right(model, data) -> torch.Tensor:
-    """(test samples,) bool: which of them the network classifies rightly with its best readout."""
-    X, X_test = data.X_train, data.X_test
-    weights, mean, ridge, faintest = None, None, 0.0, 0.0
-    with contextlib.suppress(ValueError):  # no ridge of the grid will do in float32
-        weights, mean, ridge, faintest = best_readout(model, X, data.y_train, data.n_classes)
-    if too_small(ridge, len(X), model.readout.in_features, faintest):
-        model, X, X_test = model.double(), X.double(), X_test.double()
-        if isinstance(model, DEQ):
-            model.fixed_point = FixedPoint(PRECISE)
-        readout, _ = solve_precisely(model, X, data.y_train, data.n_classes)
-        weights, mean = readout.weights, readout.mean
-    return (features(model, X_test).double() @ weights + mean).argmax(1) == data.y_test
+    model, readout = fitted(model, data.X_train, data.y_train, data.n_classes, copies)
+    F = features(model, data.X_test.to(model.readout.weight))
+    return (F.double() @ readout.weights + readout.mean).argmax(1) == data.y_test
 
 
 def loss_and_error(deq: torch.Tensor, other: torch.Tensor) -> dict:
@@ -138,11 +106,11 @@ def outcome(case, data, names=None, kept=None) -> tuple[dict, torch.Tensor | Non
     names : of the candidates to train; by default those of `trained_in_any_case`.
     kept : the second result of an earlier call, which then is not computed again.
     """
-    start, build = time.process_time(), builders(case, data)
+    start, build, copies = time.process_time(), builders(case, data), repeated(data.X_train).left_out
     seeds = [OWN_SEED, *range(FIRST_SEED, FIRST_SEED + case.seeds)]
     record = {"case": case.name, "seeds": case.seeds, "tests": len(data.y_test)}
     try:
-        deq = torch.stack([right(build["deq"](seed), data) for seed in seeds]) if kept is None else kept
+        deq = torch.stack([right(build["deq"](seed), data, copies) for seed in seeds]) if kept is None else kept
     except ConvergenceError as error:
         return {**record, "networks": {}, "failed": str(error)}, None
     record["deq"] = 100 * deq[1:].double().mean().item()
@@ -150,7 +118,8 @@ def outcome(case, data, names=None, kept=None) -> tuple[dict, torch.Tensor | Non
         names = [name for name in build if name != "deq" and trained_in_any_case(name, case.width)]
     record["networks"] = {}
     for name in names:
-        record["networks"][name] = _compared(deq, torch.stack([right(build[name](seed), data) for seed in seeds]))
+        other = torch.stack([right(build[name](seed), data, copies) for seed in seeds])
+        record["networks"][name] = _compared(deq, other)
     commonest = data.y_test == data.y_train.mode().values
     record["networks"][MAJORITY] = _compared(deq, commonest.expand(len(seeds), -1))
     return {**record, "seconds": time.process_time() - start}, deq

@@ -5,9 +5,7 @@ import torch
 
 from deq_enn.machines.copies import copies
 from deq_enn.machines.leave_one_out import Targets, from_features, from_kernel
-from deq_enn.machines.readout import solve
-from deq_enn.networks.deq import DEQ
-from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.machines.readout import RIDGES
 from deq_enn.utils.random import generator
 
 
@@ -61,10 +59,17 @@ def test_the_kernel_and_the_normal_equations_agree():
     torch.testing.assert_close(primal.predicted, dual.predicted, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_ridge_is_that_of_an_exact_readout(seed):
-    X, y = samples(300, seed=seed)
-    deq = DEQ(ACTIVATIONS["tanh"], 12, 40, 3, 0.2)
-    readout, _ = solve(deq, X, y, 3)
-    with torch.no_grad():
-        assert from_features(deq.features(X), Targets(y, 3)).ridge == readout.ridge
+@pytest.mark.parametrize("width", [20, 80])  # fewer and more than the samples
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_ridge_predicts_left_out_samples_best(width, grouped):
+    """Of all ridges, each tried by refitting without each sample or group, whatever the order of the samples."""
+    X, y = samples(60)
+    F = torch.tanh(X @ torch.randn(12, width, generator=generator("features"))).double()
+    copies = torch.arange(60) // 2 if grouped else torch.arange(60)
+    Y = Targets(y, 3).Y
+    errors = {ridge: (refitted(F, y, 3, copies, ridge) - Y).square().mean().item() for ridge in RIDGES}
+    result = from_features(F, Targets(y, 3, copies))
+    assert result.ridge == min(errors, key=lambda ridge: errors[ridge]) and 1e-8 < result.ridge < 100
+    order = torch.randperm(60, generator=generator("another order"))
+    again = from_features(F[order], Targets(y[order], 3, copies[order]))
+    assert again.ridge == result.ridge and torch.equal(again.right, result.right[order])

@@ -81,6 +81,7 @@ def test_the_readout_is_that_of_least_squares():
         readout, table = solve_precisely(model, X.double(), y, 2)
         assert readout.ridge == min(table, key=lambda row: row["mse"])["ridge"] and len(table) == 41
         F = features(model, X.double())
+        assert readout.ridge == leave_one_out(F, Targets(y, 2)).ridge
         Y = torch.nn.functional.one_hot(y, 2).double()
         noise = readout.ridge * F.square().sum().item() / 300
         assert readout.noise == pytest.approx(noise)

@@ -11,10 +11,7 @@ import pytest
 import torch
 
 from deq_enn.machines.copies import repeated
-from deq_enn.machines.readout import solve
-from deq_enn.networks.enn import ENN
 from deq_enn.reporting.records import read_lines
-from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.verdicts import candidates
 from deq_enn.verdicts.decision import Question, by_loss
@@ -94,30 +91,6 @@ def test_the_made_up_data(name, monkeypatch):
         assert norms2.std() > norms2.mean()
     nearest = (torch.cdist(data.X_train, data.X_train) + 100 * torch.eye(600)).min(1).values
     assert (nearest < 0.1).float().mean() > 0.9 if name == "duplicated" else (nearest > 0).all()
-
-
-def narrow(seed=0, width=30):
-    return ENN([ACTIVATIONS["tanh"]], 12, width, 3, seed=seed)
-
-
-def some_data(n, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    X = torch.randn(n, 12, generator=draw) / math.sqrt(12)
-    return X, (X[:, :3] + 0.1 * torch.randn(n, 3, generator=draw)).argmax(1)
-
-
-def test_the_readout_of_few_samples_is_that_of_the_normal_equations():
-    ridges = set()
-    for seed in range(6):
-        X, y = some_data(60, seed)
-        model = narrow(width=80)
-        weights, mean, ridge, _ = calibration_outcomes.best_readout(model, X, y, 3)
-        expected, _ = solve(model, X, y, 3)
-        torch.testing.assert_close(weights, expected.weights, rtol=1e-5, atol=1e-9)
-        torch.testing.assert_close(mean, expected.mean)
-        assert ridge == expected.ridge
-        ridges.add(ridge)
-    assert len(ridges) > 2
 
 
 def test_the_error_of_a_loss_is_its_spread():

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from deq_enn.machines.leave_one_out import Targets, from_features
+from deq_enn.machines.precise_readout import features
 from deq_enn.machines.readout import solve
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.export import export, rebuild
@@ -46,6 +48,24 @@ def test_layers_in_which_the_signal_dies_are_no_candidates():
     made, refused = candidates.networks(candidates.Scales(dead, 0.9, 1.0), 1.0)
     assert [network.depth for network in made if network.kind == "plain"] == [1, 2]
     assert "dies" in refused["plain, depth 3"]
+
+
+def test_the_ridge_that_is_handed_out_is_the_one_that_was_measured(monkeypatch, blobs):
+    """Whatever the order of the samples; the readout is that of all of them, and copies are left out together."""
+    X, y = blobs
+    network, _ = candidates.fitted(DEQ(ACTIVATIONS["tanh"], 20, 16, 3, 0.2), X, y, 3)
+    copies = torch.arange(600) // 2
+    expected = from_features(features(network, X), Targets(y, 3, copies))
+    ridges = []
+    for order in (torch.arange(600), torch.arange(600).flip(0)):
+        _, readout = candidates.fitted(network, X[order], y[order], 3, copies[order])
+        ridges.append(readout.ridge)
+        torch.testing.assert_close(readout.weights, solve(network, X, y, 3, [expected.ridge])[0].weights)
+    assert ridges == [expected.ridge] * 2
+    monkeypatch.setattr(candidates, "FEATURE_BYTES", 4 * 16 * 300)
+    _, readout = candidates.fitted(network, X, y, 3)
+    assert readout.ridge == from_features(features(network, X[:300]), Targets(y[:300], 3)).ridge
+    torch.testing.assert_close(readout.weights, solve(network, X, y, 3, [readout.ridge])[0].weights)
 
 
 @pytest.mark.slow

@@ -21,17 +21,19 @@ from torch import nn
 
 from deq_enn.machines import precise_readout
 from deq_enn.machines.leave_one_out import LeftOut, Targets, from_features
+from deq_enn.machines.readout import RIDGES
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solution
 from deq_enn.utils.deadline import OutOfTime, check
-from deq_enn.verdicts.candidates import Network, RandomDEQ
+from deq_enn.verdicts.candidates import PRECISE as PRECISE_SOLVER, Network, RandomDEQ, in_float64
 from deq_enn.verdicts.losses.classes import ClassScores, compared
 from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Interval, Measured, Posterior, measured
 
 BATCH = 512  # samples whose features are computed at once, so that they stay in the cache
-FEWEST = 500  # samples of a pass, at least, where there are so many: the ridge is chosen on a fifth of them
+FEWEST = 500  # samples of a pass, at least, where there are so many
 DRAWS = 5  # draws of the weights at one width, all without an equilibrium, after which we give up that width
 FIRST_SEED = 10_000  # seed of the weights from which on we draw: users train smaller ones
+EIGEN = 9  # multiplications for each entry and row of a matrix that the time of its eigenvectors is worth
 FLOAT64 = 5  # times the work of a pass in float32 that one in float64 is, with its longer way to the equilibrium
 MAJORITY = "the commonest class"  # no network, but the answer that each has to be better than
 
@@ -53,7 +55,7 @@ class Interruptible:
 
 
 SOLVER = Interruptible(Picard(1e-4, 1000))  # its error is far below the spread of the equilibrium over draws
-PRECISE = Interruptible(Picard(1e-9, 3000))  # its error is below the smallest ridge of `precise_readout`
+PRECISE = Interruptible(PRECISE_SOLVER)
 
 
 class Measurements:
@@ -191,10 +193,7 @@ class Measurements:
             self.precise.add(name)
         if self.rate is not None and self.clock() + self.seconds(model.readout.in_features, count, [name]) > self.end:
             raise OutOfTime("float64 would take too long")
-        model = model.double()
-        if hasattr(model, "fixed_point"):
-            model.fixed_point = FixedPoint(PRECISE)
-        F = self._features(model, count, deadline)
+        F = self._features(in_float64(model, PRECISE), count, deadline)
         return precise_readout.leave_one_out(F, self._targets(len(F))), len(F)
 
     def _targets(self, count):
@@ -220,7 +219,7 @@ class Measurements:
     def work(self, width: int, count: int, names: Collection[str]) -> float:
         """Returns the multiplications of a pass in float32; those in float64 count for several."""
         p, n, m = self.X.shape[1], count, width
-        solve = 2 * (n * n * m + 3 * n**3 if n <= m else 1.5 * n * m * m + 2 * m**3)
+        solve = solve_work(n, m, self.classes)
         depths = {network.name: network.depth - 1 for network in self.networks if network.name in names}
         return sum(
             (n * m * (p + depth * m) + solve) * (FLOAT64 if name in self.precise else 1)
@@ -311,3 +310,10 @@ def measured_apart(
     if len(differences) > 1:
         parts.append(measured(width, np.delete(differences, own, 0), group, constants, like=whole))
     return parts
+
+
+def solve_work(n: int, m: int, classes: int) -> float:
+    """Returns the multiplications, in float32, by which n samples with m features are left out one by one."""
+    k = min(n, m)
+    products = n * n * m if n <= m else 3 * n * m * m
+    return 2 * (products + EIGEN * k**3 + len(RIDGES) * (1 + classes) * n * k)

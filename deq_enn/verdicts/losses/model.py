@@ -15,7 +15,8 @@ covariance of two losses is amplitude^2 d d' exp(-|du|/length_u - |dw|/length_w)
 most, and far from all of them the loss is uncertain by amplitude times d. The measurements themselves decide the
 amplitude: the prior is a mixture of seven amplitudes. The mean of zero shrinks a loss that is poorly known towards
 zero. That is also the right correction for picking the luckiest of several candidates. d is measured with the loss;
-elsewhere log d is linear in log m and log n, with priors on the slopes.
+elsewhere log d is linear in log m and log n, with priors on the slopes, and what that leaves uncertain of d widens the
+interval.
 
 A measurement has two errors of its own.
 
@@ -66,7 +67,7 @@ class Discrepancy:
     shared : correlation of the sampling errors at different widths.
     slope_m, slope_n : prior means of d log d / d log m and d log d / d log n.
     slopes : prior standard deviation of both slopes.
-    scatter : standard deviation of log d about the line.
+    scatter : standard deviation of log d about the line, a factor e or more away.
     """
 
     amplitude: float = 0.25
@@ -226,32 +227,31 @@ def _error_covariance(points, constants):
     return covariance + same * (near * np.outer(rest, rest) + near ** (2 * constants.decay) * np.outer(seeds, seeds))
 
 
-def expected_apart(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> float:
-    """Returns d at this width and number of samples, on the line fitted to log d of the points of finite width."""
+def log_apart(
+    points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS
+) -> tuple[float, float]:
+    """Returns the mean and the variance of log d at this width and number of samples.
+
+    The mean is on the line fitted to log d of the points of finite width. At a place that was measured, d is known.
+    """
     finite = [p for p in points if not math.isinf(p.width)]
-    if math.isinf(width):
-        return max((p.apart for p in points), default=UNMEASURED)
-    if not finite:  # where exact kernels agree, networks of finite width need not
-        return UNMEASURED
+    if math.isinf(width) or not finite:  # where exact kernels agree, networks of finite width need not
+        largest = max((p.apart for p in points), default=UNMEASURED)
+        return math.log(largest if math.isinf(width) else UNMEASURED), 0.0
     x = np.array([[math.log(p.width / width), math.log(p.count / count)] for p in finite])
     slopes = np.array([constants.slope_m, constants.slope_n])
     y = np.log([p.apart for p in finite]) - x @ slopes
+    counted = 100 / np.array([p.apart * p.count * p.seeds for p in finite])  # of so many samples that differ
+    about_line = constants.scatter**2 * np.minimum(np.abs(x).sum(1), 1)
     # the covariance of y given the value at the target, which has a flat prior
-    covariance = constants.scatter**2 * np.eye(len(x)) + constants.slopes**2 * x @ x.T
+    covariance = np.diag(counted + about_line) + constants.slopes**2 * x @ x.T
     weights = np.linalg.solve(covariance, np.ones(len(x)))
-    return float(np.exp(weights @ y / weights.sum()))
+    return float(weights @ y / weights.sum()), float(1 / weights.sum())
 
 
-def variance_of_seeds(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> float:
-    """Returns the variance over draws of the weights at this width and number of samples, as a share of d^2 elsewhere.
-
-    The share is that of the measurement of finite width whose loss is most correlated with the one here.
-    """
-    apart = expected_apart(points, width, count, constants)
-    if all(math.isinf(p.width) for p in points):
-        return (constants.seeds * apart) ** 2
-    closest = nearest(points, width, count, constants)
-    return closest.of_one_seed * (apart / closest.apart) ** 2
+def expected_apart(points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS) -> float:
+    """Returns d at this width and number of samples, in percent."""
+    return math.exp(log_apart(points, width, count, constants)[0])
 
 
 class Posterior:
@@ -265,16 +265,17 @@ class Posterior:
 
     Attributes
     ----------
-    weights, means, variances : of the Gaussians.
+    weights, means, variances : of the Gaussians, for the expected d. log_variance : of log d.
     log_evidence : log probability of the measurements, by which constants can be compared.
     """
 
     def __init__(
         self, points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS, draw: bool = False
     ):
-        self.target, self.constants = (width, count), constants
-        self.apart = expected_apart(points, width, count, constants)
-        self.of_draw = variance_of_seeds(points, width, count, constants) if draw else 0.0
+        self.target, self.constants, self.draw = (width, count), constants, draw
+        mean, self.log_variance = self._log_apart(points)
+        self.apart = math.exp(mean)
+        self.of_draw = self._variance_of_draw(points) if draw else 0.0
         self.amplitudes2 = (constants.amplitude * 2.0**AMPLITUDES) ** 2  # of loss/d, whose size is at most 1
         log_weights = -0.5 * (AMPLITUDES / constants.spread) ** 2
         log_weights -= np.logaddexp.reduce(log_weights)
@@ -287,6 +288,24 @@ class Posterior:
                 log_weights[k] -= 0.5 * y @ y + np.log(root.diagonal()).sum() + 0.5 * len(y) * math.log(2 * math.pi)
         self.log_evidence = float(np.logaddexp.reduce(log_weights))
         self.weights = np.exp(log_weights - self.log_evidence)
+
+    def _log_apart(self, points):
+        """Those of `log_apart`; where the draw that is asked for was measured, its own d counts."""
+        own = [p for p in points if p.own and p.width == self.target[0]] if self.draw else []
+        return log_apart(own or points, *self.target, self.constants)
+
+    def _variance_of_draw(self, points):
+        """The variance over draws of the weights, as a share of d^2 that is that of the nearest measurement."""
+        if all(math.isinf(p.width) for p in points):
+            return (self.constants.seeds * self.apart) ** 2
+        own = [p for p in points if p.own and p.width == self.target[0]]
+        closest = nearest(own or points, *self.target, self.constants)
+        return closest.of_one_seed * (self.apart / closest.apart) ** 2
+
+    def _factors_of_apart(self):
+        """Lognormal factors of mean 1 by which d may differ from what is expected (5,), and their probabilities."""
+        nodes, weights = np.polynomial.hermite_e.hermegauss(5)
+        return np.exp(math.sqrt(self.log_variance) * nodes - self.log_variance / 2), weights / weights.sum()
 
     def _prior_variances(self):
         return self.amplitudes2 * self.apart**2 + self.of_draw
@@ -317,27 +336,33 @@ class Posterior:
 
     @property
     def variance(self) -> float:
-        """Returns the mean variance of the Gaussians, with that of `floor` and `choice`."""
-        return float(self.weights @ self.variances) + self._unseen()
+        """Returns the mean variance of the Gaussians, with that of d, `floor` and `choice`."""
+        return self._mean_variance(self.variances, self.log_variance)
 
     def variance_given(self, points: list[Measured]) -> float:
         """Returns the variance to expect if these were the measurements; their losses do not enter it."""
         explained = [((c := np.linalg.solve(root, across)) @ c) for root, across in self._factors(points)]
-        return float(self.weights @ (self._prior_variances() - explained)) + self._unseen()
+        return self._mean_variance(self._prior_variances() - explained, self._log_apart(points)[1])
+
+    def _mean_variance(self, variances, log_variance):
+        of_apart = math.expm1(log_variance) * (variances + self.means**2)  # of a lognormal factor of mean 1
+        return float(self.weights @ (variances + of_apart)) + self._unseen()
 
     def interval(self) -> Interval:
         """Returns the mean and the central interval of probability LEVEL, with what no measurement shows."""
-        unseen = self._unseen() + (self.constants.relative * self.means) ** 2
-        deviations = np.sqrt(np.maximum(self.variances, 0) + unseen)
-        lower, upper = (self.means - 9 * deviations).min(), (self.means + 9 * deviations).max()
+        factors, shares = self._factors_of_apart()
+        weights, means = np.outer(shares, self.weights).ravel(), np.outer(factors, self.means).ravel()
+        variances = np.outer(factors**2, np.maximum(self.variances, 0)).ravel()
+        deviations = np.sqrt(variances + self._unseen() + (self.constants.relative * means) ** 2)
+        lower, upper = (means - 9 * deviations).min(), (means + 9 * deviations).max()
 
         def quantile(level):
             def excess(x):
-                return self.weights @ ndtr((x - self.means) / deviations) - level
+                return weights @ ndtr((x - means) / deviations) - level
 
             return cast(float, brentq(excess, lower, upper, xtol=1e-6))
 
-        return Interval(float(self.weights @ self.means), quantile((1 - LEVEL) / 2), quantile((1 + LEVEL) / 2))
+        return Interval(float(weights @ means), quantile((1 - LEVEL) / 2), quantile((1 + LEVEL) / 2))
 
 
 def predict(

@@ -13,6 +13,7 @@ from deq_enn.verdicts.losses.model import (
     Measured,
     Posterior,
     expected_apart,
+    log_apart,
     measured,
     predict,
     width_from,
@@ -70,12 +71,15 @@ def test_the_posterior_is_that_of_a_joint_gaussian():
     noise = np.diag([p.of_samples + p.of_seeds for p in points])
     gain = np.linalg.solve(K[1:, 1:] + noise, K[1:, 0])
     interval = found.interval()
-    deviation = math.sqrt(K[0, 0] - gain @ K[1:, 0])
-    assert interval.mean == pytest.approx(gain @ [0.8, 0.2, -0.1])
-    assert (interval.low, interval.high) == pytest.approx(
-        (interval.mean - 1.6449 * deviation, interval.mean + 1.6449 * deviation), abs=1e-4
-    )
-    assert found.variance_given(points) == pytest.approx(found.variance) == pytest.approx(deviation**2)
+    deviation, mean = math.sqrt(K[0, 0] - gain @ K[1:, 0]), gain @ [0.8, 0.2, -0.1]
+    assert interval.mean == pytest.approx(mean)
+    # d is not known at the target: a lognormal factor, of which many are drawn
+    spread, rng = math.sqrt(found.log_variance), np.random.default_rng(0)
+    factor = np.exp(spread * rng.normal(size=400_000) - spread**2 / 2)
+    losses = factor * rng.normal(mean, deviation, 400_000)
+    assert 0.1 < spread < 0.5
+    assert (interval.low, interval.high) == pytest.approx(np.quantile(losses, [0.05, 0.95]), abs=0.01)
+    assert found.variance_given(points) == pytest.approx(found.variance) == pytest.approx(losses.var(), rel=0.01)
 
 
 @pytest.mark.slow
@@ -108,6 +112,20 @@ def test_samples_apart_follow_their_line():
     ]
     assert expected_apart(points, 1024, 16000) == pytest.approx(20 * 16**-0.4 * 16**-0.15, rel=0.07)
     assert expected_apart(points[:1], 1024, 1000) == pytest.approx(20 * 16 ** Discrepancy().slope_m, rel=0.01)
+    assert log_apart(points, 256, 4000)[1] < 0.01 < log_apart(points, 1024, 16000)[1]  # known where it was measured
+
+
+def test_one_draw_has_the_d_of_its_own_measurement():
+    """The user's draw differs from others in more samples than most do, and loses more."""
+    own, other = (
+        replace(point(64, 2000, -6.0, 0.5, apart=8.0, seeds=1), own=True),
+        point(64, 2000, -1.0, 0.5, apart=2.0),
+    )
+    own, other = (replace(each, of_one_seed=4.0) for each in (own, other))
+    draw, mean = (Posterior([own, other], 64, 2000, MEASURED, draw=draw) for draw in (True, False))
+    assert draw.apart == pytest.approx(8.0) and mean.apart < 6
+    assert draw.of_draw == pytest.approx(4.0)
+    assert draw.interval().mean == pytest.approx(-6.0, abs=0.5) and draw.interval().low < -6.0 < draw.interval().high
 
 
 def test_the_width_from_which_on_the_loss_is_small():

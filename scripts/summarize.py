@@ -1,5 +1,6 @@
 """Makes tables (Markdown), a CSV and figures of accuracy logs: mean and spread over seeds, DEQ minus ENN, cost.
-Where the same networks were trained at one learning rate and each at its own, which claim survives which protocol.
+Where the same networks were trained at one learning rate and each at its own, which claim survives which protocol; and
+of several experiments together, which claim of the paper holds where.
 
     python scripts/summarize.py results/mnist-sgd                     one folder of logs
     python scripts/summarize.py results --output_path results/summary every folder of logs below it
@@ -24,6 +25,7 @@ from deq_enn.utils import interrupts
 if __name__ == "__main__":
     interrupts.leave_at_once("summarize.py: interrupted")
 
+from deq_enn.reporting.across import draw_survey, survey_table
 from deq_enn.reporting.curves import KINDS, write_figures
 from deq_enn.reporting.logs import LogError, first_epochs, load
 from deq_enn.reporting.protocols import protocol_tables, protocols
@@ -71,6 +73,10 @@ def main(argv=None):
             ]
         for both in protocols(experiments):
             parts += [f"## {both.title}\n", *(t.markdown() for t in protocol_tables(both, arguments.margin))]
+        if table := survey_table(experiments, arguments.margin):
+            draw_survey(experiments, output / "claims.png", arguments.margin)
+            figures[len(experiments), "claims"] = output / "claims.png"
+            parts += ["## All experiments\n", table.markdown(), "![claims](claims.png)\n"]
         text = "\n".join(parts)
         with atomic_write(output / "summary.md", "w") as file:
             file.write(text)

@@ -4,10 +4,11 @@ Let r = Y - F w be the residuals of the readout w = (F^T F + lambda I)^-1 F^T Y,
 a group G of samples, the readout that has not seen it has the errors (I - H_GG)^-1 r_G (Cook, 1977; Rasmussen &
 Williams, section 5.4.2). A group is a sample with its copies and near copies (`copies.py`), which would give it away.
 
-The ridge is the one of the least squared error of these predictions, over all samples (Allen's PRESS, Technometrics 16
-(1974)). One eigendecomposition is enough for every ridge, because H is diagonal in its directions (`Directions`).
+The ridge is the one of the least squared error of these predictions (Allen's PRESS, Technometrics 16 (1974)). One
+eigendecomposition is enough for every ridge, because H is diagonal in its directions (`Directions`).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from deq_enn.machines.ridge_search import Row, least_error
 from deq_enn.utils.deadline import check
 
 BATCH = 2048  # rows of features that are in float64 at once
+CHOICE = 10_000  # samples whose errors choose the ridge, at most; all others predict them
+TOGETHER = 2**21  # entries of the weights of several ridges that are multiplied at once
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,18 @@ class Directions:
         return LeftOut(predicted, (predicted + targets.mean).argmax(1) == targets.labels, ridge, faintest)
 
     def table(self, targets: Targets, ridges: Sequence[float]) -> list[Row]:
-        """Returns {"ridge", "mse"} for each ridge, the squared error of samples that are left out.
+        """Returns {"ridge", "mse"} for each ridge, the squared error of CHOICE samples that are left out.
 
         Ridges that are lost in rounding have no row.
         """
-        total = torch.zeros(len(ridges), dtype=torch.float64, device=targets.Y.device)
-        for _, parts in self._errors(targets, ridges):
+        total, samples = torch.zeros(len(ridges), dtype=torch.float64, device=targets.Y.device), 0
+        for G, parts in self._errors(targets, ridges):
             total += torch.stack([part.square().sum() for part in parts])
-        means = (total / targets.Y.numel()).tolist()
-        return [{"ridge": ridge, "mse": mse} for ridge, mse in zip(ridges, means) if mse < float("inf")]
+            samples += G.numel()
+            if samples >= CHOICE:
+                break
+        means = (total / (samples * targets.Y.shape[1])).tolist()
+        return [{"ridge": ridge, "mse": mse} for ridge, mse in zip(ridges, means) if mse < math.inf]
 
     def _errors(self, targets, ridges) -> Iterator[tuple[torch.Tensor, Iterator[torch.Tensor]]]:
         """Yields groups (g, size) of samples, and their errors (g, size, c) by each ridge in turn."""
@@ -114,26 +120,36 @@ class Directions:
         if self.orthonormal:
             shrunk = noise * shrunk
         for groups in targets.groups:
+            alone = groups.shape[1] == 1
             for G in groups.split(max(BATCH // groups.shape[1], 1)):
                 check()
-                B = self.rows(G.ravel()).reshape(*G.shape, -1)
-                yield G, self._of_group(B, targets.Y[G], shrunk)
+                B, Y = self.rows(G.ravel()).reshape(*G.shape, -1), targets.Y[G]
+                yield G, (self._of_samples(B[:, 0], Y[:, 0], shrunk) if alone else self._of_groups(B, Y, shrunk))
 
-    def _of_group(self, B, Y, shrunk):
-        """The errors of groups with rows B (g, size, k), for each column of d (k, ridges)."""
-        sign, rest = (1 if self.orthonormal else -1), torch.eye(B.shape[1], dtype=B.dtype, device=B.device)
+    def _of_samples(self, B, Y, shrunk):
+        """The errors (g, 1, c) of single samples with rows B (g, k), for each column of d (k, ridges)."""
+        sign, outside = (1 if self.orthonormal else -1), 1.0
         if self.orthonormal:
-            rest, Y = rest - B @ B.mT, Y - B @ self.moment
+            outside, Y = (1 - B.square().sum(1)).clamp_min(0)[:, None], Y - B @ self.moment
             if self.complete:  # both are zero but for rounding
-                rest, Y = 0 * rest, 0 * Y
-        if B.shape[1] == 1:
-            kept = rest.clamp_min(0) + sign * (B.square() @ shrunk)
-            for k, d in enumerate(shrunk.T):
-                yield (Y + sign * (B @ (d[:, None] * self.moment))) / kept[:, :, k, None]
-        else:
-            for d in shrunk.T:
-                weighted = sign * (B * d)
-                yield torch.linalg.solve(rest + weighted @ B.mT, Y + weighted @ self.moment)
+                outside, Y = 0.0, torch.zeros_like(Y)
+        kept = outside + sign * (B.square() @ shrunk)
+        at_once = max(TOGETHER // self.moment.numel(), 1)  # ridges
+        for d, rest in zip(shrunk.split(at_once, 1), kept.split(at_once, 1)):
+            weights = (d[:, :, None] * self.moment[:, None, :]).flatten(1)
+            errors = (Y[:, None] + sign * (B @ weights).unflatten(1, (d.shape[1], -1))) / rest[:, :, None]
+            yield from errors.transpose(0, 1)[:, :, None]
+
+    def _of_groups(self, B, Y, shrunk):
+        """The errors of groups with rows B (g, size, k), for each column of d (k, ridges)."""
+        sign, outside = (1 if self.orthonormal else -1), torch.eye(B.shape[1], dtype=B.dtype, device=B.device)
+        if self.orthonormal:
+            outside, Y = outside - B @ B.mT, Y - B @ self.moment
+            if self.complete:
+                outside, Y = torch.zeros_like(outside), torch.zeros_like(Y)
+        for d in shrunk.T:
+            weighted = sign * (B * d)
+            yield torch.linalg.solve(outside + weighted @ B.mT, Y + weighted @ self.moment)
 
 
 def from_kernel(K: torch.Tensor, targets: Targets) -> LeftOut:

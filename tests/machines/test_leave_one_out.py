@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from deq_enn.machines import leave_one_out
 from deq_enn.machines.copies import copies
 from deq_enn.machines.leave_one_out import Targets, from_features, from_kernel
 from deq_enn.machines.readout import RIDGES
@@ -63,13 +64,27 @@ def test_the_kernel_and_the_normal_equations_agree():
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_ridge_predicts_left_out_samples_best(width, grouped):
     """Of all ridges, each tried by refitting without each sample or group, whatever the order of the samples."""
-    X, y = samples(60)
+    X, y = samples(40)
     F = torch.tanh(X @ torch.randn(12, width, generator=generator("features"))).double()
-    copies = torch.arange(60) // 2 if grouped else torch.arange(60)
+    copies = torch.arange(40) // 2 if grouped else torch.arange(40)
     Y = Targets(y, 3).Y
     errors = {ridge: (refitted(F, y, 3, copies, ridge) - Y).square().mean().item() for ridge in RIDGES}
     result = from_features(F, Targets(y, 3, copies))
     assert result.ridge == min(errors, key=lambda ridge: errors[ridge]) and 1e-8 < result.ridge < 100
-    order = torch.randperm(60, generator=generator("another order"))
+    order = torch.randperm(40, generator=generator("another order"))
     again = from_features(F[order], Targets(y[order], 3, copies[order]))
     assert again.ridge == result.ridge and torch.equal(again.right, result.right[order])
+
+
+def test_of_many_samples_some_choose_the_ridge(monkeypatch):
+    X, y = samples(50)
+    F = torch.tanh(X @ torch.randn(12, 20, generator=generator("features"))).double()
+    whole = from_features(F, Targets(y, 3))
+    monkeypatch.setattr(leave_one_out, "BATCH", 8)
+    monkeypatch.setattr(leave_one_out, "TOGETHER", 100)  # entries: one ridge at a time
+    torch.testing.assert_close(from_features(F, Targets(y, 3)).predicted, whole.predicted)
+    monkeypatch.setattr(leave_one_out, "CHOICE", 24)
+    errors = {
+        ridge: (refitted(F, y, 3, torch.arange(50), ridge) - Targets(y, 3).Y)[:24].square().mean() for ridge in RIDGES
+    }
+    assert from_features(F, Targets(y, 3)).ridge == min(errors, key=lambda ridge: errors[ridge])

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from deq_enn.machines import precise_readout
-from deq_enn.machines.leave_one_out import LeftOut, Targets, from_features
+from deq_enn.machines.leave_one_out import CHOICE, LeftOut, Targets, from_features
 from deq_enn.machines.readout import RIDGES
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solution
@@ -314,6 +314,6 @@ def measured_apart(
 
 def solve_work(n: int, m: int, classes: int) -> float:
     """Returns the multiplications, in float32, by which n samples with m features are left out one by one."""
-    k = min(n, m)
-    products = n * n * m if n <= m else 3 * n * m * m
-    return 2 * (products + EIGEN * k**3 + len(RIDGES) * (1 + classes) * n * k)
+    k, choice = min(n, m), min(n, CHOICE)
+    products = n * n * m if n <= m else (2 * n + choice) * m * m
+    return 2 * (products + EIGEN * k**3 + len(RIDGES) * (1 + classes) * choice * k)

@@ -239,9 +239,12 @@ class RunFiles:
         """Returns the state of the checkpoint, None if there is none; brings the history and the logs up to it.
 
         `lengthen` : take that of the same run with fewer epochs, too.
+
+        A run whose logs are whole needs no checkpoint: logs are kept, and copied, without the weights.
         """
         source = self._source(lengthen)
         if source is None:
+            self._restore_logs()
             return None
         with self.damaged(source):
             state = torch.load(source, map_location=device, weights_only=True)
@@ -259,6 +262,18 @@ class RunFiles:
                 self.note("epoch", **record)
         self._write_logs()
         return state
+
+    def _restore_logs(self) -> None:
+        """Takes the history of a finished run from its logs; one that is not finished has none without checkpoint."""
+        if not finished(self.config, self.output_path):
+            return
+        mine = [r for r in read_metrics(self.output_path) if r.get("run") == self.config.key]
+        epochs = {r["epoch"]: r for r in mine if r.get("event") == "epoch"}  # of several attempts the last counts
+        if sorted(epochs) != [*range(1, self.config.epoch + 1)]:
+            return
+        named = self.line("epoch")
+        self.history = [{k: v for k, v in epochs[e].items() if k not in named} for e in sorted(epochs)]
+        self.setup_seconds = next((r["setup_seconds"] for r in reversed(mine) if r.get("event") == "run"), 0.0)
 
     def _source(self, lengthen: bool) -> Path | None:
         """Returns the checkpoint to go on from: this run's, or else that of the same run with fewer epochs.
@@ -317,20 +332,16 @@ class RunFiles:
             with whole_file(path, "w") as file:
                 json.dump([record[f"{split}_accuracy"] for record in self.history], file)
 
+    def line(self, event: str) -> dict[str, Any]:
+        """Returns what every line of metrics.jsonl begins with: what happened, and to which run."""
+        c = self.config
+        return {"event": event, "run": c.key, "dataset": c.dataset, "model": c.label, "dim": c.dim, "seed": c.seed}
+
     def note(self, event: str, **values: Any) -> None:
         """Appends one line to metrics.jsonl, in a single write, so that two processes may share the file."""
         if not self.writes:
             return
-        c = self.config
-        line = {
-            "event": event,
-            "run": c.key,
-            "dataset": c.dataset,
-            "model": c.label,
-            "dim": c.dim,
-            "seed": c.seed,
-            **values,
-        }
+        line = self.line(event) | values
         path = self.output_path / "metrics.jsonl"
         torn = b"\n" if path.exists() and _last_byte(path) not in (b"\n", b"") else b""  # a line cut short by a kill
         data = torn + (json.dumps(line) + "\n").encode()

@@ -202,6 +202,18 @@ def test_finished_runs_are_skipped_under_resume(tmp_path):
     assert again == first
 
 
+def test_a_finished_run_needs_no_checkpoint(tmp_path):
+    """Its logs, copied without the weights, are enough; for more epochs they are not."""
+    first = go(BASE, tmp_path)
+    before = snapshot(tmp_path / "out")
+    for file in (tmp_path / "ckpt").iterdir():
+        file.unlink()
+    again = run(BASE, toy(), lambda: pytest.fail("rebuilt"), tmp_path / "out", tmp_path / "ckpt", resume=True)
+    assert again == first and snapshot(tmp_path / "out") == before
+    assert len(go(replace(BASE, epoch=5), tmp_path, resume=True).history) == 5
+    assert [r["resumed_at"] for r in read_metrics(tmp_path / "out") if r["event"] == "run"] == [0, 0]
+
+
 def test_same_command_twice_gives_the_same_bytes(tmp_path):
     go(BASE, tmp_path)
     before = snapshot(tmp_path / "out")

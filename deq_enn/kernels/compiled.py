@@ -1,11 +1,11 @@
-"""The pairs of a convolutional DEQ's kernel are solved in C where a C compiler is at hand, and in torch where none is.
+"""The pairs of a convolutional network's kernel are computed in C where a C compiler is at hand, else in torch.
 
 In torch each step of the iterations is a pass over memory. In C a few pairs of images go through all of them in the
-cache of one core, which takes a twentieth of the time. conv_pairs.c is the same algorithm as conv.py, and gives the
-same numbers to rounding.
+cache of one core, which takes a tenth of the time. conv_pairs.c has the DEQ's equations, conv_layers.c explicit
+networks, and conv_lanes.h what they share. They give the numbers of conv.py and conv_explicit.py to 1e-11.
 
-The file is compiled once for a machine, in about two seconds, by `cc` (or what the variable CC names), into the user's
-cache folder ($XDG_CACHE_HOME or ~/.cache, deq_enn). With DEQ_ENN_COMPILE=0 it is not.
+The files are compiled once for a machine, in a few seconds, by `cc` (or what the variable CC names), into the user's
+cache folder ($XDG_CACHE_HOME or ~/.cache, deq_enn). With DEQ_ENN_COMPILE=0 they are not.
 """
 
 import ctypes
@@ -18,15 +18,22 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+
+from deq_enn.kernels.pair_functions import Series
+
+if TYPE_CHECKING:
+    from deq_enn.kernels.conv_blocks import Side
 
 _log = logging.getLogger("kernels")
 
-SOURCE = Path(__file__).with_name("conv_pairs.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("conv_pairs.c", "conv_layers.c")]
+HEADER = Path(__file__).with_name("conv_lanes.h")
 FLAGS = "-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"
-WIDE = 8  # columns side by side in conv_pairs.c
+WIDE = 8  # columns side by side in conv_lanes.h
 _SECONDS = 120  # seconds that a compiler may take
 
 
@@ -37,7 +44,7 @@ class Problem(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("h", "w", "radius", "wraps", "rows", "cols", "channels", "same")),
         *((name, ctypes.c_int) for name in ("tangent", "injected")),
         *((name, ctypes.c_double) for name in ("sigma_a2", "least", "most", "m2", "h2")),
-        *((name, ctypes.c_int) for name in ("degree", "bins")),
+        *((name, ctypes.c_int) for name in ("terms", "odd", "bins")),
         *((name, ctypes.c_double) for name in ("cut", "rounded", "stalled")),
     ]
 
@@ -50,7 +57,7 @@ def library() -> Any | None:
         return None
     try:
         code = ctypes.CDLL(str(_built(compiler)))
-        code.conv_pairs.restype = ctypes.c_int
+        code.conv_pairs.restype = code.conv_layers.restype = ctypes.c_int
         return code
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         _log.info("convolutional kernels are computed in torch: %s", " ".join(str(error).split())[:200])
@@ -59,16 +66,16 @@ def library() -> Any | None:
 
 def _built(compiler: str) -> Path:
     """Returns the shared library for this machine, which the first call makes."""
-    text = SOURCE.read_bytes()
+    text = b"".join(source.read_bytes() for source in (*SOURCES, HEADER))
     machine = "|".join((compiler, *FLAGS, platform.platform(), platform.processor(), _cpu()))
     key = hashlib.sha256(text + machine.encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deq_enn"
-    target = folder / f"conv_pairs-{key}.so"
+    target = folder / f"conv-{key}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             made = Path(temporary) / "made.so"
-            command = [*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
+            command = [*compiler.split(), *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
             os.replace(made, target)
     return target
@@ -116,3 +123,77 @@ def conv_values(problem: Problem, rho: torch.Tensor, tables: list[torch.Tensor |
         *(ctypes.c_void_p(None if array is None else array.data_ptr()) for array in [rho, *tables, *out]),
     )
     return out
+
+
+class Layer(ctypes.Structure):
+    """This is a layer of an explicit network as conv_layers.c takes it."""
+
+    _fields_ = [
+        *((name, ctypes.c_double) for name in ("m2", "h2")),
+        ("radius", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("si", "sj", "mi", "mj")),
+    ]
+
+
+def conv_layers(
+    problem: Problem, layers: list[tuple[float, float, int, list[torch.Tensor]]], own: torch.Tensor, other: torch.Tensor
+) -> list[torch.Tensor]:
+    """Returns the sums over pixels of the two kernels of an explicit network, (rows, columns) float64 each.
+
+    Parameters
+    ----------
+    layers : (m2, h2, radius, [si, sj, mi, mj]) as conv_layers.c has them, contiguous, float64 and on the CPU.
+    own : (rows, pixels, channels) images. other : (pixels, channels, columns).
+
+    Raises
+    ------
+    MemoryError : no memory is left.
+    """
+    code = library()
+    assert code is not None
+    out = [torch.empty(problem.rows, problem.cols, dtype=torch.float64) for _ in range(1 + bool(problem.tangent))]
+    stack = [Layer(m2, h2, radius, *(part.data_ptr() for part in parts)) for m2, h2, radius, parts in layers]
+    pointers = [ctypes.c_void_p(part.data_ptr()) for part in (own, other, out[0], out[-1])]
+    if code.conv_layers(ctypes.byref(problem), len(stack), (Layer * len(stack))(*stack), *pointers):
+        raise MemoryError("no memory is left for a tile of a convolutional kernel")
+    return out
+
+
+class SeriesTerms:
+    """This has the coefficients of a Mehler series at a tile's pixels, and how many of them a correlation needs.
+
+    g = rho sum_l a_l b_l w^l, with w = rho^2 and every other coefficient for an odd activation, and w = rho for others.
+    """
+
+    def __init__(self, series: Series, images: int):
+        self.images, self.table = images, series.table_for(1.0)
+        self.cut = 1.0
+        self.reach = np.array([*np.linspace(0.05, 0.95, 19), 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0])
+        self.odd = bool(self.table.weights[2::2].max() < 1e-28 * self.table.weights.max())
+        self.step = 1 + self.odd
+        self.terms, self.rough = (
+            np.array([-(-self.table.report(r, kept).degree // self.step) for r in self.reach], dtype=np.int32)
+            for kept in (1e-14, 1e-6)
+        )
+        self.count = int(self.terms[-1])
+
+    def fill(self, problem: Problem, rows: "Side", cols: "Side") -> list[torch.Tensor | None]:
+        """Writes the number of terms into the problem, and returns the coefficients of rows and of columns in groups.
+
+        After them come the correlations up to which each number of terms is right, and those numbers for an error of
+        rounding and of 1e-6.
+        """
+        problem.terms, problem.odd, problem.bins, problem.cut = self.count, self.odd, len(self.reach), self.cut
+        own, other = (self._at(side) for side in (rows, cols))
+        pixels, columns, terms = other.shape
+        groups = -(-columns // WIDE)
+        other = torch.nn.functional.pad(other, (0, 0, 0, groups * WIDE - columns))
+        other = other.reshape(pixels, groups, WIDE, terms).mT.contiguous()
+        return [own, other, *(torch.from_numpy(values) for values in (self.reach, self.terms, self.rough))]
+
+    def _at(self, side):
+        """Returns the coefficients (pixels, images, terms) of one side."""
+        assert isinstance(side.images, slice)
+        images = np.arange(side.images.start, side.images.stop)
+        index = side.pixels.reshape(-1, 1) * self.images + images
+        return torch.from_numpy(np.ascontiguousarray(self.table.at(index)[..., 1 :: self.step][..., : self.count]))

@@ -23,7 +23,7 @@ import torch
 
 from deq_enn.kernels.box_filter import BoxFilter, WindowEquation, error_of
 from deq_enn.kernels.compiled import Problem, conv_pairs, library
-from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, Side, pixel_pairs
+from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, pixel_pairs
 from deq_enn.kernels.pixel_scales import implicit_pixel_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_sigma_a2, check_window, get_tau
@@ -85,17 +85,12 @@ class _Implicit(ConvBlocks):
     def _sums(self, rows, cols, axis, tangent):
         if not self.terms or axis == 2:
             return super()._sums(rows, cols, axis, tangent)
-        total: list[torch.Tensor] = []
-        for p, q in self._offsets():
-            parts = self._compiled(Side(p, rows, 2), Side(q, cols, axis), tangent)
-            total = [a.add_(b) for a, b in zip(total, parts)] if total else parts
-        return [part.div_(self.count) for part in total]
+        return self._total(rows, cols, axis, lambda own, other: self._compiled(own, other, tangent))
 
     def _compiled(self, rows, cols, tangent):
         """Returns the sums over pixels of G and, where it is asked for, of T."""
         assert self.terms
         channels = self._y.shape[2]
-        same = rows.images.start - cols.images.start if rows.pixels is cols.pixels and not self.first else 1 << 30
         own, other = rows.rows_of(self._y), cols.rows_of(self._y)
         problem = Problem(
             *rows.pixels.shape,
@@ -104,7 +99,7 @@ class _Implicit(ConvBlocks):
             own.shape[1],
             other.shape[1],
             channels,
-            same,
+            self._itself(rows, cols),
             tangent,
             0 if self.trained == "aAB" else channels - 1,
             self.sigma_a2,

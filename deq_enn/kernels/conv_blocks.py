@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from deq_enn.kernels.blocks import KERNELS
-from deq_enn.kernels.compiled import WIDE, Problem, conv_values, library
+from deq_enn.kernels.compiled import Problem, SeriesTerms, conv_values, library
 from deq_enn.kernels.pair_functions import PiecewiseLinear, Series, pair_function
 from deq_enn.kernels.sample_scales import Scales
 from deq_enn.names import PADDINGS
@@ -105,7 +105,7 @@ class KinkedPixels:
     def fill(self, problem: Problem, rows: Side, cols: Side) -> list[torch.Tensor | None]:
         """Writes its two slopes into the problem."""
         problem.m2, problem.h2 = self.m2, self.h2
-        return [None] * 4
+        return [None] * 5
 
     def __call__(self, rows: Side, cols: Side, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (g, g') of the correlations rho, which it overwrites."""
@@ -150,7 +150,7 @@ class PixelwisePairs:
         """Returns (g, g') of the correlations rho."""
         if self.compiled and isinstance(rows.images, slice) and (terms := self.terms()):
             problem = Problem(*rho.shape[:2], rows=rho.shape[2], cols=rho.shape[3])
-            g, dg = conv_values(problem, rho, terms.fill(problem, rows, cols))
+            g, dg = conv_values(problem, rho, terms.fill(problem, rows, cols)[:4])
             return g, dg
         g, dg = torch.empty_like(rho), torch.empty_like(rho)
         for place, p in np.ndenumerate(rows.pixels):
@@ -162,34 +162,6 @@ class PixelwisePairs:
                 other = other[:, None]
             g[place], dg[place], _ = self.pair(own, other, tile)
         return g, dg
-
-
-class SeriesTerms:
-    """This has the coefficients of a Mehler series at a tile's pixels, and how many of them a correlation needs."""
-
-    def __init__(self, series: Series, images: int):
-        self.images, self.table = images, series.table_for(1.0)
-        self.cut = 1.0
-        self.reach = np.array([*np.linspace(0.05, 0.95, 19), 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0])
-        self.degrees = np.array([self.table.report(r).degree for r in self.reach], dtype=np.int32)
-        self.degree = int(self.degrees[-1])
-
-    def fill(self, problem: Problem, rows: Side, cols: Side) -> list[torch.Tensor | None]:
-        """Writes the degree into the problem, and returns the coefficients of rows and of columns in groups."""
-        problem.degree, problem.bins, problem.cut = self.degree, len(self.reach), self.cut
-        own, other = (self._at(side) for side in (rows, cols))
-        pixels, columns, degrees = other.shape
-        groups = -(-columns // WIDE)
-        other = torch.nn.functional.pad(other, (0, 0, 0, groups * WIDE - columns))
-        other = other.reshape(pixels, groups, WIDE, degrees).mT.contiguous()
-        return [own, other, torch.from_numpy(self.reach), torch.from_numpy(self.degrees)]
-
-    def _at(self, side):
-        """Returns the coefficients (pixels, images, degree + 1) of one side."""
-        assert isinstance(side.images, slice)
-        images = np.arange(side.images.start, side.images.stop)
-        index = side.pixels.reshape(-1, 1) * self.images + images
-        return torch.from_numpy(np.ascontiguousarray(self.table.at(index)[..., : self.degree + 1]))
 
 
 def pixel_pairs(activation: Activation, scales: Scales, images: int, device: torch.device) -> PixelPairs:
@@ -278,12 +250,24 @@ class ConvBlocks(ABC):
 
     def _sums(self, rows, cols, axis, tangent):
         """Returns (CK, NTK) of a tile; `_fields` says what is left open."""
+
+        def sums(own, other):
+            fields = self._fields(own, other, tangent)
+            return [field.sum((0, 1), dtype=torch.float64) for field in fields if field is not None]
+
+        return self._total(rows, cols, axis, sums)
+
+    def _total(self, rows, cols, axis, sums):
+        """Returns the mean over pairs of pixels of what `sums` has of two sides, offset by offset."""
         total: list[torch.Tensor] = []
         for p, q in self._offsets():
-            fields = self._fields(Side(p, rows, 2), Side(q, cols, axis), tangent)
-            parts = [field.sum((0, 1), dtype=torch.float64) for field in fields if field is not None]
+            parts = sums(Side(p, rows, 2), Side(q, cols, axis))
             total = [a.add_(b) for a, b in zip(total, parts)] if total else parts
         return [part.div_(self.count) for part in total]
+
+    def _itself(self, rows, cols):
+        """Returns the column less the row of an image with itself, or a number that no pair of a tile has."""
+        return rows.images.start - cols.images.start if rows.pixels is cols.pixels and not self.first else 1 << 30
 
     def _same(self):
         """Returns (CK, NTK) of each image with itself; those of the offset 0 in closed form."""

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from deq_enn.kernels.box_filter import BoxFilter
-from deq_enn.kernels.conv_blocks import ConvBlocks, pixel_pairs
+from deq_enn.kernels.compiled import Problem, conv_layers, library
+from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, KinkedPixels, pixel_pairs
 from deq_enn.kernels.sample_scales import explicit_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_window
@@ -57,6 +58,10 @@ class _Explicit(ConvBlocks):
             self.stack.append((M, pair, s, mean))
         self._own = second, tangent
         self.entries = max(pair.entries for _, pair, *_ in self.stack)
+        kinked = all(isinstance(pair, KinkedPixels) for _, pair, *_ in self.stack)
+        self.compiled = kinked and self.device.type == "cpu" and library() is not None
+        if self.compiled:
+            self.entries = COMPILED_ENTRIES
 
     def _own_fields(self):
         return self._own
@@ -71,6 +76,29 @@ class _Explicit(ConvBlocks):
             if tangent:
                 K = dot.mul_(M(K)).add_(sigma)
         return sigma, K if tangent else None
+
+    def _sums(self, rows, cols, axis, tangent):
+        if not self.compiled or axis == 2:
+            return super()._sums(rows, cols, axis, tangent)
+        return self._total(rows, cols, axis, lambda own, other: self._compiled(own, other, tangent))
+
+    def _compiled(self, rows, cols, tangent):
+        """Returns the sums over pixels of the two kernels."""
+        own, other = rows.rows_of(self._x), cols.rows_of(self._x)
+        problem = Problem(
+            *rows.pixels.shape,
+            wraps=self.padding == "circular",
+            rows=own.shape[1],
+            cols=other.shape[1],
+            channels=own.shape[2],
+            same=self._itself(rows, cols),
+            tangent=tangent * (1 if self.trained == "all" else 2),
+        )
+        layers = []
+        for M, pair, s, mean in self.stack:
+            parts = [part for values in (s, mean) for part in (rows.rows_of(values).T, cols.rows_of(values))]
+            layers.append((pair.m2, pair.h2, M.radius, [part.contiguous() for part in parts]))
+        return conv_layers(problem, layers, own.transpose(0, 1).contiguous(), other.mT.contiguous())
 
 
 class _Injected(ConvBlocks):

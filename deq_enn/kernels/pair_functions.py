@@ -214,14 +214,14 @@ class _Table:
         out[..., 1] = self.d1[rows]  # c_1/s = E[f'], which a constant in f much larger than s f' does not blur
         return out
 
-    def report(self, rho):
-        """Returns the fewest terms that lose nothing against the full table, for correlations up to rho."""
+    def report(self, rho, lost=1e-14):
+        """Returns the fewest terms that lose no more than rounding against the full table, up to a correlation rho."""
         degree = len(self.weights) - 1
         terms = self.weights[1:] * rho ** np.arange(degree)
         tail = np.cumsum(terms[::-1])
         remainder = max(self.left, 0.0) * rho**degree if self.left > 1e-12 else 0.0
-        kept = degree - int(np.searchsorted(tail, 1e-14))
-        return Truncation(max(kept, 1), rho, remainder + 1e-14)
+        kept = degree - int(np.searchsorted(tail, lost))
+        return Truncation(max(kept, 1), rho, remainder + lost)
 
 
 class Series(PairFunction):

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from deq_enn.kernels import conv, conv_blocks as blocks_module
+from deq_enn.kernels import conv, conv_blocks as blocks_module, conv_explicit
 from deq_enn.kernels.box_filter import BoxFilter, WindowEquation
 from deq_enn.kernels.compiled import library
 from deq_enn.kernels.conv import conv_blocks, conv_kernels
@@ -200,6 +200,23 @@ def test_compiled_code_and_torch_agree(name, readout, padding, size, monkeypatch
         for a, b in zip(*results[-2:]):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(results[0][1], results[2][1], rtol=0.1)
+
+
+@pytest.mark.parametrize("sizes, padding, readout", [((3, 1), "zero", "flatten"), ((5, 3, 1), "circular", "pool")])
+def test_compiled_layers_and_torch_agree(sizes, padding, readout, monkeypatch):
+    if not library():
+        pytest.skip("no C compiler")
+    x, layers = noise(10, 2, 5, 6), [RELU, ACTIVATIONS["leaky_relu"], RELU][: len(sizes)]
+    x = x if readout == "flatten" else x[:4]
+    x[3] = x[2]
+    for trained in ("all", "frozen_first"):
+        compiled = conv_explicit_blocks(x, layers, sizes, padding, readout, trained)
+        with monkeypatch.context() as patch:
+            patch.setattr(conv_explicit, "library", lambda: None)
+            plain = conv_explicit_blocks(x, layers, sizes, padding, readout, trained)
+        assert compiled.compiled and not plain.compiled
+        for a, b in zip(compiled.both(), plain.both()):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
 
 def test_code_that_does_not_compile_is_done_without(monkeypatch, tmp_path):

@@ -11,7 +11,9 @@ from scripts import conv_machines
 
 def test_table_of_kernel_machines(tmp_path, monkeypatch):
     x, y = mixture(60, 3, 4, 0), torch.arange(60) % 2
-    args = argparse.Namespace(dataset="two", activation="relu", asquare=0.5, output_path=tmp_path)
+    args = argparse.Namespace(
+        dataset="two", activation="relu", asquare=0.5, output_path=tmp_path, network=conv_machines.NETWORKS
+    )
     data = x[:40], y[:40], x[40:], y[40:]
     lines = list(conv_machines.table(args, 40, data))
     assert len(lines) == 1 + len(conv_machines.NETWORKS) == 1 + len(list(tmp_path.glob("*.pt")))

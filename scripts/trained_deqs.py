@@ -22,7 +22,6 @@ from deq_enn.utils.outcome import one_line
 
 PACKED = Path(__file__).resolve().parents[1] / "docs" / "trained.json.gz"
 FIGURE = PACKED.parents[1] / "figures" / "trained.png"
-DEAR = 3.0  # times the budget, for DEQs whose outputs take longer
 BATCH = 64  # samples of a training step
 
 
@@ -177,14 +176,14 @@ def run(args, path, done):
             continue
         if not any(word in named for word in args.only):
             continue
-        if case.task not in tasks:
-            tasks[case.task] = load(case.task, args.dataset_path, args.output_path / "cache")
+        for name in {case.task, case.taught or case.task} - tasks.keys():
+            tasks[name] = load(name, args.dataset_path, args.output_path / "cache")
         task, slug = tasks[case.task], re.sub(r"\W+", "_", f"{case.name} {case.task}")
-        module, seconds, now = train(case, task, args.output_path / "cache" / f"{slug}.pt")
+        module, seconds, now = train(case, tasks[case.taught or case.task], args.output_path / "cache" / f"{slug}.pt")
         left -= now
         if left <= 0:
             return
-        record = study(case, task, module, seconds, args.budget * (DEAR if case.dear else 1))
+        record = study(case, task, module, seconds, args.budget * case.dear)
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{case.name}, {case.task}: {record['module']['accuracy']:.1f}%; {record['answer']} {record['chosen']}",

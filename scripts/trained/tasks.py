@@ -20,10 +20,10 @@ from deq_enn.utils.random import generator
 
 TRAIN, HELD, MORE = 6000, 4000, 6000  # samples of each part
 DRAWN = 6000  # held out where samples are drawn and cost nothing
-RINGS, BITS, PARITY, GRID = 4, 12, 3, 8  # rings; bits, and how many of them count; side of a grid
+RINGS, BITS, PARITY, GRID = 4, 20, 3, 8  # rings; bits, and how many of them count; side of a grid
 OPEN = 0.6  # share of a grid's cells that are open
-SET, TURN = 0.1, 0.2  # shares of the tokens that set a state, and that turn it to the next
-LENGTH = 24  # tokens of a sequence
+TURN = 0.2  # share of the tokens that turn a state to the next
+SHORT, LONG = (24, 0.1), (56, 0.02)  # tokens of a sequence, and the share of them that set a state
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,15 @@ def connected(n: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
     return 2 * cells.float() - 1, wet[:, 0, -1].any(1).long()
 
 
-def turns(n: int, part: str, states: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns sequences (n, LENGTH, states + 2) of tokens, and the state that they end in.
+def turns(n: int, part: str, states: int, length: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns sequences (n, length, states + 2) of tokens, and the state that they end in.
 
     A token sets the state to a certain one, or turns it to the next, or does nothing. It begins with the first. The
     last few tokens alone do not tell the state, unless it was set among them.
     """
     g = generator("turns", part, states)
-    shares = torch.tensor([SET / states] * states + [TURN, 1 - SET - TURN])
-    tokens = torch.multinomial(shares.expand(n, -1), LENGTH, replacement=True, generator=g)
+    shares = torch.tensor([share / states] * states + [TURN, 1 - share - TURN])
+    tokens = torch.multinomial(shares.expand(n, -1), length, replacement=True, generator=g)
     state = torch.zeros(n, dtype=torch.int64)
     for token in tokens.T:
         state = torch.where(token < states, token, (state + (token == states)) % states)
@@ -115,8 +115,10 @@ DRAWS = {
     "rings": (2, rings),
     "parity": (2, parity),
     "connected": (2, connected),
-    "switches": (2, functools.partial(turns, states=2)),
-    "turns": (3, functools.partial(turns, states=3)),
+    "switches": (2, functools.partial(turns, states=2, length=SHORT[0], share=SHORT[1])),
+    "turns": (3, functools.partial(turns, states=3, length=SHORT[0], share=SHORT[1])),
+    "long switches": (2, functools.partial(turns, states=2, length=LONG[0], share=LONG[1])),
+    "long turns": (3, functools.partial(turns, states=3, length=LONG[0], share=LONG[1])),
 }
 
 

@@ -35,7 +35,7 @@ def test_rings_and_parity():
 
 def test_a_state_is_the_last_one_set_and_turned_since():
     for states in (2, 3):
-        X, y = tasks.turns(200, "test", states)
+        X, y = tasks.turns(200, "test", states, 12, 0.1)
         for tokens, label in zip(X.argmax(2).tolist(), y.tolist()):
             last = max((i for i, token in enumerate(tokens) if token < states), default=-1)
             begun = tokens[last] if last >= 0 else 0

@@ -62,8 +62,8 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
     untrained = _untrained(faster, known)
     if low > known.tolerance and not untrained:
         sentence = (
-            f"Every one of the {len(faster)} faster networks loses more than {known.tolerance:g} points; the best: "
-            f"{_loses(best, known)}."
+            f"Every one of the {len(faster)} faster networks, up to {max(c.k or 0 for c in faster)} of its own steps, "
+            f"loses more than {known.tolerance:g} points; the best: {_loses(best, known)}."
         )
         return "keep", None, [*reason, sentence, *_almost(candidates, known)]
     if low > known.tolerance:

@@ -21,6 +21,7 @@ from deq_enn.networks.fixed_point import Anderson, FixedPoint, Picard
 LENIENT = Picard(tol=1e-3, max_steps=40, strict=False)  # of our DEQs, as torchdeq's users have it
 FAR = {"f_max_iter": 50, "b_max_iter": 50}  # more steps than there are tokens in a short sequence
 FARTHER = 70  # than in a long one
+CONCAVE = (0.01, 60), (0.1, 90)  # rate and steps of training of the positive concave DEQs, linear and convolutional
 NARROW = {"linear": (80,), "single_conv": (8,), "multi_conv": (6, 8, 12)}  # channels: the published ones take hours
 
 
@@ -248,7 +249,7 @@ def cases() -> list[Case]:
         )
     ]
     concave = [
-        Case(f"{name} {activation}", task, _pcdeq(name, activation), 0.01, 60, project=True)
+        Case(f"{name} {activation}", task, _pcdeq(name, activation), *CONCAVE["conv" in name], project=True)
         for task in ("mnist", "fashion_mnist")
         for name in pcdeq.PCDEQS
         for activation in (PCDEQ_ACTIVATIONS[name[-1]][0],)

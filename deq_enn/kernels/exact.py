@@ -9,7 +9,7 @@ correlation rho_ij = Lambda_ij/(s_i s_j), s_i^2 = Lambda_ii:
 
 with m_i the mean of phi at scale s_i. Its derivative needs g' = E[f'(u) f'(v)], the very factor of the tangent kernel,
 so that Newton's method costs nothing extra. It runs on all entries of a tile that stays in the cache. g and g' come
-from pair_functions.py, and from near_parallel.py where |rho| is next to 1.
+from pair_functions.py, and from parallel/pairs.py where |rho| is next to 1.
 
 `implicit_kernels` and `explicit_kernels` give whole matrices, of one sample set or between two. `implicit_blocks` and
 `explicit_blocks` give any part of them (blocks.py), for matrices that do not fit twice, or not at all.
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from deq_enn.kernels.blocks import Blocks
-from deq_enn.kernels.near_parallel import angle, explicit_pairs, implicit_pairs, squared_distances
 from deq_enn.kernels.pair_functions import pair_function
+from deq_enn.kernels.parallel.pairs import Moments, angle, explicit_pairs, implicit_pairs, squared_distances
 from deq_enn.kernels.sample_scales import explicit_scales, implicit_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
@@ -43,6 +43,7 @@ class _Implicit(Blocks):
         self.centre = gaussian_moments(activation, tau).mean
         scales = self.scales = implicit_scales(activation, sigma_a2, self._norms2, self.centre)
         self.pair = pair_function(activation, scales, self.device)
+        self.near = Moments(activation, self.centre, scales.s.min(), scales.s.max())
         self.s, mean, self.d1, d2 = self._tensors(scales.s, scales.mean, scales.d1, scales.d2)
         self.m, self.half_d2 = mean / self.s, d2 * self.s * math.sqrt(sigma_a2 / 2)
         # |rho| <= |base|/sqrt(q_i q_j) with q = 1 - sigma_a^2 V/s^2, because |g(rho)| <= |rho| sqrt(V_i V_j)/(s_i s_j)
@@ -104,10 +105,8 @@ class _Implicit(Blocks):
             [torch.from_numpy(values[index.cpu().numpy()]) for values in (self.scales.s, self.scales.second)]
             for index in (i, j)
         )
-        moments = implicit_pairs(
-            self.activation, self.centre, self.sigma_a2, s_i, s_j, sign.cpu(), distance2.cpu(), second_i, second_j
-        )
-        G, dot, covariance = (values.to(self.device) for values in moments)
+        solved = implicit_pairs(self.near, self.sigma_a2, s_i, s_j, sign.cpu(), distance2.cpu(), second_i, second_j)
+        G, dot, covariance = (values.to(self.device) for values in solved)
         ss = self.s[i] * self.s[j]
         return G / ss, dot, covariance / ss
 
@@ -121,7 +120,7 @@ class _Explicit(Blocks):
         self._Y = self._X / torch.where(self.s > 0, self.s, 1)[:, None]
         del self._X
         diagonal = self._norms2 if trained == "all" else 0 * self._norms2
-        self.stack, self.seconds = [], []
+        self.stack, self.seconds, self.near = [], [], []
         for index, layer in enumerate(layers, 1):
             scales = explicit_scales(layer, s)
             if (scales.second[s > 0] <= 0).any():
@@ -133,6 +132,7 @@ class _Explicit(Blocks):
                 (pair_function(layer, scales, self.device), *self._tensors(scales.s, scales.mean, _inverse(s_next)))
             )
             self.seconds.append(torch.from_numpy(scales.second))
+            self.near.append(Moments(layer, 0.0, scales.s.min(), scales.s.max()))
             diagonal = scales.second + diagonal * scales.d1_sq
             s = s_next
         second, diagonal = self._tensors(self.seconds[-1].numpy(), diagonal)
@@ -168,7 +168,7 @@ class _Explicit(Blocks):
         seconds = [(second[i.cpu()], second[j.cpu()]) for second in self.seconds[index:]]
         theta = angle(closeness.cpu())
         ck, ntk = explicit_pairs(
-            self.layers[index:], scale[i].cpu(), scale[j].cpu(), sign.cpu(), theta, linear.cpu(), seconds
+            self.near[index:], scale[i].cpu(), scale[j].cpu(), sign.cpu(), theta, linear.cpu(), seconds
         )
         return ck.to(self.device), ntk.to(self.device)
 
@@ -242,11 +242,11 @@ def implicit_kernels(
 
     Notes
     -----
-    Samples may be parallel, opposite or the same. Where f is neither analytic nor piecewise linear (elu, selu,
-    softsign, most functions with kinks), such pairs go through a quadrature of 5 to 250 ms each (near_parallel.py),
-    once for those that are alike. A sample may be zero: its kernels are the limit of ever smaller samples. Two arrays
-    of the result's size are allocated, and no other. Where the Mehler series is used, its number of terms is logged
-    (logger "kernels", level INFO).
+    Samples may be parallel, opposite or the same. More than a few nearly parallel pairs of an activation without a
+    closed form are read from a table that takes about a second (kernels/parallel). Where it has kinks away from 0, each
+    such pair takes a quadrature of 5 to 250 ms, once for those that are alike. A sample may be zero: its kernels are
+    the limit of ever smaller samples. Two arrays of the result's size are allocated, and no other. Where the Mehler
+    series is used, its number of terms is logged (logger "kernels", level INFO).
     """
     return implicit_blocks(X, activation, sigma_a2, trained, tau0, other).both()
 

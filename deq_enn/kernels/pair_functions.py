@@ -12,7 +12,7 @@ in closed form, or by its Mehler series:
 - any other: sum_k c_k(s_i) c_k(s_j) rho^k (Mehler) by Horner's rule, with as many terms as the tile's |rho| asks for.
 
 Near |rho| = 1 each of them loses digits or becomes dear. `limit` says up to which |rho| a function is to be used on a
-tile, and near_parallel.py computes the few pairs beyond it.
+tile, and parallel/pairs.py computes the pairs beyond it.
 """
 
 import logging
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deq_enn.kernels.parallel.pairs import FEW
 from deq_enn.kernels.sample_scales import OfScale, Scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.hermite import hermite_coefficients
@@ -175,7 +176,7 @@ class _Table:
     """This holds the Hermite coefficients c_k(s)/s, k <= degree, of an activation at the samples' scales."""
 
     def __init__(self, activation, scales, degree):
-        s, self.d1 = scales.s, scales.d1
+        s, self.d1, self.degree = scales.s, scales.d1, degree
 
         def table(some):
             return hermite_coefficients(activation, torch.from_numpy(some), degree).numpy() / some[:, None]
@@ -237,7 +238,8 @@ class Series(PairFunction):
     Notes
     -----
     Costs are compared in units of one term of the series on a tile of 180 x 180, which takes about 0.1 ms. As measured,
-    the first pair of near_parallel.py costs 150 of these, each further pair 15, and a table 5 for each degree.
+    a table costs 5 of these for each degree. Beyond the series, the first of a few pairs costs 150 and each further one
+    15 (parallel/pairs.py). Many pairs have a table of their own, which costs 10,000 once, and then 0.05 each.
     """
 
     tolerance = 1e-11
@@ -263,10 +265,23 @@ class Series(PairFunction):
                 break
         return table
 
-    def _aside(self, size, limit):
-        """Returns the cost of the pairs of a tile with |rho| beyond the limit."""
+    def _aside(self, size, limit, pairs_table):
+        """Returns the cost of the pairs of a tile with |rho| beyond the limit, and of the table that many need."""
         count = (size > limit).sum().item()
+        if count > FEW and not any(self.activation.kinks):
+            return pairs_table + 0.05 * count
         return count and 150 + 15 * count
+
+    def _pairs_table(self, size, table, tiles):
+        """Returns what the table of nearly parallel pairs costs a tile: nothing where it is needed whatever the series.
+
+        A series that converges slowly reaches half as near to 1 with twice the terms.
+        """
+        if self.activation.kinks or table.degree >= 256:
+            farthest = 1 - (1 - table.cut) * table.degree / self.degrees[-1]
+            if (size > farthest).sum().item() > FEW:
+                return 0.0
+        return 10_000 / tiles
 
     def limit(self, rho: torch.Tensor, reach: float) -> float:
         """Returns the |rho| up to which the series is cheaper on a tile than pairs that are computed one by one."""
@@ -274,14 +289,16 @@ class Series(PairFunction):
         for degree, following in zip(self.degrees, (*self.degrees[1:], math.inf)):
             table = self.table(degree)
             longer = (following - degree) * rho.numel() / self.tile + 5 * following / tiles
-            if table.cut >= reach or self._aside(size, table.cut) <= longer:
+            pairs_table = self._pairs_table(size, table, tiles)
+            if table.cut >= reach or self._aside(size, table.cut, pairs_table) <= longer:
                 break
         reach = min(reach, table.cut)
         most = table.report(reach)
         if most.degree > 100:  # then a shorter series may pay for the pairs that it leaves out
             choices = [limit for limit in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99) if limit < reach] + [reach]
             costs = [
-                table.report(limit).degree * rho.numel() / self.tile + self._aside(size, limit) for limit in choices
+                table.report(limit).degree * rho.numel() / self.tile + self._aside(size, limit, pairs_table)
+                for limit in choices
             ]
             reach = choices[int(np.argmin(costs))]
             most = table.report(reach)

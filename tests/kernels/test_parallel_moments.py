@@ -5,8 +5,9 @@ import torch
 
 from deq_enn.kernels import pair_functions
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
-from deq_enn.kernels.near_parallel import pair_moments
-from deq_enn.kernels.parallel_moments import piecewise_linear_moments
+from deq_enn.kernels.parallel.in_the_plane import pair_moments
+from deq_enn.kernels.parallel.piecewise_linear import piecewise_linear_moments
+from deq_enn.kernels.parallel.tabulated import ParallelTable
 from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
 
 KINKED = {
@@ -49,7 +50,9 @@ def test_one_dimension_where_all_samples_are_parallel(name, monkeypatch):
     """Against the quadrature in the plane, which these activations do without now."""
     X, f = torch.tensor([[-1.7], [-0.4], [0.1], [0.8], [0.8], [1.9]], dtype=torch.float64), ACTIVATIONS[name]
     kernels = (*implicit_kernels(X, f, 0.4), *explicit_kernels(X, [f, f]))
-    monkeypatch.setattr("deq_enn.kernels.near_parallel.piecewise_linear_moments", lambda *_: None)
+    monkeypatch.setattr("deq_enn.kernels.parallel.pairs.piecewise_linear_moments", lambda *_: None)
+    monkeypatch.setattr("deq_enn.kernels.parallel.pairs.FEW", 100)
+    monkeypatch.setattr(pair_functions, "FEW", 100)
     for kind in (pair_functions.Erf, pair_functions.Sin, pair_functions.KinkedAtZero, pair_functions.PiecewiseLinear):
         monkeypatch.setattr(kind, "cut", 0.9)
     monkeypatch.setattr(pair_functions.Series, "degrees", (64,))
@@ -62,11 +65,12 @@ def test_what_stands_many_times_in_the_data_is_computed_once(monkeypatch):
     """Sixteen different rows, 15 times each: pairs that differ in nothing but their place."""
     pairs = []
 
-    def counted(activation, centre, a, *rest):
+    def counted(self, a, *rest):
         pairs.append(len(a))
-        return pair_moments(activation, centre, a, *rest)
+        return parts(self, a, *rest)
 
-    monkeypatch.setattr("deq_enn.kernels.near_parallel.pair_moments", counted)
+    parts = ParallelTable.parts
+    monkeypatch.setattr(ParallelTable, "parts", counted)
     levels = torch.cartesian_prod(*[torch.tensor([-1.0, -0.3, 0.5, 1.2], dtype=torch.float64)] * 2)
     X = levels.repeat(15, 1)
     ck, ntk = implicit_kernels(X, ACTIVATIONS["elu"], 0.3)

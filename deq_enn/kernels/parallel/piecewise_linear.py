@@ -4,7 +4,7 @@ For (u, v) with v = sign v', where u and v' have scales a and b and the small an
 
     apart = E[(phi(u) - sign phi(v))^2]   and   dot = E[f'(u) f'(v)],   phi = f - centre,
 
-are what `near_parallel` needs. Nothing here is the difference of nearly equal numbers, so that both keep their digits
+are what `pairs` needs. Nothing here is the difference of nearly equal numbers, so that both keep their digits
 down to theta = 0, where the samples are parallel.
 
 With one kink, at 0, they are elementary. With kinks anywhere, Price's theorem gives their derivatives in theta. Those

@@ -1,0 +1,288 @@
+"""Moments between nearly parallel samples are read from a table, where the activation is smooth but for a kink at 0.
+
+For (u, v) with v = sign v', where u and v' have scales a and b and the angle theta between them, and phi = f - centre,
+
+    dot(a, b, theta) = E[f'(u) f'(v)],      apart(a, b, theta) = E[(phi(u) - sign phi(v))^2]
+
+are smooth functions of their three arguments, however small the angle and however near a is to b: in polar coordinates
+the plane falls into four sectors where neither u nor v changes sign, and the sectors' edges and the integrands are
+analytic in a, b and theta. So `dot` is interpolated by Chebyshev polynomials in all three, and `apart` follows from it,
+since d(apart)/d(eta) = 2 a b dot with eta = 1 - cos(theta) (Price's theorem):
+
+    apart = apart_0 + 2 a b turned,      turned(a, b, theta) = int_0^theta dot(a, b, t) sin(t) dt.
+
+For sign = 1 we interpolate apart_0/(a - b)^2 = E[((f(a xi) - f(b xi))/(a - b))^2], and for sign = -1 apart_0 itself:
+nothing here is the difference of nearly equal numbers. The variables are log(1 + a), log(1 + b), and t in
+theta = delta sinh(t), as `dot` has features as narrow as 1/a in theta. The nodes of the quadrature are the same for all
+scales, so that a grid of scales is one matrix product for each angle. The coefficients are compressed to the directions
+that matter (Tucker's decomposition; Townsend & Trefethen, SIAM J. Sci. Comput. 35, 2013, do so in two variables).
+
+A table takes about a second, and a pair from it some microseconds; the quadrature of `in_the_plane` takes 5 to 250 ms
+for a pair. A function with kinks elsewhere is not smooth where the samples meet, and has no table.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.polynomial import chebyshev
+
+from deq_enn.theory.activations import Activation
+from deq_enn.utils.deadline import check
+
+_log = logging.getLogger("kernels")
+
+_REACH = 9.0  # radius where exp(-r^2/2) is 3e-18
+_SAME = 1e-9  # relative difference of the quadrature's two rules, of which the finer then has an error of about 1e-13
+_TAIL = 1e-13  # last Chebyshev coefficients, relative to the largest
+_MARGIN = 0.02  # share of the least and of the largest scale by which the table goes beyond them
+_RANK = 1e-15  # singular values that are left out, relative to the largest
+_NODES = 16, 23, 33, 47, 66, 93, 131, 184, 258  # nodes of the quadrature in each sector and along each ray
+_ANGLES = 16, 20, 24, 28, 32, 40, 48, 64, 96  # degrees in the angle
+_SCALES = 12, 16, 20, 24, 28, 32, 40, 48, 64, 96  # degrees in the scales
+_AT_ONCE = 20_000  # values of the activation at once, few enough to stay in the cache
+_PAIRS = 2048  # pairs at once
+
+
+class NotSmooth(ValueError):
+    """The function has no table: it is not smooth enough on each side of 0, or not over so many scales."""
+
+
+class ParallelTable:
+    """These are the tables of an activation's moments for scales from `low` to `high`, and for both signs.
+
+    Parameters
+    ----------
+    activation : with kinks at 0 at most. centre : the constant that phi lacks of it.
+
+    Raises
+    ------
+    NotSmooth : no table of moderate size has them to 1e-12 of the largest.
+    """
+
+    def __init__(self, activation: Activation, centre: float, low: float, high: float):
+        self.activation, self.centre = activation, centre
+        low, high = low * (1 - _MARGIN), high * (1 + _MARGIN)  # so that no two nodes are next to one another
+        self._low, self._high = math.log1p(low), math.log1p(high)
+        self._delta = min(1.0, 1 / high)
+        self._top = math.asinh(math.pi / 2 / self._delta)
+        ends = np.expm1([self._low, self._high])
+        self._nodes = self._enough_nodes(ends)
+        degree, angles = self._enough_angles(ends)
+        size, scales = self._enough_scales(ends, angles)
+        grid = np.stack([self._dots(scales, scales, theta) for theta in angles], -1)  # (2, scales, scales, angles)
+        grid = np.concatenate([grid, self._apart_at_none(scales, scales)[..., None]], -1)
+        into = np.linalg.inv(chebyshev.chebvander(chebyshev.chebpts2(size + 1), size))
+        coefficients = np.einsum("ia,jb,sabk->sijk", into, into, grid, optimize=True)
+        into = np.linalg.inv(chebyshev.chebvander(chebyshev.chebpts2(degree + 1), degree))
+        coefficients[..., :-1] = coefficients[..., :-1] @ into.T
+        self._basis, self._core = [], []
+        for own in coefficients:
+            U, values, _ = np.linalg.svd(own.reshape(size + 1, -1), full_matrices=False)
+            U = U[:, : int((values > _RANK * values[0]).sum())]
+            self._basis.append(U)
+            core = np.einsum("ir,js,ijk->rsk", U, U, own, optimize=True)
+            self._core.append(torch.from_numpy(core.reshape(-1, degree + 2)))
+        self._turning = torch.from_numpy(self._integrals(degree))
+        _log.info(
+            "nearly parallel pairs of %s: %d scales, %d angles, %d nodes, rank %d",
+            activation.name,
+            size + 1,
+            degree + 1,
+            self._nodes,
+            max(U.shape[1] for U in self._basis),
+        )
+
+    # ------------------------------------------------------------------------------------------------------------
+    # how much is enough
+
+    def _enough_nodes(self, ends):
+        angles, before = (0.0, self._delta / 2, math.pi / 2), None
+        for nodes in _NODES:
+            check()
+            self._nodes = nodes
+            values = np.stack([self._dots(ends, ends, theta) for theta in angles])
+            if before is not None and np.abs(values - before).max() <= _SAME * np.abs(values).max():
+                return nodes
+            before = values
+        raise NotSmooth(f"{self.activation.name} is not smooth on each side of 0")
+
+    def _enough_angles(self, ends):
+        for degree in _ANGLES:
+            check()
+            x = chebyshev.chebpts2(degree + 1)
+            angles = self._delta * np.sinh(self._top * (x + 1) / 2)
+            values = np.stack([self._dots(ends, ends, theta).ravel() for theta in angles])
+            if _resolved(x, values):
+                return degree, angles
+        raise NotSmooth(f"{self.activation.name} has moments that vary too quickly with the angle")
+
+    def _enough_scales(self, ends, angles):
+        some = angles[[0, len(angles) // 2, -1]]
+        for size in _SCALES:
+            check()
+            y = chebyshev.chebpts2(size + 1)
+            scales = np.expm1(self._low + (self._high - self._low) * (y + 1) / 2)
+            values = [self._dots(scales, ends, theta) for theta in some] + [self._apart_at_none(scales, ends)]
+            if _resolved(y, np.concatenate(values, -1)):
+                return size, scales
+        raise NotSmooth(f"{self.activation.name} has moments that vary too quickly with the scale")
+
+    # ------------------------------------------------------------------------------------------------------------
+    # quadrature
+
+    def _dots(self, a, b, theta):
+        """Returns E[f'(u) f'(v)] for both signs, (2, len(a), len(b))."""
+        out = np.zeros((2, len(a), len(b)))
+        r, weight_r = _rule(self._nodes, 0.0, _REACH)
+        weight_r = weight_r * r * np.exp(-r * r / 2) / (2 * math.pi)
+        half, narrow = math.pi / 2, max(8, math.ceil(self._nodes * math.sqrt(theta / math.pi)))
+        # u and v have one sign, and then have not; the other half of the plane has -u and -v
+        sectors = [(self._nodes, theta / 2 - half, half - theta / 2), (narrow, half - theta / 2, half + theta / 2)]
+        for agree, (count, start, end) in zip((True, False), sectors):
+            if end <= start:
+                continue
+            w, weight_w = _rule(count, start, end)
+            part = max(1, _AT_ONCE // (len(a) * count))
+            for r_, weight_r_ in zip(
+                np.split(r, range(part, len(r), part)), np.split(weight_r, range(part, len(r), part))
+            ):
+                check()
+                xi, weight = np.outer(np.cos(w - theta / 2), r_), np.outer(weight_w, weight_r_)
+                of_a = [self._slope(np.multiply.outer(a, s * xi)) for s in (1, -1)]
+                of_b = of_a if b is a else [self._slope(np.multiply.outer(b, s * xi)) for s in (1, -1)]
+                # eta has the values of xi in reverse, where u and v differ in sign with the other sign
+                of_b = [values[:, ::-1].reshape(len(b), -1) for values in (of_b if agree else of_b[::-1])]
+                of_a = [(values * weight).reshape(len(a), -1) for values in of_a]
+                out[0] += of_a[0] @ of_b[0].T + of_a[1] @ of_b[1].T
+                out[1] += of_a[0] @ of_b[1].T + of_a[1] @ of_b[0].T
+        return out
+
+    def _apart_at_none(self, a, b):
+        """Returns E[((f(a xi) - f(b xi))/(a - b))^2] and E[(phi(a xi) + phi(-b xi))^2], (2, len(a), len(b))."""
+        r, weight = _rule(2 * self._nodes, 0.0, _REACH)
+        weight = weight * np.exp(-r * r / 2) / math.sqrt(2 * math.pi)
+        out = np.zeros((2, len(a), len(b)))
+        for x in (r, -r):
+            of_b, opposite = self._value(np.outer(b, x)), self._value(np.outer(b, -x))
+            for i, scale in enumerate(a):
+                own, gap = self._value(scale * x), (scale - b)[:, None]
+                same = np.abs(gap) < 1e-9 * scale
+                ratio = np.where(same, x * self._slope(scale * x), (own - of_b) / np.where(same, 1.0, gap))
+                out[0, i] += ratio**2 @ weight
+                out[1, i] += (own + opposite - 2 * self.centre) ** 2 @ weight
+        return out
+
+    def _value(self, x):
+        return self.activation.fn(torch.from_numpy(x)).numpy()
+
+    def _slope(self, x):
+        return self.activation.derivative(torch.from_numpy(x)).numpy()
+
+    def _integrals(self, degree):
+        """Returns the matrix that makes the coefficients of turned/theta^2 from those of dot."""
+        places = chebyshev.chebpts2(degree + 17)
+        rows = [chebyshev.chebvander(np.array([-1.0]), degree)[0] / 2]
+        for t in self._top * (places[1:] + 1) / 2:
+            s, weight = _rule(degree + 20, 0.0, t)
+            weight = weight * self._delta * np.cosh(s) * np.sin(self._delta * np.sinh(s))
+            rows.append(
+                weight @ chebyshev.chebvander(2 * s / self._top - 1, degree) / (self._delta * math.sinh(t)) ** 2
+            )
+        return np.linalg.solve(chebyshev.chebvander(places, len(places) - 1), np.stack(rows)).T
+
+    # ------------------------------------------------------------------------------------------------------------
+    # pairs
+
+    def parts(self, a: torch.Tensor, b: torch.Tensor, sign: torch.Tensor) -> Iterator[tuple[torch.Tensor, "OfPairs"]]:
+        """Yields the places (k,) of some pairs, and their moments as functions of the angle, until all had their turn.
+
+        a, b, sign : (pairs,), of scales within [low, high].
+        """
+        for which, s in enumerate((1, -1)):
+            for place in ((sign > 0) == (s > 0)).nonzero()[:, 0].split(_PAIRS):
+                if len(place):
+                    check()
+                    yield place, self._of_pairs(which, a[place], b[place])
+
+    def _of_pairs(self, which, a, b):
+        U = self._basis[which]
+        left, right = (
+            torch.from_numpy(chebyshev.chebvander(self._place(scale.numpy()), len(U) - 1) @ U) for scale in (a, b)
+        )
+        coefficients = (left[:, :, None] * right[:, None, :]).flatten(1) @ self._core[which]
+        dot = coefficients[:, :-1]
+        return OfPairs(
+            self, which == 0, a, b, coefficients[:, -1], dot.T.contiguous(), (dot @ self._turning).T.contiguous()
+        )
+
+    def _place(self, scale):
+        return ((2 * np.log1p(scale) - self._low - self._high) / (self._high - self._low)).clip(-1, 1)
+
+    def position(self, theta: torch.Tensor) -> torch.Tensor:
+        """Returns where angles lie between -1 and 1."""
+        return 2 * torch.asinh(theta / self._delta) / self._top - 1
+
+
+class OfPairs:
+    """These are the moments of some pairs of one sign, as functions of the angle.
+
+    same : whether the sign is 1. ratio : apart_0/(a - b)^2 where it is, else apart_0. dot, turned : coefficients.
+    """
+
+    def __init__(
+        self,
+        table: ParallelTable,
+        same: bool,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        ratio: torch.Tensor,
+        dot: torch.Tensor,
+        turned: torch.Tensor,
+    ):
+        self._table, self._dot, self._turned = table, dot, turned
+        self.same, self.a, self.b, self.ratio = same, a, b, ratio
+        self.apart_at_none = ratio * (a - b) ** 2 if same else ratio
+
+    def dot(self, theta: torch.Tensor) -> torch.Tensor:
+        """Returns E[f'(u) f'(v)] at these angles (pairs,)."""
+        return _clenshaw(self._dot, self._table.position(theta))
+
+    def turned(self, theta: torch.Tensor) -> torch.Tensor:
+        """Returns (apart - apart_0)/(2 a b) at these angles (pairs,)."""
+        return theta**2 * _clenshaw(self._turned, self._table.position(theta))
+
+    def apart(self, theta: torch.Tensor) -> torch.Tensor:
+        """Returns E[(phi(u) - sign phi(v))^2] at these angles (pairs,)."""
+        return self.apart_at_none + 2 * self.a * self.b * self.turned(theta)
+
+    def base(self, sigma_a2: float) -> torch.Tensor:
+        """Returns (a - b)^2 - sigma_a^2 apart_0."""
+        radial = (self.a - self.b) ** 2
+        return radial * (1 - sigma_a2 * self.ratio) if self.same else radial - sigma_a2 * self.ratio
+
+
+def _rule(n, low, high):
+    """Returns the nodes and weights of Gauss and Legendre on [low, high]."""
+    x, w = np.polynomial.legendre.leggauss(n)
+    return low + (high - low) * (x + 1) / 2, w * (high - low) / 2
+
+
+def _resolved(x, values):
+    """Tells whether values (k, ...) at Chebyshev nodes x (k,) have a polynomial whose last coefficients are nothing."""
+    values = values.reshape(-1, len(x), values.shape[-1]) if values.ndim > 2 else values[None]
+    for each in values:
+        size = np.abs(np.linalg.solve(chebyshev.chebvander(x, len(x) - 1), each))
+        if size[-2:].max() > _TAIL * size.max():
+            return False
+    return True
+
+
+def _clenshaw(c, x):
+    """Returns sum_k c[k] T_k(x), for c (k, pairs) and x (pairs,)."""
+    twice, b1, b2 = 2 * x, torch.zeros_like(x), torch.zeros_like(x)
+    for k in range(len(c) - 1, 0, -1):
+        b1, b2 = torch.addcmul(c[k] - b2, twice, b1), b1
+    return torch.addcmul(c[0] - b2, x, b1)

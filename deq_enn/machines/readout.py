@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 from deq_enn.machines.regression import Prediction, one_hot_targets
-from deq_enn.machines.ridge_search import Row, least_error, search_ridges
+from deq_enn.machines.ridge_search import LONG, Row, least_error, search_ridges
+from deq_enn.utils.deadline import check
 
 RIDGES = tuple(10 ** (k / 2) for k in range(-16, 5))  # multiples of the features' mean squared norm, 1e-8 to 100
 BATCH = 512  # samples at a time, so that their features stay in cache
@@ -61,6 +62,8 @@ def _batches(model, X, device):
     """Yields rows of X (n, p), and their features in float64 on the device."""
     with torch.no_grad():
         for start in tqdm(range(0, len(X), BATCH), desc="features", leave=False, disable=None, delay=1):
+            if start:
+                check()
             rows = slice(start, start + BATCH)
             yield rows, model.features(X[rows].to(device)).double()
 
@@ -165,6 +168,8 @@ def solve_targets(
     def evaluate(ridges):
         table = []
         for ridge in ridges:
+            if len(fitted.gram) > LONG:
+                check()
             with contextlib.suppress(ValueError):
                 weights = torch.cholesky_solve(fitted.moment, _root(fitted, ridge * fitted.unit))
                 table.append({"ridge": ridge, "mse": held_out.squared_error(weights)})

@@ -7,6 +7,7 @@ some ridge would not do.
 
 from collections.abc import Callable, Sequence
 
+LONG = 800  # rows of a dense solve from which on it is a long step, before which the deadline is looked at
 Row = dict[str, float]  # of a table: "ridge", "mse", and what else is reported of it
 Evaluate = Callable[[Sequence[float]], list[Row]]
 

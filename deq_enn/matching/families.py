@@ -52,6 +52,7 @@ from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.finite_width import fluctuation
 from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response, mismatch
 from deq_enn.theory.recognise import recognise
+from deq_enn.utils.deadline import check
 
 # from the trained weights of the DEQ to those of the explicit network, as `explicit_ntk` names them
 EXPLICIT_TRAINED = {"aAB": "all", "aA": "frozen_first"}
@@ -112,6 +113,7 @@ def match(
     ------
     MatchError : the family has no match; names the condition that binds, the values, and what could be tried.
     ValueError : the DEQ has no kernel (no fixed point, moments not finite, activation not elementwise).
+    OutOfTime : the search has looked at a deadline (`utils.deadline`), and it has passed.
     """
     activation = recognise(activation)
     _check(kernel, family, trained)
@@ -164,6 +166,7 @@ class _Task:
         for family, depth in attempts:
             if best and depth > len(best.layers) + 1:
                 break
+            check()
             try:
                 candidate = self.attempt(family, depth, misses)
             except MatchError as error:

@@ -26,6 +26,7 @@ from deq_enn.matching.equations import (
 from deq_enn.theory.brackets import least_between
 from deq_enn.theory.coefficients import KernelCoefficients, MatchError
 from deq_enn.theory.norm_sensitivity import NOISE, chord, mismatch, response_of
+from deq_enn.utils.deadline import check
 
 _SIGNS = np.array([1, -1])  # signs of r_2, in the order of the arrays
 _SHORT = 0.005  # length of a chord of (u, v) that is as good as its arc
@@ -120,13 +121,14 @@ def two_layers(
     """Solves for two curved layers, nearest to the goal, at one of the places and with bases of one of the families."""
     if is_odd(target, tau0):
         raise MatchError("an odd activation is matched by one layer")
-    curves = [
-        _Curve(place, first, second, target, tau0, goal, bend)
-        for place in places
-        for bases in families
-        for first, second in product(bases, bases)
-        for bend in _bends(place, first, target)
-    ]
+    curves = []
+    for place, bases in product(places, families):
+        check()
+        curves += [
+            _Curve(place, first, second, target, tau0, goal, bend)
+            for first, second in product(bases, bases)
+            for bend in _bends(place, first, target)
+        ]
     best = min(curves, key=lambda candidate: candidate.cost)
     if best.cost == math.inf:
         raise _no_match(curves, target, tau0)

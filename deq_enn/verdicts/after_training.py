@@ -21,9 +21,9 @@ from deq_enn.unrolling.steppers import Steps, can_be_stopped
 from deq_enn.utils.deadline import deadline
 from deq_enn.verdicts.assumptions import check_data, check_held, check_repeated, check_request, integer_labels
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation, settings_of
-from deq_enn.verdicts.candidates import EXAMPLES, Fitting
+from deq_enn.verdicts.candidates import EXAMPLES, NO_TIME, Fitting
 from deq_enn.verdicts.convolutional import VerdictOnConvolutions
-from deq_enn.verdicts.decision import Decision, Question, cost_sentence, loss_sentence
+from deq_enn.verdicts.decision import Decision, Question, but_for_the_matches, cost_sentence, loss_sentence
 from deq_enn.verdicts.measured_loss import MeasuredLosses, Replacement, replacements
 from deq_enn.verdicts.result import Candidate, Verdict
 from deq_enn.verdicts.weight_drift import drift
@@ -175,8 +175,9 @@ class VerdictAfterTraining:
         losses, candidates = self.losses, tuple(map(_candidate, self.losses.replacements))
         best = candidates[0]
         best.cost = self.cost and self.cost["ratios"] | {"measured": self.cost}
+        missing = [name for name, why in losses.refused.items() if why == NO_TIME]
         return self._verdict(
-            self._decide(best, losses, self.drift),
+            but_for_the_matches(self._decide(best, losses, self.drift), missing),
             candidates,
             losses.refused,
             {"accuracy": losses.accuracy, "fit": losses.fit, "choose": losses.choose, "held": losses.held},

@@ -23,10 +23,11 @@ from deq_enn.theory.finite_width import implicit_fluctuation
 from deq_enn.utils.deadline import OutOfTime, deadline
 from deq_enn.utils.random import generator
 from deq_enn.verdicts.assumptions import LEAST, applicability, check_data, check_deq, check_repeated, check_request
-from deq_enn.verdicts.candidates import EXAMPLES, Fitting, networks
+from deq_enn.verdicts.candidates import EXAMPLES, NO_TIME, Fitting, networks
 from deq_enn.verdicts.decision import (
     Decision,
     Question,
+    but_for_the_matches,
     by_distance,
     by_loss,
     copies_sentence,
@@ -48,7 +49,8 @@ MOST_EXACT = 1500  # samples of the networks at infinite width, at most
 EXACT_PER_SECOND = 25  # samples of those networks that each second of the budget allows
 KERNEL_SHARE = 0.2  # share of the budget for comparing kernels, and again for infinite-width regression
 COST_SHARE = 0.15  # share of the budget for timing the networks
-KERNELS_END, INFINITE_END = 0.35, 0.6  # shares of the budget after which kernels and regressions are given up
+# shares of the budget after which matches, kernels and regressions are given up
+MATCHES_END, KERNELS_END, INFINITE_END = 0.2, 0.35, 0.6
 GRACE = 1.0  # seconds that each kind of work may take, however small the budget
 UNKNOWN = Interval(0.0, -math.inf, math.inf)  # of a candidate of which no network of finite width was measured
 
@@ -128,7 +130,8 @@ class VerdictAtInitialisation:
         rows = kernels.distinct(min(MOST_EXACT, LEAST + int(EXACT_PER_SECOND * budget)))
         self.applies = self._applicability(rows)
         yield "matched networks"
-        candidates, self.refused = self._networks()
+        with deadline(self.clock, self._end_of(MATCHES_END)):
+            candidates, self.refused = self._networks()
         yield "kernels"
         end = self._end_of(KERNELS_END)
         compared = kernels.affordable(rows, 1 + len(candidates), KERNEL_SHARE * budget, end)
@@ -289,7 +292,8 @@ class VerdictAtInitialisation:
             for candidate in self.candidates:
                 candidate.measured = tuple(measurements.points(candidate.name))
                 candidate.width_from = width_from(list(candidate.measured), self.question.n, self.question.tolerance)
-        answer, chosen, reason = self.decide()
+        missing = [name for name, why in self.refused.items() if why == NO_TIME]
+        answer, chosen, reason = but_for_the_matches(self.decide(), missing)
         if measurements:
             self._keep_measurements(measurements)
             reason += self._remarks(measurements, chosen)

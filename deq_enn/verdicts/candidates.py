@@ -7,6 +7,7 @@ plain one has 1 to 3 centred layers of the DEQ's own activation. Which of them i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,9 +27,11 @@ from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import MatchError, explicit_ck
 from deq_enn.theory.finite_width import fluctuation
 from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response, mismatch
+from deq_enn.utils.deadline import OutOfTime
 
 EXAMPLES = 64  # samples that the programs of an exported network are tried with
 PLAIN_DEPTHS = 1, 2, 3
+NO_TIME = "for want of time (--budget) it was not looked for"
 # relative difference of the data's tau_0 and the DEQ's that counts as none: subsamples of heavy-tailed data differ so
 SAME_SCALE = 0.05
 PRECISE = Picard(1e-9, 3000)  # its error is below the smallest ridge of `precise_readout`
@@ -104,27 +107,21 @@ def networks(deq: RandomDEQ, tau0: float) -> tuple[list[Network], dict[str, str]
 
     Returns
     -------
-    (networks, refused) : refused maps the name of a kernel and family to the message of `matching.families.match`.
+    (networks, refused) : refused maps the name of a kernel and family to the message of `matching.families.match`, or
+        to NO_TIME where a deadline has passed before.
     """
     matched, refused = [], {}
     if abs(tau0 / deq.tau0 - 1) < SAME_SCALE:
         tau0 = deq.tau0
-    for kernel in ("ck", "ntk"):
-        for family in FAMILIES[1:]:
-            try:
-                matches = _matches(deq, tau0, kernel, family)
-            except MatchError as error:
-                refused[f"{kernel} {family}"] = str(error)
-                continue
-            for number, each in enumerate(matches, 1):
-                root = f", root {number}" if len(matches) > 1 else ""
-                name = f"matched {kernel}: {len(each.layers)} {family}{root}"
-                try:
-                    layers = _centred_as(deq, each, tau0, kernel)
-                except ValueError as error:
-                    refused[f"{kernel} {family}{root}"] = str(error)
-                    continue
-                matched.append(Network(name, "matched", kernel, family, layers, 1.0, tau0, each))
+    wanted = list(product(("ck", "ntk"), FAMILIES[1:]))
+    for number, (kernel, family) in enumerate(wanted):
+        try:
+            more, why = _matched(deq, tau0, kernel, family)
+        except OutOfTime:
+            refused |= {" ".join(each): NO_TIME for each in wanted[number:]}
+            break
+        matched += more
+        refused |= why
     plain = plain_networks(deq.activation, deq.sigma_a2, tau0)
     for depth in PLAIN_DEPTHS[len(plain) :]:
         refused[f"plain, depth {depth}"] = f"{deq.activation.name} in so many layers is constant: the signal dies"
@@ -151,6 +148,25 @@ def plain_networks(activation: Activation, sigma_a2: float, tau0: float) -> list
     if not plain:
         raise ValueError(f"{activation.name} is constant at the scale of these data: no layer of it passes anything on")
     return plain
+
+
+def _matched(deq, tau0, kernel, family) -> tuple[list[Network], dict[str, str]]:
+    """The networks of one kernel and family, and why there is none."""
+    try:
+        matches = _matches(deq, tau0, kernel, family)
+    except MatchError as error:
+        return [], {f"{kernel} {family}": str(error)}
+    networks, refused = [], {}
+    for number, each in enumerate(matches, 1):
+        root = f", root {number}" if len(matches) > 1 else ""
+        name = f"matched {kernel}: {len(each.layers)} {family}{root}"
+        try:
+            layers = _centred_as(deq, each, tau0, kernel)
+        except ValueError as error:
+            refused[f"{kernel} {family}{root}"] = str(error)
+            continue
+        networks.append(Network(name, "matched", kernel, family, layers, 1.0, tau0, each))
+    return networks, refused
 
 
 def _matches(deq, tau0, kernel, family) -> list[Match]:

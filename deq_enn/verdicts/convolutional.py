@@ -18,9 +18,10 @@ from deq_enn.networks.conv_enn import ConvENN
 from deq_enn.networks.export import ExportedENN
 from deq_enn.theory.coefficients import MatchError
 from deq_enn.theory.equilibrium import estimate_image_tau0
+from deq_enn.utils.deadline import OutOfTime
 from deq_enn.verdicts.assumptions import check_data
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
-from deq_enn.verdicts.candidates import Fitting, Network, plain_networks
+from deq_enn.verdicts.candidates import NO_TIME, Fitting, Network, plain_networks
 from deq_enn.verdicts.losses.measurements import SOLVER, Measurements, solve_work
 from deq_enn.verdicts.result import Candidate, Verdict
 
@@ -77,8 +78,8 @@ def conv_networks(deq: ConvDEQ) -> tuple[list[ConvCandidate], dict[str, str]]:
     for kernel in ("ck", "ntk"):
         try:
             dense = match(deq.activation, deq.sigma_a2, deq.tau0, kernel)
-        except MatchError as error:
-            refused[f"{kernel} auto"] = str(error)
+        except (MatchError, OutOfTime) as error:
+            refused[f"{kernel} auto"] = NO_TIME if isinstance(error, OutOfTime) else str(error)
             continue
         sizes = (k, *[1] * (len(dense.layers) - 1))
         name = f"matched {kernel}: {' '.join(f'{k}x{k}' for k in sizes)} {dense.family}"

@@ -132,6 +132,18 @@ def precision_sentence(precise: set[str]) -> str | None:
     )
 
 
+def but_for_the_matches(decision: Decision, missing: list[str]) -> Decision:
+    """Returns the decision where for want of time no match was looked for in some families: it is not "keep" then.
+
+    missing : kernels and families, such as "ntk hermite".
+    """
+    if not missing:
+        return decision
+    sentence = f"For want of time (--budget) no match was looked for in {', '.join(missing)}."
+    answer = "undecided" if decision.answer == "keep" else decision.answer
+    return Decision(answer, decision.chosen, [*decision.reason, sentence])
+
+
 def _broken_assumptions(applies):
     return [sentence[0].upper() + sentence[1:] + "." for sentence in applies.get("fails", [])]
 

@@ -6,6 +6,7 @@ on the labels or on the DEQ's outputs, and try both networks on samples that nei
 samples have a part of their own on which the replacement is chosen, so that the loss on the held-out ones is fair.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +22,14 @@ from deq_enn.networks.enn import ENN
 from deq_enn.networks.export import ExportedENN, network_of
 from deq_enn.networks.trained_deq import TrainedDEQ
 from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.utils.deadline import OutOfTime, deadline
 from deq_enn.utils.random import generator
 from deq_enn.verdicts.candidates import Network, Scales, networks, plain_networks
 
 BATCH = 512  # samples passed through the DEQ at once
 FIT = 10_000  # samples that a readout is solved on, at most
 HELD = 10_000  # samples that the loss is measured on, at most
+MATCHING = 0.3  # share of the budget after which no more matches are looked for
 FEWEST = 40, 20  # samples held in and held out, at least
 TAIL = 1.6449  # loss_model.Z_90 with one more digit, kept as it is: a shorter one would change recorded intervals
 FIRST_SEED = 10_000  # seed of the weights from which on we draw: users train smaller ones
@@ -174,10 +177,11 @@ def replacements(
     ValueError : too few samples, or labels beyond the DEQ's outputs.
     ConvergenceError : the DEQ has no equilibrium for a sample.
     """
-    end = clock() + budget
+    start, end = clock(), clock() + budget
     X = X.to(deq.W)
     fit, choose, test = _parts(deq, X, y, held, seed)
-    candidates, refused, gain = candidates_of(deq, X)
+    with deadline(clock, start + MATCHING * budget):
+        candidates, refused, gain = candidates_of(deq, X)
     X_fit, X_choose, X_test = (part.X * gain for part in (fit, choose, test))
     width = len(deq.W) if width is None else width
     targets = {"outputs": fit.outputs.double()}
@@ -189,11 +193,15 @@ def replacements(
         if tried and clock() > end:
             break
         enn = _build(trial, deq, width, seed)
-        for name, target in targets.items():
-            readout = _fitted(enn, X_fit, target)
-            tries = tried.setdefault((trial.network.name, trial.first, name), _Tries(trial.network, enn, readout))
-            tries.accuracies.append(_share(_says(enn, readout, X_choose) == choose.labels.cpu()))
-            tries.says.append(_says(enn, readout, X_test))
+        with contextlib.suppress(OutOfTime), deadline(clock, end) if tried else contextlib.nullcontext():
+            said = {}
+            for name, target in targets.items():
+                readout = _fitted(enn, X_fit, target)
+                said[name] = readout, _says(enn, readout, X_choose), _says(enn, readout, X_test)
+            for name, (readout, says_choose, says_test) in said.items():  # of a trial all is kept, or nothing
+                tries = tried.setdefault((trial.network.name, trial.first, name), _Tries(trial.network, enn, readout))
+                tries.accuracies.append(_share(says_choose == choose.labels.cpu()))
+                tries.says.append(says_test)
     results = [_summary(name, first, target, tries, test, gain) for (name, first, target), tries in tried.items()]
     results.sort(key=lambda replacement: -replacement.chosen_by)
     return MeasuredLosses(

@@ -7,7 +7,9 @@ from deq_enn.machines import leave_one_out
 from deq_enn.machines.copies import copies
 from deq_enn.machines.leave_one_out import Targets, from_features, from_kernel
 from deq_enn.machines.readout import RIDGES
+from deq_enn.utils.deadline import OutOfTime, deadline
 from deq_enn.utils.random import generator
+from tests.conftest import Ticks
 
 
 def samples(n, p=12, classes=3, seed=0):
@@ -88,3 +90,13 @@ def test_of_many_samples_some_choose_the_ridge(monkeypatch):
         ridge: (refitted(F, y, 3, torch.arange(50), ridge) - Targets(y, 3).Y)[:24].square().mean() for ridge in RIDGES
     }
     assert from_features(F, Targets(y, 3)).ridge == min(errors, key=lambda ridge: errors[ridge])
+
+
+@pytest.mark.parametrize("width", [30, 900])
+def test_a_long_regression_looks_at_the_deadline(width):
+    """Before each dense solve, and between parts of the samples; the first look is in time, and the second is not."""
+    n = 5000 if width == 30 else 850
+    _, y = samples(n)
+    F = torch.randn(n, width, generator=generator("features"))
+    with deadline(Ticks(1.0), 1.5), pytest.raises(OutOfTime):
+        from_features(F, Targets(y, 3))

@@ -9,7 +9,10 @@ from deq_enn.machines.readout import solve
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.export import export, rebuild
 from deq_enn.theory.activations import ACTIVATIONS, from_function
+from deq_enn.utils.deadline import deadline
 from deq_enn.verdicts import candidates
+from deq_enn.verdicts.decision import Decision, but_for_the_matches
+from tests.conftest import Ticks
 
 
 def test_candidates_of_a_relu_deq():
@@ -40,6 +43,23 @@ def test_matches_at_another_scale_than_the_deqs():
     other, refused = candidates.networks(deq, 1.6)
     assert same[0].tau0 == 1.0 and other[0].tau0 == 1.6
     assert all(network.match.tau0 == network.tau0 for network in same + other if network.match)
+
+
+def test_what_there_is_no_time_to_match_is_said_and_the_deq_is_not_kept_for_it():
+    """The clock jumps in the midst of a search; what was matched before stays, and plain networks are always there."""
+    deq = candidates.Scales(ACTIVATIONS["tanh"], 0.2, 1.0)
+    with deadline(Ticks(1.0), 4.5):
+        networks, refused = candidates.networks(deq, 1.0)
+    whole, _ = candidates.networks(deq, 1.0)
+    late = [name for name, why in refused.items() if why == candidates.NO_TIME]
+    assert "ck hard_tanh" not in late and {"ntk hard_tanh", "ntk hermite"} <= set(late)
+    names = [network.name for network in networks]
+    assert 3 < len(names) < len(whole) and set(names) <= {network.name for network in whole}
+    assert names[-3:] == ["plain, depth 1", "plain, depth 2", "plain, depth 3"]
+    for answer, now in (("keep", "undecided"), ("replace", "replace")):
+        decision = but_for_the_matches(Decision(answer, None, ["Measured."]), late)
+        assert decision.answer == now and "no match was looked for in" in decision.reason[1]
+    assert but_for_the_matches(Decision("keep", None, []), []).answer == "keep"
 
 
 def test_layers_in_which_the_signal_dies_are_no_candidates():

@@ -274,7 +274,6 @@ def cases() -> list[Case]:
         Case("sequence, long", "long turns", lambda x, c: Recurrent(x, c, 32), 0.01, 600, taught="turns"),
         Case("sequence, long", "long switches", lambda x, c: Recurrent(x, c, 32), 0.01, 600, taught="switches"),
         Case("sequence of 48", "long turns", lambda x, c: Recurrent(x, c, 48), 0.01, 600, taught="turns"),
-        Case("sequence, torchdeq", "mnist", lambda x, c: Recurrent(x, c, 48, torchdeq_of(ift | FAR)), 0.01, 300),
     ]  # fmt: skip
     lists = [full, concave, other, sequences]
     return [group[i] for i in range(max(map(len, lists))) for group in lists if i < len(group)]

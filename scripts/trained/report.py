@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from deq_enn.unrolling.decision import FASTER, alarming
+from deq_enn.unrolling.decision import FASTER
 
 TOLERANCE = 0.5  # points, as the verdicts had it
 KINDS = "stopped", "refitted", "distilled", "consistent", "explicit", "matched"
@@ -48,16 +48,8 @@ def chosen(record: dict) -> dict:
     return next(c for c in record["candidates"] if c["name"] == record["chosen"])
 
 
-def as_answered_today(record: dict) -> dict:
-    """Returns the record with a replacement that gains too much called undecided, as the first ones were not yet."""
-    if record["answer"] == "replace" and alarming(chosen(record)["loss"], chosen(record)["interval"]):
-        return record | {"answer": "undecided"}
-    return record
-
-
 def report(records: list[dict]) -> str:
     """Returns tables in Markdown."""
-    records = [as_answered_today(record) for record in records]
     everything = [(c, r) for r in records for c in r["candidates"]]
     differing = [(c, r) for c, r in everything if c["agreement"] < 99.9]
     replaced = [r for r in records if r["answer"] == "replace"]

@@ -2,7 +2,8 @@
 
 Each DEQ of `--deqs` is trained on every weight (Adam, one cycle). Then it is stopped after k steps as it is; distilled,
 as a weight-tied network of k steps that is trained on its outputs; and that same network is trained from scratch on the
-labels, as the DEQ was. Accuracy and agreement are on test samples; time is that of a batch, beside the DEQ's own.
+labels, as the DEQ was. Accuracy and agreement are on test samples; at the foot stands the DEQ's time for a batch over
+that of k steps.
 `python -m deq_enn verdict --checkpoint ...` does more of this, within a budget, for one DEQ.
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ck_ntk.common.command import run
+from ck_ntk.common.command import IMAGES, run
 from deq_enn.utils.arguments import positive_int
 
 STEPS = 1, 2, 3, 4, 6, 8, 12
@@ -21,6 +22,7 @@ WAYS = {"stopped": ("C0", "o"), "distilled": ("C1", "s"), "from scratch": ("C2",
 DEQS = "relu:0.5", "tanh:0.8", "linear_pcdeq_1:tanh"
 BATCH = 64
 HELD = 5000  # test samples
+LEAST = 2.0  # points of accuracy that an axis spans, at least
 
 
 def make(name, p, classes, width, tau0):
@@ -134,16 +136,20 @@ def draw(results):
                 steps = sorted(numbers[way], key=int)
                 ax.plot([int(k) for k in steps], [numbers[way][k][at] for k in steps], marker, ls="-", color=colour,
                         label=way, markersize=3)  # fmt: skip
-        accuracy.set_ylim(max(numbers["accuracy"] - 12, 0), numbers["accuracy"] + 1.5)
+        low, high = accuracy.get_ylim()
+        accuracy.set_ylim(min(low, high - LEAST) - 0.12 * max(high - low, LEAST), high)  # room for the times
         saved = numbers["saved"]
         for k, times in saved.items():
             if times and int(k) in (1, 2, 4, 12):
                 accuracy.annotate(f"×{times:.2g}", (int(k), 0.01), xycoords=("data", "axes fraction"), ha="center",
                                   fontsize=6)  # fmt: skip
-        accuracy.set_title(name.replace(":", ", "), fontsize=8)
+        first, _, second = name.partition(":")
+        shown = rf"$\sigma_a^2 = {second}$" if second[:1].isdigit() else second
+        accuracy.set_title(f"{first}, {shown}", fontsize=8)
         agreement.set(xscale="log", xlabel="steps")
         agreement.set_xticks(STEPS, [str(k) for k in STEPS])
         agreement.set_xticks([], minor=True)
+        agreement.set_xlim(0.85, 1.2 * STEPS[-1])
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("as the DEQ (%)")
     axes[1, 0].legend(loc="lower right")
@@ -176,7 +182,7 @@ if __name__ == "__main__":
         dataset=True,
         flags={
             "--deqs": dict(nargs="+", default=list(DEQS), help=f"activation:sigma_a2, or as {DEQS[-1]} ({DEQS})"),
-            "--dataset": dict(default="fashion_mnist", choices=("mnist", "fashion_mnist"), help="of the images"),
+            **IMAGES,
             "--samples": dict(type=positive_int, default=6000, help="to train on (default 6000)"),
         },
     )

@@ -44,7 +44,7 @@ if [[ -e $data/MNIST/raw/train-images-idx3-ubyte || -e $data/train-images-idx3-u
     for name in ck_mnist_matching mnist_ntk_matching mnist_one_layer_matching mnist_two_layer_matching; do
         "$python" "ck_ntk/$name.py" --dataset_path "$data" "${sizes[@]}" "${flags[@]}" "${output[@]}"
     done
-    "$python" ck_ntk/steps.py --dataset mnist --dataset_path "$data" "${output[@]}"
+    "$python" ck_ntk/steps.py --dataset_path "$data" "${output[@]}"
 else
     echo "the five MNIST figures are skipped: no train-images-idx3-ubyte in $data or $data/MNIST/raw (--dataset_path)"
 fi

@@ -39,7 +39,7 @@ FIGURES = {
     "matching_map": (120, None, "gmm"),
     "pcdeq_convergence": (60, 30, "mnist"),
     "training_dynamics": (2400, 40, "mnist"),
-    "steps": (240, None, "mnist"),
+    "steps": (120, None, "mnist"),
 }
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
 QUICK_OWN_DIMS = (64,)  # of the sweep of each network at its own rate

@@ -54,7 +54,8 @@ def chosen_cases(arguments):
     from scripts.calibration.cases import cases
     from scripts.calibration.fresh import fresh_cases
 
-    return fresh_cases() if arguments.cases == "fresh" else cases()
+    of = {"fresh": (fresh_cases,), "first": (cases,), "all": (fresh_cases, cases)}
+    return [case for make in of[arguments.cases] for case in make()]
 
 
 def list_cases(arguments):
@@ -70,11 +71,11 @@ def list_cases(arguments):
 def _each(arguments, stage, chosen, work):
     """Appends work(case, data) of every chosen case to the stage's file."""
     from scripts.calibration.cases import load
-    from scripts.calibration.fresh import load_fresh
+    from scripts.calibration.fresh import FreshCase, load_fresh
 
-    load = load_fresh if arguments.cases == "fresh" else load
     for number, case in enumerate(chosen, 1):
-        append(arguments.output_path / f"{stage}.jsonl", work(case, load(case, arguments.dataset_path)))
+        data = (load_fresh if isinstance(case, FreshCase) else load)(case, arguments.dataset_path)
+        append(arguments.output_path / f"{stage}.jsonl", work(case, data))
         print(f"{stage}: {number} of {len(chosen)}, {case.name}", flush=True)
 
 
@@ -190,7 +191,10 @@ def main(argv=None):
     parser = OneLineParser(prog="calibrate.py", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
-        "--cases", choices=("fresh", "first"), default="fresh", help="the later ones or the first 131 (default: fresh)"
+        "--cases",
+        choices=("fresh", "first", "all"),
+        default="fresh",
+        help="the later ones, the first 131, or all (default: fresh)",
     )
     parser.add_argument("--dataset_path", default="data", help="folder of MNIST and CIFAR-10 (default: data)")
     parser.add_argument(

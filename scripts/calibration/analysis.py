@@ -205,11 +205,22 @@ def mean_score(held: list[Held]) -> float:
     return float(np.mean([np.mean([interval_score(candidate) for candidate in case.trained]) for case in held]))
 
 
-FREE = ("amplitude", "spread", "length_u", "length_w", "floor", "relative", "choice", "seeds", "weight", "decay")
-START = replace(CONSTANTS, relative=0.05, choice=0.05)
+FREE = (
+    "amplitude",
+    "spread",
+    "length_u",
+    "length_w",
+    "floor",
+    "relative",
+    "seeds",
+    "weight",
+    "decay",
+    "scatter",
+    "slopes",
+)
 
 
-def set_constants(packed: dict, half: set[str], steps: int = 80, start: Discrepancy = START) -> Discrepancy:
+def set_constants(packed: dict, half: set[str], steps: int = 80, start: Discrepancy = CONSTANTS) -> Discrepancy:
     """The constants of the least mean interval score over the cases in `half`, by Nelder and Mead, in logarithms.
 
     The score is that of the mean over seeds, and that of the user's own draw where it was measured.

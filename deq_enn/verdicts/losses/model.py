@@ -29,7 +29,7 @@ The loss of one draw of the weights differs from the mean by the seed error of t
 the user has was measured, its own result tells most of that; else it is one more variance.
 
 A third error shows in no measurement: leave-one-out on these samples may differ from the readout on all of them. Its
-standard deviation is the constant `floor`, for a large loss the share `relative` of it, and the share `choice` of d.
+standard deviation is the constant `floor`, and for a large loss the share `relative` of it.
 
 References: Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, chapter 2; Kennedy & O'Hagan, J. R.
 Stat. Soc. B 63 (2001), for the discrepancy of a computer model.
@@ -59,7 +59,6 @@ class Discrepancy:
     length_u, length_w : correlation lengths of the loss in u and w.
     floor : standard deviation of the error that no measurement shows, in points.
     relative : the same as a share of the loss.
-    choice : the same as a share of d: which samples choose the ridge is one more draw, the same for all measurements.
     seeds : prior standard deviation of the loss over seeds, as a share of d.
     weight : weight of that prior, in seeds.
     decay : how fast one draw's deviation from the mean changes with n: its correlation is (n/n')^decay.
@@ -75,8 +74,7 @@ class Discrepancy:
     length_u: float = 2.1
     length_w: float = 25.0
     floor: float = 0.052
-    relative: float = 0.2
-    choice: float = 0.05
+    relative: float = 0.05
     seeds: float = 0.08
     weight: float = 2.0
     decay: float = 1.0
@@ -319,9 +317,6 @@ class Posterior:
         errors, of_draw = _error_covariance(points, self.constants), self._of_own_draw(points)
         return [(np.linalg.cholesky(a2 * among + errors), a2 * across + of_draw) for a2 in self.amplitudes2]
 
-    def _unseen(self):
-        return self.constants.floor**2 + (self.constants.choice * self.apart) ** 2
-
     def _of_own_draw(self, points):
         """The covariance of the points and the target that comes from their being of the same draw."""
         width, count = self.target
@@ -336,7 +331,7 @@ class Posterior:
 
     @property
     def variance(self) -> float:
-        """Returns the mean variance of the Gaussians, with that of d, `floor` and `choice`."""
+        """Returns the mean variance of the Gaussians, with that of d and `floor`."""
         return self._mean_variance(self.variances, self.log_variance)
 
     def variance_given(self, points: list[Measured]) -> float:
@@ -346,14 +341,14 @@ class Posterior:
 
     def _mean_variance(self, variances, log_variance):
         of_apart = math.expm1(log_variance) * (variances + self.means**2)  # of a lognormal factor of mean 1
-        return float(self.weights @ (variances + of_apart)) + self._unseen()
+        return float(self.weights @ (variances + of_apart)) + self.constants.floor**2
 
     def interval(self) -> Interval:
         """Returns the mean and the central interval of probability LEVEL, with what no measurement shows."""
         factors, shares = self._factors_of_apart()
         weights, means = np.outer(shares, self.weights).ravel(), np.outer(factors, self.means).ravel()
         variances = np.outer(factors**2, np.maximum(self.variances, 0)).ravel()
-        deviations = np.sqrt(variances + self._unseen() + (self.constants.relative * means) ** 2)
+        deviations = np.sqrt(variances + self.constants.floor**2 + (self.constants.relative * means) ** 2)
         lower, upper = (means - 9 * deviations).min(), (means + 9 * deviations).max()
 
         def quantile(level):

@@ -44,7 +44,7 @@ def test_copies_of_a_sample_count_as_one():
 
 
 # with no more error than the measurements show
-MEASURED = Discrepancy(relative=0.0, choice=0.0)
+MEASURED = Discrepancy(relative=0.0)
 
 
 def point(width, count, loss, error=0.1, apart=5.0, seeds=2):
@@ -53,7 +53,7 @@ def point(width, count, loss, error=0.1, apart=5.0, seeds=2):
 
 def test_the_posterior_is_that_of_a_joint_gaussian():
     """One amplitude, against the conditional distribution written out."""
-    constants = Discrepancy(spread=1e-3, floor=0.0, shared=0.0, relative=0.0, choice=0.0)
+    constants = Discrepancy(spread=1e-3, floor=0.0, shared=0.0, relative=0.0)
     points = [point(64, 1000, 0.8, 0.3), point(256, 4000, 0.2), point(math.inf, 500, -0.1, 0.2, apart=1.0)]
     found = Posterior(points, 1024, 4000, constants)
     at = [(math.log(1 + c / m), math.log(c)) for m, c in [(1024, 4000), (64, 1000), (256, 4000), (math.inf, 500)]]

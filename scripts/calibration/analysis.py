@@ -25,6 +25,7 @@ from scripts.calibration.verdicts import points_of
 TOLERANCE = 0.5  # percentage points, that of the verdicts
 REAL = ("mnist", "cifar10_pixels", "cifar10_vgg16")
 MIXTURES = ("mixed", "two_class")
+POOLED = 2.0  # seeds that the variance of all networks of a case counts as, beside those of one network
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,14 @@ def joined(packed: dict, constants: Discrepancy = CONSTANTS, of: str = "mean") -
             continue
         if of == "draw" and not any("own" in measured for measured in networks.values()):
             continue
-        candidates = tuple(
-            _candidate(record, candidate, networks.get(candidate["name"], {}), constants, of)
-            for candidate in record["candidates"]
-        )
+        truth = Truth.of_case(outcomes[record["case"]], of)
+        candidates = tuple(_candidate(record, candidate, truth, constants) for candidate in record["candidates"])
         majority = None
         if record.get("majority"):
             interval = predict(
                 points_of(record["majority"], constants), record["width"], record["n"], constants, of == "draw"
             )
-            measured = _measured(networks.get(MAJORITY, {}), of)
+            measured = truth.loss_and_error(MAJORITY)
             majority = Candidate(MAJORITY, 0, interval.mean, interval.low, interval.high, *measured, {})
         over = record.get("seconds", 0.0) - record.get("budget", math.inf)
         said = answer(candidates, TOLERANCE, majority)
@@ -161,16 +160,43 @@ def joined(packed: dict, constants: Discrepancy = CONSTANTS, of: str = "mean") -
     return held
 
 
-def _measured(network, of):
-    own = network.get("own", {}) if of == "draw" else network
-    return own.get("loss"), own.get("error")
+@dataclass(frozen=True)
+class Truth:
+    """The outcome of a case.
+
+    seeds : those of the mean. of_seeds : the variance of a seed's loss, in the mean over the networks.
+    """
+
+    networks: dict
+    of: str
+    seeds: int
+    of_seeds: float
+
+    @classmethod
+    def of_case(cls, outcome: dict, of: str) -> "Truth":
+        spreads = [network["seed_sd"] for network in outcome["networks"].values() if "seed_sd" in network]
+        return cls(outcome["networks"], of, outcome.get("seeds", 0), float(np.mean(np.square(spreads or [0.0]))))
+
+    def loss_and_error(self, name: str) -> tuple[float | None, float | None]:
+        """The loss of a network and its standard error, or None twice where it was not trained.
+
+        From two to eight seeds their variance is hardly known: it is drawn to that of the case's other networks.
+        """
+        network = self.networks.get(name, {})
+        if self.of == "draw":
+            return network.get("own", {}).get("loss"), network.get("own", {}).get("error")
+        if "seed_sd" not in network:
+            return network.get("loss"), network.get("error")
+        own = network["seed_sd"] ** 2
+        drawn = (POOLED * self.of_seeds + (self.seeds - 1) * own) / (POOLED + self.seeds - 1)
+        return network["loss"], math.sqrt(max(network["error"] ** 2 - own / self.seeds, 0.0) + drawn / self.seeds)
 
 
-def _candidate(record, candidate, network, constants, of):
+def _candidate(record, candidate, truth, constants):
     points = points_of(candidate["points"], constants)
     interval = Interval(0.0, -math.inf, math.inf)  # of which no network of finite width was measured
     if any(math.isfinite(point.width) for point in points):
-        interval = predict(points, record["width"], record["n"], constants, of == "draw")
+        interval = predict(points, record["width"], record["n"], constants, truth.of == "draw")
     distance, infinite = candidate["distance"] or {}, candidate["infinite"] or {}
     scores = {
         "kernel distance": distance.get("ck", {}).get("with_factor", math.nan),
@@ -179,7 +205,7 @@ def _candidate(record, candidate, network, constants, of):
         "infinite width": infinite.get("difference", math.nan),
         "the verdict": interval.mean,
     }
-    loss, error = _measured(network, of)
+    loss, error = truth.loss_and_error(candidate["name"])
     return Candidate(
         candidate["name"], candidate["work"], interval.mean, interval.low, interval.high, loss, error, scores
     )

@@ -183,6 +183,24 @@ def test_coverage_is_that_of_the_interval():
 
 
 @pytest.mark.long
+def test_the_error_of_a_mean_over_two_seeds_is_drawn_to_that_of_the_other_networks():
+    """Two seeds alone may agree by chance, and their mean would seem exact."""
+    rng, held, alone = np.random.default_rng(5), [], []
+    for _ in range(400):
+        draws = rng.normal(0, 1.0, (6, 2))  # networks of a case, whose mean loss is 0
+        networks = {
+            f"{k}": {"loss": d.mean(), "error": d.std(ddof=1) / 2**0.5, "seed_sd": d.std(ddof=1), "own": {"loss": 3.0}}
+            for k, d in enumerate(draws)
+        }
+        truth = analysis.Truth.of_case({"networks": networks, "seeds": 2}, "mean")
+        loss, error = truth.loss_and_error("0")
+        held.append(abs(loss) < 1.645 * error)
+        alone.append(abs(loss) < 1.645 * networks["0"]["error"])
+        assert truth.loss_and_error("another") == (None, None)
+    assert np.mean(alone) < 0.75 and 0.8 < np.mean(held) < 0.95
+    assert analysis.Truth.of_case({"networks": networks, "seeds": 2}, "draw").loss_and_error("0") == (3.0, None)
+
+
 def test_constants_are_set_so_that_intervals_cover():
     packed = made_up(4.0, cases=100)
     names = {outcome["case"] for outcome in packed["outcomes"]}

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
         (["kernel_machines.sh", "--help"], 0, "kernel_machines.sh DATASET ACTIVATION"),
         (["kernel_machines.sh", "mnist"], 2, "error: give DATASET ACTIVATION"),
         (["kernel_machines.sh", "--resume", "relu"], 2, "error: give DATASET ACTIVATION"),
+        (["sweep.sh", "--help"], 2, "run scripts/mnist.sh, fashion_mnist.sh or cifar10.sh"),
     ],
 )
 def test_help_and_too_little(argv, status, words):

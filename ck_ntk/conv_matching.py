@@ -54,14 +54,14 @@ def main(args):
     from ck_ntk.common.conv_networks import TITLES
 
     args.asquare = sorted(set(args.asquare))
-    names, numbers = measured(args)
-    lines = [(a, which) for a in args.activation for which in ("CK", "NTK")]
+    datasets, numbers = measured(args)
+    panels = [(a, which) for a in args.activation for which in ("CK", "NTK")]
+    size = 0.6 + 1.75 * len(datasets), 0.9 + 1.6 * len(panels)
     figure, axes = plt.subplots(
-        len(lines), len(names), figsize=(0.6 + 1.75 * len(names), 0.8 + 1.6 * len(lines)), sharex=True, sharey=True,
-        squeeze=False,
+        len(panels), len(datasets), figsize=size, sharex=True, sharey=True, squeeze=False
     )  # fmt: skip
-    for row, (activation, which) in zip(axes, lines):
-        for ax, name in zip(row, names):
+    for row, (activation, which) in zip(axes, panels):
+        for ax, name in zip(row, datasets):
             table = numbers[activation][name]
             for candidate, look in LOOKS.items():
                 points = [
@@ -71,16 +71,20 @@ def main(args):
                 ]
                 if points:
                     ax.plot(*zip(*points), ms=2.5, lw=0.8, label=candidate, **look)
-            ax.set(yscale="log", ylim=(2e-5, 0.6))
+            ax.set(yscale="log", ylim=(5e-6, 0.6))
         row[0].set_ylabel(f"{activation}: distance, {which}")
-    for ax, name in zip(axes[0], names):
+    for ax, name in zip(axes[0], datasets):
         ax.set_title(TITLES[name], fontsize=7.5)
     for ax in axes[-1]:
         ax.set_xlabel(r"$\sigma_a^2$")
     handles = {}
     for ax in axes.flat:
         handles.update(zip(*ax.get_legend_handles_labels()[::-1]))
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, columnspacing=1.0)
+    # a column for each family; the last has one network, and is filled up
+    names = sorted(handles, key=list(LOOKS).index)
+    lines = [handles[name] for name in names] + [plt.Line2D([], [], ls="") for _ in range(-len(names) % 3)]
+    names += [""] * (len(lines) - len(names))
+    figure.legend(lines, names, loc="outside upper center", ncols=len(lines) // 3, columnspacing=1.5)
     return figure, {"columns": ["CK", "CK centred", "NTK", "NTK centred"], "distances": numbers}
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Every kernel figure of the paper (nine scripts of ck_ntk/) at its sizes, those of any DEQ's match, and that of trained
-# DEQs stopped after k steps, into results/figures; flags go to each script, but matching_map and steps take
-# --output_path alone, and --n is not for finite_width_kernels, which has one size.
+# Every kernel figure of the paper (nine scripts of ck_ntk/) at its sizes, those of any DEQ's match, that of trained
+# DEQs stopped after k steps, and the three of convolutional DEQs, into results/figures; flags go to each script, but
+# matching_map, steps and those of convolutional DEQs take --output_path alone, and --n is not for
+# finite_width_kernels, which has one size.
 #   scripts/figures.sh [--dataset_path DIR] [--asquare S] [--output_path DIR] ...
 # --dataset_path (default data) is where MNIST and CIFAR-10 lie; figures of what is not there are skipped. Accuracies of
 # every DEQ and its match are 168 trainings, half an hour, which are left to
@@ -39,14 +40,20 @@ do
 done
 "$python" ck_ntk/finite_width_kernels.py "${flags[@]}" "${output[@]}"
 "$python" ck_ntk/matching_map.py "${output[@]}"
+"$python" ck_ntk/conv_mixture.py "${output[@]}"
 
 if [[ -e $data/MNIST/raw/train-images-idx3-ubyte || -e $data/train-images-idx3-ubyte ]]; then
     for name in ck_mnist_matching mnist_ntk_matching mnist_one_layer_matching mnist_two_layer_matching; do
         "$python" "ck_ntk/$name.py" --dataset_path "$data" "${sizes[@]}" "${flags[@]}" "${output[@]}"
     done
     "$python" ck_ntk/steps.py --dataset_path "$data" "${output[@]}"
+    "$python" ck_ntk/resolvent_network.py --dataset_path "$data" "${output[@]}"
+    others=()
+    [[ ! -e $data/FashionMNIST/raw/train-images-idx3-ubyte ]] || others+=(fashion_mnist)
+    [[ ! -d $data/cifar10 && ! -d $data/cifar-10-batches-py ]] || others+=(cifar10_images)
+    "$python" ck_ntk/conv_matching.py --dataset_path "$data" --dataset mnist "${others[@]}" mixture "${output[@]}"
 else
-    echo "the five MNIST figures are skipped: no train-images-idx3-ubyte in $data or $data/MNIST/raw (--dataset_path)"
+    echo "the seven MNIST figures are skipped: no train-images-idx3-ubyte in $data or $data/MNIST/raw (--dataset_path)"
 fi
 if [[ -d $data/cifar10 || -d $data/cifar-10-batches-py ]]; then
     "$python" ck_ntk/cifar10_matching.py --dataset_path "$data" "${sizes[@]}" "${flags[@]}" "${output[@]}"

@@ -53,7 +53,7 @@ class Dataset:
 class TrainingSet:
     """Training rows, normalised, whose labels may be missing; and a test set if there is one.
 
-    mean, scale, classes : as of `Dataset`; classes is None without labels.
+    mean, scale, classes, image_shape : as of `Dataset`; classes is None without labels.
     """
 
     X: torch.Tensor
@@ -62,6 +62,7 @@ class TrainingSet:
     scale: float
     classes: tuple[int | str, ...] | None
     test: tuple[torch.Tensor, torch.Tensor] | None = None
+    image_shape: tuple[int, int, int] | None = None
 
     def raw(self, rows: torch.Tensor) -> torch.Tensor:
         """Returns normalised rows as they are in the data set."""
@@ -153,15 +154,17 @@ def load_training_set(
         if data.y is None and classes is not None:
             raise DataError(f"{path}: holds no labels, so that classes cannot be picked; leave --classes out")
         if data.y is None:
-            return TrainingSet(data.X, None, *normalise(data.X), None)
+            return TrainingSet(data.X, None, *normalise(data.X), None, image_shape=data.image_shape)
         wanted = _wanted(data.y, classes, data.names)
         X, y = _kept(data.X, data.y, wanted)
         test = None
         if data.X_test is not None and data.y_test is not None:
             test = _kept(data.X_test, data.y_test, wanted)
-        return TrainingSet(X, y, *normalise(X, *([test[0]] if test else [])), _named(wanted, data.names), test)
+        scaled = normalise(X, *([test[0]] if test else []))
+        return TrainingSet(X, y, *scaled, _named(wanted, data.names), test, data.image_shape)
     data = load_dataset(name, path, preset=preset, classes=classes, seed=seed, vgg_path=vgg_path)
-    return TrainingSet(data.X_train, data.y_train, data.mean, data.scale, data.classes, (data.X_test, data.y_test))
+    test = data.X_test, data.y_test
+    return TrainingSet(data.X_train, data.y_train, data.mean, data.scale, data.classes, test, data.image_shape)
 
 
 def load_training(

@@ -26,6 +26,7 @@ from deq_enn.kernels.pair_functions import PiecewiseLinear, Series, pair_functio
 from deq_enn.kernels.sample_scales import Scales
 from deq_enn.names import PADDINGS
 from deq_enn.theory.activations import Activation
+from deq_enn.utils.deadline import check
 from deq_enn.utils.tiles import for_each, largest, tiles
 
 READOUTS = "flatten", "pool"
@@ -261,6 +262,7 @@ class ConvBlocks(ABC):
         """Returns the mean over pairs of pixels of what `sums` has of two sides, offset by offset."""
         total: list[torch.Tensor] = []
         for p, q in self._offsets():
+            check()  # all offsets of a tile may take minutes
             parts = sums(Side(p, rows, 2), Side(q, cols, axis))
             total = [a.add_(b) for a, b in zip(total, parts)] if total else parts
         return [part.div_(self.count) for part in total]
@@ -278,6 +280,7 @@ class ConvBlocks(ABC):
             def work(start):
                 part = images[start : start + 256]
                 for p, q in list(self._offsets())[1:]:
+                    check()
                     for total, field in zip(own, self._fields(Side(p, part, 2), Side(q, part, 2), True)):
                         assert field is not None
                         total[start : start + 256] += field.sum((0, 1))[:, 0]

@@ -193,6 +193,11 @@ INLINE int solve(const Problem *q, Work *k, const Tables *t, Wide *ck, double *l
         int apart = !q->terms && k->high < q->m2 + 1.526 * q->h2 && k->low > q->m2 - 1.526 * q->h2; /* |rho| < 0.999 */
         if (precise && (size <= (apart ? q->stalled : q->rounded) || (size >= before / 2 && size <= q->stalled)))
             return 0;
+        if (size <= q->rounded) { /* of a rough series: there is no step to take, but all terms to be had */
+            precise = 1;
+            step = NULL;
+            continue;
+        }
         move = greatest(largest);
         double wanted = 0.2 * size, enough = 0.1 * q->rounded / size; /* of the step's error */
         wanted = wanted > enough ? wanted : enough;

@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from deq_enn.matching.convolutional import ConvMatch, match_convolution
-from deq_enn.names import CONVOLUTIONAL, DEPTHS
+from deq_enn.names import CONVOLUTIONAL, DEPTHS, READOUTS
 from deq_enn.networks.conv_deq import ConvDEQ, ConvNetwork, convolve
 from deq_enn.networks.enn import explicit_coefficients, match_scalars, named_scalars
+from deq_enn.networks.export import ExportedENN, LinearReadout, checked_labels
 from deq_enn.networks.weights import normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
+from deq_enn.theory.equilibrium import check_window
 from deq_enn.theory.gaussian import centred_layers
 from deq_enn.theory.recognise import recognise
 
@@ -86,6 +88,78 @@ class ConvENN(ConvNetwork):
             **super().describe(),
             "kernel_sizes": list(self.kernel_sizes),
         }
+
+
+class ExportedConvENN(ExportedENN):
+    """The same of a convolutional network, whose rows are images as they lie, c h w entries.
+
+    Parameters
+    ----------
+    image_shape : (c, h, w). channels : of each hidden layer. classes, layers : as of `ExportedENN`.
+    kernel_sizes : k of each layer. padding : "zero" or "circular". sees : "flatten" or "pool".
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        channels: Sequence[int],
+        classes: int,
+        layers: Sequence[Activation],
+        kernel_sizes: Sequence[int],
+        padding: str,
+        sees: str,
+    ):
+        first, height, width = image_shape
+        for size in kernel_sizes:
+            check_window(image_shape, size, padding)
+        if sees not in READOUTS or len(kernel_sizes) != len(layers):
+            raise ValueError(f"no convolutional network has readout {sees!r} and windows {kernel_sizes!r}")
+        super().__init__(first * height * width, channels, classes, layers)
+        self.image_shape, self.kernel_sizes = (first, height, width), tuple(kernel_sizes)
+        self.padding, self.sees = padding, sees
+        shapes = zip(channels, [first, *channels], kernel_sizes)
+        self.weights = nn.ParameterList(torch.zeros(m, before, k, k) for m, before, k in shapes)
+        self.readout = nn.Linear(channels[-1] * (1 if sees == "pool" else height * width), classes)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns what the readout sees of rows x (n, c h w)."""
+        x = ((x - self.mean) / self.scale).unflatten(1, self.image_shape)
+        for weight, layer in zip(self.weights, self.layers):
+            x = layer.fn(convolve(x, weight, self.padding))
+        return x.mean((2, 3)) if self.sees == "pool" else x.flatten(1)
+
+    def extra(self) -> dict:
+        """Returns what `rebuild` needs beside sizes and layers."""
+        return {name: getattr(self, name) for name in ("image_shape", "kernel_sizes", "padding", "sees")}
+
+
+@torch.no_grad()
+def conv_network_of(
+    enn: ConvENN,
+    readout: LinearReadout,
+    mean: torch.Tensor | None = None,
+    scale: float = 1.0,
+    labels: Sequence[int | str] | None = None,
+) -> ExportedConvENN:
+    """Returns the convolutional network for rows x as they are, where `enn` takes (x - mean)/scale as images.
+
+    The parameters are those of `network_of`.
+    """
+    dims = [len(weight) for weight in enn.weights]
+    network = ExportedConvENN(
+        enn.image_shape, dims, enn.readout.out_features, enn.layers, enn.kernel_sizes, enn.padding, enn.sees
+    ).to(enn.weights[0].dtype)
+    network.labels = checked_labels(labels, enn.readout.out_features)
+    if mean is not None:
+        network.mean.copy_(mean)
+    network.scale.fill_(scale)
+    *factors, last = [enn.input_scale / math.sqrt(enn.image_shape[0]), *(1 / math.sqrt(dim) for dim in dims)]
+    for ours, weight, factor, k in zip(network.weights, enn.weights, factors, enn.kernel_sizes):
+        ours.copy_(weight * (factor / k))
+    last /= 1 if enn.sees == "pool" else math.sqrt(enn.pixels)
+    network.readout.weight.copy_(last * readout.weights.T)
+    network.readout.bias.copy_(readout.mean)
+    return network
 
 
 def build_conv(

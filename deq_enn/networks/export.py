@@ -88,6 +88,10 @@ class ExportedENN(nn.Module):
         """Returns the scores (n, classes) of rows x (n, p)."""
         return self.readout(self.features(x))
 
+    def extra(self) -> dict:
+        """Returns what `rebuild` needs beside sizes and layers."""
+        return {}
+
 
 @torch.no_grad()
 def network_of(
@@ -114,7 +118,7 @@ def network_of(
     dims = [len(weight) for weight in enn.weights]
     network = ExportedENN(enn.weights[0].shape[1], dims, enn.readout.out_features, enn.layers)
     network = network.to(enn.weights[0].dtype)  # on the CPU, wherever `enn` is
-    network.labels = _labels(labels, enn.readout.out_features)
+    network.labels = checked_labels(labels, enn.readout.out_features)
     if mean is not None:
         network.mean.copy_(mean)
     network.scale.fill_(scale)
@@ -126,7 +130,7 @@ def network_of(
     return network
 
 
-def _labels(labels: Any, outputs: int) -> tuple[int | str, ...] | None:
+def checked_labels(labels: Any, outputs: int) -> tuple[int | str, ...] | None:
     """Returns the labels as a tuple; ValueError unless each output has one, an integer or a string."""
     if labels is None:
         return None
@@ -232,7 +236,7 @@ def _write_together(path: Path, contents: dict[str, bytes]) -> None:
 
 def describe(network: ExportedENN) -> dict:
     """Returns what `rebuild` needs beside the state_dict, ready for JSON."""
-    return {
+    return network.extra() | {
         "format": FORMAT,
         "inputs": len(network.mean),
         "widths": [len(weight) for weight in network.weights],
@@ -259,8 +263,16 @@ def rebuild(path: Path | str) -> ExportedENN:
             raise ValueError(f"format {said['format']}, this code reads {FORMAT}")
         _check_sizes(said)
         layers = [make_layer(layer["name"], layer) for layer in said["layers"]]
-        network = ExportedENN(said["inputs"], said["widths"], said["classes"], layers).to(getattr(torch, said["dtype"]))
-        network.labels = _labels(said.get("labels"), said["classes"])
+        sizes = said["widths"], said["classes"], layers
+        if "image_shape" in said:
+            from deq_enn.networks.conv_enn import ExportedConvENN
+
+            own = said["kernel_sizes"], said["padding"], said["sees"]
+            network = ExportedConvENN(said["image_shape"], *sizes, *own)
+        else:
+            network = ExportedENN(said["inputs"], *sizes)
+        network = network.to(getattr(torch, said["dtype"]))
+        network.labels = checked_labels(said.get("labels"), said["classes"])
     except OSError as error:
         raise ValueError(f"{path.with_suffix('.json')} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

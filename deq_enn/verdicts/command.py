@@ -4,6 +4,7 @@
     python -m deq_enn verdict --dataset npz --dataset_path mine.npz --activation my_file.py:my_function --asquare 0.1
     python -m deq_enn verdict --dataset mnist --activation relu --checkpoint checkpoints/256_inn_mnist_seed0_KEY.pt
     python -m deq_enn verdict --dataset mnist --activation relu --export enn.pt
+    python -m deq_enn verdict --dataset mnist --activation relu --asquare 0.5 --kernel_size 3 --dim 32
     python -m deq_enn verdict --module my_file.py:build --weights w.pt --dataset npz --dataset_path mine.npz
 
 `verdict(deq, X, y)` is the same from Python. Does the theory apply, what could replace the DEQ, how far are their
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deq_enn.names import ACTIVATIONS
+from deq_enn.names import ACTIVATIONS, IMAGE_DATASETS, PADDINGS
 from deq_enn.unrolling.result import StepVerdict
 from deq_enn.utils import interrupts
 from deq_enn.utils.arguments import (
@@ -31,6 +32,7 @@ from deq_enn.utils.arguments import (
     check_folder,
     duration,
     natural_int,
+    odd_int,
     old_spelling,
     positive_int,
 )
@@ -59,8 +61,11 @@ def make_parser() -> OneLineParser:
     add(
         "--dim",
         type=positive_int,
-        help="width of the DEQ and of what replaces it (default: 1024, or that of the checkpoint)",
+        help="width of the DEQ and of what replaces it (default: 1024, or that of the checkpoint; 64 channels)",
     )
+    add("--kernel_size", type=odd_int, metavar="K", help="a convolutional DEQ of K x K filters, K odd, on images")
+    add("--padding", choices=PADDINGS, help="what lies around an image, with --kernel_size (default: zero)")
+    add("--pool", action="store_true", help="the readout sees the mean over the pixels, with --kernel_size")
     add(
         "--checkpoint",
         metavar="FILE",
@@ -138,12 +143,30 @@ def check_module_flags(parser: ArgumentParser, arguments: Namespace) -> None:
         parser.error(f"argument --{clash}: not with --module, which says it itself")
 
 
+def check_convolution_flags(parser: ArgumentParser, arguments: Namespace) -> None:
+    """Refuses flags of a convolutional DEQ where there is none, and data that are no images."""
+    a = arguments
+    if a.kernel_size is None:
+        if a.padding or a.pool:
+            parser.error(
+                f"argument --{'padding' if a.padding else 'pool'}: it is for a convolutional DEQ (--kernel_size)"
+            )
+        return
+    if clash := next((name for name in ("checkpoint", "module") if getattr(a, name)), None):
+        parser.error(f"argument --kernel_size: not with --{clash}; it is of a DEQ at initialisation")
+    if a.dataset not in IMAGE_DATASETS:
+        parser.error(
+            f"argument --dataset: a convolutional DEQ needs images, of {', '.join(IMAGE_DATASETS)}; got {a.dataset}"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     check_data_flags(parser, arguments)
     check_module_flags(parser, arguments)
+    check_convolution_flags(parser, arguments)
     check_folder(parser, "output_path", arguments.output_path)
     if arguments.export:
         check_export(parser, arguments.export)
@@ -170,6 +193,14 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
 
     Raises ValueError with what is wrong with the data, the DEQ or its checkpoint.
     """
+    interrupts.raise_from_now_on()
+    if arguments.module:
+        return prepare_module(arguments)
+    return prepare_convolution(arguments) if arguments.kernel_size else prepare_rows(arguments)
+
+
+def prepare_rows(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
+    """Loads rows, and loads or draws a DEQ; as `prepare`."""
     from deq_enn.data.datasets import load_dataset, load_training_set
     from deq_enn.networks.deq import DEQ
     from deq_enn.theory.activations import load_activation
@@ -177,10 +208,7 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     from deq_enn.utils.devices import get_device
     from deq_enn.verdicts.after_training import begin
 
-    interrupts.raise_from_now_on()
     a = arguments
-    if a.module:
-        return prepare_module(a)
     deq = held = None
     if a.checkpoint:
         deq = load_any(a.checkpoint, a.activation, a.asquare)
@@ -207,6 +235,44 @@ def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     print(f"{a.dataset}: {len(X)} training samples, p = {X.shape[1]}; {trained}{what}", flush=True)
     settings = dict(budget=a.budget, tolerance=a.tolerance, seed=a.seed, decide_on=a.decide_on, seen=a.seen)
     return begin(deq.to(get_device(a.device)), X, y, held=held, **settings), normalised
+
+
+def prepare_convolution(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
+    """Loads images and draws a convolutional DEQ; as `prepare`."""
+    from deq_enn.data.datasets import load_training_set
+    from deq_enn.networks.conv_deq import ConvDEQ
+    from deq_enn.theory.activations import load_activation
+    from deq_enn.theory.equilibrium import estimate_image_tau0
+    from deq_enn.utils.devices import get_device
+    from deq_enn.verdicts.after_training import begin
+
+    a = arguments
+    activation, padding = load_activation(a.activation), a.padding or "zero"
+    try:
+        data = load_training_set(a.dataset, a.dataset_path, classes=a.classes)
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    if data.image_shape is None:
+        raise ValueError(
+            f"{a.dataset_path}: its rows are no images: store them as (n, h, w), (n, c, h, w) or (n, h, w, c)"
+        )
+    # rows have a mean squared norm of 1, and images entries of about that mean square
+    root = data.X.shape[1] ** 0.5
+    X = data.X.mul_(root).view(-1, *data.image_shape)
+    tau0 = estimate_image_tau0(X, a.kernel_size, padding)
+    classes = 2 if data.y is None else int(data.y.max()) + 1
+    readout = "pool" if a.pool else "flatten"
+    deq = ConvDEQ(
+        activation, data.image_shape, a.dim or 64, classes, a.asquare, tau0, a.seed, a.kernel_size, padding, readout
+    )
+    size = " x ".join(map(str, data.image_shape))
+    print(
+        f"{a.dataset}: {len(X)} training images of {size}; convolutional DEQ of {activation.name}, sigma_a^2 = "
+        f"{a.asquare:g}, {a.dim or 64} channels, {a.kernel_size} x {a.kernel_size} filters, readout {readout}",
+        flush=True,
+    )
+    settings = dict(budget=a.budget, tolerance=a.tolerance, seed=a.seed, decide_on=a.decide_on, seen=a.seen)
+    return begin(deq.to(get_device(a.device)), X, data.y, **settings), (data.mean, data.scale / root, data.classes)
 
 
 def prepare_module(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:

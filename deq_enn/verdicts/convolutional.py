@@ -7,6 +7,7 @@ matches are worth. And the intervals of the losses have constants that were cali
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ import torch
 
 from deq_enn.matching.families import match
 from deq_enn.networks.conv_deq import ConvDEQ
-from deq_enn.networks.conv_enn import ConvENN
+from deq_enn.networks.conv_enn import ConvENN, conv_network_of
 from deq_enn.networks.export import ExportedENN
 from deq_enn.theory.coefficients import MatchError
 from deq_enn.theory.equilibrium import estimate_image_tau0
@@ -169,11 +170,11 @@ class VerdictOnConvolutions(VerdictAtInitialisation):
 
 
 class ConvFitting(Fitting):
-    """The chosen convolutional network and its readout, which are not exported."""
+    """The chosen convolutional network and its readout."""
 
-    def exported(self, *_: Any, **__: Any) -> ExportedENN:
-        """Raises ValueError: exported networks take rows."""
-        raise ValueError(
-            f"no file is written: {self.network.name} is a convolutional network, and exported networks take rows; "
-            "`verdict.maker.fit()` returns it with its readout"
-        )
+    def exported(
+        self, mean: torch.Tensor | None = None, scale: float = 1.0, labels: Sequence[Any] | None = None
+    ) -> ExportedENN:
+        """Returns the fitted network for images as rows, of which the DEQ takes (x - mean)/scale."""
+        enn, readout = self.fit()
+        return conv_network_of(cast(ConvENN, enn), readout, mean, scale, labels)

@@ -210,7 +210,8 @@ class Verdict:
 
         if self.chosen is None or self.maker is None or self.rows is None:
             raise ValueError(f"{path} is not written: the answer is {self.answer}, so that no network was chosen")
-        return export(self.maker.exported(mean, scale, labels), path, self.rows * scale + (0 if mean is None else mean))
+        rows = self.rows.flatten(1)  # images as they lie
+        return export(self.maker.exported(mean, scale, labels), path, rows * scale + (0 if mean is None else mean))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the verdict ready for JSON; the candidates carry no networks."""

@@ -48,6 +48,12 @@ KERNELS = [
         "matches every activation of the registry.",
         ["any_activation_matching", "matching_map"],
     ),
+    (
+        "Convolutional DEQs",
+        "The paper's DEQs are fully connected. Ours has the kernels of convolutional ones, the closed form where "
+        "images have many channels, and what few layers come near on real images.",
+        ["conv_mixture", "conv_matching", "resolvent_network"],
+    ),
 ]
 TRAINING = [
     (

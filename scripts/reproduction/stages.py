@@ -40,13 +40,20 @@ FIGURES = {
     "pcdeq_convergence": (60, 30, "mnist"),
     "training_dynamics": (2400, 40, "mnist"),
     "steps": (120, None, "mnist"),
+    "conv_mixture": (30, 5, "gmm"),
+    "conv_matching": (300, 30, "mnist"),
+    "resolvent_network": (120, 20, "mnist"),
 }
+FIGURE_FLAGS = {"conv_matching": ["--dataset", "mnist", "mixture"]}
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
 QUICK_OWN_DIMS = (64,)  # of the sweep of each network at its own rate
 QUICK_FIGURE = {
     "finite_width_kernels": ["--n", "128", "--seeds", "2", "--dim", "64", "128", "256", "512"],
     "pcdeq_convergence": ["--epoch", "1"],
     "training_dynamics": ["--lr", "0.3", "--dim", "128", "--seeds", "1"],
+    "conv_mixture": ["--n", "40", "80", "--seeds", "2"],
+    "conv_matching": ["--samples", "16", "--activation", "relu", "--asquare", "0.5", "--dataset", "mnist", "mixture"],
+    "resolvent_network": ["--samples", "16", "--steps", "3"],
 }
 QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]
 MULTIPLICATIONS = 7.5e10  # a second, float32, on both of these cores
@@ -100,7 +107,7 @@ def plan(arguments):
     for name, (full, quick, dataset) in FIGURES.items():
         if arguments.quick and quick is None:
             continue
-        flags = QUICK_FIGURE.get(name, QUICK_FIGURE_FLAGS) if arguments.quick else []
+        flags = QUICK_FIGURE.get(name, QUICK_FIGURE_FLAGS) if arguments.quick else FIGURE_FLAGS.get(name, [])
         folder = output / "figures"
         command = [
             sys.executable,

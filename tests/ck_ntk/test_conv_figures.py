@@ -53,7 +53,7 @@ def test_scripts_run(tmp_path, monkeypatch):
     assert again == numbers and len(kept) == 2
     figure, numbers = conv_mixture.main(argparse.Namespace(n=[16, 32], seeds=2, asquare=0.5))
     plt.close(figure)
-    assert np.mean(numbers["errors"]["relu"]["CK"][1]) < np.mean(numbers["errors"]["relu"]["CK"][0])
+    assert np.mean(numbers["errors"]["relu, CK"][1]) < np.mean(numbers["errors"]["relu, CK"][0])
     monkeypatch.setattr(resolvent_network, "NEAR_ONE", (0.9,))
     monkeypatch.setattr(conv_networks, "draw", lambda name, path, n: conv_networks.mixture(n, 4, 5, 0))
     figure, numbers = resolvent_network.main(

@@ -167,6 +167,15 @@ def test_pixels_and_images_that_are_zero(activation):
         torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.max().item())
 
 
+def test_many_images_that_are_zero():
+    """Where nothing is to be solved in a whole block of pairs."""
+    x = noise(9, 1, 3, 3)
+    x[4:8] = 0
+    for K, part in zip(conv_kernels(x, TANH, 0.2, tau0=1.0), conv_kernels(x[:4], TANH, 0.2, tau0=1.0)):
+        assert K[4:8].eq(0).all()
+        torch.testing.assert_close(K[:4, :4], part, rtol=1e-10, atol=0)
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["relu", "tanh", "hardtanh"])
 def test_images_that_are_the_same_or_opposite(name):

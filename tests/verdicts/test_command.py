@@ -8,7 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
+from deq_enn.networks.export import rebuild
 from deq_enn.verdicts import command as gateway, exact_kernels
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
 from deq_enn.verdicts.losses import measurements
@@ -36,6 +38,10 @@ def refused(capsys, tmp_path, *argv):
         (("--activation", "swish", "--device", "cuda:99"), "CUDA device"),
         (("--activation", "selu", "--asquare", "0.9"), "sigma_a^2"),  # no stable equilibrium
         (("--activation", "swish", "--dataset", "npz", "--dataset_path", "no_such_file.npz"), "no_such_file.npz"),
+        (("--activation", "relu", "--pool"), "--kernel_size"),
+        (("--activation", "relu", "--kernel_size", "3"), "needs images, of mnist"),
+        (("--activation", "relu", "--kernel_size", "4", "--dataset", "mnist"), "odd"),
+        (("--activation", "relu", "--kernel_size", "3", "--dataset", "mnist", "--checkpoint", "x.pt"), "--checkpoint"),
     ],
 )
 @pytest.mark.slow
@@ -94,6 +100,26 @@ def test_a_run_prints_a_table_and_writes_what_it_found(capsys, tmp_path, small_n
     read = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert read["answer"] == "replace" and read["settings"]["dataset"] == "npz" and read["chosen"] in out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "verdict.png", "verdict.html"}
+
+
+@pytest.mark.slow
+def test_a_convolutional_deq_is_judged_and_its_replacement_written(few_candidates, capsys, tmp_path, small_npz):
+    assert "its rows are no images" in refused(
+        capsys, tmp_path, *flags_of(small_npz, tmp_path / "none")[:6], "--kernel_size", "3"
+    )
+    g, y = np.random.default_rng(0), np.arange(90) % 2
+    X = g.normal(size=(90, 2, 2)).astype("f4")
+    X[:, 0] += 4 * y[:, None]
+    parts = dict(X_train=X[:60], y_train=y[:60], X_test=X[60:], y_test=y[60:])
+    np.savez(tmp_path / "images.npz", **parts)
+    flags = flags_of(tmp_path / "images.npz", tmp_path / "out", "--kernel_size", "3", "--tolerance", "30")
+    gateway.main([*flags, "--export", str(tmp_path / "enn.pt")])
+    out = capsys.readouterr().out
+    assert "60 training images of 1 x 2 x 2; convolutional DEQ of tanh" in out and "of 3x3" in out
+    read = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert read["settings"]["kernel_size"] == 3 and read["answer"] == "replace"
+    scores = rebuild(tmp_path / "enn.pt")(torch.from_numpy(X[60:]).flatten(1))
+    assert (scores.argmax(1).numpy() == y[60:]).mean() > 0.8
 
 
 @pytest.mark.slow

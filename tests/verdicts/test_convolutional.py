@@ -1,6 +1,7 @@
 """The verdict on a convolutional DEQ at initialisation: candidates, kernels, readouts, and what is refused."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from deq_enn import verdict
 from deq_enn.kernels.conv import conv_kernels
 from deq_enn.kernels.conv_explicit import conv_explicit_kernels
 from deq_enn.networks.conv_deq import ConvDEQ
-from deq_enn.networks.conv_enn import ConvENN
+from deq_enn.networks.conv_enn import ConvENN, conv_network_of
+from deq_enn.networks.export import export, rebuild
 from deq_enn.networks.fixed_point import Anderson
 from deq_enn.theory.equilibrium import estimate_image_tau0
 from deq_enn.verdicts.convolutional import CALIBRATED, conv_networks
@@ -39,7 +41,7 @@ def test_the_candidates_are_matches_and_plain_convolutions():
 
 
 @pytest.mark.long
-def test_it_compares_kernels_and_measures_readouts():
+def test_it_compares_kernels_and_measures_readouts(tmp_path):
     X, y = bars(400)
     deq = ConvDEQ("relu", (1, 6, 6), 16, 2, 0.3, estimate_image_tau0(X), seed=3)
     result = verdict(deq, X, y, budget=4, tolerance=3, clock=time.process_time)
@@ -58,10 +60,36 @@ def test_it_compares_kernels_and_measures_readouts():
     )
     assert "plain, 3 of 3x3" in result.table() and result.to_dict()["settings"]["readout"] == "flatten"
     if result.chosen:
-        with pytest.raises(ValueError, match="exported networks take rows"):
-            result.export("enn.pt")
+        result.export(tmp_path / "enn.pt", scale=2.0)
         enn, readout = result.maker.fit()
-        assert (readout.predict(enn, X).mean.argmax(1) == y).double().mean() > 0.6
+        scores = readout.predict(enn, X).mean
+        assert (scores.argmax(1) == y).double().mean() > 0.6
+        torch.testing.assert_close(
+            rebuild(tmp_path / "enn.pt")(2 * X.flatten(1)).double(), scores, atol=1e-4, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("sees, padding", [("flatten", "zero"), ("pool", "circular")])
+def test_what_is_exported_is_the_network_on_images_as_they_lie(tmp_path, sees, padding):
+    X, _ = bars(8)
+    deq = ConvDEQ("relu", (1, 6, 6), 5, 2, 0.3, padding=padding, readout=sees)
+    enn = conv_networks(deq)[0][0].build(0, 5, 3, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    readout = SimpleNamespace(
+        weights=torch.randn(enn.features(X).shape[1], 3, generator=generator), mean=torch.tensor([0.1, 0.2, 0.7])
+    )
+    mean, labels = torch.randn(36, generator=generator), ("a", "b", "c")
+    network = conv_network_of(enn, readout, mean, 2.5, labels)
+    rows = 2.5 * X.flatten(1) + mean
+    export(network, tmp_path / "enn.pt", rows)
+    again = rebuild(tmp_path / "enn.pt")
+    assert again.labels == labels
+    want = enn.features(X) @ readout.weights + readout.mean
+    torch.testing.assert_close(again(rows), want, atol=2e-5, rtol=1e-4)
+    said = tmp_path / "enn.json"
+    said.write_text(said.read_text().replace('"padding": "', '"padding": "no '))
+    with pytest.raises(ValueError, match="does not describe a network"):
+        rebuild(tmp_path / "enn.pt")
 
 
 def test_what_it_does_not_take_is_said():

@@ -41,7 +41,7 @@ FIGURES = {
     "training_dynamics": (2400, 40, "mnist"),
     "steps": (120, None, "mnist"),
     "conv_mixture": (30, 5, "gmm"),
-    "conv_matching": (300, 30, "mnist"),
+    "conv_matching": (300, None, "mnist"),
     "resolvent_network": (120, 20, "mnist"),
 }
 FIGURE_FLAGS = {"conv_matching": ["--dataset", "mnist", "mixture"]}
@@ -52,7 +52,6 @@ QUICK_FIGURE = {
     "pcdeq_convergence": ["--epoch", "1"],
     "training_dynamics": ["--lr", "0.3", "--dim", "128", "--seeds", "1"],
     "conv_mixture": ["--n", "40", "80", "--seeds", "2"],
-    "conv_matching": ["--samples", "16", "--activation", "relu", "--asquare", "0.5", "--dataset", "mnist", "mixture"],
     "resolvent_network": ["--samples", "16", "--steps", "3"],
 }
 QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]

@@ -62,7 +62,7 @@ class Moments:
         if table := self.table_for(len(a)):
             out = torch.empty(2, len(a), dtype=torch.float64)
             for place, pairs in table.parts(a, b, sign):
-                out[:, place] = torch.stack([pairs.apart(theta[place]), pairs.dot(theta[place])])
+                out[:, place] = torch.stack(pairs(theta[place])[1:])
             return out[:, index]
         nodes = resolved_nodes(self.activation, self.centre, a, b, sign, theta)
         return pair_moments(self.activation, self.centre, a, b, sign, theta, nodes)[:, index]
@@ -111,9 +111,7 @@ def _read(pairs: OfPairs, sigma_a2, distance2, name):
     ab, base = pairs.a * pairs.b, pairs.base(sigma_a2) - distance2
 
     def at(eta):
-        theta = angle(eta)
-        turned, dot = pairs.turned(theta), pairs.dot(theta)
-        apart = pairs.apart_at_none + 2 * ab * turned
+        turned, apart, dot = pairs(angle(eta))
         right = distance2 + sigma_a2 * apart
         # eta - sigma_a^2 turned keeps the digits of both, which are of one size
         return apart, dot, base + 2 * ab * (eta - sigma_a2 * turned), 1e-14 * ((pairs.a - pairs.b) ** 2 + right)

@@ -24,6 +24,7 @@ for a pair. A function with kinks elsewhere is not smooth where the samples meet
 import logging
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -246,17 +247,11 @@ class OfPairs:
         self.same, self.a, self.b, self.ratio = same, a, b, ratio
         self.apart_at_none = ratio * (a - b) ** 2 if same else ratio
 
-    def dot(self, theta: torch.Tensor) -> torch.Tensor:
-        """Returns E[f'(u) f'(v)] at these angles (pairs,)."""
-        return _clenshaw(self._dot, self._table.position(theta))
-
-    def turned(self, theta: torch.Tensor) -> torch.Tensor:
-        """Returns (apart - apart_0)/(2 a b) at these angles (pairs,)."""
-        return theta**2 * _clenshaw(self._turned, self._table.position(theta))
-
-    def apart(self, theta: torch.Tensor) -> torch.Tensor:
-        """Returns E[(phi(u) - sign phi(v))^2] at these angles (pairs,)."""
-        return self.apart_at_none + 2 * self.a * self.b * self.turned(theta)
+    def __call__(self, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns (turned, apart, dot) at these angles (pairs,); turned is (apart - apart_0)/(2 a b)."""
+        position = self._table.position(theta)
+        turned = theta**2 * _clenshaw(self._turned, position)
+        return turned, self.apart_at_none + 2 * self.a * self.b * turned, _clenshaw(self._dot, position)
 
     def base(self, sigma_a2: float) -> torch.Tensor:
         """Returns (a - b)^2 - sigma_a^2 apart_0."""
@@ -264,9 +259,14 @@ class OfPairs:
         return radial * (1 - sigma_a2 * self.ratio) if self.same else radial - sigma_a2 * self.ratio
 
 
+@cache
+def _legendre(n):
+    return np.polynomial.legendre.leggauss(n)
+
+
 def _rule(n, low, high):
     """Returns the nodes and weights of Gauss and Legendre on [low, high]."""
-    x, w = np.polynomial.legendre.leggauss(n)
+    x, w = _legendre(n)
     return low + (high - low) * (x + 1) / 2, w * (high - low) / 2
 
 

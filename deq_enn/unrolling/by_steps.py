@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from deq_enn.networks.trained_deq import unwrapped
 from deq_enn.unrolling import judged, rivals, students
-from deq_enn.unrolling.decision import FASTER, Known, accepted, decide
+from deq_enn.unrolling.decision import Known, accepted, decide
 from deq_enn.unrolling.judged import Part, batch_of, outputs_of, paired_loss, quality
 from deq_enn.unrolling.result import KINDS, StepCandidate, StepVerdict
 from deq_enn.unrolling.steppers import Steps, stopped
@@ -226,7 +226,7 @@ class VerdictBySteps:
             return
         before = LADDER[-1]
         for k in FURTHER:
-            if seconds * k / before > self.per_row / FASTER:
+            if seconds * k / before > self.per_row:  # both are rough, and what is not faster does not count
                 break
             before, seconds = k, self._stop_after(k)
 

@@ -9,7 +9,7 @@ from deq_enn.reporting.style import STYLE, save
 from scripts.trained.report import TOLERANCE, true_loss
 
 PANELS = {"stopped": "as they are", "refitted": "last layer refitted", "distilled": "distilled"}
-STEPS = 1, 2, 3, 4, 6, 8, 12
+STEPS = 1, 2, 4, 8, 16, 32
 LINEAR = 1.0  # points about zero in which the axis is linear
 
 
@@ -34,5 +34,5 @@ def draw(records: list[dict], path: Path) -> None:
             ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_title(f"({letter}) {title}", loc="left")
         axes[0].set_ylabel("loss of accuracy (points)")
-        save(figure, path, dpi=200)
+        save(figure, path, dpi=150)
         plt.close(figure)

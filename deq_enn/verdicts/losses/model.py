@@ -79,11 +79,11 @@ class Discrepancy:
     weight: float = 2.0
     decay: float = 1.0
     common: float = 0.05
-    shared: float = 0.7
+    shared: float = 0.5
     slope_m: float = -0.35
     slope_n: float = -0.1
-    slopes: float = 0.2
-    scatter: float = 0.15
+    slopes: float = 0.4
+    scatter: float = 0.3
 
 
 CONSTANTS = Discrepancy()

@@ -26,7 +26,10 @@ from deq_enn.verdicts.candidates import NO_TIME, Fitting, Network, plain_network
 from deq_enn.verdicts.losses.measurements import SOLVER, Measurements, solve_work
 from deq_enn.verdicts.result import Candidate, Verdict
 
-CALIBRATED = "The intervals of the losses have constants that were calibrated on fully connected DEQs."
+CALIBRATED = (
+    "The intervals of the losses have constants that were calibrated on fully connected DEQs, and were checked on a few "
+    "small convolutional ones."
+)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from deq_enn.verdicts.losses.measurements import SOLVER, Measurements, solve_wor
 from deq_enn.verdicts.result import Candidate, Verdict
 
 CALIBRATED = (
-    "The intervals of the losses have constants that were calibrated on fully connected DEQs, and were checked on a few "
-    "small convolutional ones."
+    "The intervals of the losses have constants that were calibrated on fully connected DEQs, and were checked on a "
+    "few small convolutional ones."
 )
 
 

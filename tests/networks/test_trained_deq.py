@@ -16,7 +16,7 @@ from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, best_path, checkpoint_path
 from deq_enn.utils.deadline import deadline
-from deq_enn.verdicts.candidates import networks
+from deq_enn.verdicts.candidates import PLAIN_DEPTHS, networks
 from deq_enn.verdicts.measured_loss import loss_and_half, replacements
 from deq_enn.verdicts.weight_drift import drift, singular_law, singular_statistics, spectral_radius
 from tests import conftest
@@ -285,7 +285,8 @@ def test_the_loss_is_that_of_readouts_solved_apart(mixture):
     few = replacements(deq, X, y, (data.X_test, data.y_test), budget=0)
     assert {(one.name, one.first) for one in few.replacements} == {(few.replacements[0].name, "B")}
     found = measured.replacements
-    assert few.untried == len(found) // 2 - 1
+    assert few.untried == 2 * len(PLAIN_DEPTHS) - 1  # no match was looked for
+    assert "for want of time" in few.refused["ntk piecewise"]
     own = (deq(data.X_test).argmax(1) == data.y_test).double()
     assert measured.accuracy == pytest.approx(100 * own.mean().item())
     assert {(one.first, one.fitted_to) for one in found} == {

@@ -246,6 +246,7 @@ def cases() -> list[Case]:
             ("relu", 0.8, 128, "mnist", 400, 0.02, 1.0),
             ("tanh", 0.8, 64, "fashion_mnist", 600, 0.01, 1.0),
             ("tanh", 0.2, 64, "rings", 2000, 0.03, 2.0),
+            ("relu", 0.5, 128, "fashion_mnist", 5000, 0.02, 1.0),
         )
     ]
     concave = [

@@ -201,6 +201,7 @@ def test_the_error_of_a_mean_over_two_seeds_is_drawn_to_that_of_the_other_networ
     assert analysis.Truth.of_case({"networks": networks, "seeds": 2}, "draw").loss_and_error("0") == (3.0, None)
 
 
+@pytest.mark.slow
 def test_constants_are_set_so_that_intervals_cover():
     packed = made_up(4.0, cases=100)
     names = {outcome["case"] for outcome in packed["outcomes"]}

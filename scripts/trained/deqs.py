@@ -45,7 +45,7 @@ class Case:
     @property
     def dear(self) -> int:
         """Returns how many times as much time a verdict on it needs."""
-        if self.taught:
+        if self.taught or self.name.startswith("torchdeq, conv"):
             return 10
         return 3 if any(word in self.name for word in ("conv", "attention", "sequence")) else 1
 

@@ -9,6 +9,8 @@ from deq_enn.kernels.parallel.in_the_plane import pair_moments
 from deq_enn.kernels.parallel.piecewise_linear import piecewise_linear_moments
 from deq_enn.kernels.parallel.tabulated import ParallelTable
 from deq_enn.theory.activations import ACTIVATIONS, piecewise_linear
+from deq_enn.utils.deadline import OutOfTime, deadline
+from tests.conftest import Ticks
 
 KINKED = {
     "relu": ACTIVATIONS["relu"],
@@ -77,3 +79,12 @@ def test_what_stands_many_times_in_the_data_is_computed_once(monkeypatch):
     assert 0 < max(pairs) <= 16 * 17
     for kernel in (ck, ntk):
         torch.testing.assert_close(kernel[:16, :16], kernel[32:48, 16:32], rtol=1e-11, atol=1e-12)
+
+
+def test_a_deadline_is_looked_at_among_many_pairs():
+    """Rows of one attribute are all parallel: their closed forms take long, and are given up where the time is over."""
+    a = torch.linspace(0.1, 2, 2000, dtype=torch.float64)
+    moments, clock = piecewise_linear_moments(ACTIVATIONS["hardtanh"], 0.0), Ticks(1.0)
+    with pytest.raises(OutOfTime), deadline(clock, 3.0):
+        moments(a, a.flip(0), torch.ones_like(a), torch.zeros_like(a))
+    assert clock.now == 4.0

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from deq_enn.theory.activations import Activation
+from deq_enn.utils.deadline import check
 
 Moments = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -113,6 +114,7 @@ def _kinked(activation: Activation, constant: float) -> Moments:
         for s in (1, -1):
             for part in ((sign > 0) == (s > 0)).nonzero()[:, 0].split(256):
                 if len(part):
+                    check()
                     out[:, part] = of_sign(a[part], b[part], theta[part], s)
         return out
 

@@ -30,7 +30,7 @@ def refused(capsys, *argv, code=2):
     return captured.err
 
 
-@pytest.mark.parametrize("kernel", ["ck", "ntk"])
+@pytest.mark.parametrize("kernel", [pytest.param("ck", marks=pytest.mark.slow), "ntk"])
 def test_the_files_hold_the_network_that_main_tests(small_npz, tmp_path, capsys, kernel):
     data = "--dataset", "npz", "--dataset_path", small_npz
     export(tmp_path / "new" / "enn.pt", *data, *FLAGS, "--kernel", kernel, "--seed", 3)

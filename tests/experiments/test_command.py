@@ -182,6 +182,7 @@ def test_a_run_does_not_import_a_compiler(base, call):
         assert (done.status, done.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_real_mnist(call, real_data, tmp_path):
     """Two classes of the real images: the matched network follows its DEQ."""
     images = "--dataset", "mnist", "--dataset_path", real_data, "--classes", 6, 8, "--device", "cpu"

@@ -60,6 +60,7 @@ def records(folder, event="epoch"):
     return {(line["model"], line["dim"]): line for line in lines if line["event"] == event}
 
 
+@pytest.mark.slow
 def test_the_readout_of_each_network_beside_a_dense_one(images, tmp_path, capsys):
     flags = (*base(images), *CONV, "deq", "--dim", 2, 4, "--depth", 1, 3, "--epoch", 2, "--batch_size", 10)
     call(tmp_path, *flags)
@@ -143,6 +144,7 @@ def test_images_take_the_place_of_rows_or_stand_beside_them(images):
 
 
 @pytest.mark.parametrize("readout", ["flatten", "pool"])
+@pytest.mark.slow
 def test_memory_counts_the_weights_that_there_are(images, readout, monkeypatch):
     monkeypatch.setattr(convolutional, "FEWEST", 1)
     monkeypatch.setattr(convolutional, "SAMPLE", 2)

@@ -104,6 +104,7 @@ def test_a_machine_from_the_command_line_is_a_dense_solve(data, tmp_path, capsys
     assert found == {"predicted": predicted.argmax(1).tolist(), "labels": d.y_test.tolist()}
 
 
+@pytest.mark.slow
 def test_the_grid_its_table_figure_resume_and_refusal(data, tmp_path, capsys):
     flags = (
         "--train",

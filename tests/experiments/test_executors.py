@@ -182,6 +182,7 @@ def gone(pid):
     ids=["worker killed", "Ctrl-C", "killed"],
 )
 @pytest.mark.few(1)
+@pytest.mark.slow
 def test_what_is_stopped_leaves_no_process_and_goes_on(forks, base, whole, tmp_path, what, status, words):
     stopped = forks.run(*base, *GRID, *POOL, *at(Path()), cwd=str(tmp_path), setup=BEFALLS.format(what))
     assert (stopped["status"], stopped["err"]) == (status, words) and "test accuracy" not in stopped["out"]
@@ -293,6 +294,7 @@ def cluster(request, monkeypatch):
 
 
 @pytest.mark.parametrize("cluster", [False], indirect=True)
+@pytest.mark.slow
 def test_a_cluster_writes_the_bytes_of_one_process(cluster, base, whole, tmp_path, monkeypatch, capsys):
     """Also where an earlier job has left a checkpoint that is of no use, which only --resume would complain of."""
     monkeypatch.chdir(tmp_path)

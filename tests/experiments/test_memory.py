@@ -41,6 +41,7 @@ def test_sizes_are_shown_for_a_reader():
 
 
 @pytest.mark.parametrize("train, opt", [("readout", "sgd"), ("full", "adam"), ("full", "sgd")])
+@pytest.mark.few(1)
 def test_what_is_counted_are_the_tensors_that_there_are(train, opt):
     """Against the parameters, their gradients and the optimizer's state of networks that were built and trained."""
     arguments = parse_arguments(

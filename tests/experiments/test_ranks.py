@@ -150,6 +150,7 @@ def test_a_full_run_shared_by_two_ranks_goes_on_from_a_checkpoint(forks, shared_
         assert json.loads((tmp_path / "both" / "out" / path).read_text()) == pytest.approx(json.loads(content))
 
 
+@pytest.mark.slow
 def test_a_kernel_machine_by_block_rows_is_that_of_one_process(forks, base, tmp_path):
     """Also where all rows are in one block, so that a rank has none."""
     alone(*base, *KERNEL, *at(tmp_path / "alone"))

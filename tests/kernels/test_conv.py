@@ -167,6 +167,7 @@ def test_pixels_and_images_that_are_zero(activation):
         torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.max().item())
 
 
+@pytest.mark.slow
 def test_many_images_that_are_zero():
     """Where nothing is to be solved in a whole block of pairs."""
     x = noise(9, 1, 3, 3)

@@ -95,6 +95,7 @@ def test_empirical_ntk_of_a_wide_deq(name):
     assert (exact["aA"] / exact["aAB"]).diagonal().max() < 0.8  # the other `trained` would not pass
 
 
+@pytest.mark.slow
 def test_empirical_ntk_of_a_wide_explicit_network():
     m, layers, X = 1000, (ACTIVATIONS["relu"], ACTIVATIONS["tanh"]), correlated(0.8, -0.3)
     found = {"frozen_first": 0, "all": 0}

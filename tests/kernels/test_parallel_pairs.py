@@ -20,6 +20,7 @@ SIGMA_A2 = 0.2
 
 @pytest.mark.few(3)
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "clipped"])
+@pytest.mark.slow
 def test_parallel_opposite_and_repeated_samples(name):
     activation = {a.name: a for a in EVERY}[name]
     base = correlated(0.6, -0.3)

@@ -34,6 +34,7 @@ def networks():
 
 
 @pytest.mark.parametrize("name", networks())
+@pytest.mark.slow
 def test_it_is_the_gram_matrix_of_the_jacobians(name):
     network, X = networks()[name], rows(4, 5)
     kernel = empirical_ntk(network, X, chunk=3)

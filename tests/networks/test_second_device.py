@@ -87,6 +87,7 @@ MIXED = {
 
 @pytest.mark.parametrize("name", MIXED)
 @pytest.mark.few(6)
+@pytest.mark.slow
 def test_the_pretended_device_has_the_rules_of_cuda(name, monkeypatch):
     """torch's own fake tensors say of CUDA what may meet the CPU."""
     work, refused = MIXED[name]

@@ -56,6 +56,7 @@ def test_p_values_are_adjusted_over_the_widths_of_an_experiment(tmp_path, gap):
         assert (cell.holds is True) == (holm(values)[0] < 0.05)
 
 
+@pytest.mark.slow
 def test_the_summary_has_the_table_and_the_figure(three, capsys):
     summarize.main([str(three), "--output_path", str(three / "out")])
     text = capsys.readouterr().out

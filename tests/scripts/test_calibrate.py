@@ -213,6 +213,7 @@ def test_constants_are_set_so_that_intervals_cover():
     assert held[0].candidates[0].high == pytest.approx(4 * 1.645, rel=0.2)
 
 
+@pytest.mark.slow
 def test_constants_are_set_on_one_half_alone():
     packed = made_up(2.0, cases=40)
     half = {f"mixed-{i}" for i in range(20)}

@@ -168,6 +168,7 @@ def test_a_small_disk(forks, base, whole, tmp_path):
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("job", ["grid", "full"])
+@pytest.mark.slow
 def test_ctrl_c_at_a_write_is_one_line_and_costs_nothing(forks, base, whole, tmp_path, job):
     expected, points, _ = whole[job]
     for k in random.Random(job).sample(range(1, points + 1), 3):

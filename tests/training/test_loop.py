@@ -156,6 +156,7 @@ def test_stopped_at_any_write_a_run_resumes_to_the_same_bytes(tmp_path, monkeypa
         assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bytes(forks, tmp_path):
     """SIGKILL halfway through the writes; tests/test_kills.py does it everywhere, on less data."""
 

@@ -191,6 +191,7 @@ def looks(blobs):
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("stage", range(1, 20, 2))
+@pytest.mark.slow
 def test_wherever_the_time_runs_out_nothing_is_claimed_that_was_not_measured(
     few_candidates, monkeypatch, looks, blobs, stage
 ):

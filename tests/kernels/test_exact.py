@@ -21,7 +21,7 @@ SIGMA_A2 = 0.2
 CLOSED = ["relu", "leaky_relu", "hardtanh", "erf", "sin", "clipped"]
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     "name, cosine",
     [

@@ -17,7 +17,7 @@ from tests.helpers.match_residual import residual
 MODES = [("ck", "aAB"), ("ntk", "aAB"), ("ntk", "aA")]
 
 
-@pytest.mark.few(13)
+@pytest.mark.few(8)
 @pytest.mark.parametrize("kernel, trained", MODES)
 @pytest.mark.parametrize("tau0", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -271,6 +271,7 @@ def test_kernel_machine(second, match, on_disk, tmp_path):
         assert ours[0][name] == pytest.approx(theirs[0][name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_ridge_readout(second):
     X, y = samples()
     model = build_model("inn", 12, 16, 3, 0.2)

@@ -9,6 +9,7 @@ from ck_ntk.common.conv_networks import mixture
 from scripts import conv_machines
 
 
+@pytest.mark.slow
 def test_table_of_kernel_machines(tmp_path, monkeypatch):
     x, y = mixture(60, 3, 4, 0), torch.arange(60) % 2
     args = argparse.Namespace(

@@ -21,7 +21,7 @@ from tests.helpers.match_residual import residual
 from tests.helpers.sampled_networks import sampled
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "name, kernel, trained, family",
     [

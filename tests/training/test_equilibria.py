@@ -207,6 +207,7 @@ def test_pcdeqs_are_stopped_and_watched_too(tmp_path):
         assert 0 < record["spectral_radius"] <= record["largest_spectral_radius"] < 1 and record["jacobian"] > 0
 
 
+@pytest.mark.slow
 def test_the_grid_of_steps_its_table_and_its_resumption(tmp_path, capsys):
     flags = ["--model", "tanh_inn", "h_tanh_enn", "--train", "full", "--dim", "8", "--epoch", "1", "--asquare", "0.5"]
     flags += ["--steps", "1", "3", "inf", "--lenient", "--max_steps", "3", "--lr", "0.1"]

@@ -97,8 +97,7 @@ def _short(evidence: Evidence) -> str:
 
 def survey_table(experiments: list[Experiment], margin: float = MARGIN) -> Table | None:
     """Says which claim holds where; None for fewer than two experiments, or where there is no claim to test."""
-    claims = survey(experiments, margin)
-    if len(experiments) < 2 or not claims:
+    if len(experiments) < 2 or not (claims := survey(experiments, margin)):
         return None
     dims = sorted({dim for claim in claims for cells in claim.cells.values() for dim in cells})
     rows = [

@@ -23,14 +23,15 @@ _CHUNK = 300_000  # nodes at a time, few enough to stay in the cache
 
 
 @cache
-def _legendre(n):
+def legendre(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the n nodes and weights (n,) of Gauss and Legendre on (0, 1); the integrals of this folder share them."""
     nodes, weights = np.polynomial.legendre.leggauss(n)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
 def _panels(edges, n):
     """Returns nodes and weights (..., panels * n) of Gauss-Legendre rules between sorted edges (..., panels + 1)."""
-    nodes, weights = _legendre(n)
+    nodes, weights = legendre(n)
     width = edges.diff()[..., None]
     return ((edges[..., :-1, None] + width * nodes).flatten(-2), (width * weights).flatten(-2))
 

@@ -16,9 +16,9 @@ import math
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
 import torch
 
+from deq_enn.kernels.parallel.in_the_plane import legendre
 from deq_enn.theory.activations import Activation
 from deq_enn.utils.deadline import check
 
@@ -63,16 +63,9 @@ def _kinked_at_zero(left: float, right: float, constant: float) -> Moments:
 
 
 @cache
-def _legendre() -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the nodes and weights of Gauss and Legendre on (0, 1)."""
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
-
-
-@cache
 def _angle_rule() -> tuple[torch.Tensor, torch.Tensor]:
     """Returns nodes and weights on (0, 1), in panels that halve towards 0."""
-    nodes, weights = _legendre()
+    nodes, weights = legendre(_NODES)
     length = 0.5 ** torch.arange(1, _PANELS + 1, dtype=torch.float64)[:, None]
     return (length * (1 + nodes)).flatten(), (length * weights).flatten()
 
@@ -138,7 +131,7 @@ def _at_no_angle(a, b, first, second):
     second_moment = mass + low * density_low - high * density_high
     squares = slope**2 * second_moment + 2 * slope * offset * mean + offset**2 * mass
     # on a narrow piece only one of the two functions has met its kink: their difference is small, and its terms are not
-    nodes, node_weights = _legendre()
+    nodes, node_weights = legendre(_NODES)
     width = (high - low).clamp(max=1.0)
     x = low[..., None] + width[..., None] * nodes
     values = (slope[..., None] * x + offset[..., None]).square() * torch.exp(-x * x / 2)

@@ -24,12 +24,12 @@ for a pair. A function with kinks elsewhere is not smooth where the samples meet
 import logging
 import math
 from collections.abc import Iterator
-from functools import cache
 
 import numpy as np
 import torch
 from numpy.polynomial import chebyshev
 
+from deq_enn.kernels.parallel.in_the_plane import legendre
 from deq_enn.theory.activations import Activation
 from deq_enn.utils.deadline import check
 
@@ -259,15 +259,10 @@ class OfPairs:
         return radial * (1 - sigma_a2 * self.ratio) if self.same else radial - sigma_a2 * self.ratio
 
 
-@cache
-def _legendre(n):
-    return np.polynomial.legendre.leggauss(n)
-
-
 def _rule(n, low, high):
     """Returns the nodes and weights of Gauss and Legendre on [low, high]."""
-    x, w = _legendre(n)
-    return low + (high - low) * (x + 1) / 2, w * (high - low) / 2
+    nodes, weights = (each.numpy() for each in legendre(n))
+    return low + (high - low) * nodes, (high - low) * weights
 
 
 def _resolved(x, values):

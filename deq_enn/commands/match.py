@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deq_enn.matching.families import Match
     from deq_enn.theory.coefficients import KernelCoefficients
 
+ROUNDING = 1e-15  # share of the largest number of a list below which another is shown as 0
 # what the four coefficients (diag, c1, c2, c3) of either kernel are called
 SYMBOLS = {"ck": ("gamma^2", "alpha_1", "alpha_2", "alpha_3"), "ntk": ("kappa^2", "beta_1", "beta_2", "beta_3")}
 KERNELS = {"ck": "conjugate", "ntk": "tangent"}
@@ -145,8 +146,9 @@ def lines(numbers: dict) -> list[str]:
 
 
 def listed(values: dict) -> str:
-    """Returns "name = value" of each, with nine digits."""
-    return ", ".join(f"{name} = {value:.9g}" for name, value in values.items())
+    """Returns "name = value" of each, with nine digits; the rounding of a zero, which each machine has its own, is 0."""
+    least = ROUNDING * max(map(abs, values.values()))
+    return ", ".join(f"{name} = {value if abs(value) > least else 0:.9g}" for name, value in values.items())
 
 
 def shown(layer: dict) -> str:

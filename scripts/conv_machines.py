@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deq_enn.reporting.markdown import head, row
 from deq_enn.utils.arguments import OneLineParser, bounded_float, bounded_int, positive_int
+from deq_enn.utils.intervals import Z_95
 from deq_enn.utils.outcome import one_line
 
 NETWORKS = ("deq", "matched", "plain 1", "plain 2", "plain 3", "fully connected deq", "unrolled 2")
@@ -104,7 +105,7 @@ def table(args, n, data):
         for which, square, cross in (("ck", K, K_test), ("ntk", T, T_test)):
             right = (predictions(square, cross, labels, 10)[0] == test_labels).double()
             gap = reference.setdefault(which, right) - right
-            half = 1.96 * gap.std().item() / len(gap) ** 0.5
+            half = Z_95 * gap.std().item() / len(gap) ** 0.5
             cells += [f"{100 * right.mean().item():.2f}", f"{100 * gap.mean().item():+.2f} ± {100 * half:.2f}"]
         yield row(network, *cells)
 

@@ -146,7 +146,7 @@ def lines(numbers: dict) -> list[str]:
 
 
 def listed(values: dict) -> str:
-    """Returns "name = value" of each, with nine digits; the rounding of a zero, which each machine has its own, is 0."""
+    """Returns "name = value" of each, with nine digits; what is the rounding of a zero is 0 on every machine."""
     least = ROUNDING * max(map(abs, values.values()))
     return ", ".join(f"{name} = {value if abs(value) > least else 0:.9g}" for name, value in values.items())
 

@@ -15,6 +15,7 @@ from deq_enn.names import DEQS
 from deq_enn.reporting.records import read_metrics
 from deq_enn.reporting.style import STYLE, mean_std, save
 from deq_enn.training.run_files import Config, Result, log_path
+from deq_enn.utils.intervals import Z_95
 
 if TYPE_CHECKING:
     import torch
@@ -184,5 +185,5 @@ def _draw_curve(ax, runs_at: list, xs: list, look: dict[str, Any]) -> None:
 
 def _draw_point(ax, runs: list, x: int, look: dict[str, Any], n_test: int) -> None:
     mean, _ = mean_std([record["test_accuracy"] for _, record in runs])
-    half = 1.96 * math.sqrt(mean * (1 - mean) / n_test)
+    half = Z_95 * math.sqrt(mean * (1 - mean) / n_test)
     ax.errorbar(x, 100 * mean, 100 * half, marker="o", **look | {"linestyle": "none"})

@@ -7,6 +7,7 @@ import torch
 from scipy.special import log_ndtr, logsumexp
 
 from deq_enn.machines.regression import Prediction
+from deq_enn.utils.intervals import Z_95
 
 # variance of a target, which is 0 or 1, at least: what comes out below, as at a training row without a ridge, is
 # rounding, and of either sign
@@ -69,7 +70,7 @@ def score(prediction: Prediction, labels: torch.Tensor) -> dict[str, float]:
     logs = class_probabilities(prediction)
     return out | {
         "log_density": -(squares + torch.log(2 * math.pi * variance)).sum().item() / (2 * m),
-        "coverage": (squares <= 1.959963984540054**2).double().mean().item(),
+        "coverage": (squares <= Z_95**2).double().mean().item(),
         "log_likelihood": logs.gather(1, labels[:, None]).mean().item(),
         "calibration_error": calibration_error(logs, labels),
     }
@@ -79,6 +80,9 @@ def bootstrap_difference(
     first: torch.Tensor, second: torch.Tensor, draws: int = 20_000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Returns the difference of two accuracies on the same samples, and the ends of its 95% bootstrap interval.
+
+    Unlike `utils.intervals.paired_loss` it takes no normal law, and no sample to differ that does not: few samples tell
+    two exact kernels apart, and the interval of a table should end at the differences that are possible.
 
     Parameters
     ----------

@@ -19,12 +19,13 @@ from tqdm import tqdm
 from deq_enn.networks.trained_deq import unwrapped
 from deq_enn.unrolling import judged, rivals, students
 from deq_enn.unrolling.decision import Known, accepted, decide
-from deq_enn.unrolling.judged import Part, batch_of, outputs_of, paired_loss, quality
+from deq_enn.unrolling.judged import Part, batch_of, outputs_of, quality
 from deq_enn.unrolling.result import KINDS, StepCandidate, StepVerdict
 from deq_enn.unrolling.steppers import Steps, stopped
 from deq_enn.unrolling.timing import compared
 from deq_enn.unrolling.training import Trained
 from deq_enn.utils.deadline import OutOfTime, deadline
+from deq_enn.utils.intervals import paired_loss
 
 LADDER = 1, 2, 3, 4, 6, 8, 12  # steps after which a module is stopped
 FURTHER = 16, 24, 32, 48  # and where all these lose too much, while they can be faster than the module
@@ -203,7 +204,7 @@ class VerdictBySteps:
             self.untried[name] = "its outputs are not finite"
             return
         accuracy, agreement, entropy = quality(outputs, test)
-        loss, interval = paired_loss(test.says == test.labels, outputs.argmax(1) == test.labels)
+        loss, interval = paired_loss(test.says == test.labels, (outputs.argmax(1) == test.labels)[None])
         keys = "seen", "passes", "rate", "seconds"
         extra = {} if trained is None else {key: getattr(trained, key) for key in keys}
         self.candidates.append(

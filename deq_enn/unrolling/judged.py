@@ -4,7 +4,6 @@ Nothing is taken from a module but what it says: rows of outputs, one a sample. 
 on chance, on the batch, or on samples that it was trained on is refused in one line.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ ENTRIES = 2**21  # entries of a batch of inputs, at most
 PROBED = 64  # rows on which a module is tried before anything is measured
 FEWEST = 50  # samples of each kind, at least
 SAME = 0.02  # difference of two passes, relative to the outputs' spread, from which on a forward counts as random
-TAIL = 1.6449  # standard deviations that hold 90% of a Gaussian
 SHARED = 0.1  # share of held-out rows that may be training rows as well; data of few values repeat themselves
 
 
@@ -120,27 +118,6 @@ def quality(outputs: torch.Tensor, part: Part) -> tuple[float, float, float]:
         100 * (says == part.says).double().mean().item(),
         cross_entropy(outputs, part.labels).item(),
     )
-
-
-def paired_loss(module_right: torch.Tensor, network_right: torch.Tensor) -> tuple[float, tuple[float, float]]:
-    """Returns the accuracy of the module less that of the network, in points, and its 90% interval over samples.
-
-    Parameters
-    ----------
-    module_right, network_right : (n,) of bool, whether each is right on the same samples.
-
-    Notes
-    -----
-    Only samples count that one of the two has right and the other has not. One more is added to the variance: where
-    none was seen there may still be a few.
-    """
-    n = len(module_right)
-    gained = (network_right & ~module_right).sum().item()
-    lost = (module_right & ~network_right).sum().item()
-    mean = (lost - gained) / n
-    variance = max((lost + gained + 1) / n - mean * mean, 0.0) / n
-    half = TAIL * math.sqrt(variance)
-    return 100 * mean, (100 * (mean - half), 100 * (mean + half))
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from deq_enn.machines.run import blocks_of
 from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.deq import DEQ
 from deq_enn.utils.deadline import OutOfTime, deadline
+from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts.assumptions import LEAST
 from deq_enn.verdicts.candidates import Network
 from deq_enn.verdicts.losses.measurements import Measurements
-from deq_enn.verdicts.losses.model import Z_90
 from deq_enn.verdicts.result import Candidate
 
 TRIED = 150  # samples of the first kernel, whose time tells how fast this machine is

@@ -23,6 +23,7 @@ from deq_enn.networks.export import ExportedENN, network_of
 from deq_enn.networks.trained_deq import TrainedDEQ
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.utils.deadline import OutOfTime, deadline
+from deq_enn.utils.intervals import paired_loss
 from deq_enn.utils.random import generator
 from deq_enn.verdicts.candidates import Network, Scales, networks, plain_networks
 
@@ -31,7 +32,6 @@ FIT = 10_000  # samples that a readout is solved on, at most
 HELD = 10_000  # samples that the loss is measured on, at most
 MATCHING = 0.3  # share of the budget after which no more matches are looked for
 FEWEST = 40, 20  # samples held in and held out, at least
-TAIL = 1.6449  # loss_model.Z_90 with one more digit, kept as it is: a shorter one would change recorded intervals
 FIRST_SEED = 10_000  # seed of the weights from which on we draw: users train smaller ones
 
 
@@ -216,20 +216,6 @@ def replacements(
     )
 
 
-def loss_and_half(differences: torch.Tensor) -> tuple[float, float]:
-    """Returns the mean of differences (seeds, n) in points, and half the width of its 90% interval.
-
-    The interval is over samples and seeds. One more sample is taken to differ: where no difference was seen there may
-    still be a few.
-    """
-    seeds, n = differences.shape
-    each = 100 * differences.mean(0)
-    variance = each.var().item() / n + (100 / n) ** 2 / seeds
-    if seeds > 1:
-        variance += (100 * differences).mean(1).var().item() / seeds
-    return each.mean().item(), TAIL * math.sqrt(variance)
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # the samples
 
@@ -310,7 +296,7 @@ def _share(right) -> float:
 def _summary(name, first, fitted_to, tries, test, gain) -> Replacement:
     labels, deq_says, says = test.labels.cpu(), test.deq_says.cpu(), torch.stack(tries.says)
     right = (says == labels).double()
-    loss, half = loss_and_half((deq_says == labels).double() - right)
+    loss, interval = paired_loss(deq_says == labels, says == labels)
     return Replacement(
         name,
         tries.network,
@@ -321,7 +307,7 @@ def _summary(name, first, fitted_to, tries, test, gain) -> Replacement:
         first_accuracy=100 * right[0].mean().item(),
         agreement=100 * _share(says == deq_says),
         loss=loss,
-        loss_interval=(loss - half, loss + half),
+        loss_interval=interval,
         seeds=len(says),
         enn=tries.enn,
         readout=tries.readout,

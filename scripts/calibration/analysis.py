@@ -2,7 +2,7 @@
 
 The outcome has an error of its own, from few seeds of the weights and a finite test set. An interval [low, high] about
 the mean is held to cover a measured loss that is within sqrt((high - mean)^2 + (z error)^2) above or as much below,
-z = 1.645. That is exact where both errors are Gaussian and forgives nothing that is wrong with the interval alone, but
+z = Z_90. That is exact where both errors are Gaussian and forgives nothing that is wrong with the interval alone, but
 it tells less the larger the error is: coverage without it is reported beside it. "Beyond noise" means by more than
 z errors.
 """
@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize
 
+from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts.decision import no_better_than_majority
-from deq_enn.verdicts.losses.model import CONSTANTS, Z_90, Discrepancy, Interval, predict
+from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Interval, predict
 from scripts.calibration.fresh import KINDS
 from scripts.calibration.outcomes import MAJORITY
 from scripts.calibration.verdicts import points_of

@@ -6,7 +6,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from deq_enn.reporting.style import STYLE, save
-from deq_enn.verdicts.losses.model import Z_90
+from deq_enn.utils.intervals import Z_90
 from scripts.calibration.analysis import TOLERANCE, coverage, matched_alone
 
 KINDS = {"mixtures": "C0", "images": "C1", "assumptions broken": "C2"}

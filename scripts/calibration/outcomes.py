@@ -79,7 +79,8 @@ def loss_and_error(deq: torch.Tensor, other: torch.Tensor) -> dict:
     """The loss in points, DEQ less the other, of (seeds, test samples) bool, and its standard error.
 
     The difference of seed s on sample i is modelled as mu + a_s + b_i + e_si: the error of the mean has a part of each,
-    of which the variances over rows and columns count that of e twice.
+    of which the variances over rows and columns count that of e twice. `utils.intervals.paired_loss` is for a DEQ that
+    is what it is; here each seed draws both networks, and e is taken out of the variances rather than bounded.
     """
     d = 100 * (deq.double() - other.double())
     S, n = d.shape

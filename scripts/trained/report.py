@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from deq_enn.unrolling.decision import FASTER
+from deq_enn.utils.intervals import Z_90
 
 TOLERANCE = 0.5  # points, as the verdicts had it
 KINDS = "stopped", "refitted", "distilled", "consistent", "explicit", "matched"
@@ -27,7 +28,7 @@ def true_variance(entry: dict, record: dict) -> float:
 def covered(entry: dict, record: dict) -> bool:
     """Tells whether the interval, made as much wider as the other samples' own error asks, holds their loss."""
     low, high = entry["interval"]
-    half = math.sqrt(((high - low) / 2) ** 2 + 1.6449**2 * true_variance(entry, record))
+    half = math.sqrt(((high - low) / 2) ** 2 + Z_90**2 * true_variance(entry, record))
     return abs(true_loss(entry, record) - entry["loss"]) <= half
 
 

@@ -13,6 +13,7 @@ import torch
 from deq_enn.machines.copies import repeated
 from deq_enn.reporting.records import read_lines
 from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts import candidates
 from deq_enn.verdicts.decision import Question, by_loss
 from deq_enn.verdicts.losses.classes import unequal
@@ -171,14 +172,14 @@ def made_up(spread, cases=300, error=0.0):
 def test_coverage_is_that_of_the_interval():
     prior = predict(calibration_verdicts.points_of([VAGUE]), 64, 1000)
     half = (prior.high - prior.low) / 2
-    for times, share in ((1, 0.9), (2, 0.589), (0.5, 0.999)):  # P(|xi| < 1.645/times)
-        held = analysis.joined(made_up(times * half / 1.645))
+    for times, share in ((1, 0.9), (2, 0.589), (0.5, 0.999)):  # P(|xi| < Z_90/times)
+        held = analysis.joined(made_up(times * half / Z_90))
         assert analysis.coverage(held)["as measured"] == pytest.approx(100 * share, abs=4)
     # noise of the outcome is allowed for, and hides nothing else
-    held = analysis.joined(made_up(half / 1.645, error=half))
+    held = analysis.joined(made_up(half / Z_90, error=half))
     assert analysis.coverage(held)["covered"] == pytest.approx(90, abs=4)
     assert analysis.coverage(held)["as measured"] < 70
-    held = analysis.joined(made_up(3 * half / 1.645, error=0.1 * half))
+    held = analysis.joined(made_up(3 * half / Z_90, error=0.1 * half))
     assert analysis.coverage(held)["covered"] < 50
 
 
@@ -194,8 +195,8 @@ def test_the_error_of_a_mean_over_two_seeds_is_drawn_to_that_of_the_other_networ
         }
         truth = analysis.Truth.of_case({"networks": networks, "seeds": 2}, "mean")
         loss, error = truth.loss_and_error("0")
-        held.append(abs(loss) < 1.645 * error)
-        alone.append(abs(loss) < 1.645 * networks["0"]["error"])
+        held.append(abs(loss) < Z_90 * error)
+        alone.append(abs(loss) < Z_90 * networks["0"]["error"])
         assert truth.loss_and_error("another") == (None, None)
     assert np.mean(alone) < 0.75 and 0.8 < np.mean(held) < 0.95
     assert analysis.Truth.of_case({"networks": networks, "seeds": 2}, "draw").loss_and_error("0") == (3.0, None)
@@ -210,7 +211,7 @@ def test_constants_are_set_so_that_intervals_cover():
     held = analysis.joined(packed, found)
     assert analysis.mean_score(held) < analysis.mean_score(analysis.joined(packed))
     assert analysis.coverage(held)["covered"] == pytest.approx(90, abs=4)
-    assert held[0].candidates[0].high == pytest.approx(4 * 1.645, rel=0.2)
+    assert held[0].candidates[0].high == pytest.approx(4 * Z_90, rel=0.2)
 
 
 @pytest.mark.slow
@@ -263,7 +264,7 @@ def held(answer, *losses, chosen=None, error=0.1):
 
 def test_what_happened():
     assert held("keep", 2.0, 0.2).happened == "some below"
-    assert held("keep", 2.0, 0.4).happened == "too near"  # 0.4 + 1.645 * 0.1 > 0.5
+    assert held("keep", 2.0, 0.4).happened == "too near"  # 0.4 + Z_90 * 0.1 > 0.5
     assert held("keep", 2.0, 0.7).happened == "all above"
     assert not held("replace", 0.6, chosen=0).wrong and held("replace", 0.7, chosen=0).wrong
     assert held("replace", 0.6, chosen=0, error=0.02).wrong

@@ -13,7 +13,7 @@ from deq_enn.training.loop import OPTIMIZERS
 from deq_enn.unrolling import by_steps, students
 from deq_enn.unrolling.by_steps import VerdictBySteps
 from deq_enn.unrolling.decision import Known, decide
-from deq_enn.unrolling.judged import Part, outputs_of, paired_loss
+from deq_enn.unrolling.judged import Part, outputs_of
 from deq_enn.unrolling.result import StepCandidate
 from deq_enn.unrolling.rivals import rivals
 from deq_enn.unrolling.steppers import stopped
@@ -80,20 +80,6 @@ def test_every_number_is_that_of_the_network_it_names(foreign, samples):
     assert all(torch.equal(value, before[name]) for name, value in foreign.state_dict().items())
     read = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert read["form"] == "steps" and read["answer"] == result.answer and result.answer in result.table()
-
-
-def test_the_interval_is_that_of_a_paired_difference():
-    g = generator("paired")
-    covered = 0
-    for _ in range(400):  # 8% lost, 5% gained: a loss of 3 points
-        u = torch.rand(500, generator=g)
-        module, network = u > 0.05, (u <= 0.05) | (u > 0.13)
-        loss, (low, high) = paired_loss(module, network)
-        assert loss == pytest.approx((low + high) / 2)
-        covered += low < 3.0 < high
-    assert 0.86 < covered / 400 < 0.94
-    same = torch.ones(500, dtype=torch.bool)
-    assert paired_loss(same, same)[1][1] == pytest.approx(100 * 1.6449 / 500)
 
 
 def candidate(kind, k, low, high, saved=3.0, seen=10_000):

@@ -17,7 +17,7 @@ import torch
 from scipy.stats import rankdata
 
 from deq_enn.machines.leave_one_out import LeftOut
-from deq_enn.verdicts.losses.model import Z_90
+from deq_enn.utils.intervals import Z_90
 
 UNEQUAL = 2.0  # times as many samples of the commonest class as of the rarest, from which on classes are unequal
 MEASURES = "balanced_accuracy", "auc"

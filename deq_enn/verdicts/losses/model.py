@@ -45,7 +45,6 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 LEVEL = 0.90  # probability that an interval holds the loss
-Z_90 = 1.645  # standard deviations on either side of the mean that hold 90% of a normal law
 UNMEASURED = 20.0  # d of a network of which nothing is known at finite width, in percent
 AMPLITUDES = np.arange(-3, 4)  # powers of two of the mixture's amplitudes, about Discrepancy.amplitude
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from deq_enn.machines.leave_one_out import LeftOut
+from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts.losses.classes import area_under_curve, compared, sentence, unequal
 
 
@@ -42,7 +43,7 @@ def test_losses_and_their_intervals_are_those_of_repetitions():
         if right:
             recalls = [[right(each)[y == c].double().mean() for c in range(3)] for each in (deq, other)]
             assert truth == pytest.approx(100 * np.subtract(*np.mean(recalls, 1)), abs=1e-6)
-    assert np.mean(halves, 0) == pytest.approx(1.645 * np.std(losses, 0), rel=0.25)
+    assert np.mean(halves, 0) == pytest.approx(Z_90 * np.std(losses, 0), rel=0.25)
 
 
 def test_seeds_add_up_and_equal_classes_have_no_such_scores():

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from scripts.trained import report, tasks
+from scripts.trained import figure, report, tasks
 from scripts.trained.deqs import ByHand, Flat, Recurrent, by_hand, cases
 
 
@@ -48,6 +48,14 @@ def test_a_sequence_is_its_recurrent_network():
     for token in x.unbind(1):
         z = torch.tanh(module.A(z) + module.B(token))
     torch.testing.assert_close(module(x), module.readout(z))
+
+
+def test_the_figure_tells_the_form_of_a_deq_by_its_name():
+    names = {"relu 0.5, width 128, 400 steps": "fully connected", "linear_pcdeq_1 tanh": "positive concave",
+             "torchdeq, two states": "by torchdeq", "by hand, Anderson": "by hand",
+             "sequence, torchdeq": "sequences"}  # fmt: skip
+    assert {name: figure.form(name) for name in names} == names
+    assert {figure.form(case.name) for case in cases()} == set(figure.FORMS)
 
 
 def test_every_case_has_a_name_of_its_own_and_forms_take_turns():

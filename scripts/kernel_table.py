@@ -2,9 +2,10 @@
 
     python scripts/kernel_table.py results/kernels-mnist-relu [FOLDER ...]
 
-Of each folder, which main.py --train kernel has written, the largest training size is taken. Rows are networks;
-columns are, for the conjugate and the tangent kernel, the test accuracy in %, and DEQ less network in points with the
-95% interval of the paired bootstrap over the test samples.
+Of each folder, which main.py --train kernel has written, the largest training size is taken. The conjugate and the
+tangent kernel have a table each, with the networks as rows: the test accuracy in %, and DEQ less network in points with
+the 95% interval of the paired bootstrap over the test samples. Label probabilities and the calibration error are there
+where one process made the run.
 """
 
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from deq_enn.names import DEQS
 from deq_enn.reporting.markdown import head, row
 from deq_enn.utils.arguments import OneLineParser
 from deq_enn.utils.outcome import one_line
@@ -36,14 +38,19 @@ def machines(folder):
                 best[place] = rank, c, line
     if not best:
         raise ValueError(f"{folder}: no kernel machines; make them with main.py --train kernel --output_path {folder}")
-    return {place: (c, line) for place, (_, c, line) in best.items()}
+    return {place: (c, line) for place, (_, c, line) in sorted(best.items(), key=_rank)}
+
+
+def _rank(item):
+    """Returns where a table and a row stand: CK before NTK, and the DEQ before its match before the others."""
+    (kernel, activation, network), (_, config, _) = item
+    return kernel, activation, config.model not in DEQS, "unmatched" in network, network
 
 
 def table(folder):
     """Yields lines of Markdown."""
     from deq_enn.experiments.exact_report import right
     from deq_enn.machines.scores import bootstrap_difference
-    from deq_enn.names import DEQS
     from deq_enn.training.run_files import log_path
 
     records = machines(folder)

@@ -107,8 +107,8 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("sin", torch.sin, torch.cos, (), 1.0),
     )
 }
-# in the order in which the command line offers them
 ACTIVATIONS = {name: ACTIVATIONS[name] for name in names.ACTIVATIONS}
+"""The activations that are known by name, in the order in which the command line offers them."""
 
 
 def from_function(fn: Elementwise, name: str | None = None, kinks: Iterable[float] = ()) -> Activation:

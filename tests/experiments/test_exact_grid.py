@@ -337,3 +337,13 @@ def test_the_table_of_a_folder_is_markdown_with_paired_intervals(data, tmp_path,
     assert cells["relu_enn"][3].startswith(f"{difference:+.2f} [") and cells["inn"][3] == ""
     with pytest.raises(ValueError, match="no kernel machines; make them with main.py --train kernel"):
         list(kernel_table.table(tmp_path))
+
+
+def test_the_table_has_ck_before_ntk_and_networks_in_order():
+    from scripts import kernel_table
+
+    root = Path(kernel_table.__file__).resolve().parents[1]
+    places = list(kernel_table.machines(root / "docs" / "logs" / "kernels-mnist-relu"))
+    assert [kernel for kernel, _, _ in places] == ["ck"] * 5 + ["ntk"] * 5
+    networks = ["deq", "matched_enn", "unmatched_enn 1", "unmatched_enn 2", "unmatched_enn 3"]
+    assert [network for _, _, network in places] == 2 * networks

@@ -1,12 +1,13 @@
 """Images are read here as they come in files: MNIST, Fashion-MNIST, SVHN and CIFAR-10.
 
-torchvision downloads what is not there, and is imported only for that.
+torchvision reads idx files and downloads what is not there. Its import takes as long as torch's own, and happens only
+for these two.
 """
 
 import contextlib
 import gzip
-import math
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -111,36 +112,42 @@ def _mnist_file(place: Path, name: str) -> Path | None:
 
 
 def _idx(file: Path, ndim: int) -> torch.Tensor:
-    """Reads the uint8 array of an idx file: 0, 0, 8 (unsigned byte), ndim, then the big-endian sizes, then the data.
+    """Reads the uint8 array of an idx file, as it is or packed by gzip, with torchvision's reader.
 
-    torchvision's reader does the same, but importing torchvision.datasets imports torch's compiler, which takes as long
-    as torch itself; and of a damaged file it says no more than that an assertion failed.
+    That one takes a path and nothing else, any type of number, and of a damaged file says that an assertion failed.
     """
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
     try:
-        if file.suffix == ".gz":
-            with gzip.open(file) as packed:
-                content = np.frombuffer(bytearray(packed.read()), dtype=np.uint8)
-        else:
-            content = np.fromfile(file, dtype=np.uint8)
+        with _unpacked(file) as plain:
+            array = read_sn3_pascalvincent_tensor(str(plain))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{file}: truncated or damaged ({one_line(error)}); replace it") from None
     except OSError as error:
         raise DataError(
             f"{file}: cannot be read ({error.strerror or error}); put the idx file or its .gz there"
         ) from None
-    if content[:4].tolist() != [0, 0, 8, ndim]:
+    except (AssertionError, LookupError, ValueError, RuntimeError):  # what the reader raises on a file that is none
+        raise DataError(f"{file}: truncated, damaged or no idx file; replace it") from None
+    if array.dtype != torch.uint8 or array.ndim != ndim:
+        kind = str(array.dtype).removeprefix("torch.")
         raise DataError(
-            f"{file}: magic number {content[:4].tobytes().hex() or 'missing'}, not 0000080{ndim}: "
-            "not the idx file of that name; replace it"
+            f"{file}: {kind} in {array.ndim} dimensions, not uint8 in {ndim}: not the idx file of that name; replace it"
         )
-    sizes = content[4 : 4 + 4 * ndim].view(">u4").tolist() if len(content) >= 4 + 4 * ndim else []
-    data = content[4 + 4 * ndim :]
-    if not sizes or len(data) != math.prod(sizes) or not len(data):
-        raise DataError(
-            f"{file}: {len(data)} bytes of data where its header {tuple(sizes)} promises "
-            f"{math.prod(sizes)}: truncated or damaged; replace it"
-        )
-    return torch.from_numpy(data).view(sizes)
+    return array
+
+
+@contextlib.contextmanager
+def _unpacked(file: Path) -> Iterator[Path]:
+    """Yields a file, or a temporary one with what a .gz holds."""
+    if file.suffix != ".gz":
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / file.stem
+        with gzip.open(file) as packed, plain.open("wb") as out:
+            shutil.copyfileobj(packed, out)
+        yield plain
 
 
 @contextlib.contextmanager

@@ -115,6 +115,28 @@ def test_damaged_idx_file_is_named(tmp_path, file, damage):
     assert str(path) in one_line(error)
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (idx_bytes(np.zeros((60, 28))), "uint8 in 2 dimensions, not uint8 in 3"),
+        (bytes([0, 0, 12, 3]) + np.array([1, 2, 2, *range(4)], ">i4").tobytes(), "int32 in 3 dimensions, not uint8"),
+        (bytes([0, 0, 10, 3]) + np.array([1, 2, 2, *range(4)], ">i4").tobytes(), "truncated, damaged or no idx file"),
+        (bytes([0, 0, 8, 3]) + np.array([0, 28, 28], ">u4").tobytes(), "truncated, damaged or no idx file"),
+        (b"not a file of numbers", "truncated, damaged or no idx file"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_of_another_kind_are_refused(tmp_path, content, words, packed):
+    write_mnist(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.unlink()
+    path = tmp_path / f"{path.name}.gz" if packed else path
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(DataError, match=words) as error:
+        mnist_images(tmp_path)
+    assert str(path) in one_line(error)
+
+
 def test_idx_files_that_do_not_fit_one_another(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     write_mnist(raw)

@@ -2,11 +2,15 @@
 
 Samples are rows. The mean of the training rows is subtracted from all rows, which are then divided by one number, so
 that the mean squared norm of a training row is 1. Its root is tau_0 of the paper.
-
     python data_prepare.py --dataset mnist [--dataset_path DIR]    fetches it, prints n, p, tau_0, spread of the norms
 
 The code lives in `deq_enn/data/`.
 """
+
+import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program
 
 from deq_enn.data.datasets import Dataset, load_dataset, load_training
 from deq_enn.data.images import DataError, cifar10_images, mnist_images, svhn_images

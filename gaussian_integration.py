@@ -8,6 +8,11 @@ the integration end at the kinks of the activation and are halved until they agr
 The code lives in `deq_enn/theory/` (gaussian.py, hermite.py, activations.py).
 """
 
+import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program
+
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, load_activation, piecewise_linear
 from deq_enn.theory.gaussian import GaussianMoments, centre, expectation, expectations, gaussian_moments
 from deq_enn.theory.hermite import hermite_coefficients, hermite_functions

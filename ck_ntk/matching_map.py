@@ -9,6 +9,11 @@ parameter, residual and finite-width error, and why the families tried before do
 how many are matched, and of the others why not.
 """
 
+import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program
+
 import math
 import sys
 from pathlib import Path

@@ -5,8 +5,8 @@ torch. `README.md` says which subpackage holds what.
 """
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is needed here
 if TYPE_CHECKING:
     from deq_enn.data.datasets import Dataset, load_dataset
     from deq_enn.data.mixtures import gaussian_mixture

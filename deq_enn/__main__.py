@@ -8,8 +8,14 @@
 `deq-enn COMMAND --help` lists the flags of each.
 """
 
-import importlib
+import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
 import sys
+
+if __name__ == "__main__" or sys.argv[0].endswith("deq-enn"):
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program
+
+import importlib
 
 from deq_enn.utils import interrupts
 from deq_enn.utils.arguments import BAD_INPUT

@@ -14,6 +14,11 @@ without the trainings. `outcomes` once more after `verdicts` trains the networks
 not trained before. All trainings take some 20 minutes of one core, and each verdict --budget seconds.
 """
 
+import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+
+if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program
+
 import gzip
 import json
 import os

@@ -1,5 +1,7 @@
 """Ctrl-C, whenever it comes, ends a program with one line. This module is imported first, and imports nothing heavy.
 
+The first lines of every command let Ctrl-C end the process without a word, while not even this is imported.
+
 During imports there is nothing to clean up, and a KeyboardInterrupt raised inside one may surface as some other error.
 So Ctrl-C exits immediately then. Later it raises KeyboardInterrupt, so that temporary files are removed; a second
 Ctrl-C does not wait for that. Once the files are written it is ignored. Files are whole in each case, as after any
@@ -9,6 +11,7 @@ kill.
 import os
 import signal
 import sys
+import threading
 from typing import NoReturn
 
 RESUME = "the same command with --resume goes on from here"
@@ -39,7 +42,7 @@ def leave_at_once(words: str = f"main.py: interrupted; {RESUME}") -> None:
     """Lets Ctrl-C exit immediately with these words, unless this process ignores it, as one in the background does."""
     global _words
     _words = words
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, leave)
         sys.unraisablehook = _unraisable
 
@@ -48,6 +51,12 @@ def raise_from_now_on() -> None:
     """Lets Ctrl-C raise KeyboardInterrupt, where it was `leave_at_once` before."""
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, _unwind)
+
+
+def raise_again() -> None:
+    """Lets Ctrl-C raise KeyboardInterrupt, where the first lines of a command let it end the process."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ignore() -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from deq_enn.names import ACTIVATIONS
-from deq_enn.utils.arguments import OneLineParser, add_asquare, bounded_float
+from deq_enn.utils.arguments import OneLineParser, activation_name, add_asquare, bounded_float
 from deq_enn.utils.outcome import one_line
 
 
@@ -80,6 +80,7 @@ def moments(argv: Sequence[str] | None = None, description: str | None = None) -
     parser = _parser("gaussian_integration", description)
     parser.add_argument(
         "--activation",
+        type=activation_name,
         required=True,
         metavar="NAME",
         help=f"{', '.join(ACTIVATIONS)}, or path/to/file.py:name, whose code is run",

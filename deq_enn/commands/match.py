@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from deq_enn.names import ACTIVATIONS, FAMILIES
 from deq_enn.utils import interrupts
-from deq_enn.utils.arguments import OneLineParser, add_asquare, bounded_float
+from deq_enn.utils.arguments import OneLineParser, activation_name, add_asquare, bounded_float
 from deq_enn.utils.outcome import one_line
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def add_deq_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that name a DEQ and the match asked for."""
     parser.add_argument(
         "--activation",
+        type=activation_name,
         required=True,
         metavar="NAME",
         help=f"of the DEQ: {', '.join(ACTIVATIONS)}, or path/to/file.py:name, whose code is run",

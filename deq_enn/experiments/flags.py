@@ -5,7 +5,7 @@ Nothing heavy is imported here: --help and a bad flag are answered without waiti
 
 import importlib.util
 import math
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 
 from deq_enn.names import (
@@ -23,6 +23,7 @@ from deq_enn.names import (
 )
 from deq_enn.utils.arguments import (
     OneLineParser,
+    activation_name,
     add_asquare,
     add_data_flags,
     bounded_float,
@@ -348,6 +349,11 @@ def check_activation(parser: OneLineParser, arguments: Namespace) -> None:
             )
     elif arguments.activation and not general:
         parser.error(f"argument --activation: not a setting of {arguments.model[0]}, which has its own")
+    elif arguments.activation:
+        try:
+            activation_name(arguments.activation)
+        except ArgumentTypeError as error:
+            parser.error(f"argument --activation: {error}")
 
 
 def check_equilibria(parser: OneLineParser, arguments: Namespace) -> None:

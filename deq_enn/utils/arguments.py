@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from deq_enn.names import DATASETS, PRESETS
+from deq_enn.names import ACTIVATIONS, DATASETS, PRESETS
 from deq_enn.utils.terminal import spell_what_is_not_shown
 
 BAD_INPUT, FAILED = 2, 1  # exit statuses; the third is INTERRUPTED
@@ -106,6 +106,21 @@ def step_count(text: str) -> int:
 def class_label(text: str) -> int | str:
     """Reads the label of a class, a whole number or a name."""
     return int(text) if text.isdecimal() else text
+
+
+def activation_name(text: str) -> str:
+    """Reads the name of an activation, or path/to/file.py:name with a file that is there; its code is not run yet."""
+    if text in ACTIVATIONS:
+        return text
+    path, colon, _ = text.rpartition(":")
+    if not colon:
+        known = ", ".join(ACTIVATIONS)
+        raise argparse.ArgumentTypeError(
+            f"unknown activation {text!r}: choose from {known}, or give path/to/file.py:name"
+        )
+    if not os.path.exists(path):
+        raise argparse.ArgumentTypeError(f"activation {text!r}: there is no file {path}")
+    return text
 
 
 def bounded_int(low: int, high: int) -> Callable[[str], int]:

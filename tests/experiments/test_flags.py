@@ -1,5 +1,6 @@
 """The flags of main.py: their names, defaults and refusals, without torch."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -111,6 +112,23 @@ def test_a_bad_flag_as_a_process(tmp_path):
         [sys.executable, ROOT / "main.py", "--dim", "0"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
+
+
+def test_an_unknown_activation_is_refused_without_torch():
+    commands = (("deq_enn.experiments.flags", "parse_arguments"), ("deq_enn.commands.match", "main"),
+                ("deq_enn.commands.export", "main"), ("deq_enn.commands.doorways", "moments"))  # fmt: skip
+    for (module, name), argv in itertools.product(commands, (["swosh"], ["nowhere/to/be.py:bent"])):
+        argv = [*(["--model", "deq"] if name == "parse_arguments" else []), "--activation", *argv]
+        argv += ["enn.pt"] if module.endswith("export") else []
+        code = (
+            "import importlib, sys\n"
+            f"try: importlib.import_module({module!r}).{name}({argv!r})\n"
+            "except SystemExit as stop: assert stop.code == 2\n"
+            "assert 'torch' not in sys.modules\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0 and done.stderr.count("\n") == 1, done.stderr
+        assert "argument --activation: " in done.stderr
 
 
 def test_the_installed_command_calls_itself_by_its_name(capsys, monkeypatch):

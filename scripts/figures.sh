@@ -42,14 +42,21 @@ done
 "$python" ck_ntk/matching_map.py "${output[@]}"
 "$python" ck_ntk/conv_mixture.py "${output[@]}"
 
-if [[ -e $data/MNIST/raw/train-images-idx3-ubyte || -e $data/train-images-idx3-ubyte ]]; then
+images() {  # whether one of the folders has the training images, packed or not, as deq_enn/data/images.py looks for them
+    local place
+    for place; do
+        if compgen -G "$data/$place/train-images[-.]idx3-ubyte*" >/dev/null; then return; fi
+    done
+    return 1
+}
+if images MNIST/raw MNIST raw .; then
     for name in ck_mnist_matching mnist_ntk_matching mnist_one_layer_matching mnist_two_layer_matching; do
         "$python" "ck_ntk/$name.py" --dataset_path "$data" "${sizes[@]}" "${flags[@]}" "${output[@]}"
     done
     "$python" ck_ntk/steps.py --dataset_path "$data" "${output[@]}"
     "$python" ck_ntk/resolvent_network.py --dataset_path "$data" "${output[@]}"
     others=()
-    [[ ! -e $data/FashionMNIST/raw/train-images-idx3-ubyte ]] || others+=(fashion_mnist)
+    if images FashionMNIST/raw FashionMNIST; then others+=(fashion_mnist); fi
     [[ ! -d $data/cifar10 && ! -d $data/cifar-10-batches-py ]] || others+=(cifar10_images)
     "$python" ck_ntk/conv_matching.py --dataset_path "$data" --dataset mnist "${others[@]}" mixture "${output[@]}"
 else

@@ -80,6 +80,14 @@ def test_damaged_gz_is_named(tmp_path, damage):
     one_line(error)
 
 
+def test_a_file_that_ends_within_its_header_is_named(tmp_path):
+    write_mnist(tmp_path)
+    file = tmp_path / "t10k-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:9])
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte: truncated, damaged or no idx file"):
+        mnist_images(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["mnist", "cifar10_images", "svhn"])
 def test_a_failed_download_leaves_no_folder(tmp_path, no_network, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

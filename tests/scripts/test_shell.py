@@ -20,3 +20,15 @@ from tests.conftest import ROOT
 def test_help_and_too_little(argv, status, words):
     done = subprocess.run(["bash", f"scripts/{argv[0]}", *argv[1:]], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == status and words in (done.stderr if status else done.stdout)
+
+
+@pytest.mark.parametrize("place", ["MNIST/raw", "MNIST", "raw", "."])
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "train-images.idx3-ubyte.gz"])
+def test_the_figures_look_for_mnist_where_its_reader_does(tmp_path, place, file):
+    code = """eval "$(sed -n '/^images() {/,/^}/p;/^if images/p' scripts/figures.sh)
+        echo there; else echo skipped; fi" """
+    for expected in ("skipped", "there"):
+        done = subprocess.run(["bash", "-c", f"data={tmp_path}\n{code}"], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.strip() == expected, done.stderr
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / file).touch()

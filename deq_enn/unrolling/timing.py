@@ -67,7 +67,7 @@ def _take_turns(
     clock: Callable[[], float],
     end: float,
 ) -> None:
-    """Fills in what is timed, each job of each network once a turn, and the memory after the first turn."""
+    """Fills in what is timed, each job of each network once a turn, and the memory after the last turn."""
     broken: set[tuple[str, str]] = set()
     X = X[: _rows(networks[""], X, (end - clock()) / (3 * len(networks)), clock)]
     x = X.to(device_of(networks[""]))
@@ -116,7 +116,7 @@ def _job(network: nn.Module, job: str, X: torch.Tensor) -> Callable[[], object]:
         y = torch.zeros(len(x), dtype=torch.int64, device=device)
 
         def step() -> None:
-            with torch.enable_grad():
+            with evaluating(network), torch.enable_grad():  # in training mode statistics of the batch would be kept
                 cross_entropy(scores(network(x)).float(), y).backward()
 
         return step

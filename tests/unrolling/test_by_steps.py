@@ -305,6 +305,16 @@ def test_a_module_in_training_mode_is_judged_in_evaluation_mode(samples):
     assert module.training and module[2].training
 
 
+def test_timing_leaves_a_module_in_training_mode_as_it_was(samples):
+    (X, _), _ = samples
+    module = nn.Sequential(nn.BatchNorm1d(P), DEQ("tanh", P, M, K, 0.2)).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    report = compared(module, {}, X, 1.0, Ticks(0.1))
+    assert report[""]["step"] is not None and module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
 class Unpacked(nn.Module):
     def forward(self, outputs):
         return outputs[0]

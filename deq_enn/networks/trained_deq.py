@@ -25,7 +25,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -360,29 +359,3 @@ def _some(X: Any, p: int) -> torch.Tensor:
     if X.ndim != 2 or X.shape[1] != p or not len(X):
         raise ValueError(f"X must be an (n, {p}) matrix, as the DEQ's B has {p} columns; got shape {tuple(X.shape)}")
     return X[torch.linspace(0, len(X) - 1, min(len(X), COMPARED)).long()].detach()
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# checkpoints
-
-
-def load_checkpoint(path: Path | str, activation: Activation, sigma_a2: float, tau0: float = 1.0) -> DEQ:
-    """Returns the DEQ of a checkpoint that main.py --train full wrote (or of its .best.pt), never unpickled.
-
-    Raises ValueError, in one line, where the file is no such checkpoint.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    except Exception as error:  # whatever a file that is not one makes of the unpickler
-        raise ValueError(f"{path} is no checkpoint of main.py ({type(error).__name__})") from None
-    state = state.get("model", state) if isinstance(state, dict) else {}
-    if "weight" in state and "A" not in state:
-        raise ValueError(f"{path} holds a readout alone (--train readout): its DEQ is as it was drawn, without a file")
-    if missing := [key for key in ("A", "B", "readout.weight") if key not in state]:
-        raise ValueError(f"{path} is no checkpoint of a DEQ: it has no {', '.join(missing)}")
-    (m, p), classes = state["B"].shape, len(state["readout.weight"])
-    deq = DEQ(activation, p, m, classes, sigma_a2, tau0).to(state["A"])
-    deq.load_state_dict(state)
-    return deq

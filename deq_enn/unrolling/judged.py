@@ -74,7 +74,7 @@ def scores(outputs: Any, name: str = "the module") -> torch.Tensor:
     return torch.cat([torch.zeros_like(outputs), outputs], 1) if outputs.shape[1] == 1 else outputs
 
 
-def outputs_of(module: nn.Module, X: torch.Tensor, name: str = "the module") -> torch.Tensor:
+def outputs_of(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
     """Returns the scores (n, c) of samples X (n, ...), in evaluation mode and in batches, in float32 on the CPU.
 
     It looks at the deadline between batches.
@@ -83,7 +83,7 @@ def outputs_of(module: nn.Module, X: torch.Tensor, name: str = "the module") -> 
     with evaluating(module):
         for rows in X.split(batch_of(X)):
             check()
-            results.append(scores(module(rows.to(device)), name).float().cpu())
+            results.append(scores(module(rows.to(device))).float().cpu())
     return torch.cat(results)
 
 
@@ -157,7 +157,7 @@ def labels(y: Any, n: int, classes: int, what: str = "y") -> torch.Tensor:
     if array.shape != (n,):
         raise ValueError(f"{what} must have one label a sample, ({n},); got shape {tuple(array.shape)}")
     order = "0, 1, ... in the order of the module's outputs"
-    if array.dtype.kind not in "iufb" or not np.all(array == np.round(array)):
+    if array.dtype.kind not in "iufb" or not np.all(np.isfinite(array) & (array == np.round(array))):
         raise ValueError(f"{what} must be labels {order}, whole numbers; got {array.dtype}")
     if array.min() < 0 or array.max() >= classes:
         wrong = array.min() if array.min() < 0 else array.max()

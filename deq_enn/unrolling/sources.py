@@ -1,7 +1,9 @@
 """Where a module comes from: a user's file, `my_file.py:build`, or a checkpoint that main.py wrote; never unpickled."""
 
+import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ import torch
 from torch import nn
 
 from deq_enn.names import PCDEQ_ACTIVATIONS
+from deq_enn.networks.deq import DEQ
 from deq_enn.networks.pcdeq import AUGMENTED_WIDTHS, WIDTHS, PcDEQNetwork, build_pcdeq
-from deq_enn.networks.trained_deq import load_checkpoint
-from deq_enn.theory.activations import load_activation
+from deq_enn.theory.activations import Activation, load_activation
 
 WEIGHTS = "state_dict", "model", "weights"  # keys under which training scripts keep weights beside other things
 EQUILIBRIUM = ".inner.parametrizations.weight.original1"  # the end of a key that only a positive concave DEQ has
+YOUR_OWN = "a network of your own goes by --module FILE.py:build --weights FILE.pt"
 
 
 def load_module(spec: str, weights: Path | str | None = None) -> tuple[nn.Module, Any]:
@@ -23,7 +26,8 @@ def load_module(spec: str, weights: Path | str | None = None) -> tuple[nn.Module
     Parameters
     ----------
     spec : `build` is a function without arguments that returns the module, or the module itself. A function `steps`
-        in the file, steps(module, k) -> module, says how to stop it after k steps.
+        in the file, steps(module, k) -> module, says how to stop it after k steps. While both run, files beside this
+        one can be imported, as where Python runs it.
     weights : of torch.save(module.state_dict(), ...), read by weights_only=True.
 
     Returns
@@ -39,20 +43,26 @@ def load_module(spec: str, weights: Path | str | None = None) -> tuple[nn.Module
         raise ValueError(f"--module {spec!r}: give path/to/file.py:build, whose build() returns the module")
     if not Path(path).is_file():
         raise ValueError(f"--module {spec!r}: there is no file {path}")
-    values = _run(Path(path), spec)
-    if name not in values:
-        raise ValueError(f"--module {spec!r}: {path} defines no {name}")
-    module = values[name]
-    if not isinstance(module, nn.Module):
-        try:
-            module = module()
-        except Exception as error:  # whatever the user's code raises
-            raise ValueError(f"--module {spec!r}: {name}() fails ({_short(error)})") from None
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"--module {spec!r}: {name}() returns {type(module).__name__}, not a torch.nn.Module")
+    with _importing_beside(Path(path)):
+        values = _run(Path(path), spec)
+        if name not in values:
+            raise ValueError(f"--module {spec!r}: {path} defines no {name}")
+        module = values[name] if isinstance(values[name], nn.Module) else _called(values[name], name, spec)
     if weights is not None:
         _load(module, weights)
     return module, values.get("steps")
+
+
+@contextlib.contextmanager
+def _importing_beside(path: Path) -> Iterator[None]:
+    """Lets imports look into the folder of this file first."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the user's code has taken it out
+            sys.path.remove(folder)
 
 
 def _run(path: Path, spec: str) -> dict[str, Any]:
@@ -68,6 +78,19 @@ def _run(path: Path, spec: str) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"--module {spec!r}: {path} does not run ({_short(error)})") from None
     return vars(namespace)
+
+
+def _called(build: Any, name: str, spec: str) -> nn.Module:
+    """The module that the user's function returns."""
+    try:
+        module = build()
+    except SystemExit as stop:
+        raise ValueError(f"--module {spec!r}: {name}() ends the program (SystemExit: {stop})") from None
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(f"--module {spec!r}: {name}() fails ({_short(error)})") from None
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"--module {spec!r}: {name}() returns {type(module).__name__}, not a torch.nn.Module")
+    return module
 
 
 def _load(module: nn.Module, path: Path | str) -> None:
@@ -124,6 +147,11 @@ def _state(path: Path | str) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever a file that is none makes of the unpickler
         return {}
+    return _weights_in(state)
+
+
+def _weights_in(state: Any) -> dict[str, Any]:
+    """The weights of a checkpoint, beside which it may hold other things; none where it is something else."""
     state = state.get("model", state) if isinstance(state, dict) else {}
     return {key: value for key, value in state.items() if isinstance(key, str)} if isinstance(state, dict) else {}
 
@@ -133,20 +161,62 @@ def _pcdeq(path: Path | str, state: dict[str, Any], activation: str) -> PcDEQNet
     if not kinds:
         known = ", ".join(name for names in PCDEQ_ACTIVATIONS.values() for name in names)
         raise ValueError(f"{path} is of a positive concave DEQ: --activation must be one of {known}, got {activation}")
-    equilibria = [value for key, value in state.items() if key.endswith(EQUILIBRIUM)]
-    first = next(value for key, value in state.items() if key.endswith(".weight") and value.ndim > 1)
-    body = "linear" if equilibria[0].ndim == 2 else "single_conv" if len(equilibria) == 1 else "multi_conv"
-    channels = first.shape[1] if first.ndim == 4 else {784: 1, 3072: 3}.get(first.shape[1], 0)
-    shape = {1: (1, 28, 28), 3: (3, 32, 32)}.get(channels)
-    classes = list(state.values())[-1].shape[0]
     try:
-        if shape is None:
-            raise ValueError("its images have a shape that is not known")
-        widths = tuple(len(weight) for weight in equilibria)
-        augmented = widths == AUGMENTED_WIDTHS.get(shape, {}).get(body) != WIDTHS[shape][body]
-        network = build_pcdeq(f"{body}_pcdeq_{kinds[0]}", activation, shape, classes, augmented=augmented)
+        network = _pcdeq_like(state, kinds[0], activation)
         network.load_state_dict(state)
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is no checkpoint of a positive concave DEQ of this project: {reason}") from None
+        raise ValueError(
+            f"{path} is no checkpoint of a positive concave DEQ of this project: {reason}; {YOUR_OWN}"
+        ) from None
     return network.eval()
+
+
+def _pcdeq_like(state: dict[str, Any], kind: str, activation: str) -> PcDEQNetwork:
+    """The network whose weights have the shapes of these; ValueError where there is none."""
+    shapes = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, torch.Tensor)}
+    widths = [shape for key, shape in shapes.items() if key.endswith(EQUILIBRIUM)]
+    first = next((shape for key, shape in shapes.items() if key.endswith(".weight") and len(shape) > 1), ())
+    last = [*shapes.values()][-1] if shapes else ()
+    if not widths or not first or not last or not all(widths):
+        raise ValueError("it has other layers")
+    body = "linear" if len(widths[0]) == 2 else "single_conv" if len(widths) == 1 else "multi_conv"
+    channels = first[1] if len(first) == 4 else {784: 1, 3072: 3}.get(first[1], 0)
+    image = {1: (1, 28, 28), 3: (3, 32, 32)}.get(channels)
+    if image is None:
+        raise ValueError("its images have a shape that is not known")
+    augmented = tuple(shape[0] for shape in widths) == AUGMENTED_WIDTHS.get(image, {}).get(body) != WIDTHS[image][body]
+    return build_pcdeq(f"{body}_pcdeq_{kind}", activation, image, last[0], augmented=augmented)
+
+
+def load_checkpoint(path: Path | str, activation: Activation, sigma_a2: float) -> DEQ:
+    """Returns the DEQ of a checkpoint that main.py --train full wrote (or of its .best.pt), never unpickled.
+
+    Raises ValueError, in one line, where the file is no such checkpoint, or the DEQ has no stable equilibrium.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except Exception as error:  # whatever a file that is not one makes of the unpickler
+        raise ValueError(f"{path} is no checkpoint of main.py ({type(error).__name__})") from None
+    state = _weights_in(state)
+    if "weight" in state and "A" not in state:
+        raise ValueError(f"{path} holds a readout alone (--train readout): its DEQ is as it was drawn, without a file")
+    if missing := [key for key in ("A", "B", "readout.weight") if not isinstance(state.get(key), torch.Tensor)]:
+        raise ValueError(f"{path} is no checkpoint of a DEQ: it has no {', '.join(missing)}; {YOUR_OWN}")
+    A, B, readout = (state[key] for key in ("A", "B", "readout.weight"))
+    if A.ndim == 4:
+        raise ValueError(
+            f"{path} is of a convolutional DEQ, and does not hold the shape of its images: make the ConvDEQ in a file "
+            f"of your own and give --module FILE.py:build --weights {path}"
+        )
+    if not A.ndim == B.ndim == readout.ndim == 2:
+        raise ValueError(f"{path} is no checkpoint of a DEQ: its A, B and readout are no matrices; {YOUR_OWN}")
+    deq = DEQ(activation, B.shape[1], len(B), len(readout), sigma_a2).to(A)
+    try:
+        deq.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is no checkpoint of a DEQ: {reason:.200}; {YOUR_OWN}") from None
+    return deq

@@ -241,6 +241,8 @@ def begin(
     has the form z = phi(Az + Bx + b), and a solver is given or no samples are held out.
     """
     check_held(held)
+    asked = "budget", "tolerance", "width", "decide_on"
+    check_request(**{key: settings[key] for key in asked if key in settings}, seen=seen)
     deq = unwrapped(deq)
     if isinstance(deq, ConvDEQ) and deq.as_drawn() and steps is None:
         if solver is not None:

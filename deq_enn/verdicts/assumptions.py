@@ -30,14 +30,22 @@ MOST_OFF_SCALE = 0.1  # relative difference of the mean squared norm and tau_0^2
 # what can be used
 
 
-def check_request(budget: float, tolerance: float, width: int | None, decide_on: str = "draw") -> None:
-    """Refuses a budget, tolerance, width or `decide_on` that means nothing, by a ValueError."""
+def check_request(
+    budget: float = 60.0,
+    tolerance: float = 0.5,
+    width: int | None = None,
+    decide_on: str = "draw",
+    seen: float | None = None,
+) -> None:
+    """Refuses a budget, tolerance, width, `decide_on` or `seen` that means nothing, by a ValueError."""
     if decide_on not in ("draw", "mean"):
         raise ValueError(f"decide_on must be 'draw' or 'mean', got {decide_on!r}")
     if not (budget > 0 and tolerance > 0 and math.isfinite(budget + tolerance)):
         raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
     if width is not None and width < 1:
         raise ValueError(f"the width must be positive, got {width}")
+    if seen is not None and not seen > 0:
+        raise ValueError(f"seen, the samples that the DEQ passed in its training, must be positive, got {seen}")
 
 
 def check_deq(deq: object) -> None:

@@ -1,7 +1,6 @@
 """Modules of other makers, weights that training has moved, and what a replacement loses, measured again here."""
 
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -11,10 +10,8 @@ from torch import nn
 
 from deq_enn.data.datasets import load_dataset
 from deq_enn.networks.deq import DEQ, as_drawn
-from deq_enn.networks.trained_deq import TrainedDEQ, adapt, load_checkpoint
+from deq_enn.networks.trained_deq import TrainedDEQ, adapt
 from deq_enn.theory.activations import ACTIVATIONS
-from deq_enn.training.loop import run
-from deq_enn.training.run_files import Config, best_path, checkpoint_path
 from deq_enn.utils.deadline import deadline
 from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts.candidates import PLAIN_DEPTHS, networks
@@ -118,36 +115,6 @@ def test_what_is_not_of_this_form_says_what_is_missing(module, message):
     with pytest.raises(ValueError, match=message) as caught:
         adapt(module)
     assert "\n" not in str(caught.value)
-
-
-def test_the_checkpoint_of_a_run(small_npz, tmp_path):
-    data = load_dataset("npz", small_npz)
-    for training in ("full", "readout"):
-        config = Config("npz", "inn", 16, 0.1, 2, 20, train=training)
-        run(config, data, lambda: DEQ(ACTIVATIONS["relu"], 5, 16, 3, 0.2), tmp_path / training, tmp_path / training)
-    folder = tmp_path / "full"
-    path = checkpoint_path(Config("npz", "inn", 16, 0.1, 2, 20, train="full"), folder)
-    deq = load_checkpoint(path, ACTIVATIONS["relu"], 0.2)
-    state = torch.load(path, weights_only=True)
-    assert torch.equal(deq.A, state["model"]["A"]) and not as_drawn(deq)
-    correct = (deq(data.X_test).argmax(1) == data.y_test).double().mean().item()
-    assert correct == pytest.approx(state["history"][-1]["test_accuracy"])
-    best = load_checkpoint(
-        best_path(Config("npz", "inn", 16, 0.1, 2, 20, train="full"), folder), ACTIVATIONS["relu"], 0.2
-    )
-    assert best.B.shape == (16, 5)
-    readout = checkpoint_path(Config("npz", "inn", 16, 0.1, 2, 20), tmp_path / "readout")
-    (tmp_path / "other.pt").write_bytes(pickle.dumps({"model": 1}, 2)[:-4])
-    torch.save({"model": {"B": torch.ones(2, 2)}}, tmp_path / "half.pt")
-    for path, message in (
-        (readout, "holds a readout alone"),
-        (tmp_path / "other.pt", "is no checkpoint of main.py"),
-        (tmp_path / "half.pt", "it has no A, readout.weight"),
-        (tmp_path / "no.pt", "cannot be read"),
-    ):
-        with pytest.raises(ValueError, match=message) as caught:
-            load_checkpoint(path, ACTIVATIONS["relu"], 0.2)
-        assert "\n" not in str(caught.value)
 
 
 def test_weights_as_they_were_drawn_are_known():

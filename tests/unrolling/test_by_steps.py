@@ -280,6 +280,7 @@ class Deaf(Foreign):
         (dict(held="train"), "300 of the 300 held-out samples are rows of X"),
         (dict(y=torch.full((300,), 3)), "y has the label 3, and the module has 3 outputs"),
         (dict(y=torch.full((300,), 0.5)), "y must be labels 0, 1, .*, whole numbers; got float32"),
+        (dict(y=torch.full((300,), math.inf)), "y must be labels 0, 1, .*, whole numbers; got float32"),
         (dict(y=torch.zeros(299)), r"y must have one label a sample, \(300,\); got shape \(299,\)"),
         (dict(y=None), "must both have labels, or neither"),
         (dict(X=torch.full((300, P), math.nan)), "X has NaN or infinite entries, first in row 0"),
@@ -303,6 +304,24 @@ def test_a_module_in_training_mode_is_judged_in_evaluation_mode(samples):
     with pytest.warns(UserWarning, match="Sequential is in training mode: it is judged in evaluation mode"):
         VerdictBySteps(module, X, y, held=held)
     assert module.training and module[2].training
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    (
+        (dict(budget=math.nan), "budget and tolerance must be positive and finite, got nan"),
+        (dict(budget=math.inf), "budget and tolerance must be positive and finite, got inf"),
+        (dict(budget=-1.0), "budget and tolerance must be positive and finite, got -1"),
+        (dict(tolerance=-1.0), "budget and tolerance must be positive and finite, got 60.0 and -1.0"),
+        (dict(seen=0), "seen, the samples that the DEQ passed in its training, must be positive, got 0"),
+        (dict(seen=math.nan), "must be positive, got nan"),
+        (dict(decide_on="luck"), "decide_on must be 'draw' or 'mean', got 'luck'"),
+    ),
+)
+def test_a_request_that_means_nothing_is_refused(foreign, samples, change, message):
+    (X, y), held = samples
+    with pytest.raises(ValueError, match=message):
+        verdict(foreign, X, y, held=held, **{"budget": 60.0} | change)
 
 
 def test_timing_leaves_a_module_in_training_mode_as_it_was(samples):

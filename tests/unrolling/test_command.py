@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.networks.pcdeq import build_pcdeq
-from deq_enn.unrolling.sources import load_any, load_module
+from deq_enn.unrolling.sources import load_module
 from deq_enn.verdicts import command
-from tests.conftest import ROOT, one_line
+from tests.conftest import ROOT
 from tests.unrolling.modules import K, P
 from tests.unrolling.test_by_steps import blobs, trained
 
@@ -127,16 +126,3 @@ def test_flags_are_answered_without_torch():
     code += "except SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False" and "not with --module" in done.stderr
-
-
-def test_checkpoints_of_positive_concave_deqs(tmp_path):
-    for name, s in (("linear_pcdeq_1", "softsign"), ("multi_conv_pcdeq_2", "sigmoid")):
-        network = build_pcdeq(name, s, (1, 28, 28), 7, seed=3).eval()
-        for state in (network.state_dict(), {"model": network.state_dict(), "epochs": 2}):
-            torch.save(state, tmp_path / "p.pt")
-            again = load_any(tmp_path / "p.pt", s, 0.2)
-            x = torch.randn(2, 784, generator=torch.Generator().manual_seed(0))
-            assert torch.equal(again(x), network(x)) and again.equilibria[0].activation == s
-    with pytest.raises(ValueError, match="of a positive concave DEQ: --activation must be one of tanh") as caught:
-        load_any(tmp_path / "p.pt", "relu", 0.2)
-    assert one_line(caught)

@@ -14,6 +14,8 @@ experiments/test_ranks experiments/test_executors networks/test_trained_deq verd
 verdicts/test_at_initialisation verdicts/test_command training/test_kills matching/test_families_continuity
 scripts/test_reproduce scripts/test_calibrate networks/test_empirical""".split()
 
+gc.disable()  # until all is imported: in half of that time garbage is looked for, and there is none
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as utils/team.py has it, which is too late where torch is there already
@@ -117,6 +119,7 @@ def pytest_runtestloop(session):
     if not session.config.getoption("--long"):
         draw_quickly()
     gc.collect()
+    gc.enable()
     gc.freeze()  # what the imports made stays: neither is it looked through again, nor do forked processes copy it
     if any("forks" in getattr(item, "fixturenames", ()) for item in session.items):
         from tests.helpers.forks import Forks

@@ -20,14 +20,14 @@ CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
 
 
-TRAINING = 15  # cells before the first that trains networks
+FIRST = 9  # cells up to the comparison with the predicted spectrum
 
 
 @pytest.fixture(scope="module")
 def tour(pytestconfig):
     """(namespace, printed text of each cell, number of figures of each cell) of one run from the notebook's folder.
 
-    The cells that train, at its end, run with --long.
+    The cells after FIRST (matches, finite widths, tangent kernels, trainings) run with --long.
     """
     from matplotlib import pyplot as plt
 
@@ -38,7 +38,7 @@ def tour(pytestconfig):
         plt.switch_backend("Agg")
         plt.close("all")  # what other tests left open
         with matplotlib.rc_context():
-            for cell in CODE if pytestconfig.getoption("--long") else CODE[:TRAINING]:
+            for cell in CODE if pytestconfig.getoption("--long") else CODE[:FIRST]:
                 with contextlib.redirect_stdout(io.StringIO()) as out:
                     exec("".join(cell["source"]), namespace)
                 printed.append(out.getvalue())
@@ -92,6 +92,15 @@ def test_runs_from_the_repository_root_too(monkeypatch):
     assert namespace["ROOT"] == ROOT
 
 
+def test_what_the_cells_import_is_there(monkeypatch):
+    """Those that only --long runs included."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    trees = [ast.parse("".join(cell["source"])) for cell in CODE]
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert len(imports) > 20
+    exec(compile(ast.Module(imports, []), str(PATH), "exec"), {})
+
+
 @pytest.mark.slow
 def test_printed_text_is_the_committed_text(tour):
     _, printed, figures = tour
@@ -103,7 +112,7 @@ def test_printed_text_is_the_committed_text(tour):
         for new, old in zip(NUMBER.findall(text), NUMBER.findall(committed)):
             assert math.isclose(float(new), float(old), rel_tol=tolerance), (new, old, text)
         assert drawn == sum(output["output_type"] == "display_data" for output in cell["outputs"])
-    assert sum(figures) >= 5
+    assert sum(figures) >= (5 if len(printed) > FIRST else 2)
 
 
 @pytest.mark.slow
@@ -118,6 +127,11 @@ def test_what_the_text_claims(tour):
     isolated = names["compare_isolated"](names["limit"], names["values"])
     assert isolated["actual"] == pytest.approx(isolated["predicted"], rel=0.05) and len(isolated["actual"]) == 2
     assert names["lowest"].mean() == pytest.approx(names["limit"].atom, rel=0.05)
+
+
+@pytest.mark.long
+def test_what_the_text_claims_of_matches(tour):
+    names = tour[0]
     # section 6: matched kernels agree, at finite width too; unmatched do not
     for matched, unmatched in names["apart"].values():
         assert matched < unmatched / 10

@@ -1,8 +1,6 @@
 """Doorways that are programs: what they print are the numbers of the package, and what is wrong is one line."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -13,7 +11,6 @@ from deq_enn.matching import one_layer_tanh, two_layer_lrelu
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.gaussian import gaussian_moments
-from tests.conftest import ROOT
 
 NUMBER = re.compile(r"(\w+) = ([-+.e\d]+)")
 
@@ -89,8 +86,6 @@ def test_what_is_wrong_is_one_line(capsys, tmp_path):
     ],
 )
 @pytest.mark.slow
-def test_a_doorway_from_another_folder(tmp_path, argv, words):
-    done = subprocess.run(
-        [sys.executable, ROOT / argv[0], *argv[1:]], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
-    assert done.returncode == 0 and words in done.stdout and not done.stderr
+def test_a_doorway_from_another_folder(forks, tmp_path, argv, words):
+    done = forks.run(*argv[1:], program=argv[0], cwd=str(tmp_path), fresh=True)
+    assert done["status"] == 0 and words in done["out"] and not done["err"]

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -277,9 +278,12 @@ def test_without_the_package_or_the_scheduler_it_is_one_line(capsys, monkeypatch
 @pytest.fixture
 def cluster(request, monkeypatch):
     """A scheduler on this machine and two workers of one thread: threads, or processes."""
+    import dask
     from distributed import LocalCluster
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    multiprocessing.set_forkserver_preload(["deq_enn.experiments.worker", "distributed"])
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})  # imports once, not for each worker
     made = LocalCluster(
         n_workers=2,
         threads_per_worker=1,

@@ -83,8 +83,9 @@ class Forks:
         """status (minus the signal, where one ended it), out, err, seconds, and moments: the write points passed.
 
         more : program, main.py if it is not given; cwd; env; fault and at: what happens at which write point;
-        kill_after: SIGKILL after so many seconds; setup: Python code that the child runs first; finalize: let the
-        interpreter come to its own end.
+        fresh: with none of the project's modules, nor its folder as a place of modules, as a process that somebody
+        starts elsewhere; kill_after: SIGKILL after so many seconds; setup: Python code that the child runs first;
+        finalize: let the interpreter come to its own end.
         """
         return self.ranks({"argv": [*map(str, argv)], **more})[0]
 
@@ -159,6 +160,14 @@ class Faults:
         file.write(whole[len(whole) // 2 :])
 
 
+def forget():
+    """Takes the project's modules out of this process; torch and the other libraries stay."""
+    names = {"deq_enn", "ck_ntk", "scripts", "tests", *(path.stem for path in ROOT.glob("*.py"))}
+    for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+        del sys.modules[name]
+    sys.path[:] = [place for place in sys.path if place not in ("", str(ROOT))]
+
+
 def child(job, out, err, passed):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -171,6 +180,8 @@ def child(job, out, err, passed):
     os.chdir(job.get("cwd") or os.curdir)
     program = ROOT / job.get("program", "main.py")
     sys.argv = [str(program), *job["argv"]]
+    if job.get("fresh"):
+        forget()
     sys.path.insert(0, str(program.parent))
     Faults(job.get("fault"), job.get("at"), passed)
     exec(job.get("setup", ""), {})

@@ -204,10 +204,10 @@ def test_the_error_of_a_mean_over_two_seeds_is_drawn_to_that_of_the_other_networ
 
 @pytest.mark.slow
 def test_constants_are_set_so_that_intervals_cover():
-    packed = made_up(4.0, cases=100)
+    packed = made_up(4.0, cases=50)
     names = {outcome["case"] for outcome in packed["outcomes"]}
     assert analysis.coverage(analysis.joined(packed))["covered"] < 80
-    found = analysis.set_constants(packed, names, steps=80)
+    found = analysis.set_constants(packed, names, steps=60)
     held = analysis.joined(packed, found)
     assert analysis.mean_score(held) < analysis.mean_score(analysis.joined(packed))
     assert analysis.coverage(held)["covered"] == pytest.approx(90, abs=4)

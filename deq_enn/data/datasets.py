@@ -220,7 +220,7 @@ def _kept(Z: torch.Tensor, labels: torch.Tensor, wanted: torch.Tensor) -> tuple[
     if not keep.all():
         Z, labels = Z[keep], labels[keep]
     if not len(labels):
-        raise DataError(f"classes {wanted.tolist()} have no test sample")
+        raise DataError(f"no test sample has one of the classes {listed(wanted.tolist())}")
     order = wanted.argsort()
     return Z, order[torch.searchsorted(wanted[order], labels)]
 

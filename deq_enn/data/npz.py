@@ -88,6 +88,8 @@ def read_parts(path: Path | str | None) -> tuple[UserData, torch.Tensor, torch.T
     if data.X_test is not None and data.y_test is not None:
         return data, data.y, data.X_test, data.y_test
     held = _held_out(data.y)
+    if not held.any():
+        raise DataError(f"{path}: no test set, and no class has the {HELD_OUT} samples that one takes to be held out")
     warnings.warn(
         f"{path}: no test set; {int(held.sum())} of the {len(held)} samples, a fifth of each class, are held out as one"
     )

@@ -74,6 +74,9 @@ class Grid:
             for depth in (a.depth if a.depth and model in DEPTHS else [0])
         }
         self.theories = {entry(*place): network.describe() for place, network in self.networks.items()}
+        for name, theory in self.theories.items():
+            if theory.get("gamma2") == 0:
+                raise ValueError(f"{name}: the activation is constant at the scale of these data: it passes nothing on")
 
     def check_sizes(self, n: int) -> None:
         """Raises ValueError where the training set of n samples is too small for what was asked."""

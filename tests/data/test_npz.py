@@ -154,3 +154,15 @@ def test_files_that_are_not_there(tmp_path):
             with pytest.raises(DataError, match=what) as error:
                 loader("npz", path)
             assert "download" not in one_line(error)
+
+
+def test_classes_of_few_samples_leave_no_test_set(tmp_path, recwarn):
+    with pytest.raises(DataError, match="no test set, and no class has the 5 samples that one takes") as error:
+        load(tmp_path / "a.npz", X=X, y=np.arange(len(X)))
+    one_line(error)
+    assert not recwarn.list  # a warning that none of them is held out would say less
+    many = np.arange(100)
+    with pytest.raises(DataError, match="no test sample has one of the classes 0, 1, .* and 80 more$"):
+        np.savez(tmp_path / "b.npz", X_train=np.eye(101), y_train=np.append(many, 100), X_test=X_TEST[:1, [0] * 101],
+                 y_test=[100])  # fmt: skip
+        load_dataset("npz", tmp_path / "b.npz", classes=many.tolist())

@@ -54,6 +54,9 @@ def test_bad_values_that_need_the_data_or_the_device(base, call, capsys, tmp_pat
     assert "--batch_size 61 is larger than the training set of 60" in too_large
     assert "CUDA device" in refused(capsys, tmp_path, *base, "--device", "cuda:99")
     assert "not one that torch knows" in refused(capsys, tmp_path, *base, "--device", "abacus")
+    (tmp_path / "flat.py").write_text("def flat(x):\n    return 0 * x\n")
+    flat = refused(capsys, tmp_path, *base, "--model", "deq", "--activation", tmp_path / "flat.py:flat")
+    assert "deq: the activation is constant at the scale of these data" in flat
     (tmp_path / "file").touch()
     for flag in ("--output_path", "--save_path"):
         done = call("--epoch", "1", flag, tmp_path / "file" / "below")

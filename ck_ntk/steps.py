@@ -161,12 +161,23 @@ def draw(results):
     return figure
 
 
+def check(args, data):
+    """Raises ValueError where the study could not be done, before the first DEQ is trained."""
+    if args.samples > len(data.X_train):
+        raise ValueError(f"--samples {args.samples}: {args.dataset} has {len(data.X_train)} training samples")
+    if len(args.dim) > 1:
+        raise ValueError(f"--dim {' '.join(map(str, args.dim))}: this figure has one width")
+    for name in args.deqs:
+        make(name, data.X_train.shape[1], data.n_classes, args.dim[0], 1.0)
+
+
 def main(args):
     from tqdm import tqdm
 
     from deq_enn.data.datasets import load_dataset
 
     data = load_dataset(args.dataset, args.dataset_path)
+    check(args, data)
     train_set = data.X_train[: args.samples], data.y_train[: args.samples]
     test = data.X_test[:HELD], data.y_test[:HELD]
     results = {}

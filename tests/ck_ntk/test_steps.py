@@ -32,3 +32,22 @@ def test_a_deq_that_nobody_knows_is_one_line():
     ) as e:
         steps.make("nothing:0.5", 8, 3, 16, 1.0)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(deqs=["tanh:0.5", "nothing:0.5"]), "--deqs nothing:0.5: give"),
+        (dict(deqs=["tanh:0.5", "linear_pcdeq_1:relu"]), "linear_pcdeq_1 cannot use"),
+        (dict(samples=31), "--samples 31: mnist has 30 training samples"),
+        (dict(dim=[16, 32]), "--dim 16 32: this figure has one width"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_the_first_deq_is_trained(monkeypatch, change, words):
+    data = SimpleNamespace(X_train=torch.ones(30, 784), n_classes=3)
+    monkeypatch.setattr("deq_enn.data.datasets.load_dataset", lambda *_: data)
+    monkeypatch.setattr(steps, "train", None)
+    args = dict(dataset="mnist", dataset_path="", samples=30, dim=[16], deqs=["tanh:0.5"], epoch=1)
+    with pytest.raises(ValueError, match=words) as error:
+        steps.main(SimpleNamespace(**args | change))
+    assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Holds the verdict against what happens: 131 cases, their networks trained for real, and the verdict of each.
+"""Holds the verdict against what happens: cases whose networks are trained for real, and the verdict of each.
 
     python scripts/calibrate.py cases                         the list
     python scripts/calibrate.py outcomes --dataset_path data  trains the networks of every case, readouts solved exactly
@@ -11,7 +11,8 @@
 The last two read the packed file alone. The stages before it append one JSON line a case to a file of their own in
 --output_path and pass over the cases that are there. So a stage that was stopped goes on, and verdicts can be redone
 without the trainings. `outcomes` once more after `verdicts` trains the networks that a verdict has chosen and that were
-not trained before. All trainings take some 20 minutes of one core, and each verdict --budget seconds.
+not trained before. The trainings of the first 131 cases take some 15 minutes of one core, and each verdict --budget
+seconds. `cases`, `outcomes`, `verdicts` and `constants` take the fresh cases, which came later, or those of --cases.
 """
 
 import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
@@ -27,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from deq_enn.utils.arguments import OneLineParser, old_spelling
+from deq_enn.utils.arguments import OneLineParser, duration, old_spelling
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = ROOT / "docs" / "calibration.json.gz"
@@ -210,7 +211,7 @@ def main(argv=None):
     )
     old_spelling(parser, "--output", "--output_path")
     parser.add_argument(
-        "--budget", type=float, default=10.0, help="seconds of processor time of a verdict (default: 10)"
+        "--budget", type=duration, default=10.0, help="processor time of a verdict, such as 60s (default: 10s)"
     )
     parser.add_argument("--packed", type=Path, default=PACKED, help="(default: docs/calibration.json.gz)")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="(default: figures/calibration.png)")

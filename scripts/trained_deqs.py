@@ -5,7 +5,7 @@
     python scripts/trained_deqs.py --report      (tables and figures/trained.png, from that file)
 
 Each DEQ's record is a line of `trained.jsonl`: what it is, what the verdict said, and what was true of every network in
-it on 6,000 other samples. Time is that of the process. Those by torchdeq need `pip install torchdeq`.
+it on 3,000 to 6,000 other samples. Time is that of the process. Those by torchdeq need `pip install torchdeq`.
 """
 
 import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines

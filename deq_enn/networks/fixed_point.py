@@ -97,6 +97,12 @@ def _finish(value: torch.Tensor, residual: torch.Tensor, iterations: int, tol: f
     return solution
 
 
+def _check(tol: float, max_steps: int) -> None:
+    """Raises ValueError where a solver could never end well."""
+    if not tol >= 0 or max_steps < 1:
+        raise ValueError(f"a solver needs tol >= 0 and max_steps >= 1, got tol = {tol} and max_steps = {max_steps}")
+
+
 @dataclass(frozen=True)
 class Picard:
     """z <- f(z) until the worst sample's relative residual is at most `tol`, or 8 roundings of a short dtype.
@@ -107,6 +113,9 @@ class Picard:
     tol: float = 1e-6
     max_steps: int = 200
     strict: bool = True
+
+    def __post_init__(self):
+        _check(self.tol, self.max_steps)
 
     @torch.no_grad()
     def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
@@ -134,6 +143,11 @@ class Anderson:
     strict: bool = True
     memory: int = 5
     ridge: float = 1e-10
+
+    def __post_init__(self):
+        _check(self.tol, self.max_steps)
+        if self.memory < 1:
+            raise ValueError(f"Anderson needs a memory of 1 or more, got {self.memory}")
 
     @torch.no_grad()
     def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:

@@ -1,5 +1,7 @@
 """The weights of a network are drawn here, each matrix from a random stream of its own."""
 
+from numbers import Integral
+
 import torch
 from torch import nn
 
@@ -7,14 +9,20 @@ from deq_enn.utils.random import generator
 
 
 def normal_weights(*shape: int, seed: tuple) -> nn.Parameter:
-    """Draws a parameter of standard normal entries from the stream that the seed names."""
+    """Draws a parameter of standard normal entries from the stream that the seed names.
+
+    Raises ValueError where a size, such as the width or the number of classes, is no whole number from 1 on.
+    """
+    if not all(isinstance(size, Integral) and size >= 1 for size in shape):
+        raise ValueError(f"weights of shape {shape}: width, inputs and classes must be whole numbers from 1 on")
     return nn.Parameter(torch.randn(*shape, generator=generator(*seed)))
 
 
 def drawn_readout(dim: int, n_classes: int, seed: int) -> nn.Linear:
     """Draws a linear readout without bias, from the width to the classes."""
+    weights = normal_weights(n_classes, dim, seed=(seed, "readout"))
     readout = nn.Linear(dim, n_classes, bias=False)
-    readout.weight = normal_weights(n_classes, dim, seed=(seed, "readout"))
+    readout.weight = weights
     return readout
 
 

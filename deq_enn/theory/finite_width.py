@@ -30,6 +30,8 @@ def fluctuation(layers: Sequence[Activation], tau0: float = 1.0, trained: str = 
     layer is best. On the diagonal fourth moments enter. tests/theory/test_finite_width.py compares both with sampled
     networks.
     """
+    if trained not in ("readout", "all", "frozen_first"):
+        raise ValueError(f"trained must be 'readout', 'all' or 'frozen_first', got {trained!r}")
     columns, tau = [], tau0
     for layer in layers:
         m = gaussian_moments(layer, tau)

@@ -216,3 +216,12 @@ def test_bad_input():
         wild.fixed_point.solver = solver
         with pytest.raises(ConvergenceError, match=r"take a smaller sigma_a.2 \(--asquare, now 0.2"):
             wild.features(data())
+
+
+@pytest.mark.parametrize("size", ["dim", "n_classes", "p"])
+@pytest.mark.parametrize("value", [0, -1, 2.5])
+def test_a_network_without_units_inputs_or_classes_is_refused(size, value):
+    sizes = dict(p=3, dim=4, n_classes=2) | {size: value}
+    for make in (lambda: DEQ("relu", sigma_a2=0.2, **sizes), lambda: build_model("relu_enn", sigma_a2=0.2, **sizes)):
+        with pytest.raises(ValueError, match="must be whole numbers from 1 on"):
+            make()

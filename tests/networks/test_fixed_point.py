@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -179,3 +181,12 @@ def test_transforms_of_torch_func(solver):
     several = torch.stack([W, 0.5 * W, -W])
     values = torch.func.vmap(equilibrium, (0, None))(several, u[0])
     torch.testing.assert_close(values, torch.stack([equilibrium(each, u[0]) for each in several]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Picard(tol=-1), lambda: Picard(tol=math.nan), lambda: Anderson(max_steps=0), lambda: Anderson(memory=0)],
+)
+def test_a_solver_that_cannot_end_well_is_refused(make):
+    with pytest.raises(ValueError, match="needs"):
+        make()

@@ -122,3 +122,8 @@ def test_implicit_fluctuation_is_that_of_sampled_deqs(name, sigma_a2, tau0):
     off, on = implicit_fluctuation(activation, sigma_a2, tau0)
     assert m * np.mean(entries[:, 1] ** 2) == pytest.approx(off, rel=0.15)
     assert m * np.var(entries[:, 0]) == pytest.approx(on, rel=0.15)
+
+
+def test_a_kernel_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="trained must be 'readout', 'all' or 'frozen_first', got 'ck'"):
+        fluctuation([ACTIVATIONS["relu"]], 1.0, "ck")

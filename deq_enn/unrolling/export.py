@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deq_enn.networks.export import write_programs
-from deq_enn.unrolling.judged import dtype_of
+from deq_enn.networks.export import checked_labels, write_programs
+from deq_enn.unrolling.judged import dtype_of, scores
 from deq_enn.utils.files import check_network_file
 
 
@@ -63,7 +63,7 @@ def export(
     X_example : (n, ...), two rows or more, as the network takes them.
     mean, scale : for programs that take rows x, of which the network takes (x - mean)/scale. Where there is a mean,
         they are rows (n, p) whatever the shape that the network takes.
-    labels : the names of the classes, in the order of the outputs.
+    labels : the names of the classes, in the order of the outputs; two for a single score.
     about : what is known of the network, for the JSON file.
 
     Returns
@@ -72,7 +72,8 @@ def export(
 
     Raises
     ------
-    ValueError : the place cannot be written. RuntimeError : the network has no program, or it says something else.
+    ValueError : the place cannot be written, or there is not a label for each class.
+    RuntimeError : the network has no program, or it says something else.
     """
     check_network_file(path)
     shape = X_example.shape[1:]
@@ -81,6 +82,8 @@ def export(
         X_example = X_example.flatten(1) * scale + mean
     elif scale != 1.0:
         X_example = X_example * scale
+    with torch.no_grad():
+        labels = checked_labels(labels, scores(program(X_example)).shape[1])
     said = {
         "format": "program",
         "input": f"rows of shape {list(X_example.shape[1:])}",

@@ -77,13 +77,16 @@ def scores(outputs: Any, name: str = "the module") -> torch.Tensor:
 def outputs_of(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
     """Returns the scores (n, c) of samples X (n, ...), in evaluation mode and in batches, in float32 on the CPU.
 
-    It looks at the deadline between batches.
+    It looks at the deadline between batches. These are of nearly one size, since a module that squeezes its outputs
+    has another shape for a single row. Raises ValueError where that cannot be avoided.
     """
     device, results = device_of(module), []
     with evaluating(module):
-        for rows in X.split(batch_of(X)):
+        for rows in X.tensor_split(-(-len(X) // batch_of(X))):
             check()
             results.append(scores(module(rows.to(device))).float().cpu())
+            if len(results[-1]) != len(rows):
+                raise ValueError(f"the module's outputs for {len(rows)} samples have {len(results[-1])} rows")
     return torch.cat(results)
 
 

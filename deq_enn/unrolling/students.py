@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from deq_enn.networks.trained_deq import evaluating
-from deq_enn.unrolling.judged import Part, batch_of, device_of, outputs_of, scores
+from deq_enn.unrolling.judged import Part, device_of, outputs_of, scores
 from deq_enn.unrolling.steppers import Steps, Unrolled, stopped, unrolled_parts
 from deq_enn.unrolling.training import Trained, train
 from deq_enn.utils.deadline import check
@@ -48,7 +48,9 @@ def last_linear(module: nn.Module, x: torch.Tensor) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
-    same = [name for name, output in said.items() if output.shape == outputs.shape and torch.equal(output, outputs)]
+    single = outputs.shape[1] == 2 and not outputs[:, 0].any()  # a score of the second class, against 0
+    wanted = [outputs, outputs[:, 1:]] if single else [outputs]
+    same = [name for name, output in said.items() if any(torch.equal(output, each) for each in wanted)]
     return same[-1] if same else None
 
 
@@ -73,8 +75,8 @@ def refitted(network: nn.Module, layer: str, fit: Part, choose: Part) -> nn.Modu
     """
     linear = network.get_submodule(layer)
     assert isinstance(linear, nn.Linear)
-    F, T = features_of(network, layer, fit.X), fit.outputs.double()
-    F_choose = features_of(network, layer, choose.X)
+    F, F_choose = (features_of(network, layer, part.X) for part in (fit, choose))
+    T, T_choose = (part.outputs[:, -linear.out_features :].double() for part in (fit, choose))
     centre, mean = (F.mean(0), T.mean(0)) if linear.bias is not None else (torch.zeros(F.shape[1]), torch.zeros(()))
     moment, cross = (F - centre).T @ (F - centre), (F - centre).T @ (T - mean)
     unit = moment.diagonal().mean().clamp_min(1e-300)
@@ -86,7 +88,7 @@ def refitted(network: nn.Module, layer: str, fit: Part, choose: Part) -> nn.Modu
         if failed:
             continue
         weights = torch.cholesky_solve(cross, root)
-        error = ((F_choose - centre) @ weights + mean - choose.outputs).square().mean().item()
+        error = ((F_choose - centre) @ weights + mean - T_choose).square().mean().item()
         if best is None or error < best[0]:
             best = error, weights
     if best is None:
@@ -141,7 +143,7 @@ def distilled(
     distance = _Distance(fit)
     initial = stopped(module, k, steps, shared=False)
     if consistent:
-        _check_iteration(initial, fit.X[: batch_of(fit.X)][:2])
+        _check_iteration(initial, fit.X[:2])
     if layer is not None:
         initial = refitted(initial, layer, fit.first(REFITTED_ON), choose)
     trajectory = _Trajectory(module, fit.X, seed) if consistent else None

@@ -78,7 +78,9 @@ def one_line(parser: argparse.ArgumentParser, after: str = "") -> Iterator[None]
     said as "interrupted", and `after` (130). That nobody reads what is printed is no failure.
     """
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"{parser.prog}: warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print(
+            f"{parser.prog}: warning: {_in_one_line(message)}", file=sys.stderr
+        )
         try:
             with lasting_streams():
                 yield
@@ -92,5 +94,5 @@ def one_line(parser: argparse.ArgumentParser, after: str = "") -> Iterator[None]
             parser.exit(INTERRUPTED, f"{parser.prog}: {error if error.args else 'interrupted'}{after}\n")
 
 
-def _in_one_line(error: BaseException) -> str:
+def _in_one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())

@@ -291,6 +291,8 @@ def prepare_module(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     raw = a.samples == "raw" or a.samples is None and a.dataset == "npz"
     if raw and a.dataset != "npz":
         raise ValueError("--samples raw is for files of your own (--dataset npz)")
+    if raw and a.classes:
+        raise ValueError("--classes is not for samples as the file has them (--samples raw): pick them in the file")
     try:
         if raw:
             X, y, X_test, y_test, classes = read_whole(a.dataset_path)
@@ -345,6 +347,12 @@ def write_network(verdict: Verdict | StepVerdict, arguments: Namespace, normalis
     """Writes the chosen network with its readout, and returns lines that say so, or that there is none."""
     if verdict.chosen is None:
         return [f"{arguments.export} is not written: the answer is {verdict.answer}, so that no network was chosen"]
-    written = verdict.export(arguments.export, *normalised)
+    mean, scale, labels = normalised
+    said = []
+    if isinstance(verdict, StepVerdict) and labels is not None and len(labels) != verdict.settings["classes"]:
+        count = verdict.settings["classes"]
+        said = [f"the {len(labels)} labels of the data are not written: the module has {count} outputs"]
+        labels = None
+    written = verdict.export(arguments.export, mean, scale, labels)
     skipped = [written["skipped"]] if written["skipped"] else []
-    return [f"exported {verdict.chosen.name}: {', '.join(written['files'])}", *skipped]
+    return [f"exported {verdict.chosen.name}: {', '.join(written['files'])}", *said, *skipped]

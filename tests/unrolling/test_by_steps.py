@@ -13,6 +13,7 @@ from deq_enn.training.loop import OPTIMIZERS
 from deq_enn.unrolling import by_steps, students
 from deq_enn.unrolling.by_steps import VerdictBySteps
 from deq_enn.unrolling.decision import Known, decide
+from deq_enn.unrolling.export import export
 from deq_enn.unrolling.judged import Part, outputs_of
 from deq_enn.unrolling.result import StepCandidate
 from deq_enn.unrolling.rivals import rivals
@@ -184,6 +185,47 @@ def test_students_come_nearer_and_a_refitted_layer_is_the_ridge_regression(sampl
     assert torch.equal(outputs_of(stopped(module, 1), X_test), outputs_of(plain, X_test))  # the module is as it was
     with pytest.raises(ValueError, match="steps= does not say where the iteration is"):
         students.distilled(module, 1, fit, choose, steps=lambda m, k: nn.Linear(P, K), consistent=True, **settings)
+
+
+class Single(nn.Module):
+    """A DEQ of ours with one score, of the second of two classes; squeezed, as many write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.deq, self.readout = DEQ("tanh", P, M, M, 0.8), nn.Linear(M, 1)
+
+    def forward(self, x):
+        return self.readout(self.deq(x)).squeeze()
+
+
+def test_the_last_layer_of_a_single_score_is_refitted(samples):
+    (X, _), (X_test, _) = samples
+    module = Single()
+    fit, choose = (Part(Z, outputs_of(module, Z), outputs_of(module, Z).argmax(1)) for Z in (X, X_test))
+    layer = students.last_linear(module, X[:2])
+    assert layer == "readout"
+    plain = stopped(module, 1)
+    refitted = students.refitted(stopped(module, 1, shared=False), layer, fit, choose)
+    error = lambda network: (outputs_of(network, X_test) - choose.outputs).square().mean().item()
+    assert error(refitted) < 0.8 * error(plain) and not outputs_of(refitted, X_test)[:, 0].any()
+
+
+def test_a_module_that_squeezes_its_outputs_is_never_asked_for_a_single_row(samples):
+    (X, _), _ = samples
+    rows = torch.cat([X, X])[:513]
+    assert outputs_of(Single(), rows).shape == (513, 2)
+    with pytest.raises(ValueError, match="outputs must be one row of scores a sample"):
+        outputs_of(Single(), X[:1])
+    with pytest.raises(ValueError, match="outputs for 1 samples have 3 rows"):
+        outputs_of(nn.Sequential(nn.Linear(P, K), nn.Flatten(0)), X[:1])
+
+
+def test_an_export_has_a_label_for_each_class(samples, tmp_path):
+    (X, _), _ = samples
+    for network, labels in ((nn.Linear(P, K), ["a", "b"]), (nn.Linear(P, 1), ["a"]), (nn.Linear(P, K), ["a"] * 3)):
+        with pytest.raises(ValueError, match="labels must be a list of . different ones"):
+            export(network, tmp_path / "enn.pt", X[:4], labels=labels)
+    assert not list(tmp_path.iterdir())
 
 
 class TwoEquilibriaOfRows(nn.Module):

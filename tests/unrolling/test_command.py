@@ -4,11 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 
+from deq_enn.unrolling.result import StepCandidate, StepVerdict
 from deq_enn.unrolling.sources import load_module
 from deq_enn.verdicts import command
 from tests.conftest import ROOT
@@ -99,6 +101,7 @@ def test_a_module_of_ones_own_is_judged_and_what_replaces_it_is_written(files, c
         (("--sample_shape", "5", "5"), "a sample has 12 entries"),
         (("--dataset", "gmm", "--samples", "raw"), "--samples raw is for files of your own"),
         (("--activation", "relu"), "argument --activation: not with --module"),
+        (("--classes", "0", "1"), "--classes is not for samples as the file has them"),
     ),
 )
 def test_bad_flags_are_one_line_and_nothing_is_written(files, capsys, change, message):
@@ -126,3 +129,16 @@ def test_flags_are_answered_without_torch():
     code += "except SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False" and "not with --module" in done.stderr
+
+
+def test_labels_that_are_not_those_of_the_outputs_are_not_written(monkeypatch):
+    handed = []
+    monkeypatch.setattr(
+        StepVerdict, "export", lambda self, *given: handed.append(given) or {"files": ["enn.pt"], "skipped": None}
+    )
+    chosen = StepCandidate("2 of its steps", "stopped", 2, 90.0, 99.0, 0.3, 0.0, (-0.1, 0.1))
+    for count, labels in ((2, ("a", "b")), (10, None)):
+        verdict = StepVerdict("replace", [], (chosen,), chosen, {}, {"classes": count}, 1.0)
+        lines = command.write_network(verdict, Namespace(export="enn.pt"), (None, 1.0, ("a", "b")))
+        assert handed.pop() == ("enn.pt", None, 1.0, labels)
+        assert ("the 2 labels of the data are not written: the module has 10 outputs" in lines) == (labels is None)

@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
+from deq_enn.utils.arguments import OneLineParser
+from deq_enn.utils.outcome import one_line
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -40,3 +43,9 @@ def test_the_files_are_whole_whatever_becomes_of_the_output(tmp_path, redirectio
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith(words) and done.stderr.count("\n") == words.count("\n") + (status == 1)
     assert (tmp_path / "out").read_text() == "whole"
+
+
+def test_a_warning_of_several_lines_is_one_line(capsys):
+    with one_line(OneLineParser(prog="NAME")):
+        warnings.warn("first\n    second")
+    assert capsys.readouterr().err == "NAME: warning: first second\n"

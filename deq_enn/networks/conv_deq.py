@@ -149,7 +149,15 @@ class ConvDEQ(ConvNetwork):
         return self.phi.fn(convolve(v, A, self.padding) + u)
 
     def as_drawn(self) -> bool:
-        """Tells whether A and B are those that the seed draws, and nothing stops it before its equilibrium."""
+        """Tells whether A and B are those that the seed draws, and it does what this class does with them.
+
+        It does not where something stops it before its equilibrium, and where a subclass, a hook or an attribute
+        changes what `forward` returns.
+        """
+        methods = "forward", "features", "maps", "_step"
+        changed = any(getattr(type(self), name) is not getattr(ConvDEQ, name) for name in methods)
+        if changed or {*methods} & vars(self).keys() or self._forward_hooks or self._forward_pre_hooks:
+            return False
         return isinstance(self.fixed_point, FixedPoint) and drawn_from(self.seed, {"A": self.A, "first": self.B})
 
     def describe(self) -> dict:

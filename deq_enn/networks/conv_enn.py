@@ -226,8 +226,8 @@ def matched_conv_enn(
     """
     if not isinstance(deq, ConvDEQ) or not deq.as_drawn():
         raise ValueError(
-            f"{type(deq).__name__} is not a ConvDEQ with the weights that its seed draws, and no theory says what "
-            "replaces another"
+            f"{type(deq).__name__} is not a ConvDEQ with the forward of that class and the weights that its seed "
+            "draws, and no theory says what replaces another"
         )
     if images is not None and images.shape[1:] != deq.image_shape:
         raise ValueError(f"the DEQ takes images of shape {deq.image_shape}, got {tuple(images.shape[1:])}")

@@ -7,14 +7,13 @@ from torch import nn
 
 from deq_enn.networks.enn import named_scalars
 from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solver, Stopped
-from deq_enn.networks.weights import drawn_readout, normal_weights
+from deq_enn.networks.weights import drawn_from, drawn_readout, normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.equilibrium import get_tau
 from deq_enn.theory.gaussian import centre
 from deq_enn.theory.recognise import recognise
-from deq_enn.utils.random import generator
 
 
 class DEQ(nn.Module):
@@ -107,9 +106,4 @@ def as_drawn(deq: object) -> bool:
     """Tells whether A and B of a `DEQ`, which nothing stops before its equilibrium, are those that its seed draws."""
     if not isinstance(deq, DEQ) or isinstance(deq.fixed_point, Stopped):
         return False
-    return all(
-        torch.equal(
-            weight.detach().cpu(), torch.randn(weight.shape, generator=generator(deq.seed, name)).to(weight.dtype)
-        )
-        for weight, name in ((deq.A, "A"), (deq.B, "first"))
-    )
+    return drawn_from(deq.seed, {"A": deq.A, "first": deq.B})

@@ -58,12 +58,25 @@ def check_deq(deq: object) -> None:
         )
 
 
+def tensor_of(values: Any, name: str) -> torch.Tensor:
+    """Returns anything that numpy takes for an array of numbers as a tensor; ValueError for anything else."""
+    if isinstance(values, torch.Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "O":
+            array = array.astype(np.float64)
+        return torch.as_tensor(array)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers ({' '.join(str(error).split())[:100]})") from None
+
+
 def check_data(X: Any, y: Any, p: int) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:
     """Returns X as float32 (n, p), the labels as 0 .. classes - 1 or None, and the number of classes or None.
 
     Labels are integers or strings, and are numbered in their sorted order. Raises ValueError with what is wrong.
     """
-    X = _checked_samples(_tensor(X, "X"), p)
+    X = _checked_samples(tensor_of(X, "X"), p)
     if y is None:
         return X, None, None
     strings = None if isinstance(y, torch.Tensor) else np.asarray(y)
@@ -81,7 +94,7 @@ def check_data(X: Any, y: Any, p: int) -> tuple[torch.Tensor, torch.Tensor | Non
 
 def integer_labels(y: Any, n: int) -> torch.Tensor:
     """Returns the labels of n rows, as they are, in int64 (n,); ValueError where they are not integers."""
-    y = _tensor(y, "y")
+    y = tensor_of(y, "y")
     if y.shape == (n, 1):
         y = y[:, 0]
     if y.shape != (n,):
@@ -108,19 +121,6 @@ def check_held(held: Any) -> None:
         shape = getattr(held, "shape", None)
         got = type(held).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
         raise ValueError(f"held must be a pair (X_test, y_test), or (X_test, None) without labels; got {got}")
-
-
-def _tensor(values: Any, name: str) -> torch.Tensor:
-    """Returns anything that numpy takes for an array of numbers as a tensor."""
-    if isinstance(values, torch.Tensor):
-        return values
-    try:
-        array = np.asarray(values)
-        if array.dtype.kind == "O":
-            array = array.astype(np.float64)
-        return torch.as_tensor(array)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be an array of numbers ({' '.join(str(error).split())[:100]})") from None
 
 
 def _checked_samples(X, p):

@@ -92,6 +92,10 @@ class Network:
         """Builds the network for inputs (n, p). Its first-layer weights are those of the DEQ of the same seed."""
         return ENN(self.layers, p, width, classes, self.tau0, self.input_scale, seed, self.match)
 
+    def work(self, p: int, width: int) -> int:
+        """Returns how many multiplications the features of one sample of p entries take."""
+        return width * (p + (self.depth - 1) * width)
+
     @property
     def fluctuation(self) -> float:
         """Returns m times the mean squared relative error of its conjugate kernel at width m."""

@@ -20,7 +20,7 @@ from deq_enn.networks.export import ExportedENN
 from deq_enn.theory.coefficients import MatchError
 from deq_enn.theory.equilibrium import estimate_image_tau0
 from deq_enn.utils.deadline import OutOfTime
-from deq_enn.verdicts.assumptions import check_data
+from deq_enn.verdicts.assumptions import check_data, tensor_of
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
 from deq_enn.verdicts.candidates import NO_TIME, Fitting, Network, plain_networks
 from deq_enn.verdicts.losses.measurements import SOLVER, Measurements, solve_work
@@ -57,6 +57,12 @@ class ConvCandidate(Network):
             deq.padding,
             deq.sees,
         )
+
+    def work(self, p: int, width: int) -> int:
+        """Returns how many multiplications the feature maps of one image take. p : not used."""
+        channels, height, columns = cast(ConvDEQ, self.like).image_shape
+        first, *others = (k * k for k in self.kernel_sizes)
+        return height * columns * width * (first * channels + sum(others) * width)
 
 
 def wider(deq: ConvDEQ, width: int, classes: int, seed: int = 0, **options: Any) -> ConvDEQ:
@@ -139,7 +145,7 @@ class VerdictOnConvolutions(VerdictAtInitialisation):
     measured_by = ConvMeasurements
 
     def _checked(self, deq: ConvDEQ, X: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:
-        X = torch.as_tensor(X)
+        X = tensor_of(X, "X")
         if X.ndim != 4 or X.shape[1:] != deq.image_shape:
             shape = ", ".join(map(str, deq.image_shape))
             raise ValueError(f"X must be images (n, {shape}), as the DEQ takes them, got {tuple(X.shape)}")

@@ -110,8 +110,8 @@ class Candidate:
         return self.network.build(p, width, classes, seed)
 
     def work(self, p: int, width: int) -> int:
-        """Returns how many multiplications the features of one sample take."""
-        return width * (p + (self.depth - 1) * width)
+        """Returns how many multiplications the features of one sample of p entries take."""
+        return self.network.work(p, width) if self.network else width * (p + (self.depth - 1) * width)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the network itself, ready for JSON."""

@@ -10,6 +10,7 @@ import torch
 from deq_enn.kernels.conv import conv_kernels
 from deq_enn.kernels.conv_explicit import conv_explicit_kernels
 from deq_enn.matching.families import match
+from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.conv_enn import ConvENN, build_conv, matched_conv_enn
 from deq_enn.networks.enn import ENN
 from deq_enn.theory.equilibrium import estimate_image_tau0
@@ -95,3 +96,19 @@ def test_what_is_wrong_is_said():
         matched_conv_enn(trained)
     with pytest.raises(ValueError, match=r"takes images of shape \(2, 4, 4\), got \(2, 4, 3\)"):
         matched_conv_enn(deq(), IMAGES[..., :3])
+
+
+class Brightened(ConvDEQ):
+    def maps(self, x):
+        return super().maps(x + 1)
+
+
+def test_only_what_does_as_its_class_does_has_a_match():
+    same = type("Same", (ConvDEQ,), {"kept": 3})("tanh", SHAPE, 4, 2, 0.2)
+    assert matched_conv_enn(same).match
+    hooked, patched = deq(), deq()
+    hooked.register_forward_pre_hook(lambda module, given: (given[0] + 1,))
+    patched.maps = lambda x: ConvDEQ.maps(patched, x + 1)
+    for other in (Brightened("tanh", SHAPE, 4, 2, 0.2), hooked, patched):
+        with pytest.raises(ValueError, match="is not a ConvDEQ with the forward of that class"):
+            matched_conv_enn(other)

@@ -15,6 +15,8 @@ from deq_enn.networks.export import export, rebuild
 from deq_enn.networks.fixed_point import Anderson
 from deq_enn.theory.equilibrium import estimate_image_tau0
 from deq_enn.verdicts.convolutional import CALIBRATED, conv_networks
+from deq_enn.verdicts.decision import Question, by_loss
+from deq_enn.verdicts.result import Candidate
 
 
 def bars(n):
@@ -38,6 +40,20 @@ def test_the_candidates_are_matches_and_plain_convolutions():
             and torch.equal(enn.weights[0], deq.B)
             and (enn.padding, enn.sees) == ("circular", "pool")
         )
+
+
+def test_the_cheapest_is_that_of_the_least_multiplications():
+    """A 1x1 convolution costs a ninth of a 3x3 one, whatever the depth of both."""
+    deq = ConvDEQ("relu", (2, 6, 5), 8, 2, 0.3)
+    networks, _ = conv_networks(deq)
+    for network in networks:
+        assert network.work(60, 8) == 6 * 5 * sum(weight.numel() for weight in network.build(0, 8, 2).weights)
+    accepted = [Candidate.of(network, distance=None, loss=0.0, loss_interval=(-0.1, 0.1)) for network in networks[::-1]]
+    question = Question(60, 100, 8, 0.5, "mean")
+    two_layers = [candidate for candidate in accepted if candidate.depth == 2]
+    chosen = by_loss(two_layers, question, {}).chosen
+    assert {candidate.network.kernel_sizes for candidate in two_layers} == {(3, 1), (3, 3)}
+    assert chosen.network.kernel_sizes == (3, 1)
 
 
 @pytest.mark.long
@@ -99,3 +115,13 @@ def test_what_it_does_not_take_is_said():
         verdict(deq, X.flatten(1), y)
     with pytest.raises(ValueError, match="a solver is for a trained DEQ"):
         verdict(deq, X, y, solver=Anderson())
+    for bad in (None, [["a"]], [object()]):
+        with pytest.raises(ValueError, match="X must be an array of numbers|X must be images"):
+            verdict(deq, bad, y)
+    with pytest.raises(ValueError, match="no held-out samples"):  # another network than the class's is judged as it is
+        verdict(Brightened("relu", (1, 6, 6), 8, 2, 0.3), X, y)
+
+
+class Brightened(ConvDEQ):
+    def maps(self, x):
+        return super().maps(x + 1)

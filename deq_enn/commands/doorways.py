@@ -5,11 +5,10 @@ python one_layer_tanh.py --asquare 0.2             the hard tanh of one layer
 python gaussian_integration.py --activation swish  the Gaussian moments of an activation
 """
 
-import math
 from collections.abc import Sequence
 
 from deq_enn.names import ACTIVATIONS
-from deq_enn.utils.arguments import OneLineParser, activation_name, add_asquare, bounded_float
+from deq_enn.utils.arguments import OneLineParser, activation_name, add_asquare, scale
 from deq_enn.utils.outcome import one_line
 
 
@@ -20,10 +19,7 @@ def _parser(name: str, description: str | None) -> OneLineParser:
 def _add_scales(parser: OneLineParser) -> None:
     add_asquare(parser.add_argument)
     parser.add_argument(
-        "--tau0",
-        type=bounded_float(0, math.inf, "positive and finite"),
-        default=1.0,
-        help="scale of the data, the root of their mean squared norm (default: 1)",
+        "--tau0", type=scale, default=1.0, help="scale of the data, the root of their mean squared norm (default: 1)"
     )
 
 
@@ -85,12 +81,7 @@ def moments(argv: Sequence[str] | None = None, description: str | None = None) -
         metavar="NAME",
         help=f"{', '.join(ACTIVATIONS)}, or path/to/file.py:name, whose code is run",
     )
-    parser.add_argument(
-        "--tau",
-        type=bounded_float(0, math.inf, "positive and finite"),
-        default=1.0,
-        help="standard deviation of the pre-activation (default: 1)",
-    )
+    parser.add_argument("--tau", type=scale, default=1.0, help="standard deviation of the pre-activation (default: 1)")
     a = parser.parse_args(argv)
     with one_line(parser):
         from deq_enn.theory.activations import load_activation

@@ -11,14 +11,13 @@ squared error that the kernel of m random units has. `deq-enn export` writes suc
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deq_enn.names import ACTIVATIONS, FAMILIES
 from deq_enn.utils import interrupts
-from deq_enn.utils.arguments import OneLineParser, activation_name, add_asquare, bounded_float
+from deq_enn.utils.arguments import OneLineParser, activation_name, add_asquare, scale
 from deq_enn.utils.outcome import one_line
 
 if TYPE_CHECKING:
@@ -55,10 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="deq-enn match", description=__doc__)
     add_deq_flags(parser)
     parser.add_argument(
-        "--tau0",
-        type=bounded_float(0, math.inf, "positive and finite"),
-        default=1.0,
-        help="scale of the data, the root of their mean squared norm (default: 1)",
+        "--tau0", type=scale, default=1.0, help="scale of the data, the root of their mean squared norm (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON, in full precision")
     return parser
@@ -91,7 +87,12 @@ def solve(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     interrupts.raise_from_now_on()
     a = arguments
     activation = load_activation(a.activation)
-    result = match(activation, a.asquare, a.tau0, a.kernel, a.family)
+    try:
+        result = match(activation, a.asquare, a.tau0, a.kernel, a.family)
+    except OverflowError:
+        raise ValueError(
+            f"tau_0 = {a.tau0:g} is beyond what floats can square: scale the data to a tau_0 near 1"
+        ) from None
     deq = {
         "activation": activation.name,
         "sigma_a2": a.asquare,

@@ -105,8 +105,8 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
 
     Raises
     ------
-    ValueError : the DEQ was trained, or is centred at another scale than that of X, too far from it for any network
-        to follow.
+    ValueError : the DEQ was trained, or X has other columns, or the DEQ is centred at another scale than that of X,
+        too far from it for any network to follow.
 
     Notes
     -----
@@ -123,12 +123,14 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
         )
     if type(deq) is not DEQ:
         adapt(deq)  # refuses a subclass whose forward is another
+    dim, p = deq.B.shape
+    if X is not None and (X.ndim != 2 or X.shape[1] != p):
+        raise ValueError(f"X must be an (n, {p}) matrix, as the DEQ's B has {p} columns; got shape {tuple(X.shape)}")
     tau0 = deq.tau0 if X is None else estimate_tau0(X)
     match = families.match(deq.activation, deq.sigma_a2, tau0, kernel, family)
     layers = match.layers
     if X is not None:
         layers = off_centre(layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
-    dim, p = deq.B.shape
     enn = ENN(layers, p, dim, deq.readout.out_features, tau0, seed=deq.seed, match=match).to(deq.B)
     with torch.no_grad():
         enn.weights[0].copy_(deq.B)

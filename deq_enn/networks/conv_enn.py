@@ -136,7 +136,7 @@ class ExportedConvENN(ExportedENN):
 @torch.no_grad()
 def conv_network_of(
     enn: ConvENN,
-    readout: LinearReadout,
+    readout: LinearReadout | None = None,
     mean: torch.Tensor | None = None,
     scale: float = 1.0,
     labels: Sequence[int | str] | None = None,
@@ -157,8 +157,8 @@ def conv_network_of(
     for ours, weight, factor, k in zip(network.weights, enn.weights, factors, enn.kernel_sizes):
         ours.copy_(weight * (factor / k))
     last /= 1 if enn.sees == "pool" else math.sqrt(enn.pixels)
-    network.readout.weight.copy_(last * readout.weights.T)
-    network.readout.bias.copy_(readout.mean)
+    network.readout.weight.copy_(last * (enn.readout.weight if readout is None else readout.weights.T))
+    network.readout.bias.copy_(torch.zeros(()) if readout is None else readout.mean)
     return network
 
 

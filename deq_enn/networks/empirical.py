@@ -41,7 +41,8 @@ def empirical_ntk(
     if X.ndim < 2 or other is not None and other.shape[1:] != X.shape[1:]:
         raise ValueError("the samples must be rows of a matrix (n, p), or images (n, c, h, w), of one shape")
     parameters = {name: value.detach() for name, value in network.named_parameters()}
-    unknown = set(trained or ()) - parameters.keys()
+    names = list(parameters) if trained is None else list(trained)
+    unknown = set(names) - parameters.keys()
     if unknown:
         raise ValueError(f"{min(unknown)} is no parameter of the network, which has {', '.join(parameters)}")
     buffers = dict(network.named_buffers())
@@ -55,7 +56,7 @@ def empirical_ntk(
         return vmap(derivative, (None, 0), chunk_size=chunk)(parameters[name], rows).flatten(2)
 
     kernel = X.new_zeros(len(X), len(X if other is None else other))
-    for name in trained or parameters:
+    for name in names:
         left = jacobians(name, X)
         right = left if other is None else jacobians(name, other)
         kernel += torch.einsum("iko,jko->ij", left, right) / left.shape[1]

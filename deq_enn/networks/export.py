@@ -22,7 +22,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -32,6 +32,9 @@ from deq_enn.networks.enn import ENN
 from deq_enn.networks.layers import describe_layer, make_layer
 from deq_enn.theory.activations import Activation
 from deq_enn.utils.files import atomic_write, check_network_file
+
+if TYPE_CHECKING:
+    from deq_enn.networks.conv_enn import ConvENN
 
 FORMAT = 1  # number of the JSON file's format, which `rebuild` asks for
 TOLERANCE = 1e-5  # difference that a program's outputs may have, relative to the largest of the network's
@@ -141,14 +144,15 @@ def checked_labels(labels: Any, outputs: int) -> tuple[int | str, ...] | None:
     return tuple(labels)
 
 
-def export(network: ExportedENN | ENN, path: Path | str, X_example: torch.Tensor) -> dict:
+def export(network: "ExportedENN | ENN | ConvENN", path: Path | str, X_example: torch.Tensor) -> dict:
     """Writes the network as enn.pt, enn.json, enn.pt2 and, if it can, enn.onnx, for a `path` enn.pt.
 
     Parameters
     ----------
-    network : of `network_of`, or an ENN with a trained readout.
+    network : of `network_of` or `conv_network_of`, or an ENN or ConvENN with a trained readout.
     path : ends in .pt.
     X_example : (n, p), two rows or more, that the programs are traced and checked with. They take any number of rows.
+        Images are rows of c h w entries.
 
     Returns
     -------
@@ -157,13 +161,13 @@ def export(network: ExportedENN | ENN, path: Path | str, X_example: torch.Tensor
 
     Raises
     ------
-    ValueError : the place cannot be written, X_example has not the network's inputs, or too few rows.
+    ValueError : the network is none of these, the place cannot be written, X_example has not the network's inputs, or
+        too few rows.
     RuntimeError : a program's outputs are not the network's to 1e-5.
     """
     check_network_file(path)
     path = Path(path)
-    if isinstance(network, ENN):
-        network = network_of(network)
+    network = _exportable(network)
     if network.mean.device.type != "cpu":
         network = copy.deepcopy(network).cpu()  # what is written holds tensors of the CPU
     network = network.eval()
@@ -171,6 +175,22 @@ def export(network: ExportedENN | ENN, path: Path | str, X_example: torch.Tensor
     if X_example.ndim != 2 or X_example.shape[1] != p or len(X_example) < 2:
         raise ValueError(f"the example must be two or more rows of {p}, got shape {tuple(X_example.shape)}")
     return write_programs(network, path, X_example.to(network.mean), describe(network), network.labels)
+
+
+def _exportable(network: Any) -> ExportedENN:
+    """The network for rows as they are that this one is, or that it stands for; ValueError where there is none."""
+    from deq_enn.networks.conv_enn import ConvENN, conv_network_of  # which imports this file
+
+    if isinstance(network, ENN):
+        return network_of(network)
+    if isinstance(network, ConvENN):
+        return conv_network_of(network)
+    if isinstance(network, ExportedENN):
+        return network
+    raise ValueError(
+        f"{type(network).__name__} is no explicit network of this project; verdict(module, X, y, held=...).export "
+        "writes what stands in the place of a DEQ, and torch.export.export any module"
+    )
 
 
 def write_programs(

@@ -154,12 +154,11 @@ class PcDEQNetwork(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the logits (n, n_classes) of images x."""
-        if x[0].numel() != math.prod(self.image_shape):
-            raise ValueError(
-                f"this network takes images of shape {_show(self.image_shape)}, got {_show(tuple(x.shape[1:]))}"
-            )
+        if x.shape[1:].numel() != math.prod(self.image_shape):
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"this network takes images (n, {shape}) or as rows, got {tuple(x.shape)}")
         try:
-            return super().forward(x.reshape(-1, *self.image_shape))
+            return super().forward(x.reshape(len(x), *self.image_shape))
         except ConvergenceError as error:
             raise explained(error, x.flatten(1), "") from None
 

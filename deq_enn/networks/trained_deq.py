@@ -152,6 +152,8 @@ def adapt(
     ValueError : in one line, for what is missing or has another shape, or for outputs that differ.
     """
     if module is None:
+        if bias is not None and not isinstance(bias, torch.Tensor):
+            raise ValueError(f"the bias must be a tensor of shape (m,), got {type(bias).__name__}")
         parts = {"A": A, "B": B, "activation": activation, "readout": readout}
         return _assembled(parts, [bias], "this", solver)
     if any(part is not None for part in (A, B, activation, readout, bias)):
@@ -216,6 +218,11 @@ def _assembled(parts: dict[str, Any], biases: list[Any], name: str, solver: Solv
             f"{tuple(B.shape)} and {tuple(readout.shape)}"
         )
     bias = _bias([*biases, *(getattr(parts[key], "bias", None) for key in ("A", "B"))], m, form)
+    dtypes = {part.dtype for part in (A, B, readout, A if bias is None else bias)}
+    if len(dtypes) > 1 or not A.is_floating_point():
+        raise ValueError(
+            f"{form}: A, B, readout and bias must be of one type of floats, got {sorted(map(str, dtypes))}"
+        )
     try:
         activation = recognise(parts["activation"], "its", A.device)
     except ValueError as error:
@@ -285,6 +292,8 @@ def _check_forward(module: nn.Module, deq: TrainedDEQ, X: torch.Tensor | None, s
     if any(part.training and isinstance(part, (nn.Dropout, nn.AlphaDropout)) for part in module.modules()):
         warnings.warn(f"{name} is in training mode and has dropout: it is judged in evaluation mode", stacklevel=3)
     x = (_probe(p) if X is None else _some(X, p)).to(deq.W)
+    if (x == x[0]).all():
+        raise ValueError("X must have different rows, or no outputs can be compared on them; leave X out, or give more")
     other = f"{name} is not {FORM}, or its parts are not what its forward uses"
     with evaluating(module):
         try:

@@ -153,6 +153,11 @@ def bounded_float(low: float, high: float, what: str) -> Callable[[str], float]:
     return parse
 
 
+def scale(text: str) -> float:
+    """Reads a scale such as tau_0, whose fourth power is to be a float."""
+    return bounded_float(1e-70, 1e70, "positive and finite, between 1e-70 and 1e70")(text)
+
+
 def rate(text: str) -> float | str:
     """Reads a learning rate, which may be "auto"."""
     return text if text == "auto" else bounded_float(0, math.inf, "auto, or positive and finite")(text)

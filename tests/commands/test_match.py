@@ -90,6 +90,8 @@ def test_what_cannot_be_matched_is_one_line(capsys, tmp_path):
     for argv, words in (
         (["--activation", "relu", "--asquare", "1"], "between 0 and 1"),
         (["--activation", "relu", "--tau0", "0"], "positive and finite"),
+        (["--activation", "relu", "--tau0", "1e-300"], "between 1e-70 and 1e70"),
+        (["--activation", "relu", "--tau0", "1e300"], "between 1e-70 and 1e70"),
         (["--activation", "relu", "--family", "cubic"], "invalid choice"),
         ([], "--activation"),
     ):

@@ -213,6 +213,17 @@ def test_parts_by_name_are_the_module():
         adapt(A=module.A, activation="relu")
     with pytest.raises(ValueError, match=r"its B must be an nn.Linear or a matrix, got Conv2d of shape \(8, 1, 3, 3\)"):
         adapt(**parts | {"B": nn.Conv2d(1, 8, 3)})
+    with pytest.raises(ValueError, match=r"the bias must be a tensor of shape \(m,\), got list"):
+        adapt(**parts | {"bias": module.B.bias.tolist()})
+    for change in ({"A": module.A.weight.double()}, {"bias": module.B.bias.double()}, {"A": torch.eye(M).long()}):
+        with pytest.raises(ValueError, match="must be of one type of floats, got .*torch.float32"):
+            adapt(**parts | change)
+
+
+def test_rows_that_are_the_same_say_nothing():
+    for X in (data()[:1], data()[:1].repeat(9, 1)):
+        with pytest.raises(ValueError, match="X must have different rows"):
+            adapt(Written(), X)
 
 
 class Turning(Written):

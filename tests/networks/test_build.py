@@ -225,3 +225,8 @@ def test_a_network_without_units_inputs_or_classes_is_refused(size, value):
     for make in (lambda: DEQ("relu", sigma_a2=0.2, **sizes), lambda: build_model("relu_enn", sigma_a2=0.2, **sizes)):
         with pytest.raises(ValueError, match="must be whole numbers from 1 on"):
             make()
+
+
+def test_a_match_is_not_scaled_by_rows_of_another_length():
+    with pytest.raises(ValueError, match=r"X must be an \(n, 12\) matrix, .* got shape \(64, 3\)"):
+        matched_enn(DEQ("tanh", 12, 8, 2, 0.2), torch.randn(64, 3))

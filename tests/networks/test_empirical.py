@@ -69,3 +69,4 @@ def test_what_cannot_be_had_is_refused():
         empirical_ntk(network, torch.zeros(5))
     with pytest.raises(ValueError, match="C is no parameter of the network, which has A, B, readout.weight"):
         empirical_ntk(network, rows(2, 5), trained=["C"])
+    assert not empirical_ntk(network, rows(2, 5), trained=[]).any()  # nothing is trained

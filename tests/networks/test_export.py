@@ -13,6 +13,7 @@ from deq_enn.data.datasets import load_dataset
 from deq_enn.machines.readout import solve
 from deq_enn.networks import export as export_network
 from deq_enn.networks.build import build_model, matched_enn
+from deq_enn.networks.conv_enn import build_conv, conv_network_of
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.export import export, network_of, rebuild
 from deq_enn.networks.layers import describe_layer, make_layer
@@ -198,6 +199,23 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be written.*No space left"):
         export(enn, tmp_path / "enn.pt", X)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("sees", ("flatten", "pool"))
+def test_a_convolutional_network_has_its_own_readout(tmp_path, sees):
+    enn = build_conv("plain_conv", (2, 4, 3), 6, 3, 0.2, "tanh", padding="circular", readout=sees)
+    images = torch.randn(5, 2, 4, 3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(conv_network_of(enn)(images.flatten(1)), enn(images), rtol=1e-5, atol=1e-6)
+    if sees == "pool":
+        export(enn, tmp_path / "enn.pt", images.flatten(1))
+        torch.testing.assert_close(rebuild(tmp_path / "enn.pt")(images.flatten(1)), enn(images), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_explicit_network_is_refused(tmp_path):
+    for module in (DEQ("tanh", P, M, K, 0.2), torch.nn.Linear(P, K)):
+        with pytest.raises(ValueError, match="is no explicit network of this project"):
+            export(module, tmp_path / "enn.pt", X)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_output_is_refused():

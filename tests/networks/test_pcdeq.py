@@ -317,7 +317,7 @@ def test_what_cannot_be_built_says_so_in_one_line(arguments, message):
 
 def test_images_of_another_shape_are_refused():
     network = build_pcdeq("multi_conv_pcdeq_1", "tanh", (1, 28, 28), 10)
-    with pytest.raises(ValueError, match="takes images of shape 1x28x28, got 3x32x32"):
+    with pytest.raises(ValueError, match=r"takes images \(n, 1, 28, 28\) or as rows, got \(2, 3, 32, 32\)"):
         network(torch.zeros(2, 3, 32, 32))
 
 
@@ -341,3 +341,13 @@ def test_augmentation_shifts_and_flips_each_image_by_its_own_draw():
         seen |= set(found)
     downs, rights, flips = map(set, zip(*seen))
     assert downs == rights == set(range(9)) and flips == {False, True}
+
+
+@pytest.mark.parametrize("name, s", (("linear_pcdeq_1", "tanh"), ("single_conv_pcdeq_2", "sigmoid")))
+def test_no_images_have_no_logits(name, s):
+    network = build_pcdeq(name, s, (1, 28, 28), 7).eval()
+    for empty in (torch.zeros(0, 784), torch.zeros(0, 1, 28, 28)):
+        assert network(empty).shape == (0, 7)
+    for x in (torch.zeros(784), torch.zeros(3, 783)):
+        with pytest.raises(ValueError, match=r"takes images \(n, 1, 28, 28\) or as rows, got \("):
+            network(x)

@@ -29,13 +29,14 @@ ANSWERS, HAPPENED = ("replace", "undecided", "keep"), ("some below", "too near",
 
 
 def draw(held, path):
-    """Of the cases `held` (the reporting half), as a PNG file."""
+    """Of the first cases among `held` (the reporting half), as a PNG file; the fresh ones have tables of their own."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     plt.style.use(STYLE)
+    held = [case for case in held if case.data in SHOWN]
     figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.9), width_ratios=(1.4, 0.9, 0.9))
     _losses(axes[0], held)
     _coverages(axes[1], held)
@@ -96,7 +97,7 @@ def _losses(ax, held):
         ylabel="measured loss (points)",
         title="(a) predicted and measured",
     )
-    ax.legend(loc="lower right", handletextpad=0.2, borderaxespad=0)
+    ax.legend(loc="upper left", handletextpad=0.2, borderaxespad=0)
 
 
 def _coverages(ax, held):

@@ -309,13 +309,6 @@ def run(folder, *stages):
         )
 
 
-@pytest.mark.parametrize("budget", ["-1", "0", "nan", "soon"])
-def test_a_budget_is_a_time(capsys, budget):
-    with pytest.raises(SystemExit) as stop:
-        calibrate.main(["verdicts", "--budget", budget])
-    assert stop.value.code == 2 and "argument --budget: must be a positive time" in capsys.readouterr().err
-
-
 @pytest.mark.long
 def test_from_the_cases_to_the_report(tiny, tmp_path, capsys):
     run(tmp_path, "outcomes", "verdicts", "sgd")

@@ -25,6 +25,7 @@ from deq_enn.utils.arguments import bounded_float, bounded_int
 
 COLOURS = {"hard_tanh": "#56B4E9", "l_relu": "#0072B2", "piecewise": "#009E73", "hermite": "#E69F00", "none": "#FFFFFF"}
 NAMES = {"hard_tanh": "hard tanh", "l_relu": "L-ReLU", "piecewise": "piecewise-linear", "hermite": "cubic (Hermite)"}
+LINES = "-", "--", ":"  # lines of the slopes of the first, second and third layer
 COLUMNS = {
     "ck": ("ck", "aAB", "CK"),
     "ntk": ("ntk", "aAB", "NTK, trained $(a, A, B)$"),
@@ -162,7 +163,7 @@ def draw_curves(ax, cells, names):
                     [cell["sigma_a2"] for cell in part],
                     [value for _, value in curve],
                     color=f"C{color}",
-                    ls=("-", "--", ":")[curve[0][0] - 1],
+                    ls=LINES[curve[0][0] - 1],
                     lw=1.0,
                 )
     ax.legend(
@@ -178,6 +179,7 @@ def draw_curves(ax, cells, names):
 def main(args):
     import numpy as np
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     from tqdm import tqdm
 
@@ -202,6 +204,8 @@ def main(args):
             axes[0, column].set_yticklabels([])
     axes[1, 0].set_ylabel("slopes of the layers")
     figure.legend(handles=[Patch(color=COLOURS[f], label=NAMES[f]) for f in NAMES], loc="outside upper center", ncols=4)
+    layers = [Line2D([], [], color="0.3", lw=1.0, ls=line, label=f"layer {l}") for l, line in enumerate(LINES, 1)]
+    figure.legend(handles=layers, loc="outside lower center", ncols=len(layers))
     return figure, {"matches": numbers, "random": random}
 
 

@@ -88,7 +88,7 @@ def draw_steps(ax, errors, rates, which):
         if name in rates:
             bound = [values[0] * rates[name] ** (t - 1) for t in steps]
             ax.plot(steps, bound, color=look["color"], lw=0.7, ls="--", label=f"{name}: proved rate")
-    ax.set(yscale="log", xlabel="steps")
+    ax.set(yscale="log", xlabel="steps", xticks=range(1, len(errors["resolvent"]) + 1))
 
 
 def draw_near_one(ax, table, which):
@@ -118,7 +118,7 @@ def main(args):
     panels = [(s, which) for s in steps for which in (0, 1)]
     for ax, (s, which) in zip(axes[0], panels):
         draw_steps(ax, *steps[s], which)
-        ax.set_title(rf"{('CK', 'NTK')[which]}, relu, $\sigma_a^2 = {s}$")
+        ax.set_title(rf"{('CK', 'NTK')[which]}, images, $\sigma_a^2 = {s}$")
     panels = [(a, which) for a in near for which in (0, 1)]
     for ax, (a, which) in zip(axes[1], panels):
         draw_near_one(ax, near[a], which)

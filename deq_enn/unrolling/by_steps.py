@@ -140,7 +140,9 @@ class VerdictBySteps:
 
     def run(self, progress: bool = False) -> None:
         """Does the work, within the budget; with `progress` a bar says what is being measured."""
-        with tqdm(total=len(UNTIL), disable=not progress, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
+        settings: dict[str, Any] = {"disable": not progress, "leave": False, "bar_format": "{desc} {bar} {elapsed}"}
+        # a function of the module's own, such as a lambda, may lead from a copy back to its weights
+        with judged.without_gradients(self.module), tqdm(total=len(UNTIL), **settings) as bar:
             self.bar = bar
             self.parts = self._measure_module()  # as many samples as there is time for, so without a deadline
             self._stop_after(LADDER[0])

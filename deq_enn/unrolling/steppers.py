@@ -4,6 +4,7 @@
 
 - every module whose equilibria are solved by `networks.fixed_point.FixedPoint`: our DEQ, all six pcDEQs, a user's own;
 - every module with a DEQ of torchdeq in it (`torchdeq.get_deq()`), with one state or with a tuple of them;
+  both may be attributes, or lie in lists, tuples and dictionaries that are;
 - anybody's, by a function of the user's, `steps(module, k) -> module`:
 
     def steps(module, k):            # module is a copy, which may be changed; its weights are the user's
@@ -33,6 +34,7 @@ from deq_enn.networks.fixed_point import FixedPoint, Stopped
 Steps = Callable[[nn.Module, int], nn.Module]  # a user's own way to stop a module after k steps
 State = torch.Tensor | tuple[torch.Tensor, ...]
 MEMORY, RIDGE = 5, 1e-10  # of Anderson's method, as `networks.fixed_point.Anderson` has them
+OF_ANY_MODULE = frozenset(vars(nn.Module()))  # attributes that torch gives every module
 
 ADVICE = (
     "it has no equilibrium of this project's FixedPoint or of torchdeq; say how to stop it: "
@@ -189,49 +191,68 @@ def anderson_steps(module: nn.Module, k: int) -> nn.Module:
 
 def can_be_stopped(module: Any) -> bool:
     """Tells whether `stopped` finds an equilibrium without the user's help."""
-    return isinstance(module, nn.Module) and any(True for _ in _places(module))
+    return isinstance(module, nn.Module) and any(
+        _is_equilibrium(each) for place, key in _places(module) for each in _within(place[key])
+    )
 
 
 def unrolled_parts(module: nn.Module) -> list[Unrolled]:
     """Returns the `Unrolled`s of a stopped module, in the order of its parts; none where a user's function made it."""
-    parts: dict[int, Unrolled] = {}
-    for part in module.modules():
-        for value in vars(part).values():
-            values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-            parts |= {id(each): each for each in values if isinstance(each, Unrolled)}
-    return list(parts.values())
+    held = (each for place, key in _places(module) for each in _within(place[key]))
+    parts = (each.unrolled if isinstance(each, UnrolledTorchDEQ) else each for each in held)
+    return list({id(part): part for part in parts if isinstance(part, Unrolled)}.values())
 
 
-def _is_torchdeq(part: object) -> bool:
-    return any(
-        kind.__name__ == "DEQBase" and kind.__module__.partition(".")[0] == "torchdeq" for kind in type(part).__mro__
+def _is_equilibrium(value: object) -> bool:
+    """Tells whether a value is a FixedPoint or a DEQ of torchdeq."""
+    return isinstance(value, FixedPoint) or any(
+        kind.__name__ == "DEQBase" and kind.__module__.partition(".")[0] == "torchdeq" for kind in type(value).__mro__
     )
 
 
-def _places(module: nn.Module) -> Iterator[tuple[Any, Any, object]]:
-    """(container, key, equilibrium) of every FixedPoint and DEQ of torchdeq; the containers can be assigned to."""
+def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """The places where the parts of a module hold something of their own: dictionaries, and keys of them."""
     for part in module.modules():
-        for key, value in list(part._modules.items()):
-            if _is_torchdeq(value):
-                yield part._modules, key, value
-        for key, value in list(vars(part).items()):
-            if isinstance(value, FixedPoint):
-                yield vars(part), key, value
-            elif isinstance(value, (list, dict)) and not key.startswith("_"):
-                items = list(value.items() if isinstance(value, dict) else enumerate(value))
-                yield from ((value, at, item) for at, item in items if isinstance(item, FixedPoint))
+        yield from ((part._modules, key) for key in [*part._modules])
+        yield from ((vars(part), key) for key in [*vars(part)] if key not in OF_ANY_MODULE)
+
+
+def _within(value: object) -> Iterator[object]:
+    """Yields a value and, where it is a list, a tuple or a dictionary, all that it holds, one within another."""
+    yield value
+    if isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _within(item)
+
+
+def _with_others(value: Any, other: Callable[[object], object]) -> Any:
+    """Puts others in the place of all equilibria within a value, lists and dictionaries in place, and returns it."""
+    if _is_equilibrium(value):
+        return other(value)
+    if isinstance(value, (list, dict)):
+        for key, item in [*(value.items() if isinstance(value, dict) else enumerate(value))]:
+            if (new := _with_others(item, other)) is not item:
+                value[key] = new
+    elif isinstance(value, tuple) and any(map(_is_equilibrium, _within(value))):
+        items = [_with_others(item, other) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
 
 
 def _replace(module: nn.Module, k: int, accelerated: bool = False) -> None:
     """Puts k steps in the place of every equilibrium; one that is used in two places stays one."""
-    replaced: dict[int, object] = {}
-    places = list(_places(module))
-    if not places:
+    if not can_be_stopped(module):
         raise ValueError(f"{type(module).__name__} cannot be stopped after k steps: {ADVICE}")
-    for container, key, value in places:
-        if id(value) not in replaced:
-            replaced[id(value)] = (UnrolledTorchDEQ if isinstance(value, nn.Module) else Unrolled)(k, accelerated)
-        container[key] = replaced[id(value)]
+    made: dict[int, tuple[object, object]] = {}
+
+    def other(value: object) -> object:
+        if id(value) not in made:  # the old one is kept, so that no other gets its id
+            made[id(value)] = value, (UnrolledTorchDEQ if isinstance(value, nn.Module) else Unrolled)(k, accelerated)
+        return made[id(value)][1]
+
+    for place, key in [*_places(module)]:
+        if (new := _with_others(place[key], other)) is not place[key]:
+            place[key] = new
 
 
 def _copied(module: nn.Module, shared: bool) -> nn.Module:

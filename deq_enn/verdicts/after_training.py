@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.cost import BATCH, costs
@@ -17,7 +18,7 @@ from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.unrolling.by_steps import VerdictBySteps
 from deq_enn.unrolling.decision import ALARMING, alarming
-from deq_enn.unrolling.steppers import Steps, can_be_stopped
+from deq_enn.unrolling.steppers import ADVICE, Steps, can_be_stopped
 from deq_enn.utils.deadline import deadline
 from deq_enn.verdicts.assumptions import check_data, check_held, check_repeated, check_request, integer_labels
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation, settings_of
@@ -248,11 +249,15 @@ def begin(
         if solver is not None:
             raise ValueError(AT_INITIALISATION)
         return VerdictOnConvolutions(deq, X, y, **settings)
-    stoppable = not as_drawn(deq) and can_be_stopped(deq)
-    if steps is not None or stoppable and (held is not None and solver is None or not _of_the_form(deq)):
+    drawn = as_drawn(deq)
+    stoppable, unlike = not drawn and can_be_stopped(deq), None if drawn else _unlike_the_form(deq)
+    if steps is not None or stoppable and (held is not None and solver is None or unlike):
         settings = {key: value for key, value in settings.items() if key not in ("width", "decide_on")}
         return VerdictBySteps(deq, X, y, held=held, steps=steps, seen=seen, **settings)
-    if not as_drawn(deq):
+    if unlike:
+        advice = f". Nor can it be stopped after k steps: {ADVICE}" if isinstance(deq, nn.Module) else ""
+        raise ValueError(f"{unlike}{advice}")
+    if not drawn:
         return VerdictAfterTraining(deq, X, y, held=held, solver=solver, **settings)
     if solver is not None:
         raise ValueError(AT_INITIALISATION)
@@ -261,13 +266,13 @@ def begin(
     return pending
 
 
-def _of_the_form(deq: Any) -> bool:
-    """Tells whether the parts of a module are those of z = phi(Az + Bx + b)."""
+def _unlike_the_form(deq: Any) -> str | None:
+    """Says why the parts of a module are not those of z = phi(Az + Bx + b); None where they are."""
     try:
         understood(deq)
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def why_measured(drift: dict) -> str:

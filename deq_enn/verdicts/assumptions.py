@@ -10,6 +10,7 @@ cosines are 1/sqrt(p) root mean square. We call 2/spread^2 the effective dimensi
 """
 
 import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,8 @@ def check_request(
         raise ValueError(f"decide_on must be 'draw' or 'mean', got {decide_on!r}")
     if not (budget > 0 and tolerance > 0 and math.isfinite(budget + tolerance)):
         raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
-    if width is not None and width < 1:
-        raise ValueError(f"the width must be positive, got {width}")
+    if width is not None and not (isinstance(width, Integral) and width >= 1):
+        raise ValueError(f"the width must be a whole number from 1 on, got {width}")
     if seen is not None and not seen > 0:
         raise ValueError(f"seen, the samples that the DEQ passed in its training, must be positive, got {seen}")
 

@@ -376,6 +376,29 @@ def test_timing_leaves_a_module_in_training_mode_as_it_was(samples):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+class ByLambda(TwoEquilibriaOfRows):
+    """Its copies have a step that leads back to the weights of the first, as a lambda is not copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = lambda z, W, u: torch.tanh(z @ self.deq.A.T / M + u)
+
+    def forward(self, x):
+        u = x @ self.deq.B.T
+        return self.readout(self.deq.fixed_point(self.step, torch.tanh(u), self.deq.A, u))
+
+
+def test_a_module_has_no_gradients_afterwards_whatever_its_copies_lead_to(samples):
+    (X, y), held = samples
+    module = ByLambda()
+    making = VerdictBySteps(module, X, y, held=held, budget=2.0, tolerance=1e-9, clock=Ticks(0.01))
+    making._measure_rivals = making._measure_cost = lambda: None
+    module.readout.weight.grad = torch.ones_like(module.readout.weight)
+    making.run()
+    assert any(candidate.kind == "distilled" for candidate in making.candidates)
+    assert module.deq.A.grad is None and module.readout.weight.grad.eq(1).all()
+
+
 class Unpacked(nn.Module):
     def forward(self, outputs):
         return outputs[0]

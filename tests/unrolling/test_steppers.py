@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -162,3 +163,43 @@ def test_what_cannot_be_stopped():
     locked.lock = threading.Lock()
     with pytest.raises(ValueError, match="DEQ cannot be copied"):
         stopped(locked, 1)
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+@pytest.mark.parametrize(
+    "keep, first",
+    (
+        (lambda a, b: (a, b), lambda kept: kept[0]),
+        (lambda a, b: [{"both": [a, (b,)]}], lambda kept: kept[0]["both"][0]),
+        (lambda a, b: Pair(a, b), lambda kept: kept.first),
+        (lambda a, b: {"a": a, "b": [b, "and more"]}, lambda kept: kept["a"]),
+    ),
+)
+def test_equilibria_within_lists_and_tuples_are_stopped_all(keep, first):
+    """One left as it is would make a network of k steps of what solves an equilibrium still."""
+    module = TwoEquilibria()
+    a, b = module.solve
+    module._kept = keep(a, b)
+    explicit = stopped(module, 2)
+    parts = unrolled_parts(explicit)
+    assert len(parts) == 2 and first(explicit._kept) is explicit.solve[0] and first(module._kept) is a
+    assert type(explicit._kept) is type(module._kept)
+    del module.solve
+    assert can_be_stopped(module) and len(unrolled_parts(stopped(module, 2))) == 2
+
+
+def test_deqs_of_torchdeq_in_a_list_are_stopped():
+    module, x = Foreign().eval(), rows(4, P)
+    expected = stopped(module, 3)(x)[0]
+    deq = module.deq
+    del module.deq
+    module.deqs = [deq]
+    module._solved = lambda f, start: None
+    explicit = stopped(module, 3)
+    explicit._solved = lambda f, start: (explicit.deqs[0](f, start, solver_kwargs={"tau": 0.8})[0][-1], None)
+    torch.testing.assert_close(explicit(x)[0], expected)
+    assert [part.steps for part in unrolled_parts(explicit)] == [3] and module.deqs == [deq]

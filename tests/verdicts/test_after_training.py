@@ -22,7 +22,7 @@ from deq_enn.verdicts.after_training import VerdictAfterTraining, begin
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
 from deq_enn.verdicts.decision import Decision
 from deq_enn.verdicts.page import write
-from tests.conftest import Ticks
+from tests.conftest import Ticks, one_line
 
 
 @pytest.fixture(scope="module")
@@ -339,3 +339,13 @@ def test_an_export_that_cannot_be_made_is_an_error(no_page, few_candidates, file
     with pytest.raises(SystemExit) as caught:
         command(files, *flags, "--output_path", str(tmp_path), "--export", str(tmp_path / "enn.pt"))
     assert caught.value.code == 2 and "a readout is fitted to labels" in capsys.readouterr().err
+
+
+def test_a_loop_by_hand_is_told_how_it_can_be_judged(blobs):
+    X, y = blobs
+    for module in (torch.nn.Linear(X.shape[1], 3), torch.nn.Sequential()):
+        with pytest.raises(ValueError, match="it has no A, B, .*Nor can it be stopped .*: steps=my_") as caught:
+            api.verdict(module, X[:300], y[:300], held=(X[300:], y[300:]))
+        assert one_line(caught)
+    with pytest.raises(ValueError, match="the width must be a whole number from 1 on, got 2.5"):
+        api.verdict(DEQ("tanh", X.shape[1], 8, 3, 0.2), X, y, width=2.5)

@@ -23,7 +23,7 @@ from deq_enn.utils.deadline import OutOfTime
 from deq_enn.verdicts.assumptions import check_data, tensor_of
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
 from deq_enn.verdicts.candidates import NO_TIME, Fitting, Network, plain_networks
-from deq_enn.verdicts.losses.measurements import SOLVER, Measurements, solve_work
+from deq_enn.verdicts.losses.measurements import FLOAT64, SOLVER, Measurements, solve_work
 from deq_enn.verdicts.result import Candidate, Verdict
 
 CALIBRATED = (
@@ -124,18 +124,18 @@ class ConvMeasurements(Measurements):
         return 4.0 * count * self._features_of(width)
 
     def work(self, width: int, count: int, names: Any) -> float:
-        """Returns the multiplications of a pass."""
+        """Returns the multiplications of a pass in float32; those in float64 count for several."""
         deq, n, m = self._like, count, self._features_of(width)
-        solve = solve_work(n, m, self.classes)
-        k2 = deq.kernel_size**2
-        each = {
+        solve, k2 = solve_work(n, m, self.classes), deq.kernel_size**2
+        taps = {
             network.name: sum(k * k for k in cast(ConvCandidate, network).kernel_sizes[1:])
             for network in self.networks
             if network.name in names
         }
         first = width * deq.image_shape[0] * k2
         return sum(
-            n * deq.pixels * (first + taps * width * width) + solve for taps in (self.iterations * k2, *each.values())
+            (n * deq.pixels * (first + own * width * width) + solve) * (FLOAT64 if name in self.precise else 1)
+            for name, own in ({"deq": self.iterations * k2} | taps).items()
         )
 
 

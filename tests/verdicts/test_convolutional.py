@@ -9,14 +9,16 @@ import torch
 from deq_enn import verdict
 from deq_enn.kernels.conv import conv_kernels
 from deq_enn.kernels.conv_explicit import conv_explicit_kernels
+from deq_enn.machines import precise_readout
 from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.conv_enn import ConvENN, conv_network_of
 from deq_enn.networks.export import export, rebuild
 from deq_enn.networks.fixed_point import Anderson
 from deq_enn.theory.equilibrium import estimate_image_tau0
-from deq_enn.verdicts.convolutional import CALIBRATED, conv_networks
+from deq_enn.verdicts.convolutional import CALIBRATED, ConvMeasurements, conv_networks
 from deq_enn.verdicts.decision import Question, by_loss
 from deq_enn.verdicts.result import Candidate
+from tests.conftest import Ticks
 
 
 def bars(n):
@@ -54,6 +56,23 @@ def test_the_cheapest_is_that_of_the_least_multiplications():
     chosen = by_loss(two_layers, question, {}).chosen
     assert {candidate.network.kernel_sizes for candidate in two_layers} == {(3, 1), (3, 3)}
     assert chosen.network.kernel_sizes == (3, 1)
+
+
+def test_a_pass_in_float64_is_expected_to_take_several_times_that_in_float32(monkeypatch):
+    """Its time follows from the number of channels, and not from that of the features, which is 36 times as large."""
+    X, y = bars(60)
+    deq = ConvDEQ("tanh", (1, 6, 6), 4, 2, 0.3)
+    networks, _ = conv_networks(deq)
+    rows, clock = torch.arange(60), Ticks(1e-9)
+    passes = ConvMeasurements(deq, networks[:1], X, y, rows, rows, 2, clock=clock)
+    monkeypatch.setattr(precise_readout, "too_small", lambda *_: True)
+    passes.rate, names = 1.0, [networks[0].name]
+    before = passes.work(4, 60, names)
+    passes.end = 10 * before
+    passes.measure(4, 60)
+    assert passes.precise == {"deq", *names}
+    passes.iterations = 15.0
+    assert passes.work(4, 60, names) == 5 * before
 
 
 @pytest.mark.long

@@ -145,7 +145,7 @@ class Measurements:
         deq = self.draw(width, seed)
         self.drawn[width].add(seed)
         try:
-            deq_said, count = self._left_out("deq", deq, count, (start + self.deadline) / 2)
+            deq_said, count = self._left_out("deq", deq, width, count, (start + self.deadline) / 2)
         except ConvergenceError:
             self.failed[width].add(seed)
             raise
@@ -156,7 +156,7 @@ class Measurements:
                 break
             enn = network.build(p, width, self.classes, seed)
             try:
-                said[network.name], _ = self._left_out(network.name, enn, count)
+                said[network.name], _ = self._left_out(network.name, enn, width, count)
             except OutOfTime:
                 if not said:
                     raise
@@ -181,7 +181,7 @@ class Measurements:
         seeds = (seed for seed in seeds if seed not in self.failed[width])
         return next(islice(seeds, len(self.accuracy.get((width, count), ())), None))
 
-    def _left_out(self, name, model, count, deadline=math.inf) -> tuple[LeftOut, int]:
+    def _left_out(self, name, model, width, count, deadline=math.inf) -> tuple[LeftOut, int]:
         """What a network says of the first `count` samples, each left out; of fewer once the deadline has passed."""
         model = model.to(self.device)
         if name not in self.precise:
@@ -191,7 +191,7 @@ class Measurements:
                 return said, count
             del F
             self.precise.add(name)
-        if self.rate is not None and self.clock() + self.seconds(model.readout.in_features, count, [name]) > self.end:
+        if self.rate is not None and self.clock() + self.seconds(width, count, [name]) > self.end:
             raise OutOfTime("float64 would take too long")
         F = self._features(in_float64(model, PRECISE), count, deadline)
         return precise_readout.leave_one_out(F, self._targets(len(F))), len(F)

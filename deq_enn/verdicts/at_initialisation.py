@@ -199,7 +199,8 @@ class VerdictAtInitialisation:
     def measure_costs(self, seconds: float) -> Iterator[str]:
         """Times the network that is the answer, or the best, beside the DEQ, and then others as time allows.
 
-        Networks of one depth cost nearly the same: of each depth one is measured. Yields what comes next.
+        Networks of as many multiplications cost nearly the same, and one of each number is measured. Yields what comes
+        next.
 
         seconds : for each network.
         """
@@ -212,11 +213,12 @@ class VerdictAtInitialisation:
             deq = self._wider(width)
         chosen = self.decide().chosen
         rest = sorted((candidate for candidate in self.candidates if candidate is not chosen), key=self._upper_end)
-        X, depths = self.X[self.order[:BATCH]], set()
+        X, timed = self.X[self.order[:BATCH]], set()
         for candidate in [chosen, *rest] if chosen else rest:
-            if candidate.depth in depths or depths and self.clock() + seconds > self.end:
+            work = candidate.work(self.question.p, width)
+            if work in timed or timed and self.clock() + seconds > self.end:
                 continue
-            depths.add(candidate.depth)
+            timed.add(work)
             enn = candidate.build(self.question.p, width, self.classes or 2).to(deq.B)
             try:
                 measured = costs(deq, enn, X, seconds)

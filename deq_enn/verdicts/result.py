@@ -49,7 +49,7 @@ class Candidate:
     width_from : the width from which on the upper end of the interval is below the tolerance.
     measured : the measurements that the loss rests on.
     cost : {inference, features, training_step, memory}, ratios DEQ/candidate, and measured, everything that
-        `networks.cost.costs` returned. Networks of one depth cost nearly the same, so one of each depth is timed.
+        `networks.cost.costs` returned. Networks of as many multiplications cost nearly the same: one is timed.
     network : the `candidates.Network`.
     replacement : of a trained DEQ, the `measured_loss.Replacement` whose loss was measured.
     """

@@ -15,7 +15,8 @@ from deq_enn.networks.conv_enn import ConvENN, conv_network_of
 from deq_enn.networks.export import export, rebuild
 from deq_enn.networks.fixed_point import Anderson
 from deq_enn.theory.equilibrium import estimate_image_tau0
-from deq_enn.verdicts.convolutional import CALIBRATED, ConvMeasurements, conv_networks
+from deq_enn.verdicts import at_initialisation
+from deq_enn.verdicts.convolutional import CALIBRATED, ConvMeasurements, VerdictOnConvolutions, conv_networks
 from deq_enn.verdicts.decision import Question, by_loss
 from deq_enn.verdicts.result import Candidate
 from tests.conftest import Ticks
@@ -56,6 +57,18 @@ def test_the_cheapest_is_that_of_the_least_multiplications():
     chosen = by_loss(two_layers, question, {}).chosen
     assert {candidate.network.kernel_sizes for candidate in two_layers} == {(3, 1), (3, 3)}
     assert chosen.network.kernel_sizes == (3, 1)
+
+
+def test_one_network_of_each_number_of_multiplications_is_timed(monkeypatch):
+    X, y = bars(60)
+    deq, timed = ConvDEQ("relu", (1, 6, 6), 4, 2, 0.3), []
+    making = VerdictOnConvolutions(deq, X, y, budget=60.0, clock=Ticks(0.001))
+    making.candidates = [Candidate.of(network, distance=None) for network in conv_networks(deq)[0]]
+    monkeypatch.setattr(
+        at_initialisation, "costs", lambda deq, enn, X, seconds: timed.append(enn.kernel_sizes) or {"ratios": {}}
+    )
+    assert len([*making.measure_costs(1.0)]) == 5  # "costs", and each
+    assert sorted(timed) == [(3,), (3, 1), (3, 3), (3, 3, 3)]
 
 
 def test_a_pass_in_float64_is_expected_to_take_several_times_that_in_float32(monkeypatch):

@@ -325,7 +325,10 @@ def stopped(module: nn.Module, steps: int) -> nn.Module:
     explicit = copy.deepcopy(module)
     parts = equilibria_of(explicit)
     if not parts:
-        raise ValueError(f"{type(module).__name__} has no equilibrium by a FixedPoint that could be stopped")
+        raise ValueError(
+            f"{type(module).__name__} has no equilibrium by a FixedPoint, called fixed_point, that could be stopped; "
+            "deq_enn.unrolling.steppers.stopped finds those of other names, and torchdeq's"
+        )
     for part in parts:
         vars(part)["fixed_point"] = Stopped(steps)
     return explicit

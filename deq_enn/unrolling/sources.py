@@ -16,6 +16,7 @@ from deq_enn.networks.pcdeq import AUGMENTED_WIDTHS, WIDTHS, PcDEQNetwork, build
 from deq_enn.theory.activations import Activation, load_activation
 
 WEIGHTS = "state_dict", "model", "weights"  # keys under which training scripts keep weights beside other things
+WRAPPED = "_orig_mod.", "module."  # beginnings of the keys that torch.compile and DataParallel make
 EQUILIBRIUM = ".inner.parametrizations.weight.original1"  # the end of a key that only a positive concave DEQ has
 YOUR_OWN = "a network of your own goes by --module FILE.py:build --weights FILE.pt"
 
@@ -28,7 +29,8 @@ def load_module(spec: str, weights: Path | str | None = None) -> tuple[nn.Module
     spec : `build` is a function without arguments that returns the module, or the module itself. A function `steps`
         in the file, steps(module, k) -> module, says how to stop it after k steps. While both run, files beside this
         one can be imported, as where Python runs it.
-    weights : of torch.save(module.state_dict(), ...), read by weights_only=True.
+    weights : of torch.save(module.state_dict(), ...), read by weights_only=True; that of a module within torch.compile
+        or DataParallel is taken too.
 
     Returns
     -------
@@ -109,9 +111,18 @@ def _load(module: nn.Module, path: Path | str) -> None:
     if not isinstance(state, dict):
         raise ValueError(f"--weights {path} holds {type(state).__name__}, not a state_dict")
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(_of_the_module_within(state, module))
     except Exception as error:  # missing or foreign keys, other shapes
         raise ValueError(f"--weights {path} does not fit the module: {_short(error)}") from None
+
+
+def _of_the_module_within(state: dict[Any, Any], module: nn.Module) -> dict[Any, Any]:
+    """The weights with the names that they have in the module, if another wrapped it when they were saved."""
+    own = module.state_dict()
+    for prefix in WRAPPED:
+        if all(str(key).startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _short(error: Exception) -> str:

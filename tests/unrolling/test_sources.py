@@ -30,6 +30,16 @@ def test_a_file_imports_those_beside_it(tmp_path):
     assert module.bias.tolist() == [7.0] * 3 and steps is None and sys.path == path
 
 
+@pytest.mark.parametrize("prefix", ("", "module.", "_orig_mod.", "_orig_mod.module."))
+def test_weights_are_those_of_the_module_whatever_it_was_wrapped_in(tmp_path, prefix):
+    (tmp_path / "mine.py").write_text("import torch\nbuild = lambda: torch.nn.Linear(2, 3)\n", "utf-8")
+    trained = torch.nn.Linear(2, 3)
+    state = {prefix + name: value for name, value in trained.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pt")
+    module, _ = load_module(f"{tmp_path}/mine.py:build", tmp_path / "w.pt")
+    assert torch.equal(module.weight, trained.weight) and torch.equal(module.bias, trained.bias)
+
+
 @pytest.mark.parametrize("status", ("", "0", "'no GPU'"))
 def test_a_build_that_ends_the_program_is_an_error(tmp_path, status):
     (tmp_path / "ends.py").write_text(f"import sys\ndef build():\n    sys.exit({status})\n", "utf-8")

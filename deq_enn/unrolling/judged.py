@@ -204,7 +204,10 @@ def check_module(module: nn.Module, X: torch.Tensor) -> int:
 
 def _failure(name: str, x: torch.Tensor, error: Exception) -> str:
     reason = str(error).partition("\n")[0]
-    return f"{name}'s forward fails on samples of shape {tuple(x.shape)} ({type(error).__name__}: {reason:.200})"
+    whole = (
+        "" if x.is_floating_point() else "; whole numbers stay whole, as tokens are: hand in floats if it takes floats"
+    )
+    return f"{name}'s forward fails on samples of shape {tuple(x.shape)} ({type(error).__name__}: {reason:.200}){whole}"
 
 
 def check_apart(X: torch.Tensor, held: torch.Tensor) -> None:

@@ -326,6 +326,7 @@ class Deaf(Foreign):
         (dict(y=torch.zeros(299)), r"y must have one label a sample, \(300,\); got shape \(299,\)"),
         (dict(y=None), "must both have labels, or neither"),
         (dict(X=torch.full((300, P), math.nan)), "X has NaN or infinite entries, first in row 0"),
+        (dict(X="whole", held="whole"), r"fails on samples of shape \(64, 6\) .*hand in floats if it takes floats"),
         (dict(X=torch.zeros(20, P), y=torch.zeros(20)), "X has 20 samples, too few"),
         (dict(X=torch.zeros(300, P + 1)), "they must agree"),
     ),
@@ -335,6 +336,8 @@ def test_what_cannot_be_judged_is_one_line(foreign, samples, change, message):
     given = dict(module=foreign, X=X, y=y, held=held) | change
     if given["held"] == "train":
         given["held"] = X, y
+    if given["held"] == "whole":
+        given["X"], given["held"] = (9 * X).long(), ((9 * held[0]).long(), held[1])
     with pytest.raises(ValueError, match=message) as caught:
         VerdictBySteps(given["module"], given["X"], given["y"], held=given["held"])
     assert one_line(caught)

@@ -320,14 +320,15 @@ def stopped(module: nn.Module, steps: int) -> nn.Module:
 
     Raises
     ------
-    ValueError : the module has no such equilibrium, or `steps` is negative.
+    ValueError : the module has no such equilibrium, or one that is called otherwise, or `steps` is negative.
     """
     explicit = copy.deepcopy(module)
     parts = equilibria_of(explicit)
-    if not parts:
+    names = {key for part in module.modules() for key, value in vars(part).items() if isinstance(value, FixedPoint)}
+    if not parts or len(names) > 1:
         raise ValueError(
-            f"{type(module).__name__} has no equilibrium by a FixedPoint, called fixed_point, that could be stopped; "
-            "deq_enn.unrolling.steppers.stopped finds those of other names, and torchdeq's"
+            f"{type(module).__name__} has no equilibrium by a FixedPoint that could be stopped, or not all are called "
+            "fixed_point; deq_enn.unrolling.steppers.stopped finds those of other names, and torchdeq's"
         )
     for part in parts:
         vars(part)["fixed_point"] = Stopped(steps)

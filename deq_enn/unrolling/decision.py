@@ -95,7 +95,7 @@ def _almost(candidates: list[StepCandidate], known: Known) -> list[str]:
     if not good:
         return []
     best = min(good, key=lambda c: (c.work, c.loss))
-    return [f"As good, but no {FASTER:g} times as fast: {best.name}.{_saves(best)}"]
+    return [f"As good, but not {FASTER:g} times as fast: {best.name}.{_saves(best)}"]
 
 
 def _untrained(candidates: list[StepCandidate], known: Known) -> str | None:

@@ -66,6 +66,10 @@ def test_what_has_no_equilibrium_cannot_be_stopped_and_what_is_stopped_is_no_deq
         stopped(torch.nn.Linear(2, 2), 3)
     with pytest.raises(ValueError, match="cannot be stopped after -1 steps"):
         stopped(networks()["deq"], -1)
+    two = networks()["deq"]
+    two.other = FixedPoint()
+    with pytest.raises(ValueError, match="not all are called fixed_point; .*steppers.stopped finds those of other"):
+        stopped(two, 3)
     explicit = stopped(networks()["deq"], 3)
     with pytest.raises(ValueError, match="stopped after 3 steps, an explicit network"):
         adapt(explicit)

@@ -129,7 +129,7 @@ def test_steps_that_save_little_are_named_where_the_module_is_kept():
     trained = [candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0)]
     said, _, reason = decide([candidate("stopped", 24, -0.1, 0.2, saved=1.4), *trained], KNOWN)
     assert said == "keep" and reason[-1].startswith(
-        "As good, but no 1.5 times as fast: stopped 24. The module takes 1.4"
+        "As good, but not 1.5 times as fast: stopped 24. The module takes 1.4"
     )
     said, _, reason = decide([candidate("stopped", 24, -0.1, 0.2, saved=0.9), *trained], KNOWN)
     assert said == "keep" and len(reason) == 1

@@ -120,6 +120,7 @@ def pytest_runtestloop(session):
         draw_quickly()
     gc.collect()
     gc.enable()
+    gc.set_threshold(50_000, 20, 20)  # seldom: a test leaves little, and late imports are looked through anew
     gc.freeze()  # what the imports made stays: neither is it looked through again, nor do forked processes copy it
     if any("forks" in getattr(item, "fixturenames", ()) for item in session.items):
         from tests.helpers.forks import Forks

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ from deq_enn.training.run_files import Config
 from tests.conftest import ROOT
 from tests.helpers.forks import DIVERGES, FORKED, at
 
-GRID = ("--model", "inn", "h_tanh_enn", "relu_enn", "--dim", 8, 16, "--seed", 0, 1, "--epoch", 12)
+GRID = ("--model", "inn", "h_tanh_enn", "relu_enn", "--dim", 8, 16, "--seed", 0, 1, "--epoch", 6)
 POOL = "--processes", 2
 RESUME = "the same command with --resume goes on from here\n"
 
@@ -282,8 +282,10 @@ def cluster(request, monkeypatch):
     from distributed import LocalCluster
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    multiprocessing.set_forkserver_preload(["deq_enn.experiments.worker", "distributed"])
-    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})  # imports once, not for each worker
+    if request.param:  # one process imports, and workers are forked from it; Dask's own would not know this package
+        forkserver.set_forkserver_preload(["deq_enn.experiments.worker", "distributed"])
+        forkserver.ensure_running()
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
     made = LocalCluster(
         n_workers=2,
         threads_per_worker=1,

@@ -101,6 +101,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_steps_of_two_ranks_are_those_of_one(forks, shared_steps, tmp_path):
     """To rounding in float64: the mean over shares of 4 and 3, and of 1 and 0; losses, accuracies, iterations."""
     (tmp_path / "steps.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + GRADIENTS)
@@ -187,6 +188,7 @@ def test_a_rank_that_fails_alone_is_heard_alone(forks, shared_steps, base, tmp_p
         assert ranks[rank][::2] == (1, "main.py: failed: out of luck\n") and ranks[1 - rank][2] == ""
 
 
+@pytest.mark.slow
 def test_ranks_that_differ_are_refused(forks, shared_steps, base, tmp_path):
     port = str(free_port())
     jobs = (

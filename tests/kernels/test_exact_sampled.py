@@ -121,7 +121,7 @@ def test_empirical_ntk_of_a_wide_explicit_network():
 @pytest.fixture(scope="module")
 def white():
     """White Gaussian data, a regression of off-diagonal entries on S, S^2, chi chi^T and what else has that order."""
-    n, p = 1600, 2000
+    n, p = 1000, 1250
     X = torch.randn(n, p, generator=generator("white"), dtype=torch.float64) / math.sqrt(p)
     S = X @ X.T
     chi = S.diagonal() - S.diagonal().mean()

@@ -132,7 +132,7 @@ def test_what_is_wrong_is_said_and_nothing_else():
 
 @pytest.mark.parametrize("pair", [("inn", "l_relu_enn"), ("tanh_inn", "h_tanh_enn")])
 def test_matched_networks_have_the_deqs_coefficients_and_its_kernel(pair):
-    deq, enn = (build_model(name, P, 4000, K, 0.2, seed=1) for name in pair)
+    deq, enn = (build_model(name, P, 2500, K, 0.2, seed=1) for name in pair)
     assert vars(enn.coefficients) == pytest.approx(vars(deq.coefficients), abs=1e-13)
     x = data(60)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_matched_networks_have_the_deqs_coefficients_and_its_kernel(pair):
     G, S = G @ G.T, S @ S.T
     assert (G.diagonal().mean() - deq.coefficients.diag).abs() < 0.02 * deq.coefficients.diag
     assert (S.diagonal().mean() - deq.coefficients.diag).abs() < 0.02 * deq.coefficients.diag
-    assert (G - S).abs().mean() < 0.02 * deq.coefficients.diag
+    assert (G - S).abs().mean() < 0.025 * deq.coefficients.diag
 
 
 @pytest.mark.parametrize("kernel", ["ck", "ntk"])

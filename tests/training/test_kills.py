@@ -85,7 +85,7 @@ def whole(forks, base, tmp_path_factory):
     [
         ("full", 2),
         ("pool", 1),
-        *(pytest.param(job, kills, marks=pytest.mark.slow) for job, kills in (("grid", 3), ("full", 3), ("pool", 3))),
+        *(pytest.param(job, kills, marks=pytest.mark.slow) for job, kills in (("grid", 3), ("pool", 2))),
         *(pytest.param(job, 14, marks=pytest.mark.long) for job in JOBS),
     ],
 )
@@ -118,12 +118,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whol
 
 @pytest.mark.parametrize(
     "job, times",
-    [
-        ("grid", 2),
-        ("full", 2),
-        *(pytest.param(job, times, marks=pytest.mark.slow) for job, times in (("grid", 3), ("full", 4))),
-        *(pytest.param(job, 30, marks=pytest.mark.long) for job in ("grid", "full")),
-    ],
+    [("grid", 3), ("full", 4), *(pytest.param(job, 30, marks=pytest.mark.long) for job in ("grid", "full"))],
 )
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_costs_nothing(forks, base, whole, tmp_path, job, times):

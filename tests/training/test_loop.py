@@ -157,8 +157,8 @@ def test_stopped_at_any_write_a_run_resumes_to_the_same_bytes(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_killed_process_resumes_to_the_same_bytes(forks, tmp_path):
-    """SIGKILL halfway through the writes; tests/test_kills.py does it everywhere, on less data."""
+def test_a_killed_process_resumes_to_the_same_bytes(forks, small_npz, tmp_path):
+    """SIGKILL halfway through the writes; test_kills.py does it everywhere, this sees what is printed."""
 
     def start(name, *argv, **more):
         return forks.run(
@@ -166,13 +166,17 @@ def test_a_killed_process_resumes_to_the_same_bytes(forks, tmp_path):
             "relu_enn",
             "tanh_inn",
             "--dim",
-            64,
+            8,
             "--epoch",
             6,
             "--device",
             "cpu",
-            "--preset",
-            "two_class",
+            "--dataset",
+            "npz",
+            "--dataset_path",
+            small_npz,
+            "--batch_size",
+            16,
             "--output_path",
             tmp_path / name / "out",
             "--save_path",

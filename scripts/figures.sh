@@ -14,15 +14,21 @@ if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
 fi
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
+needs_folder() {
+    if (($# < 2)); then
+        echo "figures.sh: error: $1 needs a folder" >&2
+        exit 2
+    fi
+}
 data=data
 flags=() sizes=() output=()
 while (($#)); do
     case $1 in
-        --dataset_path) data=${2:?--dataset_path needs a folder}; shift 2 ;;
+        --dataset_path) needs_folder "$@"; data=$2; shift 2 ;;
         --dataset_path=*) data=${1#*=}; shift ;;
         --n) sizes=(--n); shift; while [[ ${1-} =~ ^[0-9]+$ ]]; do sizes+=("$1"); shift; done ;;
         --n=*) sizes=("$1"); shift ;;
-        --output_path) output=(--output_path "${2:?--output_path needs a folder}"); shift 2 ;;
+        --output_path) needs_folder "$@"; output=(--output_path "$2"); shift 2 ;;
         --output_path=*) output=("$1"); shift ;;
         --output | --output=*)  # old spellings: said once here, and not by every script
             echo "figures.sh: --output is now --output_path" >&2

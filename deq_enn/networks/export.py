@@ -234,14 +234,22 @@ def write_programs(
 def _traced(network: nn.Module, X_example: torch.Tensor) -> torch.export.ExportedProgram:
     """Returns the torch.export program for any number of rows.
 
-    Where the code asks for len(x), which tracing takes for a constant, it is compiled instead, which does not.
+    Where the code asks for len(x), which tracing takes for a constant, it is compiled instead, which does not. Raises
+    RuntimeError, of one line, where there is no program.
     """
-    shapes = ({0: torch.export.Dim("rows")},)
+    shapes, reason = ({0: torch.export.Dim("rows")},), ""
     with quiet():
-        try:
-            return torch.export.export(network, (X_example,), dynamic_shapes=shapes)
-        except Exception:  # of many kinds, and the second way says what is wrong as well
-            return torch.export.export(network, (X_example,), dynamic_shapes=shapes, strict=True)
+        for strict in (False, True):
+            try:
+                return torch.export.export(network, (X_example,), dynamic_shapes=shapes, strict=strict)
+            except Exception as error:  # of many kinds, with pages of the code that was traced
+                reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
+                if "data-dependent" in str(error).lower():
+                    reason = (
+                        "its forward branches on the values of a tensor, as a loop does that tests for convergence; "
+                        "give one that makes its steps without a test"
+                    )
+    raise RuntimeError(f"the network has no program of torch.export ({reason}); nothing was written")
 
 
 def _write_together(path: Path, contents: dict[str, bytes]) -> None:
@@ -376,6 +384,7 @@ def quiet() -> Iterator[None]:
         warnings.catch_warnings(),
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
     ):
         warnings.simplefilter("ignore")
         try:

@@ -11,6 +11,8 @@ from tests.conftest import ROOT
     "argv, status, words",
     [
         (["figures.sh", "--help"], 0, "scripts/figures.sh [--dataset_path DIR]"),
+        (["figures.sh", "--dataset_path"], 2, "figures.sh: error: --dataset_path needs a folder"),
+        (["figures.sh", "--seeds", "1", "--output_path"], 2, "figures.sh: error: --output_path needs a folder"),
         (["kernel_machines.sh", "--help"], 0, "kernel_machines.sh DATASET ACTIVATION"),
         (["kernel_machines.sh", "mnist"], 2, "error: give DATASET ACTIVATION"),
         (["kernel_machines.sh", "--resume", "relu"], 2, "error: give DATASET ACTIVATION"),

@@ -172,14 +172,21 @@ class Anderson:
             worst = residual.max().item() if n else 0.0
             if worst <= tol or not math.isfinite(worst) or step >= self.max_steps:
                 return _finish(fz.view(shape), residual, step, tol, self.strict)
-            # least |sum_j a_j r_j|^2 subject to sum_j a_j = 1, by its normal equations scaled to unit diagonal
-            # (a residual that is exactly 0 takes all the weight)
-            scale = gram[:, :known, :known].diagonal(dim1=1, dim2=2).clamp_min(1e-200).rsqrt()
-            system = gram[:, :known, :known] * scale[:, :, None] * scale[:, None, :]
-            system.diagonal(dim1=1, dim2=2).add_(self.ridge)
-            weights = torch.linalg.solve(system, scale[:, :, None])[..., 0] * scale
-            weights = (weights / weights.sum(1, keepdim=True)).to(z.dtype)
+            weights = best_combination(gram[:, :known, :known], self.ridge).to(z.dtype)
             z = torch.bmm(weights[:, None], values[:, :known])[:, 0]
+
+
+def best_combination(gram: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Returns the weights (n, k), whose sum is 1, of the combination of k residuals that is the least in norm.
+
+    gram : (n, k, k) float64 products of the residuals. The normal equations are scaled to a unit diagonal, to which the
+        ridge is added. A residual that is exactly 0 takes all the weight.
+    """
+    scale = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-200).rsqrt()
+    system = gram * scale[:, :, None] * scale[:, None, :]
+    system = system + ridge * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    weights = torch.linalg.solve(system, scale[:, :, None])[..., 0] * scale
+    return weights / weights.sum(1, keepdim=True)
 
 
 class _Implicit(torch.autograd.Function):

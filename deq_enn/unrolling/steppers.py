@@ -29,11 +29,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from deq_enn.networks.fixed_point import FixedPoint, Stopped
+from deq_enn.networks.fixed_point import Anderson, FixedPoint, Stopped, best_combination
 
 Steps = Callable[[nn.Module, int], nn.Module]  # a user's own way to stop a module after k steps
 State = torch.Tensor | tuple[torch.Tensor, ...]
-MEMORY, RIDGE = 5, 1e-10  # of Anderson's method, as `networks.fixed_point.Anderson` has them
 OF_ANY_MODULE = frozenset(vars(nn.Module()))  # attributes that torch gives every module
 
 ADVICE = (
@@ -48,7 +47,7 @@ class Unrolled(Stopped):
     Parameters
     ----------
     k : applications of f.
-    accelerated : whether to start each step from the best combination of the last MEMORY (Anderson's method), whose
+    accelerated : whether to start each step from the best combination of the last points (Anderson's method), whose
         weights are not differentiated.
     damping : z <- damping f(z) + (1 - damping) z, torchdeq's `tau`.
 
@@ -108,16 +107,11 @@ def _accelerated(f: Callable[[Any], Any], z: Any, k: int) -> State:
     residuals: list[torch.Tensor] = []
     now = flat(z)
     for step in range(k):
-        values = [*values, flat(f(whole(now)))][-MEMORY:]
-        residuals = [*residuals, (values[-1] - now).detach().double()][-MEMORY:]
+        values = [*values, flat(f(whole(now)))][-Anderson.memory :]
+        residuals = [*residuals, (values[-1] - now).detach().double()][-Anderson.memory :]
         if step < k - 1:
             stacked = torch.stack(residuals, 1)
-            gram = stacked @ stacked.transpose(1, 2)
-            scale = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-200).rsqrt()
-            system = gram * scale[:, :, None] * scale[:, None, :]
-            system = system + RIDGE * torch.eye(len(residuals), dtype=gram.dtype, device=gram.device)
-            weights = torch.linalg.solve(system, scale[:, :, None])[..., 0] * scale
-            weights = (weights / weights.sum(1, keepdim=True)).to(now.dtype)
+            weights = best_combination(stacked @ stacked.transpose(1, 2), Anderson.ridge).to(now.dtype)
             now = (weights[:, :, None] * torch.stack(values, 1)).sum(1)
     return whole(values[-1])
 

@@ -177,9 +177,9 @@ class VerdictBySteps:
         choose, fit = order[: min(CHOOSE, len(order) // 5)], order[min(CHOOSE, len(order) // 5) :][:FIT]
         self._say("the module itself")
         rows = batch_of(self.X)
-        outputs_of(self.module, self.X_held[: rows // 4 + 1])  # what a first call does is not timed
+        judged.said_of(self.module, self.X_held[: rows // 4 + 1])  # what a first call does is not timed
         began = self.clock()
-        outputs_of(self.module, self.X_held[:rows])
+        judged.said_of(self.module, self.X_held[:rows])
         self.per_row = max(self.clock() - began, 1e-6) / min(rows, len(self.X_held))
         most = max(int(0.9 * self._left("module") / self.per_row), 200)
         test, choose = test[: max(most // 2, 100)], choose[: max(most // 8, 50)]
@@ -187,7 +187,7 @@ class VerdictBySteps:
         fit = fit[: max(most - len(test) - len(choose), 100)]
         parts = []
         for X, y, rows in ((self.X, self.y, fit), (self.X, self.y, choose), (self.X_held, self.y_held, test)):
-            outputs = outputs_of(self.module, X[rows])
+            outputs = judged.said_of(self.module, X[rows])
             parts.append(Part(X[rows], outputs, outputs.argmax(1) if y is None else y[rows]))
         self.settings |= {"fit": len(fit), "choose": len(choose), "held": len(test)}
         accuracy, _, entropy = quality(parts[2].outputs, parts[2])

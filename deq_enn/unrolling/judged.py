@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.networks.trained_deq import evaluating
 from deq_enn.utils.deadline import check
 from deq_enn.utils.random import generator
@@ -202,12 +203,30 @@ def check_module(module: nn.Module, X: torch.Tensor) -> int:
     return first.shape[1]
 
 
+def said_of(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
+    """Returns what the module that is judged says of samples X (n, ...), as `outputs_of`.
+
+    Raises ValueError where it finds no equilibrium for some of them, or has no finite outputs.
+    """
+    name = type(module).__name__
+    try:
+        outputs = outputs_of(module, X)
+    except ConvergenceError as error:
+        raise ValueError(_failure(name, X, error)) from None
+    if wrong := int((~outputs.isfinite().all(1)).sum()):
+        raise ValueError(f"{name}'s outputs are not finite for {wrong} of {len(X)} samples: leave those out")
+    return outputs
+
+
 def _failure(name: str, x: torch.Tensor, error: Exception) -> str:
-    reason = str(error).partition("\n")[0]
-    whole = (
-        "" if x.is_floating_point() else "; whole numbers stay whole, as tokens are: hand in floats if it takes floats"
+    reason, advice = str(error).partition("\n")[0], ""
+    if isinstance(error, ConvergenceError):
+        advice = "; FixedPoint(Anderson()) may find it, and one with strict=False goes on where it is not found"
+    elif not x.is_floating_point():
+        advice = "; whole numbers stay whole, as tokens are: hand in floats if it takes floats"
+    return (
+        f"{name}'s forward fails on samples of shape {tuple(x.shape)} ({type(error).__name__}: {reason:.200}){advice}"
     )
-    return f"{name}'s forward fails on samples of shape {tuple(x.shape)} ({type(error).__name__}: {reason:.200}){whole}"
 
 
 def check_apart(X: torch.Tensor, held: torch.Tensor) -> None:

@@ -379,6 +379,33 @@ def test_timing_leaves_a_module_in_training_mode_as_it_was(samples):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+class Slow(nn.Module):
+    """z = r z + 1 with r the first entry of a sample, which 50 steps find where it is not near 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.readout, self.solve = nn.Linear(1, K), FixedPoint(Picard(max_steps=50))
+
+    def forward(self, x):
+        return self.readout(self.solve(lambda z, r: r * z + 1, torch.ones(len(x), 1), x[:, :1])) / x[:, 1:2]
+
+
+@pytest.mark.parametrize(
+    "column, value, message",
+    (
+        (0, 0.99, r"fails on samples of shape .*did not converge.*FixedPoint\(Anderson\(\)\) may find it"),
+        (1, 0.0, "Slow's outputs are not finite for 1 of 400 samples: leave those out"),
+    ),
+)
+def test_samples_beyond_those_that_are_tried_first_may_have_no_equilibrium(column, value, message):
+    X, X_test = (torch.rand(n, 2, generator=generator("slow", n)) * 0.5 + 0.1 for n in (300, 400))
+    X_test[200, column] = value
+    making = VerdictBySteps(Slow(), X, held=(X_test, None), budget=60.0, clock=Ticks(1e-6))
+    with pytest.raises(ValueError, match=message) as caught:
+        making.run()
+    assert one_line(caught)
+
+
 class ByLambda(TwoEquilibriaOfRows):
     """Its copies have a step that leads back to the weights of the first, as a lambda is not copied."""
 

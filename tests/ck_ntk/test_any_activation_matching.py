@@ -127,12 +127,12 @@ def steeper(layer):
 
 @pytest.mark.slow
 def test_the_scripts_numbers_and_panels(few, capsys):
-    args = arguments(n=[64, 256], seeds=2)
+    args = arguments(n=[48, 144], seeds=2)
     figure, numbers = study.main(args)
     assert "the MNIST table is skipped: no --dataset_path" in capsys.readouterr().out
     assert len(figure.axes) == 2 and numbers["accuracies"] is None
     json.dumps(numbers)
-    x = sample(256)
+    x = sample(144)
     again = {
         name: study.distances(x, ACTIVATIONS[name], 0.2, both_matches(name), unmatched_enn(name))
         for name in ("relu", "tanh", "elu")

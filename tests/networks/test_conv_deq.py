@@ -147,6 +147,7 @@ def test_wide_ones_have_the_exact_conjugate_kernel(setting):
     assert 0.5 < rate < 1.5  # of 1, with an error of 0.2 by so few draws
 
 
+@pytest.mark.few(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "-".join(map(str, setting)))
 def test_wide_ones_have_the_exact_tangent_kernel(setting):

@@ -193,7 +193,7 @@ def test_a_spectrum_without_a_large_value_is_seen_too():
 
 @pytest.mark.slow
 def test_the_kernel_is_that_of_infinite_width_within_what_random_weights_do():
-    for name, sigma_a2, tau0 in (("relu", 0.2, 1.0), ("tanh", 0.5, 1.0), ("swish", 0.3, 1.3)):
+    for name, sigma_a2, tau0 in (("tanh", 0.5, 1.0), ("swish", 0.3, 1.3)):
         found = drift(adapt(DEQ(ACTIVATIONS[name], P, 300, K, sigma_a2, tau0)), data(30))
         assert found["infinite"]["trained"] == pytest.approx(found["infinite"]["random"], rel=0.25)
         assert found["infinite"]["random"] < 0.6 and found["sigma_a2"] == pytest.approx(sigma_a2, rel=0.02)

@@ -179,7 +179,7 @@ def test_coverage_is_that_of_the_interval():
     held = analysis.joined(made_up(half / Z_90, error=half))
     assert analysis.coverage(held)["covered"] == pytest.approx(90, abs=4)
     assert analysis.coverage(held)["as measured"] < 70
-    held = analysis.joined(made_up(3 * half / Z_90, error=0.1 * half))
+    held = analysis.joined(made_up(3 * half / Z_90, cases=100, error=0.1 * half))
     assert analysis.coverage(held)["covered"] < 50
 
 

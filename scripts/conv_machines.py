@@ -30,6 +30,7 @@ RIDGES = tuple(10.0**k for k in range(-5, 2))  # multiples of the mean diagonal
 def kernels_of(network, train, test, activation, sigma_a2):
     """Returns [(train, train), (test, train)] kernels of a network, (ck, ntk) each."""
     import numpy as np
+    import torch
 
     from deq_enn.kernels.conv import conv_kernels
     from deq_enn.kernels.conv_explicit import conv_explicit_kernels, injected_kernels
@@ -43,7 +44,9 @@ def kernels_of(network, train, test, activation, sigma_a2):
         X, Z = (part.flatten(1) / part[0].numel() ** 0.5 for part in (train, test))
         return [implicit_kernels(X, activation, sigma_a2, other=other) for other in (None, Z)]
     if network == "deq":
-        return [conv_kernels(train, activation, sigma_a2, tau0=tau0, other=other) for other in (None, test)]
+        # kept in float32 whatever they are computed in
+        how = {"tau0": tau0, "dtype": torch.float32}
+        return [conv_kernels(train, activation, sigma_a2, other=other, **how) for other in (None, test)]
     if network.startswith("unrolled"):
         box, phi = np.full((3, 3), 1 / 9), centre(activation, get_tau(activation, sigma_a2, tau0))
         taps = sigma_a2 * box, (1 - sigma_a2) * box

@@ -45,7 +45,9 @@ class Problem(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("tangent", "injected")),
         *((name, ctypes.c_double) for name in ("sigma_a2", "least", "most", "m2", "h2")),
         *((name, ctypes.c_int) for name in ("terms", "odd", "bins")),
-        *((name, ctypes.c_double) for name in ("cut", "rounded", "stalled")),
+        ("cut", ctypes.c_double),
+        ("single", ctypes.c_int),
+        *((name, ctypes.c_double) for name in ("rounded", "stalled")),
     ]
 
 
@@ -166,34 +168,41 @@ class SeriesTerms:
     """
 
     def __init__(self, series: Series, images: int):
-        self.images, self.table = images, series.table_for(1.0)
+        self.images, table = images, series.table_for(1.0)
         self.cut = 1.0
         self.reach = np.array([*np.linspace(0.05, 0.95, 19), 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0])
-        self.odd = bool(self.table.weights[2::2].max() < 1e-28 * self.table.weights.max())
-        self.step = 1 + self.odd
-        self.terms, self.rough = (
-            np.array([-(-self.table.report(r, kept).degree // self.step) for r in self.reach], dtype=np.int32)
-            for kept in (1e-14, 1e-6)
+        self.odd = bool(table.weights[2::2].max() < 1e-28 * table.weights.max())
+        step = 1 + self.odd
+        self.terms, self.single, self.rough = (
+            np.array([-(-table.report(r, kept).degree // step) for r in self.reach], dtype=np.int32)
+            for kept in (1e-14, 1e-8, 1e-6)
         )
-        self.count = int(self.terms[-1])
+        self.piece, self.basis, self.d1 = table.piece, table.basis, table.d1
+        self.coefficients = [np.ascontiguousarray(c[:, 1::step][:, : self.terms[-1]]) for c in table.coefficients]
 
     def fill(self, problem: Problem, rows: "Side", cols: "Side") -> list[torch.Tensor | None]:
         """Writes the number of terms into the problem, and returns the coefficients of rows and of columns in groups.
 
         After them come the correlations up to which each number of terms is right, and those numbers for an error of
-        rounding and of 1e-6.
+        rounding and of 1e-6; of 1e-8 both, where single precision suffices.
         """
-        problem.terms, problem.odd, problem.bins, problem.cut = self.count, self.odd, len(self.reach), self.cut
-        own, other = (self._at(side) for side in (rows, cols))
-        pixels, columns, terms = other.shape
+        terms, rough = (self.single, self.single) if problem.single else (self.terms, self.rough)
+        count = int(terms[-1])
+        problem.terms, problem.odd, problem.bins, problem.cut = count, self.odd, len(self.reach), self.cut
+        own, other = (self._at(side, count) for side in (rows, cols))
+        pixels, columns, _ = other.shape
         groups = -(-columns // WIDE)
         other = torch.nn.functional.pad(other, (0, 0, 0, groups * WIDE - columns))
-        other = other.reshape(pixels, groups, WIDE, terms).mT.contiguous()
-        return [own, other, *(torch.from_numpy(values) for values in (self.reach, self.terms, self.rough))]
+        other = other.reshape(pixels, groups, WIDE, count).mT.contiguous()
+        return [own, other, *(torch.from_numpy(values) for values in (self.reach, terms, rough))]
 
-    def _at(self, side):
-        """Returns the coefficients (pixels, images, terms) of one side."""
+    def _at(self, side, count):
+        """Returns the first coefficients (pixels, images, count) of one side, as the table has them."""
         assert isinstance(side.images, slice)
-        images = np.arange(side.images.start, side.images.stop)
-        index = side.pixels.reshape(-1, 1) * self.images + images
-        return torch.from_numpy(np.ascontiguousarray(self.table.at(index)[..., 1 :: self.step][..., : self.count]))
+        index = side.pixels.reshape(-1, 1) * self.images + np.arange(side.images.start, side.images.stop)
+        piece, out = self.piece[index], np.empty((*index.shape, count))
+        for number in np.unique(piece):
+            c, here = self.coefficients[number][:, :count], index[piece == number]
+            out[piece == number] = self.basis[here, : len(c)] @ c
+        out[..., 0] = self.d1[index]
+        return torch.from_numpy(out)

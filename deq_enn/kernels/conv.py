@@ -32,14 +32,16 @@ from deq_enn.theory.gaussian import gaussian_moments
 _STEPS = 60  # Newton or plain steps at most
 _ROUNDED = 1e-14  # residual, relative to the scales of the two pixels, that is rounding
 _STALLED = 1e-11  # residual below which one that does not shrink is rounding too
+_SINGLE = 3e-7, 1e-5  # the same two residuals where single precision suffices
 _FLOOR = 0.1  # share of an image's largest scale; at pixels of smaller ones the residual is relative to that
 
 
 class _Implicit(ConvBlocks):
-    def __init__(self, images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other):
+    def __init__(self, images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other, dtype):
         super().__init__(images, other, padding, readout)
         check_window((1, self.height, self.width), kernel_size, padding)
         self.activation, self.sigma_a2, self.trained, self.kernel_size = activation, sigma_a2, trained, kernel_size
+        self.dtype = dtype
         self.M = BoxFilter((self.height, self.width), kernel_size, padding)
         shape = self.height, self.width, -1
         variance = self.M(self._x.square().sum(2).reshape(shape))  # M S_ii
@@ -92,6 +94,8 @@ class _Implicit(ConvBlocks):
         assert self.terms
         channels = self._y.shape[2]
         own, other = rows.rows_of(self._y), cols.rows_of(self._y)
+        single = self.dtype == torch.float32
+        rounded, stalled = _SINGLE if single else (_ROUNDED, _STALLED)
         problem = Problem(
             *rows.pixels.shape,
             self.M.radius,
@@ -105,8 +109,9 @@ class _Implicit(ConvBlocks):
             self.sigma_a2,
             self.M.least,
             self.M.most,
-            rounded=_ROUNDED,
-            stalled=_STALLED,
+            single=single,
+            rounded=rounded,
+            stalled=stalled,
         )
         tables = self.terms.fill(problem, rows, cols)
         sides = [side.rows_of(values) for values in (self.s, self.weight, self.d1) for side in (rows, cols)]
@@ -149,12 +154,15 @@ def conv_blocks(
     trained: str = "aAB",
     tau0: float | None = None,
     other: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> ConvBlocks:
     """Returns the kernels of `conv_kernels` as `ConvBlocks`; `conv_kernels` explains the parameters."""
     check_sigma_a2(sigma_a2)
     if trained not in ("aA", "aAB"):
         raise ValueError(f"trained must be 'aA' or 'aAB', got {trained!r}")
-    return _Implicit(images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other)
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    return _Implicit(images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other, dtype)
 
 
 def conv_kernels(
@@ -167,12 +175,13 @@ def conv_kernels(
     trained: str = "aAB",
     tau0: float | None = None,
     other: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the exact CK and NTK of a convolutional DEQ of infinitely many feature maps.
 
     Parameters
     ----------
-    images : (n, c, h, w), on any device. Computed in float64.
+    images : (n, c, h, w), on any device.
     activation : as given; phi is it minus E[f(tau_* xi)], one constant for all pixels.
     sigma_a2 : sigma_a^2 in (0, 1).
     kernel_size : side k of the filters A and B, odd.
@@ -182,10 +191,12 @@ def conv_kernels(
     tau0 : the data scale that tau_* is computed at; by default the root of the mean over images and pixels of M S_ii.
     other : (m, c, h, w), other images, such as test data: then the kernels are those between them (rows) and the images
         (columns).
+    dtype : of the kernels. torch.float32 is for kernel machines, which store that: pairs are then solved in single
+        precision where that is faster (in C), and the diagonal in double precision.
 
     Returns
     -------
-    (ck, ntk) : two (n, n) or (m, n) float64 tensors.
+    (ck, ntk) : two (n, n) or (m, n) tensors.
 
     Raises
     ------
@@ -197,4 +208,4 @@ def conv_kernels(
     Time grows as n^2 h w, and with "pool" as n^2 (h w)^2. `both` of `ConvBlocks` says before a day begins how long it
     will take. A pixel, or a whole image, may be zero.
     """
-    return conv_blocks(images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other).both()
+    return conv_blocks(images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other, dtype).both()

@@ -178,6 +178,7 @@ class ConvBlocks(ABC):
     Attributes
     ----------
     shape : (rows, columns): (n, n) for images (n, c, h, w), or (m, n) for other images (m, c, h, w) against them.
+    dtype : of its tiles.
 
     Notes
     -----
@@ -185,6 +186,7 @@ class ConvBlocks(ABC):
     """
 
     entries = ENTRIES  # pairs of pixels of a tile
+    dtype = torch.float64
 
     def __init__(self, images: torch.Tensor, other: torch.Tensor | None, padding: str, readout: str):
         if padding not in PADDINGS:
@@ -301,7 +303,7 @@ class ConvBlocks(ABC):
             raise ValueError(f"kernel must be 'ck' or 'ntk', got {kernel!r}")
         rows, cols = (slice(*span.indices(size)[:2]) for span, size in zip((rows, cols), self.shape))
         size = rows.stop - rows.start, cols.stop - cols.start
-        target = torch.empty(size, dtype=torch.float64, device=self.device) if out is None else out
+        target = torch.empty(size, dtype=self.dtype, device=self.device) if out is None else out
         which = KERNELS.index(kernel)
 
         def work(r, c):
@@ -317,12 +319,12 @@ class ConvBlocks(ABC):
         return target
 
     def both(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the whole (ck, ntk), float64. Of a square matrix one triangle is computed and then mirrored.
+        """Returns the whole (ck, ntk), of its dtype. Of a square matrix one triangle is computed and then mirrored.
 
         A bar shows the progress on a terminal. Where the whole would take a day, a warning says so, with the time,
         as soon as one tile is timed.
         """
-        ck = torch.empty(self.shape, dtype=torch.float64, device=self.device)
+        ck = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         ntk, square = torch.empty_like(ck), not self.first
         jobs = tiles(slice(0, self.shape[0]), slice(0, self.shape[1]), self._side(), lower=square)
 

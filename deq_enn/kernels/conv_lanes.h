@@ -3,8 +3,9 @@
 
 /* Vectors of pairs of images, and what all kernels of pairs do with them: pair functions and the sum over a window.
 
-   A row of a tile times WIDE columns is one vector at each pixel. A block is one such row, or BLOCK of them where an
-   activation's coefficients are shared by them; a line of pixels has the block's vectors pixel by pixel. */
+   A row of a tile times WIDE columns is one vector at each pixel. A block is two such rows, or BLOCK of them where an
+   activation's coefficients are shared by them; a line of pixels has the block's vectors pixel by pixel. In single
+   precision two rows are one vector. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -16,7 +17,9 @@
 
 typedef double Wide __attribute__((vector_size(WIDE * sizeof(double)), aligned(8))); /* both gcc and clang have these */
 typedef long long Bits __attribute__((vector_size(WIDE * sizeof(double)), aligned(8)));
-typedef float Half __attribute__((vector_size(WIDE * sizeof(float)), aligned(4)));
+typedef float Half __attribute__((vector_size(WIDE * sizeof(float)), aligned(4), may_alias));
+typedef float Single __attribute__((vector_size(2 * WIDE * sizeof(float)), aligned(4), may_alias)); /* of two Halves */
+typedef int SingleBits __attribute__((vector_size(2 * WIDE * sizeof(int)), aligned(4)));
 
 typedef struct {
     int h, w, radius, wraps;           /* images, window of 2 radius + 1, circular padding */
@@ -27,12 +30,27 @@ typedef struct {
     double m2, h2;                     /* kinked at 0: g' = m2 + h2 asin(rho) */
     int terms, odd, bins;              /* of the series, 0 for kinked; whether it has odd powers only; reaches */
     double cut;                        /* largest |rho| of the series */
+    int single;                        /* whether single precision suffices */
     double rounded, stalled;           /* residuals, relative to the weights, that are rounding */
 } Problem;
 
 INLINE Wide pick(Bits yes, Wide a, Wide b) { return (Wide)((yes & (Bits)a) | (~yes & (Bits)b)); }
 
 INLINE Wide size_of(Wide a) { return (Wide)((Bits)a & 0x7fffffffffffffffLL); }
+
+INLINE Single pick_single(SingleBits yes, Single a, Single b)
+{
+    return (Single)((yes & (SingleBits)a) | (~yes & (SingleBits)b));
+}
+
+INLINE Single size_of_single(Single a) { return (Single)((SingleBits)a & 0x7fffffff); }
+
+INLINE float greatest_single(Single a)
+{
+    float most = a[0];
+    for (int l = 1; l < 2 * WIDE; l++) most = a[l] > most ? a[l] : most;
+    return most;
+}
 
 INLINE double greatest(Wide a)
 {
@@ -54,6 +72,14 @@ INLINE Wide root(Wide z) /* to rounding, from a guess that is right to 3% */
     zy = z * y;
     e = 1 - zy * y;
     return zy + zy * e * (0.5 + e * 0.375);
+}
+
+INLINE Single root_single(Single z)
+{
+    Single y = (Single)(0x5f3759df - ((SingleBits)z >> 1)), e = 1 - z * y * y;
+    y += y * e * (0.5f + e * (0.375f + e * 0.3125f));
+    Single zy = z * y;
+    return zy + zy * (1 - zy * y) * 0.5f;
 }
 
 /* asin(t)/t and (sin a - a cos a)/t^3 at t^2 = z, a = 2 asin(t), for z in [0, 1/2], to rounding */
@@ -88,6 +114,23 @@ INLINE void kinked(const Problem *q, Wide rho, Wide *g, Wide *dg)
     angle = (Wide)((Bits)angle | ((Bits)rho & ~0x7fffffffffffffffLL)); /* odd */
     *g = q->m2 * rho + q->h2 * (z * t * (c * z + d) + half_pi * size - 1);
     *dg = q->m2 + q->h2 * angle;
+}
+
+/* the same in single precision; *g is right to 1e-7 and *dg to the root of that */
+INLINE void kinked_single(const Problem *q, Single rho, Single *g, Single *dg)
+{
+    const float half_pi = 1.57079632679f, m2 = q->m2, h2 = q->h2;
+    Single size = size_of_single(rho);
+    size = pick_single(size > 1 - 4 * 1.1920929e-7f, size * 0 + 1, size); /* rounding errors have the root of theirs */
+    Single z = 0.5f - 0.5f * size, t = root_single(z), z2 = z * z;
+    Single a = (1.0f + 0.166670203f * z) + z2 * (0.0748597309f + 0.0467416309f * z), z4 = z2 * z2;
+    a += z4 * ((0.0152228745f + 0.0800101534f * z) + z2 * (-0.0966451243f + 0.113449842f * z));
+    Single c = (2.66666675f + 0.266667843f * z) + z2 * (0.0856673196f + 0.0403877907f * z);
+    c += z4 * ((0.0169746f + 0.0333978161f * z) + z2 * (-0.0300822612f + 0.0418138094f * z));
+    Single angle = half_pi - 2 * t * a;
+    angle = (Single)((SingleBits)angle | ((SingleBits)rho & ~0x7fffffff)); /* odd */
+    *g = m2 * rho + h2 * (z * t * c + half_pi * size - 1);
+    *dg = m2 + h2 * angle;
 }
 
 /* rho sum_l a_l b_l w^l of a block at a pixel, w = rho or its square, and its derivative, with as many terms as the
@@ -158,7 +201,7 @@ INLINE void series(const Problem *q, int row, const double *ci, const Wide *cj, 
         return sum;                                                                                                    \
     }
 FILTER(Wide, down, along)
-FILTER(Half, half_down, half_along)
+FILTER(Single, single_down, single_along)
 
 /* Copies WIDE columns from `col` on, the last of them again where there are fewer. */
 INLINE void columns(const Problem *q, const double *from, Wide *to, long count, int col)

@@ -97,11 +97,13 @@ def _dense_blocks_of(model: Network, X: torch.Tensor, other: torch.Tensor | None
     return explicit_blocks(X * scale, model.layers, other=None if other is None else other * scale)
 
 
-def _conv_blocks_of(model: Network, X: torch.Tensor, other: torch.Tensor | None) -> ConvBlocks:
+def _conv_blocks_of(
+    model: Network, X: torch.Tensor, other: torch.Tensor | None, dtype: torch.dtype = torch.float64
+) -> ConvBlocks:
     place = model.padding, model.sees
     if hasattr(model, "sigma_a2"):
         deq = model.activation, model.sigma_a2, model.kernel_size
-        return conv_blocks(X, *deq, *place, tau0=model.tau0, other=other)
+        return conv_blocks(X, *deq, *place, tau0=model.tau0, other=other, dtype=dtype)
     scale = model.input_scale
     own = None if other is None else other * scale
     return conv_explicit_blocks(X * scale, model.layers, model.kernel_sizes, *place, other=own)
@@ -109,7 +111,9 @@ def _conv_blocks_of(model: Network, X: torch.Tensor, other: torch.Tensor | None)
 
 def float32_blocks(model: Network, X: torch.Tensor, other: torch.Tensor | None = None) -> KernelTiles:
     """Returns the same kernel to the precision of float32, in which a kernel machine stores it."""
-    if hasattr(model, "kernel_size") or len(X) < INTERPOLATED:
+    if hasattr(model, "kernel_size"):
+        return _conv_blocks_of(model, X, other, torch.float32)
+    if len(X) < INTERPOLATED:
         return blocks_of(model, X, other)
     # the tables take a second, which is as long as an exact kernel of INTERPOLATED samples
     return Interpolated(partial(_dense_blocks_of, model), X, other)

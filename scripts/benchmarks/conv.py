@@ -9,7 +9,7 @@ import time
 from deq_enn.reporting.markdown import head, row
 
 
-def processor_seconds(call, repeats=3):
+def processor_seconds(call, repeats=5):
     """Returns the least processor time of a call, which other programs on the machine disturb less than the clock."""
     times = []
     for _ in range(repeats):
@@ -44,17 +44,17 @@ def conv():
     for name, s, side, channels in (
         ("relu", 0.2, 14, 1), ("relu", 0.9, 14, 1), ("relu", 0.9, 28, 1), ("relu", 0.9, 16, 3), ("tanh", 0.9, 14, 1),
     ):  # fmt: skip
-        for way in ("C", "torch"):
-            if way == "C" and not compiled or way == "torch" and name == "tanh":
+        for way in ("C", "C, float32", "torch"):
+            if way != "torch" and not compiled or way == "torch" and name == "tanh":
                 continue
-            module.library = (lambda: compiled) if way == "C" else (lambda: None)
-            n = 64 if way == "C" else 32
+            module.library = (lambda: None) if way == "torch" else (lambda: compiled)
+            n, dtype = 32 if way == "torch" else 64, torch.float32 if "float32" in way else torch.float64
             x = smooth(2 * n, side, channels)
             product = processor_seconds(lambda: torch.mm(x.flatten(1), x.flatten(1).T)) / (2 * n) ** 2
             M, fields = BoxFilter((side, side), 3, "zero"), torch.rand(side, side, 256, dtype=torch.float64)
             filtered = processor_seconds(lambda: M(fields)) / fields.shape[2]
             start = time.process_time()
-            blocks = conv_blocks(x[:n], ACTIVATIONS[name], s, other=x[n:])
+            blocks = conv_blocks(x[:n], ACTIVATIONS[name], s, other=x[n:], dtype=dtype)
             ready = time.process_time() - start
             taken = processor_seconds(lambda: blocks.both()) / n**2
             yield row(

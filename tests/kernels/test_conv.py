@@ -212,6 +212,29 @@ def test_compiled_code_and_torch_agree(name, readout, padding, size, monkeypatch
     assert not torch.allclose(results[0][1], results[2][1], rtol=0.1)
 
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name, sigma_a2", [("relu", 0.9), ("tanh", 0.5), ("gelu", 0.5), ("leaky_relu", 0.2)])
+def test_single_precision(name, sigma_a2):
+    """Errors of 1e-6 of the diagonal; of a kink's tangent kernel 1e-5, where pixels are parallel to rounding."""
+    x = noise(11, 2, 6, 5)
+    x[:4, :, 2:] = 1  # whole windows that are the same in four images
+    x[5], x[6] = x[7], 0
+    for more in ({}, dict(trained="aA", kernel_size=5, padding="circular"), dict(other=x[3:] * 2)):
+        exact = conv_kernels(x, ACTIVATIONS[name], sigma_a2, **more)
+        single = conv_kernels(x, ACTIVATIONS[name], sigma_a2, **more, dtype=torch.float32)
+        for kernel, want, tolerance in zip(single, exact, (1e-6, 1e-5)):
+            assert kernel.dtype == torch.float32
+            assert (kernel - want).abs().max() < tolerance * want.abs().max()
+            assert name != "relu" or not library() or not torch.equal(kernel, want.float())
+
+
+def test_single_precision_leaves_what_it_has_not_the_range_for():
+    x = 1e-19 * noise(5, 1, 4, 4)
+    exact, single = (conv_kernels(x, RELU, 0.5, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    for kernel, want in zip(single, exact):
+        torch.testing.assert_close(kernel, want.float())
+
+
 @pytest.mark.parametrize("sizes, padding, readout", [((3, 1), "zero", "flatten"), ((5, 3, 1), "circular", "pool")])
 def test_compiled_layers_and_torch_agree(sizes, padding, readout, monkeypatch):
     if not library():
@@ -298,6 +321,7 @@ BAD = {
     "padding must be": dict(padding="same"),
     "readout must be": dict(readout="max"),
     "trained must be": dict(trained="B"),
+    "dtype must be torch.float32 or torch.float64, got torch.int64": dict(dtype=torch.int64),
     r"sigma_a\^2 must lie in": dict(sigma_a2=1.0),
     r"no (stable )?(fixed point|equilibrium)|outgrows": dict(activation=ACTIVATIONS["selu"], sigma_a2=0.95),
 }

@@ -63,6 +63,10 @@ def test_rooms_are_small():
     assert not {path: text.count("\n") for path, (text, _) in code().items() if text.count("\n") > 400}
 
 
+def test_the_readme_is_of_120_lines_at_most():
+    assert (ROOT / "README.md").read_text("utf-8").count("\n") <= 120
+
+
 def test_functions_are_short():
     lengths = {
         f"{path}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1

@@ -8,6 +8,9 @@
 makes the positive concave DEQs of Gabor et al. (ICML 2024). The code lives in `deq_enn/networks/`.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("model.py has names to import; networks are built and trained by main.py: python main.py --help")
+
 from deq_enn.names import MODELS
 from deq_enn.networks.build import build_model, matched_enn
 from deq_enn.networks.deq import DEQ

@@ -7,6 +7,9 @@ implicit, that of its equilibrium and not of the steps that found it. `run` trai
 The code lives in `deq_enn/training/`.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("train.py has names to import; networks are trained by main.py: python main.py --help")
+
 from deq_enn.reporting.records import read_metrics
 from deq_enn.training.learning_rate import choose_rate
 from deq_enn.training.loop import FullTask, PcDEQTask, ReadoutTask, TrainingError, extract_features, run

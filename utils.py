@@ -7,6 +7,9 @@ all programs share: seeds, the device, and files that are written whole or not a
 The code lives in `deq_enn/theory/equilibrium.py` and `deq_enn/utils/`.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("utils.py has names to import and is no program: python main.py --help")
+
 from deq_enn.theory.equilibrium import check_assumptions, check_sigma_a2, check_stable, estimate_tau0, get_tau
 from deq_enn.utils.devices import get_device
 from deq_enn.utils.files import atomic_write

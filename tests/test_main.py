@@ -62,3 +62,10 @@ def test_a_module_that_is_no_command_says_what_to_run(monkeypatch):
 def test_help_lists_the_commands():
     done = call("--help")
     assert all(f"\n    {command} " in done.stdout for command in COMMANDS) and done.stdout.endswith("heavy: [] 0\n")
+
+
+@pytest.mark.parametrize("doorway", ["train.py", "model.py", "utils.py"])
+def test_a_doorway_that_is_no_program_names_the_one_that_is(doorway):
+    done = subprocess.run([sys.executable, doorway, "--lr", "1"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0 and not done.stdout
+    assert done.stderr.startswith(f"{doorway} has names to import") and done.stderr.count("\n") == 1

@@ -4,12 +4,18 @@
 `exact.py`); `interpolated.py` has the same to the precision of float32.
 """
 
+import math
 from abc import ABC, abstractmethod
-from typing import Protocol
+from functools import cached_property
+from threading import Lock
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 
+from deq_enn.kernels.parallel.on_a_line import MANY, LineTable
+from deq_enn.kernels.parallel.tabulated import NotSmooth
+from deq_enn.kernels.sample_scales import OfScale
 from deq_enn.utils.tiles import for_each, tile_size, tiles
 
 KERNELS = ("ck", "ntk")  # in the order in which pairs of kernels are returned
@@ -61,6 +67,52 @@ class Blocks(ABC):
         if not norms2.any():
             raise ValueError("all rows of X are zero, which may be so after centring only: there is no kernel of them")
         self._X, self._norms2, self.device = X, norms2, X.device
+        self._attribute, self._line, self._line_lock = _attribute(X), None, Lock()
+
+    def _table_on_a_line(self) -> LineTable | None:
+        """Returns the table of both kernels, each over `_size`, where many samples lie on a line."""
+        if self._attribute is None or math.prod(self.shape) < MANY * (1 if self.first else 2):
+            return None
+        with self._line_lock:  # the first thread that asks for it makes it
+            if self._line is None:
+                try:
+                    self._line = LineTable(self._between, self._attribute, self._name)
+                except NotSmooth:
+                    self._attribute = None
+        return self._line
+
+    def _size(self, which: int, diagonal: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns by which root a kernel on a line is divided, given its diagonal (by default that of all samples).
+
+        Entries below a ten-thousandth of the largest are no smaller than its rounding.
+        """
+        own = self._diagonals[which]
+        return ((own if diagonal is None else diagonal) + 1e-4 * own.max().item()).sqrt()
+
+    @property
+    @abstractmethod
+    def _name(self) -> str:
+        """Returns what the network is called in the log."""
+
+    @cached_property
+    def _log_of_norm(self) -> OfScale:
+        def table(norms):
+            return np.log(self._at_norms(norms))
+
+        norm = cast(torch.Tensor, self._attribute).abs().cpu().numpy()
+        return OfScale(table, norm.min(), norm.max(), self._name, lambda norms, values: np.ones_like(values))
+
+    def _of_norms(self, *norms: np.ndarray) -> list[torch.Tensor]:
+        """Returns what `_at_norms` has at each of these (pairs,), between those of the samples: (k, pairs) each."""
+        return [torch.from_numpy(np.exp(self._log_of_norm(each))).T for each in norms]
+
+    @abstractmethod
+    def _at_norms(self, norms) -> np.ndarray:
+        """Returns what `_between` needs to know of single samples of these norms, (norms, k)."""
+
+    @abstractmethod
+    def _between(self, a, b, sign) -> np.ndarray:
+        """Returns what `_table_on_a_line` holds (2, pairs), of parallel samples of norms a and b and of this sign."""
 
     @abstractmethod
     def _entries(self, rows, cols, base) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,6 +205,15 @@ class Blocks(ABC):
 
     def _tensors(self, *arrays):
         return [torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays]
+
+
+def _attribute(X):
+    """Returns the one attribute (samples,) that is not zero, or None where there are several or a sample is zero."""
+    used = X[:64].any(0)
+    if int(used.sum()) != 1 or X.shape[1] > 1 and int((used := X.any(0)).sum()) != 1:
+        return None
+    x = X[:, used][:, 0]
+    return x if bool(x.all()) else None
 
 
 def _check_input(X, name):

@@ -44,6 +44,11 @@ class PairFunction(ABC):
         self.activation, self.scales, self.device = activation, scales, device
         self.s = torch.from_numpy(scales.s).to(device)
 
+    @property
+    def dear(self) -> bool:
+        """Tells whether parallel pairs take much longer than others."""
+        return self.cut < 1
+
     @abstractmethod
     def __call__(self, rows, cols, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns (g, g', g'') on a tile of correlations.
@@ -61,6 +66,11 @@ class PairFunction(ABC):
 
 class KinkedAtZero(PairFunction):
     """Here f = const + m x + h |x|: g = m^2 rho + h^2 (2/pi) (sqrt(1 - rho^2) - 1 + rho asin rho)."""
+
+    @property
+    def dear(self) -> bool:
+        """Tells that they do not: their moments are elementary, too."""
+        return False
 
     def __init__(self, activation: Activation, scales: Scales, device: torch.device):
         super().__init__(activation, scales, device)
@@ -264,6 +274,11 @@ class Series(PairFunction):
             if (table := self.table(degree)).cut >= limit:
                 break
         return table
+
+    @property
+    def dear(self) -> bool:
+        """Tells whether parallel pairs need more than 128 terms."""
+        return self.table(128).cut < 1
 
     def _aside(self, size, limit, pairs_table):
         """Returns the cost of the pairs of a tile with |rho| beyond the limit, and of the table that many need."""

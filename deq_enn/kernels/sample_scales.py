@@ -247,11 +247,13 @@ def _scales_between(activation, sigma_a2, norms2, centre, moments, low, high):
     # s^2 increases with |x|^2; Newton's method in log s begins on the line between the two ends
     sigma_b2, spread = 1 - sigma_a2, max(np.log(norms2.max() / norms2.min()), _EPS)
     log_s = np.log(low) + np.log(high / low) * np.log(norms2 / norms2.min()) / spread
+    size = np.inf
     for _ in range(100):
         s = np.exp(log_s)
         value, slope = second_moment(s)
         step = (s * s - sigma_a2 * value - sigma_b2 * norms2) / (2 * s * s - sigma_a2 * slope)
         log_s = np.clip(log_s - step, np.log(low), np.log(high))
-        if np.abs(step).max() < 4 * _EPS:
+        before, size = size, np.abs(step).max()
+        if size < 4 * _EPS or size < 1e-12 and size > before / 2:  # the rest is rounding
             break
     return np.exp(log_s)

@@ -11,7 +11,9 @@ Newton's method converges from any start. The expectations on it come from one o
 forms of piecewise-linear activations (`piecewise_linear`), quadrature in the plane for a few pairs (`in_the_plane`),
 or a table for many pairs (`tabulated`), which costs as much as some tens of them. An activation with kinks away from 0
 has no table. Analytic activations have a Mehler series that converges at |rho| = 1 too, where their scale is moderate,
-and an error of rho does no harm (`pair_functions`). Pairs that occur many times in the data are computed once.
+and an error of rho does no harm (`pair_functions`). Pairs that occur many times in the data are computed once. Many
+samples of one attribute, whose pairs are all parallel, have a table of their own (`on_a_line`), for which some pairs
+are solved here.
 """
 
 import threading
@@ -37,6 +39,11 @@ class Moments:
     def __init__(self, activation: Activation, centre: float, low: float, high: float):
         self.activation, self.centre, self._low, self._high = activation, centre, low, high
         self.closed = piecewise_linear_moments(activation, centre)
+        self.homogeneous = (  # f(c x) = c f(x) for c > 0
+            self.closed is not None
+            and not any(activation.kinks)
+            and not activation.fn(torch.zeros(1, dtype=torch.float64)).item()
+        )
         self._tabulable = self.closed is None and not any(activation.kinks)
         self._table: ParallelTable | None = None
         self._lock = threading.Lock()
@@ -104,6 +111,29 @@ def implicit_pairs(
     else:
         eta, apart, dot = _integrated(moments, sigma_a2, a, b, sign, distance2)
     return sign * (second_a + second_b - apart) / 2, dot, sign * (1 - eta) * a * b
+
+
+def implicit_pairs_of_either_sign(
+    moments: Moments,
+    sigma_a2: float,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    sign: torch.Tensor,
+    near2: torch.Tensor,
+    far2: torch.Tensor,
+    second_a: torch.Tensor,
+    second_b: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Solves as `implicit_pairs`, where samples that point the same way may have pre-activations that do not.
+
+    near2, far2 : sigma_b^2 times the squared distances to the sample and to its opposite, by sign.
+    """
+    solved = implicit_pairs(moments, sigma_a2, a, b, sign, near2, second_a, second_b)
+    if len(other := (solved[2] == 0).nonzero()[:, 0]):
+        pairs = (values[other] for values in (a, b, -sign, far2, second_a, second_b))
+        for whole, part in zip(solved, implicit_pairs(moments, sigma_a2, *pairs)):
+            whole[other] = part
+    return solved
 
 
 def _read(pairs: OfPairs, sigma_a2, distance2, name):
@@ -194,6 +224,7 @@ def explicit_pairs(
     a, b, sigma, tangent = first_a, first_b, linear, linear
     for layer, (second_a, second_b) in zip(layers, seconds):
         apart, dot = layer(a, b, sign, theta)
+        stays = (theta == 0) & (sign > 0)
         sigma = sign * (second_a + second_b - apart) / 2
         tangent = sigma + tangent * dot
         a, b = second_a.sqrt(), second_b.sqrt()
@@ -201,5 +232,8 @@ def explicit_pairs(
         apart = torch.where(flipped == sign, apart, 2 * (second_a + second_b) - apart)
         sign = flipped
         closeness = apart - (a - b) ** 2
-        theta = angle(torch.where(closeness <= 1e-14 * apart, 0.0, closeness / (2 * a * b)))  # parallel to rounding
+        parallel = closeness <= 1e-14 * apart  # to rounding
+        if layer.homogeneous:  # f(b x/a) = b f(x)/a
+            parallel |= stays
+        theta = angle(torch.where(parallel, 0.0, closeness / (2 * a * b)))
     return sigma, tangent

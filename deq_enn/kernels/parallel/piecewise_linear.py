@@ -14,7 +14,6 @@ theta = 0 everything is a function of one Gaussian variable, integrated piece by
 
 import math
 from collections.abc import Callable
-from functools import cache
 
 import torch
 
@@ -24,8 +23,8 @@ from deq_enn.utils.deadline import check
 
 Moments = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-_NODES = 16  # Gauss-Legendre nodes on each panel of the angle
-_PANELS = 52  # panels, each half as long as the one before, so that the last ends at theta 2^-52
+_NODES = 28  # Gauss-Legendre nodes
+_PER_UNIT = 12  # more of them for each unit of the variable that the angle is integrated in
 
 
 def piecewise_linear_moments(activation: Activation, centre: float) -> Moments | None:
@@ -62,12 +61,16 @@ def _kinked_at_zero(left: float, right: float, constant: float) -> Moments:
     return moments
 
 
-@cache
-def _angle_rule() -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns nodes and weights on (0, 1), in panels that halve towards 0."""
-    nodes, weights = legendre(_NODES)
-    length = 0.5 ** torch.arange(1, _PANELS + 1, dtype=torch.float64)[:, None]
-    return (length * (1 + nodes)).flatten(), (length * weights).flatten()
+def _angles(theta: torch.Tensor, gap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns nodes and weights (pairs, n) on (0, theta) of functions that change as fast as exp(-(gap/t)^2/2).
+
+    With t = gap sinh(w) they vary on a scale of 1 in w.
+    """
+    gap = gap.clamp_min(1e-15 * theta).clamp_min(1e-300)
+    top = torch.asinh(theta / gap)
+    nodes, weights = legendre(_NODES + _PER_UNIT * math.ceil(top.max().item()))
+    w = top[:, None] * nodes
+    return gap[:, None] * torch.sinh(w), gap[:, None] * top[:, None] * torch.cosh(w) * weights
 
 
 def _kinked(activation: Activation, constant: float) -> Moments:
@@ -76,7 +79,6 @@ def _kinked(activation: Activation, constant: float) -> Moments:
     # on each piece f - centre = slope x + offset
     offsets = torch.nn.functional.pad(-torch.cumsum(slopes.diff() * kinks, 0), (1, 0))
     offsets += constant - offsets[int((kinks < 0).sum())]
-    rule, weights = _angle_rule()
 
     def of_sign(a, b, theta, s):
         """Returns the moments of pairs that all point the same way (s = 1), or opposite ways (s = -1)."""
@@ -87,25 +89,25 @@ def _kinked(activation: Activation, constant: float) -> Moments:
         own_offsets = offsets if s > 0 else -offsets.flip(0)
         apart, dot = _at_no_angle(a, b, (kinks, slopes, offsets), (own_kinks, own_slopes, own_offsets))
         jumps, own_jumps = slopes.diff(), own_slopes.diff()
-        t = theta[:, None] * rule
-        sine2, one_less = torch.sin(t).square(), 2 * torch.sin(t / 2).square()
-        lever = 2 * torch.sin((theta[:, None] + t) / 2) * torch.sin((theta[:, None] - t) / 2)  # cos t - cos theta
+        half_theta = torch.sin(theta / 2).square()[:, None]
         bend = torch.zeros_like(a)
         turn = torch.zeros_like(a)
         for k, jump in zip(kinks, jumps):
             for other, own_jump in zip(own_kinks, own_jumps):
                 x, y = (k / a)[:, None], (other / b)[:, None]
-                exponent = ((x - y).square() + 2 * x * y * one_less) / (2 * sine2).clamp_min(1e-300)
-                density = torch.exp(-exponent) * (weights * jump * own_jump / (2 * math.pi))
+                t, weights = _angles(theta, (x - y).abs()[:, 0])
+                half = torch.sin(t / 2).square()
+                exponent = ((x - y).square() / 4 + x * y * half) / (2 * half * (1 - half)).clamp_min(1e-300)
+                density = torch.exp(-exponent) * weights * (jump * own_jump / (2 * math.pi))
                 turn += density.sum(1)
-                bend += (density * lever).sum(1)
-        eta = 2 * torch.sin(theta / 2).square()
-        return torch.stack([apart + 2 * a * b * (eta * dot - theta * bend), dot - theta * turn])
+                bend += (density * 2 * (half_theta - half)).sum(1)  # cos(t) - cos(theta)
+        return torch.stack([apart + 2 * a * b * (2 * half_theta[:, 0] * dot - bend), dot - turn])
 
     def moments(a, b, sign, theta):
         out = torch.empty(2, len(a), dtype=torch.float64)
+        order = (theta / (a - b).abs().clamp_min(1e-15)).argsort()  # those that need as many nodes are taken together
         for s in (1, -1):
-            for part in ((sign > 0) == (s > 0)).nonzero()[:, 0].split(256):
+            for part in order[(sign[order] > 0) == (s > 0)].split(256):
                 if len(part):
                     check()
                     out[:, part] = of_sign(a[part], b[part], theta[part], s)

@@ -167,19 +167,30 @@ def main():
         print(report(records))
 
 
+def asked_for(args):
+    """Returns the DEQs of --only and --without; ValueError where there is none."""
+    from scripts.trained.deqs import cases
+
+    named = [(case, f"{case.name}, {case.task}") for case in cases()]
+    chosen = [
+        case
+        for case, name in named
+        if any(word in name for word in args.only) and not any(word in name for word in args.without)
+    ]
+    if not chosen:
+        raise ValueError(f"none of the {len(named)} DEQs is left by --only and --without, such as {named[0][1]!r}")
+    return chosen
+
+
 def run(args, path, done):
     import torch
 
-    from scripts.trained.deqs import cases
     from scripts.trained.tasks import load
 
     torch.set_num_threads(1)
     tasks, left = {}, args.most
-    for case in cases():
-        named = f"{case.name}, {case.task}"
-        if (case.name, case.task) in done or any(word in named for word in args.without):
-            continue
-        if not any(word in named for word in args.only):
+    for case in asked_for(args):
+        if (case.name, case.task) in done:
             continue
         for name in {case.task, case.taught or case.task} - tasks.keys():
             tasks[name] = load(name, args.dataset_path, args.output_path / "cache")

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from scripts import trained_deqs
 from scripts.trained import figure, report, tasks
 from scripts.trained.deqs import ByHand, Flat, Recurrent, by_hand, cases
 
@@ -101,3 +102,13 @@ def test_the_report_counts():
     entry, whole = records[0]["candidates"][0], records[0]
     assert report.true_loss(entry, whole) == pytest.approx(0.3)
     assert math.sqrt(report.true_variance(entry, whole)) == pytest.approx(100 * math.sqrt(0.003 * 0.997 / 1000))
+
+
+def test_words_that_no_deq_has_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["trained_deqs", "--output_path", str(tmp_path / "out"), "--only", "nosuch"])
+    with pytest.raises(SystemExit) as stop:
+        trained_deqs.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "is left by --only and --without" in error and error.count("\n") == 1
+    args = trained_deqs.make_parser().parse_args(["--only", "pcdeq", "rings", "--without", "conv", "mnist"])
+    assert {case.task for case in trained_deqs.asked_for(args)} == {"rings"}

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 # The files that take longest come first, so that with a process a core none of them is left alone at the end.
-LONG = """test_tour networks/test_second_device test_package kernels/test_conv_sampled commands/test_doorways
-ck_ntk/test_figures matching/test_families ck_ntk/test_any_activation_matching networks/test_conv_deq
-experiments/test_ranks experiments/test_executors networks/test_trained_deq verdicts/test_after_training
-verdicts/test_at_initialisation verdicts/test_command training/test_kills matching/test_families_continuity
-scripts/test_reproduce scripts/test_calibrate networks/test_empirical""".split()
+LONG = """experiments/test_executors training/test_kills ck_ntk/test_figures verdicts/test_after_training test_package
+verdicts/test_command experiments/test_exact_grid verdicts/test_at_initialisation ck_ntk/test_any_activation_matching
+scripts/test_pretrain_vgg networks/test_conv_deq experiments/test_ranks networks/test_trained_deq test_tour
+scripts/test_reproduce kernels/test_conv scripts/test_calibrate training/test_loop kernels/test_exact test_interrupts
+experiments/test_command kernels/test_interpolated networks/test_second_device matching/test_families_continuity
+networks/test_empirical verdicts/test_page""".split()
 
 gc.disable()  # until all is imported: in half of that time garbage is looked for, and there is none
 

@@ -16,21 +16,17 @@ from tests.conftest import ROOT
 PIP = sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"
 OPTIONS = "--no-index", "--no-deps", "--no-build-isolation"
 
-BEGIN = """
+PROGRAM = """
 import json, sys
 import utils  # the project's own
 import deq_enn
+assert not [name for name in sys.modules if name.startswith("deq_enn.")]  # each name is imported where it is used
 from deq_enn.reporting.style import STYLE
-assert "torch" not in sys.modules
-said = dict(utils=utils.OWNER, style=STYLE.exists(), place=deq_enn.__file__, version=deq_enn.__version__)
-"""
-NUMBERS = """
 from deq_enn import ACTIVATIONS, DEQ, match, matched_enn
 deq = DEQ(ACTIVATIONS["relu"], p=3, dim=8, n_classes=2, sigma_a2=0.2)
-said |= dict(slope=match(ACTIVATIONS["tanh"], 0.2).layers[0].slopes, layers=len(matched_enn(deq).layers))
-"""
-END = """
-print(json.dumps(said))
+print(json.dumps(dict(
+    slope=match(ACTIVATIONS["tanh"], 0.2).layers[0].slopes, layers=len(matched_enn(deq).layers), utils=utils.OWNER,
+    style=STYLE.exists(), place=deq_enn.__file__, version=deq_enn.__version__)))
 """
 
 
@@ -69,19 +65,16 @@ def editable(source, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
-def test_another_project_imports_it_beside_its_own_modules(kind, source, tmp_path, request):
-    """From a folder with a `utils.py` of its own. The numbers of the installed copy are those of the checkout."""
+def test_another_project_imports_it_beside_its_own_modules(forks, kind, source, tmp_path, request):
+    """From a folder with a `utils.py` of its own. The numbers are those of the checkout."""
     place = request.getfixturevalue(kind)
-    program = BEGIN + NUMBERS * (kind == "wheel") + END  # torch takes seconds, and is the same in both
     (tmp_path / "utils.py").write_text("OWNER = 'me'\n")
-    (tmp_path / "theirs.py").write_text(f"import site; site.addsitedir({str(place)!r})\n" + program)
-    done = subprocess.run([sys.executable, "theirs.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    (tmp_path / "theirs.py").write_text(f"import site; site.addsitedir({str(place)!r})\n" + PROGRAM)
+    done = forks.run(program=str(tmp_path / "theirs.py"), cwd=str(tmp_path), fresh=True)
+    assert done["status"] == 0, done["err"]
+    said = json.loads(done["out"])
     assert said["utils"] == "me" and said["style"] and said["version"] == deq_enn.__version__
     assert said["place"].startswith(str(place if kind == "wheel" else source))
-    if kind == "editable":
-        return
     (layer,) = deq_enn.match(deq_enn.ACTIVATIONS["tanh"], 0.2).layers
     assert said["slope"] == list(layer.slopes) and said["layers"] == 2
 

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
+from deq_enn.reporting.markdown import head, row
 from deq_enn.unrolling.decision import FASTER
 from deq_enn.utils.intervals import Z_90
 
@@ -85,8 +86,8 @@ def report(records: list[dict]) -> str:
 def _by_kind(replaced: list[dict]) -> list[str]:
     counts = Counter((chosen(r)["kind"], chosen(r)["k"]) for r in replaced)
     saved = sorted(chosen(r)["cost"]["saved"]["batch"] for r in replaced)
-    lines = ["| chosen | steps | DEQs |", "| --- | --- | --- |"]
-    lines += [f"| {kind} | {k or '–'} | {n} |" for (kind, k), n in sorted(counts.items(), key=lambda i: -i[1])]
+    lines = [head("chosen", "steps", "DEQs")]
+    lines += [row(kind, f"{k or '–'}", f"{n}") for (kind, k), n in sorted(counts.items(), key=lambda i: -i[1])]
     if saved:
         lines += ["", f"Time of a batch saved: {saved[len(saved) // 2]:.1f} times (median), {saved[0]:.1f} to "
                   f"{saved[-1]:.1f}."]  # fmt: skip
@@ -95,24 +96,21 @@ def _by_kind(replaced: list[dict]) -> list[str]:
 
 def _losses(records: list[dict]) -> list[str]:
     """Median true loss of each kind at each number of steps, over the DEQs that have all of them up to 2 steps."""
-    lines = ["| median true loss, points (DEQs) | k = 1 | 2 | 3 | 4 | 6 | 8 | 12 |", "| --- " * 8 + "|"]
+    lines = [head("median true loss, points (DEQs)", "k = 1", "2", "3", "4", "6", "8", "12")]
     for kind in KINDS[:4]:
-        row = []
+        cells = []
         for k in (1, 2, 3, 4, 6, 8, 12):
             losses = sorted(
                 true_loss(c, r) for r in records for c in r["candidates"] if (c["kind"], c["k"]) == (kind, k)
             )
-            row.append(f"{losses[len(losses) // 2]:+.2f} ({len(losses)})" if losses else "–")
-        lines.append(f"| {kind} | " + " | ".join(row) + " |")
+            cells.append(f"{losses[len(losses) // 2]:+.2f} ({len(losses)})" if losses else "–")
+        lines.append(row(kind, *cells))
     return lines
 
 
 def _ways(records: list[dict]) -> list[str]:
     """Two ways beside each other, over the DEQs that have both at this number of steps."""
-    lines = [
-        "| steps | one way, then another | DEQs | median true losses | the second better, worse |",
-        "| --- " * 5 + "|",
-    ]
+    lines = [head("steps", "one way, then another", "DEQs", "median true losses", "the second better, worse")]
     for k in (1, 2):
         for first, second in (("stopped", "refitted"), ("refitted", "distilled"), ("distilled", "consistent")):
             pairs = []
@@ -123,12 +121,13 @@ def _ways(records: list[dict]) -> list[str]:
             if pairs:
                 a, b = (sorted(column)[len(pairs) // 2] for column in zip(*pairs))
                 better, worse = sum(y < x for x, y in pairs), sum(y > x for x, y in pairs)
-                lines.append(f"| {k} | {first}, {second} | {len(pairs)} | {a:+.2f}, {b:+.2f} | {better}, {worse} |")
+                numbers = f"{len(pairs)}", f"{a:+.2f}, {b:+.2f}", f"{better}, {worse}"
+                lines.append(row(f"{k}", f"{first}, {second}", *numbers))
     return lines
 
 
 def _each(records: list[dict]) -> list[str]:
-    lines = ["| DEQ | accuracy, % | answer | loss, 90% interval | true loss | saved |", "| --- " * 6 + "|"]
+    lines = [head("DEQ", "accuracy, %", "answer", "loss, 90% interval", "true loss", "saved")]
     for r in records:
         name = f"{r['case']}, {r['task']}"
         if r["answer"] == "replace":
@@ -138,5 +137,5 @@ def _each(records: list[dict]) -> list[str]:
                      f"{true_loss(c, r):+.2f}", f"{c['cost']['saved']['batch']:.1f}"]  # fmt: skip
         else:
             cells = [r["answer"], "–", "–", "–"]
-        lines.append(f"| {name} | {r['true_accuracy']:.1f} | " + " | ".join(cells) + " |")
+        lines.append(row(name, f"{r['true_accuracy']:.1f}", *cells))
     return lines

@@ -151,6 +151,7 @@ def test_circular_pooling_is_the_mean_over_shifts():
         torch.testing.assert_close(got, sum(parts) / 9, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("activation", [RELU, pytest.param(TANH, marks=pytest.mark.slow)])
 def test_pixels_and_images_that_are_zero(activation):
     """phi(0) is not 0, and 0."""

@@ -22,6 +22,7 @@ def close(kernels, limits):
         assert (kernel - limit).abs().max() < 3e-7 * limit.abs().max()
 
 
+@pytest.mark.few(1)
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["relu", "tanh", "swish", "hardtanh", "sigmoid", "erf", "softsign", "elu"])
 @pytest.mark.slow

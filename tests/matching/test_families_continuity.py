@@ -44,6 +44,7 @@ def test_the_distance_to_the_deq_does_not_jump_with_tau0(name, sigma_a2, low, hi
     assert max(found) < near and max(abs(a - b) for a, b in zip(found, found[1:])) < near / 2
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["swish", "elu"])
 def test_the_mismatch_is_continuous_in_tau0_and_sigma_a2(name):

@@ -128,6 +128,7 @@ def test_any_deq_is_matched_or_refused(activation, sigma_a2, exponent, kernel):
     assert np.abs((got - target) * unit).max() < 1e-8
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name, sigma_a2, tau0", [("selu", 0.74, 0.2), ("swish", 0.2, 1.0), ("elu", 0.9, 2.0)])
 def test_networks_of_width_2000_have_the_diagonal_that_is_claimed(name, sigma_a2, tau0):

@@ -136,6 +136,7 @@ def error_at(setting, m, draws):
     return torch.stack(kernels) - exact(setting)[0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "-".join(map(str, setting)))
 def test_wide_ones_have_the_exact_conjugate_kernel(setting):

@@ -118,7 +118,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_files(forks, base, whol
 
 @pytest.mark.parametrize(
     "job, times",
-    [("grid", 3), ("full", 4), *(pytest.param(job, 30, marks=pytest.mark.long) for job in ("grid", "full"))],
+    [("grid", 3), ("full", 2), *(pytest.param(job, 30, marks=pytest.mark.long) for job in ("grid", "full"))],
 )
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_costs_nothing(forks, base, whole, tmp_path, job, times):

@@ -99,6 +99,7 @@ class VerdictAtInitialisation:
         self.measurements: Measurements | None = None
         self.not_costed: str | None = None
         self.copies: Repeated | None = None
+        self.not_compared: dict[str, str] = {}
 
     def _checked(self, deq: Any, X: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor | None, int | None]:
         """Returns the samples, the labels and the number of classes; ValueError where they cannot be used."""
@@ -127,6 +128,7 @@ class VerdictAtInitialisation:
         budget = self.end - self.start
         self.copies = copies = repeated(self.X.flatten(1))
         kernels = ExactKernels(self.deq, self.X, self.y, self.classes, self.order, copies, self.clock)
+        self.not_compared = kernels.failed
         rows = kernels.distinct(min(MOST_EXACT, LEAST + int(EXACT_PER_SECOND * budget)))
         self.applies = self._applicability(rows)
         yield "matched networks"
@@ -302,8 +304,10 @@ class VerdictAtInitialisation:
         self.deq_known["fluctuation"] = float(
             sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2, self.deq.tau0))
         )
-        if unknown := [candidate.name for candidate in self.candidates if candidate.distance is None]:
+        unknown = [candidate.name for candidate in self.candidates if candidate.distance is None]
+        if unknown := [name for name in unknown if name not in self.not_compared]:
             reason.append(f"For want of time (--budget) no kernels were compared of {', '.join(unknown)}.")
+        reason += [f"No kernels were compared of {name}: {why}." for name, why in self.not_compared.items()]
         if self.not_costed:
             reason.append(self.not_costed)
         if chosen is not None and chosen.cost:

@@ -35,6 +35,11 @@ class ExactKernels:
     deq : a DEQ at initialisation. X, y : (n, p) samples and (n,) labels in 0 .. classes - 1, or None.
     order, copies : in which samples are taken, and which are copies.
     clock : measures the time.
+
+    Attributes
+    ----------
+    failed : {name: why} of candidates that have no exact kernel on these samples: such as where the signal of small
+        samples dies in an activation's dead zone. Networks of finite width may be measured still.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class ExactKernels:
     ):
         self.deq, self.X, self.y, self.classes, self.clock = deq, X, y, classes, clock
         self.order, self.copies, self.device = order, copies, deq.B.device
+        self.failed: dict[str, str] = {}
 
     def distinct(self, count: int) -> torch.Tensor:
         """Returns the first samples of the order but zero ones and copies, on which exact kernels take long.
@@ -77,7 +83,7 @@ class ExactKernels:
     def compare(self, networks: list[Network], rows: torch.Tensor, end: float) -> Iterator[Candidate]:
         """Yields a candidate for each network, with the distance of its exact kernels to the DEQ's on these rows.
 
-        A candidate whose kernel takes too long is left without.
+        A candidate whose kernel takes too long, or that has none on these samples, is left without.
         """
         X, deq = self.X[rows].to(self.device), None
         with contextlib.suppress(OutOfTime), deadline(self.clock, end):
@@ -89,7 +95,10 @@ class ExactKernels:
             candidate = Candidate.of(network, distance=None, fluctuation=network.fluctuation)
             with contextlib.suppress(OutOfTime), deadline(self.clock, self._share_of(end, len(networks) - number)):
                 if deq is not None:
-                    candidate = self._compared(network, deq, X, targets)
+                    try:
+                        candidate = self._compared(network, deq, X, targets)
+                    except ValueError as error:
+                        self.failed[network.name] = str(error)
             yield candidate
 
     def _share_of(self, end: float, left: int) -> float:
@@ -130,7 +139,7 @@ class ExactKernels:
         measurements.record(math.inf, {name: machine.right for name, machine in machines.items()}, deq.right)
         for candidate in [candidate for candidate in candidates if candidate.name in machines]:
             machine, (point,) = machines[candidate.name], measurements.points(candidate.name)
-            half = Z_90 * math.sqrt(point.of_samples)
+            half = Z_90 * math.sqrt(measurements.constants.dependence * point.of_samples)
             candidate.infinite = {
                 "accuracy": machine.right.double().mean().item(),
                 "samples": len(X),

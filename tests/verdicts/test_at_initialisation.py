@@ -225,6 +225,23 @@ def test_a_deq_that_knows_no_more_than_the_commonest_class_is_said_to(few_candid
 
 
 @pytest.mark.slow
+def test_a_candidate_without_an_exact_kernel_is_measured_all_the_same(blobs):
+    """The signal of a small sample dies in the second layer's dead zone, so that this network has no kernel there."""
+    X, y = blobs
+    X = X * torch.where(torch.arange(len(X)) % 7 == 0, 0.2, 1.06)[:, None]
+    dead_zone = from_function(lambda x: torch.nn.functional.softshrink(x, 0.5), "dead_zone", kinks=(-0.5, 0.5))
+    deq = DEQ(dead_zone, 20, 64, 3, 0.05)
+    work = VerdictAtInitialisation(deq, X, y, budget=3.0, clock=Ticks())
+    work.run()
+    verdict = work.conclude()
+    without = [candidate for candidate in verdict.candidates if candidate.name in work.not_compared]
+    assert without and all(candidate.distance is None and candidate.loss is not None for candidate in without)
+    said = [sentence for sentence in verdict.reason if sentence.startswith("No kernels were compared of plain")]
+    assert len(said) == len(without) and "is constant" in said[0] and not any("want of time" in s for s in said)
+    assert any(candidate.distance for candidate in verdict.candidates)
+
+
+@pytest.mark.slow
 def test_rows_that_come_again_are_predicted_by_their_copies(few_candidates):
     """Bits with labels from a table: new rows are copies, which the table tells all of, and are recognised as such."""
     g = torch.Generator().manual_seed(6)

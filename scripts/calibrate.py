@@ -4,6 +4,7 @@
     python scripts/calibrate.py outcomes --dataset_path data  trains the networks of every case, readouts solved exactly
     python scripts/calibrate.py verdicts --dataset_path data  the verdict of each, on its training set
     python scripts/calibrate.py sgd --dataset_path data       some of the networks by SGD, a few with all weights
+    python scripts/calibrate.py left_out --dataset_path data  leave-one-out beside new samples, on data drawn anew
     python scripts/calibrate.py pack                          all of that as one file, docs/calibration.json.gz
     python scripts/calibrate.py constants                     those of the interval, set on one half of the cases
     python scripts/calibrate.py report                        tables and figures/calibration.png, of the other half
@@ -33,7 +34,7 @@ from deq_enn.utils.arguments import OneLineParser, duration, old_spelling
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = ROOT / "docs" / "calibration.json.gz"
 FIGURE = ROOT / "figures" / "calibration.png"
-STAGES = ("cases", "outcomes", "verdicts", "sgd", "pack", "constants", "report")
+STAGES = ("cases", "outcomes", "verdicts", "sgd", "left_out", "pack", "constants", "report")
 
 
 def append(path: Path, record: dict) -> None:
@@ -138,13 +139,22 @@ def sgd(arguments):
     _each(arguments, "sgd", _left(arguments, "sgd", chosen), lambda case, data: trained(case, data, **chosen[case]))
 
 
+def left_out(arguments):
+    from scripts.calibration.left_out import held_against_new_samples, repeated_cases
+
+    chosen = _left(arguments, "left_out", repeated_cases())
+    for number, case in enumerate(chosen, 1):
+        append(arguments.output_path / "left_out.jsonl", held_against_new_samples(case, arguments.dataset_path))
+        print(f"left_out: {number} of {len(chosen)}, {case.name}", flush=True)
+
+
 def pack(arguments):
     from deq_enn.utils.files import atomic_write
     from scripts.calibration.analysis import merged
 
-    lines = records_of(arguments, "outcomes", "verdicts", "sgd")
-    if not (lines["outcomes"] and lines["verdicts"]):
-        raise ValueError(f"{arguments.output_path}: no outcomes and verdicts there; make them with these two stages")
+    lines = records_of(arguments, "outcomes", "verdicts", "sgd", "left_out")
+    if not any(lines.values()):
+        raise ValueError(f"{arguments.output_path}: no records there; make them with the other stages")
     if arguments.packed.exists():  # the other cases stay
         before = read_packed(arguments.packed)
         lines = {stage: before.get(stage, []) + records for stage, records in lines.items()}
@@ -221,12 +231,13 @@ def main(argv=None):
         "outcomes": outcomes,
         "verdicts": verdicts,
         "sgd": sgd,
+        "left_out": left_out,
         "pack": pack,
         "constants": constants,
         "report": report,
     }[arguments.stage]
     try:
-        if arguments.stage in ("outcomes", "verdicts", "sgd"):
+        if arguments.stage in ("outcomes", "verdicts", "sgd", "left_out"):
             arguments.output_path.mkdir(parents=True, exist_ok=True)
         run(arguments)
     except (ValueError, OSError) as error:

@@ -21,7 +21,7 @@ from deq_enn.verdicts.decision import no_better_than_majority
 from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Interval, predict
 from scripts.calibration.fresh import KINDS
 from scripts.calibration.outcomes import MAJORITY
-from scripts.calibration.verdicts import points_of
+from scripts.calibration.verdicts import constants_of, points_of
 
 TOLERANCE = 0.5  # percentage points, that of the verdicts
 REAL = ("mnist", "cifar10_pixels", "cifar10_vgg16")
@@ -66,7 +66,7 @@ class Held:
     """This is a case: what was answered, and the candidates. chosen : of "replace".
 
     majority : the commonest class as a candidate: what is lost by always saying it. None in the first cases.
-    overrun : seconds taken over the budget.
+    overrun : seconds taken over the budget. peak_mib : the most memory held, None where it was not recorded.
     """
 
     case: str
@@ -76,6 +76,7 @@ class Held:
     candidates: tuple[Candidate, ...]
     majority: Candidate | None = None
     overrun: float = 0.0
+    peak_mib: float | None = None
 
     @property
     def data(self) -> str:
@@ -146,18 +147,16 @@ def joined(packed: dict, constants: Discrepancy = CONSTANTS, of: str = "mean") -
             continue
         if of == "draw" and not any("own" in measured for measured in networks.values()):
             continue
-        truth = Truth.of_case(outcomes[record["case"]], of)
-        candidates = tuple(_candidate(record, candidate, truth, constants) for candidate in record["candidates"])
+        truth, own = Truth.of_case(outcomes[record["case"]], of), constants_of(record, constants)
+        candidates = tuple(_candidate(record, candidate, truth, own) for candidate in record["candidates"])
         majority = None
         if record.get("majority"):
-            interval = predict(
-                points_of(record["majority"], constants), record["width"], record["n"], constants, of == "draw"
-            )
+            interval = predict(points_of(record["majority"], own), record["width"], record["n"], own, of == "draw")
             measured = truth.loss_and_error(MAJORITY)
             majority = Candidate(MAJORITY, 0, interval.mean, interval.low, interval.high, *measured, {})
         over = record.get("seconds", 0.0) - record.get("budget", math.inf)
         said = answer(candidates, TOLERANCE, majority)
-        held.append(Held(record["case"], record["width"], *said, candidates, majority, over))
+        held.append(Held(record["case"], record["width"], *said, candidates, majority, over, record.get("peak_mib")))
     return held
 
 
@@ -240,7 +239,9 @@ FREE = (
     "floor",
     "relative",
     "seeds",
+    "pooled",
     "weight",
+    "dependence",
     "decay",
     "scatter",
     "slopes",

@@ -12,6 +12,7 @@ from deq_enn.reporting.markdown import head, row
 from scripts.calibration.analysis import TOLERANCE, Held, coverage, joined, matched_alone, mean_score
 from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import KINDS
+from scripts.calibration.left_out import bias, dependence
 
 HAPPENED = ("some below", "too near", "all above", "DEQ no better")
 LARGE = 2.0  # points from which on a loss is large
@@ -34,6 +35,9 @@ def report_lines(packed: dict):
         if fresh:
             yield f"\n## Fresh cases, {title}\n"
             yield from _fresh(fresh, f"of the {title}")
+    if packed.get("left_out"):
+        yield "\n## Leave-one-out beside new samples\n"
+        yield from _left_out(packed["left_out"])
     held = [case for case in joined(packed) if case.data not in data]
     yield "\n## The first 131 cases, mean over draws\n"
     yield from tables(held, packed["sgd"])
@@ -59,10 +63,30 @@ def _fresh(held: list[Held], what: str):
     yield f"- large losses: {_large(_halves(held)['reports'])}"
     late = [case.overrun for case in held]
     yield f"- seconds over the budget: {max(late):+.2f} at most, {np.median(late):+.2f} in the middle"
+    peaks = [case.peak_mib for case in held if case.peak_mib is not None]
+    if peaks:
+        yield f"- memory, in {len(peaks)} cases: {max(peaks):.0f} MiB at most, {np.median(peaks):.0f} in the middle"
     for case in held:
         if case.answer == "replace" and case.wrong or case.answer == "keep" and case.happened == "some below":
             loss = f", {case.chosen.name} lost {case.chosen.loss:+.1f} ± {case.chosen.error:.1f}" if case.chosen else ""
             yield f"- wrong: {case.answer} of {case.case} {what}{loss}"
+
+
+def _left_out(records: list[dict]):
+    """How much more leave-one-out varies about the loss on new samples than as many independent samples would."""
+    yield _head("case", "draws", "variance, by that of independent samples", "too much, points")
+    for record in records:
+        off, error = bias(record)
+        draws = len(record["draws"])
+        yield row(record["case"], f"{draws}", f"{dependence(record):.2f}", f"{off:+.2f} ± {error:.2f}")
+    each = np.array([dependence(record) for record in records])
+    low, high = np.quantile(np.random.default_rng(0).choice(each, (2000, len(each))).mean(1), [0.025, 0.975])
+    off = [bias(record)[0] / bias(record)[1] for record in records]
+    yield (
+        f"\n- variance, in the mean over {len(each)} cases: {each.mean():.2f} ({low:.2f} to {high:.2f}), median "
+        f"{np.median(each):.2f}"
+    )
+    yield f"- too much, in errors of its own: {np.mean(off):+.2f} on average, {np.std(off):.2f} in size"
 
 
 def _large(cases):

@@ -8,13 +8,15 @@ if __name__ == "__main__":
     raise SystemExit("verdicts.py is a part of scripts/calibrate.py: run that")
 
 import math
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
-from deq_enn.verdicts.losses.measurements import MAJORITY, measured_apart
+from deq_enn.verdicts.losses.measurements import MAJORITY, measured_apart, of_this_case
 from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Measured, measured
 from scripts.calibration.outcomes import deq_of
 
@@ -29,11 +31,30 @@ class _Untimed(VerdictAtInitialisation):
         return iter(())
 
 
+def forget_peak() -> float | None:
+    """Sets the process's peak of memory to what it holds now, and returns that in MiB; None where Linux is not."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return None
+    return peak_mib()
+
+
+def peak_mib() -> float | None:
+    """Returns the most memory that this process has held since `forget_peak`, in MiB; None where Linux is not."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
 def verdict_of(case, data, budget: float) -> dict:
     """Returns the record of a case, ready for JSON.
 
     budget : seconds of processor time, as others use the machine too.
     """
+    before = forget_peak()
     pending = _Untimed(deq_of(case, data), data.X_train, data.y_train, budget=budget, clock=time.process_time)
     pending.run()
     verdict = pending.conclude()
@@ -50,6 +71,8 @@ def verdict_of(case, data, budget: float) -> dict:
         "cosine": concentration["cosine"],
         "budget": budget,
         "seconds": record["seconds"],
+        "peak_mib": peak_mib(),
+        "mib_before": before,
         "samples": record["settings"].get("samples", 0),
         "copies": record["settings"].get("copies"),
         "precise": sorted(pending.measurements.precise) if pending.measurements else [],
@@ -99,6 +122,13 @@ def points_of(points: list[dict], constants: Discrepancy = CONSTANTS) -> list[Me
         parts = [Measured.from_dict(part) for part in point.get("parts", ())]
         made += [replace(part, common=whole.common, of_one_seed=whole.of_one_seed) for part in parts] or [whole]
     return made
+
+
+def constants_of(record: dict, constants: Discrepancy = CONSTANTS) -> Discrepancy:
+    """Returns the constants with the spread over seeds that all candidates of a record show together."""
+    points = [point for candidate in record.get("candidates", ()) for point in candidate["points"]]
+    raw = [Measured.from_dict({key: point[key] for key in point if key != "parts"}) for point in points]
+    return of_this_case(raw, constants)
 
 
 def _with(constants, raw):

@@ -342,7 +342,12 @@ def test_from_the_cases_to_the_report(tiny, tmp_path, capsys):
     )
     with gzip.open(tmp_path / "packed.json.gz") as file:
         packed = json.load(file)
-    assert {name: len(records) for name, records in packed.items()} == {"outcomes": 2, "verdicts": 2, "sgd": 2}
+    assert {name: len(records) for name, records in packed.items()} == {
+        "outcomes": 2,
+        "verdicts": 2,
+        "sgd": 2,
+        "left_out": 0,
+    }
     assert len(packed["outcomes"][0]["networks"]) == len(outcomes[0]["networks"]) + 1
     text = capsys.readouterr().out
     assert "wrong replace" in text and "| kernel distance |" in text and "readouts by SGD" in text
@@ -366,7 +371,7 @@ def test_a_line_after_a_cut_one_is_whole(tmp_path):
     "arguments, message",
     [
         (["report", "--packed", "nowhere.json.gz"], "nowhere.json.gz: cannot be read"),
-        (["pack", "--output_path", "nowhere"], "nowhere: no outcomes and verdicts there"),
+        (["pack", "--output_path", "nowhere"], "nowhere: no records there"),
         (["verdict"], "invalid choice: 'verdict'"),
     ],
 )

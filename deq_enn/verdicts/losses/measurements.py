@@ -11,7 +11,8 @@ float64, and the readout is solved by singular values (`machines.precise_readout
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from itertools import count as integers, islice
 from typing import Any, cast
 
@@ -106,7 +107,8 @@ class Measurements:
         self.device, self.own, self.of_draw = device, own, of_draw
         self.deq, self.networks, self.X, self.y, self.classes = deq, networks, X, y[order], classes
         self.order, self.copies = order, copies[order]
-        self.first_seed, self.clock, self.constants = FIRST_SEED * (1 + seed), clock, constants
+        self.first_seed, self.clock, self.prior = FIRST_SEED * (1 + seed), clock, constants
+        self._constants: Discrepancy | None = None  # those of `constants`, until the next pass
         self.passes: dict[tuple[float, int], dict[str, list[np.ndarray]]] = {}
         self.seeds: dict[tuple[float, int], dict[str, list[int | None]]] = {}
         self.accuracy: dict[tuple[float, int], list[float]] = {}
@@ -131,6 +133,7 @@ class Measurements:
             point.setdefault(name, []).append((deq_right.to(torch.int8) - own.to(torch.int8)).cpu().numpy())
             seeds.setdefault(name, []).append(seed)
         self.accuracy.setdefault(place, []).append(deq_right.double().mean().item())
+        self._constants = None
 
     def measure(self, width: int, count: int, names: Collection[str] | None = None) -> None:
         """Measures one more seed at this width with the first `count` samples, of these candidates (default: all).
@@ -251,6 +254,20 @@ class Measurements:
     # ------------------------------------------------------------------------------------------------------------
     # the losses
 
+    @property
+    def constants(self) -> Discrepancy:
+        """Returns the constants of the model, with what all candidates show of the spread over seeds."""
+        if self._constants is None:
+            raw = replace(self.prior, weight=0.0)
+            shown = [
+                measured(width, np.stack(differences), np.arange(count), raw)
+                for (width, count), point in self.passes.items()
+                for name, differences in point.items()
+                if len(differences) > 1 and name != MAJORITY
+            ]
+            self._constants = of_this_case(shown, self.prior)
+        return self._constants
+
     def points(self, name: str) -> list[Measured]:
         """Returns the measurements of a candidate, as `model.Posterior` takes them: the user's own draw apart."""
         points = []
@@ -294,6 +311,22 @@ class Measurements:
             return {}
         place = min(places, key=lambda place: (abs(math.log(place[0] / width)), -place[1]))
         return {"width": place[0], "samples": place[1], "of": self.scores[place]}
+
+
+def of_this_case(shown: Iterable[Measured], constants: Discrepancy) -> Discrepancy:
+    """Returns the constants with the spread over seeds that all candidates show together.
+
+    One candidate of two or three seeds hardly shows it, but all of them have the DEQ in common, and on the same data
+    they spread alike, as shares of d.
+
+    shown : measurements of all candidates, whose `of_one_seed` is what was seen, without a prior (weight 0).
+    """
+    several = [point for point in shown if point.seeds > 1 and not math.isinf(point.width)]
+    freedom = sum(point.seeds - 1 for point in several)
+    seen = sum((point.seeds - 1) * point.of_one_seed / point.apart**2 for point in several)
+    return replace(
+        constants, seeds=math.sqrt((constants.pooled * constants.seeds**2 + seen) / (constants.pooled + freedom))
+    )
 
 
 def measured_apart(

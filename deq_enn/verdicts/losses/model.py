@@ -21,7 +21,8 @@ interval.
 A measurement has two errors of its own.
 
 Sampling error: how much the accuracy difference varies from sample to sample. Averaging over seeds reduces part of it;
-the rest is common to all measurements on the same samples, which the covariance takes into account.
+the rest is common to all measurements on the same samples, which the covariance takes into account. The samples that
+are left out in turn share all others, so that their mean varies more than that of independent ones: `dependence`.
 
 Seed error: how much the mean difference varies from one draw of the weights to the next.
 
@@ -59,9 +60,11 @@ class Discrepancy:
     floor : standard deviation of the error that no measurement shows, in points.
     relative : the same as a share of the loss.
     seeds : prior standard deviation of the loss over seeds, as a share of d.
-    weight : weight of that prior, in seeds.
+    pooled : weight of that prior, in seeds, beside what all candidates show (`measurements.of_this_case`).
+    weight : weight of both together beside what one candidate shows, in seeds.
     decay : how fast one draw's deviation from the mean changes with n: its correlation is (n/n')^decay.
     common : prior share of the sampling variance that averaging over seeds does not reduce.
+    dependence : variance of the mean over samples left out in turn, by that of as many independent samples.
     shared : correlation of the sampling errors at different widths.
     slope_m, slope_n : prior means of d log d / d log m and d log d / d log n.
     slopes : prior standard deviation of both slopes.
@@ -75,9 +78,11 @@ class Discrepancy:
     floor: float = 0.052
     relative: float = 0.05
     seeds: float = 0.08
-    weight: float = 2.0
+    pooled: float = 10.0
+    weight: float = 5.0
     decay: float = 1.0
     common: float = 0.05
+    dependence: float = 1.3
     shared: float = 0.5
     slope_m: float = -0.35
     slope_n: float = -0.1
@@ -213,8 +218,8 @@ def _error_covariance(points, constants):
     """
     n = np.array([p.count for p in points], float)
     near = np.sqrt(np.minimum.outer(n, n) / np.maximum.outer(n, n))
-    of_samples = np.array([p.of_samples for p in points])
-    shared = np.array(
+    of_samples = constants.dependence * np.array([p.of_samples for p in points])
+    shared = constants.dependence * np.array(
         [min(p.common / p.count, p.of_samples) if p.own else constants.shared * p.of_samples for p in points]
     )
     widths = np.array([p.width if p.own else -1 - k for k, p in enumerate(points)])

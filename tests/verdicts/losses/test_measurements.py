@@ -1,6 +1,7 @@
 """Small real measurements: their losses, their time, and draws of the weights without an equilibrium."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,3 +110,24 @@ def test_what_would_take_too_long_in_float64_is_not_begun(deq, blobs):
     taken.precise.add("deq")
     with pytest.raises(OutOfTime):
         taken.measure(16, 600)
+
+
+def test_the_spread_over_seeds_is_that_of_all_candidates(deq, blobs):
+    """Of candidates whose means spread by a fifth of d. Exact kernels, single seeds and the majority do not count."""
+    rng = np.random.default_rng(0)
+    taken = measurements.Measurements(deq, [], *blobs, torch.arange(600), torch.arange(600), 3)
+    prior = taken.constants.seeds
+    assert prior == taken.prior.seeds
+    deq_right = torch.ones(600, dtype=torch.bool)
+    taken.record(math.inf, {"a": ~deq_right}, deq_right)
+    taken.record(64, {"single": ~deq_right}, deq_right, 0)
+    assert taken.constants.seeds == pytest.approx(prior)
+    for seed in range(30):
+        lost = {name: rng.uniform(size=600) < 0.2 + 0.04 * rng.normal() for name in "abcd"}
+        right = {name: torch.from_numpy(~each) for name, each in lost.items()} | {measurements.MAJORITY: ~deq_right}
+        taken.record(32, right, deq_right, seed)
+    assert 0.16 < taken.constants.seeds < 0.24
+    few = replace(taken.prior, pooled=1e6)
+    assert measurements.of_this_case([], few).seeds == pytest.approx(prior)
+    taken.prior, taken._constants = few, None
+    assert taken.constants.seeds == pytest.approx(prior, rel=0.01)

@@ -27,7 +27,7 @@ from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import KINDS, FreshCase, activation_of, fresh_cases, load_fresh
 from scripts.calibration.outcomes import deq_of
 
-REPEATS = 20  # training sets of a case
+REPEATS = 10  # training sets of a case
 WIDEST = 256  # width of the cases, at most, so that all of it takes minutes
 
 

@@ -116,7 +116,7 @@ class LineTable:
         if np.abs(both.numpy() - expected).max() > _ACCURATE * max(1.0, np.abs(expected).max()):
             raise NotSmooth(f"the kernels of {name} are not smooth in the norms")
 
-    def tile(self, rows, cols) -> torch.Tensor:
+    def tile(self, rows: slice | torch.Tensor, cols: slice | torch.Tensor) -> torch.Tensor:
         """Returns both kernels of a tile, (2, rows, cols). rows, cols : as those of `Blocks._entries`."""
         place, other = self._place[rows, None], torch.atleast_2d(self._place[cols])
         opposite = self._positive[rows, None] != self._positive[cols]

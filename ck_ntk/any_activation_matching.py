@@ -16,7 +16,7 @@ terms of the two conjugate kernels, m times the mean squared relative error of a
 An activation with a star violates the paper's Assumption 3 at this sigma_a^2; what it violates is printed.
 """
 
-import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program

@@ -5,7 +5,7 @@ matched and of its unmatched network. Right: relative distance to the DEQ, of ma
 layers where they do, piecewise-linear ones elsewhere) and of two centred layers of the DEQ's own activation (dashed).
 """
 
-import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program

@@ -4,7 +4,7 @@ Candidates: the DEQ unrolled for 1 to 3 steps, its resolvent's network of 1 to 3
 convolution, then 1 x 1), and plain 3 x 3 networks of depth 1 to 3. Circular padding, all pixels read out.
 """
 
-import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program

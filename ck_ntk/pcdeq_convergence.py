@@ -7,7 +7,7 @@ geometric rate against the spectral radius. All in float64. The table sets besid
 spectral radius of the Jacobian J at the fixed point, and the bound that pcdeq.py proves (from five steps).
 """
 
-import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program

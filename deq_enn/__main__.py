@@ -8,7 +8,7 @@
 `deq-enn COMMAND --help` lists the flags of each.
 """
 
-import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
 import sys
 
 if __name__ == "__main__" or sys.argv[0].endswith("deq-enn"):

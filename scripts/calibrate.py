@@ -16,7 +16,7 @@ not trained before. The trainings of the first 131 cases take some 15 minutes of
 seconds. `cases`, `outcomes`, `verdicts` and `constants` take the fresh cases, which came later, or those of --cases.
 """
 
-import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program

@@ -10,7 +10,7 @@ its last epoch. A stage that fails does not stop the others; data that is not th
 plan is said first: what is left to do, the time that it takes at this machine's speed, and the disk.
 """
 
-import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program

@@ -15,7 +15,7 @@ seed_{s}/ likewise, from the scalars with "acc" in their names.
 In deq_enn/reporting, logs.py reads, tables.py, protocols.py and curves.py show, and statistics.py compares.
 """
 
-import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program

@@ -8,7 +8,7 @@ Each DEQ's record is a line of `trained.jsonl`: what it is, what the verdict sai
 it on 3,000 to 6,000 other samples. Time is that of the process. Those by torchdeq need `pip install torchdeq`.
 """
 
-import _signal  # pyright: ignore  # built in, so that nothing is loaded ahead of these lines
+import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
 
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program

@@ -42,7 +42,9 @@ class ConvCandidate(Network):
     kernel_sizes: tuple[int, ...] = ()
     like: ConvDEQ | None = None
 
-    def build(self, p: int, width: int, classes: int, seed: int = 0) -> ConvENN:  # pyright: ignore
+    def build(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, p: int, width: int, classes: int, seed: int = 0
+    ) -> ConvENN:
         """Builds the network. Its first-layer weights are those of the DEQ of the same seed. p : not used."""
         deq = cast(ConvDEQ, self.like)
         return ConvENN(

@@ -7,14 +7,19 @@ from deq_enn.networks import cost
 from deq_enn.networks.deq import DEQ
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.utils.random import generator
+from tests.helpers.clocks import by_the_processor
 
 
 @pytest.fixture(scope="package", autouse=True)
 def timed_in_a_moment():
-    """Networks are timed for milliseconds: no test looks at how long they take, and each has its three turns."""
+    """Networks are timed for milliseconds: no test looks at how long they take, and each has its three turns.
+
+    Budgets of seconds are the processor's.
+    """
     whole = cost._measure
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "_measure", lambda calls, seconds: whole(calls, min(seconds, 0.005)))
+        by_the_processor(patch)
         yield
 
 

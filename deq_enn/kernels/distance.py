@@ -13,14 +13,19 @@ _ACCURACY = 1e-4  # relative error of norms and distances
 
 def spectral_norm(M: torch.Tensor) -> float:
     """Returns the largest |eigenvalue| of a symmetric matrix, by Lanczos, to a relative 1e-4."""
+    if len(M) == 1 or not M.any():
+        return M.abs().max().item()
     start = np.ones(len(M))  # fixed, so that the same matrix gives the same digits
+    if not M.sum(1).any():  # Lanczos' method cannot begin with a vector that the matrix takes to 0
+        start = np.linspace(1, 2, len(M))
     options: dict[str, Any] = dict(k=1, tol=_ACCURACY, v0=start, return_eigenvectors=False)
     return float(abs(eigsh(M.cpu().numpy(), **options)[0]))
 
 
 def relative_error(M: torch.Tensor, other: torch.Tensor) -> float:
-    """Returns |M - other|/|M| in spectral norm."""
-    return float(spectral_norm(M - other) / spectral_norm(M))
+    """Returns |M - other|/|M| in spectral norm; 0 where the two are the same, also if both are 0."""
+    distance = spectral_norm(M - other)
+    return float(distance / spectral_norm(M)) if distance else 0.0
 
 
 def least_distance(M: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:

@@ -141,6 +141,10 @@ def check_module_flags(parser: ArgumentParser, arguments: Namespace) -> None:
         return
     if clash := next((name for name in ("checkpoint", "activation", "dim") if getattr(a, name)), None):
         parser.error(f"argument --{clash}: not with --module, which says it itself")
+    if a.asquare != parser.get_default("asquare"):
+        parser.error("argument --asquare: not with --module, which says it itself")
+    if a.decide_on != parser.get_default("decide_on"):
+        parser.error("argument --for: not with --module, whose weights are those that it has")
 
 
 def check_convolution_flags(parser: ArgumentParser, arguments: Namespace) -> None:

@@ -14,3 +14,17 @@ def test_alignment_is_one_where_the_kernel_is_that_of_the_labels():
     noise = torch.randn(60, 60, dtype=torch.float64, generator=generator("noise"))
     assert distance.label_alignment(Y @ Y.T + 1e-6 * (noise + noise.T), Y) == pytest.approx(1)
     assert distance.label_alignment(noise @ noise.T, Y) < 0.3
+
+
+@pytest.mark.parametrize("samples", (1, 2, 20))
+def test_norms_where_no_sample_differs_from_another(samples):
+    equal = torch.ones(samples, samples, dtype=torch.float64)
+    assert distance.spectral_norm(equal) == pytest.approx(samples)
+    assert distance.spectral_norm(0 * equal) == 0
+    assert distance.relative_error(equal, equal) == distance.relative_error(0 * equal, 0 * equal) == 0
+
+
+def test_the_norm_of_a_centred_kernel():
+    rows = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [2.0, -1.0], [-2.0, 1.0]], dtype=torch.float64)
+    kernel = rows @ rows.T  # its rows sum to exactly 0
+    assert distance.spectral_norm(kernel) == pytest.approx(torch.linalg.eigvalsh(kernel).max().item(), rel=1e-4)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from deq_enn.machines.copies import Repeated, repeated
 from deq_enn.networks.conv_deq import ConvDEQ
-from deq_enn.networks.cost import BATCH, costs
+from deq_enn.networks.cost import BATCH, STEP, costs
 from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.theory.equilibrium import estimate_tau0
@@ -52,6 +52,7 @@ COST_SHARE = 0.15  # share of the budget for timing the networks
 # shares of the budget after which matches, kernels and regressions are given up
 MATCHES_END, KERNELS_END, INFINITE_END = 0.2, 0.35, 0.6
 GRACE = 1.0  # seconds that each kind of work may take, however small the budget
+COSTED = (BATCH, 256, 128, 64, 32)  # rows of which times are measured, the first that fit into the time left
 UNKNOWN = Interval(0.0, -math.inf, math.inf)  # of a candidate of which no network of finite width was measured
 
 
@@ -207,28 +208,42 @@ class VerdictAtInitialisation:
         seconds : for each network.
         """
         yield "costs"
+        self.not_costed = "What is saved was not measured, for want of time (--budget)."
         if self.clock() > self.end + GRACE:
-            self.not_costed = "What is saved was not measured, for want of time (--budget)."
             return
         deq, width = self.deq, self.question.width
         if len(deq.A) != width:
             deq = self._wider(width)
         chosen = self.decide().chosen
         rest = sorted((candidate for candidate in self.candidates if candidate is not chosen), key=self._upper_end)
-        X, timed = self.X[self.order[:BATCH]], set()
+        timed: set[int] = set()
         for candidate in [chosen, *rest] if chosen else rest:
             work = candidate.work(self.question.p, width)
             if work in timed or timed and self.clock() + seconds > self.end:
                 continue
-            timed.add(work)
             enn = candidate.build(self.question.p, width, self.classes or 2).to(deq.B)
             try:
-                measured = costs(deq, enn, X, seconds)
+                rows = self._rows_costed(deq, 0.0 if timed else GRACE)
+                if rows is None:
+                    return
+                measured = costs(deq, enn, self.X[self.order[:rows]], seconds)
             except ConvergenceError as error:
                 self.not_costed = f"What is saved could not be measured: {error}."
                 return
+            timed.add(work)
+            self.not_costed = None
             candidate.cost = measured["ratios"] | {"measured": measured}
             yield f"cost of {candidate.name}"
+
+    def _rows_costed(self, deq: Any, least: float) -> int | None:
+        """Returns how many rows can be timed in the seconds left, or in `least` seconds; None if not even few."""
+        X, start = self.X[self.order[: COSTED[-1]]].to(deq.B), self.clock()
+        with torch.no_grad():
+            deq.features(X)
+        row = (self.clock() - start) / len(X)
+        left = max(self.end - self.clock(), least)
+        # three times its features, and as often a training step, which takes three times as long
+        return next((rows for rows in COSTED if row * (3 * rows + 9 * min(rows, STEP)) < left), None)
 
     def _wider(self, width: int) -> Any:
         """Returns a DEQ of this width, like the one that was given."""

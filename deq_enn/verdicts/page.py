@@ -190,11 +190,13 @@ def _after_training(candidate):
 def _cost_table(known):
     header = ["network", *(f"{title}: DEQ / network" for title in JOBS.values())]
     rows = [[label(candidate), *(_number(candidate["cost"].get(job), ".1f") for job in JOBS)] for candidate in known]
+    timed = known[0]["cost"].get("measured", {}).get("rows", {"features": 512, "training_step": 128})
     return Table(
         "Time and memory, measured on this machine at this width",
         header,
         rows,
-        "Batch: features of 512 rows. Training step: every weight, 128 rows. Memory: of the batch and the weights.",
+        f"Batch: features of {timed['features']} rows. Training step: every weight, {timed['training_step']} rows. "
+        "Memory: of the batch and the weights.",
     )
 
 

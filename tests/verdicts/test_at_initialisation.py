@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -239,6 +240,20 @@ def test_a_candidate_without_an_exact_kernel_is_measured_all_the_same(blobs):
     said = [sentence for sentence in verdict.reason if sentence.startswith("No kernels were compared of plain")]
     assert len(said) == len(without) and "is constant" in said[0] and not any("want of time" in s for s in said)
     assert any(candidate.distance for candidate in verdict.candidates)
+
+
+@pytest.mark.parametrize("seconds, rows", [(0.001, 512), (0.005, 256), (0.02, 32), (1.0, None)])
+def test_times_are_those_of_as_many_rows_as_fit_into_the_budget(deq, blobs, seconds, rows):
+    """Of a DEQ that takes so many seconds for a row."""
+    now = [0.0]
+
+    def slow_features(X):
+        now[0] += seconds * len(X)
+
+    work = VerdictAtInitialisation(deq, *blobs, budget=10.0, clock=lambda: now[0])
+    assert work._rows_costed(SimpleNamespace(B=deq.B, features=slow_features), 0.0) == rows
+    now[0] = 10.0  # the budget is spent, but for a second
+    assert work._rows_costed(SimpleNamespace(B=deq.B, features=slow_features), 1.0) == (64 if rows == 512 else None)
 
 
 @pytest.mark.slow

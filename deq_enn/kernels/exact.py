@@ -57,7 +57,7 @@ class _Implicit(Blocks):
         # and 1 - sqrt(ab) >= sqrt((1 - a)(1 - b))
         (self.reach,) = self._tensors(1 / np.sqrt(1 - sigma_a2 * scales.variance / scales.s**2))
         self.rounding = 16 * _EPS / (1 - sigma_a2 * scales.d1_sq.max())
-        if not self.pair.dear:
+        if self._attribute is not None and not self.pair.dear:
             self._attribute = None
         self._Y = torch.cat(
             [self._X * (math.sqrt(1 - sigma_a2) / self.s)[:, None], math.sqrt(sigma_a2) * self.m[:, None]], 1
@@ -171,7 +171,7 @@ class _Explicit(Blocks):
             self.near.append(Moments(layer, 0.0, scales.s.min(), scales.s.max()))
             diagonal = scales.second + diagonal * scales.d1_sq
             s = s_next
-        if not any(pair.dear for pair, *_ in self.stack):
+        if self._attribute is not None and not any(pair.dear for pair, *_ in self.stack):
             self._attribute = None
         second, diagonal = self._tensors(self.seconds[-1].numpy(), diagonal)
         self._diagonals = second, diagonal

@@ -91,9 +91,9 @@ def backward(factor: BlockRows, Z: torch.Tensor) -> torch.Tensor:
 
 
 def forward_rows_(factor: BlockRows, V: torch.Tensor) -> torch.Tensor:
-    """Puts V L^-T in the place of V (t, n) float32, so that each row v becomes L^-1 v."""
+    """Puts V L^-T in the place of V (t, n) float32 or float64, so that each row v becomes L^-1 v."""
     for i in range(factor.layout.blocks):
-        r, L = factor.layout.rows(i), factor.read(i)
+        r, L = factor.layout.rows(i), factor.read(i).to(V.dtype)
         if i:
             V[:, r].addmm_(V[:, : r.start], L[:, : r.start].T, alpha=-1)
         V[:, r] = torch.linalg.solve_triangular(L[:, r].T, V[:, r], upper=True, left=False)

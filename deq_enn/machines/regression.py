@@ -76,8 +76,11 @@ class Machine:
     log_evidence: float | None = None
     factor: BlockRows | None = None
 
-    def predict(self, cross: KernelTiles) -> Prediction:
-        """Predicts the samples of the rows of `cross`, kernel blocks made with `other` = test samples."""
+    def predict(self, cross: KernelTiles, double: bool = False) -> Prediction:
+        """Predicts the samples of the rows of `cross`, kernel blocks made with `other` = test samples.
+
+        double : whether variances are computed in float64, so that they do not depend on the other samples.
+        """
         m, n = cross.shape
         if n != len(self.weights):
             raise ValueError(f"the machine was fitted to {len(self.weights)} samples, these blocks have {n} columns")
@@ -88,7 +91,7 @@ class Machine:
             values, mean = rectangle(cross, self.kernel, rows, self.weights)
             means.append(mean + self.mean)
             if self.factor is not None:
-                parts = forward_rows_(self.factor, values).split(8192, dim=1)
+                parts = forward_rows_(self.factor, values.double() if double else values).split(8192, dim=1)
                 explained = sum(part.double().square().sum(1) for part in parts)
                 # it is below the noise only by rounding
                 variances.append((prior[rows] - explained).clamp_min(0).add(self.noise).mul(self.scale2))

@@ -95,3 +95,12 @@ def test_an_activation_may_be_a_name_a_function_or_a_module():
 def test_scikit_learn_clones_it():
     clone = pytest.importorskip("sklearn.base").clone
     assert clone(KernelMachine(activation=ACTIVATIONS["tanh"])).activation is not None
+
+
+def test_the_decision_of_two_classes_is_in_the_order_of_their_probabilities_and_no_batch_changes_it():
+    X, y = samples()
+    machine = KernelMachine(activation="tanh", ridge=0.1).fit(X, y == "bee")
+    odds, p = machine.decision_function(X), machine.predict_proba(X)
+    assert np.allclose(odds, np.log(p[:, 1] / p[:, 0])) and ((odds > 0) == machine.predict(X)).all()
+    alone = np.concatenate([machine.predict_proba(row[None]) for row in X])
+    assert np.allclose(alone, p, rtol=1e-9, atol=1e-10)

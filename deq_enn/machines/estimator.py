@@ -5,8 +5,8 @@
 Labels may be anything that numpy sorts, such as strings.
 
 The two of scikit-learn's 55 checks of an estimator that failed once, `check_decision_proba_consistency` and
-`check_methods_subset_invariance`, pass: of two classes the decision function is the log odds, since a Gaussian process's
-probabilities depend on its variance too, and below 2,500 samples no prediction depends on the batch.
+`check_methods_subset_invariance`, pass: of two classes the decision function is the log odds, since the probabilities
+of a Gaussian process depend on its variance too, and below 2,500 samples no prediction depends on the batch.
 """
 
 import sys

@@ -33,7 +33,7 @@ from deq_enn.theory.gaussian import gaussian_moments
 _TOLERANCE = 0.1  # error of an entry relative to the diagonal, above which a kernel is refused
 
 
-def off_centre(
+def layers_at_scale(
     layers: Sequence[Activation],
     activation: Activation,
     sigma_a2: float,

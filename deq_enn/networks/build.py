@@ -20,7 +20,7 @@ import math
 import torch
 
 from deq_enn.matching import families, one_layer_tanh, two_layer_lrelu
-from deq_enn.matching.other_scale import off_centre
+from deq_enn.matching.other_scale import layers_at_scale
 from deq_enn.names import DEQS, GENERAL, MODELS, UNMATCHED
 from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.enn import ENN, AnyMatch
@@ -115,7 +115,7 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
     by 0.54 to 0.57 (docs/training.md).
 
     The DEQ keeps its constant E[f(tau_* xi)], with the tau_* of its own tau_0. At another scale of X its phi has a
-    mean, and so have the layers returned (`off_centre`); `coefficients` are then those of the kernel without it.
+    mean, and so have the layers returned (`layers_at_scale`); `coefficients` are then those of the kernel without it.
     """
     if not as_drawn(deq):
         raise ValueError(
@@ -131,7 +131,7 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
     match = families.match(deq.activation, deq.sigma_a2, tau0, kernel, family)
     layers = match.layers
     if X is not None:
-        layers = off_centre(layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
+        layers = layers_at_scale(layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
     enn = ENN(layers, p, dim, deq.readout.out_features, tau0, seed=deq.seed, match=match).to(deq.B)
     with torch.no_grad():
         enn.weights[0].copy_(deq.B)

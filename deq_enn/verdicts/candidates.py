@@ -17,7 +17,7 @@ from deq_enn.machines.precise_readout import features, solve_precisely, too_smal
 from deq_enn.machines.readout import Readout, solve
 from deq_enn.matching import two_layer_lrelu
 from deq_enn.matching.families import Match, match
-from deq_enn.matching.other_scale import off_centre
+from deq_enn.matching.other_scale import layers_at_scale
 from deq_enn.names import FAMILIES
 from deq_enn.networks.build import build_model
 from deq_enn.networks.enn import ENN
@@ -107,7 +107,7 @@ def networks(deq: RandomDEQ, tau0: float) -> tuple[list[Network], dict[str, str]
     """Returns every network that may replace `deq` on data of scale `tau0`, and why each other family has none.
 
     Where the data's scale differs from the DEQ's by more than SAME_SCALE, the matches are those at the data's scale,
-    with the constants of `matching.other_scale.off_centre`.
+    with the constants of `matching.other_scale.layers_at_scale`.
 
     Returns
     -------
@@ -199,7 +199,7 @@ def _centred_as(deq, matched, tau0, kernel) -> tuple[Activation, ...]:
     """The layers of the match, with constants where the DEQ is centred at another scale than the data's."""
     if tau0 == deq.tau0:
         return tuple(matched.layers)
-    return off_centre(matched.layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
+    return layers_at_scale(matched.layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)
 
 
 def in_float64(model: Any, solver: Any = PRECISE) -> Any:

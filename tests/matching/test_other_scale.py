@@ -7,7 +7,7 @@ import torch
 
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.matching.families import match
-from deq_enn.matching.other_scale import off_centre
+from deq_enn.matching.other_scale import layers_at_scale
 from deq_enn.networks.build import matched_enn
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
@@ -67,7 +67,7 @@ def test_the_network_itself_has_that_kernel():
 def test_an_activation_without_a_mean_is_matched_at_any_scale():
     for tau0 in (0.1, 30.0):
         layers = match(ACTIVATIONS["tanh"], 0.2, tau0).layers
-        assert off_centre(layers, ACTIVATIONS["tanh"], 0.2, tau0, 1.0) == layers
+        assert layers_at_scale(layers, ACTIVATIONS["tanh"], 0.2, tau0, 1.0) == layers
 
 
 def test_too_far_is_refused_with_what_to_do():

@@ -4,6 +4,14 @@ Nothing is imported here, so that every command answers --help and a bad flag wi
 """
 
 DATASETS = ("gmm", "mnist", "fashion_mnist", "cifar10", "cifar10_images", "svhn", "npz")  # data.datasets.load_dataset
+DATASET_TITLES = {
+    "gmm": "Gaussian mixture",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar10_images": "CIFAR-10 images",
+    "svhn": "SVHN",
+}  # as tables and figures name them
 PRESETS = ("mixed", "two_class")  # Gaussian mixtures, data.mixtures.GMM_PRESETS
 
 # theory.activations.ACTIVATIONS

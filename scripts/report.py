@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from deq_enn.names import DATASET_TITLES
 from deq_enn.reporting.curves import KINDS, write_figures
 from deq_enn.reporting.logs import OPTIMIZERS, load
 from deq_enn.reporting.markdown import Table
@@ -49,7 +50,6 @@ PAPER = (
     "High-dimensional Gaussian Mixtures*, ICML 2024, arXiv 2402.02697"
 )
 TITLE = "Deep equilibrium models and the shallow networks that equal them: a reproduction"
-NAMES = {"gmm": "Gaussian mixture", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def sweep_section(name, record, folder):
     """Returns the section of one sweep, its experiments, and a line (section, claim, finding) for each of these."""
     own_rate = name.endswith(OWN_RATE)
     dataset, _, opt = name.removesuffix(OWN_RATE).rpartition("-")
-    section = Section(f"{NAMES.get(dataset, dataset)}, {OPTIMIZERS[opt]}{', each at its own rate' * own_rate}")
+    section = Section(f"{DATASET_TITLES.get(dataset, dataset)}, {OPTIMIZERS[opt]}{', each at its own rate' * own_rate}")
     experiments, lines = [], []
     if record["status"] == "done":
         experiments = load([Path(record["folder"])])
@@ -158,7 +158,7 @@ def sweep_section(name, record, folder):
 
 def protocol_section(both):
     """Returns the section of two protocols side by side, and a line (section, claim, finding) or none."""
-    title, sentence = NAMES.get(both.own.dataset, both.own.dataset), protocol_finding(both)
+    title, sentence = DATASET_TITLES.get(both.own.dataset, both.own.dataset), protocol_finding(both)
     section = Section(title, level=4, measured=[sentence] if sentence else [], tables=protocol_tables(both))
     claimed = CLAIMED if both.own.dataset != "gmm" else OURS
     return section, [[f"{title}: {BOTH_RATES}", claimed, sentence]] if sentence else []

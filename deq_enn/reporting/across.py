@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deq_enn.names import DATASET_TITLES
 from deq_enn.reporting.logs import OPTIMIZERS, Experiment
 from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.protocols import Evidence, answers, claims_of, equal, nearer, worse
@@ -51,14 +52,14 @@ class Claim:
 
 def named(experiment: Experiment) -> str:
     """Names an experiment in a table or beside a figure: data, optimizer, protocol, epochs."""
-    settings = experiment.settings
+    settings, title = experiment.settings, DATASET_TITLES.get(experiment.dataset, experiment.dataset)
     if not settings:
-        return f"{experiment.dataset}, {experiment.folders[0].name}"
+        return f"{title}, {experiment.folders[0].name}"
     how = "exact readout" if settings["train"] == "ridge" else OPTIMIZERS[settings["opt"]]
     rate = ", own rates" * experiment.own_rate
     every = ", every weight" * (settings["train"] == "full")
     epochs = "" if settings["train"] == "ridge" else f", {experiment.epochs} epochs"
-    return f"{experiment.dataset}, {how}{rate}{every}{epochs}"
+    return f"{title}, {how}{rate}{every}{epochs}"
 
 
 def survey(experiments: list[Experiment], margin: float = MARGIN) -> list[Claim]:

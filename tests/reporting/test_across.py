@@ -32,7 +32,11 @@ def by_name(experiments):
 def test_each_claim_in_each_experiment(three):
     experiments = logs.load([three])
     cells = by_name(experiments)
-    sgd, rates, adam = "gmm, SGD, 3 epochs", "gmm, SGD, own rates, 3 epochs", "mnist, Adam, 3 epochs"
+    sgd, rates, adam = (
+        "Gaussian mixture, SGD, 3 epochs",
+        "Gaussian mixture, SGD, own rates, 3 epochs",
+        "MNIST, Adam, 3 epochs",
+    )
     equal = {key[1:]: cell.holds for key, cell in cells.items() if "equal" in key[0]}
     assert equal == {(sgd, 64): True, (sgd, 128): False, (rates, 64): False, (adam, 64): None}
     worse = {key[1:]: cell.holds for key, cell in cells.items() if "worse" in key[0]}

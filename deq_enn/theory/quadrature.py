@@ -163,7 +163,7 @@ def adapt(
         name: np.concatenate([getattr(p, name) for p in done]) for name in ("left", "right", "x", "density", "weights")
     }
     whole = Panels(**joined, values=np.concatenate([p.values for p in done], 1))
-    return whole.pick(np.argsort(whole.left)), spread
+    return whole.pick(np.lexsort((whole.right, whole.left))), spread  # a panel of no width is ahead of its neighbour
 
 
 def graded(points: Iterable[float], steps: Iterable[float]) -> set[float]:

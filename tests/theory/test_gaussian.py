@@ -216,3 +216,25 @@ def test_growth_is_refused_as_growth_however_small_the_function(rate, less, word
     growing = from_function(lambda x: torch.exp(rate * x * x - less), "growing")
     with pytest.raises(ValueError, match=words):
         gaussian_moments(growing, 1.0)
+
+
+@pytest.mark.parametrize("declared", [3, 20])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_zigzag_has_its_moments_whichever_kinks_are_declared_and_its_mirror_image_is_refused(declared, sign):
+    """Slopes 1.2 and 0.8 in turn. Cut at a kink that is not declared, panels end up with no width at all."""
+
+    def zigzag(x):
+        p = x.remainder(1.0)
+        return x + 0.2 * torch.where(p < 0.5, p, 1 - p)
+
+    def slope(x):
+        return 1 + sign * 0.2 * torch.where(x.remainder(1.0) < 0.5, 1.0, -1.0).to(x.dtype)
+
+    given = Activation("zigzag", zigzag, slope, tuple(k / 2 for k in range(-2 * declared, 2 * declared + 1)))
+    if sign < 0:
+        with pytest.raises(ValueError, match="not that of its function"):
+            gaussian_moments(given, 3.0)
+        return
+    moments = gaussian_moments(given, 3.0)
+    assert moments.d1 == pytest.approx(1, abs=1e-12) and moments.d1_sq == pytest.approx(1.04, abs=1e-12)
+    assert not moments.jumps

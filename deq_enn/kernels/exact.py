@@ -31,6 +31,7 @@ from deq_enn.kernels.parallel.pairs import (
     implicit_pairs_of_either_sign,
     squared_distances,
 )
+from deq_enn.kernels.pieces import with_slopes
 from deq_enn.kernels.sample_scales import explicit_scales, implicit_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
@@ -49,8 +50,9 @@ class _Implicit(Blocks):
         self.activation, self.sigma_a2, self.trained = activation, sigma_a2, trained
         self.centre = gaussian_moments(activation, tau).mean
         scales = self.scales = implicit_scales(activation, sigma_a2, self._norms2, self.centre)
-        self.pair = pair_function(activation, scales, self.device)
-        self.near = Moments(activation, self.centre, scales.s.min(), scales.s.max())
+        known = with_slopes(activation, scales.s.max())
+        self.pair = pair_function(activation, scales, self.device, len(known.slopes))
+        self.near = Moments(known, self.centre, scales.s.min(), scales.s.max())
         self.s, mean, self.d1, d2 = self._tensors(scales.s, scales.mean, scales.d1, scales.d2)
         self.m, self.half_d2 = mean / self.s, d2 * self.s * math.sqrt(sigma_a2 / 2)
         # |rho| <= |base|/sqrt(q_i q_j) with q = 1 - sigma_a^2 V/s^2, because |g(rho)| <= |rho| sqrt(V_i V_j)/(s_i s_j)
@@ -164,11 +166,15 @@ class _Explicit(Blocks):
                     f"layer {index} ({layer.name}) is zero at its input scale: there is no kernel after it"
                 )
             s_next = np.sqrt(scales.second)
+            known = with_slopes(layer, scales.s.max())
             self.stack.append(
-                (pair_function(layer, scales, self.device), *self._tensors(scales.s, scales.mean, _inverse(s_next)))
+                (
+                    pair_function(layer, scales, self.device, len(known.slopes)),
+                    *self._tensors(scales.s, scales.mean, _inverse(s_next)),
+                )
             )
             self.seconds.append(torch.from_numpy(scales.second))
-            self.near.append(Moments(layer, 0.0, scales.s.min(), scales.s.max()))
+            self.near.append(Moments(known, 0.0, scales.s.min(), scales.s.max()))
             diagonal = scales.second + diagonal * scales.d1_sq
             s = s_next
         if self._attribute is not None and not any(pair.dear for pair, *_ in self.stack):

@@ -250,14 +250,16 @@ class Series(PairFunction):
     Costs are compared in units of one term of the series on a tile of 180 x 180, which takes about 0.1 ms. As measured,
     a table costs 5 of these for each degree. Beyond the series, the first of a few pairs costs 150 and each further one
     15 (parallel/pairs.py). Many pairs have a table of their own, which costs 10,000 once, and then 0.05 each.
+    Those of a piecewise-linear function have a closed form, with a term for any two of its pieces.
     """
 
     tolerance = 1e-11
     degrees = 64, 128, 256, 512, 1024, 2048
     tile = 180 * 180
 
-    def __init__(self, activation: Activation, scales: Scales, device: torch.device):
+    def __init__(self, activation: Activation, scales: Scales, device: torch.device, pieces: int = 0):
         super().__init__(activation, scales, device)
+        self.per_pair = 0.03 * pieces**2  # of the closed form, or 0
         self.lock, self.tables, self.told = threading.Lock(), {}, 0
         self.table(self.degrees[0])
 
@@ -283,6 +285,8 @@ class Series(PairFunction):
     def _aside(self, size, limit, pairs_table):
         """Returns the cost of the pairs of a tile with |rho| beyond the limit, and of the table that many need."""
         count = (size > limit).sum().item()
+        if self.per_pair:
+            return self.per_pair * count
         if count > FEW and not any(self.activation.kinks):
             return pairs_table + 0.05 * count
         return count and 150 + 15 * count
@@ -305,7 +309,10 @@ class Series(PairFunction):
             table = self.table(degree)
             longer = (following - degree) * rho.numel() / self.tile + 5 * following / tiles
             pairs_table = self._pairs_table(size, table, tiles)
-            if table.cut >= reach or self._aside(size, table.cut, pairs_table) <= longer:
+            aside = self._aside(size, table.cut, pairs_table)
+            if self.per_pair:  # twice the terms reach half as near to 1: what that saves counts
+                aside -= self._aside(size, (1 + table.cut) / 2, pairs_table)
+            if table.cut >= reach or aside <= longer:
                 break
         reach = min(reach, table.cut)
         most = table.report(reach)
@@ -346,13 +353,18 @@ class Series(PairFunction):
         return g, dg, half_ddg.mul_(2)
 
 
-def pair_function(activation: Activation, scales: Scales, device: torch.device) -> PairFunction:
-    """Returns the pair function of an activation for samples of these scales."""
+def pair_function(activation: Activation, scales: Scales, device: torch.device, pieces: int = 0) -> PairFunction:
+    """Returns the pair function of an activation for samples of these scales.
+
+    pieces : of a piecewise-linear function, whose nearly parallel pairs have a closed form; else 0.
+    """
     if activation.slopes and activation.kinks in ((), (0.0,)):
         kind = KinkedAtZero
     elif activation.slopes:
         kind = PiecewiseLinear
     else:
         closed_forms: dict[Any, type[PairFunction]] = {torch.erf: Erf, torch.sin: Sin}
-        kind = closed_forms.get(activation.fn, Series)
+        if activation.fn not in closed_forms:
+            return Series(activation, scales, device, pieces)
+        kind = closed_forms[activation.fn]
     return kind(activation, scales, device)

@@ -10,9 +10,10 @@ for a DEQ. Nothing cancels here except the part that the norms have in common. T
 Newton's method converges from any start. The expectations on it come from one of three places (`Moments`): the closed
 forms of piecewise-linear activations (`piecewise_linear`), quadrature in the plane for a few pairs (`in_the_plane`),
 or a table for many pairs (`tabulated`), which costs as much as some tens of them. An activation with kinks away from 0
-has no table. Analytic activations have a Mehler series that converges at |rho| = 1 too, where their scale is moderate,
-and an error of rho does no harm (`pair_functions`). Pairs that occur many times in the data are computed once. Many
-samples of one attribute, whose pairs are all parallel, have a table of their own (`on_a_line`), for which some pairs
+has no table. A user's is asked whether it is linear between its kinks (`kernels.pieces`), and has the closed forms
+then. Analytic activations have a Mehler series that converges at |rho| = 1 too, where their scale is moderate, and an
+error of rho does no harm (`pair_functions`). Pairs that occur many times in the data are computed once. Many samples of
+one attribute, whose pairs are all parallel, have a table of their own (`on_a_line`), for which some pairs
 are solved here.
 """
 

@@ -88,20 +88,10 @@ def _kinked(activation: Activation, constant: float) -> Moments:
         own_slopes = slopes if s > 0 else slopes.flip(0)
         own_offsets = offsets if s > 0 else -offsets.flip(0)
         apart, dot = _at_no_angle(a, b, (kinks, slopes, offsets), (own_kinks, own_slopes, own_offsets))
-        jumps, own_jumps = slopes.diff(), own_slopes.diff()
-        half_theta = torch.sin(theta / 2).square()[:, None]
-        bend = torch.zeros_like(a)
-        turn = torch.zeros_like(a)
-        for k, jump in zip(kinks, jumps):
-            for other, own_jump in zip(own_kinks, own_jumps):
-                x, y = (k / a)[:, None], (other / b)[:, None]
-                t, weights = _angles(theta, (x - y).abs()[:, 0])
-                half = torch.sin(t / 2).square()
-                exponent = ((x - y).square() / 4 + x * y * half) / (2 * half * (1 - half)).clamp_min(1e-300)
-                density = torch.exp(-exponent) * weights * (jump * own_jump / (2 * math.pi))
-                turn += density.sum(1)
-                bend += (density * 2 * (half_theta - half)).sum(1)  # cos(t) - cos(theta)
-        return torch.stack([apart + 2 * a * b * (2 * half_theta[:, 0] * dot - bend), dot - turn])
+        if not theta.any():
+            return torch.stack([apart, dot])
+        bend, turn = _turned(a, b, theta, (kinks, slopes.diff()), (own_kinks, own_slopes.diff()))
+        return torch.stack([apart + 2 * a * b * (2 * torch.sin(theta / 2).square() * dot - bend), dot - turn])
 
     def moments(a, b, sign, theta):
         out = torch.empty(2, len(a), dtype=torch.float64)
@@ -114,6 +104,22 @@ def _kinked(activation: Activation, constant: float) -> Moments:
         return out
 
     return moments
+
+
+def _turned(a, b, theta, first, second):
+    """Returns what the angle takes off apart, over 2 a b, and off dot, given the kinks and jumps of both functions."""
+    half_theta = torch.sin(theta / 2).square()[:, None]
+    bend, turn = torch.zeros_like(a), torch.zeros_like(a)
+    for k, jump in zip(*first):
+        for other, own_jump in zip(*second):
+            x, y = (k / a)[:, None], (other / b)[:, None]
+            t, weights = _angles(theta, (x - y).abs()[:, 0])
+            half = torch.sin(t / 2).square()
+            exponent = ((x - y).square() / 4 + x * y * half) / (2 * half * (1 - half)).clamp_min(1e-300)
+            density = torch.exp(-exponent) * weights * (jump * own_jump / (2 * math.pi))
+            turn += density.sum(1)
+            bend += (density * 2 * (half_theta - half)).sum(1)  # cos(t) - cos(theta)
+    return bend, turn
 
 
 def _at_no_angle(a, b, first, second):

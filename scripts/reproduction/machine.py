@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from deq_enn.experiments.run_cost import READOUT
 from deq_enn.names import MODELS
 from scripts.reproduction.stages import MULTIPLICATIONS, PASS
 
@@ -50,7 +51,7 @@ def machine_rate() -> float:
     A = g.standard_normal((PRODUCT, PRODUCT), np.float32)
     X, order = g.standard_normal(FEATURES, np.float32), g.permutation(FEATURES[0])
     products = least_seconds(lambda: A @ A) / (PRODUCT**3 / MULTIPLICATIONS)
-    expected = 15 * X.size * CLASSES / MULTIPLICATIONS + len(order) / 60000 * PASS
+    expected = READOUT * X.size * CLASSES / MULTIPLICATIONS + len(order) / 60000 * PASS
     return float(np.sqrt(products * least_seconds(lambda: readout_epoch(X, order)) / expected))
 
 

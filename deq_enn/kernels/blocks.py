@@ -16,7 +16,7 @@ import torch
 from deq_enn.kernels.parallel.on_a_line import MANY, LineTable
 from deq_enn.kernels.parallel.tabulated import NotSmooth
 from deq_enn.kernels.sample_scales import OfScale
-from deq_enn.utils.tiles import for_each, tile_size, tiles
+from deq_enn.utils.tiles import for_each, one_thread, tile_size, tiles
 
 KERNELS = ("ck", "ntk")  # in the order in which pairs of kernels are returned
 
@@ -76,7 +76,8 @@ class Blocks(ABC):
         with self._line_lock:  # the first thread that asks for it makes it
             if self._line is None:
                 try:
-                    self._line = LineTable(self._between, self._attribute, self._name)
+                    with one_thread():
+                        self._line = LineTable(self._between, self._attribute, self._name)
                 except NotSmooth:
                     self._attribute = None
         return self._line

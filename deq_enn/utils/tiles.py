@@ -2,8 +2,9 @@
 
 import contextvars
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -27,6 +28,21 @@ def tiles(rows: slice, cols: slice, size: int, lower: bool = False) -> list[tupl
     return [(r, c) for r in cut(rows) for c in cut(cols) if not lower or c.start < r.stop]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch work on the calling thread alone.
+
+    Its threads wait by spinning. Where short steps of torch and of NumPy take turns, or several threads call torch,
+    they compete for the cores and all is ten times slower.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def for_each(work: Callable[..., object], jobs: Sequence[tuple], device: torch.device) -> None:
     """Calls work(*job) for each of the jobs, on as many threads as torch has; the first error ends it.
 
@@ -45,18 +61,13 @@ def for_each(work: Callable[..., object], jobs: Sequence[tuple], device: torch.d
         for number, job in enumerate(jobs):
             guarded(number, job)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        torch.set_num_threads(
-            1
-        )  # each of our threads works alone: nested torch threads would compete for the same cores
+    with one_thread(), ThreadPoolExecutor(threads) as pool:
         try:
             for _ in pool.map(lambda *job: context.copy().run(guarded, *job), range(len(jobs)), jobs):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-        finally:
-            torch.set_num_threads(threads)
 
 
 def largest(tile: torch.Tensor) -> float:

@@ -11,6 +11,7 @@ from deq_enn.kernels.parallel import pairs
 from deq_enn.kernels.parallel.in_the_plane import pair_moments
 from deq_enn.kernels.parallel.tabulated import NotSmooth, ParallelTable
 from deq_enn.theory.activations import ACTIVATIONS, from_function
+from deq_enn.utils.random import generator
 from tests.helpers.pair_quadrature import BY_HAND, pair_expectation, quadrature
 
 CENTRE = 0.3
@@ -85,3 +86,22 @@ def test_what_is_not_smooth_has_no_table():
         ParallelTable(jagged, 0.0, 0.5, 1.5)
     for activation in (jagged, from_function(torch.nn.functional.elu, "elsewhere", kinks=(0.5,))):
         assert pairs.Moments(activation, 0.0, 0.5, 1.5).table_for(10 * pairs.FEW) is None
+
+
+def test_a_table_is_made_on_one_thread_and_torch_has_its_threads_again(monkeypatch):
+    seen = []
+
+    class Recording(pairs.ParallelTable):
+        def __init__(self, *arguments):
+            seen.append(torch.get_num_threads())
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(pairs, "ParallelTable", Recording)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rows = torch.randn(80, 5, generator=generator("rows of one direction each"))
+        implicit_kernels(torch.cat([rows, 1.5 * rows]), ACTIVATIONS["tanh"], 0.2)
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -26,6 +26,7 @@ from deq_enn.kernels.parallel.in_the_plane import pair_moments, resolved_nodes, 
 from deq_enn.kernels.parallel.piecewise_linear import piecewise_linear_moments
 from deq_enn.kernels.parallel.tabulated import NotSmooth, OfPairs, ParallelTable
 from deq_enn.theory.activations import Activation
+from deq_enn.utils.tiles import one_thread
 
 FEW = 16  # pairs at once that are integrated one by one, at most; more of them make a table
 
@@ -56,7 +57,8 @@ class Moments:
         with self._lock:
             if self._tabulable and self._table is None:
                 try:
-                    self._table = ParallelTable(self.activation, self.centre, self._low, self._high)
+                    with one_thread():
+                        self._table = ParallelTable(self.activation, self.centre, self._low, self._high)
                 except NotSmooth:
                     self._tabulable = False
         return self._table

@@ -312,8 +312,9 @@ def implicit_kernels(
     Notes
     -----
     Samples may be parallel, opposite or the same. More than a few nearly parallel pairs of an activation without a
-    closed form are read from a table that takes about a second (kernels/parallel). Where it has kinks away from 0, each
-    such pair takes a quadrature of 5 to 250 ms, once for those that are alike. Many samples of one attribute are read
+    closed form are read from a table that takes about a second (kernels/parallel). A piecewise-linear function with
+    declared kinks has a closed form. Any other with kinks away from 0 takes a quadrature of 5 to 250 ms for each such
+    pair, once for those that are alike. Many samples of one attribute are read
     from a table of two norms, to 5e-11 of the diagonal, whatever the activation. A sample may be zero: its kernels are
     the limit of ever smaller samples. Two arrays of the result's size are allocated, and no other. Where the Mehler
     series is used, its number of terms is logged (logger "kernels", level INFO).

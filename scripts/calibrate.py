@@ -13,7 +13,8 @@ The last two read the packed file alone. The stages before it append one JSON li
 --output_path and pass over the cases that are there. So a stage that was stopped goes on, and verdicts can be redone
 without the trainings. `outcomes` once more after `verdicts` trains the networks that a verdict has chosen and that were
 not trained before. The trainings of the first 131 cases take some 15 minutes of one core, and each verdict --budget
-seconds. `cases`, `outcomes`, `verdicts` and `constants` take the fresh cases, which came later, or those of --cases.
+seconds. `cases`, `outcomes`, `verdicts` and `constants` take the fresh cases, which came later, or those of --cases;
+those of `--cases more` set no constant.
 """
 
 import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
@@ -60,8 +61,9 @@ def chosen_cases(arguments):
     """The cases of --cases."""
     from scripts.calibration.cases import cases
     from scripts.calibration.fresh import fresh_cases
+    from scripts.calibration.more_samples import large_cases
 
-    of = {"fresh": (fresh_cases,), "first": (cases,), "all": (fresh_cases, cases)}
+    of = {"fresh": (fresh_cases,), "more": (large_cases,), "first": (cases,), "all": (fresh_cases, cases)}
     return [case for make in of[arguments.cases] for case in make()]
 
 
@@ -208,9 +210,9 @@ def main(argv=None):
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
         "--cases",
-        choices=("fresh", "first", "all"),
+        choices=("fresh", "more", "first", "all"),
         default="fresh",
-        help="the later ones, the first 131, or all (default: fresh)",
+        help="the later ones, these with more samples, the first 131, or the later and the first (default: fresh)",
     )
     parser.add_argument("--dataset_path", default="data", help="folder of MNIST and CIFAR-10 (default: data)")
     parser.add_argument(

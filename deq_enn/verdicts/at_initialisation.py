@@ -32,6 +32,7 @@ from deq_enn.verdicts.decision import (
     by_loss,
     copies_sentence,
     cost_sentence,
+    is_open,
     majority_sentence,
     no_better_than_majority,
     no_equilibrium_sentence,
@@ -202,8 +203,7 @@ class VerdictAtInitialisation:
     def measure_costs(self, seconds: float) -> Iterator[str]:
         """Times the network that is the answer, or the best, beside the DEQ, and then others as time allows.
 
-        Networks of as many multiplications cost nearly the same, and one of each number is measured. Yields what comes
-        next.
+        Networks of as many multiplications cost nearly the same: one of each number is timed. Yields what comes next.
 
         seconds : for each network.
         """
@@ -263,9 +263,9 @@ class VerdictAtInitialisation:
         draw = (of or self.question.of) == "draw"
         return self.measurements.interval(candidate.name, self.question.width, draw)
 
-    def _undecided(self) -> list[str]:
+    def _undecided(self) -> tuple[list[str], bool]:
         intervals = {candidate: self._interval(candidate) or UNKNOWN for candidate in self.candidates}
-        return to_measure(intervals, self.question)
+        return to_measure(intervals, self.question), self._majority() is None and is_open(intervals, self.question)
 
     def decide(self) -> Decision:
         """Returns the answer from what is known so far, and keeps the losses with the candidates."""

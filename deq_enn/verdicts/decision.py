@@ -252,6 +252,17 @@ def _distance(candidate):
 # what to measure next
 
 
+def is_open(intervals: dict[Candidate, Interval], question: Question) -> bool:
+    """Tells whether no candidate is certainly below the tolerance, and not all of them are certainly above it.
+
+    intervals : of every candidate.
+    """
+    tolerance = question.tolerance
+    return all(interval.high >= tolerance for interval in intervals.values()) and any(
+        interval.low <= tolerance for interval in intervals.values()
+    )
+
+
 def to_measure(intervals: dict[Candidate, Interval], question: Question) -> list[str]:
     """Returns the names of the candidates whose loss is to be known better; none when the answer is settled.
 

@@ -65,6 +65,7 @@ class Candidate:
 class Held:
     """This is a case: what was answered, and the candidates. chosen : of "replace".
 
+    n : number of training samples.
     majority : the commonest class as a candidate: what is lost by always saying it. None in the first cases.
     overrun : seconds taken over the budget. peak_mib : the most memory held, None where it was not recorded.
     """
@@ -74,6 +75,7 @@ class Held:
     answer: str
     chosen: Candidate | None
     candidates: tuple[Candidate, ...]
+    n: int = 0
     majority: Candidate | None = None
     overrun: float = 0.0
     peak_mib: float | None = None
@@ -156,7 +158,8 @@ def joined(packed: dict, constants: Discrepancy = CONSTANTS, of: str = "mean") -
             majority = Candidate(MAJORITY, 0, interval.mean, interval.low, interval.high, *measured, {})
         over = record.get("seconds", 0.0) - record.get("budget", math.inf)
         said = answer(candidates, TOLERANCE, majority)
-        held.append(Held(record["case"], record["width"], *said, candidates, majority, over, record.get("peak_mib")))
+        peak = record.get("peak_mib")
+        held.append(Held(record["case"], record["width"], *said, candidates, record["n"], majority, over, peak))
     return held
 
 
@@ -296,5 +299,5 @@ def matched_alone(held: list[Held]) -> list[Held]:
     for case in held:
         matched = tuple(candidate for candidate in case.trained if candidate.name.startswith("matched"))
         if matched:
-            alone.append(Held(case.case, case.width, *answer(matched), matched))
+            alone.append(Held(case.case, case.width, *answer(matched), matched, case.n))
     return alone

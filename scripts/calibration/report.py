@@ -13,8 +13,21 @@ from scripts.calibration.analysis import TOLERANCE, Held, coverage, joined, matc
 from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import KINDS
 from scripts.calibration.left_out import bias, dependence
+from scripts.calibration.more_samples import LEAST, fresh_twins
 
 HAPPENED = ("some below", "too near", "all above", "DEQ no better")
+OF_SAMPLES = (
+    "samples",
+    "cases",
+    "undecided",
+    "of these too near to tell",
+    "keep, where right",
+    "wrong replace",
+    "wrong keep",
+    "coverage, %",
+    "its 95% interval",
+    "median width",
+)
 LARGE = 2.0  # points from which on a loss is large
 
 
@@ -28,13 +41,17 @@ def rate(yes: int, of: int) -> str:
 
 
 def report_lines(packed: dict):
-    """Everything that is known, first of the fresh cases and then of the first 131."""
+    """Everything that is known, first of the fresh cases, then of those with more samples and of the first 131."""
     data = {name for names in KINDS.values() for name in names}
     for of, title in (("draw", "one draw"), ("mean", "mean over draws")):
-        fresh = [case for case in joined(packed, of=of) if case.data in data]
+        fresh = [case for case in joined(packed, of=of) if case.data in data and case.n < LEAST]
         if fresh:
             yield f"\n## Fresh cases, {title}\n"
             yield from _fresh(fresh, f"of the {title}")
+    draws = {case.case: case for case in joined(packed, of="draw") if case.data in data}
+    if any(case.n >= LEAST for case in draws.values()):
+        yield "\n## By number of samples, one draw\n"
+        yield from _by_samples(draws)
     if packed.get("left_out"):
         yield "\n## Leave-one-out beside new samples\n"
         yield from _left_out(packed["left_out"])
@@ -70,6 +87,45 @@ def _fresh(held: list[Held], what: str):
         if case.answer == "replace" and case.wrong or case.answer == "keep" and case.happened == "some below":
             loss = f", {case.chosen.name} lost {case.chosen.loss:+.1f} ± {case.chosen.error:.1f}" if case.chosen else ""
             yield f"- wrong: {case.answer} of {case.case} {what}{loss}"
+
+
+def _by_samples(draws: dict[str, Held]):
+    """The same DEQs with few and with many samples, where both have a verdict and an outcome."""
+    large, small = [], []
+    for name, twin in fresh_twins().items():
+        if name in draws and twin in draws:
+            large.append(draws[name])
+            small.append(draws[twin])
+    yield _head(*OF_SAMPLES)
+    for cases in (small, large):
+        yield _samples_row(cases)
+    yield "\n- " + ", ".join(f"{case.case} ({case.happened})" for case in large if case.answer == "undecided")
+    yield "\n" + _head("more samples: kind of data", *COVERAGE)
+    for kind in KINDS:
+        if cases := [case for case in large if case.kind == kind]:
+            yield _coverage_row(kind, cases)
+    for name, cases in (("few samples", small), ("more samples", large)):
+        yield from _confusion(name, cases)
+
+
+def _samples_row(cases):
+    undecided = [case for case in cases if case.answer == "undecided"]
+    above = [case for case in cases if case.happened == "all above"]
+    replaced = [case for case in cases if case.answer == "replace" and case.wrong is not None]
+    kept = [case for case in cases if case.answer == "keep"]
+    widths = [candidate.high - candidate.low for case in cases for candidate in case.trained]
+    return row(
+        f"{min(case.n for case in cases):,} to {max(case.n for case in cases):,}",
+        f"{len(cases)}",
+        f"{len(undecided)}, {100 * len(undecided) / len(cases):.0f}%",
+        f"{sum(case.happened == 'too near' for case in undecided)}",
+        f"{sum(case.answer == 'keep' for case in above)} of {len(above)}",
+        f"{sum(case.wrong for case in replaced)} of {len(replaced)}",
+        f"{sum(case.happened == 'some below' for case in kept)} of {len(kept)}",
+        f"{coverage(cases)['covered']:.0f}",
+        _spread(cases),
+        f"{np.median(widths):.2f}",
+    )
 
 
 def _left_out(records: list[dict]):

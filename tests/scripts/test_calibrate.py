@@ -30,6 +30,7 @@ from scripts.calibration import (
 )
 from scripts.calibration.cases import Case, cases, load, sets_constants
 from scripts.calibration.fresh import COUNTS, KINDS, OWN, FreshCase, fresh_cases, load_fresh
+from scripts.calibration.more_samples import LEAST, LargeCase, fresh_twins, large_cases
 
 
 @pytest.mark.long
@@ -58,6 +59,16 @@ def test_the_fresh_cases():
     assert min(case.width for case in found) == 32 and max(case.width for case in found) == 2048
     assert len({case.activation for case in found} & set(OWN)) == len(OWN)
     assert 0.3 < sum(sets_constants(case.name) for case in found) / len(found) < 0.7
+
+
+def test_the_cases_with_more_samples():
+    fresh, large, twins = {case.name: case for case in fresh_cases()}, large_cases(), fresh_twins()
+    assert {case.name for case in large} == set(twins) and len(large) == len(twins) == len(set(twins.values()))
+    for case in large:
+        twin = fresh[twins[case.name]]
+        assert twin.n < LEAST <= case.n and twin.name.rsplit("-", 1)[0] == case.name.rsplit("-", 1)[0]
+    case = LargeCase("roll", "relu", 0.2, 32, 6000)
+    assert len(load_fresh(case, None).X_train) == 6000 and len(load_fresh(case, None).X_test) == case.tests == 30_000
 
 
 @pytest.mark.parametrize("name", [name for name in COUNTS if not name.startswith("fashion")])
@@ -270,6 +281,25 @@ def test_what_happened():
     assert held("replace", 0.6, chosen=0, error=0.02).wrong
     assert "2 of 4, 50% (7% to 93%)" == report.rate(2, 4)  # Clopper and Pearson's, from their table
     assert report.rate(0, 0) == "none of 0"
+
+
+def test_the_table_by_number_of_samples_compares_the_same_networks(monkeypatch):
+    twins = {"rings-a-n6000": "rings-a-n1000", "rings-b-n6000": "rings-b-n1000", "rings-c-n6000": "rings-c-n1000"}
+    monkeypatch.setattr(report, "fresh_twins", lambda: twins)
+    draws = {}
+    for name, answer, losses in (
+        ("a", ("undecided", "keep"), (2.0, 0.7)),
+        ("b", ("undecided", "undecided"), (2.0, 0.4)),
+        ("c", ("keep", None), (2.0, 0.2)),  # no verdict with more samples
+    ):
+        for n, said in zip((1000, 6000), answer):
+            if said is not None:
+                case = f"rings-{name}-n{n}"
+                draws[case] = replace(held(said, *losses), case=case, n=n)
+    lines = list(report._by_samples(draws))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    assert cells[1][:7] == ["1,000 to 1,000", "2", "2, 100%", "1", "0 of 1", "0 of 0", "0 of 0"]
+    assert cells[2][:7] == ["6,000 to 6,000", "2", "1, 50%", "1", "1 of 1", "0 of 0", "0 of 1"]
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from deq_enn.verdicts.decision import (
     by_loss,
     copies_sentence,
     cost_sentence,
+    is_open,
     no_better_than_majority,
     to_measure,
 )
@@ -67,6 +68,13 @@ def test_what_is_measured_next_may_still_be_the_answer():
     assert next_of(sure, cheaper, dearer) == ["dearer"]
     with_loss(dearer, 0, -0.1, 0.1)
     assert next_of(sure, cheaper, dearer) == []
+
+
+def test_there_is_an_answer_once_one_is_below_or_all_are_above():
+    below, between, above = (Interval(0, -0.1, 0.4), Interval(0.4, 0.1, 0.7), Interval(1, 0.6, 2))
+    for intervals, expected in (((between, above), True), ((below, between), False), ((above, above), False)):
+        made = {candidate(f"{k}", 1, 0, 0, 0): interval for k, interval in enumerate(intervals)}
+        assert is_open(made, QUESTION) == expected
 
 
 def test_keep_is_not_said_while_a_candidate_was_not_measured():

@@ -146,12 +146,13 @@ class Measurements:
         seed = self._next_seed(width, count)
         p = self.X.shape[1]
         deq = self.draw(width, seed)
-        self.drawn[width].add(seed)
         try:
             deq_said, count = self._left_out("deq", deq, width, count, (start + self.deadline) / 2)
         except ConvergenceError:
+            self.drawn[width].add(seed)
             self.failed[width].add(seed)
             raise
+        self.drawn[width].add(seed)  # one that the time has cut short tells nothing of its equilibrium
         self.iterations, y = float(cast(FixedPoint, deq.fixed_point).iterations), self.y[:count]
         said: dict[str, LeftOut] = {}
         for network in networks:

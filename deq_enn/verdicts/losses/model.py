@@ -192,9 +192,11 @@ def measured(
         common, of_one_seed = like.common, like.of_one_seed
     elif seeds > 1:
         means = 100 * differences.mean(1)
-        rest = ((100 * differences - each - means[:, None] + loss) ** 2).sum() / ((seeds - 1) * (n - 1))
-        common = max(each.var() - rest / seeds, 0.0)
-        between = max(means.var(ddof=1) - rest / n, 0.0)  # without what the samples add to the mean of a seed
+        rest = 100 * differences - each - means[:, None] + loss
+        common = max(each.var() - (rest**2).sum() / ((seeds - 1) * (n - 1)) / seeds, 0.0)
+        # without what the samples add to the mean of a seed, those of a group together
+        of_groups = sum((np.bincount(group, seed) ** 2).sum() for seed in rest) / n**2 / (seeds - 1)
+        between = max(means.var(ddof=1) - of_groups, 0.0)
         of_one_seed = (constants.weight * of_one_seed + (seeds - 1) * between) / (constants.weight + seeds - 1)
     return Measured(width, n, loss, seeds, apart, of_one_sample, common, of_samples, of_one_seed, own)
 

@@ -1,7 +1,9 @@
 """Which passes are made, and in which order: each time the one that promises to decide most in the time that is left.
 
 Narrow networks with few samples come first, and tell how fast this machine is. Then the candidates that are still
-undecided are measured where that would reduce the variance of their losses most.
+undecided are measured where that would reduce the variance of their losses most. Where no measurement would reduce it
+by much and the answer is still open, the time that is left goes to more seeds: they also tell how draws spread, which
+the predicted variance takes as known.
 """
 
 import math
@@ -23,8 +25,14 @@ ALL_SHARE = 0.4  # share of the time left that a pass of all candidates may take
 Point = tuple[int, int]  # a width and a number of samples
 
 
-def measure_until(measurements: Measurements, width: int, undecided: Callable[[], Collection[str]]) -> Iterator[None]:
-    """Makes passes until the deadline, or until `undecided()`, names of candidates, is empty. Yields after each pass.
+# names of the candidates to be measured, and whether there is no answer yet
+Undecided = Callable[[], tuple[Collection[str], bool]]
+
+
+def measure_until(measurements: Measurements, width: int, undecided: Undecided) -> Iterator[None]:
+    """Makes passes until the deadline, or until `undecided()` names no candidate. Yields after each pass.
+
+    Where there is an answer they end before, as soon as they would tell little more.
 
     A few passes of all candidates at narrow widths tell how fast this machine is. A narrow width at which a DEQ has no
     equilibrium is given up. Where no DEQ has one at `width` itself, there is no loss to measure, and the passes end.
@@ -55,18 +63,16 @@ def find_equilibrium(measurements: Measurements, width: int, widths: list[int]) 
             break
 
 
-def measure_best(
-    measurements: Measurements, width: int, widths: list[int], undecided: Callable[[], Collection[str]]
-) -> Iterator[None]:
+def measure_best(measurements: Measurements, width: int, widths: list[int], undecided: Undecided) -> Iterator[None]:
     """Measures only the candidates that are still undecided, each time at the point that promises most.
 
     For every affordable (width, sample count) we predict the variance of their losses if all remaining time went there,
     and take the smallest. In practice that means more samples, then more seeds, or a narrower network with more
     samples.
     """
-    while measurements.rate is not None and measurements.settles(width) and (names := undecided()):
-        left = _left(measurements)
-        best = _next_point(measurements, width, widths, names, left)
+    while measurements.rate is not None and measurements.settles(width):
+        (names, is_open), left = undecided(), _left(measurements)
+        best = _next_point(measurements, width, widths, names, left, is_open) if names else None
         if best is None:
             break
         everything = _names(measurements)
@@ -84,8 +90,11 @@ def _left(measurements):
     return measurements.deadline - measurements.clock()
 
 
-def _next_point(measurements, width, widths, names, left) -> Point | None:
-    """The point at which the time left would reduce the variances most; None where none would be worth it."""
+def _next_point(measurements, width, widths, names, left, is_open) -> Point | None:
+    """The point at which the time left would reduce the variances most; None where none would be worth it.
+
+    While the answer is open another seed at the place that is asked for is worth it in any case.
+    """
     n = len(measurements.order)
     counts = sorted({max(n >> k, min(n, FEWEST)) for k in range(10)})
     options = [
@@ -99,7 +108,9 @@ def _next_point(measurements, width, widths, names, left) -> Point | None:
     variances = {point: _variance(measurements, names, width, point, left) for point in options}
     best = min(options, key=lambda point: variances[point])
     today = sum(measurements.posterior(name, width, measurements.of_draw).variance for name in names)
-    return None if variances[best] > STOP_RATIO * today else best
+    if variances[best] <= STOP_RATIO * today:
+        return best
+    return (width, n) if is_open and (width, n) in options else None
 
 
 def _variance(measurements, names, width, point, left) -> float:

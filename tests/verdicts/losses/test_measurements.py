@@ -112,6 +112,17 @@ def test_what_would_take_too_long_in_float64_is_not_begun(deq, blobs):
         taken.measure(16, 600)
 
 
+def test_a_draw_that_the_time_cuts_short_is_no_draw(deq, blobs, monkeypatch):
+    def out_of_time(*_):
+        raise OutOfTime("while the equilibrium was sought")
+
+    taken = measurements.Measurements(deq, [], *blobs, torch.arange(600), torch.arange(600), 3)
+    monkeypatch.setattr(taken, "_features", out_of_time)
+    with pytest.raises(OutOfTime):
+        taken.measure(16, 600)
+    assert taken.equilibria(16) == (0, 0)
+
+
 def test_the_spread_over_seeds_is_that_of_all_candidates(deq, blobs):
     """Of candidates whose means spread by a fifth of d. Exact kernels, single seeds and the majority do not count."""
     rng = np.random.default_rng(0)

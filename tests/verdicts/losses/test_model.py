@@ -43,6 +43,20 @@ def test_copies_of_a_sample_count_as_one():
     assert measured(64, np.tile(differences, 4), np.arange(2000)).of_samples < 0.3 * one.of_samples
 
 
+def test_copies_do_not_make_draws_of_the_weights_spread():
+    """Every draw is right as often as the others, and only the samples, each there four times, tell them apart."""
+    rng, alone = np.random.default_rng(0), replace(loss_model.CONSTANTS, weight=0.0)
+    spreads = {True: [], False: []}
+    for _ in range(200):
+        differences = np.repeat(rng.integers(-1, 2, size=(6, 100)), 4, axis=1)
+        for together, spread in spreads.items():
+            group = np.repeat(np.arange(100), 4) if together else np.arange(400)
+            spread.append(measured(64, differences, group, alone).of_one_seed)
+    of_the_samples = 100**2 * (2 / 3) / 100  # the variance of a draw's mean over a hundred samples
+    assert np.mean(spreads[True]) < 0.3 * of_the_samples  # what is negative by chance counts as none
+    assert np.mean(spreads[False]) > 0.6 * of_the_samples
+
+
 # with no more error than the measurements show
 MEASURED = Discrepancy(relative=0.0)
 

@@ -1,0 +1,43 @@
+"""Which passes are made, on measurements that are drawn and not computed."""
+
+import pytest
+import torch
+
+from deq_enn.verdicts import candidates
+from deq_enn.verdicts.losses import measurements, schedule
+from tests.conftest import Ticks
+
+
+@pytest.fixture
+def near_the_tolerance(deq, blobs, monkeypatch):
+    """Measurements of one candidate that loses half a point. All draws of the weights are right on the same samples."""
+    plain = [network for network in candidates.networks(deq, 1.0)[0] if network.name == "plain, depth 1"]
+    order = torch.arange(600)
+    made = measurements.Measurements(deq, plain, *blobs, order, order, 3, clock=Ticks(), own=(64, 0), of_draw=True)
+    made.deadline = made.end = 1000.0
+
+    def measure(width, count, names):
+        draw, seed = torch.arange(count) / count, made._next_seed(width, count)
+        made.record(width, {plain[0].name: draw > 0.105}, (draw < 0.1) | (draw > 0.2), seed)
+        made.rate = 1e-9
+
+    monkeypatch.setattr(made, "measure", measure)
+    return made
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_while_there_is_no_answer_the_time_goes_to_more_seeds(near_the_tolerance, is_open):
+    names = [network.name for network in near_the_tolerance.networks]
+    for _ in schedule.measure_until(near_the_tolerance, 64, lambda: (names, is_open)):
+        pass
+    seeds = near_the_tolerance.most_seeds()
+    assert seeds == schedule.MOST_SEEDS if is_open else seeds < schedule.MOST_SEEDS
+
+
+def test_nothing_more_is_measured_once_nothing_is_asked(near_the_tolerance):
+    asked = iter([near_the_tolerance.networks[0].name] * 3)
+    for _ in schedule.measure_until(
+        near_the_tolerance, 64, lambda: ([name for name in [next(asked, None)] if name], True)
+    ):
+        pass
+    assert near_the_tolerance.most_seeds() <= 5 and near_the_tolerance.clock() < near_the_tolerance.deadline

@@ -6,6 +6,10 @@ torch. `README.md` says which subpackage holds what.
 
 import importlib
 
+from deq_enn.utils.missing import say_in_one_line
+
+say_in_one_line()
+
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is needed here
 if TYPE_CHECKING:
     from deq_enn.data.datasets import Dataset, load_dataset

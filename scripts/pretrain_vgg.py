@@ -24,12 +24,16 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from deq_enn.data.images import CIFAR10_MEAN, cifar10_images
+
+# isort: split
+# what is missing is said in one line only once deq_enn was imported
 import torch
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from deq_enn.data.images import CIFAR10_MEAN, cifar10_images
 from deq_enn.data.vgg16 import VGG16, load_vgg16
 from deq_enn.utils.arguments import OneLineParser, natural_int, old_spelling, positive_int
 from deq_enn.utils.devices import get_device

@@ -7,7 +7,8 @@ python scripts/bench.py --report            all but `roots`, as one Markdown pag
 start      the command line: --help and a bad flag, against the bare interpreter
 matching   tau, coefficients and match of a DEQ: the paper's two, one by quadrature, one tangent kernel
 kernels    exact kernels against X X^T and against Monte Carlo
-conv       kernels of convolutional DEQs, a pair of images beside X X^T, and growth in n and in pixels
+conv       kernels of convolutional DEQs and networks, a pair of images beside X X^T, and growth in n and in pixels
+conv_networks  features and training of a convolutional DEQ, against its match
 kernel_machine  kernels of kernel machines against X X^T, their solvers, two ranks against one process
 features   DEQ and ENN features against the float32 matrix-product peak
 cost       DEQ against matched ENN: seconds and memory of inference, of features, and of training every weight
@@ -33,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deq_enn.reporting.markdown import head, row
 from deq_enn.utils.arguments import OneLineParser
-from scripts.benchmarks.conv import conv
+from scripts.benchmarks.conv import conv, conv_networks
 from scripts.benchmarks.growth import growth
 from scripts.benchmarks.kernels import kernels, matching
 from scripts.benchmarks.machines import kernel_machine
@@ -130,7 +131,21 @@ def memory():
 
 SECTIONS = {
     f.__name__: f
-    for f in (start, matching, kernels, conv, kernel_machine, features, cost, solver, readout, memory, growth, roots)
+    for f in (
+        start,
+        matching,
+        kernels,
+        conv,
+        conv_networks,
+        kernel_machine,
+        features,
+        cost,
+        solver,
+        readout,
+        memory,
+        growth,
+        roots,
+    )  # fmt: skip
 }
 
 

@@ -39,14 +39,12 @@ def kernels_of(network, train, test, activation, sigma_a2):
     from deq_enn.theory.equilibrium import estimate_image_tau0, get_tau
     from deq_enn.theory.gaussian import centre, centred_layers
 
-    tau0 = estimate_image_tau0(train)
+    tau0, kept = estimate_image_tau0(train), {"dtype": torch.float32}  # whatever kernels are computed in
     if network == "fully connected deq":
         X, Z = (part.flatten(1) / part[0].numel() ** 0.5 for part in (train, test))
         return [implicit_kernels(X, activation, sigma_a2, other=other) for other in (None, Z)]
     if network == "deq":
-        # kept in float32 whatever they are computed in
-        how = {"tau0": tau0, "dtype": torch.float32}
-        return [conv_kernels(train, activation, sigma_a2, other=other, **how) for other in (None, test)]
+        return [conv_kernels(train, activation, sigma_a2, tau0=tau0, other=other, **kept) for other in (None, test)]
     if network.startswith("unrolled"):
         box, phi = np.full((3, 3), 1 / 9), centre(activation, get_tau(activation, sigma_a2, tau0))
         taps = sigma_a2 * box, (1 - sigma_a2) * box
@@ -57,7 +55,7 @@ def kernels_of(network, train, test, activation, sigma_a2):
     else:
         layers = centred_layers([activation] * int(network[-1]), tau0)
         windows = [3] * len(layers)
-    return [conv_explicit_kernels(train, layers, windows, other=other) for other in (None, test)]
+    return [conv_explicit_kernels(train, layers, windows, other=other, **kept) for other in (None, test)]
 
 
 def kept_kernels(file, *arguments):

@@ -2,7 +2,8 @@
 
 In torch each step of the iterations is a pass over memory. In C a few pairs of images go through all of them in the
 cache of one core, which takes a tenth of the time. conv_pairs.c has the DEQ's equations, conv_layers.c explicit
-networks, and conv_lanes.h what they share. They give the numbers of conv.py and conv_explicit.py to 1e-11.
+networks, and conv_lanes.h what they share. They give the numbers of conv.py and conv_explicit.py to 1e-11. What ends
+in _single there has single precision.
 
 The files are compiled once for a machine, in a few seconds, by `cc` (or what the variable CC names), into the user's
 cache folder ($XDG_CACHE_HOME or ~/.cache, deq_enn). With DEQ_ENN_COMPILE=0 they are not.
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kernels")
 
 SOURCES = [Path(__file__).with_name(name) for name in ("conv_pairs.c", "conv_layers.c")]
-HEADER = Path(__file__).with_name("conv_lanes.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("conv_lanes.h", "conv_typed.h", "conv_layers.h")]
 FLAGS = "-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"
-WIDE = 8  # columns side by side in conv_lanes.h
+WIDE = 8  # columns side by side in conv_lanes.h; in single precision twice as many
 _SECONDS = 120  # seconds that a compiler may take
 
 
@@ -59,7 +60,7 @@ def library() -> Any | None:
         return None
     try:
         code = ctypes.CDLL(str(_built(compiler)))
-        code.conv_pairs.restype = code.conv_layers.restype = ctypes.c_int
+        code.conv_pairs.restype = code.conv_layers.restype = code.conv_layers_single.restype = ctypes.c_int
         return code
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         _log.info("convolutional kernels are computed in torch: %s", " ".join(str(error).split())[:200])
@@ -68,7 +69,7 @@ def library() -> Any | None:
 
 def _built(compiler: str) -> Path:
     """Returns the shared library for this machine, which the first call makes."""
-    text = b"".join(source.read_bytes() for source in (*SOURCES, HEADER))
+    text = b"".join(source.read_bytes() for source in (*SOURCES, *HEADERS))
     machine = "|".join((compiler, *FLAGS, platform.platform(), platform.processor(), _cpu()))
     key = hashlib.sha256(text + machine.encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deq_enn"
@@ -115,12 +116,12 @@ def conv_pairs(problem: Problem, arrays: list[torch.Tensor | None], tangent: boo
 
 
 def conv_values(problem: Problem, rho: torch.Tensor, tables: list[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Returns the series and its derivative at correlations rho (h, w, rows, columns), float64 each."""
+    """Returns the series and its derivative at correlations rho (h, w, rows, columns), of the dtype of all of them."""
     code = library()
     assert code is not None
     rho = rho.contiguous()
     out = [torch.empty_like(rho), torch.empty_like(rho)]
-    code.conv_values(
+    (code.conv_values_single if rho.dtype == torch.float32 else code.conv_values)(
         ctypes.byref(problem),
         *(ctypes.c_void_p(None if array is None else array.data_ptr()) for array in [rho, *tables, *out]),
     )
@@ -133,7 +134,7 @@ class Layer(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_double) for name in ("m2", "h2")),
         ("radius", ctypes.c_int),
-        *((name, ctypes.c_void_p) for name in ("si", "sj", "mi", "mj")),
+        *((name, ctypes.c_void_p) for name in ("si", "vi", "mi", "sj", "vj", "mj")),
     ]
 
 
@@ -144,8 +145,8 @@ def conv_layers(
 
     Parameters
     ----------
-    layers : (m2, h2, radius, [si, sj, mi, mj]) as conv_layers.c has them, contiguous, float64 and on the CPU.
-    own : (rows, pixels, channels) images. other : (pixels, channels, columns).
+    layers : (m2, h2, radius, [si, vi, mi, sj, vj, mj]) as conv_layers.c has them, contiguous and on the CPU.
+    own : (rows, pixels, channels) images. other : (pixels, channels, columns). All arrays are float64, or all float32.
 
     Raises
     ------
@@ -156,7 +157,8 @@ def conv_layers(
     out = [torch.empty(problem.rows, problem.cols, dtype=torch.float64) for _ in range(1 + bool(problem.tangent))]
     stack = [Layer(m2, h2, radius, *(part.data_ptr() for part in parts)) for m2, h2, radius, parts in layers]
     pointers = [ctypes.c_void_p(part.data_ptr()) for part in (own, other, out[0], out[-1])]
-    if code.conv_layers(ctypes.byref(problem), len(stack), (Layer * len(stack))(*stack), *pointers):
+    function = code.conv_layers_single if own.dtype == torch.float32 else code.conv_layers
+    if function(ctypes.byref(problem), len(stack), (Layer * len(stack))(*stack), *pointers):
         raise MemoryError("no memory is left for a tile of a convolutional kernel")
     return out
 
@@ -165,9 +167,10 @@ class SeriesTerms:
     """This has the coefficients of a Mehler series at a tile's pixels, and how many of them a correlation needs.
 
     g = rho sum_l a_l b_l w^l, with w = rho^2 and every other coefficient for an odd activation, and w = rho for others.
+    The coefficients have the given dtype, and are as many as it asks for.
     """
 
-    def __init__(self, series: Series, images: int):
+    def __init__(self, series: Series, images: int, dtype: torch.dtype = torch.float64):
         self.images, table = images, series.table_for(1.0)
         self.cut = 1.0
         self.reach = np.array([*np.linspace(0.05, 0.95, 19), 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0])
@@ -177,8 +180,10 @@ class SeriesTerms:
             np.array([-(-table.report(r, kept).degree // step) for r in self.reach], dtype=np.int32)
             for kept in (1e-14, 1e-8, 1e-6)
         )
-        self.piece, self.basis, self.d1 = table.piece, table.basis, table.d1
-        self.coefficients = [np.ascontiguousarray(c[:, 1::step][:, : self.terms[-1]]) for c in table.coefficients]
+        most = self.terms if dtype == torch.float64 else self.single
+        self.lanes, self.kind = (WIDE, np.float64) if dtype == torch.float64 else (2 * WIDE, np.float32)
+        self.piece, self.basis, self.d1 = table.piece, table.basis.astype(self.kind, copy=False), table.d1
+        self.coefficients = [np.ascontiguousarray(c[:, 1::step][:, : most[-1]], self.kind) for c in table.coefficients]
 
     def fill(self, problem: Problem, rows: "Side", cols: "Side") -> list[torch.Tensor | None]:
         """Writes the number of terms into the problem, and returns the coefficients of rows and of columns in groups.
@@ -191,16 +196,17 @@ class SeriesTerms:
         problem.terms, problem.odd, problem.bins, problem.cut = count, self.odd, len(self.reach), self.cut
         own, other = (self._at(side, count) for side in (rows, cols))
         pixels, columns, _ = other.shape
-        groups = -(-columns // WIDE)
-        other = torch.nn.functional.pad(other, (0, 0, 0, groups * WIDE - columns))
-        other = other.reshape(pixels, groups, WIDE, count).mT.contiguous()
+        groups = -(-columns // self.lanes)
+        if columns % self.lanes:
+            other = torch.nn.functional.pad(other, (0, 0, 0, groups * self.lanes - columns))
+        other = other.reshape(pixels, groups, self.lanes, count).mT.contiguous()
         return [own, other, *(torch.from_numpy(values) for values in (self.reach, terms, rough))]
 
     def _at(self, side, count):
         """Returns the first coefficients (pixels, images, count) of one side, as the table has them."""
         assert isinstance(side.images, slice)
         index = side.pixels.reshape(-1, 1) * self.images + np.arange(side.images.start, side.images.stop)
-        piece, out = self.piece[index], np.empty((*index.shape, count))
+        piece, out = self.piece[index], np.empty((*index.shape, count), self.kind)
         for number in np.unique(piece):
             c, here = self.coefficients[number][:, :count], index[piece == number]
             out[piece == number] = self.basis[here, : len(c)] @ c

@@ -23,7 +23,7 @@ import torch
 
 from deq_enn.kernels.box_filter import BoxFilter, WindowEquation, error_of
 from deq_enn.kernels.compiled import Problem, conv_pairs, library
-from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, pixel_pairs
+from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, check_dtype, pixel_pairs
 from deq_enn.kernels.pixel_scales import implicit_pixel_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_sigma_a2, check_window, get_tau
@@ -160,8 +160,7 @@ def conv_blocks(
     check_sigma_a2(sigma_a2)
     if trained not in ("aA", "aAB"):
         raise ValueError(f"trained must be 'aA' or 'aAB', got {trained!r}")
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    check_dtype(dtype)
     return _Implicit(images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other, dtype)
 
 

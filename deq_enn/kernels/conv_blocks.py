@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from deq_enn.kernels.blocks import KERNELS
-from deq_enn.kernels.compiled import Problem, SeriesTerms, conv_values, library
+from deq_enn.kernels.compiled import WIDE, Problem, SeriesTerms, conv_values, library
 from deq_enn.kernels.pair_functions import PiecewiseLinear, Series, pair_function
 from deq_enn.kernels.sample_scales import Scales
 from deq_enn.names import PADDINGS
@@ -76,6 +76,7 @@ class PixelPairs(Protocol):
     """The pair function of an activation at the scales of pixels; `PairFunction` says what g is."""
 
     entries: int  # pairs of pixels of a tile that suits it
+    narrow: bool  # whether correlations in single precision take less time
 
     def terms(self) -> Terms | None:
         """Returns the same for conv_pairs.c, or None where it has no such function."""
@@ -89,11 +90,12 @@ class PixelPairs(Protocol):
 class KinkedPixels:
     """This is the pair function of f = const + m x + h |x|, the same at all scales.
 
-    A correlation within some units of rounding of 1 counts as 1. Images that are the same have such pixels; that two
-    others have one whose angle is below 6e-8 without being 0 is left aside.
+    A correlation within some units of rounding of 1 counts as 1: 64 in double precision, which the residual of an
+    equation may be, and 8 in single precision. Images that are the same have such pixels; that two others have one
+    whose angle is below 2e-7 (1.4e-3 in single precision) without being 0 is left aside.
     """
 
-    entries = ENTRIES
+    entries, narrow = ENTRIES, True
 
     def __init__(self, activation: Activation):
         left, right = activation.slopes[0], activation.slopes[-1]
@@ -110,7 +112,8 @@ class KinkedPixels:
 
     def __call__(self, rows: Side, cols: Side, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (g, g') of the correlations rho, which it overwrites."""
-        rho.mul_(1 + 8 * torch.finfo(rho.dtype).eps).clamp_(-1, 1)
+        units = 64 if rho.dtype == torch.float64 else 8
+        rho.mul_(1 + units * torch.finfo(rho.dtype).eps).clamp_(-1, 1)
         angle = torch.asin(rho)
         rest = torch.rsub(rho, 1)
         g = rest.addcmul_(rest, rho).sqrt_()  # sqrt((1 - rho)(1 + rho))
@@ -128,14 +131,15 @@ class PixelwisePairs:
         self.images = images
         scales = replace(scales, s=np.maximum(scales.s, self.least * scales.s.max()))
         self.pair = pair_function(activation, scales, device)
-        self._terms: SeriesTerms | None = None
-        self.compiled = device.type == "cpu" and isinstance(self.pair, Series) and library() is not None
+        self._terms: dict[torch.dtype, SeriesTerms] = {}
+        # a closed form is computed in double precision whatever it is given
+        self.narrow = device.type == "cpu" and isinstance(self.pair, Series) and library() is not None
 
-    def terms(self) -> "SeriesTerms | None":
+    def terms(self, dtype: torch.dtype = torch.float64) -> "SeriesTerms | None":
         """Returns the coefficients of a series, where that is what the pair function is."""
-        if isinstance(self.pair, Series) and self._terms is None:
-            self._terms = SeriesTerms(self.pair, self.images)
-        return self._terms
+        if isinstance(self.pair, Series) and dtype not in self._terms:
+            self._terms[dtype] = SeriesTerms(self.pair, self.images, dtype)
+        return self._terms.get(dtype)
 
     def _index(self, side, pixel):
         start, part = int(pixel) * self.images, side.images
@@ -149,8 +153,8 @@ class PixelwisePairs:
 
     def __call__(self, rows: Side, cols: Side, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (g, g') of the correlations rho."""
-        if self.compiled and isinstance(rows.images, slice) and (terms := self.terms()):
-            problem = Problem(*rho.shape[:2], rows=rho.shape[2], cols=rho.shape[3])
+        if self.narrow and isinstance(rows.images, slice) and (terms := self.terms(rho.dtype)):
+            problem = Problem(*rho.shape[:2], rows=rho.shape[2], cols=rho.shape[3], single=rho.dtype == torch.float32)
             g, dg = conv_values(problem, rho, terms.fill(problem, rows, cols)[:4])
             return g, dg
         g, dg = torch.empty_like(rho), torch.empty_like(rho)
@@ -357,9 +361,10 @@ class ConvBlocks(ABC):
             for_each(counted, jobs[1:], self.device)
 
     def _side(self):
-        """Returns the rows and columns of a tile."""
+        """Returns the rows and columns of a tile, where they are many in whole vectors of compiled code."""
         entries = CUDA_ENTRIES if self.device.type != "cpu" else self.entries
-        return max(1, int((entries / self.pixels.size) ** 0.5))
+        side = max(1, int((entries / self.pixels.size) ** 0.5))
+        return side if side < 2 * WIDE else side // (2 * WIDE) * (2 * WIDE)
 
 
 def announce(seconds: float, shape: tuple[int, int]) -> None:
@@ -382,3 +387,9 @@ def check_images(images: torch.Tensor, name: str) -> torch.Tensor:
         bad = int((~torch.isfinite(squares)).nonzero()[0])
         raise ValueError(f"{name} have NaN or infinite (or overflowing) pixels, first in image {bad}")
     return images
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises ValueError, in one line, for a dtype that kernels of images do not have."""
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")

@@ -19,22 +19,41 @@ from E[psi psi] = 0, and CK = mean E[phi phi], NTK = mean of E[phi phi] + E[phi'
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from deq_enn.kernels.box_filter import BoxFilter
 from deq_enn.kernels.compiled import Problem, conv_layers, library
-from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, KinkedPixels, pixel_pairs
+from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, KinkedPixels, PixelPairs, check_dtype, pixel_pairs
 from deq_enn.kernels.sample_scales import explicit_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_window
 
+_LEAST = 1e-18  # share of a layer's largest scale below which one is 0 in single precision
+_RANGE = 1e15  # largest product of scales, and the inverse of the least, that single precision is used for
+
+
+class _Layer(NamedTuple):
+    """A layer has its window, its pair function, and for all pixels scales, their inverses, and means of sigma(u)."""
+
+    M: BoxFilter
+    pair: PixelPairs
+    s: torch.Tensor
+    inverse: torch.Tensor
+    mean: torch.Tensor
+
+    def single(self) -> "_Layer":
+        """Returns the same in single precision."""
+        inverse = torch.where(self.s > _LEAST * self.s.max(), self.inverse, 0)
+        return _Layer(self.M, self.pair, self.s.float(), inverse.float(), self.mean.float())
+
 
 class _Explicit(ConvBlocks):
-    def __init__(self, images, layers, kernel_sizes, padding, readout, trained, other):
+    def __init__(self, images, layers, kernel_sizes, padding, readout, trained, other, dtype):
         super().__init__(images, other, padding, readout)
-        self.layers, self.trained, self.stack = layers, trained, []
+        self.trained, self.dtype, self.stack = trained, dtype, []
         shape = self.height, self.width, -1
         second = self._x.square().sum(2)
         tangent = second if trained == "all" else torch.zeros_like(second)
@@ -55,24 +74,30 @@ class _Explicit(ConvBlocks):
             tangent = new + d1_sq * M(tangent.reshape(shape)).reshape(second.shape)
             second = new
             pair = pixel_pairs(layer, scales, second.shape[1], self.device)
-            self.stack.append((M, pair, s, mean))
+            self.stack.append(_Layer(M, pair, s, 1 / s, mean))
         self._own = second, tangent
-        self.entries = max(pair.entries for _, pair, *_ in self.stack)
-        kinked = all(isinstance(pair, KinkedPixels) for _, pair, *_ in self.stack)
+        self.entries = max(layer.pair.entries for layer in self.stack)
+        kinked = all(isinstance(layer.pair, KinkedPixels) for layer in self.stack)
         self.compiled = kinked and self.device.type == "cpu" and library() is not None
         if self.compiled:
             self.entries = COMPILED_ENTRIES
+        self.single = dtype == torch.float32 and all(
+            layer.pair.narrow and 1 / _RANGE < layer.s.max() ** 2 < _RANGE for layer in self.stack
+        )
+        self.working = [layer.single() for layer in self.stack] if self.single else self.stack
 
     def _own_fields(self):
         return self._own
 
     def _fields(self, rows, cols, tangent):
-        sigma = self._products(rows, cols)
+        sigma, stack = self._products(rows, cols), self.stack
+        if self.single and cols.axis == 3:  # lists of pairs are for the diagonal
+            sigma, stack = sigma.float(), self.working
         K = sigma.clone() if self.trained == "all" else torch.zeros_like(sigma)
-        for M, pair, s, mean in self.stack:
-            ss = rows.of(s) * cols.of(s)
-            g, dot = pair(rows, cols, M(sigma).div_(ss))
-            sigma = g.mul_(ss).add_(rows.of(mean) * cols.of(mean))
+        for M, pair, s, inverse, mean in stack:
+            rho = M(sigma).mul_(rows.of(inverse)).mul_(cols.of(inverse))
+            g, dot = pair(rows, cols, rho)
+            sigma = g.mul_(rows.of(s)).mul_(cols.of(s)).add_(rows.of(mean) * cols.of(mean))
             if tangent:
                 K = dot.mul_(M(K)).add_(sigma)
         return sigma, K if tangent else None
@@ -95,10 +120,11 @@ class _Explicit(ConvBlocks):
             tangent=tangent * (1 if self.trained == "all" else 2),
         )
         layers = []
-        for M, pair, s, mean in self.stack:
-            parts = [part for values in (s, mean) for part in (rows.rows_of(values).T, cols.rows_of(values))]
+        for M, pair, *values in self.working:
+            parts = [rows.rows_of(part).T for part in values] + [cols.rows_of(part) for part in values]
             layers.append((pair.m2, pair.h2, M.radius, [part.contiguous() for part in parts]))
-        return conv_layers(problem, layers, own.transpose(0, 1).contiguous(), other.mT.contiguous())
+        images = (side.to(layers[0][3][0].dtype).contiguous() for side in (own.transpose(0, 1), other.mT))
+        return conv_layers(problem, layers, *images)
 
 
 class _Injected(ConvBlocks):
@@ -202,6 +228,7 @@ def conv_explicit_blocks(
     readout: str = "flatten",
     trained: str = "all",
     other: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> ConvBlocks:
     """Returns the kernels of `conv_explicit_kernels` as `ConvBlocks`, which has the parameters."""
     if trained not in ("all", "frozen_first"):
@@ -211,7 +238,8 @@ def conv_explicit_blocks(
             f"an explicit network needs at least one layer and a window for each, got {len(layers)} layers and "
             f"{len(kernel_sizes)} windows"
         )
-    return _Explicit(images, layers, kernel_sizes, padding, readout, trained, other)
+    check_dtype(dtype)
+    return _Explicit(images, layers, kernel_sizes, padding, readout, trained, other, dtype)
 
 
 def conv_explicit_kernels(
@@ -222,6 +250,7 @@ def conv_explicit_kernels(
     readout: str = "flatten",
     trained: str = "all",
     other: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the exact CK and NTK of an explicit convolutional network of infinitely many feature maps.
 
@@ -231,13 +260,15 @@ def conv_explicit_kernels(
     layers : the activations in order, as given (not centred again).
     kernel_sizes : side of each layer's filters, odd.
     trained : "all" weights and the readout, or all but the first filters ("frozen_first").
+    dtype : of the kernels. torch.float32 is for kernel machines: pairs are then computed in single precision where that
+        is faster (not those of a closed form without a kink at 0), and the diagonal in double precision.
 
     Returns
     -------
-    (ck, ntk) : two (n, n) or (m, n) float64 tensors.
+    (ck, ntk) : two (n, n) or (m, n) tensors.
 
     Raises
     ------
     ValueError : as `conv.conv_kernels`; no layers, or not a window for each.
     """
-    return conv_explicit_blocks(images, layers, kernel_sizes, padding, readout, trained, other).both()
+    return conv_explicit_blocks(images, layers, kernel_sizes, padding, readout, trained, other, dtype).both()

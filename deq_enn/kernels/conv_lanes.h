@@ -34,36 +34,28 @@ typedef struct {
     double rounded, stalled;           /* residuals, relative to the weights, that are rounding */
 } Problem;
 
-INLINE Wide pick(Bits yes, Wide a, Wide b) { return (Wide)((yes & (Bits)a) | (~yes & (Bits)b)); }
-
-INLINE Wide size_of(Wide a) { return (Wide)((Bits)a & 0x7fffffffffffffffLL); }
-
-INLINE Single pick_single(SingleBits yes, Single a, Single b)
-{
-    return (Single)((yes & (SingleBits)a) | (~yes & (SingleBits)b));
-}
-
-INLINE Single size_of_single(Single a) { return (Single)((SingleBits)a & 0x7fffffff); }
-
-INLINE float greatest_single(Single a)
-{
-    float most = a[0];
-    for (int l = 1; l < 2 * WIDE; l++) most = a[l] > most ? a[l] : most;
-    return most;
-}
-
-INLINE double greatest(Wide a)
-{
-    double most = a[0];
-    for (int l = 1; l < WIDE; l++) most = a[l] > most ? a[l] : most;
-    return most;
-}
-
-INLINE Wide clipped(Wide x, Wide most) /* what is not a number stays so */
-{
-    x = pick(x > most, most, x);
-    return pick(x < -most, -most, x);
-}
+#define Vector Wide
+#define Words Bits
+#define Scalar double
+#define OF(name) name
+#define SIGN (1ULL << 63)
+#include "conv_typed.h"
+#undef Vector
+#undef Words
+#undef Scalar
+#undef OF
+#undef SIGN
+#define Vector Single
+#define Words SingleBits
+#define Scalar float
+#define OF(name) name##_single
+#define SIGN (1U << 31)
+#include "conv_typed.h"
+#undef Vector
+#undef Words
+#undef Scalar
+#undef OF
+#undef SIGN
 
 INLINE Wide root(Wide z) /* to rounding, from a guess that is right to 3% */
 {
@@ -100,8 +92,8 @@ static const double SINE[] = {
 INLINE void kinked(const Problem *q, Wide rho, Wide *g, Wide *dg)
 {
     const double half_pi = 1.57079632679489661923;
-    Wide size = size_of(rho) * (1 + 8 * 2.220446049250313e-16);
-    size = pick(size > 1, size * 0 + 1, size);
+    Wide size = size_of(rho);
+    size = pick(size > 1 - 64 * 2.220446049250313e-16, size * 0 + 1, size); /* the residual that is left has its root */
     Wide z = 0.5 - 0.5 * size, t = root(z), z2 = z * z;
     Wide a = ASIN[DEGREE] + z * 0, b = ASIN[DEGREE - 1] + z * 0, c = SINE[DEGREE] + z * 0, d = SINE[DEGREE - 1] + z * 0;
     for (int k = DEGREE - 2; k > 0; k -= 2) { /* odd and even powers by themselves, which do not wait for each other */
@@ -131,84 +123,6 @@ INLINE void kinked_single(const Problem *q, Single rho, Single *g, Single *dg)
     angle = (Single)((SingleBits)angle | ((SingleBits)rho & ~0x7fffffff)); /* odd */
     *g = m2 * rho + h2 * (z * t * c + half_pi * size - 1);
     *dg = m2 + h2 * angle;
-}
-
-/* rho sum_l a_l b_l w^l of a block at a pixel, w = rho or its square, and its derivative, with as many terms as the
-   largest |rho| asks for; ci (rows, terms), cj (terms, WIDE) */
-INLINE void series(const Problem *q, int row, const double *ci, const Wide *cj, const double *reach, const int *terms,
-                   const Wide *rho, Wide *g, Wide *dg, const int block)
-{
-    Wide most = rho[0] * 0, w[BLOCK];
-    const double *a[BLOCK];
-    for (int i = 0; i < block; i++) {
-        Wide size = size_of(rho[i]), bounded = clipped(rho[i], q->cut + size * 0);
-        a[i] = ci + (long)(row + i < q->rows ? row + i : q->rows - 1) * q->terms;
-        w[i] = q->odd ? bounded * bounded : bounded;
-        most = pick(size > most, size, most);
-    }
-    double largest = 0;
-    for (int l = 0; l < WIDE; l++) largest = most[l] > largest ? most[l] : largest;
-    int bin = 0;
-    while (bin < q->bins - 1 && reach[bin] < largest) bin++;
-    int last = (terms[bin] < q->terms ? terms[bin] : q->terms) - 1;
-    for (int i = 0; i < block; i++) {
-        g[i] = a[i][last] * cj[last];
-        dg[i] = g[i] * 0;
-    }
-    for (int l = last - 1; l >= 0; l--) {
-        Wide right = cj[l];
-        for (int i = 0; i < block; i++) {
-            dg[i] = dg[i] * w[i] + g[i];
-            g[i] = g[i] * w[i] + a[i][l] * right;
-        }
-    }
-    for (int i = 0; i < block; i++) {
-        Wide bounded = clipped(rho[i], q->cut + w[i] * 0);
-        dg[i] = g[i] + (q->odd ? 2 : 1) * w[i] * dg[i];
-        g[i] *= bounded;
-    }
-}
-
-/* Sums the lines of `from` in the window about line y into `line`, whose ends are filled, so that what remains is the
-   sum along it. */
-#define FILTER(Vector, down, along)                                                                                    \
-    INLINE void down(const Problem *q, const Vector *from, Vector *line, const Vector *zeros, int y, int n, int block) \
-    {                                                                                                                  \
-        int r = q->radius, ends = r * block;                                                                           \
-        Vector *restrict middle = line + ends;                                                                         \
-        for (int first = -r; first <= r; first += 3) { /* three lines at a time */                                     \
-            const Vector *lines[3];                                                                                    \
-            for (int d = first; d < first + 3; d++) {                                                                  \
-                int at = y + d;                                                                                        \
-                if (q->wraps) at = at < 0 ? at + q->h : at >= q->h ? at - q->h : at;                                   \
-                lines[d - first] = d > r || at < 0 || at >= q->h ? zeros : from + (long)at * n;                        \
-            }                                                                                                          \
-            const Vector *restrict a = lines[0], *restrict b = lines[1], *restrict c = lines[2];                       \
-            if (first == -r)                                                                                           \
-                for (int e = 0; e < n; e++) middle[e] = a[e] + b[e] + c[e];                                            \
-            else                                                                                                       \
-                for (int e = 0; e < n; e++) middle[e] += a[e] + b[e] + c[e];                                           \
-        }                                                                                                              \
-        if (q->wraps) {                                                                                                \
-            memcpy(line, line + n, ends * sizeof(Vector));                                                             \
-            memcpy(middle + n, middle, ends * sizeof(Vector));                                                         \
-        }                                                                                                              \
-    }                                                                                                                  \
-    INLINE Vector along(const Vector *line, int block, int radius)                                                     \
-    {                                                                                                                  \
-        Vector sum = line[0];                                                                                          \
-        for (int d = 1; d <= 2 * radius; d++) sum += line[d * block];                                                  \
-        return sum;                                                                                                    \
-    }
-FILTER(Wide, down, along)
-FILTER(Single, single_down, single_along)
-
-/* Copies WIDE columns from `col` on, the last of them again where there are fewer. */
-INLINE void columns(const Problem *q, const double *from, Wide *to, long count, int col)
-{
-    int wide = q->cols - col < WIDE ? q->cols - col : WIDE;
-    for (long a = 0; a < count; a++)
-        for (int l = 0; l < WIDE; l++) to[a][l] = from[a * q->cols + col + (l < wide ? l : wide - 1)];
 }
 
 INLINE Wide inverse(Wide s) { return pick(s > 0, 1 / pick(s > 0, s, 1 + s * 0), s * 0); }

@@ -27,13 +27,13 @@ INLINE void chebyshev(const Problem *q, Work *k, const Single *y, Single *before
     int n = k->length / 2;
     long at = (long)place * n;
     Single *line = (Single *)k->half_line;
-    single_down(q, y, line, (const Single *)k->half_zeros, place, n, block);
+    down_single(q, y, line, (const Single *)k->half_zeros, place, n, block);
     const Single *restrict now = y + at, *restrict b = (const Single *)k->half_b + at;
     const Single *restrict dot = (const Single *)k->half_dot + at;
     Single *restrict old = before + at;
     float c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
     for (int e = 0; e < n; e++)
-        old[e] = c0 * dot[e] * single_along(line + e, block, radius) + (c1 * b[e] + c2 * now[e] + c3 * old[e]);
+        old[e] = c0 * dot[e] * along_single(line + e, block, radius) + (c1 * b[e] + c2 * now[e] + c3 * old[e]);
 }
 
 /* Solves y = b + s D M y, D = dot, in single precision, for b in k->half_b, by the iteration of
@@ -79,8 +79,8 @@ INLINE void newton_step(const Problem *q, Work *k, double tolerance, int block, 
     Single *step = (Single *)k->half_step, *filtered = (Single *)k->half_line;
     const Single *y = window_equation(q, k, tolerance);
     for (int line = 0; line < q->h; line++, step += n) {
-        single_down(q, y, filtered, (const Single *)k->half_zeros, line, n, block);
-        for (int e = 0; e < n; e++) step[e] += gain * single_along(filtered + e, block, radius);
+        down_single(q, y, filtered, (const Single *)k->half_zeros, line, n, block);
+        for (int e = 0; e < n; e++) step[e] += gain * along_single(filtered + e, block, radius);
     }
 }
 
@@ -231,10 +231,10 @@ INLINE double residual_single(const Problem *q, Work *k, int block, int radius)
         high = pick_single(dg > high, dg, high);
     }
     for (int y = 0; y < q->h; y++) {
-        single_down(q, c, line, (const Single *)k->half_zeros, y, n, block);
+        down_single(q, c, line, (const Single *)k->half_zeros, y, n, block);
         for (int e = 0; e < n; e++) {
             long at = (long)y * n + e;
-            Single r = gain * single_along(line + e, block, radius) + base[at] - x[at];
+            Single r = gain * along_single(line + e, block, radius) + base[at] - x[at];
             Single size = size_of_single(r) * weight[at];
             worst = pick_single(size > worst, size, worst);
             sum += size;

@@ -122,11 +122,33 @@ class Scales:
         return self.variance + self.mean**2
 
 
-def moments_between(activation: Activation, low: float, high: float, samples: np.ndarray | None = None) -> OfScale:
+class KinkedMoments:
+    """This has the moments of `moments_between` for f = const + m x + h |x|, whose scale is a factor of f - const.
+
+    So they are exact at any scale, however small beside others.
+    """
+
+    def __init__(self, activation: Activation):
+        self.const, self.at_1 = _at_zero(activation), gaussian_moments(activation, 1.0)
+
+    def __call__(self, s: np.ndarray, derivative: bool = False) -> np.ndarray:
+        """Returns values (n, 5) at scales (n,), or their derivatives in log s."""
+        m, none = self.at_1, np.zeros_like(s)
+        linear, square = (m.mean - self.const) * s, m.variance * s**2
+        if derivative:
+            return np.stack([linear, 2 * square, none, -m.d2 / s, none], 1)
+        return np.stack([self.const + linear, square, none + m.d1, m.d2 / s, none + m.d1_sq], 1)
+
+
+def moments_between(
+    activation: Activation, low: float, high: float, samples: np.ndarray | None = None
+) -> OfScale | KinkedMoments:
     """Returns (mean, variance, E[f'], E[f''], E[f'^2]) of an activation as it is, as functions of its scale.
 
     Raises ValueError for an activation with a jump, whose E[f'^2] is infinite. `OfScale` explains `samples`.
     """
+    if activation.slopes and activation.kinks in ((), (0.0,)) and not gaussian_moments(activation, 1.0).jumps:
+        return KinkedMoments(activation)
 
     def table(scales):
         moments = [gaussian_moments(activation, s) for s in scales]
@@ -151,6 +173,7 @@ def explicit_scales(activation: Activation, s: np.ndarray) -> Scales:
     if zero.any():
         s = np.where(zero, s[~zero].min(initial=np.inf), s) if not zero.all() else np.ones_like(s)
     scales = Scales(s, *moments_between(activation, s.min(), s.max(), s)(s).T)
+    np.maximum(scales.variance, 0.0, out=scales.variance)  # of tiny scales beside others it is rounding
     if zero.any():
         scales.mean[zero], scales.variance[zero] = _at_zero(activation), 0.0
     return scales

@@ -106,7 +106,7 @@ def _conv_blocks_of(
         return conv_blocks(X, *deq, *place, tau0=model.tau0, other=other, dtype=dtype)
     scale = model.input_scale
     own = None if other is None else other * scale
-    return conv_explicit_blocks(X * scale, model.layers, model.kernel_sizes, *place, other=own)
+    return conv_explicit_blocks(X * scale, model.layers, model.kernel_sizes, *place, other=own, dtype=dtype)
 
 
 def float32_blocks(model: Network, X: torch.Tensor, other: torch.Tensor | None = None) -> KernelTiles:

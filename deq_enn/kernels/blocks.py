@@ -6,6 +6,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from threading import Lock
 from typing import Protocol, cast
@@ -13,7 +14,8 @@ from typing import Protocol, cast
 import numpy as np
 import torch
 
-from deq_enn.kernels.parallel.on_a_line import MANY, LineTable
+from deq_enn.kernels.parallel.on_a_line import MANY, MANY_DEAR, LineTable
+from deq_enn.kernels.parallel.pairs import Moments
 from deq_enn.kernels.parallel.tabulated import NotSmooth
 from deq_enn.kernels.sample_scales import OfScale
 from deq_enn.utils.tiles import for_each, one_thread, tile_size, tiles
@@ -68,10 +70,16 @@ class Blocks(ABC):
             raise ValueError("all rows of X are zero, which may be so after centring only: there is no kernel of them")
         self._X, self._norms2, self.device = X, norms2, X.device
         self._attribute, self._line, self._line_lock = _attribute(X), None, Lock()
+        self._many = MANY
+
+    def _mind_the_cost(self, moments: Sequence[Moments]) -> None:
+        """Has fewer samples on a line make a table, where their pairs have no other."""
+        if any(layer.dear for layer in moments):
+            self._many = MANY_DEAR
 
     def _table_on_a_line(self) -> LineTable | None:
         """Returns the table of both kernels, each over `_size`, where many samples lie on a line."""
-        if self._attribute is None or math.prod(self.shape) < MANY * (1 if self.first else 2):
+        if self._attribute is None or math.prod(self.shape) < self._many * (1 if self.first else 2):
             return None
         with self._line_lock:  # the first thread that asks for it makes it
             if self._line is None:

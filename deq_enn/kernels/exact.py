@@ -53,6 +53,7 @@ class _Implicit(Blocks):
         known = with_slopes(activation, scales.s.max())
         self.pair = pair_function(activation, scales, self.device, len(known.slopes))
         self.near = Moments(known, self.centre, scales.s.min(), scales.s.max())
+        self._mind_the_cost([self.near])
         self.s, mean, self.d1, d2 = self._tensors(scales.s, scales.mean, scales.d1, scales.d2)
         self.m, self.half_d2 = mean / self.s, d2 * self.s * math.sqrt(sigma_a2 / 2)
         # |rho| <= |base|/sqrt(q_i q_j) with q = 1 - sigma_a^2 V/s^2, because |g(rho)| <= |rho| sqrt(V_i V_j)/(s_i s_j)
@@ -177,6 +178,7 @@ class _Explicit(Blocks):
             self.near.append(Moments(known, 0.0, scales.s.min(), scales.s.max()))
             diagonal = scales.second + diagonal * scales.d1_sq
             s = s_next
+        self._mind_the_cost(self.near)
         if self._attribute is not None and not any(pair.dear for pair, *_ in self.stack):
             self._attribute = None
         second, diagonal = self._tensors(self.seconds[-1].numpy(), diagonal)
@@ -313,10 +315,10 @@ def implicit_kernels(
     -----
     Samples may be parallel, opposite or the same. More than a few nearly parallel pairs of an activation without a
     closed form are read from a table that takes about a second (kernels/parallel). A piecewise-linear function with
-    declared kinks has a closed form. Any other with kinks away from 0 takes a quadrature of 5 to 250 ms for each such
-    pair, once for those that are alike. Many samples of one attribute are read
-    from a table of two norms, to 5e-11 of the diagonal, whatever the activation. A sample may be zero: its kernels are
-    the limit of ever smaller samples. Two arrays of the result's size are allocated, and no other. Where the Mehler
+    declared kinks has a closed form. Any other with kinks away from 0, such as hardswish, takes a quadrature of 1 to
+    3 ms for each such pair, once for those that are alike. Many samples of one attribute are read from a table of two
+    norms, to 5e-11 of the diagonal, whatever the activation. A sample may be zero: its kernels are the limit of ever
+    smaller samples. Two arrays of the result's size are allocated, and no other. Where the Mehler
     series is used, its number of terms is logged (logger "kernels", level INFO).
     """
     return implicit_blocks(X, activation, sigma_a2, trained, tau0, other).both()

@@ -248,9 +248,10 @@ class Series(PairFunction):
     Notes
     -----
     Costs are compared in units of one term of the series on a tile of 180 x 180, which takes about 0.1 ms. As measured,
-    a table costs 5 of these for each degree. Beyond the series, the first of a few pairs costs 150 and each further one
-    15 (parallel/pairs.py). Many pairs have a table of their own, which costs 10,000 once, and then 0.05 each.
-    Those of a piecewise-linear function have a closed form, with a term for any two of its pieces.
+    a table costs 5 of these for each degree, and with kinks away from 0 a twentieth of the degree's square. Beyond the
+    series, the first of a few pairs costs 150 and each further one 15 (parallel/pairs.py). Many pairs have a table of
+    their own, which costs 10,000 once, and then 0.05 each. Those of a piecewise-linear function have a closed form,
+    with a term for any two of its pieces.
     """
 
     tolerance = 1e-11
@@ -282,6 +283,10 @@ class Series(PairFunction):
         """Tells whether parallel pairs need more than 128 terms."""
         return self.table(128).cut < 1
 
+    def _of_table(self, degree):
+        """Returns the cost of a table of coefficients. Kinks that move with the scale make them oscillate in it."""
+        return max(5 * degree, 0.05 * degree**2 if any(self.activation.kinks) else 0)
+
     def _aside(self, size, limit, pairs_table):
         """Returns the cost of the pairs of a tile with |rho| beyond the limit, and of the table that many need."""
         count = (size > limit).sum().item()
@@ -307,10 +312,12 @@ class Series(PairFunction):
         size, tiles = rho.abs(), max(1.0, len(self.s) ** 2 / self.tile / 2)
         for degree, following in zip(self.degrees, (*self.degrees[1:], math.inf)):
             table = self.table(degree)
-            longer = (following - degree) * rho.numel() / self.tile + 5 * following / tiles
+            longer = (following - degree) * rho.numel() / self.tile + self._of_table(following) / tiles
             pairs_table = self._pairs_table(size, table, tiles)
             aside = self._aside(size, table.cut, pairs_table)
-            if self.per_pair:  # twice the terms reach half as near to 1: what that saves counts
+            if self.per_pair or any(
+                self.activation.kinks
+            ):  # twice the terms reach half as near to 1: what that saves counts
                 aside -= self._aside(size, (1 + table.cut) / 2, pairs_table)
             if table.cut >= reach or aside <= longer:
                 break

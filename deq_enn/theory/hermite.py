@@ -88,19 +88,52 @@ class _Integrals:
 
     def coefficients(self, edges):
         """Returns c_k at each scale, (n, degree + 1), by the rule on these panels."""
-        rows = []
-        for s in self._chunks(edges):
-            own = self._own_edges(edges, s)
-            row = torch.zeros(len(s), self.degree + 1, dtype=torch.float64, device=self.scales.device)
-            block = max(1, int(_ENTRIES / (20 * len(own) * (self.degree + 1))))
-            for start in range(0, own.shape[1] - 1, block):
-                x, half = _lobatto_panels(own[:, start : start + block + 1])
+        x, half = _lobatto_panels(edges[None])
+        x, weights = x[0], half[0, :, None] * torch.from_numpy(lobatto().weights).to(half) / SQRT_2PI
+        weights = weights * torch.exp(-x * x / 4)
+        out = torch.zeros(len(self.scales), self.degree + 1, dtype=torch.float64, device=self.scales.device)
+        panels = max(1, int(_ENTRIES / (20 * (self.degree + 1))))
+        for some, weight in zip(x.split(panels), weights.split(panels)):
+            table = hermite_functions(some.flatten(), self.degree).T
+            first = int(torch.searchsorted(edges, some[0, 0])) - 1
+            columns = max(1, int(_ENTRIES / some.numel()))
+            for place in torch.arange(len(self.scales), device=edges.device).split(columns):
+                f = self.activation.fn(self.scales[place, None, None] * some) * weight
+                for _, panel in self._bends(edges, place):  # such a panel is done by halves
+                    panel = panel - first
+                    here = ((panel >= 0) & (panel < len(some))).nonzero()[:, 0]
+                    f[here, panel[here]] = 0
+                out[place] += f.flatten(1) @ table
+        if len(self.kinks):
+            self._add_bent(edges, out)
+        return out
+
+    def _bends(self, edges, place):
+        """Yields each kink's position at these scales, from left to right, with the panel that it is in, (n,) each."""
+        for k in self.kinks.sort().values:
+            position = (k / self.scales[place]).clamp(-_REACH, _REACH)
+            yield position, (torch.searchsorted(edges, position) - 1).clamp(0, len(edges) - 2)
+
+    def _add_bent(self, edges, out):
+        """Adds the panels with a kink in them, whose halves are elsewhere for each scale."""
+        for place in torch.arange(len(out), device=edges.device).split(
+            max(1, int(_ENTRIES / (40 * len(self.kinks) * (self.degree + 1))))
+        ):
+            bends = list(self._bends(edges, place))
+            left = edges[bends[0][1]]
+            for number, (position, panel) in enumerate(bends):
+                last = number + 1 == len(bends)
+                same = torch.zeros_like(panel, dtype=torch.bool) if last else bends[number + 1][1] == panel
+                right = torch.where(same, position, edges[panel + 1])  # then the next kink begins here
+                own = torch.stack([left, position, right], 1)
+                if not last:
+                    left = torch.where(same, position, edges[bends[number + 1][1]])
+                x, half = _lobatto_panels(own)
                 weights = half[..., None] * torch.from_numpy(lobatto().weights).to(half) / SQRT_2PI
-                f = (self.activation.fn(s[:, None, None] * x) * torch.exp(-x * x / 4) * weights).flatten(1)
-                table = hermite_functions(x.flatten(1), self.degree)
-                row += f @ table[:, 0].T if len(own) == 1 else torch.einsum("nq,knq->nk", f, table)
-            rows.append(row)
-        return torch.cat(rows)
+                f = (self.activation.fn(self.scales[place, None, None] * x) * torch.exp(-x * x / 4) * weights).flatten(
+                    1
+                )
+                out[place] += torch.einsum("nq,knq->nk", f, hermite_functions(x.flatten(1), self.degree))
 
     def _first_edges(self):
         # h_k oscillates at a frequency of about sqrt(k)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from scipy import special
 
-from deq_enn.theory.activations import ACTIVATIONS, from_function, piecewise_linear
+from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, piecewise_linear
 from deq_enn.theory.gaussian import expectation, gaussian_moments
 from deq_enn.theory.hermite import hermite_coefficients, hermite_functions
-from tests.helpers.pair_quadrature import torch_quadrature as quad
+from tests.helpers.pair_quadrature import quadrature as numpy_quad, torch_quadrature as quad
 
 STEPS = "tanh", "erf", "sigmoid", "softsign", "hardtanh"  # at large scales these are a sign or a step
 names = pytest.mark.parametrize("name", ACTIVATIONS)
@@ -107,3 +107,22 @@ def test_hermite_coefficients_name_the_reason_and_the_scale():
         hermite_coefficients(late, torch.tensor([0.5, 1 / 15.5]), 30)
     with pytest.raises(ValueError, match="grows too fast .* at scale 10$"):
         hermite_coefficients(from_function(torch.exp), torch.tensor([0.5, 10.0]), 30)
+
+
+def test_hermite_coefficients_with_several_kinks_in_a_panel():
+    """Panels are shared by all scales, and those with kinks are done by parts."""
+    kinks = -2.0, 0.1, 0.11, 0.4
+
+    def f(x):
+        return sum(abs(x - k) * (1 + k * x) for k in kinks)
+
+    own = Activation("own", f, f, kinks=kinks)
+    scales = torch.tensor([0.05, 0.3, 1.0, 4.0], dtype=torch.float64)
+    for s, row in zip(scales.tolist(), hermite_coefficients(own, scales, 40)):
+        for k in (0, 3, 40):
+
+            def term(x, s=s, k=k):
+                x = torch.from_numpy(x)
+                return (f(s * x) * hermite_functions(x, k)[k] * torch.exp(x * x / 4)).numpy()
+
+            assert row[k].item() == pytest.approx(numpy_quad(term, [b / s for b in kinks]), rel=1e-10, abs=1e-12)

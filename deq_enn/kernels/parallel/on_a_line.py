@@ -26,6 +26,7 @@ Values = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 _log = logging.getLogger("kernels")
 
 MANY = 60_000  # pairs from which on a table is made: it takes some thousand pairs that are computed one by one
+MANY_DEAR = 5_000  # the same, of pairs that have no closed form and no other table
 _DEGREES = 16, 24, 32, 40, 48, 64, 80, 96, 128  # degrees in either variable
 _FEW = 64  # degree up to which the next scale is not tried
 _TAIL = 5e-12  # last Chebyshev coefficients, relative to the largest

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deq_enn.kernels.parallel.in_the_plane import pair_moments, resolved_nodes, rounding
+from deq_enn.kernels.parallel.in_the_plane import RULES, pair_moments, resolved_rule, rounding
 from deq_enn.kernels.parallel.piecewise_linear import piecewise_linear_moments
 from deq_enn.kernels.parallel.tabulated import NotSmooth, OfPairs, ParallelTable
 from deq_enn.theory.activations import Activation
@@ -50,6 +50,11 @@ class Moments:
         self._table: ParallelTable | None = None
         self._lock = threading.Lock()
 
+    @property
+    def dear(self) -> bool:
+        """Tells whether all pairs are integrated one by one."""
+        return self.closed is None and not self._tabulable
+
     def table_for(self, count: int) -> ParallelTable | None:
         """Returns the table where so many pairs are to be read from one; the first thread that asks for it makes it."""
         if count <= FEW:
@@ -74,8 +79,8 @@ class Moments:
             for place, pairs in table.parts(a, b, sign):
                 out[:, place] = torch.stack(pairs(theta[place])[1:])
             return out[:, index]
-        nodes = resolved_nodes(self.activation, self.centre, a, b, sign, theta)
-        return pair_moments(self.activation, self.centre, a, b, sign, theta, nodes)[:, index]
+        rule = RULES[resolved_rule(self.activation, self.centre, a, b, sign, theta)]
+        return pair_moments(self.activation, self.centre, a, b, sign, theta, *rule)[:, index]
 
 
 def implicit_pairs(
@@ -152,9 +157,10 @@ def _read(pairs: OfPairs, sigma_a2, distance2, name):
     return _newton(at, ab, sigma_a2, name)
 
 
-def _newton(at, ab, sigma_a2, name):
+def _newton(at, ab, sigma_a2, name, start=None):
     """Returns (eta, apart, dot) of all pairs. at : eta -> (apart, dot, excess of the left side, its rounding)."""
-    eta = step = torch.zeros_like(ab)
+    step = torch.zeros_like(ab)
+    eta = step if start is None else start
     for _ in range(60):
         apart, dot, excess, noise = at(eta)
         slope = 2 * ab * (1 - sigma_a2 * dot)
@@ -167,26 +173,26 @@ def _newton(at, ab, sigma_a2, name):
 
 
 def _integrated(moments, sigma_a2, a, b, sign, distance2):
-    """Returns (eta, apart, dot) by closed forms, or by quadrature with as many nodes as the solution needs."""
+    """Returns (eta, apart, dot) by closed forms, or by quadrature, whose rule is as fine as the solution needs."""
     activation, centre, ab, radial = moments.activation, moments.centre, a * b, (a - b) ** 2
-    nodes = 12
+    rule, eta = 0, None
 
     def at(eta):
         theta = angle(eta)
         if moments.closed:
             apart, dot = moments.closed(a, b, sign, theta)
         else:
-            apart, dot = pair_moments(activation, centre, a, b, sign, theta, nodes)
+            apart, dot = pair_moments(activation, centre, a, b, sign, theta, *RULES[rule])
         right = distance2 + sigma_a2 * apart
         noise = 1e-14 * (radial + right) + sigma_a2 * rounding(activation, apart, dot, ab)
         return apart, dot, 2 * ab * eta + radial - right, noise
 
     while True:
-        eta, apart, dot = _newton(at, ab, sigma_a2, activation.name)
-        needed = 0 if moments.closed else resolved_nodes(activation, centre, a, b, sign, angle(eta))
-        if needed <= nodes:
+        eta, apart, dot = _newton(at, ab, sigma_a2, activation.name, eta)
+        needed = 0 if moments.closed else resolved_rule(activation, centre, a, b, sign, angle(eta))
+        if needed <= rule:
             return eta, apart, dot
-        nodes = needed
+        rule = needed
 
 
 def squared_distances(

@@ -70,7 +70,8 @@ DEFAULTS = {
     "ridge": NETWORK | EXACT | {"match": "ck"},
     "kernel": THEORY | EXACT | {"match": "ck", "memory": None},
     "pcdeq": EQUILIBRIUM
-    | {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False, "activation": ""},
+    | {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False, "activation": ""}
+    | {"precise_bn": 0},
 }
 
 
@@ -178,6 +179,13 @@ def _add_pcdeq(add: Callable) -> None:
         help="after it a pcDEQ's learning rate is a tenth (default: never)",
     )
     add("--aug", action="store_true", default=None, help="a pcDEQ's training images are shifted and flipped at random")
+    add(
+        "--precise_bn",
+        type=positive_int,
+        metavar="BATCHES",
+        help="for each test of a pcDEQ the statistics of its batch normalisation are estimated from so many batches of "
+        "training images, at the weights of that epoch (default: the running means of training, which lag)",
+    )
 
 
 def _add_equilibria(add: Callable) -> None:

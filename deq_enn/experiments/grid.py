@@ -313,6 +313,7 @@ class PcDEQGrid(Grid):
             "milestone": a.milestone,
             "aug": a.aug,
             "activation": self.activation,
+            "precise_bn": a.precise_bn,
         }
 
 

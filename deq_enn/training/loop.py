@@ -247,6 +247,33 @@ class PcDEQTask(FullTask):
         self.epochs += 1
         return super().epoch(order)
 
+    def evaluate(self) -> dict:
+        """Returns what a `FullTask` does; with `precise_bn` by statistics of the weights as they are now."""
+        if self.config.precise_bn:
+            self.estimate_statistics()
+        return super().evaluate()
+
+    @torch.no_grad()
+    def estimate_statistics(self) -> None:
+        """Sets the mean and variance of each batch normalisation to means over batches of training images.
+
+        Precise BatchNorm of Wu & Johnson, Rethinking "Batch" in BatchNorm (arXiv 2105.07576, 2021), section 3. What is
+        set is kept in the checkpoint. Training does not look at it.
+        """
+        layers = [layer for layer in self.model.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # then all batches count alike
+        self.model.train()
+        of_this_epoch = generator(self.config.seed, "statistics", self.epochs)
+        order = torch.randperm(len(self.train), generator=of_this_epoch).to(self.train.device)
+        batches = [batch for batch in order.split(self.config.batch_size) if len(batch) > 1]
+        for index in batches[: self.config.precise_bn]:
+            self.model(self.train[index])
+        for layer, momentum in zip(layers, momenta):
+            layer.momentum = momentum
+
 
 TASKS: dict[str, Callable[..., Task]] = {"readout": ReadoutTask, "full": FullTask, "pcdeq": PcDEQTask}
 

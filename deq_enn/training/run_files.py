@@ -25,7 +25,7 @@ from deq_enn.utils.interrupts import RESUME
 # its key, and its checkpoint
 EQUILIBRIUM = "steps", "solver", "max_steps", "solver_tol", "lenient", "jacobian"
 CONVOLUTION = "kernel_size", "padding", "pool"
-LATER = "code", "ridge", "train_size", "depth", "own_rate", *EQUILIBRIUM, *CONVOLUTION
+LATER = "code", "ridge", "train_size", "depth", "own_rate", *EQUILIBRIUM, *CONVOLUTION, "precise_bn"
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Config:
     kernel_size: int = 0  # this and the next two: of a convolutional network
     padding: str = ""
     pool: bool = False
+    precise_bn: int = 0  # batches of which a positive concave DEQ's test has its statistics; 0: the running means
 
     @property
     def key(self) -> str:
@@ -81,8 +82,8 @@ class Config:
         return bool(self.solver or self.max_steps or self.solver_tol or self.lenient or self.jacobian)
 
     def record(self) -> dict[str, Any]:
-        """Returns all settings as they are logged; those of `EQUILIBRIUM` and `CONVOLUTION` where they are given."""
-        sometimes = *EQUILIBRIUM, *CONVOLUTION
+        """Returns all settings as they are logged; those of later kinds of training where they are given."""
+        sometimes = *EQUILIBRIUM, *CONVOLUTION, "precise_bn"
         return {name: value for name, value in asdict(self).items() if value or name not in sometimes}
 
     @property
@@ -90,7 +91,7 @@ class Config:
         """Returns the model as file names have it: with the activation and the kernel that the user has chosen."""
         training = f"steps{self.steps}" if self.steps else f"jacobian{self.jacobian}" if self.jacobian else ""
         if self.train == "pcdeq":
-            return "-".join(filter(None, (self.model, training)))
+            return "-".join(filter(None, (self.model, training, "precise-bn" if self.precise_bn else "")))
         exact = self.train if self.train in ("ridge", "kernel") else training
         parts = (
             self.activation.rpartition(":")[2],

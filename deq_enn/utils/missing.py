@@ -14,7 +14,12 @@ INSTALLED = "deq-enn"  # name of the program that pip installs
 
 
 def say_in_one_line() -> None:
-    """Lets a program of this project end with one line, and status 1, where a package that it requires is missing."""
+    """Lets a program of this project end with one line, and status 1, where a package that it requires is missing.
+
+    Nothing is changed for any other program.
+    """
+    if sys.argv[:1] != ["-m"] and not our_program():  # with -m the program has its name later
+        return
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -12,6 +12,7 @@ from deq_enn.networks.pcdeq import build_pcdeq
 from deq_enn.training import loop
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, best_path
+from deq_enn.utils.random import generator
 from tests.helpers.image_files import write_svhn
 from tests.networks.test_pcdeq import small_problem
 
@@ -199,3 +200,30 @@ def test_a_whole_run_and_its_resumption(capsys, tmp_path):
     assert f"{100 * json.loads(log)[-1]:.2f} ± 0.00" in printed  # the last epoch's, whatever the best was
     command.main([*map(str, argv), "--resume"])
     assert (tmp_path / "out" / "80_test_linear_pcdeq_2_svhn.json").read_text() == log
+
+
+def test_precise_statistics_are_those_of_the_weights_as_they_are(tmp_path):
+    """The first normalisation has means of what the first layer gives, over batches; training does not notice."""
+    plain, _ = train_toy(tmp_path / "plain")
+    result, network = train_toy(tmp_path / "precise", replace(CONFIG, precise_bn=3))
+    for before, after in zip(plain.history, result.history):
+        assert before["train_loss"] == after["train_loss"] and before["test_loss"] != after["test_loss"]
+    order = torch.randperm(60, generator=generator(CONFIG.seed, "statistics", CONFIG.epoch))
+    with torch.no_grad():
+        batches = [network[1](toy_digits().X_train[rows]) for rows in order.split(CONFIG.batch_size)[:3]]
+    torch.testing.assert_close(network[2].running_mean, torch.stack([z.mean(0) for z in batches]).mean(0))
+    torch.testing.assert_close(network[2].running_var, torch.stack([z.var(0) for z in batches]).mean(0))
+    assert network[2].momentum == 0.1
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(network.eval()(toy_digits().X_test), toy_digits().y_test)
+    assert loss.item() == pytest.approx(result.history[-1]["test_loss"], rel=1e-5)
+
+
+def test_precise_statistics_are_resumed_to_the_same_numbers(tmp_path):
+    config = replace(CONFIG, precise_bn=2)
+    whole, _ = train_toy(tmp_path / "whole", config)
+    train_toy(tmp_path / "parts", replace(config, epoch=2))
+    parts, _ = train_toy(tmp_path / "parts", config, resume=True)
+    for a, b in zip(whole.history, parts.history, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    assert config.label == "linear_pcdeq_1-precise-bn" and "precise_bn" not in CONFIG.record()

@@ -41,6 +41,11 @@ def test_a_users_own_program_keeps_its_traceback(tmp_path):
     assert "Traceback" in bare("main.py", cwd=tmp_path).stderr
 
 
+def test_a_users_own_program_keeps_its_hook():
+    code = "import sys; before = sys.excepthook; import deq_enn; sys.exit(sys.excepthook is not before)"
+    assert bare("-c", code).returncode == 0
+
+
 def test_a_module_that_is_no_requirement_keeps_its_traceback():
     done = bare("-c", "import sys; sys.argv = ['main.py']; import deq_enn; import pandas")
     assert "Traceback" in done.stderr and "pandas" in done.stderr

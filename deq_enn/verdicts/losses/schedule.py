@@ -41,6 +41,7 @@ def measure_until(measurements: Measurements, width: int, undecided: Undecided) 
     yield from learn_speed(measurements, widths)
     yield from find_equilibrium(measurements, width, widths)
     yield from measure_best(measurements, width, widths, undecided)
+    yield from score_classes(measurements, width, widths)
 
 
 def learn_speed(measurements: Measurements, widths: list[int]) -> Iterator[None]:
@@ -80,6 +81,21 @@ def measure_best(measurements: Measurements, width: int, widths: list[int], unde
             names = everything  # for one seed, so that something near this width is known of every candidate
         _measure(measurements, widths, *best, names)
         yield
+
+
+def score_classes(measurements: Measurements, width: int, widths: list[int]) -> Iterator[None]:
+    """Measures at `width` itself, where classes are unequal, the candidates that were not measured there.
+
+    Accuracy may be decided by narrow networks, and say nothing of how well rare classes are told apart.
+    """
+    if measurements.rate is None or not any(measurements.scores.values()) or not measurements.settles(width):
+        return
+    place = width, len(measurements.order)
+    if missing := [name for name in _names(measurements) if name not in measurements.passes.get(place, {})]:
+        affordable = measurements.seconds(*place, missing) < NEXT_SHARE * _left(measurements)
+        if affordable and measurements.feature_bytes(*place) <= FEATURE_BYTES:
+            _measure(measurements, widths, *place, missing)
+            yield
 
 
 def _names(measurements):

@@ -41,3 +41,18 @@ def test_nothing_more_is_measured_once_nothing_is_asked(near_the_tolerance):
     ):
         pass
     assert near_the_tolerance.most_seeds() <= 5 and near_the_tolerance.clock() < near_the_tolerance.deadline
+
+
+@pytest.mark.parametrize("unequal", [True, False])
+def test_unequal_classes_are_scored_at_the_width_that_is_asked_for(deq, blobs, unequal):
+    """Whatever was decided by narrower networks. Of equal classes no scores are shown."""
+    X, y = blobs
+    order, made = torch.arange(600), candidates.networks(deq, 1.0)[0][:2]
+    taken = measurements.Measurements(deq, made, X, (order % 10 == 0).long() if unequal else y, order, order, 3)
+    taken.deadline = taken.end = taken.clock() + 100
+    for _ in schedule.measure_until(taken, 64, lambda: ([], False)):
+        pass
+    assert ((64, 600) in taken.passes) == unequal
+    if unequal:
+        place = taken.class_scores(64)
+        assert (place["width"], place["samples"]) == (64, 600) and set(place["of"]) == {each.name for each in made}

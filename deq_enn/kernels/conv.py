@@ -21,13 +21,16 @@ The equation for one image alone is that of Garriga-Alonso, Rasmussen & Aitchiso
 
 import torch
 
+from deq_enn.kernels.blocks import check_dtype
 from deq_enn.kernels.box_filter import BoxFilter, WindowEquation, error_of
 from deq_enn.kernels.compiled import Problem, conv_pairs, library
-from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, check_dtype, pixel_pairs
+from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, pixel_pairs
 from deq_enn.kernels.pixel_scales import implicit_pixel_scales
 from deq_enn.theory.activations import Activation
+from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.equilibrium import check_sigma_a2, check_window, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.theory.recognise import recognise
 
 _STEPS = 60  # Newton or plain steps at most
 _ROUNDED = 1e-14  # residual, relative to the scales of the two pixels, that is rounding
@@ -146,7 +149,7 @@ class _Implicit(ConvBlocks):
 
 def conv_blocks(
     images: torch.Tensor,
-    activation: Activation,
+    activation: Activation | str | Elementwise,
     sigma_a2: float,
     kernel_size: int = 3,
     padding: str = "zero",
@@ -161,12 +164,14 @@ def conv_blocks(
     if trained not in ("aA", "aAB"):
         raise ValueError(f"trained must be 'aA' or 'aAB', got {trained!r}")
     check_dtype(dtype)
-    return _Implicit(images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other, dtype)
+    return _Implicit(
+        images, recognise(activation), sigma_a2, kernel_size, padding, readout, trained, tau0, other, dtype
+    )
 
 
 def conv_kernels(
     images: torch.Tensor,
-    activation: Activation,
+    activation: Activation | str | Elementwise,
     sigma_a2: float,
     kernel_size: int = 3,
     padding: str = "zero",
@@ -181,7 +186,8 @@ def conv_kernels(
     Parameters
     ----------
     images : (n, c, h, w), on any device.
-    activation : as given; phi is it minus E[f(tau_* xi)], one constant for all pixels.
+    activation : an `Activation`, a name of the registry or a torch function, as given; phi is it minus
+        E[f(tau_* xi)], one constant for all pixels.
     sigma_a2 : sigma_a^2 in (0, 1).
     kernel_size : side k of the filters A and B, odd.
     padding : what lies outside the images, "zero" or "circular".

@@ -9,6 +9,7 @@ padding it is that of the parts of the two images that overlap.
 """
 
 import logging
+import math
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -34,6 +35,7 @@ DAY = 86_400.0  # seconds from which on a computation is announced
 ENTRIES = 30_000  # pairs of pixels of a tile, few enough that its arrays stay in a core's cache
 WIDE_ENTRIES = 1 << 20  # pairs of pixels of a tile whose pair function goes pixel by pixel
 COMPILED_ENTRIES = 800_000  # pairs of pixels of a tile that compiled code goes through a few pairs at a time
+PROBE = 10_000_000  # pairs of pixels that pooled kernels are timed by
 CUDA_ENTRIES = 1 << 24  # pairs of pixels of a tile on a GPU
 
 _log = logging.getLogger("kernels")
@@ -57,11 +59,10 @@ class Side:
 
     def rows_of(self, values: torch.Tensor) -> torch.Tensor:
         """Returns values (pixels, images, ...) of this side, (pixels of it, images of it, ...)."""
-        if self.pixels.size < len(values):
+        values = values[:, self.images]  # first, since a view of a slice takes no time
+        if self.pixels.size < len(values) or self.pixels[0, 0]:
             values = values[torch.from_numpy(self.pixels.reshape(-1)).to(values.device)]
-        elif self.pixels[0, 0]:
-            values = values[torch.from_numpy(self.pixels.reshape(-1)).to(values.device)]
-        return values[:, self.images]
+        return values
 
 
 class Terms(Protocol):
@@ -325,8 +326,7 @@ class ConvBlocks(ABC):
     def both(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the whole (ck, ntk), of its dtype. Of a square matrix one triangle is computed and then mirrored.
 
-        A bar shows the progress on a terminal. Where the whole would take a day, a warning says so, with the time,
-        as soon as one tile is timed.
+        A bar shows the progress on a terminal. Where it would take a day, a warning says so, once a few are timed.
         """
         ck = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         ntk, square = torch.empty_like(ck), not self.first
@@ -354,17 +354,28 @@ class ConvBlocks(ABC):
                 work(*job)
                 bar.update()
 
-            start = time.perf_counter()
-            for_each(counted, jobs[:1], self.device)
-            threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-            announce((time.perf_counter() - start) * len(jobs) / threads, self.shape)
-            for_each(counted, jobs[1:], self.device)
+            threads, start = torch.get_num_threads() if self.device.type == "cpu" else 1, time.perf_counter()
+            if self.readout == "pool":  # a tile may take minutes
+                times = math.prod(self.shape) / self._probe(*jobs[0])
+            else:
+                for_each(counted, [jobs.pop(0)], self.device)
+                times = len(jobs) + 1
+            announce((time.perf_counter() - start) * times / threads, self.shape)
+            for_each(counted, jobs, self.device)
+
+    def _probe(self, rows, cols):
+        """Computes some pairs of a tile, some seconds of them, and returns for how many of the matrix they stand."""
+        side = math.isqrt(PROBE // self.count)
+        rows = slice(rows.start, min(rows.stop, rows.start + max(2, side)))
+        cols = slice(cols.start, min(cols.stop, cols.start + max(2 * WIDE, side)))
+        self._sums(slice(rows.start + self.first, rows.stop + self.first), cols, 3, True)
+        return (rows.stop - rows.start) * (cols.stop - cols.start) * (1 if self.first else 2)
 
     def _side(self):
         """Returns the rows and columns of a tile, where they are many in whole vectors of compiled code."""
         entries = CUDA_ENTRIES if self.device.type != "cpu" else self.entries
-        side = max(1, int((entries / self.pixels.size) ** 0.5))
-        return side if side < 2 * WIDE else side // (2 * WIDE) * (2 * WIDE)
+        side = (entries / self.pixels.size) ** 0.5
+        return max(1, int(side)) if side < 2 * WIDE else round(side / (2 * WIDE)) * 2 * WIDE
 
 
 def announce(seconds: float, shape: tuple[int, int]) -> None:
@@ -387,9 +398,3 @@ def check_images(images: torch.Tensor, name: str) -> torch.Tensor:
         bad = int((~torch.isfinite(squares)).nonzero()[0])
         raise ValueError(f"{name} have NaN or infinite (or overflowing) pixels, first in image {bad}")
     return images
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raises ValueError, in one line, for a dtype that kernels of images do not have."""
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")

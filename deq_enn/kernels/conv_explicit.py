@@ -24,12 +24,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from deq_enn.kernels.blocks import check_dtype
 from deq_enn.kernels.box_filter import BoxFilter
 from deq_enn.kernels.compiled import Problem, conv_layers, library
-from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, KinkedPixels, PixelPairs, check_dtype, pixel_pairs
+from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, KinkedPixels, PixelPairs, pixel_pairs
 from deq_enn.kernels.sample_scales import explicit_scales
 from deq_enn.theory.activations import Activation
+from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.equilibrium import check_window
+from deq_enn.theory.recognise import recognise
 
 _LEAST = 1e-18  # share of a layer's largest scale below which one is 0 in single precision
 _RANGE = 1e15  # largest product of scales, and the inverse of the least, that single precision is used for
@@ -192,7 +195,7 @@ def tap_matrix(taps: np.ndarray, shape: tuple[int, int], padding: str) -> torch.
 
 def injected_kernels(
     images: torch.Tensor,
-    activation: Activation,
+    activation: Activation | str | Elementwise,
     taps: tuple[np.ndarray, np.ndarray],
     steps: int,
     slope: float = 0.0,
@@ -217,12 +220,12 @@ def injected_kernels(
     if readout == "pool" and padding == "zero":
         raise ValueError("readout 'pool' of a network with taps needs padding 'circular'")
     rates = np.broadcast_to(np.asarray(rates, dtype=np.float64), taps[0].shape)
-    return _Injected(images, activation, slope, taps, rates, steps, padding, readout, other).both()
+    return _Injected(images, recognise(activation), slope, taps, rates, steps, padding, readout, other).both()
 
 
 def conv_explicit_blocks(
     images: torch.Tensor,
-    layers: Sequence[Activation],
+    layers: Sequence[Activation | str | Elementwise],
     kernel_sizes: Sequence[int],
     padding: str = "zero",
     readout: str = "flatten",
@@ -239,12 +242,13 @@ def conv_explicit_blocks(
             f"{len(kernel_sizes)} windows"
         )
     check_dtype(dtype)
+    layers = [recognise(layer) for layer in layers]
     return _Explicit(images, layers, kernel_sizes, padding, readout, trained, other, dtype)
 
 
 def conv_explicit_kernels(
     images: torch.Tensor,
-    layers: Sequence[Activation],
+    layers: Sequence[Activation | str | Elementwise],
     kernel_sizes: Sequence[int],
     padding: str = "zero",
     readout: str = "flatten",
@@ -257,7 +261,7 @@ def conv_explicit_kernels(
     Parameters
     ----------
     images, padding, readout, other : as those of `conv.conv_kernels`.
-    layers : the activations in order, as given (not centred again).
+    layers : the activations in order (names and torch functions too), as given: not centred again.
     kernel_sizes : side of each layer's filters, odd.
     trained : "all" weights and the readout, or all but the first filters ("frozen_first").
     dtype : of the kernels. torch.float32 is for kernel machines: pairs are then computed in single precision where that

@@ -297,10 +297,29 @@ def test_window_equation():
             torch.testing.assert_close(x[..., k].reshape(24), torch.linalg.solve(A, b[..., k].reshape(24)))
 
 
+def test_a_day_of_pooling_is_announced_before_a_tile_is_done(monkeypatch):
+    done = []
+    monkeypatch.setattr(blocks_module, "for_each", lambda work, jobs, device: done.append(len(jobs)))
+    monkeypatch.setattr(blocks_module, "announce", lambda seconds, shape: done.append(seconds))
+    monkeypatch.setattr(blocks_module, "PROBE", 1)
+    sums = blocks_module.ConvBlocks._sums
+    monkeypatch.setattr(conv._Implicit, "_sums", lambda *given: done.append(given[1:3]) or sums(*given))
+    conv_blocks(noise(40, 1, 2, 2), RELU, 0.5, readout="pool").both()
+    assert done[0] == (slice(0, 2), slice(0, 16)) and 0 < done[1] < 60 and done[2] >= 1
+
+
+def test_names_and_functions_are_activations():
+    wanted = conv_kernels(waves(), RELU, 0.5)[1], conv_explicit_kernels(waves(), [RELU, TANH], [3, 1])[1]
+    for relu, tanh in (("relu", "tanh"), (torch.relu, torch.tanh)):
+        assert torch.equal(conv_kernels(waves(), relu, 0.5)[1], wanted[0])
+        assert torch.equal(conv_explicit_kernels(waves(), [relu, tanh], [3, 1])[1], wanted[1])
+
+
 def test_a_day_is_announced(monkeypatch):
     monkeypatch.setattr(blocks_module, "DAY", 1e-9)
-    with pytest.warns(UserWarning, match=r"this kernel of 3 x 3 images will take about .* days"):
-        conv_kernels(waves(), RELU, 0.5)
+    for readout in ("flatten", "pool"):
+        with pytest.warns(UserWarning, match=r"this kernel of 3 x 3 images will take about .* days"):
+            conv_kernels(waves(), RELU, 0.5, readout=readout)
     monkeypatch.undo()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -319,6 +338,7 @@ BAD = {
     "trained must be": dict(trained="B"),
     "dtype must be torch.float32 or torch.float64, got torch.int64": dict(dtype=torch.int64),
     r"sigma_a\^2 must lie in": dict(sigma_a2=1.0),
+    "the activation is 'rleu', not one of relu": dict(activation="rleu"),
     r"no (stable )?(fixed point|equilibrium)|outgrows": dict(activation=ACTIVATIONS["selu"], sigma_a2=0.95),
 }
 

@@ -190,6 +190,9 @@ def understood(module: Any, solver: Solver | None = None) -> TrainedDEQ:
         changed.fixed_point = FixedPoint(solver)
         return changed
     if isinstance(module, DEQ):
+        if not isinstance(module.readout, nn.Linear):
+            name, readout = type(module).__name__, type(module.readout).__name__
+            raise ValueError(f"{name} is not {FORM}: its readout must be an nn.Linear, got {readout}")
         root = math.sqrt(len(module.A))
         return TrainedDEQ(
             module.activation,

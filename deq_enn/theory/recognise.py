@@ -156,6 +156,9 @@ _MODULES: dict[type, str | Callable[[Any], Known]] = {
 
 
 def _of_module(module: nn.Module) -> Known:
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    if hooks or "forward" in vars(module):  # it does something else than its type says
+        return None
     if type(module) is nn.Sequential:  # dropout is off wherever a network is judged
         parts = [part for part in module if not isinstance(part, (nn.Dropout, nn.AlphaDropout, nn.Identity))]
         if len(parts) == 1:
@@ -166,11 +169,16 @@ def _of_module(module: nn.Module) -> Known:
 
 def _frozen(module: nn.Module) -> nn.Module:
     """Returns a copy of the module that does not change: in evaluation mode, without gradients of its parameters."""
-    return copy.deepcopy(module).eval().requires_grad_(False)
+    frozen = copy.deepcopy(module).eval()
+    for parameter in frozen.parameters():  # a ScriptModule has no requires_grad_
+        parameter.requires_grad_(False)
+    return frozen
 
 
 def _own(given: Any, device: torch.device | None) -> Activation:
     """Returns the activation of a user's own function or module. The theory asks for its values on the CPU."""
+    if isinstance(given, type):
+        raise ValueError(f"{given.__name__} is a class; give {given.__name__}()")
     if not callable(given):
         raise ValueError(f"{type(given).__name__} cannot be called")
     name = getattr(given, "__name__", type(given).__name__)

@@ -13,7 +13,7 @@ from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.cost import BATCH, costs
 from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.fixed_point import Solver
-from deq_enn.networks.trained_deq import adapt, understood, unwrapped
+from deq_enn.networks.trained_deq import TrainedDEQ, adapt, understood, unwrapped
 from deq_enn.theory.equilibrium import estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.unrolling.by_steps import VerdictBySteps
@@ -71,7 +71,7 @@ class VerdictAfterTraining:
         if self.y is not None:
             check_repeated(self.y)
         check_held(held)
-        self.deq = adapt(self.original, self.X, solver=solver)
+        self.deq = _adapted(self.original, self.X, solver)
         self.held = None if held is None else _checked(*held, p)
         if held is not None and (y is None) != (held[1] is None):
             raise ValueError("the samples and those held out must both have labels, or neither")
@@ -273,6 +273,17 @@ def _unlike_the_form(deq: Any) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _adapted(module: Any, X: torch.Tensor, solver: Solver | None) -> TrainedDEQ:
+    """Returns `adapt(module, X)`; its error says too how a module is judged whose forward does something else."""
+    try:
+        return adapt(module, X, solver=solver)
+    except ValueError as error:
+        if can_be_stopped(module):
+            raise
+        how = "my_function(module, k) -> the module stopped after k steps, and held=(X_test, y_test)"
+        raise ValueError(f"{error}. Or have it judged as it is: steps=my_function, {how}") from None
 
 
 def why_measured(drift: dict) -> str:

@@ -158,3 +158,34 @@ def test_scalars_and_kernels_take_names_and_functions():
     assert explicit_ntk([torch.tanh, nn.Tanh()]) == explicit_ntk([ACTIVATIONS["tanh"]] * 2)
     with pytest.raises(ValueError, match="the activation is 'swosh', not one of relu"):
         implicit_kernels(X, "swosh", 0.3)
+
+
+def changed(kind):
+    module = nn.ReLU()
+    if kind == "hook":
+        module.register_forward_hook(lambda module, inputs, output: 2 * output)
+    elif kind == "pre-hook":
+        module.register_forward_pre_hook(lambda module, inputs: 2 * inputs[0])
+    elif kind == "within":
+        module = nn.Sequential(module)
+        module.register_forward_hook(lambda module, inputs, output: 2 * output)
+    else:
+        module.forward = lambda x: 2 * torch.relu(x)
+    return module
+
+
+@pytest.mark.parametrize("kind", ("hook", "pre-hook", "within", "forward"))
+def test_a_module_that_is_changed_is_not_what_its_type_says(kind):
+    activation = recognise(changed(kind))
+    assert torch.equal(activation.fn(x), 2 * x.clamp(min=0)) and activation is not ACTIVATIONS["relu"]
+    assert torch.equal(activation.derivative(x[x != 0]), 2.0 * (x[x != 0] > 0))
+
+
+def test_a_class_is_no_activation():
+    with pytest.raises(ValueError, match="SiLU is a class; give SiLU()"):
+        recognise(nn.SiLU)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_module_is_a_function_of_ones_own():
+    assert torch.equal(recognise(torch.jit.script(nn.ReLU())).fn(x), x.clamp(min=0))

@@ -13,9 +13,11 @@ from deq_enn.data.datasets import load_dataset
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.export import rebuild
 from deq_enn.networks.fixed_point import Picard
+from deq_enn.networks.trained_deq import adapt
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, checkpoint_path
+from deq_enn.unrolling.by_steps import VerdictBySteps
 from deq_enn.utils.random import generator
 from deq_enn.verdicts import api, command as gateway
 from deq_enn.verdicts.after_training import VerdictAfterTraining, begin
@@ -183,6 +185,22 @@ def test_another_network_than_the_users_is_never_judged(blobs):
         with pytest.raises(ValueError, match="outputs differ by .*, relative .*on these samples") as caught:
             begin(deq, *blobs)
         assert "\n" not in str(caught.value)
+        assert ("judged as it is: steps=" in str(caught.value)) == isinstance(deq, Scaling)
+
+
+def test_a_readout_of_several_layers_is_judged_as_it_is_or_refused(blobs):
+    (X, y), deq = blobs, DEQ("tanh", 20, 32, 3, 0.2)
+    deq.readout = torch.nn.Sequential(deq.readout, torch.nn.Softmax(1))
+    with pytest.raises(ValueError, match="its readout must be an nn.Linear, got Sequential"):
+        begin(deq, X, y)  # its weights are as drawn
+    with torch.no_grad():
+        deq.A.mul_(0.9)
+    assert isinstance(begin(deq, X[:600], y[:600], held=(X[600:], y[600:])), VerdictBySteps)
+    for given in ({}, {"solver": Picard()}):
+        with pytest.raises(ValueError, match="held|its readout must be an nn.Linear, got Sequential"):
+            begin(deq, X, y, **given)
+    with pytest.raises(ValueError, match="its readout must be an nn.Linear, got Sequential"):
+        adapt(deq, X)
 
 
 def test_a_large_gain_is_an_alarm_and_no_recommendation(few_candidates, blobs, moved):

@@ -22,6 +22,7 @@ from deq_enn.names import (
     PCDEQS,
 )
 from deq_enn.utils.arguments import (
+    ASQUARE,
     OneLineParser,
     activation_name,
     add_asquare,
@@ -45,7 +46,7 @@ from deq_enn.utils.team import one_voice, ranks
 CONVOLUTION = {"kernel_size": 3, "padding": "zero", "pool": False}
 
 
-THEORY = {"asquare": 0.2, "activation": "", "family": "auto", "depth": None} | CONVOLUTION
+THEORY = {"asquare": ASQUARE, "activation": "", "family": "auto", "depth": None} | CONVOLUTION
 
 
 NETWORK = THEORY | {"dim": [256, 512, 1024]}
@@ -317,10 +318,12 @@ def check_engine(parser: OneLineParser, arguments: Namespace, size: int) -> None
 def fill_in(parser: OneLineParser, arguments: Namespace) -> None:
     """Settles the kind of training, and fills in the defaults of its flags."""
     trainings = settle_training(parser, arguments)
-    if not any(name in CONVOLUTIONAL for name in arguments.model):
-        given = [flag for flag in CONVOLUTION if getattr(arguments, flag) is not None]
-        if given:
-            parser.error(f"argument --{given[0]}: only {', '.join(CONVOLUTIONAL)} have one")
+    matching = ("family",) if arguments.train == "kernel" else ("family", "match")  # whose kernel is that of --match
+    matched = [name for name in GENERAL + CONVOLUTIONAL if name.startswith("matched")]
+    for flags, models in ((CONVOLUTION, CONVOLUTIONAL), (matching, matched)):
+        given = [flag for flag in flags if getattr(arguments, flag) is not None]
+        if given and not any(name in models for name in arguments.model):
+            parser.error(f"argument --{given[0]}: only {', '.join(models)} have one")
     for flag in dict.fromkeys(flag for row in DEFAULTS.values() for flag in row):
         if flag not in DEFAULTS[arguments.train] and getattr(arguments, flag) is not None:
             elsewhere = any(flag in DEFAULTS[other] for other in trainings)

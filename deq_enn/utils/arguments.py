@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 from deq_enn.names import ACTIVATIONS, DATASETS, PRESETS
 from deq_enn.utils.terminal import spell_what_is_not_shown
 
+OWN_FILES = ".npz", ".npy", ".csv"  # ends of the names of files that the npz dataset reads
+ASQUARE = 0.2  # sigma_a^2 where --asquare is not given
 BAD_INPUT, FAILED = 2, 1  # exit statuses; the third is INTERRUPTED
 
 
@@ -28,6 +30,7 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         spell_what_is_not_shown()
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.ended = False  # whether this parser has ended the program
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Prints --help and errors; a reader who has gone, as `| true`, is no failure."""
@@ -40,6 +43,11 @@ class OneLineParser(argparse.ArgumentParser):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, file.fileno())
                 os.close(nowhere)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Ends the program, which is then known not to be the end that a user's code makes."""
+        self.ended = True
+        super().exit(status, message)
 
     def error(self, message: object) -> NoReturn:
         """Exits with status 2 after "NAME: error: MESSAGE"."""
@@ -197,8 +205,8 @@ def scheduler_address(text: str) -> str:
     return text
 
 
-def add_asquare(add: Callable[..., object], default: float | None = 0.2) -> None:
-    """Adds --asquare. A default of None is left to whoever sorts the flags out later, who takes 0.2 as well."""
+def add_asquare(add: Callable[..., object], default: float | None = ASQUARE) -> None:
+    """Adds --asquare. A default of None is left to whoever sorts the flags out later, who takes ASQUARE as well."""
     add(
         "--asquare",
         type=bounded_float(0, 1, "between 0 and 1"),
@@ -210,7 +218,7 @@ def add_asquare(add: Callable[..., object], default: float | None = 0.2) -> None
 def add_data_flags(add: Callable[..., object]) -> None:
     """Adds the flags that name the data, by a parser's `add_argument`."""
     add("--dataset", default="gmm", choices=DATASETS, help="default: gmm, a Gaussian mixture that needs no files")
-    add("--preset", default="mixed", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
+    add("--preset", choices=PRESETS, help="which Gaussian mixture (default: mixed)")
     add("--classes", nargs="+", type=class_label, metavar="C", help="only these classes, such as 6 8")
     add(
         "--dataset_path", help="folder of the data; of npz the .npz, .npy or .csv file, or their folder (default: data)"
@@ -219,9 +227,16 @@ def add_data_flags(add: Callable[..., object]) -> None:
 
 
 def check_data_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuses data flags that do not go together."""
-    if arguments.dataset == "npz" and not arguments.dataset_path:
+    """Refuses data flags that do not go together, and fills in the default of --preset."""
+    a = arguments
+    if a.dataset == "npz" and not a.dataset_path:
         parser.error("argument --dataset_path: the npz dataset needs the path of a .npz, .npy or .csv file")
+    if a.dataset == "gmm" and str(a.dataset_path or "").endswith(OWN_FILES):
+        parser.error(f"argument --dataset_path: a Gaussian mixture reads no file; for {a.dataset_path}: --dataset npz")
+    for flag, owner in (("preset", "gmm"), ("vgg_path", "cifar10")):
+        if getattr(a, flag) is not None and a.dataset != owner:
+            parser.error(f"argument --{flag}: it is for --dataset {owner}, not for {a.dataset}")
+    a.preset = a.preset or PRESETS[0]
 
 
 def check_folder(parser: argparse.ArgumentParser, flag: str, path: Path | str) -> None:

@@ -19,6 +19,10 @@ INTERRUPTED = 130  # exit status that a shell gives for Ctrl-C
 _words = ""
 
 
+class SilentEnd(SystemExit):
+    """A process ends without a word, as another has said why."""
+
+
 def leave(*_: object) -> NoReturn:
     """Ends this process here and now."""
     if os.environ.get("RANK", "0") == "0":  # of several ranks one speaks

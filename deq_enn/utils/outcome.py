@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deq_enn.utils.arguments import FAILED
-from deq_enn.utils.interrupts import INTERRUPTED
+from deq_enn.utils.interrupts import INTERRUPTED, SilentEnd
 
 
 class _Lasting:
@@ -74,8 +74,9 @@ def lasting_streams() -> Iterator[None]:
 def one_line(parser: argparse.ArgumentParser, after: str = "") -> Iterator[None]:
     """Ends the program with one line where the block fails, and shows its warnings in one line each.
 
-    A ValueError is bad input (status 2). A RuntimeError, an OSError or too little memory is a failure (1). Ctrl-C is
-    said as "interrupted", and `after` (130). That nobody reads what is printed is no failure.
+    A ValueError is bad input (status 2). A RuntimeError, an OSError or too little memory is a failure (1), and so is
+    an end that a user's code in the block makes, as by sys.exit(0). Ctrl-C is said as "interrupted", and `after` (130).
+    That nobody reads what is printed is no failure.
     """
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(
@@ -90,6 +91,11 @@ def one_line(parser: argparse.ArgumentParser, after: str = "") -> Iterator[None]
             parser.exit(FAILED, f"{parser.prog}: failed: {_in_one_line(error)}\n")
         except MemoryError as error:
             parser.exit(FAILED, f"{parser.prog}: failed: out of memory ({_in_one_line(error)})\n")
+        except SystemExit as stop:
+            if getattr(parser, "ended", False) or isinstance(stop, SilentEnd):
+                raise
+            said = f"a function of yours ends the program (SystemExit: {stop})"
+            parser.exit(FAILED, f"{parser.prog}: failed: {said}; nothing is complete\n")
         except KeyboardInterrupt as error:
             parser.exit(INTERRUPTED, f"{parser.prog}: {error if error.args else 'interrupted'}{after}\n")
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from deq_enn.utils.interrupts import RESUME
+from deq_enn.utils.interrupts import RESUME, SilentEnd
 
 if TYPE_CHECKING:  # a command line is checked before torch is imported
     import torch
@@ -138,7 +138,7 @@ def team_of_ranks(device: "torch.device") -> Iterator[Team]:
                 if not _first(store, told):
                     signal.signal(signal.SIGTERM, signal.SIG_DFL)
                     time.sleep(PATIENCE)
-                    raise SystemExit(1) from None
+                    raise SilentEnd(1) from None
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until it has spoken
                 if backend == "gloo" and rank == 0:  # the others see it now, and may still ask its store
                     dist.destroy_process_group()

@@ -24,6 +24,7 @@ from deq_enn.names import ACTIVATIONS, IMAGE_DATASETS, PADDINGS
 from deq_enn.unrolling.result import StepVerdict
 from deq_enn.utils import interrupts
 from deq_enn.utils.arguments import (
+    ASQUARE,
     OneLineParser,
     add_asquare,
     add_data_flags,
@@ -57,7 +58,7 @@ def make_parser() -> OneLineParser:
         metavar="NAME",
         help=f"of the DEQ: {', '.join(ACTIVATIONS)}, or path/to/file.py:name, whose code is run (not with --module)",
     )
-    add_asquare(add)
+    add_asquare(add, default=None)
     add(
         "--dim",
         type=positive_int,
@@ -85,7 +86,6 @@ def make_parser() -> OneLineParser:
         "--for",
         dest="decide_on",
         choices=("draw", "mean"),
-        default="draw",
         help="decide on the loss with the weights of this --seed, or on the mean over draws (default: draw)",
     )
     add("--seed", type=natural_int, default=0, help="of subsamples and weights (default: 0)")
@@ -138,13 +138,22 @@ def check_module_flags(parser: ArgumentParser, arguments: Namespace) -> None:
             parser.error(f"argument --{given[0]}: it is for a module of your own (--module)")
         if not a.activation:
             parser.error("the following arguments are required: --activation")
-        return
-    if clash := next((name for name in ("checkpoint", "activation", "dim") if getattr(a, name)), None):
+    elif clash := next((name for name in ("checkpoint", "activation", "dim", "asquare") if getattr(a, name)), None):
         parser.error(f"argument --{clash}: not with --module, which says it itself")
-    if a.asquare != parser.get_default("asquare"):
-        parser.error("argument --asquare: not with --module, which says it itself")
-    if a.decide_on != parser.get_default("decide_on"):
-        parser.error("argument --for: not with --module, whose weights are those that it has")
+
+
+def check_trained_flags(parser: ArgumentParser, arguments: Namespace) -> None:
+    """Refuses flags that only a trained DEQ has, or only one at initialisation, and fills in the defaults.
+
+    A flag that is given is told from its default, also where both have one value.
+    """
+    a = arguments
+    trained = next((name for name in ("module", "checkpoint") if getattr(a, name)), None)
+    if trained and a.decide_on:
+        parser.error(f"argument --for: not with --{trained}, whose weights are those that it has")
+    if a.seen and not trained:
+        parser.error("argument --seen: it is for a trained DEQ (--module or --checkpoint)")
+    a.decide_on = a.decide_on or "draw"
 
 
 def check_convolution_flags(parser: ArgumentParser, arguments: Namespace) -> None:
@@ -170,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     check_data_flags(parser, arguments)
     check_module_flags(parser, arguments)
+    check_trained_flags(parser, arguments)
     check_convolution_flags(parser, arguments)
     check_folder(parser, "output_path", arguments.output_path)
     if arguments.export:
@@ -215,9 +225,9 @@ def prepare_rows(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     a = arguments
     deq = held = None
     if a.checkpoint:
-        deq = load_any(a.checkpoint, a.activation, a.asquare)
-        if isinstance(deq, DEQ) and a.dim not in (None, len(deq.A)):
-            raise ValueError(f"--dim {a.dim}: the DEQ of {a.checkpoint} has width {len(deq.A)}; leave --dim out")
+        deq = load_any(a.checkpoint, a.activation, a.asquare or ASQUARE)
+        check_checkpoint_flags(a, deq)
+    a.asquare = a.asquare or ASQUARE
     choice = dict(preset=a.preset, classes=a.classes, vgg_path=a.vgg_path)
     try:
         if deq is None:
@@ -241,6 +251,16 @@ def prepare_rows(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     return begin(deq.to(get_device(a.device)), X, y, held=held, **settings), normalised
 
 
+def check_checkpoint_flags(arguments: Namespace, deq: Any) -> None:
+    """Raises ValueError for flags that are not those of the DEQ of a checkpoint."""
+    a = arguments
+    if not hasattr(deq, "A"):
+        if given := next((flag for flag in ("asquare", "dim") if getattr(a, flag)), None):
+            raise ValueError(f"--{given}: {a.checkpoint} is of a positive concave DEQ, which has none; leave it out")
+    elif a.dim not in (None, len(deq.A)):
+        raise ValueError(f"--dim {a.dim}: the DEQ of {a.checkpoint} has width {len(deq.A)}; leave --dim out")
+
+
 def prepare_convolution(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     """Loads images and draws a convolutional DEQ; as `prepare`."""
     from deq_enn.data.datasets import load_training_set
@@ -251,6 +271,7 @@ def prepare_convolution(arguments: Namespace) -> tuple[PendingVerdict, Normalise
     from deq_enn.verdicts.after_training import begin
 
     a = arguments
+    a.asquare = a.asquare or ASQUARE
     activation, padding = load_activation(a.activation), a.padding or "zero"
     try:
         data = load_training_set(a.dataset, a.dataset_path, classes=a.classes)

@@ -47,7 +47,9 @@ def test_defaults_follow_the_kind_of_training():
     assert (full.train, full.match, full.epoch, full.dim) == ("full", "ntk", 10, [256, 512, 1024])
     assert (pc.train, pc.lr, pc.epoch, pc.weight_decay, pc.dim) == ("pcdeq", 7e-4, 50, 1e-2, None)
     assert (pc.milestone, pc.aug) == (0, False)
-    assert parse("--train", "full", "--match", "ck").match == "ck"
+    matched = "--model", "matched_enn", "--activation", "swish"
+    assert parse("--train", "full", "--match", "ck", *matched).match == "ck"
+    assert parse("--train", "kernel", "--match", "ntk").match == "ntk"
 
 
 def test_help_and_bad_flags_do_not_import_torch():
@@ -66,6 +68,9 @@ def test_help_and_bad_flags_do_not_import_torch():
         (("--model", "resnet"), "resnet"),
         (("--dataset", "imagenet"), "imagenet"),
         (("--preset", "three_class"), "three_class"),
+        (("--dataset", "mnist", "--preset", "mixed"), "--preset: it is for --dataset gmm, not for mnist"),
+        (("--dataset", "mnist", "--vgg_path", "x"), "--vgg_path: it is for --dataset cifar10, not for mnist"),
+        (("--dataset_path", "mine.npz"), "reads no file; for mine.npz: --dataset npz"),
         (("--dim", "0"), "positive whole number, got '0'"),
         (("--dim", "12.5"), "positive whole number, got '12.5'"),
         (("--dim", "64", "64"), "given twice"),
@@ -81,6 +86,8 @@ def test_help_and_bad_flags_do_not_import_torch():
         (("--opt", "lbfgs"), "lbfgs"),
         (("--dataset", "npz"), "needs the path of a .npz, .npy or .csv file"),
         (("--what",), "--what"),
+        (("--family", "auto"), "argument --family: only matched_enn, matched_conv_enn have one"),
+        (("--train", "full", "--match", "ntk"), "argument --match: only matched_enn, matched_conv_enn have one"),
         (("--model", "deq"), "deq needs one"),
         (("--activation", "swish"), "not a setting of inn"),
         (("--classes", "0", "1"), "leave --classes out (--preset two_class has 2 classes, mixed 4)"),

@@ -99,10 +99,12 @@ def test_a_module_of_ones_own_is_judged_and_what_replaces_it_is_written(files, c
         (("--weights", "{}/none.pt"), "cannot be read"),
         (("--weights", "{}/foreign.pt"), "does not fit the module"),
         (("--sample_shape", "5", "5"), "a sample has 12 entries"),
-        (("--dataset", "gmm", "--samples", "raw"), "--samples raw is for files of your own"),
+        (("--dataset", "mnist", "--samples", "raw"), "--samples raw is for files of your own"),
         (("--activation", "relu"), "argument --activation: not with --module"),
         (("--asquare", "0.5"), "argument --asquare: not with --module"),
+        (("--asquare", "0.2"), "argument --asquare: not with --module"),  # the default, but given
         (("--for", "mean"), "argument --for: not with --module"),
+        (("--for", "draw"), "argument --for: not with --module"),
         (("--classes", "0", "1"), "--classes is not for samples as the file has them"),
     ),
 )

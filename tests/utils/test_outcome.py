@@ -1,5 +1,6 @@
 """How a command ends where what it prints reaches nobody."""
 
+import re
 import subprocess
 import sys
 import warnings
@@ -7,12 +8,14 @@ import warnings
 import pytest
 
 from deq_enn.utils.arguments import OneLineParser
+from deq_enn.utils.interrupts import SilentEnd
 from deq_enn.utils.outcome import one_line
 from tests.conftest import ROOT
 
 PROGRAM = """
 import sys
 from deq_enn.utils.arguments import OneLineParser
+from deq_enn.utils.interrupts import SilentEnd
 from deq_enn.utils.outcome import one_line
 with one_line(OneLineParser(prog="NAME")):
     for _ in range(3):
@@ -49,3 +52,23 @@ def test_a_warning_of_several_lines_is_one_line(capsys):
     with one_line(OneLineParser(prog="NAME")):
         warnings.warn("first\n    second")
     assert capsys.readouterr().err == "NAME: warning: first second\n"
+
+
+@pytest.mark.parametrize("status", (0, 3, None))
+def test_a_users_function_that_ends_the_program_is_a_failure(capsys, status):
+    """A function of an activation file that calls sys.exit(0) ended main.py with status 0 and nothing written."""
+    with pytest.raises(SystemExit) as caught, one_line(OneLineParser(prog="NAME")):
+        sys.exit(status)
+    assert caught.value.code == 1
+    assert re.match("NAME: failed: a function of yours ends the program .SystemExit", capsys.readouterr().err)
+
+
+def test_ends_of_its_own_keep_their_status(capsys):
+    parser = OneLineParser(prog="NAME")
+    for end, status in ((lambda: parser.exit(130, "interrupted\n"), 130), (lambda: parser.error("bad"), 2)):
+        with pytest.raises(SystemExit) as caught, one_line(parser):
+            end()
+        assert caught.value.code == status
+    with pytest.raises(SystemExit) as caught, one_line(OneLineParser(prog="NAME")):
+        raise SilentEnd(1)
+    assert caught.value.code == 1 and capsys.readouterr().err == "interrupted\nNAME: error: bad\n"

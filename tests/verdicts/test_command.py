@@ -39,6 +39,8 @@ def refused(capsys, tmp_path, *argv):
         (("--activation", "selu", "--asquare", "0.9"), "sigma_a^2"),  # no stable equilibrium
         (("--activation", "swish", "--dataset", "npz", "--dataset_path", "no_such_file.npz"), "no_such_file.npz"),
         (("--activation", "relu", "--pool"), "--kernel_size"),
+        (("--activation", "relu", "--seen", "100"), "--seen: it is for a trained DEQ"),
+        (("--activation", "relu", "--checkpoint", "x.pt", "--for", "draw"), "--for: not with --checkpoint"),
         (("--activation", "relu", "--kernel_size", "3"), "needs images, of mnist"),
         (("--activation", "relu", "--kernel_size", "4", "--dataset", "mnist"), "odd"),
         (("--activation", "relu", "--kernel_size", "3", "--dataset", "mnist", "--checkpoint", "x.pt"), "--checkpoint"),

@@ -190,9 +190,13 @@ class Truth:
             return network.get("own", {}).get("loss"), network.get("own", {}).get("error")
         if "seed_sd" not in network:
             return network.get("loss"), network.get("error")
-        own = network["seed_sd"] ** 2
-        drawn = (POOLED * self.of_seeds + (self.seeds - 1) * own) / (POOLED + self.seeds - 1)
+        own, drawn = network["seed_sd"] ** 2, self.spread(name)
         return network["loss"], math.sqrt(max(network["error"] ** 2 - own / self.seeds, 0.0) + drawn / self.seeds)
+
+    def spread(self, name: str) -> float:
+        """The variance of a seed's loss, drawn to that of the case's other networks."""
+        own = self.networks[name]["seed_sd"] ** 2
+        return (POOLED * self.of_seeds + (self.seeds - 1) * own) / (POOLED + self.seeds - 1)
 
 
 def _candidate(record, candidate, truth, constants):

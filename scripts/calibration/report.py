@@ -9,10 +9,13 @@ import numpy as np
 from scipy.stats import beta, rankdata, spearmanr
 
 from deq_enn.reporting.markdown import head, row
+from deq_enn.utils.intervals import Z_90
+from deq_enn.verdicts.losses.model import CONSTANTS
 from scripts.calibration.analysis import TOLERANCE, Held, coverage, joined, matched_alone, mean_score
 from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import KINDS
 from scripts.calibration.left_out import bias, dependence
+from scripts.calibration.limits import limits_of, said as answer_by
 from scripts.calibration.more_samples import LEAST, fresh_twins
 
 HAPPENED = ("some below", "too near", "all above", "DEQ no better")
@@ -49,9 +52,13 @@ def report_lines(packed: dict):
             yield f"\n## Fresh cases, {title}\n"
             yield from _fresh(fresh, f"of the {title}")
     draws = {case.case: case for case in joined(packed, of="draw") if case.data in data}
+    if undecided := [case for case in draws.values() if case.answer == "undecided"]:
+        yield "\n## What is undecided, one draw\n"
+        yield from _undecided(undecided, packed)
     if any(case.n >= LEAST for case in draws.values()):
         yield "\n## By number of samples, one draw\n"
         yield from _by_samples(draws)
+        yield from _half_widths()
     if packed.get("left_out"):
         yield "\n## Leave-one-out beside new samples\n"
         yield from _left_out(packed["left_out"])
@@ -89,6 +96,31 @@ def _fresh(held: list[Held], what: str):
             yield f"- wrong: {case.answer} of {case.case} {what}{loss}"
 
 
+def _undecided(cases: list[Held], packed: dict):
+    """Half the width of the best candidate's interval, as it is and by itself of each part, and what each would say."""
+    records = {record["case"]: record for record in packed["verdicts"]}
+    yield _head(
+        "case", "what happened", "half width", "all draws", "ideal", "samples alone", "all draws say", "ideal says"
+    )
+    for case in cases:
+        limits = limits_of(records[case.case], packed["outcomes"])
+        known = [each for each in limits if each.ideal is not None]
+        best = min(known, key=lambda each: each.now.high)
+        parts = best.now, best.all_draws, best.ideal, best.sampling
+        halves = [f"{(part.high - part.low) / 2:.2f}" for part in parts]
+        answers = answer_by([each.all_draws for each in limits]), answer_by([each.ideal for each in known])
+        yield row(case.case, case.happened, *halves, *answers)
+
+
+def _half_widths():
+    """Half the width of an interval that rests on the samples alone, in points."""
+    numbers = 1000, 3000, 10_000, 60_000
+    yield "\n" + _head("samples in which the two differ, %", *(f"n = {n:,}" for n in numbers))
+    for apart in (1, 5, 10, 25):
+        halves = (Z_90 * math.sqrt(CONSTANTS.dependence * 100 * apart / n) for n in numbers)
+        yield row(f"{apart}", *(f"{half:.2f}" for half in halves))
+
+
 def _by_samples(draws: dict[str, Held]):
     """The same DEQs with few and with many samples, where both have a verdict and an outcome."""
     large, small = [], []
@@ -97,7 +129,8 @@ def _by_samples(draws: dict[str, Held]):
             large.append(draws[name])
             small.append(draws[twin])
     yield _head(*OF_SAMPLES)
-    for cases in (small, large):
+    every = [case for case in draws.values() if case.n >= LEAST]
+    for cases in (small, large, every) if len(every) > len(large) else (small, large):
         yield _samples_row(cases)
     yield "\n- " + ", ".join(f"{case.case} ({case.happened})" for case in large if case.answer == "undecided")
     yield "\n" + _head("more samples: kind of data", *COVERAGE)

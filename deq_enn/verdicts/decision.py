@@ -17,6 +17,7 @@ from deq_enn.verdicts.result import Candidate
 
 NEAR, FAR = 0.05, 0.5  # without labels: CK distance (after the best rescaling) below NEAR means replace, above FAR keep
 MOST_GAIN = 10.0  # points on the commonest class that a DEQ which may gain nothing must not be able to gain either
+MOST_TIMES = 100.0  # times the samples that may be said to decide it
 RIVALS = 4  # candidates measured at once while several may still become the answer
 
 NO_LABELS = "There are no labels, so this rests on the distance of the kernels alone, and no loss is predicted."
@@ -207,14 +208,25 @@ def _what_would_decide(best, question):
     if question.of == "draw" and best.loss_interval is not None:
         low, high = best.loss_interval
         if not low < question.tolerance < high:
-            side = "less" if high < question.tolerance else "more"
+            side, needed = "less" if high < question.tolerance else "more", _more_samples(best, question)
             return (
                 f"In the mean over draws it loses {side}, but one draw differs from another by as much as that: "
-                "--for mean decides on the mean, and another --seed or width may draw better."
+                f"--for mean decides on the mean, and another --seed or width may draw better. {needed}"
             )
-    if largest.of_seeds > largest.of_samples:
+    itself = question.of == "draw" and any(point.own and point.count == question.n for point in at_width)
+    if not itself and largest.of_seeds > largest.of_samples:
         return "The seeds of the weights differ by more than the samples: allow more time (--budget)."
-    return f"All {question.n} samples were used: more samples would decide it, or a larger tolerance."
+    return f"All {question.n} samples were used. {_more_samples(best, question)}"
+
+
+def _more_samples(best, question):
+    """How many samples would decide it, as the interval shrinks with their square root."""
+    (low, high), apart = best.interval_of(question.of), abs(best.loss_of(question.of) - question.tolerance)
+    half = (high - low) / 2
+    if half > MOST_TIMES**0.5 * apart:
+        return "The loss is too near to the tolerance for more samples to decide it: take another tolerance."
+    needed = int(float(f"{question.n * (half / apart) ** 2:.1g}"))
+    return f"If the loss is as predicted, some {needed:,} samples would decide it, or another tolerance."
 
 
 # ---------------------------------------------------------------------------------------------------------------

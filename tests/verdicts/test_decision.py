@@ -95,6 +95,20 @@ def test_a_draw_and_the_mean_may_have_other_answers():
     assert answer == "undecided" and "--for mean" in reason[1]
 
 
+def test_how_many_samples_would_decide_is_said():
+    """Intervals of half a width of 1 that begin 0.25 off the tolerance take 16 times the 600 samples."""
+    own, others = (Measured(64, 600, 0.75, seeds, 5.0, 500.0, 25.0, 0.01, 0.5, own=seeds == 1) for seeds in (1, 2))
+    made = candidate("network", 1, 0.75, -0.25, 1.75)
+    made.draw_loss, made.draw_interval, made.measured = 0.75, (-0.25, 1.75), (own, others)
+    assert "All 600 samples" in (reason := judge(made)[2][1]) and "some 10,000 samples" in reason
+    made.measured = (others,)  # where the draw itself was not measured, more draws may decide it
+    assert "more time" in judge(made)[2][1]
+    made.measured, made.draw_loss = (own,), 0.51
+    assert "too near" in judge(made)[2][1]
+    made.loss_interval, made.draw_loss = (-0.2, 0.3), 0.0
+    assert "--for mean" in (reason := judge(made)[2][1]) and "some 2,000 samples" in reason
+
+
 def test_what_is_no_better_than_the_commonest_class():
     assert no_better_than_majority(Interval(0.0, -0.1, 0.1), 0.5)  # every network says the commonest class
     assert no_better_than_majority(Interval(0.5, -1.5, 2.5), 0.5)  # at chance

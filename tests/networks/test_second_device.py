@@ -18,6 +18,7 @@ from deq_enn.machines import leave_one_out, readout
 from deq_enn.machines.leave_one_out import Targets
 from deq_enn.machines.run import Plan, Samples, Settings, run_machine
 from deq_enn.networks.build import build_model
+from deq_enn.networks.conv_enn import build_conv
 from deq_enn.networks.cost import costs
 from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.empirical import empirical_ntk
@@ -126,6 +127,28 @@ def test_networks(second, name):
     near(expected, scores)
     cross_entropy(scores, y.to(second)).backward()
     near(slopes, model.readout.weight.grad)
+
+
+@pytest.mark.parametrize("name", ("conv_deq", "matched_conv_enn", "plain_conv"))
+@pytest.mark.parametrize("train", ("readout", "full"))
+@pytest.mark.few(2)
+@pytest.mark.slow
+def test_convolutions_and_a_step_of_their_training(second, name, train):
+    X, y = samples(n=30, p=2 * 4 * 4)
+    images = X.view(-1, 2, 4, 4) * 32**0.5
+    data = Dataset("toy", images[:20], y[:20], images[20:], y[20:], 3, None)
+    config = Config("toy", name, 8, lr=0.1, epoch=1, batch_size=10, train=train)
+
+    def outcome(device):
+        torch.manual_seed(0)
+        network = prepared(build_conv(name, (2, 4, 4), 8, 3, 0.2, "relu"), config).to(device)
+        scores = network(images.to(device)).detach()
+        task = TASKS[train](network, data, config, device)
+        return scores, task.epoch(torch.arange(20).to(device)) | task.evaluate()
+
+    (expected, ours), (scores, theirs) = outcome("cpu"), outcome(second)
+    near(expected, scores)
+    assert theirs == pytest.approx(ours, rel=1e-3)
 
 
 @pytest.mark.long

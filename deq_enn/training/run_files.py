@@ -253,11 +253,12 @@ class RunFiles:
             epochs = [record["epoch"] for record in self.history if {"test_accuracy", "seconds"} <= record.keys()]
             if not epochs or epochs != [*range(1, len(self.history) + 1)]:
                 raise TypeError("not a history")
-        known = {
-            r["epoch"]
-            for r in read_metrics(self.output_path)
-            if r.get("event") == "epoch" and r["run"] == self.config.key
-        }
+        mine = [r for r in read_metrics(self.output_path) if r.get("run") == self.config.key]
+        known = {r["epoch"] for r in mine if r.get("event") == "epoch"}
+        if len(self.history) >= self.config.epoch and not any(r.get("event") == "run" for r in mine):
+            # a finished run in another folder of logs: nothing else will say whose they are
+            settings = {"resumed_at": len(self.history), "setup_seconds": self.setup_seconds}
+            self.note("run", config=self.config.record(), **settings)
         for record in self.history:
             if record["epoch"] not in known:
                 self.note("epoch", **record)

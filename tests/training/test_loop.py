@@ -207,6 +207,16 @@ def test_finished_runs_are_skipped_under_resume(tmp_path):
     assert again == first
 
 
+def test_a_finished_run_is_taken_into_another_folder_of_logs_as_often_as_one_likes(tmp_path):
+    go(BASE, tmp_path)
+    for _ in range(2):
+        check_output([BASE], tmp_path / "other", resume=True)  # at the second time these logs are somebody's
+        run(BASE, toy(), lambda: pytest.fail("rebuilt"), tmp_path / "other", tmp_path / "ckpt", resume=True)
+    lines = read_metrics(tmp_path / "other")
+    assert [line["config"] for line in lines if line["event"] == "run"] == [BASE.record()]
+    assert [line["epoch"] for line in lines if line["event"] == "epoch"] == [*range(1, BASE.epoch + 1)]
+
+
 def test_a_finished_run_needs_no_checkpoint(tmp_path):
     """Its logs, copied without the weights, are enough; for more epochs they are not."""
     first = go(BASE, tmp_path)

@@ -18,7 +18,7 @@ if __name__ == "__main__" or sys.argv[0].endswith("deq-enn"):
 import importlib
 
 from deq_enn.utils import interrupts
-from deq_enn.utils.arguments import BAD_INPUT
+from deq_enn.utils.arguments import BAD_INPUT, OneLineParser
 
 COMMANDS = {
     "run": ("deq_enn.experiments.command", f"deq-enn run: interrupted; {interrupts.RESUME}"),
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command that the first argument names; nothing heavy is imported before its flags are checked."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in ("-h", "--help"):
-        print(__doc__)
+        OneLineParser(prog="deq-enn").show(f"{__doc__}\n")
         return
     if not argv or argv[0] not in COMMANDS:
         given = f"unknown command {argv[0]!r}" if argv else "no command given"

@@ -59,6 +59,13 @@ def test_a_module_that_is_no_command_says_what_to_run(monkeypatch):
         )
 
 
+@pytest.mark.parametrize("redirection", ("| true", "> /dev/full", ">&-"))
+def test_help_that_nobody_reads_is_no_failure(redirection):
+    command = f"{sys.executable} -m deq_enn --help {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and not done.stderr
+
+
 def test_help_lists_the_commands():
     done = call("--help")
     assert all(f"\n    {command} " in done.stdout for command in COMMANDS) and done.stdout.endswith("heavy: [] 0\n")

@@ -44,6 +44,11 @@ class OneLineParser(argparse.ArgumentParser):
                 os.dup2(nowhere, file.fileno())
                 os.close(nowhere)
 
+    def show(self, text: str) -> None:
+        """Prints a text to stdout, as --help is printed: that nobody reads it is no failure."""
+        if sys.stdout is not None:  # which the shell has closed (>&-)
+            self._print_message(text, sys.stdout)
+
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Ends the program, which is then known not to be the end that a user's code makes."""
         self.ended = True

@@ -182,7 +182,8 @@ class _Integrals:
         if not f[bad][x[bad % len(x)].abs() < 12].any():
             raise ValueError(
                 f"activation {self.activation.name} at scale {s[bad].item():.6g}: as far as a Gaussian variable of "
-                "this scale reaches, the function is constant"
+                "this scale reaches, the function is constant, and so are the features of samples of this size: leave "
+                "them out, or scale all samples up"
             )
         raise ValueError(
             f"activation {self.activation.name} grows too fast for its Hermite coefficients, or is not "

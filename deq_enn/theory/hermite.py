@@ -179,7 +179,7 @@ class _Integrals:
         if fine.all():
             return
         bad = int((~fine).nonzero()[0])
-        if not f[bad][x[bad % len(x)].abs() < 12].any():
+        if not f[bad][x[bad % len(x)].abs() < 8].any():
             raise ValueError(
                 f"activation {self.activation.name} at scale {s[bad].item():.6g}: as far as a Gaussian variable of "
                 "this scale reaches, the function is constant, and so are the features of samples of this size: leave "

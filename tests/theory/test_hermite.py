@@ -109,6 +109,12 @@ def test_hermite_coefficients_name_the_reason_and_the_scale():
         hermite_coefficients(from_function(torch.exp), torch.tensor([0.5, 10.0]), 30)
 
 
+def test_a_dead_zone_of_ten_deviations_is_not_a_function_that_grows_too_fast():
+    own = from_function(lambda x: torch.nn.functional.softshrink(x, 1.0), "own", kinks=(-1, 1))
+    with pytest.raises(ValueError, match="at scale 0.0836659: .*the function is constant, .*: leave them out"):
+        hermite_coefficients(own, torch.tensor([0.0836659], dtype=torch.float64), 64)
+
+
 def test_hermite_coefficients_with_several_kinks_in_a_panel():
     """Panels are shared by all scales, and those with kinks are done by parts."""
     kinks = -2.0, 0.1, 0.11, 0.4

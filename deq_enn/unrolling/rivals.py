@@ -1,8 +1,8 @@
 """Explicit networks that a user would train in a DEQ's place: all weights, from scratch, on the labels.
 
 Fully connected ones of 1 to 3 hidden layers of the equilibrium's width; for images convolutional ones of its channels;
-for a DEQ z = phi(Az + Bx + b) its matched networks in NTK as well, of the random DEQ whose weights have the same mean
-squares. Without these, "keep" would say nothing: it is they that would be trained.
+for a DEQ z = phi(Az + Bx + b) and for a `ConvDEQ` the matched network in NTK as well, of the random DEQ whose weights
+have the same mean squares. Without these, "keep" would say nothing: it is they that would be trained.
 """
 
 import math
@@ -13,10 +13,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from deq_enn.matching.convolutional import match_convolution
 from deq_enn.matching.families import match
+from deq_enn.networks.conv_deq import ConvDEQ
+from deq_enn.networks.conv_enn import ConvENN
 from deq_enn.networks.enn import ENN
 from deq_enn.networks.trained_deq import evaluating, understood
-from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.theory.equilibrium import estimate_image_tau0, estimate_tau0
 from deq_enn.unrolling.judged import Part, device_of, dtype_of, outputs_of, scores
 from deq_enn.unrolling.steppers import Steps, stopped, unrolled_parts
 from deq_enn.unrolling.training import RATES_FROM_SCRATCH, Trained, train
@@ -128,7 +131,7 @@ def rivals(module: nn.Module, X: torch.Tensor, classes: int, steps: Steps | None
         )
         for depth in DEPTHS
     ]
-    return [*_matched(module, X, classes, seed), *made]
+    return [*_matched(module, X, classes, seed), *_matched_convolution(module, X, classes, seed), *made]
 
 
 def _drawn(make: Callable[[], nn.Module], module: nn.Module, seed: int) -> Callable[[], nn.Module]:
@@ -165,6 +168,31 @@ def _matched(module: nn.Module, X: torch.Tensor, classes: int, seed: int) -> lis
             f"matched in NTK, {len(network.layers)} layer{'s' * (len(network.layers) > 1)} of {width}", "matched", make
         )
     ]
+
+
+def _matched_convolution(module: nn.Module, X: torch.Tensor, classes: int, seed: int) -> list[Rival]:
+    """The matched network in NTK of a `ConvDEQ` on images; none for any other, also one of a subclass."""
+    if type(module) is not ConvDEQ or X.ndim != 4:
+        return []
+    sigma_a2 = module.sigma_a2 * module.A.detach().double().square().mean().item()
+    sigma_b2 = (1 - module.sigma_a2) * module.B.detach().double().square().mean().item()
+    if sigma_a2 >= 1:
+        return []
+    size, padding, sees = module.kernel_size, module.padding, module.sees
+    gain, tau0 = math.sqrt(sigma_b2 / (1 - sigma_a2)), estimate_image_tau0(X.float(), size, padding)
+    try:
+        network = match_convolution(module.activation, sigma_a2, tau0 * gain, "ntk", "auto", size, padding, sees)
+    except ValueError:  # no match
+        return []
+    sizes, depth, width = network.kernel_sizes, len(network.layers), len(module.A)
+
+    def make() -> nn.Module:
+        shape = module.image_shape
+        enn = ConvENN(network.layers, sizes, shape, width, classes, tau0, gain, SEED + seed, padding, sees)
+        return enn.to(device_of(module), dtype_of(module))
+
+    first = f"{size} x {size}" + ", then 1 x 1" * (depth > 1)
+    return [Rival(f"matched in NTK, {depth} convolutions of {width} channels, {first}", "matched", make)]
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from deq_enn import DEQ, verdict
+from deq_enn.matching.families import match
+from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.fixed_point import FixedPoint, Picard
 from deq_enn.training.loop import OPTIMIZERS
 from deq_enn.unrolling import by_steps, students
@@ -251,6 +253,27 @@ def test_rivals_have_the_modules_sizes(samples):
     matched = rivals(deq, X, K)[0]
     assert matched.kind == "matched" and len(matched.make().weights[0]) == M
     assert rivals(deq, torch.zeros(9, P, dtype=torch.int64), K) == []
+
+
+def test_a_trained_convolutional_deq_has_its_match_among_its_rivals():
+    """That of the random DEQ with its mean squares: twice the weights A are four times sigma_a^2."""
+    images = torch.randn(20, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    deq = ConvDEQ("relu", (2, 6, 6), 40, K, 0.2, padding="circular", readout="pool")
+    with torch.no_grad():
+        deq.A *= 2 / deq.A.square().mean().sqrt()
+        deq.B *= 1 / deq.B.square().mean().sqrt()
+    first = rivals(deq, images, K)[0]
+    assert first.name == "matched in NTK, 2 convolutions of 40 channels, 3 x 3, then 1 x 1"
+    enn, tau0 = first.make(), images.square().mean().sqrt().item()
+    assert enn.input_scale == pytest.approx(2)  # sigma_b^2 = 0.8, which a DEQ of sigma_a^2 = 0.8 has as 0.2
+    expected = match("relu", 0.8, 2 * tau0, kernel="ntk").layers
+    x = torch.linspace(-2, 2, 9)
+    for layer, other in zip(enn.layers, expected, strict=True):
+        torch.testing.assert_close(layer.fn(x), other.fn(x), rtol=1e-4, atol=1e-5)
+    assert enn(images).shape == (20, K) and enn.sees == "pool" and enn.padding == "circular"
+    with torch.no_grad():
+        deq.A *= 2
+    assert "matched" not in {rival.kind for rival in rivals(deq, images, K)}
 
 
 @pytest.mark.slow

@@ -182,6 +182,7 @@ def test_download_lands_in_torchvisions_layout(tmp_path, monkeypatch):
 
 MEMORY = """
 import re, sys
+import torchvision.datasets  # whose libraries are no part of what is measured
 from data_prepare import load_dataset
 
 def peak():

@@ -111,7 +111,7 @@ def test_two_processes_write_the_bytes_of_one(forks, base, whole, tmp_path, caps
     assert lines(tmp_path, "run") == lines(whole, "run") and len(logs(tmp_path / "out")) == 24
     assert (tmp_path / "out" / "accuracy_npz.png").exists()
     begun = [(r["model"], r["dim"]) for r in read_metrics(tmp_path / "out") if r["event"] == "run"]
-    assert begun[:2] == [("inn", 16)] * 2 and begun[-1][1] == 8
+    assert begun[0] == ("inn", 16) and begun[-1][1] == 8  # the dearest first; the second process may begin late
 
 
 @pytest.mark.long

@@ -1,5 +1,7 @@
 """The logs of the sweeps that are kept in docs/logs: the page that tells of them says what they say."""
 
+import json
+import statistics
 import tarfile
 from pathlib import Path
 
@@ -9,7 +11,10 @@ from deq_enn.reporting import across, logs
 from deq_enn.reporting.markdown import row
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHIVES = sorted((ROOT / "docs" / "logs").glob("*.tar.xz"))
+LOGS = ROOT / "docs" / "logs"
+ARCHIVES = sorted(archive for archive in LOGS.glob("*.tar.xz") if "own-rate" not in archive.name)
+PAGE = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+MODELS = "inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn"
 
 
 @pytest.mark.slow
@@ -18,8 +23,21 @@ def test_the_table_of_claims_is_that_of_the_kept_logs(tmp_path):
         with tarfile.open(archive) as packed:
             packed.extractall(tmp_path, filter="data")
     table = across.survey_table(logs.load([tmp_path]))
-    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
     assert table is not None and len(ARCHIVES) >= 8
     for cells in table.rows:
         if "nearer" not in cells[0]:  # those are in the figure alone
-            assert row(*cells) in page, cells
+            assert row(*cells) in PAGE, cells
+
+
+def test_the_accuracies_at_own_rates_are_those_of_the_kept_logs(tmp_path):
+    """The mean and deviation over two seeds of the last epoch, network by network."""
+    with tarfile.open(LOGS / "fashion_mnist-sgd-own-rate.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    folder = tmp_path / "fashion_mnist-sgd-own-rate"
+    for width in (256, 1024):
+        cells = [str(width)]
+        for model in MODELS:
+            name = f"{width}_test_{model}_fashion_mnist.json"
+            last = [100 * json.loads((place / name).read_text())[-1] for place in (folder, folder / "seed_1")]
+            cells.append(f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f}")
+        assert row(*cells) in PAGE, cells

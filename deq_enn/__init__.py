@@ -5,10 +5,13 @@ torch. `README.md` says which subpackage holds what.
 """
 
 import importlib
+import importlib.util
 
-from deq_enn.utils.missing import say_in_one_line
+REQUIRED = "torch", "torchvision", "numpy", "scipy", "tqdm", "matplotlib", "jinja2"  # as in requirements.txt
+if not all(map(importlib.util.find_spec, REQUIRED)):
+    from deq_enn.utils.missing import say_in_one_line
 
-say_in_one_line()
+    say_in_one_line(REQUIRED)
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is needed here
 if TYPE_CHECKING:

@@ -101,6 +101,21 @@ def test_the_longest_are_begun_first_and_results_keep_their_places():
 # a pool of processes ---------------------------------------------------------------------------------------------
 
 
+class OneAfterTheOther(concurrent.futures.Executor):
+    """Runs what it is given at once, and so begins with what is handed to it first."""
+
+    def submit(self, function, /, *item):
+        future = concurrent.futures.Future()
+        future.set_result(function(*item))
+        return future
+
+
+def test_the_dearest_are_handed_out_first():
+    begun = []
+    run_all(OneAfterTheOther(), begun.append, [(3,), (9,), (1,), (8,)], [3, 9, 1, 8])
+    assert begun == [9, 8, 3, 1]
+
+
 def test_two_processes_write_the_bytes_of_one(forks, base, whole, tmp_path, capsys):
     alone(*base, *GRID, *at(whole), "--resume")
     expected = capsys.readouterr().out

@@ -5,13 +5,14 @@ torch. `README.md` says which subpackage holds what.
 """
 
 import importlib
-import importlib.util
+import os
+import sys
 
-REQUIRED = "torch", "torchvision", "numpy", "scipy", "tqdm", "matplotlib", "jinja2"  # as in requirements.txt
-if not all(map(importlib.util.find_spec, REQUIRED)):
+PROGRAM = os.path.abspath(sys.argv[0]) if sys.argv else ""
+if sys.argv[:1] == ["-m"] or PROGRAM.endswith("deq-enn") or PROGRAM.startswith(os.path.dirname(__path__[0])):
     from deq_enn.utils.missing import say_in_one_line
 
-    say_in_one_line(REQUIRED)
+    say_in_one_line()  # nothing is loaded in a program of somebody else
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is needed here
 if TYPE_CHECKING:

@@ -1,19 +1,19 @@
 """A program that is started where its requirements are not installed says so in one line, and not in a traceback.
 
-`deq_enn/__init__.py` calls `say_in_one_line` where one is missing, and every program imports that first. A program of a
+`deq_enn/__init__.py` calls `say_in_one_line`, and every program imports that first, whichever it is. A program of a
 user's own that imports deq_enn keeps its traceback.
 """
 
 import os
 import sys
-from collections.abc import Sequence
 from types import TracebackType
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+REQUIRED = "torch", "torchvision", "numpy", "scipy", "tqdm", "matplotlib", "jinja2"  # as in requirements.txt
 INSTALLED = "deq-enn"  # name of the program that pip installs
 
 
-def say_in_one_line(required: Sequence[str]) -> None:
+def say_in_one_line() -> None:
     """Lets a program of this project end with one line, and status 1, where a package that it requires is missing.
 
     Nothing is changed for any other program.
@@ -24,7 +24,7 @@ def say_in_one_line(required: Sequence[str]) -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         package = (getattr(error, "name", None) or "").partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and package in required and (program := our_program()):
+        if isinstance(error, ModuleNotFoundError) and package in REQUIRED and (program := our_program()):
             print(f"{program}: failed: {advice(package)}", file=sys.stderr)
         else:
             before(kind, error, trace)

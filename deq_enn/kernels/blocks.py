@@ -18,7 +18,8 @@ from deq_enn.kernels.parallel.on_a_line import MANY, MANY_DEAR, LineTable
 from deq_enn.kernels.parallel.pairs import Moments
 from deq_enn.kernels.parallel.tabulated import NotSmooth
 from deq_enn.kernels.sample_scales import OfScale
-from deq_enn.utils.tiles import for_each, one_thread, tile_size, tiles
+from deq_enn.utils.threads import one_thread
+from deq_enn.utils.tiles import for_each, tile_size, tiles
 
 KERNELS = ("ck", "ntk")  # in the order in which pairs of kernels are returned
 

@@ -7,6 +7,7 @@ positive concave DEQ has all its weights trained, and projected (networks/pcdeq.
 run_files.py.
 """
 
+import copy
 import inspect
 import math
 import time
@@ -27,6 +28,8 @@ from deq_enn.training.equilibria import Equilibria
 from deq_enn.training.run_files import Config, Result, RunFiles
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
+from deq_enn.utils.threads import SMALL_READOUT, is_small, on_one_thread_if_small
+from deq_enn.utils.tiles import for_each
 
 Device = torch.device | str
 
@@ -60,16 +63,25 @@ def extract_features(
 ) -> tuple[torch.Tensor, int]:
     """Returns features (n, m) of X (n, p), and the most solver iterations that a batch took.
 
-    They are computed in batches that stay in cache.
+    They are computed in batches that stay in cache, each on a thread of its own: threads that share a product wait for
+    one another, and where another program keeps a core busy that takes far longer than the product.
     """
     out = torch.empty(len(X), model.readout.in_features, device=device)
-    iterations, solver = 0, getattr(model, "fixed_point", None)
-    with torch.no_grad():
-        for start in tqdm(range(0, len(X), batch_size), desc="features", leave=False, disable=None, delay=1):
-            rows = slice(start, start + batch_size)
-            out[rows] = model.features(X[rows].to(device))
-            iterations = max(iterations, solver.iterations if isinstance(solver, FixedPoint) else 0)
-    return out, iterations
+    iterations = [0]
+
+    def features_of(rows: slice) -> None:
+        network, equilibrium = copy.copy(model), getattr(model, "fixed_point", None)  # the same weights
+        if isinstance(equilibrium, FixedPoint):
+            equilibrium = FixedPoint(equilibrium.solver)  # it counts the iterations of this batch alone
+            vars(network)["fixed_point"] = equilibrium
+        out[rows] = network.features(X[rows].to(device))
+        iterations.append(equilibrium.iterations if isinstance(equilibrium, FixedPoint) else 0)
+        bar.update()
+
+    batches = [(slice(start, start + batch_size),) for start in range(0, len(X), batch_size)]
+    with tqdm(total=len(batches), desc="features", leave=False, disable=None, delay=1) as bar, torch.no_grad():
+        for_each(features_of, batches, torch.device(device))
+    return out, max(iterations)
 
 
 def _eager(kind: type[torch.optim.Optimizer]) -> type[Any]:
@@ -99,6 +111,7 @@ class ReadoutTask:
         self.weight = torch.nn.Parameter(torch.zeros(data.n_classes, self.train.shape[1], device=device))
         self.optimizer = make_optimizer([self.weight], config)
         self.buffer = torch.empty(config.batch_size, self.train.shape[1], device=device)
+        self.small = self.weight.device.type == "cpu" and self.train.shape[1] <= SMALL_READOUT
 
     def state(self) -> dict:
         """Returns the readout and the optimizer's state."""
@@ -110,6 +123,7 @@ class ReadoutTask:
             self.weight.copy_(state["weight"])
         self.optimizer.load_state_dict(state["optimizer"])
 
+    @on_one_thread_if_small
     @torch.no_grad()
     def epoch(self, order: torch.Tensor) -> dict:
         """Passes over the samples once in the given order. Loss and accuracy are those seen on the way."""
@@ -133,6 +147,7 @@ class ReadoutTask:
             "train_accuracy": (predicted == labels[:, 0]).sum().item() / len(order),
         }
 
+    @on_one_thread_if_small
     @torch.no_grad()
     def evaluate(self) -> dict:
         """Returns the loss and the accuracy on the test samples."""
@@ -159,6 +174,7 @@ class FullTask:
         self.test, self.y_test = data.X_test.to(device), data.y_test.to(device)
         self.optimizer = make_optimizer(self.model.parameters(), config)
         self.equilibria = Equilibria(self.model, config, team)
+        self.small = is_small(self.model)
 
     def state(self) -> dict:
         """Returns the weights, the optimizer's state, and that of the random numbers of a penalty."""
@@ -176,6 +192,7 @@ class FullTask:
         """Returns the training samples of these numbers, as the network takes them."""
         return self.train[index]
 
+    @on_one_thread_if_small
     def epoch(self, order: torch.Tensor) -> dict:
         """Passes over the samples once in the given order. Loss and accuracy are those seen on the way."""
         self.model.train()
@@ -200,6 +217,7 @@ class FullTask:
         record = {"train_loss": loss_sum / len(order), "train_accuracy": correct / len(order)}
         return record | self.equilibria.record(len(order), order.device)
 
+    @on_one_thread_if_small
     @torch.no_grad()
     def evaluate(self) -> dict:
         """Returns the loss and the accuracy on the test samples, over all ranks, and the state of the equilibria."""
@@ -253,6 +271,7 @@ class PcDEQTask(FullTask):
             self.estimate_statistics()
         return super().evaluate()
 
+    @on_one_thread_if_small
     @torch.no_grad()
     def estimate_statistics(self) -> None:
         """Sets the mean and variance of each batch normalisation to means over batches of training images.

@@ -8,6 +8,7 @@ trials of each. The number of steps follows from the time that the trials took, 
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from deq_enn.training.loop import OPTIMIZERS
 from deq_enn.utils.deadline import check
 from deq_enn.utils.random import generator
+from deq_enn.utils.threads import is_small, one_thread
 
 BATCH = 64  # samples of a training step
 RATES = (0.01, 0.03)  # multiples of a parameter's root mean square that are tried, for what is trained already
@@ -119,24 +121,25 @@ def _steps(
     optimizer = OPTIMIZERS["adam"](groups, lr=rate)
     tops = [group["lr"] for group in optimizer.param_groups]
     g, order = generator("unrolling", seed), torch.empty(0, dtype=torch.int64)
-    for step in range(steps):
-        check()
-        if clock() > end:
-            return step
-        if len(order) < min(BATCH, samples):
-            order = torch.randperm(samples, generator=g)
-        rows, order = order[:BATCH], order[BATCH:]
-        factor = _schedule((step + 0.5) / steps)
-        for group, top in zip(optimizer.param_groups, tops):
-            group["lr"] = factor * top
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = objective(network, rows)
-            loss.backward()
-        if not math.isfinite(loss.item()):
-            return step
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
+    with one_thread() if is_small(network) else nullcontext():
+        for step in range(steps):
+            check()
+            if clock() > end:
+                return step
+            if len(order) < min(BATCH, samples):
+                order = torch.randperm(samples, generator=g)
+            rows, order = order[:BATCH], order[BATCH:]
+            factor = _schedule((step + 0.5) / steps)
+            for group, top in zip(optimizer.param_groups, tops):
+                group["lr"] = factor * top
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                loss = objective(network, rows)
+                loss.backward()
+            if not math.isfinite(loss.item()):
+                return step
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
     return steps
 
 

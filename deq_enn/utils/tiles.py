@@ -2,13 +2,13 @@
 
 import contextvars
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
 
 from deq_enn.utils.deadline import check
+from deq_enn.utils.threads import one_thread
 
 
 def tile_size(device: torch.device) -> int:
@@ -26,21 +26,6 @@ def tiles(rows: slice, cols: slice, size: int, lower: bool = False) -> list[tupl
         return [slice(i, min(i + step, span.stop)) for i in range(span.start, span.stop, max(step, 1))]
 
     return [(r, c) for r in cut(rows) for c in cut(cols) if not lower or c.start < r.stop]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Lets torch work on the calling thread alone.
-
-    Its threads wait by spinning. Where short steps of torch and of NumPy take turns, or several threads call torch,
-    they compete for the cores and all is ten times slower.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def for_each(work: Callable[..., object], jobs: Sequence[tuple], device: torch.device) -> None:

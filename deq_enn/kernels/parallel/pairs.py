@@ -26,7 +26,7 @@ from deq_enn.kernels.parallel.in_the_plane import RULES, pair_moments, resolved_
 from deq_enn.kernels.parallel.piecewise_linear import piecewise_linear_moments
 from deq_enn.kernels.parallel.tabulated import NotSmooth, OfPairs, ParallelTable
 from deq_enn.theory.activations import Activation
-from deq_enn.utils.tiles import one_thread
+from deq_enn.utils.threads import one_thread
 
 FEW = 16  # pairs at once that are integrated one by one, at most; more of them make a table
 

@@ -59,11 +59,13 @@ def records_of(arguments, *stages) -> dict[str, list[dict]]:
 
 def chosen_cases(arguments):
     """The cases of --cases."""
+    from scripts.calibration.blind import copies_cases
     from scripts.calibration.cases import cases
     from scripts.calibration.fresh import fresh_cases
     from scripts.calibration.more_samples import large_cases
 
-    of = {"fresh": (fresh_cases,), "more": (large_cases,), "first": (cases,), "all": (fresh_cases, cases)}
+    of = {"fresh": (fresh_cases,), "more": (large_cases,), "copies": (copies_cases,), "first": (cases,)}
+    of["all"] = fresh_cases, copies_cases, cases
     return [case for make in of[arguments.cases] for case in make()]
 
 
@@ -210,9 +212,10 @@ def main(argv=None):
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
         "--cases",
-        choices=("fresh", "more", "first", "all"),
+        choices=("fresh", "more", "copies", "first", "all"),
         default="fresh",
-        help="the later ones, these with more samples, the first 131, or the later and the first (default: fresh)",
+        help="the later ones, these with more samples, more oversampled rows, the first 131, or those that may set "
+        "constants with the others of their deal (default: fresh)",
     )
     parser.add_argument("--dataset_path", default="data", help="folder of MNIST and CIFAR-10 (default: data)")
     parser.add_argument(

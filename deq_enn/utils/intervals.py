@@ -3,8 +3,8 @@
 This is the loss of networks that are what they are: they have been fitted, and only the samples are drawn, and a few
 seeds of the second network. Other questions have estimators of their own, which say how they differ:
 `reporting.statistics.compare` (trainings seed by seed), `machines.scores.bootstrap_difference` (two predictions, with
-no normal law), `verdicts.losses.model.measured` (leave-one-out, where copies are left out together, for a prediction at
-other widths) and `verdicts.losses.classes` (measures that are no mean over samples).
+no normal law), `verdicts.losses.points.measured` (leave-one-out, where copies are left out together, for a
+prediction at other widths) and `verdicts.losses.classes` (measures that are no mean over samples).
 """
 
 import math

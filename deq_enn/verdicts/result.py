@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deq_enn.networks.export import ExportedENN
     from deq_enn.theory.activations import Activation
     from deq_enn.verdicts.candidates import Network
-    from deq_enn.verdicts.losses.model import Measured
+    from deq_enn.verdicts.losses.points import Measured
     from deq_enn.verdicts.measured_loss import Replacement
 
 # what is said below the losses of a random DEQ; docs/calibration.md has the numbers behind it

@@ -18,7 +18,8 @@ from scipy.optimize import minimize
 
 from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts.decision import no_better_than_majority
-from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Interval, predict
+from deq_enn.verdicts.losses.model import Interval, predict
+from deq_enn.verdicts.losses.points import CONSTANTS, Discrepancy
 from scripts.calibration.fresh import KINDS
 from scripts.calibration.outcomes import MAJORITY
 from scripts.calibration.verdicts import constants_of, points_of

@@ -134,14 +134,21 @@ def activation_of(case: Case) -> Activation:
 
 def fresh_cases() -> list[Case]:
     """All of them, in an order in which any first part is a fair sample."""
-    data = [name for name, count in COUNTS.items() for _ in range(count)]
-    widths = [width for width, count in WIDTHS.items() for _ in range(count)]
-    assert len(widths) == len(data)
+    listed = dealt(COUNTS, WIDTHS, SEED) | {case.name: case for case in (FreshCase(*row) for row in EXTRA)}
+    return sorted(listed.values(), key=lambda case: case.digest)
+
+
+def dealt(counts: dict[str, int], widths: dict[int, int], seed: int) -> dict[str, FreshCase]:
+    """Returns {name: case}, dealt by this seed from the decks of this file.
+
+    counts : {data set: number of its cases}. widths : {width: number of its cases}, of as many cases.
+    """
+    data = [name for name, count in counts.items() for _ in range(count)]
     functions = [*ACTIVATIONS, *OWN, *OWN, "gelu3", "gelu3"]
-    decks = {"width": widths, "activation": functions, "sigma_a2": SIGMA_A2, "n": TRAINING}
-    decks |= {"slow": SLOW, "even": NOT_ODD}
-    columns = {name: _shuffled(list(deck) * math.ceil(len(data) / len(deck)), name) for name, deck in decks.items()}
-    columns["width"] = _shuffled(widths, "width")
+    decks: dict[str, list] = {"width": [width for width, count in widths.items() for _ in range(count)]}
+    assert len(decks["width"]) == len(data)
+    decks |= {"activation": functions, "sigma_a2": [*SIGMA_A2], "n": [*TRAINING], "slow": [*SLOW], "even": NOT_ODD}
+    columns = {name: shuffled(deck * math.ceil(len(data) / len(deck)), name, seed) for name, deck in decks.items()}
     listed = {}
     for row in zip(data, *columns.values()):
         c = dict(zip(("data", *columns), row))
@@ -149,17 +156,21 @@ def fresh_cases() -> list[Case]:
         if c["data"] in KINDS["few dimensions"]:
             c["width"] = min(c["width"], WIDEST)
             c["sigma_a2"], c["activation"] = slow, even
-        c["n"] = min(c["n"], LIMITS[c["width"]][0])
-        lower = [s for s in reversed(SIGMA_A2) if s <= c["sigma_a2"]]
-        c["sigma_a2"] = next(s for s in lower if _converges(c["activation"], s))
-        case = FreshCase(**c)
+        case = affordable(**c)
         listed[case.name] = case
-    listed |= {case.name: case for case in (FreshCase(*row) for row in EXTRA)}
-    return sorted(listed.values(), key=lambda case: case.digest)
+    return listed
 
 
-def _shuffled(values, column):
-    order = torch.randperm(len(values), generator=generator("fresh calibration cases", column, SEED))
+def affordable(data: str, activation: str, sigma_a2: float, width: int, n: int) -> FreshCase:
+    """Returns the case with no more samples than its width can afford, and a sigma_a^2 with which a DEQ is stable."""
+    lower = [s for s in reversed(SIGMA_A2) if s <= sigma_a2]
+    stable = next(s for s in lower if _converges(activation, s))
+    return FreshCase(data, activation, stable, width, min(n, LIMITS[width][0]))
+
+
+def shuffled(values: list, column: str, seed: int) -> list:
+    """Returns the values in the order in which this seed deals the column."""
+    order = torch.randperm(len(values), generator=generator("fresh calibration cases", column, seed))
     return [values[i] for i in order]
 
 

@@ -2,7 +2,7 @@
 
 The samples that are left out in turn share all others. So their mean may vary more than that of as many independent
 samples, about the accuracy that the same readout has on new ones. How much more is the constant `dependence` of
-`losses.model.Discrepancy`. It is measured on the cases that may set constants, with training sets that no verdict and
+`losses.points.Discrepancy`. It is measured on the cases that may set constants, with training sets that no verdict and
 no outcome has seen.
 """
 
@@ -22,7 +22,7 @@ from deq_enn.machines.precise_readout import features
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.verdicts.candidates import fitted, plain_networks
-from deq_enn.verdicts.losses.model import measured
+from deq_enn.verdicts.losses.points import measured
 from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import KINDS, FreshCase, activation_of, fresh_cases, load_fresh
 from scripts.calibration.outcomes import deq_of

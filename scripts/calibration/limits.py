@@ -13,7 +13,8 @@ import math
 from dataclasses import dataclass, replace
 
 from deq_enn.utils.intervals import Z_90
-from deq_enn.verdicts.losses.model import CONSTANTS, Interval, Measured, predict
+from deq_enn.verdicts.losses.model import Interval, predict
+from deq_enn.verdicts.losses.points import CONSTANTS, Measured
 from scripts.calibration.analysis import TOLERANCE, Truth, merged
 from scripts.calibration.verdicts import constants_of, points_of
 

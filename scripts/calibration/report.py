@@ -10,7 +10,7 @@ from scipy.stats import beta, rankdata, spearmanr
 
 from deq_enn.reporting.markdown import head, row
 from deq_enn.utils.intervals import Z_90
-from deq_enn.verdicts.losses.model import CONSTANTS
+from deq_enn.verdicts.losses.points import CONSTANTS
 from scripts.calibration.analysis import TOLERANCE, Held, coverage, joined, matched_alone, mean_score
 from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import KINDS

@@ -1,7 +1,7 @@
 """The verdict of a case of scripts/calibrate.py, on its training set alone, kept so that its constants can be set anew.
 
-The record of each measurement holds what `losses.model.measured` computes before any constant enters. `points_of` gives
-the measurements back for other constants, and thereby the intervals without a new verdict.
+The record of each measurement holds what `losses.points.measured` computes. `points_of` gives the measurements back for
+other constants, and thereby the intervals without a new verdict.
 """
 
 if __name__ == "__main__":
@@ -17,11 +17,8 @@ import numpy as np
 
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
 from deq_enn.verdicts.losses.measurements import MAJORITY, measured_apart, of_this_case
-from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Measured, measured
+from deq_enn.verdicts.losses.points import CONSTANTS, Discrepancy, Measured, estimated, measured
 from scripts.calibration.outcomes import deq_of
-
-# constants with which of_one_seed is what was seen, without the prior
-RAW = replace(CONSTANTS, weight=0.0)
 
 
 class _Untimed(VerdictAtInitialisation):
@@ -104,21 +101,21 @@ def _raw_points(name, measurements) -> list[dict]:
 
 
 def raw_point(width: float, differences: np.ndarray, group: np.ndarray, own: int | None = None) -> dict:
-    """Returns the measurement without constants, of differences (seeds, samples), ready for JSON.
+    """Returns the measurement of differences (seeds, samples), ready for JSON.
 
     own : the place of the user's own seed; it and the others are "parts" of the measurement then.
     """
-    whole = measured(width, differences, group, RAW).to_dict()
+    whole = measured(width, differences, group).to_dict()
     if own is not None:
-        whole["parts"] = [part.to_dict() for part in measured_apart(width, differences, group, own, RAW)]
+        whole["parts"] = [part.to_dict() for part in measured_apart(width, differences, group, own)]
     return whole
 
 
 def points_of(points: list[dict], constants: Discrepancy = CONSTANTS) -> list[Measured]:
-    """Returns the measurements of a record, as `losses.model.measured` computes them with these constants."""
+    """Returns the measurements of a record, as `losses.points.measured` computes them with these constants."""
     made = []
     for point in points:
-        whole = _with(constants, Measured.from_dict({key: point[key] for key in point if key != "parts"}))
+        whole = estimated(_whole(point), constants)
         parts = [Measured.from_dict(part) for part in point.get("parts", ())]
         made += [replace(part, common=whole.common, of_one_seed=whole.of_one_seed) for part in parts] or [whole]
     return made
@@ -127,15 +124,16 @@ def points_of(points: list[dict], constants: Discrepancy = CONSTANTS) -> list[Me
 def constants_of(record: dict, constants: Discrepancy = CONSTANTS) -> Discrepancy:
     """Returns the constants with the spread over seeds that all candidates of a record show together."""
     points = [point for candidate in record.get("candidates", ()) for point in candidate["points"]]
-    raw = [Measured.from_dict({key: point[key] for key in point if key != "parts"}) for point in points]
-    return of_this_case(raw, constants)
+    return of_this_case(map(_whole, points), constants)
 
 
-def _with(constants, raw):
-    if math.isinf(raw.width):
+def _whole(point):
+    """The measurement of all seeds.
+
+    The records of the first cases hold what was seen less the noise, where that is positive, in place of both.
+    """
+    raw = Measured.from_dict({key: point[key] for key in point if key != "parts"})
+    if "noise" in point or raw.seeds == 1:
         return raw
-    prior = (constants.seeds * raw.apart) ** 2
-    if raw.seeds == 1:
-        return replace(raw, common=constants.common * raw.of_one_sample, of_one_seed=prior)
-    seen = raw.seeds - 1
-    return replace(raw, of_one_seed=(constants.weight * prior + seen * raw.of_one_seed) / (constants.weight + seen))
+    noise = (raw.of_one_sample - raw.common) / raw.count
+    return replace(raw, seen=raw.of_one_seed + noise, noise=noise)

@@ -18,7 +18,8 @@ from deq_enn.verdicts import candidates
 from deq_enn.verdicts.decision import Question, by_loss
 from deq_enn.verdicts.losses.classes import unequal
 from deq_enn.verdicts.losses.measurements import measured_apart
-from deq_enn.verdicts.losses.model import CONSTANTS, measured, predict
+from deq_enn.verdicts.losses.model import predict
+from deq_enn.verdicts.losses.points import CONSTANTS, measured
 from deq_enn.verdicts.result import Candidate as Found
 from scripts import calibrate
 from scripts.calibration import (

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from deq_enn.utils.intervals import Z_90
-from deq_enn.verdicts.losses.model import CONSTANTS, Interval
+from deq_enn.verdicts.losses.model import Interval
+from deq_enn.verdicts.losses.points import CONSTANTS
 from scripts.calibration import limits, verdicts
 from scripts.calibration.outcomes import loss_and_error
 

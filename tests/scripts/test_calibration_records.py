@@ -1,13 +1,12 @@
 """What the calibration keeps of a verdict, and leave-one-out beside new samples."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from deq_enn.verdicts.losses.measurements import of_this_case
-from deq_enn.verdicts.losses.model import CONSTANTS, measured
+from deq_enn.verdicts.losses.points import CONSTANTS, measured
 from scripts.calibration import left_out, verdicts
 from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import FreshCase
@@ -16,9 +15,7 @@ from scripts.calibration.fresh import FreshCase
 def test_the_constants_of_a_record_are_those_of_its_verdict():
     rng = np.random.default_rng(0)
     passes = {(32, 200): rng.integers(-1, 2, (3, 200)), (math.inf, 100): rng.integers(-1, 2, (1, 100))}
-    raw = [
-        measured(width, d, np.arange(d.shape[1]), replace(CONSTANTS, weight=0.0)) for (width, _), d in passes.items()
-    ]
+    raw = [measured(width, d, np.arange(d.shape[1])) for (width, _), d in passes.items()]
     points = [verdicts.raw_point(w, d, np.arange(n), 1 if w == 32 else None) for (w, n), d in passes.items()]
     made = verdicts.constants_of({"candidates": [{"points": points}]})
     assert made == of_this_case(raw, CONSTANTS) != CONSTANTS

@@ -11,7 +11,8 @@ from deq_enn.verdicts.decision import (
     no_better_than_majority,
     to_measure,
 )
-from deq_enn.verdicts.losses.model import Interval, Measured
+from deq_enn.verdicts.losses.model import Interval
+from deq_enn.verdicts.losses.points import Measured
 from deq_enn.verdicts.result import Candidate
 
 QUESTION = Question(p=20, n=600, width=64, tolerance=0.5)

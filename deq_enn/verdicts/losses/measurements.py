@@ -28,7 +28,9 @@ from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, S
 from deq_enn.utils.deadline import OutOfTime, check
 from deq_enn.verdicts.candidates import PRECISE as PRECISE_SOLVER, Network, RandomDEQ, in_float64
 from deq_enn.verdicts.losses.classes import ClassScores, compared
-from deq_enn.verdicts.losses.model import CONSTANTS, Discrepancy, Interval, Measured, Posterior, measured
+from deq_enn.verdicts.losses.model import Interval, Posterior
+from deq_enn.verdicts.losses.points import CONSTANTS, Discrepancy, Measured, measured
+from deq_enn.verdicts.losses.spread import variance_of_draws
 
 BATCH = 512  # samples whose features are computed at once, so that they stay in the cache
 FEWEST = 500  # samples of a pass, at least, where there are so many
@@ -259,9 +261,8 @@ class Measurements:
     def constants(self) -> Discrepancy:
         """Returns the constants of the model, with what all candidates show of the spread over seeds."""
         if self._constants is None:
-            raw = replace(self.prior, weight=0.0)
             shown = [
-                measured(width, np.stack(differences), np.arange(count), raw)
+                measured(width, np.stack(differences), self._group(width, count), self.prior)
                 for (width, count), point in self.passes.items()
                 for name, differences in point.items()
                 if len(differences) > 1 and name != MAJORITY
@@ -275,10 +276,13 @@ class Measurements:
         for (width, count), differences in self.passes.items():
             if name not in differences:
                 continue
-            group = np.arange(count) if math.isinf(width) else self.copies[:count].numpy()
             together, own = np.stack(differences[name]), self.own_place(width, count, name)
-            points += measured_apart(width, together, group, own, self.constants)
+            points += measured_apart(width, together, self._group(width, count), own, self.constants)
         return points
+
+    def _group(self, width, count):
+        """Which samples are left out together; those of exact kernels have no copies."""
+        return np.arange(count) if math.isinf(width) else self.copies[:count].numpy()
 
     def own_place(self, width: float, count: int, name: str) -> int | None:
         """Returns the place of the user's own draw among the seeds of a candidate, or None."""
@@ -320,14 +324,17 @@ def of_this_case(shown: Iterable[Measured], constants: Discrepancy) -> Discrepan
     One candidate of two or three seeds hardly shows it, but all of them have the DEQ in common, and on the same data
     they spread alike, as shares of d.
 
-    shown : measurements of all candidates, whose `of_one_seed` is what was seen, without a prior (weight 0).
+    shown : measurements of all candidates.
     """
     several = [point for point in shown if point.seeds > 1 and not math.isinf(point.width)]
-    freedom = sum(point.seeds - 1 for point in several)
-    seen = sum((point.seeds - 1) * point.of_one_seed / point.apart**2 for point in several)
-    return replace(
-        constants, seeds=math.sqrt((constants.pooled * constants.seeds**2 + seen) / (constants.pooled + freedom))
+    spread = variance_of_draws(
+        constants.seeds**2,
+        constants.pooled,
+        [point.seen / point.apart**2 for point in several],
+        [point.seeds - 1 for point in several],
+        [point.noise / point.apart**2 for point in several],
     )
+    return replace(constants, seeds=math.sqrt(spread))
 
 
 def measured_apart(
@@ -335,7 +342,7 @@ def measured_apart(
 ) -> list[Measured]:
     """Returns the measurement of all seeds, or where one of them is the user's own, that of it and that of the others.
 
-    differences, group : (seeds, n) and (n,), as of `model.measured`. own : the place of the user's own seed.
+    differences, group : (seeds, n) and (n,), as of `points.measured`. own : the place of the user's own seed.
     """
     whole = measured(width, differences, group, constants)
     if own is None:

@@ -142,3 +142,16 @@ def test_the_spread_over_seeds_is_that_of_all_candidates(deq, blobs):
     assert measurements.of_this_case([], few).seeds == pytest.approx(prior)
     taken.prior, taken._constants = few, None
     assert taken.constants.seeds == pytest.approx(prior, rel=0.01)
+
+
+def test_copies_are_no_spread_over_seeds(deq, blobs):
+    """Networks that are right by chance, on 150 samples that are there four times: what spreads is the samples."""
+    rng, seeds = np.random.default_rng(0), []
+    lost = [{name: np.repeat(rng.uniform(size=150) < 0.2, 4) for name in "abcd"} for _ in range(20)]
+    for copies in (torch.arange(600) // 4, torch.arange(600)):
+        taken = measurements.Measurements(deq, [], *blobs, torch.arange(600), copies, 3)
+        for seed, each in enumerate(lost):
+            taken.record(32, {name: torch.from_numpy(~l) for name, l in each.items()}, torch.ones(600).bool(), seed)
+        seeds.append(taken.constants.seeds)
+    together, alone = seeds
+    assert alone > 0.11 and together < 0.7 * alone

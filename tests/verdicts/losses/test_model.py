@@ -8,16 +8,8 @@ import pytest
 
 from deq_enn.verdicts.losses import model as loss_model
 from deq_enn.verdicts.losses.measurements import measured_apart
-from deq_enn.verdicts.losses.model import (
-    Discrepancy,
-    Measured,
-    Posterior,
-    expected_apart,
-    log_apart,
-    measured,
-    predict,
-    width_from,
-)
+from deq_enn.verdicts.losses.model import Posterior, expected_apart, log_apart, predict, width_from
+from deq_enn.verdicts.losses.points import CONSTANTS, Discrepancy, Measured, measured
 
 
 def test_the_error_of_a_measurement_is_that_of_repetitions():
@@ -45,16 +37,19 @@ def test_copies_of_a_sample_count_as_one():
 
 def test_copies_do_not_make_draws_of_the_weights_spread():
     """Every draw is right as often as the others, and only the samples, each there four times, tell them apart."""
-    rng, alone = np.random.default_rng(0), replace(loss_model.CONSTANTS, weight=0.0)
-    spreads = {True: [], False: []}
+    rng, spreads = np.random.default_rng(0), {True: [], False: []}
     for _ in range(200):
         differences = np.repeat(rng.integers(-1, 2, size=(6, 100)), 4, axis=1)
         for together, spread in spreads.items():
             group = np.repeat(np.arange(100), 4) if together else np.arange(400)
-            spread.append(measured(64, differences, group, alone).of_one_seed)
+            spread.append(measured(64, differences, group))
     of_the_samples = 100**2 * (2 / 3) / 100  # the variance of a draw's mean over a hundred samples
-    assert np.mean(spreads[True]) < 0.3 * of_the_samples  # what is negative by chance counts as none
-    assert np.mean(spreads[False]) > 0.6 * of_the_samples
+    noise, alone = (np.mean([each.noise for each in spreads[together]]) for together in (True, False))
+    assert noise == pytest.approx(of_the_samples, rel=0.03) and alone == pytest.approx(of_the_samples / 4, rel=0.03)
+    assert np.mean([each.seen for each in spreads[True]]) == pytest.approx(of_the_samples, rel=0.1)
+    prior = spreads[True][0].apart * CONSTANTS.seeds
+    drawn, credited = (np.mean([each.of_one_seed for each in spreads[together]]) for together in (True, False))
+    assert 0.7 * prior**2 < drawn < prior**2 and credited > 1.2 * drawn
 
 
 # with no more error than the measurements show

@@ -181,37 +181,32 @@ def equality_table(experiment: Experiment, margin: float = MARGIN) -> Table | No
 
 
 def cost_table(experiment: Experiment) -> Table | None:
-    """Returns the times of DEQs and of their matched networks, or None where no times are known."""
+    """Returns the times of DEQs and of their matched networks, or None where no times are known.
+
+    Where every weight is trained features are not computed ahead, and only an epoch is compared.
+    """
 
     def typical(model, dim, what):
         times = [getattr(run, what) for run in experiment.of(model, dim).values() if getattr(run, what) is not None]
-        return median(times) if times else None
+        return median(times) if times else math.nan
 
-    pairs = [(deq, enn) for deq, enn in pairs_of(experiment) if is_matched(enn)]
+    parts = {"features": "setup_seconds"} if experiment.settings.get("train", "readout") != "full" else {}
+    parts["epoch"] = "epoch_seconds"
     rows = []
     for dim in experiment.dims:
-        for deq, enn in pairs:
-            setup, epoch = (
-                [seconds for model in (deq, enn) if (seconds := typical(model, dim, what)) is not None]
-                for what in ("setup_seconds", "epoch_seconds")
-            )
-            if len(setup) == len(epoch) == 2:
-                rows.append(
-                    [
-                        str(dim),
-                        name_of(enn if VARIANT.fullmatch(enn) else deq),
-                        *(f"{s:.3g}" for s in setup),
-                        f"{setup[0] / setup[1]:.1f}",
-                        *(f"{s:.3g}" for s in epoch),
-                    ]
-                )
+        for deq, enn in pairs_of(experiment):
+            times = [[typical(model, dim, what) for model in (deq, enn)] for what in parts.values()]
+            if is_matched(enn) and not any(math.isnan(seconds) for pair in times for seconds in pair):
+                cells = [[f"{of_deq:.3g}", f"{of_enn:.3g}", f"{of_deq / of_enn:.1f}"] for of_deq, of_enn in times]
+                rows.append([str(dim), name_of(deq), name_of(enn), *sum(cells, [])])
     if not rows:
         return None
     return Table(
         f"Cost of a DEQ and of its matched ENN, seconds ({experiment.title}; median over seeds)",
-        ["width", "DEQ", "features, DEQ", "features, ENN", "ratio", "epoch, DEQ", "epoch, ENN"],
+        ["width", "DEQ", "ENN", *(f"{part}, {what}" for part in parts for what in ("DEQ", "ENN", "ratio"))],
         rows,
-        "Features: building the network and passing all training and test samples through it once.",
+        "Features: building the network and passing all training and test samples through it once."
+        * ("features" in parts),
     )
 
 

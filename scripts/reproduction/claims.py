@@ -274,6 +274,7 @@ def sweep_finding(experiment):
         if equality
         else "too few seeds for a claim of equality"
     )
-    ratios = [f"{row[4]} times ({row[1]})" for row in cost.rows if row[0] == width] if cost else []
+    costs = [dict(zip(cost.header, row)) for row in cost.rows] if cost else []
+    ratios = [f"{row['features, ratio']} times ({row['DEQ']})" for row in costs if row["width"] == width]
     features = f" A DEQ's features take {' and '.join(ratios)} the time of its matched network's." if ratios else ""
     return f"At width {width}, in percentage points: {pairs}. Two one-sided tests: {verdicts}.{features}"

@@ -80,7 +80,17 @@ def test_the_tables_are_the_logs(tmp_path, capsys):
             low, high = ttest_rel(final["inn"], final[enn]).confidence_interval(0.95)
             text = f"{(final['inn'] - final[enn]).mean():+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
             assert cells(difference)[str(dim)][f"ReLU-DEQ − {name}"] == text and text in printed
-    assert cost.rows[0] == ["16", "ReLU-DEQ", "1", "1", "1.0", "0.2", "0.2"]  # medians of 0.1, 0.2 and 0.3
+    assert cost.rows[0] == [
+        "16",
+        "ReLU-DEQ",
+        "matched L-ReLU-ENN",
+        "1",
+        "1",
+        "1.0",
+        "0.2",
+        "0.2",
+        "1.0",
+    ]  # medians of 0.1, 0.2 and 0.3
     assert printed.startswith((tmp_path / "out" / "summary.md").read_text())
     with (tmp_path / "out" / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -99,7 +109,17 @@ def test_set_up_is_that_of_one_attempt_and_cost_is_a_ratio(tmp_path):
     killed = '{"event": "epo'
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(again), killed]))
     [experiment] = logs.load([tmp_path])
-    assert tables.cost_table(experiment).rows == [["16", "ReLU-DEQ", "6", "2", "3.0", "1.2", "0.4"]]
+    cost = ["16", "ReLU-DEQ", "matched L-ReLU-ENN", "6", "2", "3.0", "1.2", "0.4", "3.0"]
+    assert tables.cost_table(experiment).rows == [cost]
+
+
+def test_where_every_weight_is_trained_no_features_are_compared(tmp_path):
+    for model in ("inn", "l_relu_enn"):
+        write_run(tmp_path, model, 16, 0, train="full")
+    [experiment] = logs.load([tmp_path])
+    table = tables.cost_table(experiment)
+    assert table.header == ["width", "DEQ", "ENN", "epoch, DEQ", "epoch, ENN", "epoch, ratio"] and not table.note
+    assert [len(row) for row in table.rows] == [6]
 
 
 def test_the_authors_logs(tmp_path):
@@ -173,8 +193,8 @@ def test_a_deq_is_compared_with_itself_stopped_and_with_a_penalty(tmp_path):
     ]
     names = [tables.name_of(model) for model in ("inn-jacobian0.1", "inn-steps10", "linear_pcdeq_1-steps1")]
     assert names == ["ReLU-DEQ, Jacobian penalty 0.1", "ReLU-DEQ, 10 steps", "linear_pcdeq_1, 1 step"]
-    assert [row[1] for row in tables.cost_table(experiment).rows][:3] == [
-        *("ReLU-DEQ", "ReLU-DEQ, 2 steps", "ReLU-DEQ, 10 steps")
+    assert [row[2] for row in tables.cost_table(experiment).rows][:3] == [
+        *("matched L-ReLU-ENN", "ReLU-DEQ, 2 steps", "ReLU-DEQ, 10 steps")
     ]
     assert curves.looks(experiment)["inn-steps2"]["linestyle"] == "-."
 

@@ -1,18 +1,57 @@
-"""Oversampled rows that may set constants, dealt as the fresh cases of scripts/calibrate.py are.
+"""Two more deals of the fresh cases of scripts/calibrate.py: a blind round, and oversampled rows to set constants by.
 
-Only two of the fresh cases have oversampled rows and a truth, and neither may set constants.
+The blind round was dealt, and the deal was kept, after the last change of the verdict and before any of its cases was
+run. It has the kinds of the fresh cases in about their shares, only cases that report by the hash of their names, and
+none that is wider than 512. Whatever of it was run is reported.
+
+Only two of the fresh cases have oversampled rows and a truth, and neither may set constants. So more of that kind were
+dealt that may.
 """
 
 if __name__ == "__main__":
     raise SystemExit("blind.py is a part of scripts/calibrate.py: run that")
 
 from scripts.calibration.cases import Case, sets_constants
-from scripts.calibration.fresh import WIDTHS, FreshCase, dealt, fresh_cases, shuffled
+from scripts.calibration.fresh import SIGMA_A2, WIDTHS, FreshCase, affordable, dealt, fresh_cases, shuffled
 
 SEED = 2028
-NARROW = 128  # largest width of the oversampled rows
+# data set: number of its cases in the blind round
+COUNTS = {
+    "rings": 4,
+    "shells": 2,
+    "spirals": 4,
+    "checkerboard": 3,
+    "parity": 3,
+    "chance": 1,
+    "bits": 3,
+    "table": 3,
+    "rounded": 2,
+    "oversampled": 5,
+    "rare": 2,
+    "unequal": 3,
+    "tails": 5,
+    "roll": 3,
+    "curve": 2,
+    "fashion": 4,
+    "fashion_tops": 1,
+}
+WIDEST, NARROW = 512, 128  # largest width of the blind round, and of the oversampled rows
 DEALT = 4  # times as many cases are dealt, as about half of them may set constants
+# like the rolls that were added to the fresh cases: odd activations with a large sigma_a^2, of narrow DEQs
+ROLLS = 8
+ODD = "tanh softsign erf sin hardtanh asinh bump".split()
+LARGE = [s for s in SIGMA_A2 if 0.5 <= s <= 0.95]
 COPIES = 10  # cases of oversampled rows that may set constants
+
+
+def blind_cases() -> list[Case]:
+    """All of the blind round, narrow ones first, as these are cheap."""
+    seen = {case.name for case in fresh_cases()}
+    reporting = [case for case in _many(COUNTS, SEED, WIDEST) if _reports(case, seen)]
+    kept = [case for name, count in COUNTS.items() for case in [c for c in reporting if c.data == name][:count]]
+    seen |= {case.name for case in kept}
+    rolls = [case for case in _rolls() if _reports(case, seen)][:ROLLS]
+    return sorted(kept + rolls, key=lambda case: (case.width, case.digest))
 
 
 def copies_cases() -> list[Case]:
@@ -23,6 +62,10 @@ def copies_cases() -> list[Case]:
     return sorted(kept, key=lambda case: (case.width, case.digest))
 
 
+def _reports(case, seen):
+    return not sets_constants(case.name) and case.name not in seen
+
+
 def _many(counts, seed, widest) -> list[FreshCase]:
     """DEALT times as many cases, in the order in which they were dealt, in the shares of widths of the fresh cases."""
     total = DEALT * sum(counts.values())
@@ -31,3 +74,10 @@ def _many(counts, seed, widest) -> list[FreshCase]:
     some = shuffled(deck * (total // len(deck) + 1), "some widths", seed)[:total]
     widths = {width: some.count(width) for width in narrow}
     return list(dealt({name: DEALT * count for name, count in counts.items()}, widths, seed).values())
+
+
+def _rolls() -> list[FreshCase]:
+    """DEALT times as many rolls as are wanted, none of them twice."""
+    decks = {"activation": ODD, "sigma_a2": LARGE, "width": [32, 64, 64, 128], "n": [1500, 2000, 2000, 3000]}
+    columns = [shuffled(deck * DEALT * ROLLS, f"rolls, {name}", SEED) for name, deck in decks.items()]
+    return list(dict.fromkeys(affordable("roll", *row) for row in zip(*columns)))

@@ -29,6 +29,7 @@ from scripts.calibration import (
     report,
     verdicts as calibration_verdicts,
 )
+from scripts.calibration.blind import blind_cases, copies_cases
 from scripts.calibration.cases import Case, cases, load, sets_constants
 from scripts.calibration.fresh import COUNTS, KINDS, OWN, FreshCase, fresh_cases, load_fresh
 from scripts.calibration.more_samples import LEAST, LargeCase, fresh_twins, large_cases
@@ -60,6 +61,16 @@ def test_the_fresh_cases():
     assert min(case.width for case in found) == 32 and max(case.width for case in found) == 2048
     assert len({case.activation for case in found} & set(OWN)) == len(OWN)
     assert 0.3 < sum(sets_constants(case.name) for case in found) / len(found) < 0.7
+
+
+def test_the_blind_round_reports_and_is_new():
+    blind, fresh, copies = blind_cases(), {case.name for case in fresh_cases()}, copies_cases()
+    names = {case.name for case in blind}
+    assert len(blind) == len(names) >= 36 and not names & fresh and not names & {case.name for case in copies}
+    assert {case.data for case in blind} == set(COUNTS) and not any(map(sets_constants, names))
+    assert [case.width for case in blind] == sorted(case.width for case in blind) and blind[-1].width == 512
+    assert {case.data for case in copies} == {"oversampled"} and all(sets_constants(case.name) for case in copies)
+    assert len({case.name for case in copies}) == 10 and not fresh & {case.name for case in copies}
 
 
 def test_the_cases_with_more_samples():

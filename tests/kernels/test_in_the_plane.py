@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from deq_enn.kernels.exact import implicit_kernels
-from deq_enn.kernels.parallel.in_the_plane import RULES, pair_moments, resolved_rule
+from deq_enn.kernels.parallel.in_the_plane import pair_moments
+from deq_enn.kernels.parallel.rules import IN_SECTORS, IN_THE_PLANE, resolved_rule
 from deq_enn.theory.activations import ACTIVATIONS, Activation
 from tests.helpers.pair_quadrature import BY_HAND, pair_expectation, quadrature
 
@@ -38,8 +39,9 @@ def test_moments_are_those_of_nested_quadrature(name, sign):
     activation, f, df = OWN[name]
     a, b, theta = pairs((0.7, 0.7, 0.02), (1.9, 1.88, 0.05), (0.8, 2.5, 0.3), (4.0, 3.0, 1.4))
     signs = torch.full_like(a, sign)
-    rule = RULES[resolved_rule(activation, CENTRE, a, b, signs, theta)]
-    moments = pair_moments(activation, CENTRE, a, b, signs, theta, *rule).T.tolist()
+    rules = IN_THE_PLANE if any(activation.kinks) else IN_SECTORS
+    rule = rules[resolved_rule(rules, activation, CENTRE, a, b, signs, theta)]
+    moments = rule(activation, CENTRE, a, b, signs, theta).T.tolist()
     for s, t, angle, (apart, dot) in zip(a.tolist(), b.tolist(), theta.tolist(), moments):
         args = activation.kinks, s * s, t * t, sign * s * t * math.cos(angle)
         second, other = (
@@ -54,9 +56,9 @@ def test_a_large_scale_with_a_large_angle_takes_panels_that_move():
     """A coarse rule that does not move agrees with itself for small angles only."""
     tanh, f, df = OWN["tanh"]
     a, b, sign, theta = pairs((8.0, 9.0, 1.0, 1.5))
-    place = resolved_rule(tanh, 0.0, a, b, sign, theta)
-    assert RULES[place][1]
-    apart, dot = pair_moments(tanh, 0.0, a, b, sign, theta, *RULES[place]).flatten().tolist()
+    rule = IN_THE_PLANE[resolved_rule(IN_THE_PLANE, tanh, 0.0, a, b, sign, theta)]
+    assert rule.settings == (True,)
+    apart, dot = rule(tanh, 0.0, a, b, sign, theta).flatten().tolist()
     x = np.arange(-9, 9, 0.02)  # the trapezoidal rule, which is right to rounding for analytic functions
     density = np.exp(-np.add.outer(x**2, x**2) / 2) * 0.02**2 / (2 * math.pi)
     u, v = 8 * x[:, None], 9 * (math.cos(1.5) * x[:, None] + math.sin(1.5) * x)

@@ -38,10 +38,10 @@ def test_they_are_those_of_quadrature_in_the_plane(kind, name, monkeypatch):
     def kernels():
         return *implicit_kernels(X, f, 0.3), *explicit_kernels(X, [f, f])
 
-    quadrature = pairs.pair_moments
-    monkeypatch.setattr(pairs, "pair_moments", lambda *_: refused.append(1))
+    quadrature = pairs.resolved_rule
+    monkeypatch.setattr(pairs, "resolved_rule", lambda *_: refused.append(1))
     closed = kernels()
-    monkeypatch.setattr(pairs, "pair_moments", quadrature)
+    monkeypatch.setattr(pairs, "resolved_rule", quadrature)
     monkeypatch.setattr(exact, "with_slopes", lambda activation, _: activation)
     for kernel, expected in zip(closed, kernels(), strict=True):
         scale = torch.outer(expected.diagonal().sqrt(), expected.diagonal().sqrt())

@@ -27,10 +27,6 @@ _STRIDE = 3.5  # width of the panels beyond the reach
 _NARROW = 0.2  # width of a panel, in units of the activation's features, for which half the nodes are enough
 _PAIRS = 256  # pairs at a time
 _CHUNK = 30_000  # nodes at a time, few enough to stay in the cache
-RULES = (  # nodes of a panel, and whether panels move with the features about 0: from cheap to dear
-    *((nodes, False) for nodes in (8, 12, 18, 27, 41)),
-    *((nodes, True) for nodes in (8, 12, 18, 27, 41, 62, 93)),
-)
 
 
 @cache
@@ -172,39 +168,3 @@ def pair_moments(
         check()
         out.append(_Plane(activation, centre, a[chunk], b[chunk], sign[chunk], theta[chunk], nodes, moving).integrate())
     return torch.cat(out, 1)
-
-
-def rounding(activation: Activation, apart: torch.Tensor, dot: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-    """Returns the error of the mean squared difference of f(u) and f(v) that comes from their rounding.
-
-    Both are f(0) + O(sqrt(ab dot)).
-    """
-    constant = activation.fn(torch.zeros(1, dtype=torch.float64)).abs()
-    size = 1e-15 * ((ab * dot.abs()).sqrt() + constant)
-    return size * (apart.sqrt() + size)
-
-
-def resolved_rule(
-    activation: Activation, centre: float, a: torch.Tensor, b: torch.Tensor, sign: torch.Tensor, theta: torch.Tensor
-) -> int:
-    """Returns the place in `RULES` of the first by which `pair_moments` agrees with the one before to 1e-10.
-
-    It is asked for some of the pairs. The error of a Gauss-Legendre rule falls geometrically, so that the finer of the
-    two has one of about 1e-14.
-    """
-    some = torch.cat([torch.stack([t.argmin(), t.argmax()]) for t in (a, b, theta, theta * a, theta * b)]).unique()
-    a, b, sign, theta = (t[some] for t in (a, b, sign, theta))
-    coarse = None
-    for place, (nodes, moving) in enumerate(RULES):
-        check()
-        fine = pair_moments(activation, centre, a, b, sign, theta, nodes, moving)
-        if coarse is not None and moving == RULES[place - 1][1]:
-            apart, dot = fine
-            floor = torch.stack([rounding(activation, apart, dot, a * b), torch.zeros_like(a)])
-            if ((coarse - fine).abs() <= 1e-10 * fine.abs().amax(1, keepdim=True) + floor).all():
-                return place
-        coarse = fine
-    raise ValueError(
-        f"the kernel of {activation.name} between nearly parallel samples does not converge: it is not smooth "
-        "between its declared kinks; declare them (Activation(..., kinks=...)), or remove such samples"
-    )

@@ -8,13 +8,13 @@ concerns, the distance takes its place. With v = sign * v', (u, v) of scales a a
 
 for a DEQ. Nothing cancels here except the part that the norms have in common. The right side is concave in eta, so that
 Newton's method converges from any start. The expectations on it come from one of three places (`Moments`): the closed
-forms of piecewise-linear activations (`piecewise_linear`), quadrature in the plane for a few pairs (`in_the_plane`),
-or a table for many pairs (`tabulated`), which costs as much as some tens of them. An activation with kinks away from 0
-has no table. A user's is asked whether it is linear between its kinks (`kernels.pieces`), and has the closed forms
-then. Analytic activations have a Mehler series that converges at |rho| = 1 too, where their scale is moderate, and an
-error of rho does no harm (`pair_functions`). Pairs that occur many times in the data are computed once. Many samples of
-one attribute, whose pairs are all parallel, have a table of their own (`on_a_line`), for which some pairs
-are solved here.
+forms of piecewise-linear activations (`piecewise_linear`), quadrature for a few pairs (`in_sectors`), or a table for
+many pairs (`tabulated`), which costs as much as some tens of them. An activation with kinks away from 0 has no table,
+and another quadrature (`in_the_plane`). A user's is asked whether it is linear between its kinks (`kernels.pieces`),
+and has the closed forms then. Analytic activations have a Mehler series that converges at |rho| = 1 too, where their
+scale is moderate, and an error of rho does no harm (`pair_functions`). Pairs that occur many times in the data are
+computed once. Many samples of one attribute, whose pairs are all parallel, have a table of their own (`on_a_line`), for
+which some pairs are solved here.
 """
 
 import threading
@@ -22,8 +22,8 @@ from collections.abc import Sequence
 
 import torch
 
-from deq_enn.kernels.parallel.in_the_plane import RULES, pair_moments, resolved_rule, rounding
 from deq_enn.kernels.parallel.piecewise_linear import piecewise_linear_moments
+from deq_enn.kernels.parallel.rules import IN_SECTORS, IN_THE_PLANE, resolved_rule, rounding
 from deq_enn.kernels.parallel.tabulated import NotSmooth, OfPairs, ParallelTable
 from deq_enn.theory.activations import Activation
 from deq_enn.utils.threads import one_thread
@@ -47,6 +47,7 @@ class Moments:
             and not activation.fn(torch.zeros(1, dtype=torch.float64)).item()
         )
         self._tabulable = self.closed is None and not any(activation.kinks)
+        self.rules = IN_SECTORS if self._tabulable else IN_THE_PLANE
         self._table: ParallelTable | None = None
         self._lock = threading.Lock()
 
@@ -79,8 +80,8 @@ class Moments:
             for place, pairs in table.parts(a, b, sign):
                 out[:, place] = torch.stack(pairs(theta[place])[1:])
             return out[:, index]
-        rule = RULES[resolved_rule(self.activation, self.centre, a, b, sign, theta)]
-        return pair_moments(self.activation, self.centre, a, b, sign, theta, *rule)[:, index]
+        rule = self.rules[resolved_rule(self.rules, self.activation, self.centre, a, b, sign, theta)]
+        return rule(self.activation, self.centre, a, b, sign, theta)[:, index]
 
 
 def implicit_pairs(
@@ -182,14 +183,14 @@ def _integrated(moments, sigma_a2, a, b, sign, distance2):
         if moments.closed:
             apart, dot = moments.closed(a, b, sign, theta)
         else:
-            apart, dot = pair_moments(activation, centre, a, b, sign, theta, *RULES[rule])
+            apart, dot = moments.rules[rule](activation, centre, a, b, sign, theta)
         right = distance2 + sigma_a2 * apart
         noise = 1e-14 * (radial + right) + sigma_a2 * rounding(activation, apart, dot, ab)
         return apart, dot, 2 * ab * eta + radial - right, noise
 
     while True:
         eta, apart, dot = _newton(at, ab, sigma_a2, activation.name, eta)
-        needed = 0 if moments.closed else resolved_rule(activation, centre, a, b, sign, angle(eta))
+        needed = 0 if moments.closed else resolved_rule(moments.rules, activation, centre, a, b, sign, angle(eta))
         if needed <= rule:
             return eta, apart, dot
         rule = needed

@@ -5,20 +5,23 @@ For (u, v) with v = sign v', where u and v' have scales a and b and the angle th
     dot(a, b, theta) = E[f'(u) f'(v)],      apart(a, b, theta) = E[(phi(u) - sign phi(v))^2]
 
 are smooth functions of their three arguments, however small the angle and however near a is to b: in polar coordinates
-the plane falls into four sectors where neither u nor v changes sign, and the sectors' edges and the integrands are
-analytic in a, b and theta. So `dot` is interpolated by Chebyshev polynomials in all three, and `apart` follows from it,
-since d(apart)/d(eta) = 2 a b dot with eta = 1 - cos(theta) (Price's theorem):
+the plane falls into four sectors where neither u nor v changes sign (`in_sectors`), and the sectors' edges and the
+integrands are analytic in a, b and theta. So `dot` is interpolated by Chebyshev polynomials in all three, and `apart`
+follows from it, since d(apart)/d(eta) = 2 a b dot with eta = 1 - cos(theta) (Price's theorem):
 
     apart = apart_0 + 2 a b turned,      turned(a, b, theta) = int_0^theta dot(a, b, t) sin(t) dt.
 
 For sign = 1 we interpolate apart_0/(a - b)^2 = E[((f(a xi) - f(b xi))/(a - b))^2], and for sign = -1 apart_0 itself:
-nothing here is the difference of nearly equal numbers. The variables are log(1 + a), log(1 + b), and t in
-theta = delta sinh(t), as `dot` has features as narrow as 1/a in theta. The nodes of the quadrature are the same for all
-scales, so that a grid of scales is one matrix product for each angle. The coefficients are compressed to the directions
-that matter (Tucker's decomposition; Townsend & Trefethen, SIAM J. Sci. Comput. 35, 2013, do so in two variables).
+nothing here is the difference of nearly equal numbers. At large scales, where a saturating function has a small dot,
+`dot` and that ratio are divided by the roots of E[f'^2] at a and b, which have an interpolant of their own. The
+variables are log(1 + a), log(1 + b), and t in theta = delta sinh(t), as `dot` has features as narrow as 1/a in theta.
+The nodes of the quadrature are the same for all scales, so that a grid of scales is one matrix product for each angle.
+The coefficients are compressed to the directions that matter (Tucker's decomposition; Townsend & Trefethen, SIAM J.
+Sci. Comput. 35, 2013, do so in two variables).
 
-A table takes about a second, and a pair from it some microseconds; the quadrature of `in_the_plane` takes 1 to 3 ms
-for a pair that a DEQ has. A function with kinks elsewhere is not smooth where the samples meet, and has no table.
+A table takes a tenth of a second to some seconds, and a pair from it some microseconds; the quadrature of `in_sectors`
+takes half a millisecond to some for a pair that a DEQ has. A function with kinks elsewhere is not smooth where the
+samples meet, and has no table.
 """
 
 import logging
@@ -29,13 +32,13 @@ import numpy as np
 import torch
 from numpy.polynomial import chebyshev
 
+from deq_enn.kernels.parallel.in_sectors import EVEN, directions, radii
 from deq_enn.kernels.parallel.in_the_plane import legendre
 from deq_enn.theory.activations import Activation
 from deq_enn.utils.deadline import check
 
 _log = logging.getLogger("kernels")
 
-_REACH = 9.0  # radius where exp(-r^2/2) is 3e-18
 _SAME = 1e-9  # relative difference of the quadrature's two rules, of which the finer then has an error of about 1e-13
 _TAIL = 1e-13  # last Chebyshev coefficients, relative to the largest
 _MARGIN = 0.02  # share of the least and of the largest scale by which the table goes beyond them
@@ -66,17 +69,19 @@ class ParallelTable:
     def __init__(self, activation: Activation, centre: float, low: float, high: float):
         self.activation, self.centre = activation, centre
         low, high = low * (1 - _MARGIN), high * (1 + _MARGIN)  # so that no two nodes are next to one another
-        self._low, self._high = math.log1p(low), math.log1p(high)
+        self._high_scale, self._low, self._high = high, math.log1p(low), math.log1p(high)
         self._delta = min(1.0, 1 / high)
         self._top = math.asinh(math.pi / 2 / self._delta)
         ends = np.expm1([self._low, self._high])
         self._nodes = self._enough_nodes(ends)
+        self._roots = {}
         degree, angles = self._enough_angles(ends)
         size, scales = self._enough_scales(ends, angles)
-        grid = np.stack([self._dots(scales, scales, theta) for theta in angles], -1)  # (2, scales, scales, angles)
+        grid = np.stack([self._shares(scales, scales, theta) for theta in angles], -1)  # (2, scales, scales, angles)
         grid = np.concatenate([grid, self._apart_at_none(scales, scales)[..., None]], -1)
         into = np.linalg.inv(chebyshev.chebvander(chebyshev.chebpts2(size + 1), size))
         coefficients = np.einsum("ia,jb,sabk->sijk", into, into, grid, optimize=True)
+        self._log_root = into @ np.log(self._root(scales))
         into = np.linalg.inv(chebyshev.chebvander(chebyshev.chebpts2(degree + 1), degree))
         coefficients[..., :-1] = coefficients[..., :-1] @ into.T
         self._basis, self._core = [], []
@@ -115,7 +120,7 @@ class ParallelTable:
             check()
             x = chebyshev.chebpts2(degree + 1)
             angles = self._delta * np.sinh(self._top * (x + 1) / 2)
-            values = np.stack([self._dots(ends, ends, theta).ravel() for theta in angles])
+            values = np.stack([self._shares(ends, ends, theta).ravel() for theta in angles])
             if _resolved(x, values):
                 return degree, angles
         raise NotSmooth(f"{self.activation.name} has moments that vary too quickly with the angle")
@@ -126,8 +131,8 @@ class ParallelTable:
             check()
             y = chebyshev.chebpts2(size + 1)
             scales = np.expm1(self._low + (self._high - self._low) * (y + 1) / 2)
-            values = [self._dots(scales, ends, theta) for theta in some] + [self._apart_at_none(scales, ends)]
-            if _resolved(y, np.concatenate(values, -1)):
+            values = [self._shares(scales, ends, theta) for theta in some] + [self._apart_at_none(scales, ends)]
+            if _resolved(y, np.concatenate(values, -1)) and _resolved(y, np.log(self._root(scales))[:, None]):
                 return size, scales
         raise NotSmooth(f"{self.activation.name} has moments that vary too quickly with the scale")
 
@@ -137,16 +142,12 @@ class ParallelTable:
     def _dots(self, a, b, theta):
         """Returns E[f'(u) f'(v)] for both signs, (2, len(a), len(b))."""
         out = np.zeros((2, len(a), len(b)))
-        r, weight_r = _rule(self._nodes, 0.0, _REACH)
+        r, weight_r = radii(self._nodes, self._high_scale)
         weight_r = weight_r * r * np.exp(-r * r / 2) / (2 * math.pi)
-        half, narrow = math.pi / 2, max(8, math.ceil(self._nodes * math.sqrt(theta / math.pi)))
         # u and v have one sign, and then have not; the other half of the plane has -u and -v
-        sectors = [(self._nodes, theta / 2 - half, half - theta / 2), (narrow, half - theta / 2, half + theta / 2)]
-        for agree, (count, start, end) in zip((True, False), sectors):
-            if end <= start:
-                continue
-            w, weight_w = _rule(count, start, end)
-            part = max(1, _AT_ONCE // (len(a) * count))
+        for agree in (True, False) if theta else (True,):
+            w, weight_w = directions(self._nodes, theta, agree, self._high_scale)
+            part = max(1, _AT_ONCE // (len(a) * len(w)))
             for r_, weight_r_ in zip(
                 np.split(r, range(part, len(r), part)), np.split(weight_r, range(part, len(r), part))
             ):
@@ -161,9 +162,23 @@ class ParallelTable:
                 out[1] += of_a[0] @ of_b[1].T + of_a[1] @ of_b[0].T
         return out
 
+    def _root(self, a):
+        """Returns the root of E[f'(a xi)^2], (len(a),), or 1 where that hardly changes; each angle asks for it."""
+        if self._high_scale <= EVEN:
+            return np.ones(len(a))
+        if (key := a.tobytes()) not in self._roots:
+            r, weight = radii(2 * self._nodes, self._high_scale)
+            weight = weight * np.exp(-r * r / 2) / math.sqrt(2 * math.pi)
+            self._roots[key] = np.sqrt(sum(self._slope(np.outer(a, x)) ** 2 @ weight for x in (r, -r)))
+        return self._roots[key]
+
+    def _shares(self, a, b, theta):
+        """Returns what `_dots` has over the roots of E[f'^2] at both scales, which make most of its size."""
+        return self._dots(a, b, theta) / np.multiply.outer(self._root(a), self._root(b))
+
     def _apart_at_none(self, a, b):
         """Returns E[((f(a xi) - f(b xi))/(a - b))^2] and E[(phi(a xi) + phi(-b xi))^2], (2, len(a), len(b))."""
-        r, weight = _rule(2 * self._nodes, 0.0, _REACH)
+        r, weight = radii(2 * self._nodes, self._high_scale)
         weight = weight * np.exp(-r * r / 2) / math.sqrt(2 * math.pi)
         out = np.zeros((2, len(a), len(b)))
         for x in (r, -r):
@@ -174,6 +189,7 @@ class ParallelTable:
                 ratio = np.where(same, x * self._slope(scale * x), (own - of_b) / np.where(same, 1.0, gap))
                 out[0, i] += ratio**2 @ weight
                 out[1, i] += (own + opposite - 2 * self.centre) ** 2 @ weight
+        out[0] /= np.multiply.outer(self._root(a), self._root(b))
         return out
 
     def _value(self, x):
@@ -210,14 +226,13 @@ class ParallelTable:
 
     def _of_pairs(self, which, a, b):
         U = self._basis[which]
-        left, right = (
-            torch.from_numpy(chebyshev.chebvander(self._place(scale.numpy()), len(U) - 1) @ U) for scale in (a, b)
-        )
+        bases = [chebyshev.chebvander(self._place(scale.numpy()), len(U) - 1) for scale in (a, b)]
+        left, right = (torch.from_numpy(basis @ U) for basis in bases)
         coefficients = (left[:, :, None] * right[:, None, :]).flatten(1) @ self._core[which]
-        dot = coefficients[:, :-1]
-        return OfPairs(
-            self, which == 0, a, b, coefficients[:, -1], dot.T.contiguous(), (dot @ self._turning).T.contiguous()
-        )
+        size = torch.from_numpy(np.exp((bases[0] + bases[1]) @ self._log_root))
+        dot = coefficients[:, :-1] * size[:, None]
+        ratio = coefficients[:, -1] * (size if which == 0 else 1.0)
+        return OfPairs(self, which == 0, a, b, ratio, dot.T.contiguous(), (dot @ self._turning).T.contiguous())
 
     def _place(self, scale):
         return ((2 * np.log1p(scale) - self._low - self._high) / (self._high - self._low)).clip(-1, 1)

@@ -79,7 +79,8 @@ class Directions:
 
     rows : from indices (b,) to B (b, k) float64: rows of F V, or of U.
     strengths : s (k,), the eigenvalues. moment : M (k, c), V^T F^T Y or U^T Y.
-    unit : the mean squared norm of the features, or the mean diagonal of the kernel.
+    unit : the mean squared norm of the features, or the mean diagonal of the kernel; 1 where all are zero, as where
+        every signal dies in an activation's dead zone.
     orthonormal : whether the directions are U. complete : whether there are as many of them as samples.
     """
 
@@ -156,7 +157,7 @@ def from_kernel(K: torch.Tensor, targets: Targets) -> LeftOut:
     """Returns the predictions of kernel ridge regression with K (n, n) float64."""
     check()
     strengths, Q = torch.linalg.eigh(K)
-    unit = K.diagonal().mean().item()
+    unit = K.diagonal().mean().item() or 1.0
     directions = Directions(
         Q.__getitem__, strengths.clamp_min(0), Q.T @ targets.Y, unit, orthonormal=True, complete=True
     )
@@ -170,7 +171,7 @@ def from_features(F: torch.Tensor, targets: Targets) -> LeftOut:
         F = F.double()
         return from_kernel(F @ F.T, targets)
     gram, moment = _sums(F, targets.Y)
-    unit = gram.diagonal().sum().item() / n
+    unit = gram.diagonal().sum().item() / n or 1.0
     check()
     strengths, V = torch.linalg.eigh(gram)
     strengths.clamp_(min=0)

@@ -90,7 +90,7 @@ def features(model: Network, X: torch.Tensor) -> torch.Tensor:
 
 def _directions(F, targets, U, S):
     """Those of the left singular vectors U and singular values S of F."""
-    unit = F.square().sum().item() / len(F)
+    unit = F.square().sum().item() / len(F) or 1.0
     return Directions(U.__getitem__, S.square(), U.T @ targets.Y, unit, orthonormal=True, complete=len(S) == len(F))
 
 

@@ -49,8 +49,8 @@ class Sums:
 
     @property
     def unit(self) -> float:
-        """Returns the mean squared norm of the features, of which ridges are multiples."""
-        return self.gram.diagonal().sum().item() / self.count
+        """Returns the mean squared norm of the features, of which ridges are multiples; 1 where all are zero."""
+        return self.gram.diagonal().sum().item() / self.count or 1.0
 
     def squared_error(self, weights: torch.Tensor) -> float:
         """Returns the mean over samples and classes of (Y - F weights)^2."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deq_enn.machines import leave_one_out
+from deq_enn.machines import leave_one_out, precise_readout
 from deq_enn.machines.copies import copies
 from deq_enn.machines.leave_one_out import Targets, from_features, from_kernel
 from deq_enn.machines.readout import RIDGES
@@ -100,3 +100,14 @@ def test_a_long_regression_looks_at_the_deadline(width):
     F = torch.randn(n, width, generator=generator("features"))
     with deadline(Ticks(1.0), 1.5), pytest.raises(OutOfTime):
         from_features(F, Targets(y, 3))
+
+
+@pytest.mark.parametrize("width", [20, 150])
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("machine", [from_features, precise_readout.leave_one_out])
+def test_features_that_are_all_zero_say_the_commonest_class(machine, width, copied):
+    """As where every signal dies in an activation's dead zone."""
+    y = torch.arange(80) % 3 // 2
+    targets = Targets(y, 2, torch.arange(80) // 2 if copied else None)
+    said = machine(torch.zeros(80, width, dtype=torch.float64), targets)
+    assert torch.equal(said.right, y == 0) and said.faintest == 0

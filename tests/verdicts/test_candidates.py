@@ -70,6 +70,15 @@ def test_layers_in_which_the_signal_dies_are_no_candidates():
     assert "dies" in refused["plain, depth 3"]
 
 
+@pytest.mark.parametrize("width", [16, 700])  # fewer features than samples, and more
+def test_a_network_in_which_every_signal_dies_says_the_commonest_class(width, blobs):
+    X, y = blobs
+    network = candidates.plain_networks(ACTIVATIONS["tanh"], 0.2, 1.0)[0].build(20, width, 3)
+    network.features = lambda X: torch.zeros(len(X), width, dtype=X.dtype)
+    network, readout = candidates.fitted(network, X, y, 3)
+    assert not readout.weights.any() and readout.mean.argmax() == y.mode().values
+
+
 def test_the_ridge_that_is_handed_out_is_the_one_that_was_measured(monkeypatch, blobs):
     """Whatever the order of the samples; the readout is that of all of them, and copies are left out together."""
     X, y = blobs

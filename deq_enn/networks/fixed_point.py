@@ -19,7 +19,7 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -57,6 +57,7 @@ class Solver(Protocol):
         ...
 
 
+_OF_ROUNDING = 16  # residual of a stalled iteration at most, in roundings of its function
 ROUNDINGS = 8  # least tolerance of a relative residual, in roundings of its dtype; float32 keeps 1e-6
 
 
@@ -189,12 +190,44 @@ def best_combination(gram: torch.Tensor, ridge: float) -> torch.Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
+def _solved(solver, f, z0, args):
+    """Returns the solution of z = f(z, *args), of one that is stalled by rounding in double precision."""
+    try:
+        return solver.solve(lambda z: f(z, *args), z0)
+    except ConvergenceError as error:
+        if error.solution.value.dtype != torch.float32:
+            raise
+        try:
+            return _in_double(solver, f, error.solution, args)
+        except (RuntimeError, TypeError):  # it is not stalled, or f or the device has no such floats
+            raise error from None
+
+
+def _in_double(solver, f, stalled, args):
+    """Returns the solution in float64, from where float32 is stalled, as float32.
+
+    A sample next to the edge of a dead zone is much smaller than what it comes from, and so than its rounding.
+    """
+    finer = [a.double() if a.is_floating_point() else a for a in args]
+    z, residual = stalled.value, stalled.residual
+    noise = _residual(f(z.double(), *finer), f(z, *args).double())
+    if not ((residual <= noise * _OF_ROUNDING) | (residual <= _reachable(getattr(solver, "tol", 0.0), z))).all():
+        raise ConvergenceError("it is not rounding that keeps it from the equilibrium", stalled)
+    end = solver.solve(lambda z: f(z, *finer), z.double())
+    return replace(
+        end,
+        value=end.value.to(z.dtype),
+        residual=end.residual.to(z.dtype),
+        iterations=stalled.iterations + end.iterations,
+    )
+
+
 class _Implicit(torch.autograd.Function):
     """The value z of z = f(z, *args) as a function of the args, to any order, for autograd and for torch.func."""
 
     @staticmethod
     def forward(owner, f, z0, *args):
-        solution = owner.solver.solve(lambda z: f(z, *args), z0)
+        solution = _solved(owner.solver, f, z0, args)
         owner.iterations, owner.unconverged = solution.iterations, solution.unconverged
         return solution.value
 

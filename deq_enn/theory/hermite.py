@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from deq_enn.theory.activations import Activation
-from deq_enn.theory.quadrature import EPS, SQRT_2PI, TOLERANCE, lobatto
+from deq_enn.theory.quadrature import CONSTANT, EPS, SQRT_2PI, TOLERANCE, lobatto
 
 _REACH = 16.0  # standard deviations, beyond which f times the density times h_k is negligible
 _MOST_EDGES = 2048  # panels at most, after which an activation counts as not resolved
@@ -180,11 +180,7 @@ class _Integrals:
             return
         bad = int((~fine).nonzero()[0])
         if not f[bad][x[bad % len(x)].abs() < 8].any():
-            raise ValueError(
-                f"activation {self.activation.name} at scale {s[bad].item():.6g}: as far as a Gaussian variable of "
-                "this scale reaches, the function is constant, and so are the features of samples of this size: leave "
-                "them out, or scale all samples up"
-            )
+            raise ValueError(f"activation {self.activation.name} at scale {s[bad].item():.6g}: {CONSTANT}")
         raise ValueError(
             f"activation {self.activation.name} grows too fast for its Hermite coefficients, or is not "
             f"finite, at scale {s[bad].item():.6g}"

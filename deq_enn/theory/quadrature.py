@@ -16,6 +16,10 @@ TOLERANCE = 1e-14  # error of each panel, so that the whole is within 1e-12
 EPS, SQRT_2PI = 2.0**-52, math.sqrt(2 * math.pi)
 _RANGE = 38.0  # standard deviations, beyond which the density is below the smallest normal float64
 _EDGES = [-38.0, -30, -23, -18, -14, -11, *range(-8, 9), 11, 14, 18, 23, 30, 38.0]  # ends of the first panels
+CONSTANT = (  # what is said of a dead zone
+    "as far as a Gaussian variable of this scale reaches, the function is constant, and so are the features of samples "
+    "of this size: leave them out, or scale all samples up"
+)
 _MANY_FAULTS = 1000  # panels at fault, from which on the faults count as everywhere
 
 Integrand = Callable[[np.ndarray], np.ndarray]  # nodes (q,) -> values (k, q)
@@ -101,7 +105,7 @@ def _check_tails(f, panels, size, scale):
     if not cut_off.any():
         return
     if not size[cut_off][:, (panels.left >= -30) & (panels.right <= 30)].any():
-        raise ValueError("as far as a Gaussian variable of this scale reaches, the function is constant")
+        raise ValueError(CONSTANT)
     raise ValueError(
         "the integrand grows too fast for a Gaussian expectation: its tail does not decay within 38 standard deviations"
     )

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
+from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard
+from deq_enn.theory.activations import from_function
 
 SOLVERS = [Picard, Anderson]
 
@@ -190,3 +192,28 @@ def test_transforms_of_torch_func(solver):
 def test_a_solver_that_cannot_end_well_is_refused(make):
     with pytest.raises(ValueError, match="needs"):
         make()
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson()])
+def test_a_sample_at_the_edge_of_a_dead_zone_is_solved_in_double_precision(solver):
+    """Its equilibrium, softshrink(u) with u next to 1/2, is so small that the rounding of u is 1e-5 of it."""
+    zone = from_function(lambda x: torch.nn.functional.softshrink(x, 0.5), "zone", kinks=(-0.5, 0.5))
+    X = torch.randn(2000, 8, generator=torch.Generator().manual_seed(1)) / 8**0.5
+    deq = DEQ(zone, 8, 16, 2, 0.05, seed=1, solver=solver)
+    with torch.no_grad():
+        z, steps = deq.features(X), deq.fixed_point.iterations
+        expected = deq.double().features(X.double())
+    assert z.dtype == torch.float32 and (steps > 200 or isinstance(solver, Anderson))
+    torch.testing.assert_close(z.double(), expected, rtol=0, atol=2e-7)
+
+
+def test_what_rounding_does_not_stall_has_the_error_of_its_steps():
+    """Neither a slow contraction nor a cycle gets more steps, and a function with floats of its own keeps its error."""
+    x, own = torch.ones(2, 3), torch.tensor(0.95)
+    for f in (
+        lambda z, x: 0.95 * z + x,
+        lambda z, x: x / z + 1e-3 * x,
+        lambda z, x: torch.addmm(x, z, own * torch.eye(3)),
+    ):
+        with pytest.raises(ConvergenceError, match="after 60 iterations"):
+            FixedPoint(Picard(max_steps=60))(f, 2 * x, x)

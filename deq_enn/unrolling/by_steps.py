@@ -162,6 +162,17 @@ class VerdictBySteps:
         if self.bar is not None:
             self.bar.update()
 
+    @contextmanager
+    def _or_untried(self, name: str) -> Iterator[None]:
+        """Lets the rest go on where a network fails, and says why it was not tried."""
+        try:
+            yield
+        except OutOfTime:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            reason = str(error).partition("\n")[0]
+            self.untried[name] = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason:.200}"
+
     def _say(self, what: str) -> None:
         if self.bar is not None:
             self.bar.set_description_str(what)
@@ -218,7 +229,9 @@ class VerdictBySteps:
         self._say(f"stopped after {k} steps")
         assert self.parts is not None
         began = self.clock()
-        self._add(f"{k} of its steps", "stopped", k, stopped(self.module, k, self.steps))
+        name = f"{k} of its steps"
+        with self._or_untried(name):
+            self._add(name, "stopped", k, stopped(self.module, k, self.steps))
         return (self.clock() - began) / len(self.parts[2])
 
     def _measure_stopped(self) -> None:
@@ -242,19 +255,16 @@ class VerdictBySteps:
         fit, choose, _ = self.parts
         self.layer = students.last_linear(self.module, fit.X[:2])
         if self.layer is None:
-            self.untried[KINDS["refitted"]] = "the module's outputs are not those of a linear layer"
+            self.untried[KINDS["refitted"]] = "the module's outputs are not those of a linear layer that is used once"
             return
         few = fit.first(students.REFITTED_ON)
         tried = [c.k for c in self.candidates if c.kind == "stopped" and c.k]
         for k in [k for k in tried if k < self._good_steps()]:
-            self._say(f"{_steps(k)}, last layer refitted")
-            network = stopped(self.module, k, self.steps, shared=False)
-            try:
-                network = students.refitted(network, self.layer, few, choose)
-            except (ValueError, AttributeError) as error:
-                self.untried[f"{_steps(k)}, last layer refitted"] = str(error)
-                continue
-            self._add(f"{_steps(k)}, last layer refitted", "refitted", k, network)
+            name = f"{_steps(k)}, last layer refitted"
+            self._say(name)
+            with self._or_untried(name):
+                network = stopped(self.module, k, self.steps, shared=False)
+                self._add(name, "refitted", k, students.refitted(network, self.layer, few, choose))
 
     def _measure_students(self) -> None:
         assert self.parts is not None
@@ -306,14 +316,9 @@ class VerdictBySteps:
     def _train(self, name: str, kind: str, k: int | None, make: Callable[[float], Trained], seconds: float) -> None:
         """Trains a network for so many seconds and measures it; what fails is said, and the rest goes on."""
         self._say(f"training {name}")
-        try:
+        with self._or_untried(name):
             trained = make(0.95 * seconds)
-        except (ValueError, RuntimeError, AttributeError) as error:
-            if isinstance(error, OutOfTime):
-                raise
-            self.untried[name] = str(error).partition("\n")[0]
-            return
-        self._add(name, kind, k, trained.network, trained)
+            self._add(name, kind, k, trained.network, trained)
 
     def _measure_cost(self) -> None:
         assert self.parts is not None

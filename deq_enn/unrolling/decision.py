@@ -50,7 +50,7 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
     faster = [c for c in candidates if c.saved is None or c.saved >= FASTER]
     if not faster:
         sentence = f"None of the {len(candidates)} networks that were tried is {FASTER:g} times as fast as the module."
-        return "keep", None, [sentence, *_almost(candidates, known)]
+        return "keep", None, [*reason, sentence, *_almost(candidates, known)]
     if good := accepted(faster, known.tolerance):
         chosen = min(good, key=lambda c: (c.work, c.loss))
         if known.labelled and alarming(chosen.loss, chosen.interval):

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.networks.trained_deq import evaluating
-from deq_enn.utils.deadline import check
+from deq_enn.utils.deadline import OutOfTime, check
 from deq_enn.utils.random import generator
 
 ROWS = 512  # rows passed through a module at once, at most
@@ -206,12 +206,17 @@ def check_module(module: nn.Module, X: torch.Tensor) -> int:
 def said_of(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
     """Returns what the module that is judged says of samples X (n, ...), as `outputs_of`.
 
-    Raises ValueError where it finds no equilibrium for some of them, or has no finite outputs.
+    Raises ValueError where its forward fails on some of them, as where there is no equilibrium, or where its outputs
+    are not finite.
     """
     name = type(module).__name__
     try:
         outputs = outputs_of(module, X)
-    except ConvergenceError as error:
+    except OutOfTime:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        if str(error).startswith("the module's outputs"):
+            raise
         raise ValueError(_failure(name, X, error)) from None
     if wrong := int((~outputs.isfinite().all(1)).sum()):
         raise ValueError(f"{name}'s outputs are not finite for {wrong} of {len(X)} samples: leave those out")

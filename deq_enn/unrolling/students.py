@@ -12,6 +12,7 @@ Three ways, from cheap to dear:
 """
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -34,11 +35,14 @@ FARTHEST = 6  # steps along the iteration from which a consistent student starts
 
 
 def last_linear(module: nn.Module, x: torch.Tensor) -> str | None:
-    """Returns the name of the linear layer whose outputs are the module's, on rows x (n, ...), or None."""
-    said: dict[str, torch.Tensor] = {}
+    """Returns the name of the linear layer whose outputs are the module's, on rows x (n, ...), or None.
+
+    One that is used more than once a pass is none: where its weights change, more changes than the outputs.
+    """
+    said: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda layer, inputs, output: said.__setitem__(name, output)
+        return lambda layer, inputs, output: said[name].append(output)
 
     linear = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
     hooks = [part.register_forward_hook(keep(name)) for name, part in linear.items()]
@@ -50,16 +54,19 @@ def last_linear(module: nn.Module, x: torch.Tensor) -> str | None:
             hook.remove()
     single = outputs.shape[1] == 2 and not outputs[:, 0].any()  # a score of the second class, against 0
     wanted = [outputs, outputs[:, 1:]] if single else [outputs]
-    same = [name for name, output in said.items() if any(torch.equal(output, each) for each in wanted)]
+    once = {name: calls[0] for name, calls in said.items() if len(calls) == 1}
+    same = [name for name, output in once.items() if any(torch.equal(output, each) for each in wanted)]
     return same[-1] if same else None
 
 
 def features_of(module: nn.Module, layer: str, X: torch.Tensor) -> torch.Tensor:
     """Returns what a layer, given by its name, is handed for samples X (n, ...): (n, m), float64 on the CPU."""
     features: list[torch.Tensor] = []
-    hook = module.get_submodule(layer).register_forward_pre_hook(
-        lambda part, inputs: features.append(inputs[0].detach().double().cpu())
-    )
+
+    def keep(part: nn.Module, args: tuple, named: dict) -> None:
+        features.append((args[0] if args else named["input"]).detach().double().cpu())
+
+    hook = module.get_submodule(layer).register_forward_pre_hook(keep, with_kwargs=True)
     try:
         outputs_of(module, X)
     finally:

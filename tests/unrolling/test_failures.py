@@ -1,0 +1,92 @@
+"""What fails in a user's module while it is judged ends no verdict, or ends it in one line."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from deq_enn.networks.fixed_point import FixedPoint, Picard
+from deq_enn.unrolling import students
+from deq_enn.unrolling.by_steps import LADDER, VerdictBySteps
+from deq_enn.unrolling.decision import decide
+from deq_enn.unrolling.judged import Part, outputs_of, said_of
+from tests.conftest import Ticks, one_line
+from tests.unrolling.modules import K, M, P
+from tests.unrolling.test_by_steps import KNOWN, blobs, candidate
+
+BLOCKS = 5  # steps for which a `Limited` has a block each
+
+
+class Limited(nn.Module):
+    """A loop by hand whose steps have parts of their own, so that it can make no more than it has parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.lift, self.cell, self.readout = nn.Linear(P, M), nn.Linear(M, M), nn.Linear(M, K)
+        self.blocks, self.most = nn.ModuleList(nn.Tanh() for _ in range(BLOCKS)), BLOCKS
+
+    def forward(self, x):
+        u = self.lift(x)
+        z = torch.zeros_like(u)
+        for k in range(self.most):
+            z = self.blocks[k](0.3 * self.cell(z) + u)
+        return self.readout(z)
+
+
+def first_steps(module, k):
+    module.most = k
+    return module
+
+
+def test_a_number_of_steps_that_fails_is_said_and_the_others_are_measured():
+    (X, y), held = blobs(100, P), blobs(100, P, seed=1)
+    making = VerdictBySteps(Limited(), X, y, held=held, steps=first_steps, budget=60.0, clock=Ticks(0.001))
+    making._measure_refitted = making._measure_students = making._measure_rivals = making._measure_cost = lambda: None
+    making.run()
+    measured, failed = [k for k in LADDER if k <= BLOCKS], [k for k in LADDER if k > BLOCKS]
+    assert [c.k for c in making.candidates] == measured
+    assert list(making.untried) == [f"{k} of its steps" for k in failed]
+    assert making.untried[f"{failed[0]} of its steps"] == f"IndexError: index {BLOCKS} is out of range"
+
+
+def test_samples_on_which_a_forward_fails_are_one_line():
+    module = nn.Sequential(nn.Embedding(10, M), nn.Flatten(), nn.Linear(4 * M, K))
+    tokens = torch.randint(10, (600, 4))
+    assert said_of(module, tokens).shape == (600, K)
+    tokens[-1, 0] = 10  # far behind those that are tried first
+    with pytest.raises(ValueError, match="Sequential's forward fails .*IndexError: index out of range") as caught:
+        said_of(module, tokens)
+    assert one_line(caught)
+
+
+class ReadOut(nn.Module):
+    """A DEQ whose readout is called by the name of its argument, `times` times a pass."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.lift, self.cell, self.readout = nn.Linear(P, M), nn.Linear(M, M), nn.Linear(M, K)
+        self.solve, self.times = FixedPoint(Picard(tol=1e-4)), times
+
+    def forward(self, x):
+        u = self.lift(x)
+        z = self.solve(lambda z: torch.tanh(0.2 * self.cell(z) + u), torch.tanh(u))
+        return [self.readout(input=z) for _ in range(self.times)]
+
+
+def test_a_last_layer_that_is_used_once_is_refitted_however_it_is_called():
+    (X, _), module = blobs(100, P), ReadOut(1)
+    part = Part(X, outputs_of(module, X), torch.zeros(len(X), dtype=torch.int64))
+    assert students.last_linear(module, X[:2]) == "readout"
+    assert students.features_of(module, "readout", X).shape == (100, M)
+    students.refitted(module, "readout", part, part)
+    torch.testing.assert_close(outputs_of(module, X), part.outputs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_that_is_used_twice_is_no_last_layer():
+    assert students.last_linear(ReadOut(2), blobs(2, P)[0]) is None
+
+
+def test_whatever_the_answer_it_is_said_that_there_are_no_labels():
+    for networks in ([candidate("stopped", 4, -0.1, 0.2, saved=0.9)], [candidate("stopped", 4, -0.1, 0.2)]):
+        assert "There are no labels" in decide(networks, replace(KNOWN, labelled=False))[2][0]

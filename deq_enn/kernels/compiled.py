@@ -6,9 +6,11 @@ networks, and conv_lanes.h what they share. They give the numbers of conv.py and
 in _single there has single precision.
 
 The files are compiled once for a machine, in a few seconds, by `cc` (or what the variable CC names), into the user's
-cache folder ($XDG_CACHE_HOME or ~/.cache, deq_enn). With DEQ_ENN_COMPILE=0 they are not.
+cache folder ($XDG_CACHE_HOME or ~/.cache, deq_enn). Where nothing can be written there or loaded from there, each
+process compiles them for itself. With DEQ_ENN_COMPILE=0 they are not.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -59,29 +61,49 @@ def library() -> Any | None:
     if os.environ.get("DEQ_ENN_COMPILE") == "0" or not compiler:
         return None
     try:
-        code = ctypes.CDLL(str(_built(compiler)))
-        code.conv_pairs.restype = code.conv_layers.restype = code.conv_layers_single.restype = ctypes.c_int
-        return code
+        try:
+            return _built(compiler, _cache_folder())
+        except (
+            OSError,
+            RuntimeError,
+        ):  # nothing can be written there, or it is not known, or nothing is loaded from it
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                return _built(compiler, Path(folder))  # what is loaded stays when its file goes
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        _log.info("convolutional kernels are computed in torch: %s", " ".join(str(error).split())[:200])
+        said = getattr(error, "stderr", None) or str(error).encode()
+        reason = " ".join(said.decode(errors="replace").split())[:200]
+        _log.info("convolutional kernels are computed in torch: %s", reason)
         return None
 
 
-def _built(compiler: str) -> Path:
-    """Returns the shared library for this machine, which the first call makes."""
+def _cache_folder() -> Path:
+    """Returns where compiled code is kept; RuntimeError where a user has no home."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # one that is not absolute does not count, says its standard
+    return (given if given.is_absolute() else Path.home() / ".cache") / "deq_enn"
+
+
+def _built(compiler: str, folder: Path) -> Any:
+    """Returns the compiled functions for this machine, which are made where they are not in the folder yet."""
     text = b"".join(source.read_bytes() for source in (*SOURCES, *HEADERS))
     machine = "|".join((compiler, *FLAGS, platform.platform(), platform.processor(), _cpu()))
-    key = hashlib.sha256(text + machine.encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deq_enn"
-    target = folder / f"conv-{key}.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            made = Path(temporary) / "made.so"
-            command = [*compiler.split(), *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-            os.replace(made, target)
-    return target
+    target = folder / f"conv-{hashlib.sha256(text + machine.encode()).hexdigest()[:16]}.so"
+    if target.exists():
+        with contextlib.suppress(OSError, AttributeError):  # a damaged file is made anew
+            return _loaded(target)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        made = Path(temporary) / "made.so"
+        command = [*compiler.split(), *FLAGS, "-o", str(made), *map(str, SOURCES), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+        os.replace(made, target)
+    return _loaded(target)
+
+
+def _loaded(path: Path) -> Any:
+    """Returns the functions of a shared library."""
+    code = ctypes.CDLL(str(path))
+    code.conv_pairs.restype = code.conv_layers.restype = code.conv_layers_single.restype = ctypes.c_int
+    return code
 
 
 def _cpu() -> str:

@@ -20,12 +20,12 @@ from deq_enn.names import CONVOLUTIONAL, DEPTHS, READOUTS
 from deq_enn.networks.conv_deq import ConvDEQ, ConvNetwork, convolve
 from deq_enn.networks.enn import explicit_coefficients, match_scalars, named_scalars
 from deq_enn.networks.export import ExportedENN, LinearReadout, checked_labels
-from deq_enn.networks.weights import normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.equilibrium import check_window
 from deq_enn.theory.gaussian import centred_layers
 from deq_enn.theory.recognise import recognise
+from deq_enn.utils.random import normal_weights
 
 
 class ConvENN(ConvNetwork):

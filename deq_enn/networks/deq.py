@@ -7,13 +7,13 @@ from torch import nn
 
 from deq_enn.networks.enn import named_scalars
 from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solver, Stopped
-from deq_enn.networks.weights import drawn_from, drawn_readout, normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.equilibrium import get_tau
 from deq_enn.theory.gaussian import centre
 from deq_enn.theory.recognise import recognise
+from deq_enn.utils.random import drawn_from, drawn_readout, normal_weights
 
 
 class DEQ(nn.Module):

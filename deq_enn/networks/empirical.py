@@ -37,6 +37,7 @@ def empirical_ntk(
     Notes
     -----
     One parameter is taken at a time, so that the memory is that of n + n' Jacobians of the largest one.
+    A product with a vector needs no Jacobian: `torch.func.vjp` of the network, and `torch.func.jvp` of what that gives.
     """
     if X.ndim < 2 or other is not None and other.shape[1:] != X.shape[1:]:
         raise ValueError("the samples must be rows of a matrix (n, p), or images (n, c, h, w), of one shape")

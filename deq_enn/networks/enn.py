@@ -9,9 +9,9 @@ from torch import nn
 from deq_enn.matching.families import Match
 from deq_enn.matching.one_layer_tanh import HardTanhMatch
 from deq_enn.matching.two_layer_lrelu import LReLUMatch
-from deq_enn.networks.weights import drawn_readout, normal_weights
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import KernelCoefficients, explicit_ck
+from deq_enn.utils.random import drawn_readout, normal_weights
 
 AnyMatch = LReLUMatch | HardTanhMatch | Match  # of the paper's examples, and of any activation
 

@@ -1,66 +1,52 @@
-"""Fixed points are solved for here, and differentiated without their iterations.
+"""Fixed points are differentiated here without the iterations that found them.
 
-A solver is a small frozen object with `solve(f, z0) -> Solution`; it knows nothing of gradients. `FixedPoint` puts
-any two of them (forward, backward) behind the implicit function theorem: for z = f(z, theta) and an incoming
-gradient g,
+`FixedPoint` puts any two solvers of `solvers` (forward, backward) behind the implicit function theorem: for
+z = f(z, theta) and an incoming gradient g,
 
     dL/dtheta = v^T df/dtheta,   v = g + (df/dz)^T v,
 
 so the backward pass is another fixed point, and memory holds one application of f however many steps were made. The
-backward pass can be differentiated again (`create_graph`, `torch.func`): v is then differentiated as z is.
+backward pass can be differentiated again (`create_graph`, `torch.func`): v is then differentiated as z is. In forward
+mode (`torch.func.jvp`, `jacfwd`) the tangent is a third fixed point, v = (df/dz) v + (df/dtheta) dtheta.
 
 `stopped(module, k)` makes of a module's equilibria explicit networks of k tied steps, trained by backpropagation.
 
-References: Bai, Kolter & Koltun, Deep equilibrium models, NeurIPS 2019; Walker & Ni, Anderson acceleration for
-fixed-point iterations, SIAM J. Numer. Anal. 2011.
+Reference: Bai, Kolter & Koltun, Deep equilibrium models, NeurIPS 2019.
 """
 
 import copy
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
+from deq_enn.networks.solvers import (
+    Anderson,
+    ConvergenceError,
+    Picard,
+    Solution,
+    Solver,
+    best_combination,
+    reachable,
+    relative_residual,
+)
 
-class ConvergenceError(RuntimeError):
-    """A fixed-point iteration diverged or ran out of steps; `solution` is where it stood."""
-
-    def __init__(self, message: str, solution: "Solution"):
-        super().__init__(message)
-        self.solution = solution
-
-
-@dataclass(frozen=True)
-class Solution:
-    """This is what a solver ends with.
-
-    value : the last f(z). residual : (n,) |f(z) - z| / |f(z)| of each sample. iterations : applications of f.
-    unconverged : how many samples miss the tolerance.
-    """
-
-    value: torch.Tensor
-    residual: torch.Tensor
-    iterations: int
-    converged: bool
-    unconverged: int = 0
-
-
-class Solver(Protocol):
-    """What can solve z = f(z): `Picard` and `Anderson` do."""
-
-    def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
-        """Returns the fixed point that the iteration from z0 (n, ...) reaches."""
-        ...
-
-
+__all__ = [
+    "Anderson",
+    "ConvergenceError",
+    "FixedPoint",
+    "Picard",
+    "Solution",
+    "Solver",
+    "Stopped",
+    "best_combination",
+    "equilibria_of",
+    "stopped",
+]
 _OF_ROUNDING = 16  # residual of a stalled iteration at most, in roundings of its function
-ROUNDINGS = 8  # least tolerance of a relative residual, in roundings of its dtype; float32 keeps 1e-6
-
-
 SHORT = torch.float16, torch.bfloat16
 
 
@@ -73,125 +59,13 @@ def _without_autocast(z: torch.Tensor) -> AbstractContextManager[object]:
     return torch.autocast(z.device.type, enabled=False) if _autocast(z) else nullcontext()
 
 
-def _reachable(tol: float, z: torch.Tensor) -> float:
-    """Returns the tolerance, or what the rounding of z's dtype leaves of it."""
-    return max(tol, ROUNDINGS * torch.finfo(z.dtype).eps)
-
-
-def _residual(fz: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    sample = tuple(range(1, fz.ndim))  # not flatten, which copies channels-last images
-    size = torch.linalg.vector_norm(fz, dim=sample)
-    return torch.linalg.vector_norm(fz - z, dim=sample) / size.clamp_min_(torch.finfo(fz.dtype).tiny)
-
-
-def _finish(value: torch.Tensor, residual: torch.Tensor, iterations: int, tol: float, strict: bool) -> Solution:
-    """Returns the solution, or raises ConvergenceError where it is none and the solver is strict."""
-    worst = residual.max().item() if len(residual) else 0.0
-    unconverged = 0 if worst <= tol else len(residual) - int((residual <= tol).sum())  # NaN misses it
-    solution = Solution(value, residual, iterations, worst <= tol, unconverged)
-    if strict and not solution.converged:
-        how = "diverged" if not math.isfinite(worst) else "did not converge"
-        raise ConvergenceError(
-            f"the equilibrium {how}: relative residual {worst:.3g} after {iterations} iterations (tolerance {tol:g})",
-            solution,
-        )
-    return solution
-
-
-def _check(tol: float, max_steps: int) -> None:
-    """Raises ValueError where a solver could never end well."""
-    if not tol >= 0 or max_steps < 1:
-        raise ValueError(f"a solver needs tol >= 0 and max_steps >= 1, got tol = {tol} and max_steps = {max_steps}")
-
-
-@dataclass(frozen=True)
-class Picard:
-    """z <- f(z) until the worst sample's relative residual is at most `tol`, or 8 roundings of a short dtype.
-
-    Raises ConvergenceError on divergence or after `max_steps` applications, unless `strict` is False.
-    """
-
-    tol: float = 1e-6
-    max_steps: int = 200
-    strict: bool = True
-
-    def __post_init__(self):
-        _check(self.tol, self.max_steps)
-
-    @torch.no_grad()
-    def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
-        """Iterates f from z0 (n, ...)."""
-        step, z, tol = 1, z0, _reachable(self.tol, z0)
-        while True:
-            fz = f(z)
-            residual = _residual(fz, z)
-            worst = residual.max().item() if len(residual) else 0.0
-            if worst <= tol or not math.isfinite(worst) or step >= self.max_steps:
-                return _finish(fz, residual, step, tol, self.strict)
-            step, z = step + 1, fz
-
-
-@dataclass(frozen=True)
-class Anderson:
-    """Anderson acceleration takes the affine combination of the last `memory` points with the least residual.
-
-    Each sample of the batch has its own combination. Fewer applications of f than Picard, each with `memory` extra
-    passes over the iterate: worth it where f is a large matrix product or contracts slowly.
-    """
-
-    tol: float = 1e-6
-    max_steps: int = 200
-    strict: bool = True
-    memory: int = 5
-    ridge: float = 1e-10
-
-    def __post_init__(self):
-        _check(self.tol, self.max_steps)
-        if self.memory < 1:
-            raise ValueError(f"Anderson needs a memory of 1 or more, got {self.memory}")
-
-    @torch.no_grad()
-    def solve(self, f: Callable[[torch.Tensor], torch.Tensor], z0: torch.Tensor) -> Solution:
-        """Iterates f from z0 (n, ...), each time from the best combination of the last points."""
-        n, memory, tol = len(z0), self.memory, _reachable(self.tol, z0)
-        shape, z = z0.shape, z0.flatten(1)
-        values = z.new_zeros(n, memory, z.shape[1])  # f(z_j), the latest `memory` of them, in a ring
-        residuals = torch.zeros_like(values)  # f(z_j) - z_j
-        gram = z.new_zeros(n, memory, memory).double()  # of the residuals; one row is new each step
-        step = 0
-        while True:
-            step += 1
-            fz = f(z.view(shape)).flatten(1)
-            slot, known = (step - 1) % memory, min(step, memory)
-            values[:, slot] = fz
-            torch.sub(fz, z, out=residuals[:, slot])
-            row = torch.bmm(residuals[:, :known], residuals[:, slot, :, None])[..., 0].double()
-            gram[:, slot, :known] = row
-            gram[:, :known, slot] = row
-            size = torch.linalg.vector_norm(fz, dim=1).clamp_min(torch.finfo(fz.dtype).tiny)
-            residual = row[:, slot].sqrt().to(size.dtype) / size
-            worst = residual.max().item() if n else 0.0
-            if worst <= tol or not math.isfinite(worst) or step >= self.max_steps:
-                return _finish(fz.view(shape), residual, step, tol, self.strict)
-            weights = best_combination(gram[:, :known, :known], self.ridge).to(z.dtype)
-            z = torch.bmm(weights[:, None], values[:, :known])[:, 0]
-
-
-def best_combination(gram: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Returns the weights (n, k), whose sum is 1, of the combination of k residuals that is the least in norm.
-
-    gram : (n, k, k) float64 products of the residuals. The normal equations are scaled to a unit diagonal, to which the
-        ridge is added. A residual that is exactly 0 takes all the weight.
-    """
-    scale = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-200).rsqrt()
-    system = gram * scale[:, :, None] * scale[:, None, :]
-    system = system + ridge * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    weights = torch.linalg.solve(system, scale[:, :, None])[..., 0] * scale
-    return weights / weights.sum(1, keepdim=True)
-
-
 def _solved(solver, f, z0, args):
     """Returns the solution of z = f(z, *args), of one that is stalled by rounding in double precision."""
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        raise NotImplementedError(
+            "an equilibrium takes as many steps as its values need, which cannot be traced (torch.func.linearize, "
+            "make_fx): take torch.func.jvp for tangents, or stopped(module, steps) for a program"
+        )
     try:
         return solver.solve(lambda z: f(z, *args), z0)
     except ConvergenceError as error:
@@ -210,8 +84,8 @@ def _in_double(solver, f, stalled, args):
     """
     finer = [a.double() if a.is_floating_point() else a for a in args]
     z, residual = stalled.value, stalled.residual
-    noise = _residual(f(z.double(), *finer), f(z, *args).double())
-    if not ((residual <= noise * _OF_ROUNDING) | (residual <= _reachable(getattr(solver, "tol", 0.0), z))).all():
+    noise = relative_residual(f(z.double(), *finer), f(z, *args).double())
+    if not ((residual <= noise * _OF_ROUNDING) | (residual <= reachable(getattr(solver, "tol", 0.0), z))).all():
         raise ConvergenceError("it is not rounding that keeps it from the equilibrium", stalled)
     end = solver.solve(lambda z: f(z, *finer), z.double())
     return replace(
@@ -235,6 +109,7 @@ class _Implicit(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.owner, ctx.f, _, *args = inputs
         ctx.save_for_backward(output, *args)
+        ctx.save_for_forward(output, *args)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -246,6 +121,13 @@ class _Implicit(torch.autograd.Function):
             else:
                 gradients = _adjoint(ctx.owner, ctx.f, gradient, z, args, needed)
         return None, None, None, *(value if need else None for value, need in zip(gradients, needed))
+
+    @staticmethod
+    def jvp(ctx, _owner, _f, _z0, *tangents):
+        # torch lets no forward derivative through here, so that of two levels the outer one would be lost
+        z, *args = (_primal(t) for t in ctx.saved_tensors)
+        with _without_autocast(z), forward_ad._set_fwd_grad_enabled(True):
+            return _tangent(ctx.owner, ctx.f, z, args, [t if t is None else _primal(t) for t in tangents])
 
     @staticmethod
     def vmap(info, in_dims, owner, f, z0, *args):
@@ -291,6 +173,35 @@ def _differentiable_adjoint(owner, f, gradient, z, *args):
     v = inner(adjoint, gradient.detach(), gradient, z, *args)
     owner.backward_iterations, owner.backward_unconverged = inner.iterations, inner.unconverged
     return torch.func.vjp(lambda *args: f(z, *args), *args)[1](v)
+
+
+def _tangent(owner, f, z, args, tangents):
+    """The derivative of z where the args move along the tangents (None: not at all), itself differentiable.
+
+    It is the fixed point v = (df/dz) v + (df/dargs) tangents.
+    """
+    moving = [k for k, tangent in enumerate(tangents) if tangent is not None]
+
+    def of_moving(*values):
+        new = dict(zip(moving, values))
+        return f(z, *(new.get(k, a) for k, a in enumerate(args)))
+
+    def step(v, source, z, *args):
+        return source + _pushed(lambda z: f(z, *args), [z], [v])
+
+    source = _pushed(of_moving, [args[k] for k in moving], [tangents[k] for k in moving])
+    return FixedPoint(owner.backward_solver)(step, source, source, z, *args)
+
+
+def _primal(tensor):
+    """Returns a tensor without its forward derivative of the present level."""
+    return forward_ad.unpack_dual(tensor, level=0).primal
+
+
+def _pushed(f, at, tangents):
+    """Returns the derivative of f along tangents, by reverse mode twice: autograd.forward_ad cannot be nested."""
+    pulled = torch.func.vjp(f, *at)
+    return torch.func.vjp(pulled[1], torch.zeros_like(pulled[0]))[1](tuple(tangents))[0]
 
 
 class FixedPoint:

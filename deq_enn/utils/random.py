@@ -1,11 +1,39 @@
-"""Every random draw of the project comes from a generator that is named here by a tuple of seeds."""
+"""Every random draw of the project comes from a generator that is named here by a tuple of seeds; so do weights."""
 
 import hashlib
+from numbers import Integral
 
 import torch
+from torch import nn
 
 
 def generator(*seeds: object) -> torch.Generator:
     """Returns a CPU generator for this tuple of integers and strings; other tuples give independent streams."""
     digest = hashlib.sha256(repr(seeds).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def normal_weights(*shape: int, seed: tuple) -> nn.Parameter:
+    """Draws a parameter of standard normal entries from the stream that the seed names.
+
+    Raises ValueError where a size, such as the width or the number of classes, is no whole number from 1 on.
+    """
+    if not all(isinstance(size, Integral) and size >= 1 for size in shape):
+        raise ValueError(f"weights of shape {shape}: width, inputs and classes must be whole numbers from 1 on")
+    return nn.Parameter(torch.randn(*shape, generator=generator(*seed)))
+
+
+def drawn_readout(dim: int, n_classes: int, seed: int) -> nn.Linear:
+    """Draws a linear readout without bias, from the width to the classes."""
+    weights = normal_weights(n_classes, dim, seed=(seed, "readout"))
+    readout = nn.Linear(dim, n_classes, bias=False)
+    readout.weight = weights
+    return readout
+
+
+def drawn_from(seed: int, weights: dict[str, torch.Tensor]) -> bool:
+    """Tells whether these weights are those that the seed draws from the streams of their names."""
+    return all(
+        torch.equal(weight.detach().cpu(), torch.randn(weight.shape, generator=generator(seed, name)).to(weight.dtype))
+        for name, weight in weights.items()
+    )

@@ -13,7 +13,7 @@ from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
 
 if TYPE_CHECKING:  # --help does not wait for torch
     from deq_enn.data.datasets import Dataset
-    from deq_enn.training.run_files import Result
+    from deq_enn.training.run_files import Config, Result
 
     Results = dict[tuple[str, int | str, int], Result]  # by entry, width and seed
 
@@ -83,21 +83,21 @@ def print_unconverged(results: "Results") -> None:
             )
 
 
-def print_rates(arguments: Namespace, entries: list[str]) -> None:
-    """Prints the learning rates that were chosen for the runs, by entry and width, over the seeds."""
+def print_rates(arguments: Namespace, configs: Iterable["Config"]) -> None:
+    """Prints the learning rates that were chosen for these runs, by entry and width, over the seeds."""
     from deq_enn.reporting.records import read_metrics
 
-    rates = {}
-    for line in read_metrics(arguments.output_path):
-        if line.get("event") == "run" and line["config"].get("own_rate") and line["seed"] in arguments.seed:
-            config = line["config"]
-            name = entry(config["model"], config.get("depth", 0), config.get("steps", 0))
-            rates.setdefault((name, line["dim"]), {})[line["seed"]] = config["lr"]
+    chosen = {r["run"]: r["config"]["lr"] for r in read_metrics(arguments.output_path) if r.get("event") == "run"}
+    rates: dict[str, dict[Any, dict[float, None]]] = {}
+    for config in configs:
+        by_dim = rates.setdefault(entry(config.model, config.depth, config.steps), {})
+        of_seeds = by_dim.setdefault(config.dim, {})
+        if config.key in chosen:
+            of_seeds[chosen[config.key]] = None  # each rate once
     print("\nlearning rates chosen on held-out training samples")
-    for model in entries:
-        chosen = [dict.fromkeys(rates.get((model, dim), {}).values()) for dim in arguments.dim]
-        cells = [" ".join(f"{rate:.3g}" for rate in each) for each in chosen]
-        print(f"{model:<{_column(entries)}}" + "".join(f"{cell:>24}" for cell in cells))
+    for model, by_dim in rates.items():
+        cells = [" ".join(f"{rate:.3g}" for rate in by_dim[dim]) for dim in arguments.dim]
+        print(f"{model:<{_column([*rates])}}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def entry_looks(arguments: Namespace, entries: Iterable[str]) -> dict[str, dict[str, Any]]:

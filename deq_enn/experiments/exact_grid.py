@@ -137,18 +137,21 @@ class KernelGrid(ExactGrid):
 
     def cost(self, config: Config) -> float:
         """Estimates what forming and factorising the kernel take."""
-        data = self.data_of(config.model)
-        n, p = config.train_size or len(data.X_train), data.X_train[0].numel()
+        n, _, p = self._sizes(config)
         pair = 1000 * p if self.convolutional(config.model) else p  # each pixel of each pair is an equation of its own
         return n * n * (n / 3 + pair)
 
+    def _sizes(self, config: Config) -> tuple[int, int, int]:
+        """Returns the numbers of training and of test samples of the run, and their dimension."""
+        data = self.data_of(config.model)
+        return config.train_size or len(data.X_train), len(data.X_test), data.X_train[0].numel()
+
     def plan(self, config: Config, size: int) -> Plan:
         """Settles how the run fits into memory, shared by `size` ranks; ValueError where it does not."""
-        data = self.data_of(config.model)
-        n, m, p = len(data.X_train), len(data.X_test), data.X_train[0].numel()
-        loaded = 4 * (n + m) * p
+        n, m, p = self._sizes(config)
+        loaded = 4 * (len(self.data.X_train) + m) * p
         memory = self.arguments.memory or 0.9 * (available() or math.inf) + loaded
-        return plan(config.train_size or n, m, p, memory, loaded, size)
+        return plan(n, m, p, memory, loaded, size)
 
     def check_memory(self, configs: list[Config], device: torch.device) -> None:
         """Raises ValueError where a kernel that is still to be made fits neither memory nor disk."""
@@ -163,9 +166,8 @@ class KernelGrid(ExactGrid):
         """Returns the GPU, if there is one that the kernel fits into. A kernel on disk or of ranks is the CPU's."""
         if device.type == "cpu" or team.size > 1 or not self.plan(config, 1).in_memory:
             return torch.device("cpu")
-        (n, p), m = self.data.X_train.shape, len(self.data.X_test)
         try:
-            there = plan(config.train_size or n, m, p, 0.9 * (available(device) or math.inf))
+            there = plan(*self._sizes(config), 0.9 * (available(device) or math.inf))
         except ValueError:
             return torch.device("cpu")
         return device if there.in_memory else torch.device("cpu")

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 
 from deq_enn.data.datasets import Dataset, load_dataset
-from deq_enn.experiments.accuracy_report import entries_of, entry, plot, print_rates, print_table, print_unconverged
+from deq_enn.experiments.accuracy_report import entry, plot, print_rates, print_table, print_unconverged
 from deq_enn.experiments.convolutions import Convolutions, named
 from deq_enn.experiments.flags import SOLVING
 from deq_enn.experiments.run_cost import cost
@@ -256,7 +256,7 @@ class Grid:
         print_table(self.arguments, by_entry)
         print_unconverged(by_entry)
         if self.arguments.lr == "auto":
-            print_rates(self.arguments, entries_of(by_entry))
+            print_rates(self.arguments, results)
         sys.stdout.flush()  # in a pipe too the table is there, whatever becomes of the figure
         figure = Path(self.arguments.output_path) / f"accuracy_{self.arguments.dataset}.png"
         sweep(figure)

@@ -10,11 +10,14 @@ import torch
 from deq_enn.data.datasets import load_dataset
 from deq_enn.experiments import command
 from deq_enn.experiments.convolutions import Convolutions, as_images
+from deq_enn.experiments.exact_grid import KernelGrid
+from deq_enn.experiments.flags import parse_arguments
 from deq_enn.kernels.conv import conv_kernels
 from deq_enn.matching import convolutional
 from deq_enn.networks.conv_enn import build_conv
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.equilibrium import estimate_image_tau0
+from deq_enn.utils.team import Team
 from tests.experiments.test_command import refused
 from tests.helpers.forks import at
 
@@ -129,6 +132,16 @@ def test_at_infinite_width_it_is_a_dense_solve_and_a_day_is_said(images, tmp_pat
     assert record["test_mse"] == pytest.approx(error, rel=1e-5)
     plain = records(tmp_path)["plain_conv-relu-ntk-kernel", "inf"]
     assert plain["test_mse"] != pytest.approx(error, rel=1e-3)
+
+
+def test_a_kernel_of_images_works_on_a_gpu_that_it_fits_into(images, tmp_path, monkeypatch):
+    _, arguments = parse_arguments([*map(str, (*base(images), *CONV, "--train", "kernel", *at(tmp_path)))])
+    grid = KernelGrid(arguments)
+    grid.load(torch.device("cpu"))
+    gpu, config = torch.device("cuda"), grid.configs()[0]
+    for free in (1e12, 1e6):
+        monkeypatch.setattr("deq_enn.experiments.exact_grid.available", lambda device=None: free if device else 1e12)
+        assert grid.works_on(config, gpu, Team()) == (gpu if free > 1e9 else torch.device("cpu"))
 
 
 def test_images_take_the_place_of_rows_or_stand_beside_them(images):

@@ -1,6 +1,7 @@
 """`--lr auto`: the rate is that of the best held-out training samples, and no test sample has a part in it."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 
 from deq_enn.data.datasets import Dataset
 from deq_enn.experiments import command
+from deq_enn.experiments.accuracy_report import print_rates
 from deq_enn.networks.build import build_model
 from deq_enn.reporting.records import read_metrics
 from deq_enn.training import learning_rate
 from deq_enn.training.learning_rate import STEP, choose_rate, split, with_own_rate
 from deq_enn.training.loop import run
-from deq_enn.training.run_files import Config, check_output
+from deq_enn.training.run_files import Config, RunFiles, check_output
 from tests.conftest import ROOT
 
 
@@ -111,6 +113,15 @@ def test_the_stages_expect_as_many_attempts_as_there_are(monkeypatch):
 
     first, last = learning_rate.GRIDS["readout", "sgd"]
     assert last - first + 1 < RATES <= last - first + 1 + learning_rate.FURTHER
+
+
+def test_the_rates_that_are_printed_are_those_of_these_runs(tmp_path, capsys):
+    for of_data, seed, rate in (("mine", 0, 1.0), ("mine", 1, 3.0), ("others", 0, 10.0)):
+        chosen = replace(config(data=of_data, seed=seed), lr=rate)
+        RunFiles(chosen, tmp_path / "out", tmp_path / "save").note("run", config=chosen.record())
+    runs = [config(data="mine", seed=seed) for seed in (0, 1, 2)]  # of the last there is no log
+    print_rates(Namespace(output_path=tmp_path / "out", dim=[16], seed=[0, 1, 2]), runs)
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["relu_enn", "1", "3"]
 
 
 @pytest.mark.slow

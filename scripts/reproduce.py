@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from deq_enn.reporting.statistics import LEAST_SEEDS
 from deq_enn.utils.arguments import FAILED, OneLineParser, check_folder, old_spelling, positive_int
 from deq_enn.utils.interrupts import INTERRUPTED
+from deq_enn.utils.locks import locked
 from scripts.report import write_report
 from scripts.reproduction.processes import error_line, memory, stop
 from scripts.reproduction.records import Records, SweepProgress, clock, commit, time_left
@@ -209,8 +210,9 @@ def main(argv=None):
     for kind in (signal.SIGINT, signal.SIGTERM):  # also where a background shell made us deaf to the first
         signal.signal(kind, interrupt)
     try:
-        good = reproduce(plan(arguments), arguments)
-        page = write_report(arguments.output_path)
+        with locked(arguments.output_path, "stages", advice=", or pass another --output_path"):
+            good = reproduce(plan(arguments), arguments)
+            page = write_report(arguments.output_path)
     except KeyboardInterrupt as stopped:
         where = f" in {stopped.args[0]}" if stopped.args else ""
         parser.exit(INTERRUPTED, f"\n{parser.prog}: interrupted{where}; the same command goes on from here\n")

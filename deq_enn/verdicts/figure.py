@@ -78,7 +78,7 @@ def _best(result):
         return candidates
 
     def rank(candidate):
-        loss = math.inf if candidate["loss"] is None else candidate["loss_interval"][1]
+        loss = math.inf if candidate["loss"] is None else _shown(candidate, result)[1][1]
         return candidate["name"] != result["chosen"], loss
 
     return sorted(sorted(candidates, key=rank)[:SHOWN], key=candidates.index)
@@ -126,7 +126,7 @@ def _shown(candidate, result):
 
 
 def _draw_losses(ax, candidates, result):
-    _limit_losses(ax, candidates, result["settings"]["tolerance"])
+    _limit_losses(ax, candidates, result)
     for row, candidate in enumerate(candidates):
         colour = COLOURS[candidate["kind"]]
         if candidate["infinite"]:
@@ -153,9 +153,10 @@ def _draw_losses(ax, candidates, result):
     return f"loss at width {result['settings']['width']}"
 
 
-def _limit_losses(ax, candidates, tolerance):
-    """Sets the axis to all intervals, but to 60 tolerances at most, and shades what is tolerated."""
-    ends = [end for candidate in candidates if candidate["loss"] is not None for end in candidate["loss_interval"]]
+def _limit_losses(ax, candidates, result):
+    """Sets the axis to all intervals that are shown, but to 60 tolerances at most, and shades what is tolerated."""
+    known, tolerance = [c for c in candidates if c["loss"] is not None], result["settings"]["tolerance"]
+    ends = [end for candidate in known for end in _shown(candidate, result)[1]]
     least = max(min(-2 * tolerance, *ends), -60 * tolerance)
     most = min(max(2 * tolerance, *ends), 60 * tolerance)
     margin = 0.06 * (most - least)

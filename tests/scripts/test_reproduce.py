@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 from types import SimpleNamespace
 
 import numpy as np
@@ -199,6 +200,24 @@ def test_a_failure_is_status_1_and_bad_input_2(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         reproduce.main(["--output_path", str(tmp_path / "out")])
     assert stop.value.code == 2 and "stages.json is damaged" in capsys.readouterr().err
+
+
+HOLDER = (
+    "import sys; from deq_enn.utils.locks import locked\nwith locked(sys.argv[1], 'stages'): print(flush=True); input()"
+)
+
+
+def test_two_do_not_make_the_stages_of_one_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "plan", lambda a: [fake(tmp_path, "stage")])
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "out")]
+    with Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(SystemExit) as stop:
+            reproduce.main(["--output_path", str(tmp_path / "out")])
+        other.kill()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "at work in" in error and "--output_path" in error
+    assert not (tmp_path / "stage.count").exists()
 
 
 @pytest.mark.slow

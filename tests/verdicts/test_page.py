@@ -178,6 +178,18 @@ def test_the_figure_has_the_losses_and_their_intervals(tmp_path, monkeypatch):
     assert not any(ax.get_title() for ax in figure.axes)
 
 
+def test_the_intervals_of_one_draw_are_shown_to_their_ends(tmp_path, monkeypatch):
+    """Where they were asked for; those of the mean are shorter."""
+    verdict = copy.deepcopy(FOUND)
+    verdict["settings"]["for"] = "draw"
+    for each in verdict["candidates"]:
+        each |= {"draw_loss": each["loss"] + 0.1, "draw_interval": [each["loss"] - 5.0, each["loss"] + 6.0]}
+    loss = figure_of(verdict, monkeypatch, tmp_path).axes[0]
+    ends = [segment[:, 0].tolist() for bars in loss.collections for segment in bars.get_segments()]
+    assert [[round(x, 9) for x in end] for end in ends] == [[-4.97, 6.03], [-5.12, 5.88]]
+    assert loss.get_xlim()[0] < -5.12 and loss.get_xlim()[1] > 6.03
+
+
 @pytest.mark.slow
 def test_nothing_in_the_figure_lies_on_something_else(tmp_path, monkeypatch):
     for found in (FOUND, trained()):

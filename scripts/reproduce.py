@@ -39,7 +39,7 @@ POLL, SAY = 1, 60  # seconds between looks at a stage, and between lines where n
 
 
 def run_stage(stage, processes, log, tell):
-    """Runs a stage's command: (exit status, seconds, peak memory in bytes). `tell` is called while it runs."""
+    """Runs a stage's command, calls `tell` meanwhile, and returns (exit status, seconds, peak memory in bytes)."""
     progress = SweepProgress(stage) if stage.kind == "sweep" else lambda: 0.0
     before = progress()
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if processes > 1 and stage.kind == "sweep" else {})}
@@ -121,7 +121,7 @@ def say_plan(todo, measured, output_path, teller):
 
 
 def attempt(stage, arguments, tell):
-    """Runs a stage: (outcome, error, seconds, peak memory); "interrupted" is an outcome too."""
+    """Runs a stage, and returns (outcome, error, seconds, peak memory); "interrupted" is an outcome too."""
     log = arguments.output_path / "logs" / f"{stage.name}.log"
     log.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""What main.py prints and draws of a grid of runs: the scalars of the theory, test accuracies as a table and a figure.
+"""What main.py prints and draws of a grid of runs is made here: scalars of the theory, test accuracies, a figure.
 
 matplotlib is imported where it draws: scripts take the styles from here without it.
 """

@@ -1,4 +1,4 @@
-"""The gateway to all experiments: flags in; accuracy logs, a table and a figure out.
+"""This is the gateway to all experiments: flags go in; accuracy logs, a table and a figure come out.
 
     python main.py                                                   the six networks on a Gaussian mixture
     python main.py --dataset mnist --model l_relu_enn --dim 1024     one network on MNIST

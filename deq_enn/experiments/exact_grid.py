@@ -1,4 +1,4 @@
-"""Grids of runs without steps: networks at infinite width (--train kernel), and exact readouts (--train ridge).
+"""These are grids of runs without steps: networks at infinite width (--train kernel), exact readouts (--train ridge).
 
 Each run is one solve, so its history has one entry. The labels that it predicts for the test samples, beside the true
 ones, are a log of their own, `{dim}_predicted_{model}_{dataset}.json`: two networks are compared sample by sample.
@@ -27,7 +27,7 @@ WIDTHLESS = "inf"  # what is called the width of a kernel machine
 
 
 class ExactGrid(Grid):
-    """Runs of one solve: models, unmatched ones of each depth, x widths x training sizes x seeds."""
+    """Each run is one solve: models, unmatched ones of each depth, x widths x training sizes x seeds."""
 
     def check_sizes(self, n: int) -> None:
         """Raises ValueError where a size does not suit the training set of n samples."""
@@ -124,7 +124,7 @@ class ExactGrid(Grid):
 
 
 class KernelGrid(ExactGrid):
-    """Networks at infinite width."""
+    """The networks are at infinite width."""
 
     def widths(self) -> list:
         """Returns what stands for the width of a kernel machine in the logs."""
@@ -188,7 +188,7 @@ class KernelGrid(ExactGrid):
 
 
 class RidgeGrid(ExactGrid):
-    """Networks of finite width with their best readout."""
+    """The networks have finite width and their best readout."""
 
     def cost(self, config: Config) -> float:
         """Estimates what features and normal equations take, in multiplications."""

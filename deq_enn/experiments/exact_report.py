@@ -1,4 +1,4 @@
-"""What main.py prints and draws of kernel machines and exact readouts: tables, paired differences, one figure.
+"""What main.py prints and draws of kernel machines and exact readouts is made here: tables, differences, a figure.
 
 matplotlib is imported where it draws.
 """

@@ -1,4 +1,4 @@
-"""The grid of runs that the flags ask for: models x widths x seeds, for each kind of training.
+"""The flags ask for a grid of runs: models x widths x seeds, for each kind of training.
 
 A grid knows what its networks are built with, trained by, and called in the logs. A kind of training is a class in a
 table `GRIDS`, here or in exact_grid.py, and a row of default flags in flags.DEFAULTS; nothing else of main.py knows
@@ -38,7 +38,7 @@ Network = DEQ | ENN | ConvNetwork | PcDEQNetwork
 
 
 class Grid:
-    """The paper's networks and those of --activation, of each width; networks of free depth, of each depth.
+    """The grid has the paper's networks and those of --activation, of each width; those of free depth, of each depth.
 
     Attributes
     ----------
@@ -265,7 +265,7 @@ class Grid:
 
 
 class PcDEQGrid(Grid):
-    """A positive concave DEQ on images, of its published width."""
+    """The network is a positive concave DEQ on images, of its published width."""
 
     def __init__(self, arguments: Namespace):
         self.arguments = arguments

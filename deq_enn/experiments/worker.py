@@ -19,9 +19,9 @@ from deq_enn.training.run_files import Config, checkpoint_path
 from deq_enn.utils.devices import get_device, numbered
 from deq_enn.utils.interrupts import INTERRUPTED
 
-FAILURES = ValueError, OSError, MemoryError, RuntimeError  # of a run, each with its exit status in command.main
+FAILURES = ValueError, OSError, MemoryError, RuntimeError  # errors of a run, each with its exit status in command.main
 
-FOLDERS = "output_path", "save_path"  # that all workers share
+FOLDERS = "output_path", "save_path"  # flags of the folders that all workers share
 
 _one_at_a_time = threading.Lock()  # a Dask worker may have several threads; a run has all of a process's
 
@@ -94,7 +94,7 @@ def _check_machine(grid: Grid, config: Config, data: str, device: torch.device) 
 
 @functools.lru_cache(1)
 def _prepared(arguments: str) -> tuple[Grid, torch.device, str]:
-    """The grid with its data, the device, and the fingerprint of the data."""
+    """Returns the grid with its data, the device, and the fingerprint of the data."""
     options = Namespace(**json.loads(arguments))
     name = multiprocessing.current_process().name  # SpawnProcess-3, and so on: they take the GPUs in turns
     number = name.rpartition("-")[2]

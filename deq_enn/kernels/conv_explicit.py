@@ -131,7 +131,7 @@ class _Explicit(ConvBlocks):
 
 
 class _Injected(ConvBlocks):
-    """The network of `injected_kernels`, psi(x) = phi(x) - slope x."""
+    """This is the network of `injected_kernels`, with psi(x) = phi(x) - slope x."""
 
     def __init__(self, images, activation, slope, taps, rates, steps, padding, readout, other):
         super().__init__(images, other, padding, readout)

@@ -13,7 +13,7 @@ from deq_enn.theory.activations import Activation, piecewise_linear
 
 _REACH = 14.0  # standard deviations, beyond which there is exp(-98) of a Gaussian variable
 _EVEN = 2000  # points of an interval between two kinks
-_GRADED = 40  # more of them towards each end, each half as far from it as the one before
+_GRADED = 40  # points more towards each end, each half as far from it as the one before
 _ROUNDING = 64 * torch.finfo(torch.float64).eps  # error of a value, relative to its size
 
 

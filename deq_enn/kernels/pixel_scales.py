@@ -24,7 +24,7 @@ from deq_enn.theory.gaussian import gaussian_moments
 _EPS = np.finfo(np.float64).eps
 _STEPS = 500  # Newton or plain steps at most
 _ROUNDED = 1e-11  # residual, relative to an image's largest q, below which one that does not shrink is rounding
-_TINY = 1e-12  # scales below this share of the largest have the moments of that share
+_TINY = 1e-12  # share of the largest scale; scales below it have the moments of that one
 
 
 class _Moments:

@@ -28,7 +28,7 @@ from deq_enn.utils.deadline import OutOfTime, deadline
 from deq_enn.utils.intervals import paired_loss
 
 LADDER = 1, 2, 3, 4, 6, 8, 12  # steps after which a module is stopped
-FURTHER = 16, 24, 32, 48  # and where all these lose too much, while they can be faster than the module
+FURTHER = 16, 24, 32, 48  # steps that are tried where all these lose too much, while they can be faster
 STUDENTS = 1, 2, 3, 4  # steps of the networks that are trained on the module's outputs, while stopping loses too much
 CONSISTENT = 1, 2  # steps of those that are trained along the iteration as well
 # shares of the budget by which each part of the work is to be done
@@ -37,7 +37,7 @@ HELD, FIT, CHOOSE = 20_000, 60_000, 2_000  # samples that losses are measured on
 EXAMPLES = 8  # samples that an export is tried with
 # parts that do something else in training mode
 OTHERWISE_IN_TRAINING = nn.Dropout, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d, nn.modules.batchnorm._BatchNorm
-PASSES = 3.0  # of the training set, that networks must have been trained for before a module is kept
+PASSES = 3.0  # passes over the training set that networks must have made before a module is kept
 
 
 class VerdictBySteps:
@@ -334,7 +334,7 @@ class VerdictBySteps:
             candidate.cost = candidate.cost or of_steps.get(candidate.k)
 
     def _worth_timing(self) -> list[StepCandidate]:
-        """A candidate of each number of steps, and every one of another form."""
+        """Returns a candidate of each number of steps, and every one of another form."""
         seen: dict[object, StepCandidate] = {}
         for candidate in self.candidates:
             seen.setdefault(candidate.k or candidate.name, candidate)

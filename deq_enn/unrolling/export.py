@@ -1,4 +1,4 @@
-"""The chosen network for use elsewhere, its k steps unrolled: programs of torch.export and ONNX that need no code.
+"""The chosen network is written for use elsewhere, its k steps unrolled, as programs that need no code.
 
     enn.pt     the state_dict of the network, for torch.load(..., weights_only=True) and the user's own class
     enn.json   what it is: its kind, its steps, what was measured of it

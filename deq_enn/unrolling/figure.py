@@ -1,4 +1,4 @@
-"""The figure of a verdict by steps: accuracy against the number of steps, with intervals, and against time.
+"""The figure of a verdict by steps shows accuracy against the number of steps, with intervals, and against time.
 
 It is drawn from the numbers of `StepVerdict.to_dict()`. Panels whose numbers are not known are left out.
 """
@@ -17,7 +17,7 @@ LOOKS = {
     "explicit": ("C2", "^"),
     "matched": ("C5", "P"),
 }
-OFFSET = 0.06  # of neighbouring kinds along the axis of steps, in units of log2
+OFFSET = 0.06  # distance of neighbouring kinds along the axis of steps, in units of log2
 
 
 def draw(result: dict, path: Path | str) -> bool:

@@ -29,7 +29,7 @@ SHARED = 0.1  # share of held-out rows that may be training rows as well; data o
 
 @dataclass(frozen=True)
 class Part:
-    """Samples of one purpose: X (n, ...), what the module says of them (n, c), and labels (n,).
+    """These are samples of one purpose: X (n, ...), what the module says of them (n, c), and labels (n,).
 
     labels : where the user gave none, the module's own classes stand for them.
     """

@@ -28,7 +28,7 @@ SHOWN = 24  # candidates in the table, at most
 
 @dataclass(eq=False)
 class StepCandidate:
-    """A network in the place of a DEQ, and what was measured of it on samples held out. What is not known is None.
+    """This is a network in a DEQ's place, with what was measured of it on samples held out. What is not known is None.
 
     name, kind : of KINDS. k : its steps, None for a network of another form.
     accuracy, agreement, cross_entropy : in %, in % with the module, and the mean over samples.

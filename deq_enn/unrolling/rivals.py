@@ -1,4 +1,4 @@
-"""Explicit networks that a user would train in a DEQ's place: all weights, from scratch, on the labels.
+"""These are explicit networks that a user would train in a DEQ's place: all weights, from scratch, on the labels.
 
 Fully connected ones of 1 to 3 hidden layers of the equilibrium's width; for images convolutional ones of its channels;
 for a DEQ z = phi(Az + Bx + b) and for a `ConvDEQ` the matched network in NTK as well, of the random DEQ whose weights
@@ -30,8 +30,8 @@ WIDTHS = 16, 2048  # hidden units, at least and at most
 CHANNELS = 8, 256  # channels, at least and at most
 HALVED = 16  # pixels of a side from which on an image is halved first
 POOLED = 4  # side of the image that the last layer sees
-USUAL_WIDTH = 256  # where the module does not tell its own
-SEED = 20_000  # of the weights that are drawn, from which on: users train smaller ones
+USUAL_WIDTH = 256  # hidden units where the module does not tell its own
+SEED = 20_000  # seed of the weights from which on we draw: users train smaller ones
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Rival:
 
 
 class FullyConnected(nn.Module):
-    """Layers of ReLU units on the flattened sample: `depth` of them, of one width, and a linear readout."""
+    """The network has `depth` layers of ReLU units of one width on the flattened sample, and a linear readout."""
 
     def __init__(self, inputs: int, width: int, depth: int, classes: int):
         super().__init__()
@@ -61,7 +61,7 @@ class FullyConnected(nn.Module):
 
 
 class Convolutional(nn.Module):
-    """3x3 convolutions with batch norm and ReLU, `depth` of them, on images; means over parts of them are read out.
+    """The network has `depth` 3x3 convolutions with batch norm and ReLU; means over parts of the images are read out.
 
     The first halves images of 16 pixels and more.
     """
@@ -147,7 +147,7 @@ def _drawn(make: Callable[[], nn.Module], module: nn.Module, seed: int) -> Calla
 
 
 def _matched(module: nn.Module, X: torch.Tensor, classes: int, seed: int) -> list[Rival]:
-    """The matched network in NTK of a module z = phi(Az + Bx + b) on rows; none for any other."""
+    """Returns the matched network in NTK of a module z = phi(Az + Bx + b) on rows; none for any other."""
     if X.ndim != 2:
         return []
     try:
@@ -171,7 +171,7 @@ def _matched(module: nn.Module, X: torch.Tensor, classes: int, seed: int) -> lis
 
 
 def _matched_convolution(module: nn.Module, X: torch.Tensor, classes: int, seed: int) -> list[Rival]:
-    """The matched network in NTK of a `ConvDEQ` on images; none for any other, also one of a subclass."""
+    """Returns the matched network in NTK of a `ConvDEQ` on images; none for any other, also one of a subclass."""
     if type(module) is not ConvDEQ or X.ndim != 4:
         return []
     sigma_a2 = module.sigma_a2 * module.A.detach().double().square().mean().item()

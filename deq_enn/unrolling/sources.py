@@ -68,7 +68,7 @@ def _importing_beside(path: Path) -> Iterator[None]:
 
 
 def _run(path: Path, spec: str) -> dict[str, Any]:
-    """The names that the file defines."""
+    """Returns the names that the file defines."""
     found_by = importlib.util.spec_from_file_location(f"_module_of_{path.stem}", path)
     assert found_by is not None and found_by.loader is not None
     namespace = importlib.util.module_from_spec(found_by)
@@ -83,7 +83,7 @@ def _run(path: Path, spec: str) -> dict[str, Any]:
 
 
 def _called(build: Any, name: str, spec: str) -> nn.Module:
-    """The module that the user's function returns."""
+    """Returns the module that the user's function makes."""
     try:
         module = build()
     except SystemExit as stop:
@@ -117,7 +117,7 @@ def _load(module: nn.Module, path: Path | str) -> None:
 
 
 def _of_the_module_within(state: dict[Any, Any], module: nn.Module) -> dict[Any, Any]:
-    """The weights with the names that they have in the module, if another wrapped it when they were saved."""
+    """Returns the weights with their names in the module, if another wrapped it when they were saved."""
     own = module.state_dict()
     for prefix in WRAPPED:
         if all(str(key).startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
@@ -153,7 +153,7 @@ def load_any(path: Path | str, activation: str, sigma_a2: float) -> nn.Module:
 
 
 def _state(path: Path | str) -> dict[str, Any]:
-    """The weights in a file; none where `load_checkpoint` will say what is wrong with it."""
+    """Returns the weights in a file; none where `load_checkpoint` will say what is wrong with it."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever a file that is none makes of the unpickler
@@ -162,7 +162,7 @@ def _state(path: Path | str) -> dict[str, Any]:
 
 
 def _weights_in(state: Any) -> dict[str, Any]:
-    """The weights of a checkpoint, beside which it may hold other things; none where it is something else."""
+    """Returns the weights of a checkpoint, which may hold other things too; none where it is something else."""
     state = state.get("model", state) if isinstance(state, dict) else {}
     return {key: value for key, value in state.items() if isinstance(key, str)} if isinstance(state, dict) else {}
 
@@ -184,7 +184,7 @@ def _pcdeq(path: Path | str, state: dict[str, Any], activation: str) -> PcDEQNet
 
 
 def _pcdeq_like(state: dict[str, Any], kind: str, activation: str) -> PcDEQNetwork:
-    """The network whose weights have the shapes of these; ValueError where there is none."""
+    """Returns the network whose weights have the shapes of these; ValueError where there is none."""
     shapes = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, torch.Tensor)}
     widths = [shape for key, shape in shapes.items() if key.endswith(EQUILIBRIUM)]
     first = next((shape for key, shape in shapes.items() if key.endswith(".weight") and len(shape) > 1), ())

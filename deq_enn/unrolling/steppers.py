@@ -92,7 +92,7 @@ def _mixed(new: Any, old: Any, damping: float) -> State:
 
 
 def _accelerated(f: Callable[[Any], Any], z: Any, k: int) -> State:
-    """k steps of Anderson's method, as `networks.fixed_point.Anderson` makes them, of a tensor or a tuple."""
+    """Makes k steps of Anderson's method, as `networks.fixed_point.Anderson` does, of a tensor or a tuple."""
     parts = (z,) if isinstance(z, torch.Tensor) else tuple(z)
     shapes, sizes = [part.shape for part in parts], [part[0].numel() for part in parts]
 
@@ -117,7 +117,7 @@ def _accelerated(f: Callable[[Any], Any], z: Any, k: int) -> State:
 
 
 class UnrolledTorchDEQ(nn.Module):
-    """k plain steps in the place of a DEQ module of torchdeq: the same call, and the same form of what it returns."""
+    """This makes k plain steps in the place of a DEQ of torchdeq; it is called as that is, and returns the like."""
 
     def __init__(self, k: int, accelerated: bool = False):
         super().__init__()
@@ -205,7 +205,7 @@ def _is_equilibrium(value: object) -> bool:
 
 
 def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
-    """The places where the parts of a module hold something of their own: dictionaries, and keys of them."""
+    """Yields the places where parts of a module hold something of their own: dictionaries, and keys of them."""
     for part in module.modules():
         yield from ((part._modules, key) for key in [*part._modules])
         yield from ((vars(part), key) for key in [*vars(part)] if key not in OF_ANY_MODULE)
@@ -250,7 +250,7 @@ def _replace(module: nn.Module, k: int, accelerated: bool = False) -> None:
 
 
 def _copied(module: nn.Module, shared: bool) -> nn.Module:
-    """The module once more, with the same tensors or with copies of them.
+    """Returns the module once more, with the same tensors or with copies of them.
 
     Weights that are computed from others, as by torchdeq's weight norm, are no leaves, which deepcopy refuses.
     """

@@ -1,4 +1,4 @@
-"""Few-step networks that are made of the module itself: its readout refitted, its weights trained on what it says.
+"""Few-step networks are made of the module itself here: its readout refitted, its weights trained on what it says.
 
 Three ways, from cheap to dear:
 
@@ -112,7 +112,7 @@ def refitted(network: nn.Module, layer: str, fit: Part, choose: Part) -> nn.Modu
 
 
 class _Distance:
-    """Mean squared difference of scores from the module's, in units of the mean square of their spread."""
+    """This is the mean squared difference of scores from the module's, in units of the mean square of their spread."""
 
     def __init__(self, fit: Part):
         self.unit = (fit.outputs - fit.outputs.mean(0)).square().mean().clamp_min(1e-12)
@@ -181,7 +181,7 @@ def _check_iteration(network: nn.Module, x: torch.Tensor) -> None:
 
 
 class _Trajectory:
-    """The states that the module's iteration passes, and the consistency loss of a student along them."""
+    """This has the states that the module's iteration passes, and the consistency loss of a student along them."""
 
     def __init__(self, module: nn.Module, X: torch.Tensor, seed: int):
         self.teachers = {j: stopped(module, j) for j in range(1, FARTHEST + 2)}

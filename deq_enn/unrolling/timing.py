@@ -91,7 +91,7 @@ def _take_turns(
 
 
 def _rows(module: nn.Module, X: torch.Tensor, seconds: float, clock: Callable[[], float]) -> int:
-    """The rows of a batch that the module takes in at most so many seconds; a slow one is timed on fewer."""
+    """Returns the rows of a batch that the module takes in at most so many seconds; a slow one is timed on fewer."""
     few = min(FEW, len(X))
     for _ in range(2):
         taken = _seconds(module, "batch", X[:few], clock, warm=False)
@@ -99,7 +99,7 @@ def _rows(module: nn.Module, X: torch.Tensor, seconds: float, clock: Callable[[]
 
 
 def _seconds(network: nn.Module, job: str, X: torch.Tensor, clock: Callable[[], float], warm: bool) -> float:
-    """The seconds of one call; with `warm` a call that is not timed goes before."""
+    """Returns the seconds of one call; with `warm` a call that is not timed goes before."""
     call = _job(network, job, X)
     with without_gradients(network):
         if warm:

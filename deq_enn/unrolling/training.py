@@ -24,7 +24,7 @@ RATES = (0.01, 0.03)  # multiples of a parameter's root mean square that are tri
 RATES_FROM_SCRATCH = (0.03, 0.1, 0.3)
 LEAST_SIZE = 0.01  # root mean square that a parameter counts with, at least: biases start at zero
 TRIALS = 0.3  # share of the time for the trials of the rates
-FEWEST_STEPS = 5  # of a trial
+FEWEST_STEPS = 5  # steps of a trial, at least
 RISE = 0.1  # share of the steps in which the rate rises
 CLIP = 1.0  # norm of a gradient, at most
 
@@ -33,8 +33,11 @@ Objective = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # (network, rows 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network after its training: rate, a multiple as in RATES; steps; samples seen, and passes over all of them;
-    seconds, with the trials."""
+    """This is a network after its training.
+
+    rate : a multiple as in RATES. steps : that were made. seen : samples that were passed, each time that one was.
+    passes : over all samples. seconds : with the trials.
+    """
 
     network: nn.Module
     rate: float

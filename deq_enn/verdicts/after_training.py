@@ -131,7 +131,7 @@ class VerdictAfterTraining:
         return None
 
     def _as_random(self) -> VerdictAtInitialisation:
-        """The verdict in the making on the random DEQ that this one cannot be told from."""
+        """Returns the verdict in the making on the random DEQ that this one cannot be told from."""
         deq, X = self.original, self.X
         budget = max(self.end - self.clock(), 1.0)
         if not isinstance(deq, DEQ):
@@ -315,7 +315,7 @@ def _candidate(replacement: Replacement) -> Candidate:
 
 
 def _checked(X, y, p) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """X in float32, and the labels as they are, both checked."""
+    """Returns X in float32 and the labels as they are, both checked."""
     X, _, _ = check_data(X, y, p)
     if y is None:
         return X, None

@@ -54,7 +54,7 @@ COST_SHARE = 0.15  # share of the budget for timing the networks
 MATCHES_END, KERNELS_END, INFINITE_END = 0.2, 0.35, 0.6
 GRACE = 1.0  # seconds that each kind of work may take, however small the budget
 COSTED = (BATCH, 256, 128, 64, 32)  # rows of which times are measured, the first that fit into the time left
-UNKNOWN = Interval(0.0, -math.inf, math.inf)  # of a candidate of which no network of finite width was measured
+UNKNOWN = Interval(0.0, -math.inf, math.inf)  # loss where no network of finite width was measured
 
 
 class VerdictAtInitialisation:
@@ -180,7 +180,7 @@ class VerdictAtInitialisation:
         return max(self.start + share * (self.end - self.start), self.clock() + GRACE)
 
     def _infinite(self, kernels: ExactKernels, count: int) -> Iterator[str]:
-        """Regression with the exact kernels of the DEQ and the candidates whose kernels did not take too long."""
+        """Makes regressions with the exact kernels of the DEQ and of candidates whose kernels did not take too long."""
         compared = [candidate for candidate in self.candidates if candidate.distance is not None]
         if not compared or self.measurements is None:
             return
@@ -257,7 +257,7 @@ class VerdictAtInitialisation:
         return candidate.ck_distance if self.y is None else (self._interval(candidate) or UNKNOWN).high
 
     def _interval(self, candidate, of: str | None = None) -> Interval | None:
-        """The interval of a loss, or None. of : "draw" or "mean", by default what is asked for."""
+        """Returns the interval of a loss, or None. of : "draw" or "mean", by default what is asked for."""
         if self.measurements is None:
             return None
         draw = (of or self.question.of) == "draw"
@@ -295,7 +295,7 @@ class VerdictAtInitialisation:
                 candidate.draw_loss, candidate.draw_interval = draw.mean, (draw.low, draw.high)
 
     def _majority(self) -> Decision | None:
-        """The answer where the DEQ is no better than always saying the commonest class."""
+        """Returns the answer where the DEQ is no better than always saying the commonest class."""
         assert self.measurements is not None and self.y is not None
         draw, tolerance = self.question.of == "draw", self.question.tolerance
         gains = self.measurements.interval(MAJORITY, self.question.width, draw)
@@ -349,7 +349,7 @@ class VerdictAtInitialisation:
         return Fitting(chosen.network, samples, self.classes, self.question.width, seed, copies=copies)
 
     def _remarks(self, measurements, chosen) -> list[str]:
-        """What has to be said of the measurements: which samples were left out, in which precision, unequal classes."""
+        """Says what more is to be told: which samples were left out, in which precision, unequal classes."""
         scores, remarks = measurements.class_scores(self.question.width), []
         for candidate in self.candidates if scores else ():
             if candidate.name in scores["of"]:

@@ -1,4 +1,4 @@
-"""The explicit networks that may replace a DEQ: matched ones of every family, kernel and root, and plain ones.
+"""These explicit networks may replace a DEQ: matched ones of every family, kernel and root, and plain ones.
 
 A matched network has the four coefficients of the DEQ's conjugate or tangent kernel (`matching.families.match`). A
 plain one has 1 to 3 centred layers of the DEQ's own activation. Which of them is best is known only after measuring.
@@ -39,7 +39,7 @@ FEATURE_BYTES = 1e9  # bytes that the features may take by which a ridge is chos
 
 
 class RandomDEQ(Protocol):
-    """A DEQ as the theory sees it: a `networks.deq.DEQ`, or a `Scales`."""
+    """This is a DEQ as the theory sees it: a `networks.deq.DEQ`, or a `Scales`."""
 
     @property
     def activation(self) -> Activation:
@@ -58,7 +58,7 @@ class RandomDEQ(Protocol):
 
 
 class Scales(NamedTuple):
-    """The numbers of a random DEQ that its candidates depend on."""
+    """These are the numbers of a random DEQ that its candidates depend on."""
 
     activation: Activation
     sigma_a2: float
@@ -155,7 +155,7 @@ def plain_networks(activation: Activation, sigma_a2: float, tau0: float) -> list
 
 
 def _matched(deq, tau0, kernel, family) -> tuple[list[Network], dict[str, str]]:
-    """The networks of one kernel and family, and why there is none."""
+    """Returns the networks of one kernel and family, and why there is none."""
     try:
         matches = _matches(deq, tau0, kernel, family)
     except MatchError as error:
@@ -174,7 +174,7 @@ def _matched(deq, tau0, kernel, family) -> tuple[list[Network], dict[str, str]]:
 
 
 def _matches(deq, tau0, kernel, family) -> list[Match]:
-    """The match of the family; for the paper's two-layer L-ReLU one match for each root of its cubic."""
+    """Returns the match of the family; for the paper's two-layer L-ReLU one for each root of its cubic."""
     first = match(deq.activation, deq.sigma_a2, tau0, kernel, family)
     if family != "l_relu" or kernel != "ck":
         return [first]
@@ -196,7 +196,7 @@ def _matches(deq, tau0, kernel, family) -> list[Match]:
 
 
 def _centred_as(deq, matched, tau0, kernel) -> tuple[Activation, ...]:
-    """The layers of the match, with constants where the DEQ is centred at another scale than the data's."""
+    """Returns the layers of the match, with constants where the DEQ is centred at another scale than the data's."""
     if tau0 == deq.tau0:
         return tuple(matched.layers)
     return layers_at_scale(matched.layers, deq.activation, deq.sigma_a2, tau0, deq.tau0, kernel)

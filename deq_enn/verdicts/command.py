@@ -174,7 +174,7 @@ def check_convolution_flags(parser: ArgumentParser, arguments: Namespace) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Makes the verdict that a command line asks for, and writes it."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     check_data_flags(parser, arguments)

@@ -34,7 +34,7 @@ CALIBRATED = (
 
 @dataclass(frozen=True)
 class ConvCandidate(Network):
-    """An explicit convolutional network of any number of channels.
+    """This is an explicit convolutional network of any number of channels.
 
     kernel_sizes : k of each layer. like : the DEQ whose images, padding and readout it has.
     """
@@ -108,7 +108,7 @@ def conv_networks(deq: ConvDEQ) -> tuple[list[ConvCandidate], dict[str, str]]:
 
 
 class ConvMeasurements(Measurements):
-    """Passes with convolutional networks, whose features and work grow with the pixels."""
+    """The passes are made with convolutional networks, whose features and work grow with the pixels."""
 
     @property
     def _like(self) -> ConvDEQ:
@@ -142,7 +142,7 @@ class ConvMeasurements(Measurements):
 
 
 class VerdictOnConvolutions(VerdictAtInitialisation):
-    """A verdict on a convolutional DEQ in the making; samples are images (n, c, h, w)."""
+    """This is a verdict on a convolutional DEQ in the making; samples are images (n, c, h, w)."""
 
     measured_by = ConvMeasurements
 
@@ -181,7 +181,7 @@ class VerdictOnConvolutions(VerdictAtInitialisation):
 
 
 class ConvFitting(Fitting):
-    """The chosen convolutional network and its readout."""
+    """This is the chosen convolutional network, which is fitted when it is asked for."""
 
     def exported(
         self, mean: torch.Tensor | None = None, scale: float = 1.0, labels: Sequence[Any] | None = None

@@ -1,4 +1,4 @@
-"""The answer of a verdict, from what is known of each candidate, and which candidates are to be measured next.
+"""The answer of a verdict is found here, from what is known of each candidate, and which are to be measured next.
 
 The answer is "replace" where some candidate certainly loses less than the tolerance, "keep" where every candidate
 certainly loses more, and "undecided" otherwise. A loss is certain where its interval lies on one side of the tolerance.
@@ -38,7 +38,7 @@ class Question:
 
 
 class Decision(NamedTuple):
-    """The answer "replace", "keep", "undecided" or "majority", the candidate to take, if any, and the reason."""
+    """This is "replace", "keep", "undecided" or "majority", with the candidate to take, if any, and the reason."""
 
     answer: str
     chosen: Candidate | None
@@ -220,7 +220,7 @@ def _what_would_decide(best, question):
 
 
 def _more_samples(best, question):
-    """How many samples would decide it, as the interval shrinks with their square root."""
+    """Says how many samples would decide it, as the interval shrinks with their square root."""
     (low, high), apart = best.interval_of(question.of), abs(best.loss_of(question.of) - question.tolerance)
     half = (high - low) / 2
     if half > MOST_TIMES**0.5 * apart:

@@ -28,7 +28,7 @@ UNEVEN = 3  # multiple of its share of the time left that one network's kernels 
 
 
 class ExactKernels:
-    """The exact kernels of a DEQ and its candidates on the first of the samples.
+    """This computes the exact kernels of a DEQ and its candidates on the first of the samples.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ class ExactKernels:
         yield {"accuracy": deq.right.double().mean().item(), "ridge": deq.ridge}
 
     def _with_copies(self, count):
-        """The rows to predict, and for each of them the place of the first that it equals."""
+        """Returns the rows to predict, and for each of them the place of the first that it equals."""
         rows = self.distinct(count)
         if self.copies.recur:
             rows = self.order[:count]
@@ -160,7 +160,7 @@ class ExactKernels:
         return rows, first_copies(self.X[rows])
 
     def _kernel(self, network, X, place):
-        """The conjugate kernel of the rows X, computed for the different ones alone."""
+        """Returns the conjugate kernel of the rows X, computed for the different ones alone."""
         kept, place = place.unique(return_inverse=True)
         K = blocks_of(network, X[kept.to(X.device)]).both()[0]
         return K if len(kept) == len(X) else K[place][:, place]

@@ -72,7 +72,7 @@ def costed(result: dict) -> dict:
 
 
 def _best(result):
-    """The candidates in their order; where there are more than SHOWN, the best of them, the chosen one included."""
+    """Returns the candidates in their order; of more than SHOWN the best, the chosen one included."""
     candidates = result["candidates"]
     if len(candidates) <= SHOWN:
         return candidates
@@ -85,7 +85,7 @@ def _best(result):
 
 
 def _rows_of_panels(candidates, result):
-    """The panels whose numbers are known: one row, or two where a trained DEQ's weights are shown too."""
+    """Returns the panels whose numbers are known: one row, or two where a trained DEQ's weights are shown too."""
     losses = [LOSSES] if any(candidate["loss"] is not None for candidate in candidates) else []
     distances = [DISTANCES] if any(candidate["distance"] for candidate in candidates) else []
     savings = [SAVINGS] if any(candidate["cost"] for candidate in candidates) else []
@@ -97,7 +97,7 @@ def _rows_of_panels(candidates, result):
 
 
 def _mosaic(rows) -> list:
-    """The names of the panels for `subplot_mosaic`, each repeated so that all rows have the same length."""
+    """Returns the names of the panels for `subplot_mosaic`, each repeated so that all rows have the same length."""
     if len(rows) == 1:
         return [[panel.name for panel in rows[0]]]
     first, second = rows
@@ -120,7 +120,7 @@ def _legend(ax, handles, side):
 
 
 def _shown(candidate, result):
-    """The loss of the kind that was asked for, and its interval."""
+    """Returns the loss of the kind that was asked for, and its interval."""
     kind = "draw_" if result["settings"].get("for") == "draw" and candidate.get("draw_interval") else "loss_"
     return candidate["loss" if kind == "loss_" else "draw_loss"], candidate[f"{kind}interval"]
 
@@ -183,7 +183,7 @@ def _draw_distances(ax, candidates, result):
 
 
 def _draw_weights(ax, candidates, result):
-    """The statistics of a trained DEQ's weights, in standard deviations of the shuffled copies."""
+    """Draws the statistics of a trained DEQ's weights, in standard deviations of the shuffled copies."""
     statistics = result["drift"]["statistics"]
     scores = [statistic["score"] for statistic in statistics.values()]
     ax.axvspan(-2, 2, color="0.93", linewidth=0)

@@ -1,4 +1,4 @@
-"""What the replacement of a trained DEQ loses, measured: explicit networks, their readouts solved on held-in samples.
+"""What the replacement of a trained DEQ loses is measured: of explicit networks, readouts solved on held-in samples.
 
 The weights of a trained DEQ are not random, and no theory says what another network in its place would lose. So we
 build each candidate, with first-layer weights of its own or with the DEQ's B. We solve its readout by ridge regression
@@ -37,7 +37,7 @@ FIRST_SEED = 10_000  # seed of the weights from which on we draw: users train sm
 
 @dataclass(eq=False)
 class Replacement:
-    """A network in the place of a trained DEQ, and what it loses. The numbers are means over `seeds` draws of weights.
+    """This is a network in the place of a trained DEQ, with what it loses, in the mean over `seeds` draws of weights.
 
     name, network : of `candidates.Network`.
     first : "drawn" weights of the first layer, or "B", the DEQ's.
@@ -81,7 +81,7 @@ class Replacement:
 
 @dataclass(frozen=True)
 class MeasuredLosses:
-    """What `replacements` measured.
+    """These are the losses that `replacements` has measured.
 
     replacements : the one to choose first.
     accuracy : of the DEQ on the held-out samples, in %.
@@ -103,7 +103,7 @@ class MeasuredLosses:
 
 @dataclass(frozen=True)
 class _Part:
-    """Samples of one purpose, the DEQ's outputs there, and the labels or the DEQ's own classes."""
+    """These are samples of one purpose, with the DEQ's outputs there, and the labels or the DEQ's own classes."""
 
     X: torch.Tensor
     outputs: torch.Tensor
@@ -116,7 +116,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A network to be tried with the weights of one seed."""
+    """This is a network to be tried with the weights of one seed."""
 
     network: Network
     first: str
@@ -125,7 +125,7 @@ class _Trial:
 
 @dataclass
 class _Tries:
-    """What a network says with the weights of several seeds; enn and readout are of the first."""
+    """This is what a network says with the weights of several seeds; enn and readout are of the first."""
 
     network: Network
     enn: ENN
@@ -221,7 +221,7 @@ def replacements(
 
 
 def _parts(deq, X, y, held, seed) -> tuple[_Part, _Part, _Part]:
-    """The samples to fit, to choose and to test with, and what the DEQ says of them."""
+    """Returns the samples to fit, to choose and to test with, and what the DEQ says of them."""
     parts = [(part, _outputs(deq, part), labels) for part, labels in _split(X, y, held, seed)]
     fit, choose, test = (
         _Part(part, outputs, outputs.argmax(1) if labels is None else labels.to(outputs.device))
@@ -237,7 +237,7 @@ def _parts(deq, X, y, held, seed) -> tuple[_Part, _Part, _Part]:
 
 
 def _split(X, y, held, seed):
-    """(samples, labels or None) to fit, to choose and to test with."""
+    """Returns (samples, labels or None) to fit, to choose and to test with."""
     order = torch.randperm(len(X), generator=generator("replacement", seed))
     if held is None:
         count = max(len(X) // 5, 1)
@@ -264,7 +264,7 @@ def _outputs(model, X):
 
 
 def _trials(candidates, most_seeds, with_deq_weights) -> list[_Trial]:
-    """All networks with the first seed, then with the second, and so on; those with the DEQ's B first."""
+    """Returns all networks with the first seed, then with the second, and so on; those with the DEQ's B first."""
     firsts = ("B", "drawn") if with_deq_weights else ("drawn",)
     return [_Trial(network, first, seed) for seed in range(most_seeds) for first in firsts for network in candidates]
 
@@ -285,7 +285,7 @@ def _fitted(enn, X, target) -> Readout:
 
 
 def _says(enn, readout, X) -> torch.Tensor:
-    """The classes of the samples."""
+    """Returns the classes of the samples."""
     return readout.predict(enn, X, X.device).mean.argmax(1)
 
 

@@ -1,4 +1,4 @@
-"""The page of a verdict, from the numbers of `Verdict.to_dict()`, as verdict.json keeps them.
+"""The page of a verdict is made from the numbers of `Verdict.to_dict()`, as verdict.json keeps them.
 
 The page holds the figure (`figure.py`) and needs no other file and no network. A verdict that was interrupted has a
 page of what is known.
@@ -60,7 +60,7 @@ def write(result: dict, folder: Path | str) -> list[Path]:
 
 
 def _with_labels(text, candidates):
-    """The text with the candidates' names as the figure writes them."""
+    """Returns the text with the candidates' names as the figure writes them."""
     for candidate in sorted(candidates, key=lambda candidate: -len(candidate["name"])):
         text = text.replace(candidate["name"], label(candidate))
     return text
@@ -111,7 +111,7 @@ def _drift_sentence(drift):
 
 
 def _sections(result):
-    """The sections whose numbers are known."""
+    """Returns the sections whose numbers are known."""
     candidates, sections = result["candidates"], []
     if candidates:
         tables = [_candidate_table(result)]
@@ -219,7 +219,7 @@ def _drift_table(drift):
 
 
 def _assumptions(applies):
-    """The section on the theory's assumptions: which fail, and the numbers behind it."""
+    """Returns the section on the theory's assumptions: which fail, and the numbers behind it."""
     sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in applies.get("fails", [])]
     rows = []
     if c := applies.get("concentration"):
@@ -247,7 +247,7 @@ def _assumptions(applies):
 
 
 def _layer_rows(candidates):
-    """A row for each layer of the matched networks; a network at another width has the same and is not shown again."""
+    """Returns a row for each layer of the matched networks; one at another width has the same, not shown again."""
     rows, seen = [], set()
     for candidate in candidates:
         layers: list[dict] = candidate["parameters"] or []

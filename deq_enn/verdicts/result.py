@@ -32,7 +32,7 @@ BEST_SHOWN = 10  # replacements of a trained DEQ in the table, at most
 
 @dataclass(eq=False)
 class Candidate:
-    """A network that may replace the DEQ, and what is known about it. What is not known is None.
+    """This is a network that may replace the DEQ, with what is known about it. What is not known is None.
 
     name, kind, kernel, family, depth, layers, input_scale, match : of the network (`candidates.Network`).
     distance : {"ck": {relative, factor, with_factor}, "ntk": ...}, the spectral distance of its exact kernel to the
@@ -146,7 +146,7 @@ class Candidate:
 
 
 class Maker(Protocol):
-    """What can make the chosen network with its readout: a replacement that was measured, or one yet to be fitted."""
+    """This can make the chosen network with its readout: a replacement that was measured, or one yet to be fitted."""
 
     def exported(
         self, mean: Tensor | None = None, scale: float = 1.0, labels: Sequence[Any] | None = None
@@ -157,7 +157,7 @@ class Maker(Protocol):
 
 @dataclass(eq=False)
 class Verdict:
-    """The answer, and everything it rests on.
+    """This is the answer, with everything that it rests on.
 
     answer : "replace", "keep", "undecided", or "majority" where the DEQ is no better than always saying the commonest
         class. reason : sentences.
@@ -244,14 +244,14 @@ def _interval(ends):
 
 
 def _distances(distance):
-    """The two cells of the kernels' distances, or dashes where they were not compared."""
+    """Returns the two cells of the kernels' distances, or dashes where they were not compared."""
     if distance is None:
         return f"{'-':>12}{'-':>9}"
     return f"{distance['ck']['with_factor']:>12.1e}{distance['ntk']['with_factor']:>9.1e}"
 
 
 def _predicted_table(candidates):
-    """The lines for candidates whose loss is predicted."""
+    """Returns the lines for candidates whose loss is predicted."""
     lines = [
         f"{'candidate':<28}{'CK distance':>12}{'NTK':>9}{'inf. width':>11}"
         f"{'loss, points':>14}{'90%: mean':>17}{'one draw':>17}{'from width':>11}{'speed':>7}"
@@ -269,7 +269,7 @@ def _predicted_table(candidates):
 
 
 def _class_table(candidates):
-    """The lines on balanced accuracy and the area under the curve; none where classes are equal."""
+    """Returns the lines on balanced accuracy and the area under the curve; none where classes are equal."""
     if not (scored := [candidate for candidate in candidates if candidate.class_scores]):
         return []
     first = scored[0].class_scores
@@ -291,7 +291,7 @@ def _class_table(candidates):
 
 
 def _measured_table(candidates):
-    """The lines for the replacements of a trained DEQ that did best on the samples that choose."""
+    """Returns the lines for the replacements of a trained DEQ that did best on the samples that choose."""
     lines = [
         f"{'replacement':<56}{'chosen by, %':>13}{'accuracy, %':>12}{'as the DEQ, %':>14}{'loss, points':>13}"
         f"{'90% interval':>18}"

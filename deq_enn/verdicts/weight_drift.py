@@ -62,7 +62,7 @@ def _law_of_angles(ratio):
 
 
 def _kolmogorov(values, law):
-    """The Kolmogorov-Smirnov distance of sorted values to a law."""
+    """Returns the Kolmogorov-Smirnov distance of sorted values to a law."""
     n = len(values)
     return max((np.arange(1, n + 1) / n - law).max(), (law - np.arange(n) / n).max())
 
@@ -144,7 +144,7 @@ def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES)
 
 
 def _draws(deq, X, rows, columns, seed, copies):
-    """The statistics of the network and of its shuffled copies, and their kernels.
+    """Returns the statistics of the network and of its shuffled copies, and their kernels.
 
     The kernels end at the first copy without an equilibrium, and the copies where a deadline passes.
     """
@@ -187,7 +187,7 @@ def _kernel(deq, X):
 
 
 def _test(draws):
-    """The p-value of the first of the draws, its largest score, and its statistics beside those of the others."""
+    """Returns the p-value of the first draw, its largest score, and its statistics beside those of the others."""
     table = np.array([[draw[name] for name in draws[0]] for draw in draws])
     extremes = ((table - table.mean(0)) / table.std(0).clip(1e-300)).max(1)
     own, others = table[0], table[1:]
@@ -205,7 +205,7 @@ def _test(draws):
 
 
 def _to_infinite_width(deq, X, kernels):
-    """The relative distances of the kernels to that of infinite width: the network's own, and the copies' mean."""
+    """Returns the relative distances to the kernel of infinite width: the network's own, and the copies' mean."""
     norms2 = X.double().square().sum(1)
     X, kernels = X[norms2 > 0], [K[norms2 > 0][:, norms2 > 0] for K in kernels]
     if deq.bias is not None or not 0 < deq.sigma_a2 < 1:
@@ -224,7 +224,7 @@ def _to_infinite_width(deq, X, kernels):
 
 
 def _centred_at(activation: Activation, constant: float, sigma_a2: float) -> float | None:
-    """The tau_0 of the DEQ whose centring constant this is; None for an odd activation, where any will do."""
+    """Returns the tau_0 of the DEQ whose centring constant this is; None for an odd activation, where any will do."""
     if abs(constant) < 1e-9 and abs(gaussian_moments(activation, 1.0).mean) < 1e-12:
         return None
 

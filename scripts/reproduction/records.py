@@ -61,7 +61,7 @@ class Records:
 
 
 def task(stage):
-    """The command without its interpreter and `--processes`: as many as you like make the same logs."""
+    """Returns the command without its interpreter and `--processes`: as many as you like make the same logs."""
     script = next(i for i, word in enumerate(stage.command) if word.endswith(".py"))
     words = stage.command[script:]
     if "--processes" in words:

@@ -46,7 +46,7 @@ FIGURES = {
 }
 FIGURE_FLAGS = {"conv_matching": ["--dataset", "mnist", "mixture"]}
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
-QUICK_OWN_DIMS = (64,)  # of the sweep of each network at its own rate
+QUICK_OWN_DIMS = (64,)  # widths of the sweep of each network at its own rate
 QUICK_FIGURE = {
     "finite_width_kernels": ["--n", "128", "--seeds", "2", "--dim", "64", "128", "256", "512"],
     "pcdeq_convergence": ["--epoch", "1"],
@@ -55,7 +55,7 @@ QUICK_FIGURE = {
     "resolvent_network": ["--samples", "16", "--steps", "3"],
 }
 QUICK_FIGURE_FLAGS = ["--n", "100", "200", "400", "--seeds", "2", "--spectrum", "400"]
-MULTIPLICATIONS = 8.7e10  # a second, float32, on both of these cores
+MULTIPLICATIONS = 8.7e10  # multiplications a second, float32, on both of these cores
 PASS = 0.014  # seconds of an epoch over 60,000 samples on both of these cores, whatever the width
 RATES, KEPT = 9, 0.8  # rates that --lr auto tries, 7 to 11 of them with SGD, and the share of the samples it trains on
 

@@ -1,4 +1,4 @@
-"""Balanced accuracy and the area under the curve, which stand beside accuracy where classes are unequal.
+"""Balanced accuracy and the area under the curve stand beside accuracy where classes are unequal.
 
 Where one class in twenty-five is rare, always saying the common one is right for 96 samples of a hundred, and accuracy
 hides what a network knows of the rare one. Balanced accuracy is the mean over classes of the share that is recognised.
@@ -25,7 +25,7 @@ MEASURES = "balanced_accuracy", "auc"
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What a candidate loses by both measures, in the order of MEASURES.
+    """These are the losses of a candidate by both measures, in the order of MEASURES.
 
     deq, losses : (seeds, 2), of the DEQ and the DEQ's less the candidate's, in points.
     influence : (2, n), summed over the seeds, in points: a sample's share of the loss is its influence over n.
@@ -83,7 +83,7 @@ def compared(deq: LeftOut, candidates: dict[str, LeftOut], y: torch.Tensor, clas
 
 
 def _scores(said, labels, present):
-    """Both measures in %, and the influence (2, n) of the samples."""
+    """Returns both measures in %, and the influence (2, n) of the samples."""
     right, predicted = said.right.cpu().numpy(), said.predicted.cpu().numpy()
     each = [(_recall(right, labels == k), area_under_curve(predicted[:, k], labels == k)) for k in present]
     values = np.array([[recall[0], area[0]] for recall, area in each])

@@ -1,4 +1,4 @@
-"""Small real measurements of a DEQ and its candidates: ridge readouts of features, at several widths, within a time.
+"""A DEQ and its candidates are measured on a small scale: ridge readouts at several widths, within a time.
 
 One pass draws weights at one width from one seed, with the same first layer for the DEQ and all candidates. It takes
 the features of the first samples, and predicts each sample by the readout of the others. The time of earlier passes
@@ -42,7 +42,7 @@ MAJORITY = "the commonest class"  # no network, but the answer that each has to 
 
 
 class Interruptible:
-    """A solver that looks at the deadline before each step, since an equilibrium may take a thousand of them."""
+    """This solver looks at the deadline before each step, since an equilibrium may take a thousand of them."""
 
     def __init__(self, solver: Picard):
         self.solver = solver
@@ -62,7 +62,7 @@ PRECISE = Interruptible(PRECISE_SOLVER)
 
 
 class Measurements:
-    """The passes so far, and the means to make more.
+    """This keeps the passes so far, and makes more.
 
     Parameters
     ----------
@@ -181,14 +181,14 @@ class Measurements:
         return DEQ(deq.activation, p, width, self.classes, deq.sigma_a2, deq.tau0, seed, SOLVER)
 
     def _next_seed(self, width, count) -> int:
-        """The first seed that has not been measured here, among those whose DEQ is not known to fail."""
+        """Returns the first seed that has not been measured here, among those whose DEQ is not known to fail."""
         first = [self.own[1]] if self.own and width == self.own[0] else []
         seeds = (seed for part in (first, integers(self.first_seed)) for seed in part)
         seeds = (seed for seed in seeds if seed not in self.failed[width])
         return next(islice(seeds, len(self.accuracy.get((width, count), ())), None))
 
     def _left_out(self, name, model, width, count, deadline=math.inf) -> tuple[LeftOut, int]:
-        """What a network says of the first `count` samples, each left out; of fewer once the deadline has passed."""
+        """Returns what a network says of the first `count` samples, each left out; of fewer beyond the deadline."""
         model = model.to(self.device)
         if name not in self.precise:
             F = self._features(model, count, deadline)
@@ -207,7 +207,7 @@ class Measurements:
 
     @torch.no_grad()
     def _features(self, model, count, deadline=math.inf):
-        """The features of the first `count` samples; of fewer, but at least FEWEST, once the deadline has passed."""
+        """Returns the features of the first `count` samples; of fewer, but at least FEWEST, beyond the deadline."""
         like = model.readout.weight
         F = torch.empty(count, model.readout.in_features, dtype=like.dtype, device=self.device)
         for start in range(0, count, BATCH):
@@ -281,7 +281,7 @@ class Measurements:
         return points
 
     def _group(self, width, count):
-        """Which samples are left out together; those of exact kernels have no copies."""
+        """Says which samples are left out together; those of exact kernels have no copies."""
         return np.arange(count) if math.isinf(width) else self.copies[:count].numpy()
 
     def own_place(self, width: float, count: int, name: str) -> int | None:

@@ -14,7 +14,7 @@ from deq_enn.verdicts.losses.spread import variance_of_draws
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """The constants of the model. docs/calibration.md says how they were set.
+    """These are the constants of the model. docs/calibration.md says how they were set.
 
     amplitude : prior standard deviation of a loss, as a share of d.
     spread : prior standard deviation of the amplitude's logarithm to base 2.
@@ -57,7 +57,7 @@ CONSTANTS = Discrepancy()
 
 @dataclass(frozen=True)
 class Measured:
-    """The loss measured at one width and number of samples, and the variances of its error.
+    """This is the loss measured at one width and number of samples, with the variances of its error.
 
     width : math.inf stands for the exact kernel.
     count : number of samples. loss : in points, averaged over `seeds` draws of the weights.

@@ -15,7 +15,7 @@ from deq_enn.verdicts.losses.measurements import FEWEST, Measurements
 from deq_enn.verdicts.losses.model import expected_apart, nearest
 
 MOST_SEEDS = 40  # seeds at one width and number of samples, at most
-STOP_RATIO = 0.98  # stop when even the best next measurement would leave more than 98% of today's variance
+STOP_RATIO = 0.98  # share of today's variance; passes end where the best next one would leave more
 FEATURE_BYTES = 1e9  # bytes that the features of a pass may take
 FIRST_COUNT = 1000  # samples of the passes that tell how fast this machine is
 FIRST_SHARE = 0.05  # share of the time left that each of those may take
@@ -107,7 +107,7 @@ def _left(measurements):
 
 
 def _next_point(measurements, width, widths, names, left, is_open) -> Point | None:
-    """The point at which the time left would reduce the variances most; None where none would be worth it.
+    """Returns the point at which the time left would reduce the variances most; None where none would be worth it.
 
     While the answer is open another seed at the place that is asked for is worth it in any case.
     """
@@ -130,7 +130,7 @@ def _next_point(measurements, width, widths, names, left, is_open) -> Point | No
 
 
 def _variance(measurements, names, width, point, left) -> float:
-    """The sum of the variances of these candidates' losses at `width`, if all time left were spent at this point."""
+    """Returns the sum of the variances of these losses at `width`, if all time left were spent at this point."""
     w, count = point
     more, total = max(int(left / measurements.seconds(w, count, names)), 1), 0.0
     for name in names:

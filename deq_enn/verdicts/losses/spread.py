@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-STEP = 0.05  # of the grid of log B
-MARGIN = 8.0  # of the grid about all that is seen or supposed, in log B
+STEP = 0.05  # distance of two points of the grid, in log B
+MARGIN = 8.0  # distance of the grid's ends from all that is seen or supposed, in log B
 
 
 def variance_of_draws(

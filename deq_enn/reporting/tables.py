@@ -24,9 +24,10 @@ LINES = {
 }
 # networks that a DEQ of any activation is compared with; {} is what its name has after the first hyphen
 RIVALS = {
-    "deq": r"matched_enn-{}-(ck|ntk)|unmatched_enn-{}",
+    "deq": r"matched_enn-{}-(ck|ntk)|unmatched_enn-{}(-depth\d+)?",
     "conv_deq": r"matched_conv_enn-{}-(ck|ntk)|plain_conv-{}(-depth\d+)?",
 }
+DEPTH = re.compile(r"(.+)-depth(\d+)")  # of an unmatched or plain network whose depth was given
 
 
 def name_of(model: str) -> str:
@@ -35,6 +36,8 @@ def name_of(model: str) -> str:
         base, steps, weight = match.groups()
         how = f"{steps} step{'s' * (steps != '1')}" if steps else f"Jacobian penalty {weight}"
         return f"{name_of(base)}, {how}"
+    if match := DEPTH.fullmatch(model):
+        return f"{name_of(match[1])} of depth {match[2]}"
     kind, _, rest = model.partition("-")
     return LOOKS[model][2] if model in LOOKS else LINES[kind][1].format(rest) if kind in LINES and rest else model
 
@@ -50,7 +53,8 @@ def pairs_of(experiment: Experiment) -> list[tuple[str, str]]:
     bases += [match[1] for match in variants.values()]
     for base in dict.fromkeys(m for m in bases if m not in variants):
         kind, _, rest = base.partition("-")
-        explicit = [enn for deq, enn in PAIRS if deq == base and enn in models]
+        own = [enn for deq, enn in PAIRS if deq == base]
+        explicit = [m for enn in own for m in models if m == enn or (match := DEPTH.fullmatch(m)) and match[1] == enn]
         if kind in RIVALS:
             names = RIVALS[kind].replace("{}", re.escape(rest))
             explicit += [m for m in models if re.fullmatch(names, m)]

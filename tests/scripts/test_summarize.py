@@ -170,6 +170,19 @@ def test_pairs_of_any_activation(tmp_path):
     assert tables.name_of("mine") == "mine"
 
 
+def test_a_deq_is_compared_with_unmatched_networks_of_every_depth(tmp_path):
+    models = "inn", "relu_enn", "relu_enn-depth3", "deq-relu", "unmatched_enn-relu-depth1", "unmatched_enn-relu"
+    write_grid(tmp_path, models, (16,), (0,), metrics=False)
+    [experiment] = logs.load([tmp_path])
+    assert set(tables.pairs_of(experiment)) == {
+        *(("inn", enn) for enn in ("relu_enn", "relu_enn-depth3")),
+        *(("deq-relu", enn) for enn in ("unmatched_enn-relu-depth1", "unmatched_enn-relu")),
+    }
+    assert not any(tables.is_matched(enn) for _, enn in tables.pairs_of(experiment))
+    assert tables.name_of("relu_enn-depth3") == "unmatched ReLU-ENN of depth 3"
+    assert tables.name_of("unmatched_enn-relu-depth1") == "unmatched relu-ENN of depth 1"
+
+
 def test_a_deq_is_compared_with_itself_stopped_and_with_a_penalty(tmp_path):
     """The settings of its solver do not set it apart from the explicit networks of its grid."""
     given = {"train": "full", "lenient": True}

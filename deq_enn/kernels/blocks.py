@@ -236,9 +236,3 @@ def _check_input(X, name):
         bad = int((~torch.isfinite(norms2)).nonzero()[0])
         raise ValueError(f"{name} has NaN or infinite (or overflowing) entries, first in row {bad}")
     return X, norms2.cpu().numpy()
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raises ValueError, in one line, for a dtype that kernels of images do not have."""
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")

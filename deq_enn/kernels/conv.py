@@ -21,10 +21,11 @@ The equation for one image alone is that of Garriga-Alonso, Rasmussen & Aitchiso
 
 import torch
 
-from deq_enn.kernels.blocks import check_dtype
 from deq_enn.kernels.box_filter import BoxFilter, WindowEquation, error_of
 from deq_enn.kernels.compiled import Problem, conv_pairs, library
 from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, pixel_pairs
+from deq_enn.kernels.images.checks import check_dtype
+from deq_enn.kernels.images.foretold import kernels_of
 from deq_enn.kernels.pixel_scales import implicit_pixel_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
@@ -75,7 +76,7 @@ class _Implicit(ConvBlocks):
         N = WindowEquation(self.M, self.sigma_a2, self.d1_sq.reshape(shape))(source.reshape(shape), 1e-15)
         return self.second, self.second + self.d1_sq * N.reshape(q.shape)
 
-    def _fields(self, rows, cols, tangent):
+    def _fields(self, rows, cols, tangent, exact):
         injected = self.M(self._products(rows, cols))  # _x has the factor sigma_b
         means = rows.of(self.mean) * cols.of(self.mean)
         base = self.M(means).mul_(self.sigma_a2).add_(injected)
@@ -87,17 +88,12 @@ class _Implicit(ConvBlocks):
         N = WindowEquation(self.M, self.sigma_a2, dot)(source, 1e-12)
         return G, dot.mul_(N).add_(G)
 
-    def _sums(self, rows, cols, axis, tangent):
-        if not self.terms or axis == 2:
-            return super()._sums(rows, cols, axis, tangent)
-        return self._total(rows, cols, axis, lambda own, other: self._compiled(own, other, tangent))
-
-    def _compiled(self, rows, cols, tangent):
-        """Returns the sums over pixels of G and, where it is asked for, of T."""
-        assert self.terms
+    def offset_sums(self, rows, cols, tangent, exact=False):
+        if not self.terms:
+            return super().offset_sums(rows, cols, tangent, exact)
         channels = self._y.shape[2]
         own, other = rows.rows_of(self._y), cols.rows_of(self._y)
-        single = self.dtype == torch.float32
+        single = self.dtype == torch.float32 and not exact
         rounded, stalled = _SINGLE if single else (_ROUNDED, _STALLED)
         problem = Problem(
             *rows.pixels.shape,
@@ -210,7 +206,8 @@ def conv_kernels(
 
     Notes
     -----
-    Time grows as n^2 h w, and with "pool" as n^2 (h w)^2. `both` of `ConvBlocks` says before a day begins how long it
-    will take. A pixel, or a whole image, may be zero.
+    Time grows as n^2 h w, and with "pool" as n^2 (h w)^2. Where it will take a day or more, a warning says so before it
+    begins. A pixel, or a whole image, may be zero.
     """
-    return conv_blocks(images, activation, sigma_a2, kernel_size, padding, readout, trained, tau0, other, dtype).both()
+    given = activation, sigma_a2, kernel_size, padding, readout, trained, tau0
+    return kernels_of(lambda x, others: conv_blocks(x, *given, others, dtype), images, other)

@@ -9,12 +9,10 @@ padding it is that of the parts of the two images that overlap.
 """
 
 import logging
-import math
-import time
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +21,7 @@ from tqdm import tqdm
 
 from deq_enn.kernels.blocks import KERNELS
 from deq_enn.kernels.compiled import WIDE, Problem, SeriesTerms, conv_values, library
+from deq_enn.kernels.images.checks import check_images
 from deq_enn.kernels.pair_functions import PiecewiseLinear, Series, pair_function
 from deq_enn.kernels.sample_scales import Scales
 from deq_enn.names import PADDINGS
@@ -31,11 +30,10 @@ from deq_enn.utils.deadline import check
 from deq_enn.utils.tiles import for_each, largest, tiles
 
 READOUTS = "flatten", "pool"
-DAY = 86_400.0  # seconds from which on a computation is announced
 ENTRIES = 30_000  # pairs of pixels of a tile, few enough that its arrays stay in a core's cache
 WIDE_ENTRIES = 1 << 20  # pairs of pixels of a tile whose pair function goes pixel by pixel
 COMPILED_ENTRIES = 800_000  # pairs of pixels of a tile that compiled code goes through a few pairs at a time
-PROBE = 10_000_000  # pairs of pixels that pooled kernels are timed by
+PIECE = 4_096  # pairs of pixels of like correlation for which a piecewise-linear function takes as many nodes
 CUDA_ENTRIES = 1 << 24  # pairs of pixels of a tile on a GPU
 
 _log = logging.getLogger("kernels")
@@ -45,12 +43,12 @@ _log = logging.getLogger("kernels")
 class Side:
     """This is one side of a tile: some pixels of some images.
 
-    pixels : (h, w) numbers of the pixels. images : a slice, or a list in a tensor. axis : of the images in the tile's
-    arrays (h, w, rows, columns); a list of pairs is a tile of one column, with both its sides along the rows.
+    pixels : (h, w) numbers of the pixels. images : which. axis : of the images in the tile's arrays (h, w, rows,
+    columns), 2 or 3.
     """
 
     pixels: np.ndarray
-    images: slice | torch.Tensor
+    images: slice
     axis: int
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
@@ -123,18 +121,23 @@ class KinkedPixels:
 
 
 class PixelwisePairs:
-    """This takes a `PairFunction` to the pixels one after the other, with as many terms as each of them asks for."""
+    """This takes a `PairFunction` to the pixels: a series one after the other, a closed form many at once.
 
-    entries = WIDE_ENTRIES
+    So each pixel has as many terms of a series as it asks for. The nodes of a piecewise-linear function grow with the
+    correlation, so that those of like size are taken together.
+    """
+
     least = 1e-4  # share of the largest scale; one below it has the pair function of this, right to its square
 
     def __init__(self, activation: Activation, scales: Scales, images: int, device: torch.device):
-        self.images = images
+        self.images, self.device = images, device
         scales = replace(scales, s=np.maximum(scales.s, self.least * scales.s.max()))
         self.pair = pair_function(activation, scales, device)
+        self.series = isinstance(self.pair, Series)
+        self.entries = WIDE_ENTRIES if self.series else ENTRIES
         self._terms: dict[torch.dtype, SeriesTerms] = {}
         # a closed form is computed in double precision whatever it is given
-        self.narrow = device.type == "cpu" and isinstance(self.pair, Series) and library() is not None
+        self.narrow = device.type == "cpu" and self.series and library() is not None
 
     def terms(self, dtype: torch.dtype = torch.float64) -> "SeriesTerms | None":
         """Returns the coefficients of a series, where that is what the pair function is."""
@@ -142,31 +145,42 @@ class PixelwisePairs:
             self._terms[dtype] = SeriesTerms(self.pair, self.images, dtype)
         return self._terms.get(dtype)
 
-    def _index(self, side, pixel):
-        start, part = int(pixel) * self.images, side.images
-        return slice(start + part.start, start + part.stop) if isinstance(part, slice) else start + part
-
-    def _limit(self, reach):
-        """Returns up to which |rho| the pair function goes."""
-        if isinstance(self.pair, Series):
-            self.pair.table_for(reach)
-        return 1 - 2.0**-53 if isinstance(self.pair, PiecewiseLinear) else 1.0
-
     def __call__(self, rows: Side, cols: Side, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (g, g') of the correlations rho."""
-        if self.narrow and isinstance(rows.images, slice) and (terms := self.terms(rho.dtype)):
+        if self.narrow and (terms := self.terms(rho.dtype)):
             problem = Problem(*rho.shape[:2], rows=rho.shape[2], cols=rho.shape[3], single=rho.dtype == torch.float32)
             g, dg = conv_values(problem, rho, terms.fill(problem, rows, cols)[:4])
             return g, dg
         g, dg = torch.empty_like(rho), torch.empty_like(rho)
+        if not self.series:
+            return self._closed(rows, cols, rho.double().clamp_(-1, 1), g, dg)
         for place, p in np.ndenumerate(rows.pixels):
             tile = rho[place].double().clamp_(-1, 1)
-            if (limit := self._limit(largest(tile))) < 1:
-                tile.clamp_(-limit, limit)
-            own, other = self._index(rows, p), self._index(cols, cols.pixels[place])
-            if isinstance(other, torch.Tensor):
-                other = other[:, None]
+            self.pair.table_for(largest(tile))
+            own, other = (
+                slice(start + side.images.start, start + side.images.stop)
+                for side, start in ((rows, int(p) * self.images), (cols, int(cols.pixels[place]) * self.images))
+            )
             g[place], dg[place], _ = self.pair(own, other, tile)
+        return g, dg
+
+    def _closed(self, rows, cols, rho, g, dg):
+        """Writes a closed form into g and g' (h, w, rows, columns) and returns the two."""
+        own, other = (
+            torch.from_numpy(side.pixels[..., None] * self.images + np.arange(side.images.start, side.images.stop))
+            for side in (rows, cols)
+        )
+        own, other = own.to(self.device), other[:, :, None].to(self.device)
+        if not isinstance(self.pair, PiecewiseLinear):
+            g[:], dg[:], _ = self.pair(own, other, rho)
+            return g, dg
+        rho.clamp_(-1 + 2.0**-53, 1 - 2.0**-53)
+        own, other = (index.expand(rho.shape).reshape(-1) for index in (own[..., None], other))
+        flat = rho.reshape(-1, 1)
+        for some in flat[:, 0].abs().argsort().split(PIECE if self.device.type == "cpu" else CUDA_ENTRIES):
+            parts = self.pair(own[some], other[some, None], flat[some])
+            for target, part in zip((g, dg), parts):
+                target.view(-1)[some] = part[:, 0].to(target.dtype)
         return g, dg
 
 
@@ -219,28 +233,36 @@ class ConvBlocks(ABC):
         self._x = images.permute(2, 3, 0, 1).reshape(self.pixels.size, len(images), -1) / images.shape[1] ** 0.5
 
     @abstractmethod
-    def _fields(self, rows: Side, cols: Side, tangent: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _fields(self, rows: Side, cols: Side, tangent: bool, exact: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns (G, T) at each pair of pixels of a tile, (h, w, rows, columns); T where it is asked for.
 
-        Pairs of an image with itself at the offset 0 may have anything.
+        Pairs of an image with itself at the offset 0 may have anything. exact : whether in double precision, whatever
+        `dtype` is.
         """
+
+    @property
+    def local(self) -> bool:
+        """Tells whether a window of the pixels has pairs like those of the whole images."""
+        return self.padding == "zero"
 
     @abstractmethod
     def _own_fields(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (G, T) of each pixel of each image with itself, (pixels, images)."""
 
+    @cached_property
+    def _own_sums(self) -> list[torch.Tensor]:
+        return [field.sum(0) for field in self._own_fields()]
+
     def _products(self, rows, cols):
         """Returns x(p).x'(q)/c at the pairs of a tile, (h, w, rows, columns), and 0 for an image with itself."""
         a, b = rows.rows_of(self._x), cols.rows_of(self._x)
-        product = (a * b).sum(2)[..., None] if cols.axis == 2 else torch.bmm(a, b.mT)
-        product = product.reshape(*rows.pixels.shape, *product.shape[1:])
-        if rows.pixels is cols.pixels and not self.first and cols.axis == 3:
-            assert isinstance(rows.images, slice) and isinstance(cols.images, slice)
-            for i in range(max(rows.images.start, cols.images.start), min(rows.images.stop, cols.images.stop)):
-                product[:, :, i - rows.images.start, i - cols.images.start] = 0
+        product = torch.bmm(a, b.mT).reshape(*rows.pixels.shape, a.shape[1], b.shape[1])
+        if rows.pixels is cols.pixels:
+            for i, j in zip(*_shared(rows.images, cols.images)):
+                product[:, :, i, j] = 0
         return product
 
-    def _offsets(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def offsets(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the pixels of the rows' and of the columns' images, (h, w) each; those of the offset 0 first."""
         yield self.pixels, self.pixels
         if self.readout == "flatten":
@@ -256,44 +278,44 @@ class ConvBlocks(ABC):
                     a = self.pixels[max(0, -down) : h - max(0, down), max(0, -right) : w - max(0, right)]
                     yield a, a + down * w + right
 
-    def _sums(self, rows, cols, axis, tangent):
-        """Returns (CK, NTK) of a tile; `_fields` says what is left open."""
+    def offset_sums(self, rows: Side, cols: Side, tangent: bool, exact: bool = False) -> list[torch.Tensor]:
+        """Returns the sums over the pixels of one offset of G and, where it is asked for, of T, (rows, columns) each.
 
-        def sums(own, other):
-            fields = self._fields(own, other, tangent)
-            return [field.sum((0, 1), dtype=torch.float64) for field in fields if field is not None]
+        `_fields` says what is left open.
+        """
+        fields = self._fields(rows, cols, tangent, exact)
+        return [field.sum((0, 1), dtype=torch.float64) for field in fields if field is not None]
 
-        return self._total(rows, cols, axis, sums)
-
-    def _total(self, rows, cols, axis, sums):
-        """Returns the mean over pairs of pixels of what `sums` has of two sides, offset by offset."""
+    def _sums(self, rows, cols, tangent, exact=False):
+        """Returns the CK of a tile and, where it is asked for, the NTK: means over pairs of pixels."""
         total: list[torch.Tensor] = []
-        for p, q in self._offsets():
+        for p, q in self.offsets():
             check()  # all offsets of a tile may take minutes
-            parts = sums(Side(p, rows, 2), Side(q, cols, axis))
+            parts = self.offset_sums(Side(p, rows, 2), Side(q, cols, 3), tangent, exact)
+            if not total:
+                i, j = _shared(rows, cols)
+                for part, own in zip(parts, self._own_sums if len(i) else []):
+                    part[i, j] = own[rows][i]
             total = [a.add_(b) for a, b in zip(total, parts)] if total else parts
         return [part.div_(self.count) for part in total]
 
     def _itself(self, rows, cols):
         """Returns the column less the row of an image with itself, or a number that no pair of a tile has."""
-        return rows.images.start - cols.images.start if rows.pixels is cols.pixels and not self.first else 1 << 30
+        return rows.images.start - cols.images.start if rows.pixels is cols.pixels else 1 << 30
 
     def _same(self):
-        """Returns (CK, NTK) of each image with itself; those of the offset 0 in closed form."""
-        own = [field.sum(0) for field in self._own_fields()]
+        """Returns (CK, NTK) of each image with itself."""
+        same = [total / self.count for total in self._own_sums]
         if self.readout == "pool":
-            images = torch.arange(len(own[0]), device=self.device)
+            side = WIDE if self.entries == COMPILED_ENTRIES else self.side()
 
             def work(start):
-                part = images[start : start + 256]
-                for p, q in list(self._offsets())[1:]:
-                    check()
-                    for total, field in zip(own, self._fields(Side(p, part, 2), Side(q, part, 2), True)):
-                        assert field is not None
-                        total[start : start + 256] += field.sum((0, 1))[:, 0]
+                some = slice(start, min(start + side, len(same[0])))
+                for target, part in zip(same, self._sums(some, some, True, exact=True)):
+                    target[some] = part.diagonal()
 
-            for_each(work, [(start,) for start in range(0, len(images), 256)], self.device)
-        return [total / self.count for total in own]
+            for_each(work, [(start,) for start in range(self.first, len(same[0]), side)], self.device)
+        return same
 
     def diagonal(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (ck, ntk) of each of the rows' images with itself, float64."""
@@ -313,88 +335,54 @@ class ConvBlocks(ABC):
 
         def work(r, c):
             own = slice(r.start + self.first, r.stop + self.first)
-            values = self._sums(own, c, 3, which == 1)[which]
+            values = self._sums(own, c, which == 1)[which]
             target[r.start - rows.start : r.stop - rows.start, c.start - cols.start : c.stop - cols.start] = values
 
-        for_each(work, tiles(rows, cols, self._side()), self.device)
-        if not self.first:
-            same = range(max(rows.start, cols.start), min(rows.stop, cols.stop))
-            for i in same:
+        for_each(work, tiles(rows, cols, self.side()), self.device)
+        if not self.first and self._rougher:
+            for i in range(max(rows.start, cols.start), min(rows.stop, cols.stop)):
                 target[i - rows.start, i - cols.start] = self.diagonal()[which][i]
         return target
+
+    @property
+    def _rougher(self):
+        """Tells whether a tile has less than the diagonal's precision: all pairs of an image's pixels are in it."""
+        return self.readout == "pool" and self.dtype == torch.float32
 
     def both(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the whole (ck, ntk), of its dtype. Of a square matrix one triangle is computed and then mirrored.
 
-        A bar shows the progress on a terminal. Where it would take a day, a warning says so, once a few are timed.
+        A bar shows the progress on a terminal.
         """
         ck = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         ntk, square = torch.empty_like(ck), not self.first
-        jobs = tiles(slice(0, self.shape[0]), slice(0, self.shape[1]), self._side(), lower=square)
+        jobs = tiles(slice(0, self.shape[0]), slice(0, self.shape[1]), self.side(), lower=square)
 
         def work(rows, cols):
             own = slice(rows.start + self.first, rows.stop + self.first)
-            for target, tile in zip((ck, ntk), self._sums(own, cols, 3, True)):
+            for target, tile in zip((ck, ntk), self._sums(own, cols, True)):
                 if square and rows == cols:
                     tile = tile.tril() + tile.tril(-1).T
                 elif square:
                     target[cols, rows] = tile.T
                 target[rows, cols] = tile
+            bar.update()
 
-        self._run(work, jobs)
-        if square:
+        with tqdm(total=len(jobs), desc="kernel", unit="tile", leave=False, disable=None, delay=1) as bar:
+            for_each(work, jobs, self.device)
+        if square and self._rougher:
             for target, diagonal in zip((ck, ntk), self.diagonal()):
                 target.diagonal().copy_(diagonal)
         return ck, ntk
 
-    def _run(self, work: Callable[[slice, slice], None], jobs: list[tuple[slice, slice]]) -> None:
-        with tqdm(total=len(jobs), desc="kernel", unit="tile", leave=False, disable=None, delay=1) as bar:
-
-            def counted(*job):
-                work(*job)
-                bar.update()
-
-            threads, start = torch.get_num_threads() if self.device.type == "cpu" else 1, time.perf_counter()
-            if self.readout == "pool":  # a tile may take minutes
-                times = math.prod(self.shape) / self._probe(*jobs[0])
-            else:
-                for_each(counted, [jobs.pop(0)], self.device)
-                times = len(jobs) + 1
-            announce((time.perf_counter() - start) * times / threads, self.shape)
-            for_each(counted, jobs, self.device)
-
-    def _probe(self, rows, cols):
-        """Computes some pairs of a tile, some seconds of them, and returns for how many of the matrix they stand."""
-        side = math.isqrt(PROBE // self.count)
-        rows = slice(rows.start, min(rows.stop, rows.start + max(2, side)))
-        cols = slice(cols.start, min(cols.stop, cols.start + max(2 * WIDE, side)))
-        self._sums(slice(rows.start + self.first, rows.stop + self.first), cols, 3, True)
-        return (rows.stop - rows.start) * (cols.stop - cols.start) * (1 if self.first else 2)
-
-    def _side(self):
+    def side(self) -> int:
         """Returns the rows and columns of a tile, where they are many in whole vectors of compiled code."""
         entries = CUDA_ENTRIES if self.device.type != "cpu" else self.entries
         side = (entries / self.pixels.size) ** 0.5
         return max(1, int(side)) if side < 2 * WIDE else round(side / (2 * WIDE)) * 2 * WIDE
 
 
-def announce(seconds: float, shape: tuple[int, int]) -> None:
-    """Warns, in one line, of a kernel that takes a day or more."""
-    if seconds >= DAY:
-        warnings.warn(
-            f"this kernel of {shape[0]} x {shape[1]} images will take about {seconds / DAY:.1f} days on this machine: "
-            "take fewer or smaller images, or the readout 'flatten'"
-        )
-
-
-def check_images(images: torch.Tensor, name: str) -> torch.Tensor:
-    """Returns images (n, c, h, w) in float64; raises ValueError, in one line, for what is no such array."""
-    images = torch.as_tensor(images)
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"{name} must be (n, channels, height, width), got shape {tuple(images.shape)}")
-    images = images.detach().double()
-    squares = images.square().sum((1, 2, 3))
-    if not bool(torch.isfinite(squares).all()):
-        bad = int((~torch.isfinite(squares)).nonzero()[0])
-        raise ValueError(f"{name} have NaN or infinite (or overflowing) pixels, first in image {bad}")
-    return images
+def _shared(rows, cols):
+    """Returns the rows and the columns, counted in a tile, of the images that are in both slices."""
+    images = torch.arange(start := max(rows.start, cols.start), max(start, min(rows.stop, cols.stop)))
+    return images - rows.start, images - cols.start

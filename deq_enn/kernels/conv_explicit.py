@@ -24,10 +24,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from deq_enn.kernels.blocks import check_dtype
 from deq_enn.kernels.box_filter import BoxFilter
 from deq_enn.kernels.compiled import Problem, conv_layers, library
 from deq_enn.kernels.conv_blocks import COMPILED_ENTRIES, ConvBlocks, KinkedPixels, PixelPairs, pixel_pairs
+from deq_enn.kernels.images.checks import check_dtype
+from deq_enn.kernels.images.foretold import kernels_of
 from deq_enn.kernels.sample_scales import explicit_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
@@ -92,9 +93,9 @@ class _Explicit(ConvBlocks):
     def _own_fields(self):
         return self._own
 
-    def _fields(self, rows, cols, tangent):
+    def _fields(self, rows, cols, tangent, exact):
         sigma, stack = self._products(rows, cols), self.stack
-        if self.single and cols.axis == 3:  # lists of pairs are for the diagonal
+        if self.single and not exact:
             sigma, stack = sigma.float(), self.working
         K = sigma.clone() if self.trained == "all" else torch.zeros_like(sigma)
         for M, pair, s, inverse, mean in stack:
@@ -105,13 +106,9 @@ class _Explicit(ConvBlocks):
                 K = dot.mul_(M(K)).add_(sigma)
         return sigma, K if tangent else None
 
-    def _sums(self, rows, cols, axis, tangent):
-        if not self.compiled or axis == 2:
-            return super()._sums(rows, cols, axis, tangent)
-        return self._total(rows, cols, axis, lambda own, other: self._compiled(own, other, tangent))
-
-    def _compiled(self, rows, cols, tangent):
-        """Returns the sums over pixels of the two kernels."""
+    def offset_sums(self, rows, cols, tangent, exact=False):
+        if not self.compiled:
+            return super().offset_sums(rows, cols, tangent, exact)
         own, other = rows.rows_of(self._x), cols.rows_of(self._x)
         problem = Problem(
             *rows.pixels.shape,
@@ -123,7 +120,7 @@ class _Explicit(ConvBlocks):
             tangent=tangent * (1 if self.trained == "all" else 2),
         )
         layers = []
-        for M, pair, *values in self.working:
+        for M, pair, *values in self.stack if exact else self.working:
             parts = [rows.rows_of(part).T for part in values] + [cols.rows_of(part) for part in values]
             layers.append((pair.m2, pair.h2, M.radius, [part.contiguous() for part in parts]))
         images = (side.to(layers[0][3][0].dtype).contiguous() for side in (own.transpose(0, 1), other.mT))
@@ -132,6 +129,8 @@ class _Explicit(ConvBlocks):
 
 class _Injected(ConvBlocks):
     """This is the network of `injected_kernels`, with psi(x) = phi(x) - slope x."""
+
+    local = False
 
     def __init__(self, images, activation, slope, taps, rates, steps, padding, readout, other):
         super().__init__(images, other, padding, readout)
@@ -158,7 +157,7 @@ class _Injected(ConvBlocks):
     def _own_fields(self):
         return self._own
 
-    def _fields(self, rows, cols, tangent):
+    def _fields(self, rows, cols, tangent, exact):
         S = self._products(rows, cols)
         flat = S.flatten(2).flatten(0, 1)
         psi = psi_dot = N = torch.zeros_like(flat)
@@ -220,7 +219,8 @@ def injected_kernels(
     if readout == "pool" and padding == "zero":
         raise ValueError("readout 'pool' of a network with taps needs padding 'circular'")
     rates = np.broadcast_to(np.asarray(rates, dtype=np.float64), taps[0].shape)
-    return _Injected(images, recognise(activation), slope, taps, rates, steps, padding, readout, other).both()
+    given = recognise(activation), slope, taps, rates, steps, padding, readout
+    return kernels_of(lambda x, others: _Injected(x, *given, others), images, other)
 
 
 def conv_explicit_blocks(
@@ -275,4 +275,5 @@ def conv_explicit_kernels(
     ------
     ValueError : as `conv.conv_kernels`; no layers, or not a window for each.
     """
-    return conv_explicit_blocks(images, layers, kernel_sizes, padding, readout, trained, other, dtype).both()
+    given = layers, kernel_sizes, padding, readout, trained
+    return kernels_of(lambda x, others: conv_explicit_blocks(x, *given, others, dtype), images, other)

@@ -19,6 +19,7 @@ from deq_enn.theory.equilibrium import check_stable, jump_places
 from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.utils.deadline import check
 
+CHUNK = 4_096  # scales at which an interpolant is evaluated at once, so that its arrays stay in a core's cache
 _EPS = np.finfo(np.float64).eps
 
 
@@ -89,14 +90,19 @@ class OfScale:
 
     def __call__(self, s: np.ndarray, derivative: bool = False) -> np.ndarray:
         """Returns values (n, k) at scales (n,), or their derivatives in log s."""
-        piece, u = self.locate(s)
         out = np.empty((len(s), self.pieces[0][2].shape[1]))
+        for start in range(0, len(s), CHUNK):
+            some = slice(start, start + CHUNK)
+            self._fill(out[some], s[some], derivative)
+        return out
+
+    def _fill(self, out, s, derivative):
+        piece, u = self.locate(s)
         for number, (left, right, coefficients) in enumerate(self.pieces):
             if (here := piece == number).any():
                 if derivative:
                     coefficients = chebyshev.chebder(coefficients) * (2 / (right - left))
                 out[here] = chebyshev.chebval(u[here], coefficients).T
-        return out
 
 
 @dataclass(frozen=True)

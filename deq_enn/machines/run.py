@@ -15,9 +15,10 @@ import torch
 
 from deq_enn.kernels.blocks import Blocks, KernelTiles
 from deq_enn.kernels.conv import conv_blocks
-from deq_enn.kernels.conv_blocks import ConvBlocks, announce
+from deq_enn.kernels.conv_blocks import ConvBlocks
 from deq_enn.kernels.conv_explicit import conv_explicit_blocks
 from deq_enn.kernels.exact import explicit_blocks, implicit_blocks
+from deq_enn.kernels.images.foretold import announce
 from deq_enn.kernels.interpolated import Interpolated
 from deq_enn.machines.block_rows import HEIGHT, STRIP, FileRows, Layout, MemoryRows, form
 from deq_enn.machines.conjugate_gradients import choose_ridge_shared, fit_shared, preconditioner_bytes, predict_shared
@@ -39,7 +40,6 @@ from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
 
 INTERPOLATED = 2500  # samples from which on a kernel is interpolated
-TIMED = 24  # images between which a convolutional kernel is timed before it is formed
 PROGRAM = 0.7e9  # bytes of Python with torch and of what it allocates in passing
 
 Network = Any  # a DEQ or an explicit network of deq_enn.networks, which this room does not import
@@ -233,9 +233,10 @@ class _Files:
 def _fit(model, samples, settings, files, laps) -> tuple[Machine, list[Row]]:
     """Forms the kernel, chooses the ridge, and solves; returns the machine and the table of ridges."""
     kernel, team, labels, n_classes = settings.kernel, settings.team, samples.labels, samples.n_classes
-    blocks, labels = float32_blocks(model, samples.X.to(settings.device)), labels.to(settings.device)
-    if isinstance(blocks, ConvBlocks):
-        _announce(blocks, kernel, team.size)
+    X, labels = samples.X.to(settings.device), labels.to(settings.device)
+    if hasattr(model, "kernel_size"):
+        announce(lambda x, _: _conv_blocks_of(model, x, None, torch.float32), X, None, kernel == "ntk", team.size)
+    blocks = float32_blocks(model, X)
     rows = MemoryRows(files.layout) if settings.plan.in_memory else files.kernel
     form(blocks, kernel, rows, files.kernel if settings.plan.in_memory else None)
     laps.end("kernel")
@@ -250,14 +251,6 @@ def _fit(model, samples, settings, files, laps) -> tuple[Machine, list[Row]]:
         machine = fit(blocks, rows, labels, n_classes, kernel, ridge, files.kernel, files.factor(ridge))
     laps.end("solve")
     return machine, table
-
-
-def _announce(blocks, kernel, ranks):
-    """Warns of a kernel between images that takes a day or more, from the time of one tile."""
-    some, start = slice(0, min(TIMED, len(blocks.diagonal()[0]))), time.perf_counter()
-    blocks.tile(some, some, kernel)
-    pairs = len(blocks.diagonal()[0]) ** 2 / 2 / (some.stop**2)
-    announce((time.perf_counter() - start) * pairs / ranks, blocks.shape)
 
 
 def _predict(model, machine, samples, settings) -> Prediction:

@@ -116,7 +116,7 @@ def test_the_best_readout_of_a_finite_network(images, tmp_path):
 
 
 def test_at_infinite_width_it_is_a_dense_solve_and_a_day_is_said(images, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("deq_enn.kernels.conv_blocks.DAY", 1e-9)
+    monkeypatch.setattr("deq_enn.kernels.images.foretold.DAY", 1e-9)
     flags = (*base(images), *CONV, "--train", "kernel", "--match", "ntk", "--ridge", 0.05)
     call(tmp_path, *(flag for flag in flags if flag != "matched_conv_enn"))
     assert "this kernel of 90 x 90 images will take about" in capsys.readouterr().err

@@ -6,12 +6,13 @@ import warnings
 import pytest
 import torch
 
-from deq_enn.kernels import conv, conv_blocks as blocks_module, conv_explicit
+from deq_enn.kernels import conv, conv_explicit
 from deq_enn.kernels.box_filter import BoxFilter, WindowEquation
 from deq_enn.kernels.compiled import library
 from deq_enn.kernels.conv import conv_blocks, conv_kernels
 from deq_enn.kernels.conv_explicit import conv_explicit_blocks, conv_explicit_kernels
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+from deq_enn.kernels.images import foretold
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.equilibrium import get_tau
 from deq_enn.theory.gaussian import gaussian_moments
@@ -297,17 +298,6 @@ def test_window_equation():
             torch.testing.assert_close(x[..., k].reshape(24), torch.linalg.solve(A, b[..., k].reshape(24)))
 
 
-def test_a_day_of_pooling_is_announced_before_a_tile_is_done(monkeypatch):
-    done = []
-    monkeypatch.setattr(blocks_module, "for_each", lambda work, jobs, device: done.append(len(jobs)))
-    monkeypatch.setattr(blocks_module, "announce", lambda seconds, shape: done.append(seconds))
-    monkeypatch.setattr(blocks_module, "PROBE", 1)
-    sums = blocks_module.ConvBlocks._sums
-    monkeypatch.setattr(conv._Implicit, "_sums", lambda *given: done.append(given[1:3]) or sums(*given))
-    conv_blocks(noise(40, 1, 2, 2), RELU, 0.5, readout="pool").both()
-    assert done[0] == (slice(0, 2), slice(0, 16)) and 0 < done[1] < 60 and done[2] >= 1
-
-
 def test_names_and_functions_are_activations():
     wanted = conv_kernels(waves(), RELU, 0.5)[1], conv_explicit_kernels(waves(), [RELU, TANH], [3, 1])[1]
     for relu, tanh in (("relu", "tanh"), (torch.relu, torch.tanh)):
@@ -316,7 +306,7 @@ def test_names_and_functions_are_activations():
 
 
 def test_a_day_is_announced(monkeypatch):
-    monkeypatch.setattr(blocks_module, "DAY", 1e-9)
+    monkeypatch.setattr(foretold, "DAY", 1e-9)
     for readout in ("flatten", "pool"):
         with pytest.warns(UserWarning, match=r"this kernel of 3 x 3 images will take about .* days"):
             conv_kernels(waves(), RELU, 0.5, readout=readout)

@@ -235,7 +235,9 @@ def _fit(model, samples, settings, files, laps) -> tuple[Machine, list[Row]]:
     kernel, team, labels, n_classes = settings.kernel, settings.team, samples.labels, samples.n_classes
     X, labels = samples.X.to(settings.device), labels.to(settings.device)
     if hasattr(model, "kernel_size"):
-        announce(lambda x, _: _conv_blocks_of(model, x, None, torch.float32), X, None, kernel == "ntk", team.size)
+        make = partial(_conv_blocks_of, model, dtype=torch.float32)
+        for other in (None, samples.X_test):  # few training images may have many of a test set to predict
+            announce(make, X, other, kernel == "ntk", team.size)
     blocks = float32_blocks(model, X)
     rows = MemoryRows(files.layout) if settings.plan.in_memory else files.kernel
     form(blocks, kernel, rows, files.kernel if settings.plan.in_memory else None)

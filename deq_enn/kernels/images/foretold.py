@@ -45,7 +45,8 @@ def announce(
     make : returns the kernel of images (n, c, h, w) and others. tangent : whether the NTK is asked for.
     processes : that share the work.
     """
-    images, other = torch.as_tensor(images), None if other is None else torch.as_tensor(other)
+    images = torch.as_tensor(images)
+    other = None if other is None else torch.as_tensor(other, device=images.device)
     if images.ndim != 4 or 0 in images.shape or other is not None and other.shape[1:] != images.shape[1:]:
         return  # whoever makes the whole kernel says so
     shape = len(images if other is None else other), len(images)

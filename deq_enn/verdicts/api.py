@@ -40,7 +40,8 @@ def verdict(
         module whose equilibria `unrolling.steppers.stopped` can stop after k steps, which is then judged as it is; or
         one of the form that `networks.trained_deq.adapt` understands.
     X, y : training samples, (n, p) or of any shape that a trained module takes, scaled as it takes them, and (n,)
-        integer labels or None. For a trained DEQ the labels are 0, 1, ... in the order of its outputs.
+        labels or None: integers, or strings, whose sorted order is that of the outputs. For a trained DEQ they are 0,
+        1, ... in the order of its outputs.
     held : (X, y) that a trained DEQ has not seen, on which the loss is measured. A module that is judged as it is
         needs them; else they are by default a fifth of X.
     width : of the networks to compare; by default the DEQ's. A module that is judged as it is has its own.
@@ -63,6 +64,8 @@ def verdict(
         the equilibrium of its parts, or the DEQ has no stable equilibrium; says why.
     """
     from deq_enn.verdicts.after_training import begin
+    from deq_enn.verdicts.assumptions import names_of_classes
+    from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
 
     pending = begin(
         deq,
@@ -80,4 +83,7 @@ def verdict(
         seen=seen,
     )
     pending.run(progress)
-    return pending.conclude()
+    answer = pending.conclude()
+    if isinstance(pending, VerdictAtInitialisation) and isinstance(answer, Verdict):
+        answer.labels = names_of_classes(y)
+    return answer

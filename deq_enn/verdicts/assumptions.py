@@ -81,7 +81,7 @@ def check_data(X: Any, y: Any, p: int) -> tuple[torch.Tensor, torch.Tensor | Non
     if y is None:
         return X, None, None
     strings = None if isinstance(y, torch.Tensor) else np.asarray(y)
-    if strings is not None and strings.dtype.kind in "USO" and all(isinstance(label, str) for label in strings.flat):
+    if strings is not None and _are_strings(strings):
         y = np.unique(strings, return_inverse=True)[1].reshape(strings.shape)
     values, y = integer_labels(y, len(X)).unique(return_inverse=True)
     if len(values) < 2:
@@ -91,6 +91,20 @@ def check_data(X: Any, y: Any, p: int) -> tuple[torch.Tensor, torch.Tensor | Non
             "y=None for one on kernels alone"
         )
     return X, y, len(values)
+
+
+def names_of_classes(y: Any) -> tuple[int | str, ...] | None:
+    """Returns what the labels are called in the order in which `check_data` numbers them; None for 0, 1, ... alone."""
+    if y is None:
+        return None
+    labels = y.cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
+    names = np.unique(labels).tolist()
+    names = tuple(names) if _are_strings(labels) else tuple(int(name) for name in names)
+    return None if names == tuple(range(len(names))) else names
+
+
+def _are_strings(labels: np.ndarray) -> bool:
+    return labels.dtype.kind in "USO" and all(isinstance(label, str) for label in labels.flat)
 
 
 def integer_labels(y: Any, n: int) -> torch.Tensor:

@@ -168,6 +168,7 @@ class Verdict:
     deq : what was measured of the DEQ, such as its accuracies.
     drift : of a trained DEQ, how far its weights are from random ones (`weight_drift.drift`).
     maker, rows : what `export` writes and tries the programs with; None without a chosen network.
+    labels : what the classes are called, in the order of the network's outputs; None where that is 0, 1, ...
     """
 
     answer: str
@@ -182,6 +183,7 @@ class Verdict:
     drift: dict | None = None
     maker: Maker | None = field(default=None, repr=False)
     rows: Tensor | None = field(default=None, repr=False)
+    labels: Sequence[Any] | None = None
 
     def export(
         self, path: Path | str, mean: Tensor | None = None, scale: float = 1.0, labels: Sequence[Any] | None = None
@@ -196,7 +198,7 @@ class Verdict:
         ----------
         mean, scale : for an exported network that takes rows x of which the DEQ takes (x - mean)/scale; by default it
             takes what the DEQ takes.
-        labels : the names of the classes, for the files.
+        labels : the names of the classes, for the files; by default those that the verdict was given.
 
         Returns
         -------
@@ -210,6 +212,7 @@ class Verdict:
 
         if self.chosen is None or self.maker is None or self.rows is None:
             raise ValueError(f"{path} is not written: the answer is {self.answer}, so that no network was chosen")
+        labels = self.labels if labels is None else labels
         rows = self.rows.flatten(1)  # images as they lie
         return export(self.maker.exported(mean, scale, labels), path, rows * scale + (0 if mean is None else mean))
 

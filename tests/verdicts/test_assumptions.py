@@ -11,7 +11,7 @@ from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.utils.random import generator
 from deq_enn.verdicts import assumptions
 from deq_enn.verdicts.after_training import begin
-from deq_enn.verdicts.assumptions import check_data
+from deq_enn.verdicts.assumptions import check_data, names_of_classes
 from tests.conftest import one_line
 
 
@@ -65,6 +65,12 @@ def test_labels_of_many_forms(name):
     }[name]
     _, coded, classes = check_data(X, y, 6)
     assert coded is not None and coded.tolist() == labels.tolist() and classes == 3
+    assert names_of_classes(y) == (("a", "b", "c") if name != "bytes of numbers" else None)
+
+
+def test_classes_are_called_what_their_labels_are():
+    assert names_of_classes(torch.tensor([7, 3, 7])) == names_of_classes([[3.0], [7.0]]) == (3, 7)
+    assert names_of_classes(None) is None and names_of_classes(torch.arange(3)) is None
 
 
 @pytest.mark.parametrize(

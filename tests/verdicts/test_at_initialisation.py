@@ -5,12 +5,14 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from deq_enn.machines.copies import copies, repeated
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
+from deq_enn.networks.export import rebuild
 from deq_enn.theory.activations import ACTIVATIONS, from_function
 from deq_enn.verdicts import api, decision
 from deq_enn.verdicts.at_initialisation import GRACE, VerdictAtInitialisation
@@ -46,6 +48,20 @@ def test_what_a_verdict_holds(found, blobs):
     assert matched.distance["ck"]["relative"] < plain.distance["ck"]["relative"] / 5
     assert found.settings["n"] == 600 and found.settings["width"] == 64 and found.settings["classes"] == 3
     assert not found.drift
+
+
+def test_what_is_exported_has_the_labels_that_the_verdict_was_given(deq, blobs, tmp_path):
+    """Strings whose sorted order is not that in which they came."""
+    X, y = blobs
+    names = np.array(["dog", "ant", "cat"])[y]
+    result = api.verdict(deq, X, names, budget=1.0, tolerance=30.0, clock=Ticks())
+    result.export(tmp_path / "enn.pt")
+    assert json.loads((tmp_path / "enn.json").read_text("utf-8"))["labels"] == ["ant", "cat", "dog"]
+    network = rebuild(tmp_path / "enn.pt")
+    predicted = np.array(network.labels)[network(X).argmax(1)]
+    assert (predicted == names).mean() > 0.7
+    result.export(tmp_path / "own.pt", labels=["a", "c", "d"])
+    assert rebuild(tmp_path / "own.pt").labels == ("a", "c", "d")
 
 
 def test_a_verdict_is_ready_for_json_and_for_a_terminal(found):

@@ -61,7 +61,7 @@ def _kinked_at_zero(left: float, right: float, constant: float) -> Moments:
     return moments
 
 
-def _angles(theta: torch.Tensor, gap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def angles(theta: torch.Tensor, gap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns nodes and weights (pairs, n) on (0, theta) of functions that change as fast as exp(-(gap/t)^2/2).
 
     With t = gap sinh(w) they vary on a scale of 1 in w.
@@ -113,7 +113,7 @@ def _turned(a, b, theta, first, second):
     for k, jump in zip(*first):
         for other, own_jump in zip(*second):
             x, y = (k / a)[:, None], (other / b)[:, None]
-            t, weights = _angles(theta, (x - y).abs()[:, 0])
+            t, weights = angles(theta, (x - y).abs()[:, 0])
             half = torch.sin(t / 2).square()
             exponent = ((x - y).square() / 4 + x * y * half) / (2 * half * (1 - half)).clamp_min(1e-300)
             density = torch.exp(-exponent) * weights * (jump * own_jump / (2 * math.pi))

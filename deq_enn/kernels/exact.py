@@ -51,8 +51,8 @@ class _Implicit(Blocks):
         self.centre = gaussian_moments(activation, tau).mean
         scales = self.scales = implicit_scales(activation, sigma_a2, self._norms2, self.centre)
         known = with_slopes(activation, scales.s.max())
-        self.pair = pair_function(activation, scales, self.device, len(known.slopes))
         self.near = Moments(known, self.centre, scales.s.min(), scales.s.max())
+        self.pair = pair_function(activation, scales, self.device, self.near.cost)
         self._mind_the_cost([self.near])
         self.s, mean, self.d1, d2 = self._tensors(scales.s, scales.mean, scales.d1, scales.d2)
         self.m, self.half_d2 = mean / self.s, d2 * self.s * math.sqrt(sigma_a2 / 2)
@@ -168,14 +168,14 @@ class _Explicit(Blocks):
                 )
             s_next = np.sqrt(scales.second)
             known = with_slopes(layer, scales.s.max())
+            self.near.append(Moments(known, 0.0, scales.s.min(), scales.s.max()))
             self.stack.append(
                 (
-                    pair_function(layer, scales, self.device, len(known.slopes)),
+                    pair_function(layer, scales, self.device, self.near[-1].cost),
                     *self._tensors(scales.s, scales.mean, _inverse(s_next)),
                 )
             )
             self.seconds.append(torch.from_numpy(scales.second))
-            self.near.append(Moments(known, 0.0, scales.s.min(), scales.s.max()))
             diagonal = scales.second + diagonal * scales.d1_sq
             s = s_next
         self._mind_the_cost(self.near)
@@ -315,11 +315,12 @@ def implicit_kernels(
     -----
     Samples may be parallel, opposite or the same. More than a few nearly parallel pairs of an activation without a
     closed form are read from a table that takes about a second (kernels/parallel). A piecewise-linear function with
-    declared kinks has a closed form. Any other with kinks away from 0, such as hardswish, takes a quadrature of 1 to
-    3 ms for each such pair, once for those that are alike. Many samples of one attribute are read from a table of two
-    norms, to 5e-11 of the diagonal, whatever the activation. A sample may be zero: its kernels are the limit of ever
-    smaller samples. Two arrays of the result's size are allocated, and no other. Where the Mehler
-    series is used, its number of terms is logged (logger "kernels", level INFO).
+    declared kinks has a closed form, and one that is quadratic between them, such as hardswish, takes a few tenths of a
+    millisecond for each such pair. Any other with kinks away from 0 takes a quadrature of 1 to 3 ms, once for those
+    that are alike. Many samples of one attribute are read from a table of two norms, to 5e-11 of the diagonal, whatever
+    the activation. A sample may be zero: its kernels are the limit of ever smaller samples. Two arrays of the result's
+    size are allocated, and no other. Where the Mehler series is used, its number of terms is logged (logger "kernels",
+    level INFO).
     """
     return implicit_blocks(X, activation, sigma_a2, trained, tau0, other).both()
 

@@ -258,9 +258,9 @@ class Series(PairFunction):
     degrees = 64, 128, 256, 512, 1024, 2048
     tile = 180 * 180
 
-    def __init__(self, activation: Activation, scales: Scales, device: torch.device, pieces: int = 0):
+    def __init__(self, activation: Activation, scales: Scales, device: torch.device, per_pair: float = 0.0):
         super().__init__(activation, scales, device)
-        self.per_pair = 0.03 * pieces**2  # of the closed form, or 0
+        self.per_pair = per_pair
         self.lock, self.tables, self.told = threading.Lock(), {}, 0
         self.table(self.degrees[0])
 
@@ -360,10 +360,10 @@ class Series(PairFunction):
         return g, dg, half_ddg.mul_(2)
 
 
-def pair_function(activation: Activation, scales: Scales, device: torch.device, pieces: int = 0) -> PairFunction:
+def pair_function(activation: Activation, scales: Scales, device: torch.device, per_pair: float = 0.0) -> PairFunction:
     """Returns the pair function of an activation for samples of these scales.
 
-    pieces : of a piecewise-linear function, whose nearly parallel pairs have a closed form; else 0.
+    per_pair : the cost of a nearly parallel pair that has a closed form (`Moments.cost`); else 0.
     """
     if activation.slopes and activation.kinks in ((), (0.0,)):
         kind = KinkedAtZero
@@ -372,6 +372,6 @@ def pair_function(activation: Activation, scales: Scales, device: torch.device, 
     else:
         closed_forms: dict[Any, type[PairFunction]] = {torch.erf: Erf, torch.sin: Sin}
         if activation.fn not in closed_forms:
-            return Series(activation, scales, device, pieces)
+            return Series(activation, scales, device, per_pair)
         kind = closed_forms[activation.fn]
     return kind(activation, scales, device)

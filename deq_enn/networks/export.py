@@ -287,6 +287,8 @@ def rebuild(path: Path | str) -> ExportedENN:
     path = Path(path)
     try:
         said = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        if said["format"] == "program":
+            raise ValueError(f"it is a program, torch.export.load({str(path.with_suffix('.pt2'))!r}) has it")
         if said["format"] != FORMAT:
             raise ValueError(f"format {said['format']}, this code reads {FORMAT}")
         _check_sizes(said)

@@ -264,6 +264,9 @@ def test_damaged_files_are_said_in_one_line_and_nothing_is_unpickled(tmp_path):
         with pytest.raises(ValueError, match="enn.json does not describe a network") as caught:
             rebuild(path)
         assert "\n" not in str(caught.value)
+    path.with_suffix(".json").write_text(json.dumps({"format": "program"}))  # of a trained module
+    with pytest.raises(ValueError, match=r"it is a program, torch.export.load\('.*enn.pt2'\) has it"):
+        rebuild(path)
     for gone, name in ((path.with_suffix(".json"), "enn.json"), (path, "enn.pt")):
         path.with_suffix(".json").write_text(said)
         gone.unlink()

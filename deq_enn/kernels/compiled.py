@@ -133,7 +133,9 @@ def conv_pairs(problem: Problem, arrays: list[torch.Tensor | None], tangent: boo
     if status == 2:
         raise MemoryError("no memory is left for a tile of a convolutional kernel")
     if status:
-        raise ValueError(f"the kernel between images did not converge: residual {left.value:.2g}")
+        raise ValueError(
+            f"the kernel between images did not converge (residual {left.value:.2g}): take a smaller sigma_a^2"
+        )
     return out
 
 

@@ -140,7 +140,10 @@ class _Implicit(ConvBlocks):
                 step = WindowEquation(self.M, s, dot)(residual, min(0.1, max(0.1 * size, 1e-9)))
             before = size
             x = torch.minimum(torch.maximum(x.add_(step), -ss), ss)
-        raise ValueError(f"the kernel of {self.activation.name} between images did not converge: residual {size:.2g}")
+        raise ValueError(
+            f"the kernel of {self.activation.name} between images did not converge (residual {size:.2g}): take a "
+            "smaller sigma_a^2"
+        )
 
 
 def conv_blocks(

@@ -69,12 +69,24 @@ def read_files(path: Path | str | None) -> UserData:
         if missing or not test:
             coded, _, names = _coded_alike(path, (y_key, y), (y_key, y))
             return UserData(X, coded, names=names, lacks=lacks, image_shape=shape)
-        X_test, _ = _rows(path, arrays, test[0])
+        X_test, shape_test = _rows(path, arrays, test[0])
         y_test = _labels(path, arrays, test[1], test[0], len(X_test))
-    if X.shape[1] != X_test.shape[1]:
-        raise DataError(f"{path}: {X_key} has {X.shape[1]} columns, {test[0]} {X_test.shape[1]}")
+    _check_alike(path, (X_key, X, shape), (test[0], X_test, shape_test))
     coded, coded_test, names = _coded_alike(path, (y_key, y), (test[1], y_test))
     return UserData(X, coded, X_test, coded_test, names, image_shape=shape)
+
+
+def _check_alike(path, train, test):
+    """Raises DataError where the samples (name, rows, shape of an image or None) of the two sets differ in size."""
+    (name, X, shape), (name_test, X_test, shape_test) = train, test
+    if shape and shape_test and shape != shape_test:
+        size, size_test = (" x ".join(map(str, each)) for each in (shape, shape_test))
+        raise DataError(
+            f"{path}: the images of {name} are {size} (channels, height, width), those of {name_test} {size_test}: "
+            "both must have the same"
+        )
+    if X.shape[1] != X_test.shape[1]:
+        raise DataError(f"{path}: {name} has {X.shape[1]} columns, {name_test} {X_test.shape[1]}")
 
 
 def read_parts(path: Path | str | None) -> tuple[UserData, torch.Tensor, torch.Tensor, torch.Tensor]:

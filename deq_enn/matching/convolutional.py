@@ -42,7 +42,7 @@ class ConvMatch(Match):
     distance : |K_DEQ - K|/|K_DEQ| in spectral norm of the exact kernels at infinite width, on `sample` images; None
         where there were no images.
     measured : "flatten" or "pool", the readout of those kernels. Pooled ones of layers without a closed form take
-        hours, and are measured flattened.
+        minutes, and are measured flattened.
     distance_of_correlations : the same of K_ij/sqrt(K_ii K_jj), which does not see how either answers to the norm of an
         image as a whole.
     """

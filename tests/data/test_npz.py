@@ -140,6 +140,16 @@ def test_labels_that_cannot_be_used(tmp_path, changes, what):
     one_line(error)
 
 
+@pytest.mark.parametrize("size", [(4, 3), (2, 3, 2)])
+def test_images_of_two_sizes(tmp_path, size):
+    """They may have as many pixels: then only the shape tells."""
+    with pytest.raises(DataError, match=r"images of X_train are 1 x 3 x 4 \(.*\), those of X_test") as error:
+        load(
+            tmp_path / "a.npz", X_train=X.reshape(30, 3, 4), y_train=Y, X_test=X_TEST.reshape(12, *size), y_test=Y_TEST
+        )
+    one_line(error)
+
+
 def test_members_that_are_not_arrays(tmp_path):
     np.savez(tmp_path / "a.npz", y_train=Y, X_test=X_TEST, y_test=Y_TEST)
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:

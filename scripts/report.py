@@ -13,7 +13,6 @@ if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.defau
 import ast
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from deq_enn.experiments.executors import cores
 from deq_enn.names import DATASET_TITLES
 from deq_enn.reporting.curves import KINDS, write_figures
 from deq_enn.reporting.logs import OPTIMIZERS, load
@@ -202,7 +202,7 @@ def machine():
     return [
         ("date", time.strftime("%Y-%m-%d %H:%M %Z")),
         ("processor", cpu),
-        ("cores", str(len(os.sched_getaffinity(0)))),
+        ("cores", str(cores())),
         ("memory", memory or "unknown"),
         ("GPU", device),
         ("system", f"{platform.system()} {platform.release()}"),

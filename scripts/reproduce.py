@@ -24,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from deq_enn.experiments.executors import cores
 from deq_enn.reporting.statistics import LEAST_SEEDS
 from deq_enn.utils.arguments import FAILED, OneLineParser, check_folder, old_spelling, positive_int
 from deq_enn.utils.interrupts import INTERRUPTED
@@ -189,7 +190,7 @@ def parse_arguments(argv=None):
         "--processes",
         type=positive_int,
         metavar="K",
-        default=len(os.sched_getaffinity(0)),
+        default=cores(),
         help="that share a sweep's runs, one thread each (default: one a core)",
     )
     arguments = parser.parse_args(argv)

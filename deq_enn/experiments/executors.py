@@ -50,10 +50,15 @@ def _deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def cores() -> int:
+    """Returns how many cores this process may use; where the system does not tell, as macOS, all that there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads_of_each(processes: int) -> int:
     """Divides the cores among the worker processes, unless OMP_NUM_THREADS says what each has."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else max(1, len(os.sched_getaffinity(0)) // processes)
+    return int(given) if given.isdecimal() and int(given) else max(1, cores() // processes)
 
 
 @contextlib.contextmanager

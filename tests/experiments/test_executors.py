@@ -219,6 +219,9 @@ def test_threads_of_workers_are_a_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     assert [executors.threads_of_each(k) for k in (1, 3, 16)] == [8, 2, 1]
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert executors.threads_of_each(2) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert executors.threads_of_each(2) == 5
 

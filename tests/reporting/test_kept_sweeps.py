@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from deq_enn.reporting import across, logs
+from deq_enn.reporting import across, logs, tables
 from deq_enn.reporting.markdown import row
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "docs" / "logs"
-ARCHIVES = sorted(archive for archive in LOGS.glob("*.tar.xz") if "own-rate" not in archive.name)
+ARCHIVES = sorted(archive for archive in LOGS.glob("*.tar.xz") if "-rate" not in archive.name)
 PAGE = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 MODELS = "inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn"
 
 
@@ -41,3 +42,24 @@ def test_the_accuracies_at_own_rates_are_those_of_the_kept_logs(tmp_path):
             last = [100 * json.loads((place / name).read_text())[-1] for place in (folder, folder / "seed_1")]
             cells.append(f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f}")
         assert row(*cells) in PAGE, cells
+
+
+def test_the_table_with_every_weight_trained_is_that_of_the_kept_logs(tmp_path):
+    with tarfile.open(LOGS / "fashion_mnist-full-one-rate.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    [experiment] = logs.load([tmp_path / "fashion_mnist-full-one-rate"])
+    places = {
+        "DEQ": "deq-{}",
+        "NTK match": "matched_enn-{}-ntk",
+        "CK match": "matched_enn-{}-ck",
+        "one plain layer": "unmatched_enn-{}-depth1",
+        "two plain layers": "unmatched_enn-{}-depth2",
+    }
+    for name, place in places.items():
+        cells = [name]
+        for activation in ("relu", "tanh"):
+            deq, model = f"deq-{activation}", place.format(activation)
+            cells.append(tables.accuracy_cell(experiment, model, 256))
+            apart = tables.differences(experiment, deq, model)[256]
+            cells.append(tables.difference_cell(apart) if model != deq else "")
+        assert row(*cells).replace("|  |", "| |") in TRAINING, cells

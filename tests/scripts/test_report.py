@@ -116,7 +116,7 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
             expected += [(final[a, d] - final[b, d]).mean(), *interval]
         assert numbers(" ".join(row)) == [pytest.approx(x, abs=0.00501) for x in expected]
     header, rows = next(v for k, v in found.items() if k.startswith("Cost"))
-    assert [row[2:] for row in rows] == [["1", "1", "1.0", "0.2", "0.2"]] * 4
+    assert [row[3:] for row in rows] == [["1", "1", "1.0", "0.2", "0.2", "1.0"]] * 4
     header, rows = found["Relative spectral error, geometric mean over draws"]
     assert [numbers(" ".join(row[2:])) for row in rows] == [[-1.0, 0.25, 0.02, 100, 0.01, 200], [0.5, 100, 0.5, 200]]
     assert "n = 200 the matched network's kernel is 0.01 from the DEQ's, with slope −1.00, the unmatched" in text

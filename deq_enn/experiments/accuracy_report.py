@@ -166,6 +166,7 @@ def _by_epoch(ax, arguments, name, accuracies, looks):
     for model, look in looks.items():
         draw_band(ax, range(1, arguments.epoch + 1), accuracies(model, widest), look)
     ax.set(xlabel="epoch", ylabel="test accuracy (%)", title=f"{name}, width {widest}")
+    ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _by_width(ax, arguments, accuracies, looks):

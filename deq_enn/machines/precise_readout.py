@@ -18,6 +18,7 @@ import torch
 
 from deq_enn.machines.leave_one_out import Directions, LeftOut, Targets
 from deq_enn.machines.readout import Network, Readout
+from deq_enn.machines.regression import log_evidence
 from deq_enn.machines.ridge_search import Row, least_error
 from deq_enn.utils.deadline import check
 
@@ -72,10 +73,9 @@ def solve_precisely(
     weights = V @ ((S / (S.square() + noise))[:, None] * directions.moment)
     c, (_, root) = Y.shape[1], torch.linalg.qr(_root_of_sum(S, V, noise))
     root = (root * root.diagonal().sign()[:, None]).T
-    scale2 = (Y * (Y - F @ weights)).sum().item() / (noise * n * c)
+    scale2 = max((Y * (Y - F @ weights)).sum().item() / (noise * n * c), 0.0)
     log_det = 2 * root.diagonal().log().sum().item() + (n - m) * math.log(noise)
-    evidence = -c * (math.log(2 * math.pi * scale2) + 1 + log_det / n) / 2
-    return Readout(ridge, noise, weights, targets.mean, scale2, evidence, root), table
+    return Readout(ridge, noise, weights, targets.mean, scale2, log_evidence(scale2, log_det, n, c), root), table
 
 
 def features(model: Network, X: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from deq_enn.machines.regression import Prediction, one_hot_targets
+from deq_enn.machines.regression import Prediction, log_evidence, one_hot_targets
 from deq_enn.machines.ridge_search import LONG, Row, least_error, search_ridges
 from deq_enn.utils.deadline import check
 
@@ -183,7 +183,6 @@ def solve_targets(
     n, (m, c) = whole.count, weights.shape
     if not noise:
         return Readout(ridge, noise, weights, mean, math.nan, None, root), table
-    scale2 = (whole.power - (whole.moment * weights).sum().item()) / (noise * n * c)
+    scale2 = max((whole.power - (whole.moment * weights).sum().item()) / (noise * n * c), 0.0)
     log_det = 2 * root.diagonal().log().sum().item() + (n - m) * math.log(noise)
-    evidence = -c * (math.log(2 * math.pi * scale2) + 1 + log_det / n) / 2
-    return Readout(ridge, noise, weights, mean, scale2, evidence, root), table
+    return Readout(ridge, noise, weights, mean, scale2, log_evidence(scale2, log_det, n, c), root), table

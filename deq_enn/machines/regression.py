@@ -62,7 +62,8 @@ class Machine:
     weights : (n, c) float64. mean : (c,) of the one-hot targets.
     scale2 : s^2, by maximum likelihood.
     residual : |Y - (K + lambda I) weights| / |Y|, the largest over the classes.
-    log_evidence : log marginal likelihood of the training targets, for each sample; None without a factor.
+    log_evidence : log marginal likelihood of the training targets, for each sample; None without a factor, or
+        where all targets are the same.
     factor : block rows of L, L L^T = K + lambda I, or None.
     """
 
@@ -230,7 +231,16 @@ def fit(
         weights, residual = new, left
         error = (left.norm(dim=0) / size).max().item()
     n, c = targets.shape
-    fitted = (targets * weights).sum().item()
-    scale2 = fitted / (n * c)
-    evidence = -c * (math.log(2 * math.pi * scale2) + 1 + log_determinant(factor) / n) / 2
+    scale2 = max((targets * weights).sum().item() / (n * c), 0.0)
+    evidence = log_evidence(scale2, log_determinant(factor), n, c)
     return Machine(kernel, ridge, noise, weights, mean, scale2, error, evidence, factor)
+
+
+def log_evidence(scale2: float, log_det: float, n: int, c: int) -> float | None:
+    """Returns the log marginal likelihood of n targets of c columns, for each sample.
+
+    It is None at a scale of 0, where it is infinite: all targets are the same, or what is left of them is rounding.
+
+    scale2, log_det : s^2 and log det(K + lambda I), by which the targets have the covariance s^2 (K + lambda I).
+    """
+    return -c * (math.log(2 * math.pi * scale2) + 1 + log_det / n) / 2 if scale2 else None

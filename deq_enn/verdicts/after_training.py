@@ -72,6 +72,10 @@ class VerdictAfterTraining:
             check_repeated(self.y)
         check_held(held)
         self.deq = _adapted(self.original, self.X, solver)
+        for name, weight in (("A", self.deq.W), ("B", self.deq.U)):
+            if not weight.any():
+                what = {"A": "there is nothing to iterate", "B": "it says the same of every sample"}[name]
+                raise ValueError(f"all entries of the DEQ's {name} are 0: {what}")
         self.held = None if held is None else _checked(*held, p)
         if held is not None and (y is None) != (held[1] is None):
             raise ValueError("the samples and those held out must both have labels, or neither")

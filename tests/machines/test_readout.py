@@ -1,10 +1,12 @@
 """The readout from normal equations against least squares on all features at once, and against the kernel machine."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from deq_enn.machines import readout as ridge_features
+from deq_enn.machines import precise_readout, readout as ridge_features
 from deq_enn.machines.block_rows import Layout, MemoryRows, form
 from deq_enn.machines.readout import solve
 from deq_enn.machines.regression import fit, one_hot_targets
@@ -92,6 +94,22 @@ def test_without_a_ridge_there_is_no_variance_and_singular_equations_say_so(prob
     twice = torch.cat([X[:15], X[:15]])
     with pytest.raises(ValueError, match="singular at ridge 0.*--ridge"):
         solve(model, twice, torch.cat([y[:15], y[:15]]), 3, [0.0])
+
+
+def test_where_all_targets_are_the_same_nothing_varies_and_scores_are_finite(problem):
+    """As of few training samples, which may be of one class."""
+    model, X, _, X_test, y_test = problem
+    same, wide = torch.ones(len(X), dtype=torch.int64), copy.deepcopy(model).double()
+    precise, _ = precise_readout.solve_precisely(wide, X.double(), same, 3)
+    for readout in (solve(model, X, same, 3)[0], precise):
+        assert readout.scale2 == 0 and readout.log_evidence is None
+        scores = score(readout.predict(wide, X_test.double()), y_test)
+        assert len(scores) == 6 and np.isfinite([*scores.values()]).all()
+        assert scores["accuracy"] == (y_test == 1).double().mean()
+    blocks, rows = Dense(torch.eye(5).double(), torch.eye(5).double()), MemoryRows(Layout(5))
+    form(blocks, "ck", rows)
+    machine = fit(blocks, rows, same[:5], 3, "ck", 0.1)
+    assert machine.scale2 == 0 and machine.log_evidence is None and not machine.weights.any()
 
 
 def test_an_input_that_is_not_finite_is_named_and_not_the_ridge():

@@ -1,5 +1,6 @@
 """The verdict on DEQs that were trained, from Python and from the command line, and the network that it writes."""
 
+import copy
 import json
 import pickle
 import re
@@ -201,6 +202,24 @@ def test_a_readout_of_several_layers_is_judged_as_it_is_or_refused(blobs):
             begin(deq, X, y, **given)
     with pytest.raises(ValueError, match="its readout must be an nn.Linear, got Sequential"):
         adapt(deq, X)
+
+
+@pytest.mark.parametrize("name, what", [("A", "nothing to iterate"), ("B", "the same of every sample")])
+def test_weights_that_are_zero_are_named(blobs, moved, name, what):
+    deq = copy.deepcopy(moved)
+    with torch.no_grad():
+        getattr(deq, name).zero_()
+    with pytest.raises(ValueError, match=f"all entries of the DEQ's {name} are 0: .*{what}") as caught:
+        VerdictAfterTraining(deq, *blobs)
+    assert one_line(caught)
+
+
+def test_a_readout_that_was_never_fitted_has_a_verdict(few_candidates, blobs, moved):
+    deq = copy.deepcopy(moved)
+    with torch.no_grad():
+        deq.readout.weight.zero_()
+    result = api.verdict(deq, *blobs, budget=2.0, clock=Ticks(0.01))
+    assert result.answer == "undecided" and "readout was never fitted" in " ".join(result.reason)
 
 
 def test_a_large_gain_is_an_alarm_and_no_recommendation(few_candidates, blobs, moved):

@@ -120,7 +120,7 @@ def quality(outputs: torch.Tensor, part: Part) -> tuple[float, float, float]:
     return (
         100 * (says == part.labels).double().mean().item(),
         100 * (says == part.says).double().mean().item(),
-        cross_entropy(outputs, part.labels).item(),
+        cross_entropy(outputs.double(), part.labels).item(),  # large scores have one that is no float32
     )
 
 

@@ -10,7 +10,7 @@ from deq_enn.networks.fixed_point import FixedPoint, Picard
 from deq_enn.unrolling import students
 from deq_enn.unrolling.by_steps import LADDER, VerdictBySteps
 from deq_enn.unrolling.decision import decide
-from deq_enn.unrolling.judged import Part, outputs_of, said_of
+from deq_enn.unrolling.judged import Part, outputs_of, quality, said_of
 from tests.conftest import Ticks, one_line
 from tests.unrolling.modules import K, M, P
 from tests.unrolling.test_by_steps import KNOWN, blobs, candidate
@@ -90,3 +90,10 @@ def test_a_layer_that_is_used_twice_is_no_last_layer():
 def test_whatever_the_answer_it_is_said_that_there_are_no_labels():
     for networks in ([candidate("stopped", 4, -0.1, 0.2, saved=0.9)], [candidate("stopped", 4, -0.1, 0.2)]):
         assert "There are no labels" in decide(networks, replace(KNOWN, labelled=False))[2][0]
+
+
+def test_scores_of_any_size_have_a_cross_entropy():
+    scores = torch.tensor([[3e38, -3e38], [-3e38, 3e38]])
+    part = Part(torch.zeros(2, P), scores, torch.tensor([0, 0]))
+    accuracy, agreement, entropy = quality(scores, part)
+    assert (accuracy, agreement) == (50, 100) and entropy == pytest.approx(3e38)

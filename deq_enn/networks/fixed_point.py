@@ -59,9 +59,17 @@ def _without_autocast(z: torch.Tensor) -> AbstractContextManager[object]:
     return torch.autocast(z.device.type, enabled=False) if _autocast(z) else nullcontext()
 
 
+def _traced() -> bool:
+    """Tells whether make_fx records what is done. torch has no public question for it, and may drop the private one."""
+    try:
+        return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    except AttributeError:
+        return False
+
+
 def _solved(solver, f, z0, args):
     """Returns the solution of z = f(z, *args), of one that is stalled by rounding in double precision."""
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+    if _traced():
         raise NotImplementedError(
             "an equilibrium takes as many steps as its values need, which cannot be traced (torch.func.linearize, "
             "make_fx): take torch.func.jvp for tangents, or stopped(module, steps) for a program"

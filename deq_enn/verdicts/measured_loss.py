@@ -26,13 +26,13 @@ from deq_enn.utils.deadline import OutOfTime, deadline
 from deq_enn.utils.intervals import paired_loss
 from deq_enn.utils.random import generator
 from deq_enn.verdicts.candidates import Network, Scales, networks, plain_networks
+from deq_enn.verdicts.losses.measurements import FIRST_SEED
 
 BATCH = 512  # samples passed through the DEQ at once
 FIT = 10_000  # samples that a readout is solved on, at most
 HELD = 10_000  # samples that the loss is measured on, at most
 MATCHING = 0.3  # share of the budget after which no more matches are looked for
 FEWEST = 40, 20  # samples held in and held out, at least
-FIRST_SEED = 10_000  # seed of the weights from which on we draw: users train smaller ones
 
 
 @dataclass(eq=False)

@@ -119,9 +119,6 @@ def sentence(name: str, scores: dict[str, Any], tolerance: float) -> str | None:
     worse = [measure for measure in MEASURES if scores[measure]["interval"][0] > tolerance]
     if not worse:
         return None
-    told = " and ".join(
-        f"{scores[measure]['loss']:+.2f} points of {'the area under the curve' if measure == 'auc' else measure_name}"
-        for measure in worse
-        for measure_name in [measure.replace("_", " ")]
-    )
+    names = {"balanced_accuracy": "balanced accuracy", "auc": "the area under the curve"}
+    told = " and ".join(f"{scores[measure]['loss']:+.2f} points of {names[measure]}" for measure in worse)
     return f"The classes are unequal: beside accuracy, {name} loses {told}. Keep the DEQ if that counts for you."

@@ -12,21 +12,23 @@ from deq_enn.reporting.markdown import head, row
 from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts.losses.points import CONSTANTS
 from scripts.calibration.analysis import TOLERANCE, Held, coverage, joined, matched_alone, mean_score
+from scripts.calibration.blind import blind_cases, copies_cases
 from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import KINDS
 from scripts.calibration.left_out import bias, dependence
 from scripts.calibration.limits import limits_of, said as answer_by
 from scripts.calibration.more_samples import LEAST, fresh_twins
 
+DATA = {name for names in KINDS.values() for name in names}  # of all but the first cases
 HAPPENED = ("some below", "too near", "all above", "DEQ no better")
-OF_SAMPLES = (
-    "samples",
+ANSWERS = (
     "cases",
     "undecided",
     "of these too near to tell",
     "keep, where right",
     "wrong replace",
     "wrong keep",
+    "chosen covered",
     "coverage, %",
     "its 95% interval",
     "median width",
@@ -44,27 +46,38 @@ def rate(yes: int, of: int) -> str:
 
 
 def report_lines(packed: dict):
-    """Everything that is known, first of the fresh cases, then of those with more samples and of the first 131."""
-    data = {name for names in KINDS.values() for name in names}
-    for of, title in (("draw", "one draw"), ("mean", "mean over draws")):
-        fresh = [case for case in joined(packed, of=of) if case.data in data and case.n < LEAST]
-        if fresh:
-            yield f"\n## Fresh cases, {title}\n"
-            yield from _fresh(fresh, f"of the {title}")
-    draws = {case.case: case for case in joined(packed, of="draw") if case.data in data}
-    if undecided := [case for case in draws.values() if case.answer == "undecided"]:
-        yield "\n## What is undecided, one draw\n"
-        yield from _undecided(undecided, packed)
-    if any(case.n >= LEAST for case in draws.values()):
-        yield "\n## By number of samples, one draw\n"
-        yield from _by_samples(draws)
-        yield from _half_widths()
+    """Everything that is known, first of the fresh cases, then of the deals that came after and of the first 131."""
+    yield from later_cases(packed)
     if packed.get("left_out"):
         yield "\n## Leave-one-out beside new samples\n"
         yield from _left_out(packed["left_out"])
-    held = [case for case in joined(packed) if case.data not in data]
+    held = [case for case in joined(packed) if case.data not in DATA]
     yield "\n## The first 131 cases, mean over draws\n"
     yield from tables(held, packed["sgd"])
+
+
+def later_cases(packed: dict):
+    """Lines on all but the first 131 cases: the fresh ones, the blind round, and those with more samples."""
+    blind, copies = ({case.name for case in deal()} for deal in (blind_cases, copies_cases))
+    for of, title in (("draw", "one draw"), ("mean", "mean over draws")):
+        held = [case for case in joined(packed, of=of) if case.data in DATA]
+        if fresh := [case for case in held if case.n < LEAST and case.case not in blind | copies]:
+            yield f"\n## Fresh cases, {title}\n"
+            yield from _fresh(fresh, f"of the {title}")
+        if some := [case for case in held if case.case in copies]:
+            yield f"\n## More oversampled rows, which set constants, {title}\n"
+            yield from (_head("data", *COVERAGE), _coverage_row("oversampled rows", some))
+        if some := [case for case in held if case.case in blind]:
+            yield f"\n## The blind round, {title}\n"
+            yield from _blind(some, f"of the {title}", packed)
+    others = [case for case in joined(packed, of="draw") if case.data in DATA and case.case not in blind | copies]
+    if undecided := [case for case in others if case.answer == "undecided"]:
+        yield "\n## What is undecided, one draw\n"
+        yield from _undecided(undecided, packed)
+    if any(case.n >= LEAST for case in others):
+        yield "\n## By number of samples, one draw\n"
+        yield from _by_samples({case.case: case for case in others})
+        yield from _half_widths()
 
 
 def _halves(held):
@@ -85,6 +98,11 @@ def _fresh(held: list[Held], what: str):
     for name, cases in (_halves(held) | {"all": held}).items():
         yield from _confusion(name, cases)
     yield f"- large losses: {_large(_halves(held)['reports'])}"
+    yield from _limits_kept(held, what)
+
+
+def _limits_kept(held: list[Held], what: str):
+    """Time, memory, and every answer that was wrong."""
     late = [case.overrun for case in held]
     yield f"- seconds over the budget: {max(late):+.2f} at most, {np.median(late):+.2f} in the middle"
     peaks = [case.peak_mib for case in held if case.peak_mib is not None]
@@ -96,6 +114,27 @@ def _fresh(held: list[Held], what: str):
             yield f"- wrong: {case.answer} of {case.case} {what}{loss}"
 
 
+def _blind(held: list[Held], what: str, packed: dict):
+    """The cases that nothing was set by and nobody had looked at."""
+    yield _head("kind of data", *ANSWERS)
+    for kind in KINDS:
+        if cases := [case for case in held if case.kind == kind]:
+            yield _answers_row(kind, cases)
+    yield _answers_row("all", held)
+    yield "\n" + _head("all", *COVERAGE)
+    yield _coverage_row("all", held)
+    yield from _confusion("all", held)
+    yield f"- large losses: {_large(held)}"
+    yield from _limits_kept(held, what)
+    names = {case.name for case in blind_cases()}
+    run = [record for record in packed["outcomes"] if record["case"] in names]
+    none = sum(not record["networks"] for record in run)
+    yield f"- of {len(names)} dealt {len(run)} were run; in {none} some DEQ has no equilibrium, which leaves no truth"
+    if undecided := [case for case in held if case.answer == "undecided"]:
+        yield ""
+        yield from _undecided(undecided, packed)
+
+
 def _undecided(cases: list[Held], packed: dict):
     """Half the width of the best candidate's interval, as it is and by itself of each part, and what each would say."""
     records = {record["case"]: record for record in packed["verdicts"]}
@@ -105,6 +144,9 @@ def _undecided(cases: list[Held], packed: dict):
     for case in cases:
         limits = limits_of(records[case.case], packed["outcomes"])
         known = [each for each in limits if each.ideal is not None]
+        if not known:  # the draw itself was measured for none
+            yield row(case.case, case.happened, *6 * ["-"])
+            continue
         best = min(known, key=lambda each: each.now.high)
         parts = best.now, best.all_draws, best.ideal, best.sampling
         halves = [f"{(part.high - part.low) / 2:.2f}" for part in parts]
@@ -128,10 +170,10 @@ def _by_samples(draws: dict[str, Held]):
         if name in draws and twin in draws:
             large.append(draws[name])
             small.append(draws[twin])
-    yield _head(*OF_SAMPLES)
+    yield _head("samples", *ANSWERS)
     every = [case for case in draws.values() if case.n >= LEAST]
     for cases in (small, large, every) if len(every) > len(large) else (small, large):
-        yield _samples_row(cases)
+        yield _answers_row(f"{min(case.n for case in cases):,} to {max(case.n for case in cases):,}", cases)
     yield "\n- " + ", ".join(f"{case.case} ({case.happened})" for case in large if case.answer == "undecided")
     yield "\n" + _head("more samples: kind of data", *COVERAGE)
     for kind in KINDS:
@@ -141,20 +183,21 @@ def _by_samples(draws: dict[str, Held]):
         yield from _confusion(name, cases)
 
 
-def _samples_row(cases):
+def _answers_row(name, cases):
     undecided = [case for case in cases if case.answer == "undecided"]
     above = [case for case in cases if case.happened == "all above"]
     replaced = [case for case in cases if case.answer == "replace" and case.wrong is not None]
     kept = [case for case in cases if case.answer == "keep"]
     widths = [candidate.high - candidate.low for case in cases for candidate in case.trained]
     return row(
-        f"{min(case.n for case in cases):,} to {max(case.n for case in cases):,}",
+        name,
         f"{len(cases)}",
         f"{len(undecided)}, {100 * len(undecided) / len(cases):.0f}%",
         f"{sum(case.happened == 'too near' for case in undecided)}",
         f"{sum(case.answer == 'keep' for case in above)} of {len(above)}",
         f"{sum(case.wrong for case in replaced)} of {len(replaced)}",
         f"{sum(case.happened == 'some below' for case in kept)} of {len(kept)}",
+        f"{sum(case.chosen.covered for case in replaced)} of {len(replaced)}",
         f"{coverage(cases)['covered']:.0f}",
         _spread(cases),
         f"{np.median(widths):.2f}",

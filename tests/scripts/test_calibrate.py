@@ -191,6 +191,29 @@ def made_up(spread, cases=300, error=0.0):
     }
 
 
+def test_the_blind_round_is_reported_by_itself():
+    """All of it, with what had no truth; and nothing of it among the fresh cases."""
+    blind, fresh = ([case.name for case in deal()[:6]] for deal in (blind_cases, fresh_cases))
+    network = {"loss": -20.0, "error": 0.1, "seed_sd": 0.1, "own": {"loss": 0.0, "error": 0.1}}
+    networks = {"plain, depth 1": network}
+    packed = {
+        "verdicts": [record(name) for name in [*blind[:2], *fresh]],
+        "outcomes": [{"case": name, "seeds": 2, "networks": networks} for name in [*blind[:2], *fresh]],
+        "sgd": [],
+    }
+    packed["outcomes"].append({"case": blind[2], "networks": {}, "failed": "no equilibrium"})
+    lines = list(report.later_cases(packed))
+    draw, mean = lines.index("\n## The blind round, one draw\n"), lines.index("\n## The blind round, mean over draws\n")
+    for start, covered in ((draw, "100"), (mean, "0")):
+        row = next(line for line in lines[start:] if line.startswith("| all |"))
+        assert row.startswith("| all | 2 | 2, 100% |") and f"| {covered} |" in row
+    dealt = len(blind_cases())
+    told = f"- of {dealt} dealt 3 were run; in 1 some DEQ has no equilibrium, which leaves no truth"
+    assert [line for line in lines if line.startswith("- of ")] == [told, told]
+    halves = [line for line in lines[:draw] if line.startswith("| all | ")]
+    assert halves[0].startswith("| all | 6 |")
+
+
 @pytest.mark.slow
 def test_coverage_is_that_of_the_interval():
     prior = predict(calibration_verdicts.points_of([VAGUE]), 64, 1000)

@@ -100,7 +100,10 @@ def _solve(activation, sigma_a2, base, variance, moments, M):
     for _ in range(_STEPS):
         value, slope = moments.second(q)
         if not np.isfinite(value).all() or q.max() > 1e16 * (base.max() + variance):
-            break
+            raise ValueError(
+                f"the diagonal of the convolutional kernel has no fixed point for activation {activation.name} at "
+                f"sigma_a^2 = {sigma_a2:g}: sigma_a^2 E[phi^2] outgrows the pixels' variance; take a smaller sigma_a^2"
+            )
         residual = base + sigma_a2 * filtered(value) - q
         size = np.abs(residual / q.max((0, 1))).max()
         if size <= 4 * _EPS or size >= best / 2 and size <= _ROUNDED:
@@ -112,6 +115,6 @@ def _solve(activation, sigma_a2, base, variance, moments, M):
         new = q + step
         q = np.where(new > 0, new, q + residual)  # a plain step stays positive
     raise ValueError(
-        f"the diagonal of the convolutional kernel has no fixed point for activation {activation.name} at sigma_a^2 = "
-        f"{sigma_a2:g}: sigma_a^2 E[phi^2] outgrows the pixels' variance; take a smaller sigma_a^2"
+        f"the diagonal of the convolutional kernel of {activation.name} at sigma_a^2 = {sigma_a2:g} did not converge "
+        f"in {_STEPS} steps; images far smaller than others take many: leave these out, or take a smaller sigma_a^2"
     )

@@ -330,6 +330,9 @@ BAD = {
     r"sigma_a\^2 must lie in": dict(sigma_a2=1.0),
     "the activation is 'rleu', not one of relu": dict(activation="rleu"),
     r"no (stable )?(fixed point|equilibrium)|outgrows": dict(activation=ACTIVATIONS["selu"], sigma_a2=0.95),
+    "did not converge in 500 steps; images far smaller": dict(
+        images=noise(4, 1, 4, 4) * torch.tensor([1, 1e-3, 1, 1])[:, None, None, None], activation=TANH, sigma_a2=0.99
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -250,8 +251,7 @@ def begin(
     check_request(**{key: settings[key] for key in asked if key in settings}, seen=seen)
     deq = unwrapped(deq)
     if isinstance(deq, ConvDEQ) and deq.as_drawn() and steps is None:
-        if solver is not None:
-            raise ValueError(AT_INITIALISATION)
+        _check_unused(solver, held, seen)
         return VerdictOnConvolutions(deq, X, y, **settings)
     drawn = as_drawn(deq)
     stoppable, unlike = not drawn and can_be_stopped(deq), None if drawn else _unlike_the_form(deq)
@@ -263,11 +263,23 @@ def begin(
         raise ValueError(f"{unlike}{advice}")
     if not drawn:
         return VerdictAfterTraining(deq, X, y, held=held, solver=solver, **settings)
-    if solver is not None:
-        raise ValueError(AT_INITIALISATION)
+    _check_unused(solver, held, seen)
     pending = VerdictAtInitialisation(deq, X, y, **settings)
     adapt(deq, pending.X)  # refuses a subclass whose forward is another
     return pending
+
+
+def _check_unused(solver: Solver | None, held: Labelled | None, seen: float | None) -> None:
+    """Refuses a solver of a DEQ as it was drawn, and warns that nothing else of a trained DEQ is used."""
+    if solver is not None:
+        raise ValueError(AT_INITIALISATION)
+    unused = [name for name, value in (("held", held), ("seen", seen)) if value is not None]
+    if unused:
+        warnings.warn(
+            "this DEQ is as its seed draws it: each sample of X is predicted by all others, and "
+            f"{' and '.join(unused)} not used",
+            stacklevel=3,
+        )
 
 
 def _unlike_the_form(deq: Any) -> str | None:

@@ -15,6 +15,7 @@ from deq_enn.networks.enn import ENN
 from deq_enn.networks.export import rebuild
 from deq_enn.theory.activations import ACTIVATIONS, from_function
 from deq_enn.verdicts import api, decision
+from deq_enn.verdicts.after_training import begin
 from deq_enn.verdicts.at_initialisation import GRACE, VerdictAtInitialisation
 from deq_enn.verdicts.losses import measurements
 from deq_enn.verdicts.losses.model import Interval
@@ -48,6 +49,11 @@ def test_what_a_verdict_holds(found, blobs):
     assert matched.distance["ck"]["relative"] < plain.distance["ck"]["relative"] / 5
     assert found.settings["n"] == 600 and found.settings["width"] == 64 and found.settings["classes"] == 3
     assert not found.drift
+
+
+def test_what_only_a_trained_deq_needs_is_said_to_be_unused(deq, blobs):
+    with pytest.warns(UserWarning, match="as its seed draws it: .* held and seen not used"):
+        begin(deq, *blobs, held=blobs, seen=10.0)
 
 
 def test_what_is_exported_has_the_labels_that_the_verdict_was_given(deq, blobs, tmp_path):

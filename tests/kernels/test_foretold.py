@@ -73,13 +73,9 @@ class Clocked:
     shape, first, device, local = (500, 500), 0, torch.device("cpu"), True
 
     def __init__(self, readout, clock):
-        self._true = deq(noise(1, 1, 12, 12), None, readout)
-        self.pixels, self.count, self.offsets, self.clock = (
-            self._true.pixels,
-            self._true.count,
-            self._true.offsets,
-            clock,
-        )
+        like = deq(noise(1, 1, 12, 12), None, readout)
+        self.pixels, self.count, self.offsets = like.pixels, like.count, like.offsets
+        self.readout, self.clock = readout, clock
 
     def side(self):
         return 64

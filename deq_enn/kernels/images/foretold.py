@@ -20,8 +20,10 @@ from deq_enn.utils.tiles import for_each
 
 DAY = 86_400.0  # seconds from which on a kernel is announced
 SLOWEST = 1e-4  # seconds that a pair of pixels takes at most: a long series in torch
-LONG = 0.1  # seconds from which on a part is not made larger
-OFFSETS = 5  # parts that are timed at least
+LONG = 0.1  # seconds from which on a part is not given more pixels
+LONG_TILE = 0.5  # seconds from which on it is not given more images; small tiles take more time for a pair
+OFFSETS = 5  # parts of a pooled kernel that are timed at least
+TWICE = 2  # parts of another, which has one offset
 ENOUGH = 1.0  # seconds for which others are timed
 GOLDEN = (5**0.5 - 1) / 2  # whose multiples, less their whole numbers, are spread evenly
 LEAST = 8  # side of the least window of pixels that is timed
@@ -84,13 +86,13 @@ def seconds_of_pair(blocks: ConvBlocks, tangent: bool = True) -> float:
     most, whole = timed.largest, max(blocks.pixels.shape)
     size, window = (min(2, most[0]), min(2 * WIDE, most[1])), LEAST if blocks.local else whole
     timed(0.0, size, window)  # makes the tables
-    while timed(0.5, size, window) < LONG and (size != most or window < whole):
-        if size != most:
-            size = min(4 * size[0], most[0]), min(4 * size[1], most[1])
-        else:
-            window *= 2
+    while size != most and timed(0.5, size, window) < LONG_TILE:
+        size = min(4 * size[0], most[0]), min(4 * size[1], most[1])
+    while window < whole and timed(0.5, size, window) < LONG:
+        window *= 2
     rates, end = [], time.perf_counter() + ENOUGH
-    while len(rates) < OFFSETS or time.perf_counter() < end:
+    least = OFFSETS if blocks.readout == "pool" else TWICE
+    while len(rates) < least or time.perf_counter() < end:
         rates.append(timed.rate((GOLDEN * (len(rates) + 1)) % 1, size, window))
     return float(np.mean(rates))
 
@@ -132,7 +134,8 @@ class _Timed:
         return (time.perf_counter() - start) / self.threads
 
     def rate(self, share: float, size: tuple[int, int], window: int) -> float:
-        """Returns the seconds of a pair of pixels; those of the second time, when all tables are made."""
-        pixels = self._sides(share, size, window)[0].pixels.size
-        self(share, size, window)
-        return self(share, size, window) / (size[0] * size[1] * pixels)
+        """Returns the seconds of a pair of pixels; where they are few the second time, when tables are made."""
+        pixels, seconds = self._sides(share, size, window)[0].pixels.size, self(share, size, window)
+        if seconds < LONG_TILE:
+            seconds = self(share, size, window)
+        return seconds / (size[0] * size[1] * pixels)

@@ -12,7 +12,9 @@ from deq_enn.reporting.markdown import row
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "docs" / "logs"
-ARCHIVES = sorted(archive for archive in LOGS.glob("*.tar.xz") if "-rate" not in archive.name)
+ARCHIVES = sorted(
+    archive for archive in LOGS.glob("*.tar.xz") if archive.name.endswith(("-sgd.tar.xz", "-adam.tar.xz"))
+)
 PAGE = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 MODELS = "inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn"
@@ -63,3 +65,16 @@ def test_the_table_with_every_weight_trained_is_that_of_the_kept_logs(tmp_path):
             apart = tables.differences(experiment, deq, model)[256]
             cells.append(tables.difference_cell(apart) if model != deq else "")
         assert row(*cells).replace("|  |", "| |") in TRAINING, cells
+
+
+def test_the_accuracies_of_positive_concave_networks_are_those_of_the_kept_logs(tmp_path):
+    with tarfile.open(LOGS / "fashion_mnist-pcdeq.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    folder, rows = tmp_path / "fashion_mnist-pcdeq", 0
+    for test in folder.glob("*_test_*.json"):
+        train, tested = (
+            json.loads(path.read_text()) for path in (folder / test.name.replace("_test_", "_train_"), test)
+        )
+        end = f"| {len(tested)} | {100 * train[-1]:.2f}% | {100 * tested[-1]:.2f}% |"
+        rows += sum(line.startswith("| `") and line.endswith(end) for line in TRAINING.splitlines())
+    assert rows == 4

@@ -41,6 +41,10 @@ FLOAT64 = 5  # times the work of a pass in float32 that one in float64 is, with 
 MAJORITY = "the commonest class"  # no network, but the answer that each has to be better than
 
 
+class TooLong(OutOfTime):
+    """A pass in float64 would take more than the time that is left; a smaller one may not."""
+
+
 class Interruptible:
     """This solver looks at the deadline before each step, since an equilibrium may take a thousand of them."""
 
@@ -198,7 +202,7 @@ class Measurements:
             del F
             self.precise.add(name)
         if self.rate is not None and self.clock() + self.seconds(width, count, [name]) > self.end:
-            raise OutOfTime("float64 would take too long")
+            raise TooLong("float64 would take too long")
         F = self._features(in_float64(model, PRECISE), count, deadline)
         return precise_readout.leave_one_out(F, self._targets(len(F))), len(F)
 

@@ -6,12 +6,13 @@ by much and the answer is still open, the time that is left goes to more seeds: 
 the predicted variance takes as known.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from deq_enn.networks.fixed_point import ConvergenceError
-from deq_enn.verdicts.losses.measurements import FEWEST, Measurements
+from deq_enn.verdicts.losses.measurements import FEWEST, Measurements, TooLong
 from deq_enn.verdicts.losses.model import expected_apart, nearest
 
 MOST_SEEDS = 40  # seeds at one width and number of samples, at most
@@ -150,9 +151,13 @@ def _variance(measurements, names, width, point, left) -> float:
 
 
 def _measure(measurements, widths, width, count, names):
-    """Makes a pass. Where the DEQ has no equilibrium, its width leaves `widths`, unless it is the one asked for."""
+    """Makes a pass. Where the DEQ has no equilibrium, its width leaves `widths`, unless it is the one asked for.
+
+    A pass that turns out to need float64 and would then take too long is left; the next is chosen by what that takes.
+    """
     try:
-        measurements.measure(width, count, names)
+        with contextlib.suppress(TooLong):
+            measurements.measure(width, count, names)
     except ConvergenceError:
         if width != widths[-1]:
             widths.remove(width)

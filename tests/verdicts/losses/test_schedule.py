@@ -34,6 +34,24 @@ def test_while_there_is_no_answer_the_time_goes_to_more_seeds(near_the_tolerance
     assert seeds == schedule.MOST_SEEDS if is_open else seeds < schedule.MOST_SEEDS
 
 
+def test_a_pass_that_float64_makes_too_long_gives_way_to_smaller_ones(near_the_tolerance, monkeypatch):
+    """It was the end of all passes, however much time was left."""
+    made, tried = near_the_tolerance, []
+    draw = made.measure
+
+    def measure(width, count, names):
+        tried.append((width, count))
+        if (width, count) == (64, 600) and "deq" not in made.precise:
+            made.precise.add("deq")
+            raise measurements.TooLong
+        draw(width, count, names)
+
+    monkeypatch.setattr(made, "measure", measure)
+    for _ in schedule.measure_until(made, 64, lambda: ([made.networks[0].name], True)):
+        pass
+    assert (64, 600) in tried and len(tried) > tried.index((64, 600)) + 3 and made.most_seeds() == schedule.MOST_SEEDS
+
+
 def test_nothing_more_is_measured_once_nothing_is_asked(near_the_tolerance):
     asked = iter([near_the_tolerance.networks[0].name] * 3)
     for _ in schedule.measure_until(

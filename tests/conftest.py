@@ -94,9 +94,9 @@ def beyond_the_few(items):
             cases.setdefault((item.path, item.originalname), (marker.args[0], []))[1].append(item)
     return {
         item
-        for count, found in cases.values()
-        for number, item in enumerate(found)
-        if number * count % len(found) >= count
+        for count, result in cases.values()
+        for number, item in enumerate(result)
+        if number * count % len(result) >= count
     }
 
 

@@ -86,7 +86,7 @@ def test_no_local_is_called_found_or_one():
 
     assert not [
         f"{path}:{line} {name}"
-        for path, (_, tree) in code().items()
+        for path, (_, tree) in modules().items()
         for name, line in bound(tree)
         if name in ("found", "one")
     ]

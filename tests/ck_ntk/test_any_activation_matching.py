@@ -79,10 +79,10 @@ def test_distances_of_the_relu_networks_recomputed():
     def distance(M, other):
         return np.linalg.norm((M - other).numpy(), 2) / np.linalg.norm(M.numpy(), 2)
 
-    found = study.distances(X, relu, 0.2, both_matches("relu"), unmatched_enn("relu"))
-    assert min(abs(found["ck"][0] / distance(deq[0], root) - 1) for root in roots) < 1e-2
+    result = study.distances(X, relu, 0.2, both_matches("relu"), unmatched_enn("relu"))
+    assert min(abs(result["ck"][0] / distance(deq[0], root) - 1) for root in roots) < 1e-2
     for index, kernel in enumerate(("ck", "ntk")):
-        matched, unmatched, scaled, factor = found[kernel]
+        matched, unmatched, scaled, factor = result[kernel]
         assert unmatched == pytest.approx(distance(deq[index], plain[index]), rel=1e-3)
         assert scaled == pytest.approx(distance(deq[index], factor * plain[index]), rel=1e-2)
         around = [distance(deq[index], c * factor * plain[index]) for c in (0.9, 0.97, 1.03, 1.1)]
@@ -111,12 +111,12 @@ def test_a_wrong_match_is_seen(name):
 
     right = both_matches(name)
     wrong = {
-        kernel: replace(found, layers=(*found.layers[:-1], steeper(found.layers[-1])))
-        for kernel, found in right.items()
+        kernel: replace(result, layers=(*result.layers[:-1], steeper(result.layers[-1])))
+        for kernel, result in right.items()
     }
     all_three = distances(96, wrong), distances(384, wrong), distances(384, right)
     for kernel in right:
-        small, large, true = (found[kernel][0] for found in all_three)
+        small, large, true = (result[kernel][0] for result in all_three)
         assert large > 0.9 * small and large > 2.5 * true, kernel  # it does not fall
 
 
@@ -341,21 +341,21 @@ def test_matching_map_writes_every_match(tmp_path, monkeypatch, capsys):
     for key, (kernel, trained, _) in matching_map.COLUMNS.items():
         for name, (first, second) in numbers["matches"][key].items():
             assert (first["sigma_a2"], second["sigma_a2"]) == pytest.approx((0.0625, 0.1875))
-            found = match(ACTIVATIONS[name], second["sigma_a2"], 1.0, kernel, trained=trained)
-            assert (second["family"], second["layers"]) == (found.family, len(found.layers))
+            result = match(ACTIVATIONS[name], second["sigma_a2"], 1.0, kernel, trained=trained)
+            assert (second["family"], second["layers"]) == (result.family, len(result.layers))
             assert second["residual"] < 1e-10
 
 
 @pytest.mark.long
 def test_random_deqs_are_counted_and_what_fails_is_said(monkeypatch, capsys):
     keep(monkeypatch, "relu", "tanh", "selu", "sin")
-    found = matching_map.random_study(argparse.Namespace(random=6))
-    for kernel, row in found.items():
+    result = matching_map.random_study(argparse.Namespace(random=6))
+    for kernel, row in result.items():
         assert row["tried"] == 24 == row["matched"] + len(row["failures"]) and 0 < row["residual"] < 1e-10
         for failure in row["failures"]:
             with pytest.raises(ValueError) as error:
                 match(ACTIVATIONS[failure["activation"]], failure["sigma_a2"], failure["tau0"], kernel)
             assert str(error.value) == failure["reason"]
-    assert any(failure["kind"] == "no match" for row in found.values() for failure in row["failures"])
-    matching_map.print_random(found)
-    assert f"CK: {found['ck']['matched']} of 24 random DEQs matched" in capsys.readouterr().out
+    assert any(failure["kind"] == "no match" for row in result.values() for failure in row["failures"])
+    matching_map.print_random(result)
+    assert f"CK: {result['ck']['matched']} of 24 random DEQs matched" in capsys.readouterr().out

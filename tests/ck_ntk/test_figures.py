@@ -68,8 +68,8 @@ def test_density_of_two_anisotropic_classes_is_that_of_a_draw():
     density = bulk.density(grid)
     below = np.concatenate([[0], np.cumsum(np.diff(grid) * (density[1:] + density[:-1]) / 2)])
     assert below[-1] == pytest.approx(p / 900, abs=2e-3)  # the rest is the atom at 0
-    found = (actual[None] < grid[::50, None]).mean(1)
-    assert np.abs(below[::50] + 1 - p / 900 - found).max() < 0.01
+    result = (actual[None] < grid[::50, None]).mean(1)
+    assert np.abs(below[::50] + 1 - p / 900 - result).max() < 0.01
 
 
 @pytest.mark.few(1)
@@ -384,14 +384,14 @@ def test_outputs_are_those_of_a_readout_trained_from_zero():
 
     data = images()
     args = argparse.Namespace(asquare=0.2, epoch=2, device="cpu")
-    found = pointwise.outputs("matched_enn", ACTIVATIONS["relu"], data, 16, 3, args)
+    result = pointwise.outputs("matched_enn", ACTIVATIONS["relu"], data, 16, 3, args)
     net = build_model("matched_enn", 30, 16, 3, 0.2, estimate_tau0(data.X_train), 3, ACTIVATIONS["relu"])
     features, readout = net.features(data.X_train).detach(), torch.zeros(3, 16, requires_grad=True)
     for epoch in (1, 2):
         for rows in torch.randperm(200, generator=generator(0, "order", epoch)).split(128):  # the order of seed 0
             loss = torch.nn.functional.cross_entropy(features[rows] @ readout.T, data.y_train[rows])
             readout = (readout - torch.autograd.grad(loss, readout)[0]).detach().requires_grad_()
-    torch.testing.assert_close(found, (net.features(data.X_test) @ readout.T).detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(result, (net.features(data.X_test) @ readout.T).detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_distances_of_outputs(monkeypatch, capsys):

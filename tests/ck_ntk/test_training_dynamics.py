@@ -113,10 +113,10 @@ def test_the_ntk_match_is_the_nearest_where_training_is_lazy():
             td.train_network(config(name + "_centred", dim=256, lr=1.0, seed=seed), data, 1.0) for seed in (0, 1)
         ]
     cell = td.compare(runs)
-    found = {name: row["distance"] for name, row in cell["networks"].items()}
-    assert found["deq"] == 0 and cell["drop"] > 0.4
+    result = {name: row["distance"] for name, row in cell["networks"].items()}
+    assert result["deq"] == 0 and cell["drop"] > 0.4
     for name in ("ntk", "ntk_cubic"):
-        assert 4 * found[name] < min(found["ck_1"], found["ck_2"], found["unmatched"]), found
+        assert 4 * result[name] < min(result["ck_1"], result["ck_2"], result["unmatched"]), result
     assert all(0 < row["weight_change"] < 0.1 and row["kernel_change"] < 0.3 for row in cell["networks"].values())
 
 
@@ -146,11 +146,11 @@ def test_distance_is_the_rms_of_the_difference_of_mean_curves():
     assert training_curves.distance(deq, deq, "train_loss") == (0, 0)
     for size in (0.1, 0.3):
         shifted = runs_of([2 + size, 1.5, 1 - size], [2.2 + size, 1.5, 1 - size])
-        found, error = training_curves.distance(shifted, deq, "train_loss")
-        assert found == pytest.approx(size * math.sqrt(2 / 3)) and error < 1e-9
+        result, error = training_curves.distance(shifted, deq, "train_loss")
+        assert result == pytest.approx(size * math.sqrt(2 / 3)) and error < 1e-9
         row = td.compare({"deq": deq, "ntk": shifted})["networks"]["ntk"]
-        assert row["distance"] == pytest.approx(found / 2) and row["cost"] == 1  # the DEQ's loss falls from 3 to 1
-        assert row["accuracy_distance"] == pytest.approx(found / 4)
+        assert row["distance"] == pytest.approx(result / 2) and row["cost"] == 1  # the DEQ's loss falls from 3 to 1
+        assert row["accuracy_distance"] == pytest.approx(result / 4)
     # opposite differences are noise: no distance of the means, a standard error
     opposite = runs_of([2.1, 1.6, 1.1], [2.1, 1.4, 0.9])
     assert training_curves.distance(opposite, deq, "train_loss") == (pytest.approx(0, abs=1e-12), pytest.approx(0.1))

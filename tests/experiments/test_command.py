@@ -145,8 +145,8 @@ def test_the_grid_its_table_and_its_figure(base, call, tmp_path):
     assert png[:8] == b"\x89PNG\r\n\x1a\n" and len(png) > 2000
     # the table's numbers are the logs'
     line = next(line for line in done.out.splitlines() if line.startswith("inn  "))
-    found = [tmp_path / "results" / folder / "16_test_inn_npz.json" for folder in ("", "seed_1")]
-    last = [100 * json.loads(log.read_text())[-1] for log in found]
+    result = [tmp_path / "results" / folder / "16_test_inn_npz.json" for folder in ("", "seed_1")]
+    last = [100 * json.loads(log.read_text())[-1] for log in result]
     assert f"{sum(last) / 2:.2f} ± {abs(last[0] - last[1]) / 2**0.5:.2f}" in line
     # another configuration in the same folder is refused before anything is touched
     before = {p: p.read_bytes() for p in (tmp_path / "results").rglob("*") if p.is_file()}

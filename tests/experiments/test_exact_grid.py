@@ -100,8 +100,8 @@ def test_a_machine_from_the_command_line_is_a_dense_solve(data, tmp_path, capsys
     fitted = K.numpy() @ np.linalg.solve(A, Y.numpy()) + mean.numpy()
     assert record["train_accuracy"] == (fitted.argmax(1) == y.numpy()).mean()
     assert record["noise"] == pytest.approx(0.05 * K.diagonal().mean().item()) and record["ridge_table"] == []
-    found = json.loads((tmp_path / "out" / "inf_predicted_inn-ntk-kernel-n300_npz.json").read_text())
-    assert found == {"predicted": predicted.argmax(1).tolist(), "labels": d.y_test.tolist()}
+    result = json.loads((tmp_path / "out" / "inf_predicted_inn-ntk-kernel-n300_npz.json").read_text())
+    assert result == {"predicted": predicted.argmax(1).tolist(), "labels": d.y_test.tolist()}
 
 
 @pytest.mark.slow
@@ -143,11 +143,11 @@ def test_the_grid_its_table_figure_resume_and_refusal(data, tmp_path, capsys):
     )
     line = next(line for line in printed.splitlines() if line.startswith("deq   ") and "±" in line)
     assert f"{mean:.2f} ± " in line
-    one, other = (
+    single, other = (
         json.loads((tmp_path / "out" / f / "inf_predicted_deq-relu-ck-kernel-n100_npz.json").read_text())
         for f in ("", "seed_1")
     )
-    assert one["predicted"] != other["predicted"]  # each seed has a subset of its own
+    assert single["predicted"] != other["predicted"]  # each seed has a subset of its own
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     call(tmp_path, data, *flags, "--resume")
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
@@ -240,10 +240,10 @@ def test_a_kernel_on_disk_gives_what_memory_gives(data, tmp_path, monkeypatch):
     call(tmp_path / "memory", data, *flags)
     monkeypatch.setattr(exact_grid, "plan", lambda *_: Plan(False, 120, 0))
     call(tmp_path / "disk", data, *flags)
-    one, other = (records(tmp_path / folder)["tanh_inn-ck-kernel"] for folder in ("memory", "disk"))
-    assert one["in_memory"] and not other["in_memory"]
-    for name in ("train_accuracy", "scale2", "log_evidence", *(name for name in one if name.startswith("test_"))):
-        assert one[name] == other[name], name
+    single, other = (records(tmp_path / folder)["tanh_inn-ck-kernel"] for folder in ("memory", "disk"))
+    assert single["in_memory"] and not other["in_memory"]
+    for name in ("train_accuracy", "scale2", "log_evidence", *(name for name in single if name.startswith("test_"))):
+        assert single[name] == other[name], name
     assert [p.suffix for p in (tmp_path / "disk" / "save").iterdir()] == [".pt"]
 
 
@@ -328,11 +328,11 @@ def test_the_table_of_a_folder_is_markdown_with_paired_intervals(data, tmp_path,
     lines = "\n".join(kernel_table.table(tmp_path / "out")).splitlines()
     assert lines[1] == "**CK, networks of the paper, npz**"
     cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines[3:]}
-    found = records(tmp_path)
+    result = records(tmp_path)
     for name in ("inn", "relu_enn"):  # of the largest size alone
-        record = found[f"{name}-ck-kernel-n200"]
+        record = result[f"{name}-ck-kernel-n200"]
         assert cells[name][:3] == ["200", "0.1", f"{100 * record['test_accuracy']:.2f}"]
-    first, second = (found[f"{name}-ck-kernel-n200"]["test_accuracy"] for name in ("inn", "relu_enn"))
+    first, second = (result[f"{name}-ck-kernel-n200"]["test_accuracy"] for name in ("inn", "relu_enn"))
     difference = 100 * (first - second)
     assert cells["relu_enn"][3].startswith(f"{difference:+.2f} [") and cells["inn"][3] == ""
     with pytest.raises(ValueError, match="no kernel machines; make them with main.py --train kernel"):

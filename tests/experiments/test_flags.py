@@ -31,7 +31,7 @@ def test_lists_of_names_are_found_where_they_were_and_are_one():
         assert getattr(place, name) is getattr(names, name)
     assert tuple(activations.ACTIVATIONS) == names.ACTIVATIONS
     assert tuple(mixtures.GMM_PRESETS) == names.PRESETS
-    assert {kind: tuple(found) for kind, found in pcdeq.CONCAVE.items()} == names.PCDEQ_ACTIVATIONS
+    assert {kind: tuple(result) for kind, result in pcdeq.CONCAVE.items()} == names.PCDEQ_ACTIVATIONS
 
 
 def test_every_kind_of_training_has_flags_and_a_grid():

@@ -29,8 +29,8 @@ def test_a_control_group_bounds_what_is_there(tmp_path):
 
 
 def test_available_is_about_what_the_machine_has(monkeypatch):
-    found = devices.available()
-    assert 10**7 < found < 10**14
+    result = devices.available()
+    assert 10**7 < result < 10**14
     monkeypatch.setattr(devices, "_control_groups", lambda: [12345])
     assert devices.available("cpu") == 12345
 

@@ -165,17 +165,19 @@ def test_many_pairs_just_beyond_a_table_of_the_series_have_the_next_one(monkeypa
 def test_kernels_between_two_sets_are_blocks_of_the_kernel_of_both(name):
     activation, X = ACTIVATIONS[name], spread(190, 20, "two")
     X = torch.cat([X, X[:3]])  # the second set repeats some of the first
-    one, two = X[:150], X[150:]
+    single, two = X[:150], X[150:]
     whole = implicit_kernels(X, activation, SIGMA_A2, tau0=1.0), explicit_kernels(X, [activation, ACTIVATIONS["relu"]])
     part = (
-        implicit_kernels(one, activation, SIGMA_A2, tau0=1.0, other=two),
-        explicit_kernels(one, [activation, ACTIVATIONS["relu"]], other=two),
+        implicit_kernels(single, activation, SIGMA_A2, tau0=1.0, other=two),
+        explicit_kernels(single, [activation, ACTIVATIONS["relu"]], other=two),
     )
     for a, b in zip((*whole[0], *whole[1]), (*part[0], *part[1])):
         torch.testing.assert_close(a[150:, :150], b, rtol=1e-12, atol=1e-14)
     # tau_0, where it is not given, is that of the first set
-    mean = implicit_kernels(one, activation, SIGMA_A2, other=two)[0]
-    torch.testing.assert_close(mean, implicit_kernels(one, activation, SIGMA_A2, tau0=estimate_tau0(one), other=two)[0])
+    mean = implicit_kernels(single, activation, SIGMA_A2, other=two)[0]
+    torch.testing.assert_close(
+        mean, implicit_kernels(single, activation, SIGMA_A2, tau0=estimate_tau0(single), other=two)[0]
+    )
 
 
 def test_tiles_are_parts_of_the_kernel():

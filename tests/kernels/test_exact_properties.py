@@ -95,9 +95,9 @@ def independent(kernel, name):
     assert torch.linalg.eigvalsh(kernel)[0] >= -1e-9 * kernel.max(), name
 
 
-def agree(found, expected, kernel, i, j):
+def agree(result, expected, kernel, i, j):
     size = math.sqrt(kernel[i, i]) * math.sqrt(kernel[j, j])  # whose product does not underflow
-    assert abs(found - expected) <= 1e-9 * size, (found, expected)
+    assert abs(result - expected) <= 1e-9 * size, (result, expected)
 
 
 def assume_resolved(ck, mean):

@@ -74,7 +74,7 @@ def empirical_ntk(outputs, parameters):
 def test_empirical_ntk_of_a_wide_deq(name):
     m, activation, X = 750, ACTIVATIONS[name], correlated(0.8, -0.3)
     mean = gaussian_moments(activation, get_tau(activation, SIGMA_A2, estimate_tau0(X))).mean
-    found = {"aA": 0, "aAB": 0}
+    result = {"aA": 0, "aAB": 0}
     for seed in range(8):
         g = torch.Generator().manual_seed(seed)
         a, A, B = (
@@ -87,18 +87,18 @@ def test_empirical_ntk_of_a_wide_deq(name):
         for _ in range(12):
             z = (activation.fn(math.sqrt(SIGMA_A2) * z @ A + math.sqrt(1 - SIGMA_A2) * X @ B) - mean) / math.sqrt(m)
         _, *sums = empirical_ntk(z @ a, (a, A, B))
-        for trained, kernel in zip(found, sums):
-            found[trained] = found[trained] + kernel / 8
-    exact = {trained: implicit_kernels(X, activation, SIGMA_A2, trained)[1] for trained in found}
-    for trained in found:
-        torch.testing.assert_close(found[trained], exact[trained], rtol=0.04, atol=0.04 * exact[trained][0, 0].item())
+        for trained, kernel in zip(result, sums):
+            result[trained] = result[trained] + kernel / 8
+    exact = {trained: implicit_kernels(X, activation, SIGMA_A2, trained)[1] for trained in result}
+    for trained in result:
+        torch.testing.assert_close(result[trained], exact[trained], rtol=0.04, atol=0.04 * exact[trained][0, 0].item())
     assert (exact["aA"] / exact["aAB"]).diagonal().max() < 0.8  # the other `trained` would not pass
 
 
 @pytest.mark.slow
 def test_empirical_ntk_of_a_wide_explicit_network():
     m, layers, X = 1000, (ACTIVATIONS["relu"], ACTIVATIONS["tanh"]), correlated(0.8, -0.3)
-    found = {"frozen_first": 0, "all": 0}
+    result = {"frozen_first": 0, "all": 0}
     for seed in range(8):
         g = torch.Generator().manual_seed(seed)
         a, W2, W1 = (
@@ -107,11 +107,11 @@ def test_empirical_ntk_of_a_wide_explicit_network():
         )
         outputs = layers[1].fn(layers[0].fn(X @ W1) @ W2 / math.sqrt(m)) @ a / math.sqrt(m)
         _, *sums = empirical_ntk(outputs, (a, W2, W1))
-        for trained, kernel in zip(found, sums):
-            found[trained] = found[trained] + kernel / 8
-    exact = {trained: explicit_kernels(X, layers, trained)[1] for trained in found}
-    for trained in found:
-        torch.testing.assert_close(found[trained], exact[trained], rtol=0.04, atol=0.04 * exact[trained][0, 0].item())
+        for trained, kernel in zip(result, sums):
+            result[trained] = result[trained] + kernel / 8
+    exact = {trained: explicit_kernels(X, layers, trained)[1] for trained in result}
+    for trained in result:
+        torch.testing.assert_close(result[trained], exact[trained], rtol=0.04, atol=0.04 * exact[trained][0, 0].item())
     assert (exact["frozen_first"] / exact["all"]).diagonal().max() < 0.8
 
 
@@ -178,13 +178,13 @@ def test_coefficients_come_out_of_the_explicit_kernels(white):
         assert fit(ntk) == pytest.approx([b.c1, b.c2, b.c3], rel=0.01)
         assert ntk.diagonal().mean().item() == pytest.approx(b.diag, rel=1e-3)
     # alpha~_2 with the first power of alpha~_4, and with alpha~_4 lacking its factor 1/2
-    one, two = (
+    single, two = (
         gaussian_moments(layer, tau)
         for layer, tau in zip(layers, (tau0, math.sqrt(gaussian_moments(first, tau0).variance)))
     )
-    s, e, w = two.d1**2, two.d2**2, one.sq_dd / 2
+    s, e, w = two.d1**2, two.d2**2, single.sq_dd / 2
     measured = fit(ck)[1]
-    right = s * one.d2**2 / 4 + e * w**2 / 4
+    right = s * single.d2**2 / 4 + e * w**2 / 4
     assert measured == pytest.approx(right, rel=0.01)
-    for wrong in (s * one.d2**2 / 4 + e * w / 4, s * one.d2**2 / 4 + e * (2 * w) ** 2 / 4):
+    for wrong in (s * single.d2**2 / 4 + e * w / 4, s * single.d2**2 / 4 + e * (2 * w) ** 2 / 4):
         assert abs(wrong / measured - 1) > 0.05

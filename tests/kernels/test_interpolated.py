@@ -22,8 +22,8 @@ def samples(n, p=30, spread=0.2, common=1.0, seed=0):
     return X / X.square().sum(1).mean().sqrt()
 
 
-def relative_error(found, exact, rows, columns):
-    return ((found - exact).abs() / torch.outer(rows.sqrt(), columns.sqrt())).max().item()
+def relative_error(result, exact, rows, columns):
+    return ((result - exact).abs() / torch.outer(rows.sqrt(), columns.sqrt())).max().item()
 
 
 @pytest.mark.few(2)

@@ -94,9 +94,9 @@ def test_many_nearly_parallel_pairs_are_as_exact_together(kinks, slopes, monkeyp
     directions = torch.stack([angles.cos(), angles.sin()], 1)
     X = torch.cat([directions, 1.003 * directions])
     together, one_by_one = [], []
-    for found, cut in ((together, PiecewiseLinear.cut), (one_by_one, 0.9999)):
+    for result, cut in ((together, PiecewiseLinear.cut), (one_by_one, 0.9999)):
         monkeypatch.setattr(PiecewiseLinear, "cut", cut)
-        found += explicit_kernels(X, [activation])
+        result += explicit_kernels(X, [activation])
     for a, b in zip(together, one_by_one):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
         assert not torch.equal(a, b)

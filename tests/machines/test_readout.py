@@ -55,11 +55,11 @@ def test_it_is_the_kernel_machine_of_its_features(problem):
     machine = fit(square, rows, y, 3, "ck", 0.02, kept=rows.copy(), exact=True)
     assert readout.scale2 == pytest.approx(machine.scale2, rel=1e-4)
     assert readout.log_evidence == pytest.approx(machine.log_evidence, abs=1e-3)
-    one = machine.predict(Dense(cross, cross, (F_test.square().sum(1),) * 2))
+    single = machine.predict(Dense(cross, cross, (F_test.square().sum(1),) * 2))
     other = readout.predict(model, X_test)
-    np.testing.assert_allclose(other.mean, one.mean, atol=1e-4)
-    np.testing.assert_allclose(other.variance, one.variance, rtol=1e-3)
-    for name, value in score(one, y_test).items():
+    np.testing.assert_allclose(other.mean, single.mean, atol=1e-4)
+    np.testing.assert_allclose(other.variance, single.variance, rtol=1e-3)
+    for name, value in score(single, y_test).items():
         assert score(other, y_test)[name] == pytest.approx(value, abs=1e-3), name
 
 

@@ -24,20 +24,20 @@ MODES = [("ck", "aAB"), ("ntk", "aAB"), ("ntk", "aA")]
 def test_every_deq_of_the_registry_is_matched(name, tau0, kernel, trained):
     activation = ACTIVATIONS[name]
     for sigma_a2 in (0.01, 0.1, 0.24):
-        found = match(activation, sigma_a2, tau0, kernel, trained=trained)
-        assert residual(activation, sigma_a2, tau0, kernel, trained, found.layers) < 1e-12
-        assert found.residual < 1e-12 and len(found.layers) == len(found.parameters)
-        assert len(found.layers) <= (2 if kernel == "ck" else 3 if trained == "aAB" else 4)
-        assert 0 < found.fluctuation < 10.1  # the largest is 10.06, of gelu with (a, A) trained
+        result = match(activation, sigma_a2, tau0, kernel, trained=trained)
+        assert residual(activation, sigma_a2, tau0, kernel, trained, result.layers) < 1e-12
+        assert result.residual < 1e-12 and len(result.layers) == len(result.parameters)
+        assert len(result.layers) <= (2 if kernel == "ck" else 3 if trained == "aAB" else 4)
+        assert 0 < result.fluctuation < 10.1  # the largest is 10.06, of gelu with (a, A) trained
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu", "elu", "sin", "tanh", "softplus"])
 @pytest.mark.parametrize("family", ["hermite", "piecewise"])
 def test_both_general_families_match_in_ck(family, name):
     for sigma_a2, tau0 in ((0.05, 1.0), (0.2, 2.0)):
-        found = match(ACTIVATIONS[name], sigma_a2, tau0, "ck", family)
-        assert found.family == family and residual(ACTIVATIONS[name], sigma_a2, tau0, "ck", "", found.layers) < 1e-12
-        assert len(found.layers) == (1 if name in ("sin", "tanh") else 2)
+        result = match(ACTIVATIONS[name], sigma_a2, tau0, "ck", family)
+        assert result.family == family and residual(ACTIVATIONS[name], sigma_a2, tau0, "ck", "", result.layers) < 1e-12
+        assert len(result.layers) == (1 if name in ("sin", "tanh") else 2)
 
 
 def test_auto_takes_the_papers_networks_where_they_apply():
@@ -66,8 +66,8 @@ def test_one_curved_layer_where_the_deq_has_its_ratio():
         return 2 * target.c2 / target.c3 - 1
 
     special = activation(brentq(excess, 0.2, 1.0, xtol=1e-15))
-    found = match(special, 0.2)
-    assert len(found.layers) == 1 and residual(special, 0.2, 1.0, "ck", "", found.layers) < 1e-12
+    result = match(special, 0.2)
+    assert len(result.layers) == 1 and residual(special, 0.2, 1.0, "ck", "", result.layers) < 1e-12
     assert len(match(activation(0.3), 0.2).layers) == 2
 
 
@@ -89,8 +89,8 @@ def test_random_smooth_activations(seed):
     activation = random_activation(seed)
     sigma_a2, tau0 = ((0.02, 1.0), (0.1, 0.5), (0.2 / max(1, activation.lipschitz**2), 2.0))[seed % 3]
     for kernel, trained in MODES[:2]:
-        found = match(activation, sigma_a2, tau0, kernel, trained=trained)
-        assert residual(activation, sigma_a2, tau0, kernel, trained, found.layers) < 1e-10
+        result = match(activation, sigma_a2, tau0, kernel, trained=trained)
+        assert residual(activation, sigma_a2, tau0, kernel, trained, result.layers) < 1e-10
 
 
 @pytest.mark.slow
@@ -268,12 +268,12 @@ def test_bad_settings(flags, words):
     ],
 )
 def test_odd_layers_ahead_match_what_two_layers_cannot(name, sigma_a2, tau0, depth):
-    found = match(ACTIVATIONS[name], sigma_a2, tau0)
-    assert residual(ACTIVATIONS[name], sigma_a2, tau0, "ck", "", found.layers) < 1e-12
-    assert len(found.layers) == depth
+    result = match(ACTIVATIONS[name], sigma_a2, tau0)
+    assert residual(ACTIVATIONS[name], sigma_a2, tau0, "ck", "", result.layers) < 1e-12
+    assert len(result.layers) == depth
     families = [curved_layers.bases_of("piecewise", ramps) for ramps in (1, 2, 3, 4)]
     with pytest.raises(MatchError, match="diag/.*>= "):
-        search.two_layers([layer_equations.Place("readout", 2)], families, found.target, tau0, (1.0, 0.0))
+        search.two_layers([layer_equations.Place("readout", 2)], families, result.target, tau0, (1.0, 0.0))
     # the proof that some depth is enough: the kernel's power series in the correlation has no negative coefficient
-    diag, c2, c3 = layer_equations.scale_free(found.target, tau0)
+    diag, c2, c3 = layer_equations.scale_free(result.target, tau0)
     assert diag > 1 + c3

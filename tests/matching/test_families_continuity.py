@@ -36,12 +36,12 @@ def features(kind, n=100):
 @pytest.mark.slow
 def test_the_distance_to_the_deq_does_not_jump_with_tau0(name, sigma_a2, low, high, kind, near):
     """Here the number of kinks used to change, and the distance with it: of the features from 0.011 to 0.021."""
-    X, found = features(kind), []
+    X, result = features(kind), []
     for tau0 in np.linspace(low, high, 5):
         deq = implicit_kernels(tau0 * X, ACTIVATIONS[name], sigma_a2)[0]
         enn = explicit_kernels(tau0 * X, match(ACTIVATIONS[name], sigma_a2, tau0).layers)[0]
-        found.append((torch.linalg.matrix_norm(deq - enn, 2) / torch.linalg.matrix_norm(deq, 2)).item())
-    assert max(found) < near and max(abs(a - b) for a, b in zip(found, found[1:])) < near / 2
+        result.append((torch.linalg.matrix_norm(deq - enn, 2) / torch.linalg.matrix_norm(deq, 2)).item())
+    assert max(result) < near and max(abs(a - b) for a, b in zip(result, result[1:])) < near / 2
 
 
 @pytest.mark.few(1)
@@ -81,10 +81,10 @@ def test_the_kernel_does_not_step_where_the_nearest_match_lies_between_two_share
     [("gelu", 0.2, 1.0, "ck"), ("gelu", 0.06, 1.0, "ck"), ("relu", 0.9, 1.0, "ck"), ("softplus", 0.2, 1.4, "ntk")],
 )
 def test_no_curve_has_a_much_nearer_match_between_two_shares(name, sigma_a2, tau0, kernel):
-    found, activation = match(ACTIVATIONS[name], sigma_a2, tau0, kernel), ACTIVATIONS[name]
-    goal, depth = norm_sensitivity.implicit_response(activation, sigma_a2, tau0, kernel), len(found.layers)
-    place = equations.Place(found.trained, 2, behind=depth - 2)
-    scaled = tuple(place.c1 * value for value in equations.scale_free(found.target, tau0))
+    result, activation = match(ACTIVATIONS[name], sigma_a2, tau0, kernel), ACTIVATIONS[name]
+    goal, depth = norm_sensitivity.implicit_response(activation, sigma_a2, tau0, kernel), len(result.layers)
+    place = equations.Place(result.trained, 2, behind=depth - 2)
+    scaled = tuple(place.c1 * value for value in equations.scale_free(result.target, tau0))
     share, least = np.concatenate([np.geomspace(1e-6, 0.1, 5000), np.linspace(0.1, 1, 20000)[:-1]]), math.inf
     for ramps in (1, 2, 3, 4):
         for first, second in itertools.product(curved_layers.bases_of("piecewise", ramps), repeat=2):
@@ -92,26 +92,26 @@ def test_no_curve_has_a_much_nearer_match_between_two_shares(name, sigma_a2, tau
             q1, r1, q2, r2 = (x[r2_squared >= 0] for x in (q1, r1, q2, np.sqrt(np.maximum(r2_squared, 0))))
             for r in (r2, -r2) if len(r2) else ():
                 layers = [first.moments(q1, r1), second.moments(q2, r), *[(1.0, 1.0, 1.0, 0.0, 0.0)] * (depth - 2)]
-                u, v = norm_sensitivity.response_of(layers, found.trained)
+                u, v = norm_sensitivity.response_of(layers, result.trained)
                 least = min(least, np.hypot(u - goal[0], 4 * (v - goal[1])).min())
-    assert found.mismatch < max(norm_sensitivity.NOISE, least / 0.89)
+    assert result.mismatch < max(norm_sensitivity.NOISE, least / 0.89)
 
 
 def test_a_step_where_the_nearest_matches_begin():
     """gelu in NTK: the matches with two kinks a layer begin at tau_0 = 0.96591, already nearer than all others."""
     share = np.concatenate([np.geomspace(1e-9, 1e-2, 3000), np.linspace(0, 1, 3000)[:-1]])
     (basis,) = curved_layers.bases_of("piecewise", 1)
-    most, found = {}, {}
+    most, result = {}, {}
     for tau0 in (0.9658, 0.96592):
-        found[tau0] = match(ACTIVATIONS["gelu"], 0.2, tau0, "ntk")
-        assert len(found[tau0].layers) == 3
+        result[tau0] = match(ACTIVATIONS["gelu"], 0.2, tau0, "ntk")
+        assert len(result[tau0].layers) == 3
         for place in (equations.Place("all", 2, *others) for others in ((1, 0, 0), (0, 1, 0), (0, 0, 1))):
-            scaled = tuple(place.c1 * x for x in equations.scale_free(found[tau0].target, tau0))
+            scaled = tuple(place.c1 * x for x in equations.scale_free(result[tau0].target, tau0))
             r2_squared = equations.curve(place, basis, basis, scaled, share)[0][3]
             most[tau0] = max(most.get(tau0, -math.inf), np.nanmax(r2_squared))
     assert most[0.9658] < 0 < most[0.96592]
-    assert [len(layer["kinks"]) for layer in found[0.96592].parameters] == [2, 2, 0]
-    assert found[0.96592].mismatch < 0.6 * found[0.9658].mismatch
+    assert [len(layer["kinks"]) for layer in result[0.96592].parameters] == [2, 2, 0]
+    assert result[0.96592].mismatch < 0.6 * result[0.9658].mismatch
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_a_third_layer_is_taken_where_two_are_far_from_the_tangent_kernel():
         1.0,
         norm_sensitivity.implicit_response(ACTIVATIONS["gelu"], 0.2, kernel="ntk"),
     )[0]
-    found, X = match(ACTIVATIONS["gelu"], 0.2, kernel="ntk"), features("mixture")
+    result, X = match(ACTIVATIONS["gelu"], 0.2, kernel="ntk"), features("mixture")
     deq = implicit_kernels(X, ACTIVATIONS["gelu"], 0.2)[1]
-    far, near = (torch.linalg.matrix_norm(deq - explicit_kernels(X, layers)[1], 2) for layers in (two, found.layers))
-    assert len(found.layers) == 3 and far > 5 * near
+    far, near = (torch.linalg.matrix_norm(deq - explicit_kernels(X, layers)[1], 2) for layers in (two, result.layers))
+    assert len(result.layers) == 3 and far > 5 * near

@@ -119,11 +119,11 @@ def test_any_deq_is_matched_or_refused(activation, sigma_a2, exponent, kernel):
     tau0 = 10**exponent
     assume("sin" not in activation.name or tau0 < 10)  # faster than any fixed rule can follow
     try:
-        found = match(activation, sigma_a2, tau0, kernel)
+        result = match(activation, sigma_a2, tau0, kernel)
     except ValueError:  # MatchError is one
         return
     target = deq_coefficients(activation, sigma_a2, tau0, kernel)
-    got = enn_coefficients(found.layers, tau0, kernel)
+    got = enn_coefficients(result.layers, tau0, kernel)
     unit = np.array([1 / target[0], 1 / target[1], tau0**2 / target[1], tau0**2 / target[1]])
     assert np.abs((got - target) * unit).max() < 1e-8
 
@@ -132,8 +132,8 @@ def test_any_deq_is_matched_or_refused(activation, sigma_a2, exponent, kernel):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, sigma_a2, tau0", [("selu", 0.74, 0.2), ("swish", 0.2, 1.0), ("elu", 0.9, 2.0)])
 def test_networks_of_width_2000_have_the_diagonal_that_is_claimed(name, sigma_a2, tau0):
-    m, found = 2000, match(ACTIVATIONS[name], sigma_a2, tau0)
-    off, on = fluctuation(found.layers, tau0, "readout")
-    entries = sampled(found.layers, tau0, m, 4, "readout") / implicit_ck(ACTIVATIONS[name], sigma_a2, tau0).diag
+    m, result = 2000, match(ACTIVATIONS[name], sigma_a2, tau0)
+    off, on = fluctuation(result.layers, tau0, "readout")
+    entries = sampled(result.layers, tau0, m, 4, "readout") / implicit_ck(ACTIVATIONS[name], sigma_a2, tau0).diag
     for value, expected, variance in ((entries[:, 0].mean(), 0.0, off), (entries[:, 1].mean(), 1.0, on)):
         assert abs(value - expected) < 4 * math.sqrt(variance / m / 4)

@@ -99,13 +99,15 @@ def numeric_response(kernel, tau0, c1):
 )
 @pytest.mark.parametrize("name, sigma_a2, tau0", [("selu", 0.4, 0.7), ("swish", 0.2, 1.3), ("tanh", 0.5, 1.0)])
 def test_answers_to_the_norm_are_those_of_the_exact_kernels(name, sigma_a2, tau0, kernel, trained, mode):
-    found, index = match(ACTIVATIONS[name], sigma_a2, tau0, kernel, trained=trained), ("ck", "ntk").index(kernel)
+    result, index = match(ACTIVATIONS[name], sigma_a2, tau0, kernel, trained=trained), ("ck", "ntk").index(kernel)
     deq = numeric_response(
-        lambda X: implicit_kernels(X, ACTIVATIONS[name], sigma_a2, trained, tau0)[index], tau0, found.target.c1
+        lambda X: implicit_kernels(X, ACTIVATIONS[name], sigma_a2, trained, tau0)[index], tau0, result.target.c1
     )
     assert implicit_response(ACTIVATIONS[name], sigma_a2, tau0, kernel, trained) == pytest.approx(deq, abs=2e-5)
     enn = numeric_response(
-        lambda X: explicit_kernels(X, found.layers, "all" if mode == "readout" else mode)[index], tau0, found.target.c1
+        lambda X: explicit_kernels(X, result.layers, "all" if mode == "readout" else mode)[index],
+        tau0,
+        result.target.c1,
     )
-    assert explicit_response(found.layers, tau0, mode) == pytest.approx(enn, abs=2e-5)
-    assert found.mismatch == pytest.approx(math.hypot(deq[0] - enn[0], 4 * (deq[1] - enn[1])), abs=1e-4)
+    assert explicit_response(result.layers, tau0, mode) == pytest.approx(enn, abs=2e-5)
+    assert result.mismatch == pytest.approx(math.hypot(deq[0] - enn[0], 4 * (deq[1] - enn[1])), abs=1e-4)

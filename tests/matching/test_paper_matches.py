@@ -21,11 +21,11 @@ def worst(layers, target, tau0):
 @pytest.mark.parametrize("name", ["relu", "leaky_relu"])
 def test_both_l_relu_roots_meet_all_four_equations(name, sigma_a2, tau0):
     target = implicit_ck(ACTIVATIONS[name], sigma_a2, tau0)
-    found = two_layer_lrelu.solutions(target, tau0)
-    assert [m.root for m in found] == [1, 2] and two_layer_lrelu.match(target, tau0) == found[0]
-    for match in found:
+    result = two_layer_lrelu.solutions(target, tau0)
+    assert [m.root for m in result] == [1, 2] and two_layer_lrelu.match(target, tau0) == result[0]
+    for match in result:
         assert worst(match.layers, target, tau0) < 1e-12
-    assert found[0].a1 - found[0].b1 < found[1].a1 - found[1].b1
+    assert result[0].a1 - result[0].b1 < result[1].a1 - result[1].b1
 
 
 @pytest.mark.parametrize("sigma_a2, tau0", GRID)

@@ -290,6 +290,6 @@ def test_networks_can_be_kept(tmp_path):
         for again in (pickle.loads(pickle.dumps(network)), torch.load(tmp_path / "network.pt", weights_only=False)):
             assert torch.equal(again(data()), network(data()))
     assert build_model("unmatched_enn", P, M, K, 0.2, activation="tanh").layers[0].name == "tanh"
-    found = match("relu", 0.2)
-    again = pickle.loads(pickle.dumps(found))
-    assert again.parameters == found.parameters and again.layers[0].slopes == found.layers[0].slopes
+    result = match("relu", 0.2)
+    again = pickle.loads(pickle.dumps(result))
+    assert again.parameters == result.parameters and again.layers[0].slopes == result.layers[0].slopes

@@ -149,9 +149,9 @@ def test_matched_enn_of_a_deq_module(kernel):
     enn = matched_enn(deq, kernel=kernel)
     assert torch.equal(enn.weights[0], deq.B) and enn.weights[0].dtype == torch.float64
     assert enn(data(dtype=torch.float64)).shape == (9, K)
-    found = {"ck": implicit_ck, "ntk": implicit_ntk}[kernel](ACTIVATIONS["swish"], 0.15, 0.9)
+    result = {"ck": implicit_ck, "ntk": implicit_ntk}[kernel](ACTIVATIONS["swish"], 0.15, 0.9)
     made = {"ck": explicit_ck, "ntk": explicit_ntk}[kernel](enn.layers, 0.9)
-    assert vars(made) == pytest.approx(vars(found), abs=1e-10)
+    assert vars(made) == pytest.approx(vars(result), abs=1e-10)
     assert matched_enn(deq, X=0.95 * data()).tau0 == pytest.approx(0.95)
 
 

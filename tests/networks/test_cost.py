@@ -57,21 +57,21 @@ def test_costs_of_all_jobs_and_the_networks_are_as_before(pair):
         for parameter in network.parameters():
             parameter.grad = torch.full_like(parameter, 7.0)
     before = [p.detach().clone() for network in pair for p in network.parameters()]
-    found = json.loads(json.dumps(costs(*pair, X, budget=0.3)))
+    result = json.loads(json.dumps(costs(*pair, X, budget=0.3)))
     parameters = [p for network in pair for p in network.parameters()]
     assert all(torch.equal(old, new) for old, new in zip(before, parameters))
     assert all((p.grad == 7).all() for p in parameters)
-    assert found["rows"] == {"inference": 1, "features": 512, "training_step": 128}
-    assert found["width"] == 64
+    assert result["rows"] == {"inference": 1, "features": 512, "training_step": 128}
+    assert result["width"] == 64
     for job in cost.JOBS:
-        assert found["ratios"][job] == found["seconds"][job]["deq"] / found["seconds"][job]["enn"] > 0
-        low, high = found["ranges"][job]
+        assert result["ratios"][job] == result["seconds"][job]["deq"] / result["seconds"][job]["enn"] > 0
+        low, high = result["ranges"][job]
         assert 0 < low <= high
         for name, network in zip(("deq", "enn"), pair):
-            assert found["memory"][job][name] > sum(4 * p.numel() for p in network.parameters())
+            assert result["memory"][job][name] > sum(4 * p.numel() for p in network.parameters())
     # the features of 512 rows are 512 * 64 floats, held beside the layer before or the injection
-    assert found["memory"]["features"]["enn"] >= 4 * (64 * 20 + 64 * 64 + 3 * 64) + 2 * 4 * 512 * 64
-    assert found["ratios"]["memory"] == found["memory"]["features"]["deq"] / found["memory"]["features"]["enn"]
+    assert result["memory"]["features"]["enn"] >= 4 * (64 * 20 + 64 * 64 + 3 * 64) + 2 * 4 * 512 * 64
+    assert result["ratios"]["memory"] == result["memory"]["features"]["deq"] / result["memory"]["features"]["enn"]
 
 
 def test_a_training_step_makes_every_gradient(pair):
@@ -104,9 +104,9 @@ def test_the_ratio_is_that_of_the_work():
     # without any time each job is done once for its memory and twice for its time
     for network in (slow, fast):
         network.calls, network.seconds = 0, 0.01
-    found = costs(slow, fast, torch.randn(30, 5), budget=0)
+    result = costs(slow, fast, torch.randn(30, 5), budget=0)
     assert slow.calls == fast.calls == 3 * len(cost.JOBS)
-    assert found["rows"]["features"] == 30 and found["spread"]["inference"] == {"deq": None, "enn": None}
+    assert result["rows"]["features"] == 30 and result["spread"]["inference"] == {"deq": None, "enn": None}
 
 
 def test_a_cost_that_varies_is_measured_again_and_told_with_its_range(monkeypatch):

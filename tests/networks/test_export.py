@@ -94,8 +94,8 @@ def test_the_network_is_the_enn_on_rows_before_they_are_normalised(name):
 @pytest.mark.slow
 def test_files_make_the_network_again(name, tmp_path):
     made = network_of(network(name), None, torch.ones(P), 0.5)
-    found = export(made, tmp_path / "folder" / "enn.pt", X[:4])
-    assert found["difference"]["pt2"] <= 1e-6
+    result = export(made, tmp_path / "folder" / "enn.pt", X[:4])
+    assert result["difference"]["pt2"] <= 1e-6
     again = rebuild(tmp_path / "folder" / "enn.pt")
     program = torch.export.load(tmp_path / "folder" / "enn.pt2").module()
     with torch.no_grad():
@@ -106,11 +106,11 @@ def test_files_make_the_network_again(name, tmp_path):
     said = json.loads((tmp_path / "folder" / "enn.json").read_text())
     assert (said["inputs"], said["widths"], said["classes"], said["dtype"]) == (P, [M] * len(made.layers), K, "float32")
     suffixes = [".pt", ".json", ".pt2", ".onnx"]
-    assert [f"enn{suffix}" for suffix in suffixes][: len(found["files"])] == [
-        file.rpartition("/")[2] for file in found["files"]
+    assert [f"enn{suffix}" for suffix in suffixes][: len(result["files"])] == [
+        file.rpartition("/")[2] for file in result["files"]
     ]
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == sorted(
-        file.rpartition("/")[2] for file in found["files"]
+        file.rpartition("/")[2] for file in result["files"]
     )
 
 
@@ -128,8 +128,8 @@ def test_onnxruntime_gives_the_same(name, tmp_path):
     for module in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
     made = network_of(network(name), None, 0.1 * torch.ones(P), 0.8)
-    found = export(made, tmp_path / "enn.pt", X[:4])
-    assert found["difference"]["onnx"] <= 1e-5 and found["skipped"] is None
+    result = export(made, tmp_path / "enn.pt", X[:4])
+    assert result["difference"]["onnx"] <= 1e-5 and result["skipped"] is None
     program = (tmp_path / "enn.onnx").read_bytes()
     with torch.no_grad():
         for rows in (1, 2, 7, 40):
@@ -172,8 +172,8 @@ def test_a_function_of_the_users_own_goes_into_the_program_alone(tmp_path):
 def test_without_onnx_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    found = export(plain("tanh", 1), tmp_path / "enn.pt", X[:4])
-    assert "pip install onnx onnxscript onnxruntime" in found["skipped"] and "\n" not in found["skipped"]
+    result = export(plain("tanh", 1), tmp_path / "enn.pt", X[:4])
+    assert "pip install onnx onnxscript onnxruntime" in result["skipped"] and "\n" not in result["skipped"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["enn.json", "enn.pt", "enn.pt2"]
 
 

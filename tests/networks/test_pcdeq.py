@@ -330,15 +330,15 @@ def test_augmentation_shifts_and_flips_each_image_by_its_own_draw():
     seen = set()
     for image, shown in zip(images, out):
         padded = F.pad(image, (4, 4, 4, 4))
-        found = [
+        result = [
             (down, right, flip)
             for down in range(9)
             for right in range(9)
             for flip in (False, True)
             if torch.equal(padded[:, down : down + 8, right : right + 8].flip(2 if flip else ()), shown)
         ]
-        assert len(found) == 1 or shown.abs().max() == 0
-        seen |= set(found)
+        assert len(result) == 1 or shown.abs().max() == 0
+        seen |= set(result)
     downs, rights, flips = map(set, zip(*seen))
     assert downs == rights == set(range(9)) and flips == {False, True}
 

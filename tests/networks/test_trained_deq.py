@@ -60,16 +60,16 @@ def test_our_own_is_the_same_network(name):
 
 def test_a_module_of_linear_layers_is_understood():
     module = Linears().double()
-    x, found = data().double(), adapt(module)
-    torch.testing.assert_close(found(x), module(x), rtol=1e-4, atol=1e-5)
-    z = found.features(x)
+    x, result = data().double(), adapt(module)
+    torch.testing.assert_close(result(x), module(x), rtol=1e-4, atol=1e-5)
+    z = result.features(x)
     torch.testing.assert_close(
         z, torch.tanh(z @ module.A.weight.T + x @ module.B.weight.T + module.B.bias), rtol=1e-4, atol=1e-5
     )
-    assert found.activation is ACTIVATIONS["tanh"]  # recognised
+    assert result.activation is ACTIVATIONS["tanh"]  # recognised
     # uniform entries of half the usual size: 1/4 of 1/(3 m)
-    assert found.sigma_a2 == pytest.approx(1 / 12, rel=0.15)
-    assert found.gain**2 * (1 - found.sigma_a2) == pytest.approx(1 / (3 * P), rel=0.15)
+    assert result.sigma_a2 == pytest.approx(1 / 12, rel=0.15)
+    assert result.gain**2 * (1 - result.sigma_a2) == pytest.approx(1 / (3 * P), rel=0.15)
 
 
 def test_matrices_names_and_functions_will_do():
@@ -154,12 +154,12 @@ def test_the_law_of_the_singular_values():
 
 @pytest.mark.long
 def test_random_weights_are_called_random_in_95_of_100_whatever_their_distribution():
-    X, found = data(30), []
+    X, result = data(30), []
     for seed in range(60):
         deq = DEQ(ACTIVATIONS["relu"], P, 16, K, 0.2, seed=seed) if seed % 2 else Linears(16, seed)
-        found.append(drift(adapt(deq), X, seed))
-    p = np.array([one["p"] for one in found])
-    assert sum(one["left"] for one in found) <= 7  # of 3 expected; more than that is seen in 1 of 100
+        result.append(drift(adapt(deq), X, seed))
+    p = np.array([single["p"] for single in result])
+    assert sum(single["left"] for single in result) <= 7  # of 3 expected; more than that is seen in 1 of 100
     assert 0.42 < p.mean() < 0.63  # uniform on 1/20, .., 1: 0.525 with an error of 0.037
     assert (p <= 0.5).mean() == pytest.approx(0.5, abs=0.2)
 
@@ -186,17 +186,17 @@ def test_a_spectrum_without_a_large_value_is_seen_too():
     deq = DEQ(ACTIVATIONS["tanh"], P, 100, K, 0.2)
     with torch.no_grad():
         deq.A.copy_(torch.linalg.qr(deq.A)[0] * 10)
-    found = drift(adapt(deq), data())
-    assert found["left"] and found["statistics"]["singular values of A"]["score"] > 20
-    assert found["statistics"]["largest singular value of A"]["value"] == pytest.approx(0.5, rel=1e-3)
+    result = drift(adapt(deq), data())
+    assert result["left"] and result["statistics"]["singular values of A"]["score"] > 20
+    assert result["statistics"]["largest singular value of A"]["value"] == pytest.approx(0.5, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_the_kernel_is_that_of_infinite_width_within_what_random_weights_do():
     for name, sigma_a2, tau0 in (("tanh", 0.5, 1.0), ("swish", 0.3, 1.3)):
-        found = drift(adapt(DEQ(ACTIVATIONS[name], P, 300, K, sigma_a2, tau0)), data(30))
-        assert found["infinite"]["trained"] == pytest.approx(found["infinite"]["random"], rel=0.25)
-        assert found["infinite"]["random"] < 0.6 and found["sigma_a2"] == pytest.approx(sigma_a2, rel=0.02)
+        result = drift(adapt(DEQ(ACTIVATIONS[name], P, 300, K, sigma_a2, tau0)), data(30))
+        assert result["infinite"]["trained"] == pytest.approx(result["infinite"]["random"], rel=0.25)
+        assert result["infinite"]["random"] < 0.6 and result["sigma_a2"] == pytest.approx(sigma_a2, rel=0.02)
     assert drift(adapt(Linears()), data())["infinite"] is None  # there is a bias
 
 
@@ -228,10 +228,10 @@ def test_short_and_long_trainings_on_mnist_are_told_apart(real_data):
     short = [
         drift(adapt(trained(mnist, name, 32, 5, 0.1, seed)), mnist.X_test) for name, seed in (("relu", 1), ("tanh", 2))
     ]
-    assert not any(found["left"] for found in short)
+    assert not any(result["left"] for result in short)
     long = [drift(adapt(trained(mnist, name, 32, 150, 3.0, 1)), mnist.X_test) for name in ("relu", "tanh")]
-    assert all(found["left"] for found in long)
-    assert min(found["score"] for found in long) > 2 * max(found["score"] for found in short)
+    assert all(result["left"] for result in long)
+    assert min(result["score"] for result in long) > 2 * max(result["score"] for result in short)
 
 
 # what a replacement loses -------------------------------------------------------------------------------------
@@ -251,44 +251,44 @@ def test_the_loss_is_that_of_readouts_solved_apart(mixture):
     assert measured.labelled and measured.untried == 0
     assert (measured.fit, measured.choose, measured.held) == (1600, 400, 4000)
     few = replacements(deq, X, y, (data.X_test, data.y_test), budget=0)
-    assert {(one.name, one.first) for one in few.replacements} == {(few.replacements[0].name, "B")}
-    found = measured.replacements
+    assert {(single.name, single.first) for single in few.replacements} == {(few.replacements[0].name, "B")}
+    result = measured.replacements
     assert few.untried == 2 * len(PLAIN_DEPTHS) - 1  # no match was looked for
     assert "for want of time" in few.refused["ntk piecewise"]
     own = (deq(data.X_test).argmax(1) == data.y_test).double()
     assert measured.accuracy == pytest.approx(100 * own.mean().item())
-    assert {(one.first, one.fitted_to) for one in found} == {
+    assert {(single.first, single.fitted_to) for single in result} == {
         (first, fit) for first in ("drawn", "B") for fit in ("labels", "outputs")
     }
-    names = {one.name for one in networks(DEQ(ACTIVATIONS["relu"], P, 4, K, 0.2), 1.0)[0]}
-    assert {one.name for one in found} == names
-    assert [one.chosen_by for one in found] == sorted((one.chosen_by for one in found), reverse=True)
+    names = {single.name for single in networks(DEQ(ACTIVATIONS["relu"], P, 4, K, 0.2), 1.0)[0]}
+    assert {single.name for single in result} == names
+    assert [single.chosen_by for single in result] == sorted((single.chosen_by for single in result), reverse=True)
     from deq_enn.utils.random import generator
 
     order = torch.randperm(2000, generator=generator("replacement", 0))[:1600]
-    for one in (found[0], found[-1], next(r for r in found if r.fitted_to == "outputs" and r.first == "B")):
+    for single in (result[0], result[-1], next(r for r in result if r.fitted_to == "outputs" and r.first == "B")):
         with torch.no_grad():
-            Z, Z_test = (one.enn.features(x * one.gain).double().numpy() for x in (X[order], data.X_test))
-            target = deq(X[order]).double().numpy() if one.fitted_to == "outputs" else np.eye(4)[y[order]]
-        mean, noise = target.mean(0), one.readout.ridge * (Z**2).sum(1).mean()
+            Z, Z_test = (single.enn.features(x * single.gain).double().numpy() for x in (X[order], data.X_test))
+            target = deq(X[order]).double().numpy() if single.fitted_to == "outputs" else np.eye(4)[y[order]]
+        mean, noise = target.mean(0), single.readout.ridge * (Z**2).sum(1).mean()
         weights = np.linalg.solve(Z.T @ Z + noise * np.eye(40), Z.T @ (target - mean))
         right = torch.from_numpy((Z_test @ weights + mean).argmax(1)) == data.y_test
         loss = 100 * (own - right.double())
-        assert one.loss == pytest.approx(loss.mean().item(), abs=0.06)
+        assert single.loss == pytest.approx(loss.mean().item(), abs=0.06)
         half = Z_90 * loss.std().item() / math.sqrt(4000)
-        assert one.loss_interval == pytest.approx((one.loss - half, one.loss + half), abs=0.03)
-        if one.first == "B":
-            torch.testing.assert_close(one.enn.weights[0], deq.U / deq.U.square().mean().sqrt())
+        assert single.loss_interval == pytest.approx((single.loss - half, single.loss + half), abs=0.03)
+        if single.first == "B":
+            torch.testing.assert_close(single.enn.weights[0], deq.U / deq.U.square().mean().sqrt())
 
 
 @pytest.mark.slow
 def test_what_training_has_learned_is_in_b(mixture):
     """The first layer of the trained DEQ makes a better network than a drawn one, by far more than the interval."""
     data, deq = mixture
-    found = replacements(deq, data.X_train, data.y_train, (data.X_test, data.y_test), most_seeds=2).replacements
-    best = {first: next(one for one in found if one.first == first) for first in ("drawn", "B")}
-    assert found[0] is best["B"] and best["B"].loss_interval[1] < best["drawn"].loss_interval[0]
-    assert found[0].seeds == 2
+    result = replacements(deq, data.X_train, data.y_train, (data.X_test, data.y_test), most_seeds=2).replacements
+    best = {first: next(single for single in result if single.first == first) for first in ("drawn", "B")}
+    assert result[0] is best["B"] and best["B"].loss_interval[1] < best["drawn"].loss_interval[0]
+    assert result[0].seeds == 2
 
 
 @pytest.mark.slow
@@ -296,8 +296,8 @@ def test_without_labels_the_deqs_classes_stand_for_them(mixture):
     data, deq = mixture
     measured = replacements(deq, data.X_train[:1000], None, most_seeds=1)
     assert not measured.labelled and measured.accuracy == 100 and (measured.fit, measured.held) == (640, 200)
-    for one in measured.replacements:
-        assert one.fitted_to == "outputs" and one.loss == pytest.approx(100 - one.agreement)
+    for single in measured.replacements:
+        assert single.fitted_to == "outputs" and single.loss == pytest.approx(100 - single.agreement)
 
 
 @pytest.mark.slow
@@ -308,7 +308,7 @@ def test_weights_too_large_for_the_theory_leave_the_plain_networks():
     module.B.weight.data.mul_(100)
     module.A.weight.data.copy_(torch.linalg.qr(torch.randn(M, M))[0] * 1.5)
     measured = replacements(adapt(module), data(200), None, most_seeds=1)
-    assert {one.name for one in measured.replacements} == {f"plain, depth {depth}" for depth in (1, 2, 3)}
+    assert {single.name for single in measured.replacements} == {f"plain, depth {depth}" for depth in (1, 2, 3)}
     assert "matched" in measured.refused
 
 

@@ -32,8 +32,8 @@ def own(rate=10.0):
 
 
 def both_of(folder):
-    [found] = protocols.protocols(logs.load([folder]))
-    return found
+    [result] = protocols.protocols(logs.load([folder]))
+    return result
 
 
 def rows_of(both, dim=64, margin=0.5):
@@ -158,8 +158,8 @@ def test_only_what_differs_in_the_rate_alone_is_put_together(tmp_path):
     write(tmp_path / "adam", (0.0, 1.0), opt="adam")
     write(tmp_path / "longer", (0.0, 1.0), epoch=2, epochs=2)
     write(tmp_path / "elsewhere", (0.0, 1.0), dim=16, asquare=0.5)
-    found = protocols.protocols(logs.load([tmp_path]))
-    assert sorted(both.common.settings["lr"] for both in found) == [0.1, 1.0]
+    result = protocols.protocols(logs.load([tmp_path]))
+    assert sorted(both.common.settings["lr"] for both in result) == [0.1, 1.0]
     write(tmp_path / "wide" / "own", (0.0, 1.0), dim=32, asquare=0.5, **own())
     assert len(protocols.protocols(logs.load([tmp_path]))) == 2  # no width in common
     assert protocols.protocols(logs.load([tmp_path / "own"])) == []
@@ -182,8 +182,8 @@ def test_real_runs_of_both_protocols(tmp_path, capsys):
     capsys.readouterr()
     summarize.main([str(tmp_path / "logs"), "--output_path", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    found = tables_of(printed)
-    _, rows = next(v for k, v in found.items() if k.startswith("Test accuracy in %, gmm"))
+    result = tables_of(printed)
+    _, rows = next(v for k, v in result.items() if k.startswith("Test accuracy in %, gmm"))
     assert [row[0] for row in rows] == ["8"] * 3 + ["16"] * 3
     for row, (dim, model) in zip(rows, [(dim, model) for dim in (8, 16) for model in RELU]):
         for column, name in ((2, "one"), (3, "own")):
@@ -193,7 +193,7 @@ def test_real_runs_of_both_protocols(tmp_path, capsys):
         files = (tmp_path / "saved" / "own").glob(f"{dim}_{model}_gmm_*.rate.json")
         rates = [json.loads(file.read_text())["lr"] for file in files]
         assert len(rates) == 2 and row[4].split(" (")[0] == f"{median(rates):.3g}"
-    _, rows = next(v for k, v in found.items() if k.startswith("Which claim survives which protocol"))
+    _, rows = next(v for k, v in result.items() if k.startswith("Which claim survives which protocol"))
     assert [row[0] for row in rows] == ["8"] * 3 + ["16"] * 3 and "too few seeds (2 of 8)" in rows[0][2]
     assert "at lr 1 for all, or each at its own lr" in printed
     assert {file.stem for file in (tmp_path / "out").glob("*.png")} == {

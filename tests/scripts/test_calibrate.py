@@ -37,14 +37,14 @@ from scripts.calibration.more_samples import LEAST, LargeCase, fresh_twins, larg
 
 @pytest.mark.long
 def test_the_cases():
-    found = cases()
-    assert len(found) == len({case.name for case in found}) >= 120
-    assert len({case.activation for case in found}) >= 10
-    assert {case.data for case in found} == set(calibration_cases.COUNTS)
-    assert min(case.sigma_a2 for case in found) == 0.05 and max(case.sigma_a2 for case in found) == 0.9
-    for sizes, ends in (([case.width for case in found], (64, 4096)), ([case.n for case in found], (1000, 60_000))):
+    output = cases()
+    assert len(output) == len({case.name for case in output}) >= 120
+    assert len({case.activation for case in output}) >= 10
+    assert {case.data for case in output} == set(calibration_cases.COUNTS)
+    assert min(case.sigma_a2 for case in output) == 0.05 and max(case.sigma_a2 for case in output) == 0.9
+    for sizes, ends in (([case.width for case in output], (64, 4096)), ([case.n for case in output], (1000, 60_000))):
         assert (min(sizes), max(sizes)) == ends
-    assert 0.45 < sum(sets_constants(case.name) for case in found) / len(found) < 0.55
+    assert 0.45 < sum(sets_constants(case.name) for case in output) / len(output) < 0.55
 
 
 @pytest.mark.slow
@@ -54,13 +54,13 @@ def test_the_halves_depend_on_names_alone():
 
 @pytest.mark.slow
 def test_the_fresh_cases():
-    found = fresh_cases()
-    assert len(found) == len({case.name for case in found}) >= 60
-    assert {case.data for case in found} == set(COUNTS) == {name for names in KINDS.values() for name in names}
-    assert min(case.sigma_a2 for case in found) == 0.05 and max(case.sigma_a2 for case in found) == 0.97
-    assert min(case.width for case in found) == 32 and max(case.width for case in found) == 2048
-    assert len({case.activation for case in found} & set(OWN)) == len(OWN)
-    assert 0.3 < sum(sets_constants(case.name) for case in found) / len(found) < 0.7
+    output = fresh_cases()
+    assert len(output) == len({case.name for case in output}) >= 60
+    assert {case.data for case in output} == set(COUNTS) == {name for names in KINDS.values() for name in names}
+    assert min(case.sigma_a2 for case in output) == 0.05 and max(case.sigma_a2 for case in output) == 0.97
+    assert min(case.width for case in output) == 32 and max(case.width for case in output) == 2048
+    assert len({case.activation for case in output} & set(OWN)) == len(OWN)
+    assert 0.3 < sum(sets_constants(case.name) for case in output) / len(output) < 0.7
 
 
 def test_the_blind_round_reports_and_is_new():
@@ -124,9 +124,9 @@ def test_the_error_of_a_loss_is_its_spread():
         seed, sample = draw.normal(0, 0.03, (6, 1)), draw.normal(0, 0.15, (1, 300))
         deq = draw.random((6, 300)) < 0.8
         other = draw.random((6, 300)) < np.clip(0.75 + seed + sample, 0, 1)
-        found = calibration_outcomes.loss_and_error(torch.from_numpy(deq), torch.from_numpy(other))
-        losses.append(found["loss"])
-        errors.append(found["error"])
+        output = calibration_outcomes.loss_and_error(torch.from_numpy(deq), torch.from_numpy(other))
+        losses.append(output["loss"])
+        errors.append(output["error"])
     assert np.mean(losses) == pytest.approx(5, abs=0.5)
     assert math.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(losses), rel=0.1)
 
@@ -253,8 +253,8 @@ def test_constants_are_set_so_that_intervals_cover():
     packed = made_up(4.0, cases=50)
     names = {outcome["case"] for outcome in packed["outcomes"]}
     assert analysis.coverage(analysis.joined(packed))["covered"] < 80
-    found = analysis.set_constants(packed, names, steps=60)
-    held = analysis.joined(packed, found)
+    output = analysis.set_constants(packed, names, steps=60)
+    held = analysis.joined(packed, output)
     assert analysis.mean_score(held) < analysis.mean_score(analysis.joined(packed))
     assert analysis.coverage(held)["covered"] == pytest.approx(90, abs=4)
     assert held[0].candidates[0].high == pytest.approx(4 * Z_90, rel=0.2)
@@ -264,10 +264,10 @@ def test_constants_are_set_so_that_intervals_cover():
 def test_constants_are_set_on_one_half_alone():
     packed = made_up(2.0, cases=40)
     half = {f"mixed-{i}" for i in range(20)}
-    found = analysis.set_constants(packed, half, steps=20)
+    output = analysis.set_constants(packed, half, steps=20)
     for outcome in packed["outcomes"][20:]:
         outcome["networks"]["plain, depth 1"]["loss"] += 100
-    assert analysis.set_constants(packed, half, steps=20) == found
+    assert analysis.set_constants(packed, half, steps=20) == output
 
 
 def candidate(name, low, high, work=1):
@@ -280,7 +280,7 @@ def test_answers_are_those_of_the_verdict():
     for _ in range(200):
         ends = np.sort(draw.normal(0.5, 1, (3, 2)) + draw.normal(0.3, 1, (1, 1)), axis=1)
         depths = draw.integers(1, 3, 3)
-        found = [
+        output = [
             Found(
                 f"{i}",
                 "plain",
@@ -296,16 +296,18 @@ def test_answers_are_those_of_the_verdict():
             )
             for i, (depth, pair) in enumerate(zip(depths, ends))
         ]
-        said, chosen, _ = by_loss(found, Question(p=10, n=100, width=8, tolerance=0.5), {})
-        ours, own = analysis.answer([candidate(one.name, *one.loss_interval, one.work(10, 8)) for one in found])
+        said, chosen, _ = by_loss(output, Question(p=10, n=100, width=8, tolerance=0.5), {})
+        ours, own = analysis.answer(
+            [candidate(single.name, *single.loss_interval, single.work(10, 8)) for single in output]
+        )
         assert (said, chosen and chosen.name) == (ours, own and own.name)
         seen[said] += 1
     assert min(seen[said] for said in ("replace", "undecided", "keep")) > 5
 
 
 def held(answer, *losses, chosen=None, error=0.1):
-    found = tuple(analysis.Candidate(f"{i}", 1, 0, -1, 1, loss, error, {}) for i, loss in enumerate(losses))
-    return analysis.Held("mnist-x", 64, answer, None if chosen is None else found[chosen], found)
+    output = tuple(analysis.Candidate(f"{i}", 1, 0, -1, 1, loss, error, {}) for i, loss in enumerate(losses))
+    return analysis.Held("mnist-x", 64, answer, None if chosen is None else output[chosen], output)
 
 
 def test_what_happened():
@@ -345,14 +347,14 @@ def tiny(monkeypatch):
     """Two small cases in the place of all, and half of the candidates."""
     monkeypatch.setattr(candidates, "FAMILIES", ("auto", "hermite", "piecewise"))
     monkeypatch.setattr(candidates, "PLAIN_DEPTHS", (1,))
-    found = [Case("mixed", "tanh", 0.3, 16, 300), Case("few_dimensions", "relu", 0.2, 16, 300)]
+    output = [Case("mixed", "tanh", 0.3, 16, 300), Case("few_dimensions", "relu", 0.2, 16, 300)]
     monkeypatch.setitem(calibration_cases.LIMITS, 16, (300, 300, 3))
     for module in (calibration_cases, calibration_outcomes):
-        monkeypatch.setattr(module, "cases", lambda: found)
+        monkeypatch.setattr(module, "cases", lambda: output)
     for name in ("SGD", "FULL"):
         settings, _ = getattr(calibration_outcomes, name)
         monkeypatch.setattr(calibration_outcomes, name, (settings | {"epochs": 1, "seeds": 2}, 1))
-    return found
+    return output
 
 
 def run(folder, *stages):
@@ -382,8 +384,10 @@ def test_from_the_cases_to_the_report(tiny, tmp_path, capsys):
     # a verdict that chose what was not trained, and a stage that was killed in a line
     verdicts = [json.loads(line) for line in lines["verdicts"].splitlines()]
     missing = "matched ntk: 1 hermite"
-    (one,) = verdicts[0]["candidates"] = [one for one in verdicts[0]["candidates"] if one["name"] == missing]
-    one["points"] = [
+    (single,) = verdicts[0]["candidates"] = [
+        single for single in verdicts[0]["candidates"] if single["name"] == missing
+    ]
+    single["points"] = [
         {
             "width": 16,
             "count": 300,

@@ -80,10 +80,10 @@ def test_killed_and_resumed_ends_the_same(run, monkeypatch, step):
 
 def test_a_validation_set_is_even_and_the_same_for_every_seed():
     labels = torch.arange(10).repeat(30)[torch.randperm(300, generator=torch.Generator().manual_seed(3))]
-    found = pretrain_vgg.held_out(labels, 53)
-    assert found.sum() == 53 and sorted(labels[found].bincount().tolist()) == [5] * 7 + [6] * 3
+    result = pretrain_vgg.held_out(labels, 53)
+    assert result.sum() == 53 and sorted(labels[result].bincount().tolist()) == [5] * 7 + [6] * 3
     torch.manual_seed(5)
-    assert torch.equal(found, pretrain_vgg.held_out(labels, 53)) and not pretrain_vgg.held_out(labels, 0).any()
+    assert torch.equal(result, pretrain_vgg.held_out(labels, 53)) and not pretrain_vgg.held_out(labels, 0).any()
     with pytest.raises(ValueError, match="--val 300 leaves no training image of class 0, which has 30"):
         pretrain_vgg.held_out(labels, 300)
 
@@ -91,15 +91,15 @@ def test_a_validation_set_is_even_and_the_same_for_every_seed():
 @pytest.fixture
 def accuracies(monkeypatch):
     """The accuracies that a validation after each epoch finds, and the numbers of images that they were asked of."""
-    found, asked = [], []
-    monkeypatch.setattr(pretrain_vgg, "accuracy", lambda net, images, labels: asked.append(images) or found.pop(0))
-    return found, asked
+    result, asked = [], []
+    monkeypatch.setattr(pretrain_vgg, "accuracy", lambda net, images, labels: asked.append(images) or result.pop(0))
+    return result, asked
 
 
 def test_the_epoch_best_in_validation_is_written_and_the_test_set_is_read_once(
     run, tmp_path, monkeypatch, capsys, accuracies
 ):
-    found, asked = accuracies
+    result, asked = accuracies
     written, write = [], pretrain_vgg.atomic_write
 
     def watched(path):
@@ -108,7 +108,7 @@ def test_the_epoch_best_in_validation_is_written_and_the_test_set_is_read_once(
         return write(path)
 
     monkeypatch.setattr(pretrain_vgg, "atomic_write", watched)
-    found += [0.3, 0.7, 0.7, 0.6, 0.5]  # four epochs, and the test; of equals, the first
+    result += [0.3, 0.7, 0.7, 0.6, 0.5]  # four epochs, and the test; of equals, the first
     kept = run("a", "--val", "10")
     data = cifar10_images(tmp_path)
     assert len(asked) == 5 and [len(images) for images in asked] == [10] * 5 and torch.equal(asked[4], data.test)
@@ -141,10 +141,10 @@ def test_no_training_image_is_in_the_validation_set(run, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_restart_that_does_not_improve_leaves_the_weights_that_it_had(run, tmp_path, capsys, accuracies):
-    found, _ = accuracies
-    found += [0.5]
+    result, _ = accuracies
+    result += [0.5]
     first = run("a")
-    found += [0.9, 0.1, 0.2, 0.3, 0.4, 0.5]
+    result += [0.9, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert same(first, run("b", "--val", "10", "--init", str(tmp_path / "a.pth")))
     assert "a.pth: no epoch is better" in capsys.readouterr().out
 
@@ -269,10 +269,10 @@ def test_crops_are_shifts_near_the_centre(size):
         crops = pretrain_vgg.augment(batch, torch.full((300,), mirrored), size, torch.Generator().manual_seed(0))
         assert crops.shape == (300, 3, size, size) and crops.is_contiguous(memory_format=torch.channels_last)
         crops = crops.flip(3) if mirrored else crops
-        found = {
+        result = {
             next(i for i, shift in enumerate(shifts) if torch.equal(crop.permute(1, 2, 0), shift)) for crop in crops
         }
-        assert len(found) > 70  # of 81
+        assert len(result) > 70  # of 81
 
 
 def test_cutout_is_one_square_in_the_mean_colour():

@@ -36,11 +36,11 @@ def test_a_report_of_nothing(tmp_path, capsys):
 
 def tables_of(markdown):
     """{title: (header, [rows])} of the Markdown tables."""
-    found = {}
+    result = {}
     for title, body in re.findall(r"^\*\*(.+)\*\*\n\n((?:\|.*\n)+)", markdown, re.M):
         lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in body.splitlines()]
-        found[title] = lines[0], lines[2:]
-    return found
+        result[title] = lines[0], lines[2:]
+    return result
 
 
 def numbers(text):
@@ -77,8 +77,8 @@ def reported(tmp_path_factory):
         {"settings": {"n": [100, 200]}, "errors": errors, "slope": [-1.0, 0.25], "overlaps": [0.9999, 0.99]},
     )
     records = stage_records.Records(out / "stages.json")
-    for index, one in enumerate(done):
-        records.note(one, 10.0 + index, 10**9, status=("done", "done", "failed")[index], error=("", "", "no")[index])
+    for index, single in enumerate(done):
+        records.note(single, 10.0 + index, 10**9, status=("done", "done", "failed")[index], error=("", "", "no")[index])
     records.save(done)
     return report.write_report(out), accuracies, done
 
@@ -101,28 +101,28 @@ def test_nothing_lies_beyond_the_windows_edge(reported, tmp_path):
 def test_every_number_of_the_report_is_that_of_the_logs(reported):
     page, accuracies, _ = reported
     text = page.with_suffix(".md").read_text()
-    found = tables_of(text)
+    result = tables_of(text)
     order = ("inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn")
     final = {(m, d): 100 * np.array([accuracies[m, d, s][-1] for s in (0, 1, 2)]) for m in order for d in (16, 64)}
-    header, rows = next(v for k, v in found.items() if k.startswith("Test accuracy"))
+    header, rows = next(v for k, v in result.items() if k.startswith("Test accuracy"))
     assert [numbers(" ".join(row)) for row in rows] == [
         [d, *(round(x, 2) for m in order for x in (final[m, d].mean(), final[m, d].std(ddof=1)))] for d in (16, 64)
     ]
-    header, rows = next(v for k, v in found.items() if k.startswith("DEQ − ENN"))
+    header, rows = next(v for k, v in result.items() if k.startswith("DEQ − ENN"))
     for d, row in zip((16, 64), rows):
         expected = [d]
         for a, b in (("inn", "l_relu_enn"), ("inn", "relu_enn"), ("tanh_inn", "h_tanh_enn"), ("tanh_inn", "tanh_enn")):
             interval = ttest_rel(final[a, d], final[b, d]).confidence_interval(0.95)
             expected += [(final[a, d] - final[b, d]).mean(), *interval]
         assert numbers(" ".join(row)) == [pytest.approx(x, abs=0.00501) for x in expected]
-    header, rows = next(v for k, v in found.items() if k.startswith("Cost"))
+    header, rows = next(v for k, v in result.items() if k.startswith("Cost"))
     assert [row[3:] for row in rows] == [["1", "1", "1.0", "0.2", "0.2", "1.0"]] * 4
-    header, rows = found["Relative spectral error, geometric mean over draws"]
+    header, rows = result["Relative spectral error, geometric mean over draws"]
     assert [numbers(" ".join(row[2:])) for row in rows] == [[-1.0, 0.25, 0.02, 100, 0.01, 200], [0.5, 100, 0.5, 200]]
     assert "n = 200 the matched network's kernel is 0.01 from the DEQ's, with slope −1.00, the unmatched" in text
     assert "within 0.01 of 1" in text
     assert text.count("too few seeds for a claim of equality") == 2 and "(3 of 8)" in text
-    _, rows = next(v for k, v in found.items() if k.startswith("Stages"))
+    _, rows = next(v for k, v in result.items() if k.startswith("Stages"))
     assert [row[1:4] for row in rows] == [
         ["done", "10.0", "1.00"],
         ["done", "11.0", "1.00"],
@@ -131,7 +131,7 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
     ]
     # the page shows the same cells
     shown = [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page.read_text())]
-    for _, rows in found.values():
+    for _, rows in result.values():
         for cell in (cell for row in rows for cell in row):
             assert html.unescape(re.sub("<[^>]+>", "", inline(cell))) in map(html.unescape, shown)
 
@@ -152,17 +152,17 @@ def test_both_protocols_stand_side_by_side(tmp_path):
     settings = {"lr": 1.0}, {"opt": "adam", "lr": 0.001}, {"own_rate": True, "lr": 30.0}
     done = [stage(tmp_path, name, "sweep", "mnist") for name in names]
     records = stage_records.Records(tmp_path / "stages.json")
-    for one, more in zip(done, settings):
-        write_grid(tmp_path / one.name, MODELS, (16, 64), (0, 1, 2), dataset="mnist", **more)
-        records.note(one, 1.0, 10**9, status="done", error="")
+    for single, more in zip(done, settings):
+        write_grid(tmp_path / single.name, MODELS, (16, 64), (0, 1, 2), dataset="mnist", **more)
+        records.note(single, 1.0, 10**9, status="done", error="")
     records.save(done)
     text = report.write_report(tmp_path).with_suffix(".md").read_text()
-    found = tables_of(text)
-    _, rows = next(v for k, v in found.items() if k.startswith("Test accuracy in %, mnist"))
+    result = tables_of(text)
+    _, rows = next(v for k, v in result.items() if k.startswith("Test accuracy in %, mnist"))
     assert len(rows) == 12 and {row[-1] for row in rows} == {"30"}
-    [(_, rows)] = [v for k, v in found.items() if k.startswith("Which claim survives which protocol")]
+    [(_, rows)] = [v for k, v in result.items() if k.startswith("Which claim survives which protocol")]
     assert [row[0] for row in rows] == ["16"] * 6 + ["64"] * 6
-    _, lines = found["What the paper claims, and what was measured"]
+    _, lines = result["What the paper claims, and what was measured"]
     assert [line[0] for line in lines] == [
         "MNIST, SGD",
         "MNIST, Adam",

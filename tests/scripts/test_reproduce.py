@@ -59,15 +59,15 @@ def test_a_failing_stage_does_not_stop_the_others(tmp_path, capsys):
         fake(tmp_path, "last"),
     ]
     assert not reproduce.reproduce(stages, arguments(tmp_path))
-    found = records(tmp_path)
-    assert [(name, record["status"]) for name, record in found.items()] == [
+    result = records(tmp_path)
+    assert [(name, record["status"]) for name, record in result.items()] == [
         ("first", "done"),
         ("broken", "failed"),
         ("crash", "failed"),
         ("last", "done"),
     ]
-    assert found["broken"]["error"] == "main.py: error: no such thing (exit status 2)"
-    assert found["crash"]["error"] == "OSError: no space (exit status 1)"
+    assert result["broken"]["error"] == "main.py: error: no such thing (exit status 2)"
+    assert result["crash"]["error"] == "OSError: no space (exit status 1)"
     page = report.write_report(tmp_path / "out")
     text = page.read_text() + page.with_suffix(".md").read_text()
     assert text.count("no such thing (exit status 2)") >= 2
@@ -132,9 +132,11 @@ def test_data_that_is_not_there_is_skipped_with_its_reason(tmp_path, capsys, mon
         fake(tmp_path, "mixture"),
     ]
     assert reproduce.reproduce(stages, arguments(tmp_path, dataset_path=tmp_path))  # a skipped stage is no failure
-    found = records(tmp_path)
-    assert [found[s.name]["status"] for s in stages] == ["skipped", "skipped", "done"] and not count(tmp_path, "digits")
-    assert "no mnist found" in found["digits"]["error"] and "cifar-10-batches-py" in found["photos"]["error"]
+    result = records(tmp_path)
+    assert [result[s.name]["status"] for s in stages] == ["skipped", "skipped", "done"] and not count(
+        tmp_path, "digits"
+    )
+    assert "no mnist found" in result["digits"]["error"] and "cifar-10-batches-py" in result["photos"]["error"]
     assert "no mnist found" in report.write_report(tmp_path / "out").with_suffix(".md").read_text()
 
 

@@ -213,9 +213,9 @@ def test_a_deq_is_compared_with_itself_stopped_and_with_a_penalty(tmp_path):
 
 
 def test_pairs_only_over_common_seeds():
-    found = statistics.compare({0: 1.0, 1: 4.0, 2: 9.0}, {1: 1.0, 2: 2.0, 3: 50.0})
-    assert (found.mean, found.n) == (5.0, 2)
-    assert found.half == pytest.approx(12.706205 * np.sqrt(8) / np.sqrt(2), rel=1e-6)
+    result = statistics.compare({0: 1.0, 1: 4.0, 2: 9.0}, {1: 1.0, 2: 2.0, 3: 50.0})
+    assert (result.mean, result.n) == (5.0, 2)
+    assert result.half == pytest.approx(12.706205 * np.sqrt(8) / np.sqrt(2), rel=1e-6)
     alone = statistics.compare({0: 1.0}, {0: 2.0})
     assert (alone.mean, alone.n) == (-1.0, 1) and np.isnan([alone.half, alone.p_difference, alone.p_equality]).all()
     assert statistics.compare({0: 1.0}, {}) is None
@@ -230,23 +230,23 @@ def test_pairs_only_over_common_seeds():
 def test_both_tests_are_those_of_scipy(mean, spread, n):
     g = np.random.default_rng([n, int(1000 * spread)])
     other = g.uniform(80, 90, n)
-    one = other + mean + spread * g.standard_normal(n)
-    found = statistics.compare(dict(enumerate(one)), dict(enumerate(other)), 0.5)
-    assert found.p_difference == pytest.approx(ttest_rel(one, other).pvalue, rel=1e-8)
-    above = ttest_1samp(one - other, -0.5, alternative="greater").pvalue
-    below = ttest_1samp(one - other, 0.5, alternative="less").pvalue
-    assert found.p_equality == pytest.approx(max(above, below), rel=1e-8)
-    for half, level in ((found.half, 0.95), (found.half_90, 0.90)):
-        interval = ttest_rel(one, other).confidence_interval(level)
-        assert (found.mean - half, found.mean + half) == pytest.approx((interval.low, interval.high))
+    single = other + mean + spread * g.standard_normal(n)
+    result = statistics.compare(dict(enumerate(single)), dict(enumerate(other)), 0.5)
+    assert result.p_difference == pytest.approx(ttest_rel(single, other).pvalue, rel=1e-8)
+    above = ttest_1samp(single - other, -0.5, alternative="greater").pvalue
+    below = ttest_1samp(single - other, 0.5, alternative="less").pvalue
+    assert result.p_equality == pytest.approx(max(above, below), rel=1e-8)
+    for half, level in ((result.half, 0.95), (result.half_90, 0.90)):
+        interval = ttest_rel(single, other).confidence_interval(level)
+        assert (result.mean - half, result.mean + half) == pytest.approx((interval.low, interval.high))
     # the interval and the test say the same
-    assert (found.p_equality < 0.05) == (-0.5 < found.mean - found.half_90 and found.mean + found.half_90 < 0.5)
+    assert (result.p_equality < 0.05) == (-0.5 < result.mean - result.half_90 and result.mean + result.half_90 < 0.5)
 
 
 def test_seeds_that_all_agree():
     def of(difference):
-        found = statistics.compare({s: 90.0 + difference for s in range(8)}, {s: 90.0 for s in range(8)})
-        return found.p_difference, found.p_equality
+        result = statistics.compare({s: 90.0 + difference for s in range(8)}, {s: 90.0 for s in range(8)})
+        return result.p_difference, result.p_equality
 
     assert (of(0.0), of(0.25), of(-0.25), of(0.5), of(1.0)) == ((1, 0), (0, 0), (0, 0), (0, 1), (0, 1))
 
@@ -291,9 +291,9 @@ def test_equality_is_claimed_where_it_is_shown(tmp_path):
         "128": "undecided",
         "256": "lower",
     }
-    found = list(tables.differences(experiment, "inn", "l_relu_enn").values())
+    result = list(tables.differences(experiment, "inn", "l_relu_enn").values())
     for column, which in ((5, "p_difference"), (6, "p_equality")):
-        adjusted = statistics.holm([getattr(paired, which) for paired in found])
+        adjusted = statistics.holm([getattr(paired, which) for paired in result])
         assert [row[column] for row in table.rows] == [f"{p:.2g}" for p in adjusted]
     assert "over the 5 rows" in table.note and table.rows[0][2] == "8"
     wide = {row[0]: row[-1] for row in tables.equality_table(experiment, margin=3.0).rows}

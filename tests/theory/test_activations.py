@@ -113,8 +113,8 @@ def test_a_derivative_wrong_in_places_or_in_no_mean_is_refused_with_both_numbers
 
 def test_a_derivative_right_to_rounding_is_accepted():
     right = gaussian_moments(TANH, 1.0)
-    found = gaussian_moments(Activation("w", torch.tanh, lambda x: (1 + 1e-12) * TANH.derivative(x)), 1.0)
-    assert found.d1 == pytest.approx(right.d1, rel=1e-11) and not found.jumps
+    result = gaussian_moments(Activation("w", torch.tanh, lambda x: (1 + 1e-12) * TANH.derivative(x)), 1.0)
+    assert result.d1 == pytest.approx(right.d1, rel=1e-11) and not result.jumps
     # torch's softplus has a jump of 2e-9 at 20
     assert not gaussian_moments(from_function(torch.nn.functional.softplus), 10.0).jumps
 

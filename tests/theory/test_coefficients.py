@@ -72,8 +72,8 @@ def expansion(entry, tau0=TAU0):
     return c1, c2, c3
 
 
-def check(found, expected, tolerance=2e-3):
-    for value, reference in zip(found, expected):
+def check(result, expected, tolerance=2e-3):
+    for value, reference in zip(result, expected):
         assert value == pytest.approx(reference, rel=tolerance, abs=1e-6)
 
 

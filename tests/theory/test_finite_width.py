@@ -35,12 +35,12 @@ from tests.helpers.sampled_networks import sampled
 )
 def test_fluctuation_is_that_of_sampled_networks(name, kernel, trained, family):
     m, draws = 64, 2000
-    found = match(ACTIVATIONS[name], 0.2, 0.9, kernel, family, trained)
-    off, on = fluctuation(found.layers, 0.9, found.trained)
-    entries = sampled(found.layers, 0.9, m, draws, found.trained) / found.achieved.diag
+    result = match(ACTIVATIONS[name], 0.2, 0.9, kernel, family, trained)
+    off, on = fluctuation(result.layers, 0.9, result.trained)
+    entries = sampled(result.layers, 0.9, m, draws, result.trained) / result.achieved.diag
     assert m * np.mean(entries[:, 0] ** 2) == pytest.approx(off, rel=0.16)
     assert m * np.var(entries[:, 1]) == pytest.approx(on, rel=0.16)
-    assert found.fluctuation == off + on
+    assert result.fluctuation == off + on
 
 
 @pytest.mark.slow
@@ -70,11 +70,11 @@ def test_the_papers_root_has_the_least_fluctuation():
 @pytest.mark.slow
 def test_the_match_taken_is_the_nearest_beyond_the_four_coefficients(name, sigma_a2, kernel, family):
     """No number of kinks, no knee, no share of layer 1, no sign of r_2 comes nearer, by the public functions."""
-    found, activation = match(ACTIVATIONS[name], sigma_a2, kernel=kernel, family=family), ACTIVATIONS[name]
-    assert len(found.layers) == 2
+    result, activation = match(ACTIVATIONS[name], sigma_a2, kernel=kernel, family=family), ACTIVATIONS[name]
+    assert len(result.layers) == 2
     goal = norm_sensitivity.implicit_response(activation, sigma_a2, 1.0, kernel)
-    place = equations.Place(found.trained, 2)
-    scaled = tuple(place.c1 * value for value in equations.scale_free(found.target, 1.0))
+    place = equations.Place(result.trained, 2)
+    scaled = tuple(place.c1 * value for value in equations.scale_free(result.target, 1.0))
     others = []
     for ramps in (1, 2, 3, 4) if family == "piecewise" else (1,):
         for first, second in itertools.product(curved_layers.bases_of(family, ramps), repeat=2):
@@ -82,22 +82,22 @@ def test_the_match_taken_is_the_nearest_beyond_the_four_coefficients(name, sigma
                 (q1, r1, q2, r2_squared), *_ = equations.curve(place, first, second, scaled, share)
                 for sign in (1, -1) if r2_squared >= 0 else ():
                     layers, _ = equations.build(
-                        place, [first, second], [q1, q2], [r1, sign * math.sqrt(r2_squared)], found.target, 1.0
+                        place, [first, second], [q1, q2], [r1, sign * math.sqrt(r2_squared)], result.target, 1.0
                     )
                     if not others:
                         assert residual(activation, sigma_a2, 1.0, kernel, "aAB", layers) < 1e-12
-                    u, v = norm_sensitivity.explicit_response(layers, 1.0, found.trained)
+                    u, v = norm_sensitivity.explicit_response(layers, 1.0, result.trained)
                     others.append(math.hypot(u - goal[0], 4 * (v - goal[1])))
-    assert len(others) >= 6 and found.mismatch <= min(others) + 1e-9 and max(others) > min(others) + 0.02
+    assert len(others) >= 6 and result.mismatch <= min(others) + 1e-9 and max(others) > min(others) + 0.02
 
 
 def test_layers_are_centred_at_their_input_scales():
-    found, tau = match(ACTIVATIONS["swish"], 0.2, 0.7, "ntk"), 0.7
-    for layer in found.layers:
+    result, tau = match(ACTIVATIONS["swish"], 0.2, 0.7, "ntk"), 0.7
+    for layer in result.layers:
         kinks = [k / tau for k in layer.kinks]
         assert abs(expectation(lambda x: layer.fn(tau * x), kinks)) < 1e-14
         tau = math.sqrt(expectation(lambda x: layer.fn(tau * x) ** 2, kinks))
-    assert astuple(explicit_ntk(found.layers, 0.7)) == astuple(found.achieved)
+    assert astuple(explicit_ntk(result.layers, 0.7)) == astuple(result.achieved)
 
 
 # ---------------------------------------------------------------------------------------------------------------

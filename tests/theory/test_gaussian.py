@@ -36,10 +36,10 @@ def test_kinks_declared_or_not_are_exact_to_1e_12():
 @pytest.mark.parametrize("place", [0.0, 0.4])
 def test_a_narrow_peak_at_0_or_at_a_kink_is_seen(scale, place):
     # integral of sech^2 = 2; the density varies by place * pi/(12 scale^2), relatively
-    found = expectation(lambda x: 1 - torch.tanh(scale * (x - place)) ** 2, (place,))
+    result = expectation(lambda x: 1 - torch.tanh(scale * (x - place)) ** 2, (place,))
     density = math.exp(-(place**2) / 2) / math.sqrt(2 * math.pi)
     second_order = density * (place**2 - 1) / 2 * math.pi**2 / 6 / scale**3
-    assert found == pytest.approx(2 * density / scale + second_order, rel=1e-6, abs=1e-12)
+    assert result == pytest.approx(2 * density / scale + second_order, rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ def test_t_and_T_are_unbiased_and_the_plug_in_is_not():
     truth = draws(1)[0][2]
     t, T, plug_in = [], [], []
     for X, y, _ in draws(60):
-        found = estimate_statistics(X, y)
-        t.append(found.t)
-        T.append(found.T)
+        result = estimate_statistics(X, y)
+        t.append(result.t)
+        T.append(result.T)
         covariances = [P * torch.cov(X[y == a].T) for a in (0, 1)]
         plug_in.append(torch.tensor([torch.trace(C @ C).item() / P for C in covariances]))
     t, T, plug_in = map(torch.stack, (t, T, plug_in))
@@ -42,13 +42,13 @@ def test_t_and_T_are_unbiased_and_the_plug_in_is_not():
 
 def test_psi_membership_and_scale():
     X, y, truth = draws(1)[0]
-    found = estimate_statistics(X, y)
-    assert torch.equal(found.J, truth.J) and found.tau0 == estimate_tau0(X)
+    result = estimate_statistics(X, y)
+    assert torch.equal(result.J, truth.J) and result.tau0 == estimate_tau0(X)
     for a in (0, 1):
-        assert found.psi[y == a].mean().abs() < 1e-14
+        assert result.psi[y == a].mean().abs() < 1e-14
     # centring by the sample's own mean moves psi by O(1/n_a) of its spread and its class mean
-    difference = found.psi - truth.psi
-    assert difference.std() < 0.35 * truth.psi.std() and found.psi.std().item() == pytest.approx(
+    difference = result.psi - truth.psi
+    assert difference.std() < 0.35 * truth.psi.std() and result.psi.std().item() == pytest.approx(
         truth.psi.std().item(), rel=0.1
     )
 

@@ -73,29 +73,29 @@ def test_a_deq_as_it_was_drawn_is_not_looked_at(blobs):
 
 @pytest.mark.slow
 def test_weights_that_hardly_moved_have_the_verdict_of_random_ones(blobs):
-    found = api.verdict(trained(blobs, 2, 0.05), *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
-    assert not found.drift["left"] and found.drift["sigma_a2"] == pytest.approx(0.2, rel=0.2)
-    assert "cannot be told from random ones" in found.reason[0] and "at initialisation" in found.reason[0]
-    assert found.candidates[0].distance["ck"]["relative"] > 0 and found.settings["sigma_a2"] == 0.2
+    outcome = api.verdict(trained(blobs, 2, 0.05), *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
+    assert not outcome.drift["left"] and outcome.drift["sigma_a2"] == pytest.approx(0.2, rel=0.2)
+    assert "cannot be told from random ones" in outcome.reason[0] and "at initialisation" in outcome.reason[0]
+    assert outcome.candidates[0].distance["ck"]["relative"] > 0 and outcome.settings["sigma_a2"] == 0.2
 
 
 @pytest.mark.slow
 def test_weights_that_have_moved_have_a_measured_loss(blobs, moved):
     (X, y), deq = blobs, moved
-    found = api.verdict(
+    outcome = api.verdict(
         deq, X[:600], y[:600], held=(X[600:], y[600:]), budget=1.0, tolerance=4.0, clock=Ticks(), solver=Picard()
     )
-    assert found.drift["left"] and "have left the random regime" in found.reason[0]
-    assert found.deq["held"] == 300
-    assert found.deq["accuracy"] == pytest.approx(100 * (deq(X[600:]).argmax(1) == y[600:]).double().mean().item())
-    best = found.candidates[0]
-    assert best.replacement.chosen_by == max(one.replacement.chosen_by for one in found.candidates)
+    assert outcome.drift["left"] and "have left the random regime" in outcome.reason[0]
+    assert outcome.deq["held"] == 300
+    assert outcome.deq["accuracy"] == pytest.approx(100 * (deq(X[600:]).argmax(1) == y[600:]).double().mean().item())
+    best = outcome.candidates[0]
+    assert best.replacement.chosen_by == max(candidate.replacement.chosen_by for candidate in outcome.candidates)
     low, high = best.loss_interval
-    assert found.answer == ("replace" if high < 4 else "keep" if low > 4 else "undecided")
-    assert (found.chosen is best) == (found.answer == "replace")
-    read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert outcome.answer == ("replace" if high < 4 else "keep" if low > 4 else "undecided")
+    assert (outcome.chosen is best) == (outcome.answer == "replace")
+    read = json.loads(json.dumps(outcome.to_dict(), allow_nan=False))
     assert read["candidates"][0]["agreement"] == best.replacement.agreement and read["drift"]["left"]
-    assert best.name in found.table() and found.answer in found.table() and best.cost["inference"] > 0
+    assert best.name in outcome.table() and outcome.answer in outcome.table() and best.cost["inference"] > 0
 
 
 @pytest.mark.slow
@@ -105,8 +105,8 @@ def test_the_answer_follows_the_interval_of_the_best(few_candidates, blobs, move
     making.run()
     for interval, answer in (((-1.0, 3.9), "replace"), ((4.1, 9.0), "keep"), ((3.0, 5.0), "undecided")):
         making.losses.replacements[0].loss_interval = interval
-        found = making.conclude()
-        assert found.answer == answer and (found.chosen is None) == (answer != "replace")
+        outcome = making.conclude()
+        assert outcome.answer == answer and (outcome.chosen is None) == (answer != "replace")
 
 
 @pytest.mark.slow
@@ -120,15 +120,15 @@ def test_modules_of_other_makers(few_candidates, blobs):
         (Module(torch.nn.Tanh(), bias=True), "it has a bias"),
         (Module(torch.relu, bias=False), "its activation is not centred"),
     ):
-        found = verdict(module, X, y)
-        assert why in found.reason[0] and found.candidates[0].replacement
-        assert len(found.table().splitlines()) > 4
+        outcome = verdict(module, X, y)
+        assert why in outcome.reason[0] and outcome.candidates[0].replacement
+        assert len(outcome.table().splitlines()) > 4
     # scaled samples and a scaled B are the same network
     module = Module(torch.nn.Tanh(), bias=False)
     module.B.weight.data.mul_(10)
     again = verdict(module, X / 10, y)
-    one, other = (found.candidates[0].distance["ck"]["relative"] for found in (first, again))
-    assert one == pytest.approx(other, rel=1e-4)
+    candidate, other = (outcome.candidates[0].distance["ck"]["relative"] for outcome in (first, again))
+    assert candidate == pytest.approx(other, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -136,17 +136,17 @@ def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
     """A shift ends after so many steps; its entries in random places make circles, in which the state grows."""
     module = Module(torch.relu, bias=False)
     module.A.weight.data.copy_(torch.diag(torch.full((31,), 1.5), 1))
-    found = api.verdict(module, *blobs, budget=1.0, clock=Ticks())
-    assert found.drift["left"] and not found.drift["settle"] and "they have no equilibrium" in found.reason[0]
-    assert found.settings["sigma_a2"] > 2 and {one.kind for one in found.candidates} == {"plain"}
-    json.dumps(found.to_dict(), allow_nan=False)
-    write(found.to_dict(), tmp_path)
+    outcome = api.verdict(module, *blobs, budget=1.0, clock=Ticks())
+    assert outcome.drift["left"] and not outcome.drift["settle"] and "they have no equilibrium" in outcome.reason[0]
+    assert outcome.settings["sigma_a2"] > 2 and {candidate.kind for candidate in outcome.candidates} == {"plain"}
+    json.dumps(outcome.to_dict(), allow_nan=False)
+    write(outcome.to_dict(), tmp_path)
 
 
 @pytest.mark.slow
 def test_without_labels_the_deqs_classes_are_followed(few_candidates, blobs, moved):
-    found = api.verdict(moved, blobs[0], budget=1.0, clock=Ticks())
-    assert "no labels" in " ".join(found.reason) and found.deq["accuracy"] == 100
+    outcome = api.verdict(moved, blobs[0], budget=1.0, clock=Ticks())
+    assert "no labels" in " ".join(outcome.reason) and outcome.deq["accuracy"] == 100
 
 
 @pytest.mark.parametrize(
@@ -228,23 +228,23 @@ def test_a_large_gain_is_an_alarm_and_no_recommendation(few_candidates, blobs, m
     best = making.losses.replacements[0]
     for loss, interval, answer in ((-53.0, (-55.0, -51.0), "undecided"), (-3.0, (-4.0, -2.0), "replace")):
         best.loss, best.loss_interval = loss, interval
-        found = making.conclude()
-        assert found.answer == answer and ("an alarm" in " ".join(found.reason)) == (answer == "undecided")
+        outcome = making.conclude()
+        assert outcome.answer == answer and ("an alarm" in " ".join(outcome.reason)) == (answer == "undecided")
 
 
 @pytest.mark.slow
 def test_what_is_exported_is_what_was_measured(few_candidates, blobs, moved, tmp_path):
     (X, y), held = (blobs[0][:600], blobs[1][:600]), (blobs[0][600:], blobs[1][600:])
-    found = api.verdict(moved, X, y, held=held, budget=1.0, tolerance=4.9, clock=Ticks(), solver=Picard())
-    assert found.answer == "replace"
-    found = pickle.loads(pickle.dumps(found))
-    found.export(tmp_path / "enn.pt", torch.full((20,), 0.5), 2.0)
+    outcome = api.verdict(moved, X, y, held=held, budget=1.0, tolerance=4.9, clock=Ticks(), solver=Picard())
+    assert outcome.answer == "replace"
+    outcome = pickle.loads(pickle.dumps(outcome))
+    outcome.export(tmp_path / "enn.pt", torch.full((20,), 0.5), 2.0)
     with torch.no_grad():
         says = rebuild(tmp_path / "enn.pt")(2 * held[0] + 0.5).argmax(1)
-    assert 100 * (says == held[1]).double().mean().item() == pytest.approx(found.chosen.replacement.first_accuracy)
-    found.answer, found.chosen = "keep", None
+    assert 100 * (says == held[1]).double().mean().item() == pytest.approx(outcome.chosen.replacement.first_accuracy)
+    outcome.answer, outcome.chosen = "keep", None
     with pytest.raises(ValueError, match="other.pt is not written: the answer is keep"):
-        found.export(tmp_path / "other.pt")
+        outcome.export(tmp_path / "other.pt")
 
 
 @pytest.mark.slow
@@ -253,9 +253,9 @@ def test_the_network_of_a_module_with_random_weights_takes_its_samples(few_candi
     X, y = blobs
     making = begin(Module(torch.nn.Tanh(), bias=False), X, y, budget=1.0, tolerance=50.0, clock=Ticks())
     making.run()
-    found = making.conclude()
-    assert found.answer == "replace" and making.as_random is not None
-    written = pickle.loads(pickle.dumps(found))
+    outcome = making.conclude()
+    assert outcome.answer == "replace" and making.as_random is not None
+    written = pickle.loads(pickle.dumps(outcome))
     assert written.maker.samples is None
     written.export(tmp_path / "enn.pt")
     enn, readout = written.maker.fitted
@@ -304,17 +304,17 @@ def test_a_checkpoint_is_judged_and_its_replacement_written(files, tmp_path, cap
     out = "--output_path", str(tmp_path), "--export", str(tmp_path / "enn.pt")
     command(files, "--checkpoint", str(checkpoint), "--budget", "1s", "--tolerance", "90", *out)
     said = capsys.readouterr().out
-    found = json.loads((tmp_path / "verdict.json").read_text())
-    assert found["answer"] == "replace" and f"exported {found['chosen']}" in said
+    outcome = json.loads((tmp_path / "verdict.json").read_text())
+    assert outcome["answer"] == "replace" and f"exported {outcome['chosen']}" in said
     names = {path.name for path in tmp_path.iterdir()}
     assert {"verdict.png", "verdict.html", "enn.pt", "enn.json", "enn.pt2"} <= names
     raw = np.load(folder / "data.npz")
     program = torch.export.load(tmp_path / "enn.pt2").module()
     with torch.no_grad():
         classes = program(torch.from_numpy(raw["X_test"])).argmax(1).numpy()
-    chosen = next(one for one in found["candidates"] if one["name"] == found["chosen"])
-    assert found["form"] == "steps"  # measured on these very samples, or on as many of them as there was time for
-    whole = found["settings"]["held"] == len(raw["y_test"])
+    chosen = next(candidate for candidate in outcome["candidates"] if candidate["name"] == outcome["chosen"])
+    assert outcome["form"] == "steps"  # measured on these very samples, or on as many of them as there was time for
+    whole = outcome["settings"]["held"] == len(raw["y_test"])
     assert 100 * (classes == raw["y_test"]).mean() == pytest.approx(chosen["accuracy"], abs=1e-3 if whole else 10)
     assert (classes == raw["y_test"]).mean() > 0.6
 
@@ -324,8 +324,8 @@ def test_the_network_of_an_untrained_deq_is_written_for_rows_as_they_are(no_page
     folder, _ = files
     out = "--output_path", str(tmp_path), "--export", str(tmp_path / "new" / "enn.pt")
     command(files, "--dim", "64", "--budget", "1s", "--tolerance", "50", *out)
-    found = json.loads((tmp_path / "verdict.json").read_text())
-    assert found["answer"] == "replace" and found["chosen"] in capsys.readouterr().out
+    outcome = json.loads((tmp_path / "verdict.json").read_text())
+    assert outcome["answer"] == "replace" and outcome["chosen"] in capsys.readouterr().out
     raw = np.load(folder / "data.npz")
     with torch.no_grad():
         classes = rebuild(tmp_path / "new" / "enn.pt")(torch.from_numpy(raw["X_test"])).argmax(1).numpy()

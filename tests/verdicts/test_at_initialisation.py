@@ -25,30 +25,30 @@ from tests.conftest import Ticks
 
 
 @pytest.fixture(scope="module")
-def found(deq, blobs):
+def outcome(deq, blobs):
     return api.verdict(deq, *blobs, budget=1.0, tolerance=5.0, clock=Ticks())
 
 
-def test_what_a_verdict_holds(found, blobs):
-    assert found.answer in ("replace", "keep", "undecided") and all(found.reason)
-    names = [one.name for one in found.candidates]
+def test_what_a_verdict_holds(outcome, blobs):
+    assert outcome.answer in ("replace", "keep", "undecided") and all(outcome.reason)
+    names = [single.name for single in outcome.candidates]
     assert "matched ck: 1 hard_tanh" in names and "plain, depth 3" in names and len(set(names)) == len(names)
-    for one in found.candidates:
-        low, high = one.loss_interval
-        assert low < one.loss < high
+    for single in outcome.candidates:
+        low, high = single.loss_interval
+        assert low < single.loss < high
         for kernel in ("ck", "ntk"):
-            d = one.distance[kernel]
+            d = single.distance[kernel]
             assert 0 <= d["with_factor"] <= d["relative"] + 1e-12 and d["factor"] > 0
-        assert 0 <= one.alignment <= 1 and 0 <= one.infinite["accuracy"] <= 1
-        assert one.infinite["interval"][0] <= one.infinite["difference"] <= one.infinite["interval"][1]
-        enn = one.build(20, 16, 3, seed=5)
-        assert isinstance(enn, ENN) and len(enn.weights) == one.depth == len(one.layers)
+        assert 0 <= single.alignment <= 1 and 0 <= single.infinite["accuracy"] <= 1
+        assert single.infinite["interval"][0] <= single.infinite["difference"] <= single.infinite["interval"][1]
+        enn = single.build(20, 16, 3, seed=5)
+        assert isinstance(enn, ENN) and len(enn.weights) == single.depth == len(single.layers)
         assert torch.equal(enn.weights[0], DEQ(ACTIVATIONS["tanh"], 20, 16, 3, 0.2, seed=5).B)
-    matched = next(one for one in found.candidates if one.name == "matched ck: 1 hard_tanh")
-    plain = next(one for one in found.candidates if one.name == "plain, depth 3")
+    matched = next(single for single in outcome.candidates if single.name == "matched ck: 1 hard_tanh")
+    plain = next(single for single in outcome.candidates if single.name == "plain, depth 3")
     assert matched.distance["ck"]["relative"] < plain.distance["ck"]["relative"] / 5
-    assert found.settings["n"] == 600 and found.settings["width"] == 64 and found.settings["classes"] == 3
-    assert not found.drift
+    assert outcome.settings["n"] == 600 and outcome.settings["width"] == 64 and outcome.settings["classes"] == 3
+    assert not outcome.drift
 
 
 def test_what_only_a_trained_deq_needs_is_said_to_be_unused(deq, blobs):
@@ -70,12 +70,12 @@ def test_what_is_exported_has_the_labels_that_the_verdict_was_given(deq, blobs, 
     assert rebuild(tmp_path / "own.pt").labels == ("a", "c", "d")
 
 
-def test_a_verdict_is_ready_for_json_and_for_a_terminal(found):
-    read = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert read["answer"] == found.answer and len(read["candidates"]) == len(found.candidates)
+def test_a_verdict_is_ready_for_json_and_for_a_terminal(outcome):
+    read = json.loads(json.dumps(outcome.to_dict(), allow_nan=False))
+    assert read["answer"] == outcome.answer and len(read["candidates"]) == len(outcome.candidates)
     assert {p["width"] for p in read["candidates"][0]["measured"]} >= {"inf", 32}
-    table = found.table()
-    assert all(one.name in table for one in found.candidates) and found.answer in table
+    table = outcome.table()
+    assert all(single.name in table for single in outcome.candidates) and outcome.answer in table
     assert max(map(len, table.splitlines()[:-1])) <= 132
 
 
@@ -105,16 +105,16 @@ def test_a_budget_is_kept_where_kernels_take_long(columns, labels):
 
 @pytest.mark.slow
 def test_without_labels_the_kernels_decide(deq, blobs):
-    found = api.verdict(deq, blobs[0], budget=0.5, clock=Ticks())
-    assert found.answer == "replace" and found.chosen.distance["ck"]["with_factor"] < decision.NEAR
-    assert "no labels" in " ".join(found.reason) and found.chosen.loss is None
-    json.dumps(found.to_dict(), allow_nan=False)
+    outcome = api.verdict(deq, blobs[0], budget=0.5, clock=Ticks())
+    assert outcome.answer == "replace" and outcome.chosen.distance["ck"]["with_factor"] < decision.NEAR
+    assert "no labels" in " ".join(outcome.reason) and outcome.chosen.loss is None
+    json.dumps(outcome.to_dict(), allow_nan=False)
 
 
 def candidate(name, depth, mean, low, high):
-    one = Candidate(name, "plain", None, None, depth, (), 1.0, None, {"ck": {"with_factor": 0.1}})
-    one.interval = Interval(mean, low, high)
-    return one
+    single = Candidate(name, "plain", None, None, depth, (), 1.0, None, {"ck": {"with_factor": 0.1}})
+    single.interval = Interval(mean, low, high)
+    return single
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def judged(deq, blobs, monkeypatch):
                 "interval": lambda *_: Interval(20.0, 19.0, 21.0),  # what the DEQ gains on the commonest class
             },
         )()
-        monkeypatch.setattr(work, "_interval", lambda one, of=None: one.interval)
+        monkeypatch.setattr(work, "_interval", lambda single, of=None: single.interval)
         return work
 
     return judge
@@ -155,16 +155,16 @@ def test_a_deq_that_has_an_equilibrium_at_some_seeds_is_judged_by_those(judged):
 
 @pytest.mark.slow
 def test_a_deq_without_an_equilibrium_at_its_width_has_a_verdict(tmp_path, blobs):
-    found = api.verdict(DEQ(ACTIVATIONS["erf"], 20, 16, 3, 0.99), *blobs, budget=1.0)
-    draws = found.deq["draws"]
+    outcome = api.verdict(DEQ(ACTIVATIONS["erf"], 20, 16, 3, 0.99), *blobs, budget=1.0)
+    draws = outcome.deq["draws"]
     assert draws["width"] == 16 and 1 <= draws["drawn"] == draws["without_equilibrium"] <= measurements.DRAWS
-    assert found.answer == "undecided" and found.chosen is None
+    assert outcome.answer == "undecided" and outcome.chosen is None
     said = f"no equilibrium at width 16 ({draws['drawn']} of {draws['drawn']} draws"
-    assert said in found.reason[0] and "--dim" in found.reason[0] and "--asquare" in found.reason[0]
-    for one in found.candidates:
-        assert one.loss is None and one.infinite and one.distance["ck"]["relative"] > 0
-    assert said in found.table()
-    numbers = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert said in outcome.reason[0] and "--dim" in outcome.reason[0] and "--asquare" in outcome.reason[0]
+    for single in outcome.candidates:
+        assert single.loss is None and single.infinite and single.distance["ck"]["relative"] > 0
+    assert said in outcome.table()
+    numbers = json.loads(json.dumps(outcome.to_dict(), allow_nan=False))
     pages = [path.read_text() for path in map(Path, write(numbers, tmp_path)) if path.suffix == ".html"]
     assert said in pages[0]
 

@@ -17,12 +17,12 @@ from tests.conftest import Ticks
 
 def test_candidates_of_a_relu_deq():
     deq = DEQ(ACTIVATIONS["relu"], 5, 8, 2, 0.2)
-    found, refused = candidates.networks(deq, 1.0)
-    by_name = {network.name: network for network in found}
-    assert len(by_name) == len(found)
-    roots = [network for network in found if network.family == "l_relu"]
+    result, refused = candidates.networks(deq, 1.0)
+    by_name = {network.name: network for network in result}
+    assert len(by_name) == len(result)
+    roots = [network for network in result if network.family == "l_relu"]
     assert len(roots) == 2 and {"ck hard_tanh", "ntk l_relu"} <= set(refused)
-    for network in found:
+    for network in result:
         assert network.build(5, 8, 2).coefficients.diag > 0
         if network.kernel == "ck":
             achieved = network.build(5, 8, 2).coefficients
@@ -30,7 +30,7 @@ def test_candidates_of_a_relu_deq():
                 [deq.coefficients.diag, deq.coefficients.c1, deq.coefficients.c2, deq.coefficients.c3], rel=1e-9
             )
     assert roots[0].layers[0].slopes != pytest.approx(roots[1].layers[0].slopes, abs=0.1)
-    assert [network.depth for network in found if network.kind == "plain"] == [1, 2, 3]
+    assert [network.depth for network in result if network.kind == "plain"] == [1, 2, 3]
     assert torch.equal(
         by_name["plain, depth 1"].build(5, 8, 2, seed=3).weights[0], DEQ(ACTIVATIONS["relu"], 5, 8, 2, 0.2, seed=3).B
     )

@@ -93,9 +93,9 @@ DRIFT = {
 
 
 def trained():
-    found = copy.deepcopy(FOUND) | {"drift": DRIFT, "applies": {}}
-    found["candidates"] = [
-        one
+    result = copy.deepcopy(FOUND) | {"drift": DRIFT, "applies": {}}
+    result["candidates"] = [
+        single
         | {
             "distance": None,
             "infinite": None,
@@ -104,22 +104,22 @@ def trained():
             "accuracy": 80.12,
             "agreement": 95.67,
         }
-        for one in found["candidates"]
+        for single in result["candidates"]
     ]
-    return found
+    return result
 
 
 def cells(html):
     return [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", html)]
 
 
-def figure_of(found, monkeypatch, tmp_path):
+def figure_of(result, monkeypatch, tmp_path):
     """The matplotlib figure that is drawn, laid out."""
     kept = []
     monkeypatch.setattr(
         verdict_figure, "save", lambda figure, path, **_: (figure.draw_without_rendering(), kept.append(figure))
     )
-    assert draw(found, tmp_path / "x.png")
+    assert draw(result, tmp_path / "x.png")
     return kept[0]
 
 
@@ -192,8 +192,8 @@ def test_the_intervals_of_one_draw_are_shown_to_their_ends(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_nothing_in_the_figure_lies_on_something_else(tmp_path, monkeypatch):
-    for found in (FOUND, trained()):
-        figure = figure_of(found, monkeypatch, tmp_path)
+    for result in (FOUND, trained()):
+        figure = figure_of(result, monkeypatch, tmp_path)
         texts = [
             text for ax in figure.axes for text in (*ax.get_yticklabels(), ax.xaxis.label, ax.title) if text.get_text()
         ] + [text for legend in figure.legends for text in legend.get_texts()]
@@ -241,20 +241,20 @@ def test_whatever_is_known_has_a_page(tmp_path):
         ("infinite",),
         ("distance",),
     ):
-        found = copy.deepcopy(FOUND)
-        for one in found["candidates"]:
-            one |= dict.fromkeys(keys)
-        found["settings"]["classes"] = None
-        html = re.sub(r"base64,[^\"]*", "", write(found, tmp_path / "b")[-1].read_text())
+        result = copy.deepcopy(FOUND)
+        for single in result["candidates"]:
+            single |= dict.fromkeys(keys)
+        result["settings"]["classes"] = None
+        html = re.sub(r"base64,[^\"]*", "", write(result, tmp_path / "b")[-1].read_text())
         assert "plain, depth 1" in html and "no labels" in html and "None" not in html and "nan" not in html
 
 
 @pytest.mark.slow
 def test_of_many_candidates_the_best_are_drawn(tmp_path, monkeypatch):
-    found = copy.deepcopy(FOUND)
-    found["candidates"] = [candidate(f"n{i}", "plain", 20.0 - i) for i in range(30)] + [candidate("it", "plain", 99.0)]
-    found["chosen"] = "it"
-    figure = figure_of(found, monkeypatch, tmp_path)
+    result = copy.deepcopy(FOUND)
+    result["candidates"] = [candidate(f"n{i}", "plain", 20.0 - i) for i in range(30)] + [candidate("it", "plain", 99.0)]
+    result["chosen"] = "it"
+    figure = figure_of(result, monkeypatch, tmp_path)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == [f"n{i}" for i in range(19, 30)] + ["it"]
 

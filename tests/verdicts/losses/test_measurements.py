@@ -24,38 +24,38 @@ def test_the_measured_loss_is_that_of_exact_readouts(deq, blobs):
 
     X, y = blobs
     train, test = (X[:300], y[:300]), (X[300:], y[300:])
-    found = [one for one in candidates.networks(deq, 1.0)[0] if one.name == "plain, depth 3"]
+    result = [candidate for candidate in candidates.networks(deq, 1.0)[0] if candidate.name == "plain, depth 3"]
     taken = measurements.Measurements(
-        deq, found, *train, torch.randperm(300, generator=generator("order")), torch.arange(300), 3
+        deq, result, *train, torch.randperm(300, generator=generator("order")), torch.arange(300), 3
     )
     losses = []
     for seed in range(12):
         taken.measure(16, 300)
-        networks = DEQ(ACTIVATIONS["tanh"], 20, 16, 3, 0.2, seed=seed), found[0].build(20, 16, 3, seed)
+        networks = DEQ(ACTIVATIONS["tanh"], 20, 16, 3, 0.2, seed=seed), result[0].build(20, 16, 3, seed)
         right = [(solve(n, *train, 3)[0].predict(n, test[0]).mean.argmax(1) == test[1]).double() for n in networks]
         losses.append(100 * (right[0] - right[1]).mean().item())
-    (point,) = taken.points(found[0].name)
+    (point,) = taken.points(result[0].name)
     assert point.seeds == 12 and point.loss > 3  # three layers of 16 units lose much
     error = math.sqrt(point.of_samples + point.of_seeds + np.var(losses) / 11)
     assert error < 2 and abs(point.loss - np.mean(losses)) < 2.5 * error
-    interval = taken.posterior(found[0].name, 16).interval()
+    interval = taken.posterior(result[0].name, 16).interval()
     assert interval.low < np.mean(losses) + 2 * error and interval.high > np.mean(losses) - 2 * error
 
 
 def test_a_pass_that_takes_too_long_makes_do_with_less(deq, blobs):
     """Each look at the clock takes a second."""
     X, y = blobs
-    found, _ = candidates.networks(deq, 1.0)
+    result, _ = candidates.networks(deq, 1.0)
     now = iter(range(1000))
     taken = measurements.Measurements(
-        deq, found, X.repeat(4, 1), y.repeat(4), torch.arange(2400), torch.arange(2400), 3, clock=lambda: next(now)
+        deq, result, X.repeat(4, 1), y.repeat(4), torch.arange(2400), torch.arange(2400), 3, clock=lambda: next(now)
     )
     taken.deadline = 5
     taken.measure(16, 2400)
     (width, count), networks = *taken.passes.keys(), *taken.passes.values()
     assert width == 16 and 512 <= count < 2400 and count % measurements.BATCH == 0
-    assert 1 <= len(networks) < len(found)
-    assert len(taken.points(found[0].name)) == 1 and taken.points(found[-1].name) == []
+    assert 1 <= len(networks) < len(result)
+    assert len(taken.points(result[0].name)) == 1 and taken.points(result[-1].name) == []
 
 
 @pytest.mark.slow
@@ -68,8 +68,8 @@ def test_a_narrow_width_without_an_equilibrium_is_passed_over(few_candidates, de
         return measure(self, width, *rest)
 
     monkeypatch.setattr(measurements.Measurements, "measure", fails_at_32)
-    found = api.verdict(deq, *blobs, budget=1.0, clock=Ticks())
-    assert {point.width for point in found.candidates[0].measured} >= {64} and found.settings["samples"] > 0
+    result = api.verdict(deq, *blobs, budget=1.0, clock=Ticks())
+    assert {point.width for point in result.candidates[0].measured} >= {64} and result.settings["samples"] > 0
 
 
 @pytest.mark.slow
@@ -87,9 +87,9 @@ def test_seeds_without_an_equilibrium_are_told_and_passed_over(blobs):
             pass
     expected = set()
     for seed in range(first, first + tries):
-        one = DEQ(ACTIVATIONS["relu"], 20, 16, 3, 0.9, seed=seed, solver=measurements.SOLVER)
+        candidate = DEQ(ACTIVATIONS["relu"], 20, 16, 3, 0.9, seed=seed, solver=measurements.SOLVER)
         try:
-            one.features(X)
+            candidate.features(X)
         except ConvergenceError:
             expected.add(seed)
     assert taken.drawn[16] == set(range(first, first + tries)) and taken.failed[16] == expected

@@ -20,19 +20,19 @@ def test_the_error_of_a_measurement_is_that_of_repetitions():
         lean = 0.10 * rng.normal(size=n) + 0.032 * rng.normal(size=(seeds, 1)) + 0.02
         draw = rng.uniform(size=(seeds, n))
         differences = np.where(draw < 0.2 + lean / 2, 1, np.where(draw > 0.8 + lean / 2, -1, 0))
-        found = measured(64, differences, np.arange(n))
-        losses.append(found.loss)
-        claimed.append(found.of_samples + found.of_seeds)
+        result = measured(64, differences, np.arange(n))
+        losses.append(result.loss)
+        claimed.append(result.of_samples + result.of_seeds)
     assert np.var(losses) == pytest.approx(np.mean(claimed), rel=0.2)
 
 
 def test_copies_of_a_sample_count_as_one():
     rng = np.random.default_rng(0)
     differences = rng.integers(-1, 2, size=(1, 500))
-    one = measured(64, differences, np.arange(500))
+    candidate = measured(64, differences, np.arange(500))
     four = measured(64, np.tile(differences, 4), np.tile(np.arange(500), 4))
-    assert four.loss == one.loss and four.of_samples == pytest.approx(one.of_samples, rel=0.05)
-    assert measured(64, np.tile(differences, 4), np.arange(2000)).of_samples < 0.3 * one.of_samples
+    assert four.loss == candidate.loss and four.of_samples == pytest.approx(candidate.of_samples, rel=0.05)
+    assert measured(64, np.tile(differences, 4), np.arange(2000)).of_samples < 0.3 * candidate.of_samples
 
 
 def test_copies_do_not_make_draws_of_the_weights_spread():
@@ -64,9 +64,9 @@ def test_the_posterior_is_that_of_a_joint_gaussian():
     """One amplitude, against the conditional distribution written out."""
     constants = Discrepancy(spread=1e-3, floor=0.0, shared=0.0, relative=0.0, dependence=1.3)
     points = [point(64, 1000, 0.8, 0.3), point(256, 4000, 0.2), point(math.inf, 500, -0.1, 0.2, apart=1.0)]
-    found = Posterior(points, 1024, 4000, constants)
+    result = Posterior(points, 1024, 4000, constants)
     at = [(math.log(1 + c / m), math.log(c)) for m, c in [(1024, 4000), (64, 1000), (256, 4000), (math.inf, 500)]]
-    d = np.array([found.apart, 5, 5, 1])
+    d = np.array([result.apart, 5, 5, 1])
     K = (
         np.array(
             [
@@ -79,16 +79,16 @@ def test_the_posterior_is_that_of_a_joint_gaussian():
     )
     noise = np.diag([1.3 * p.of_samples + p.of_seeds for p in points])  # left out, they share the other samples
     gain = np.linalg.solve(K[1:, 1:] + noise, K[1:, 0])
-    interval = found.interval()
+    interval = result.interval()
     deviation, mean = math.sqrt(K[0, 0] - gain @ K[1:, 0]), gain @ [0.8, 0.2, -0.1]
     assert interval.mean == pytest.approx(mean)
     # d is not known at the target: a lognormal factor, of which many are drawn
-    spread, rng = math.sqrt(found.log_variance), np.random.default_rng(0)
+    spread, rng = math.sqrt(result.log_variance), np.random.default_rng(0)
     factor = np.exp(spread * rng.normal(size=400_000) - spread**2 / 2)
     losses = factor * rng.normal(mean, deviation, 400_000)
     assert 0.1 < spread < 0.8
     assert (interval.low, interval.high) == pytest.approx(np.quantile(losses, [0.05, 0.95]), abs=0.02)
-    assert found.variance_given(points) == pytest.approx(found.variance) == pytest.approx(losses.var(), rel=0.02)
+    assert result.variance_given(points) == pytest.approx(result.variance) == pytest.approx(losses.var(), rel=0.02)
 
 
 @pytest.mark.slow

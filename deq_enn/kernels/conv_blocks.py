@@ -152,7 +152,7 @@ class PixelwisePairs:
             g, dg = conv_values(problem, rho, terms.fill(problem, rows, cols)[:4])
             return g, dg
         g, dg = torch.empty_like(rho), torch.empty_like(rho)
-        if not self.series:
+        if not isinstance(self.pair, Series):
             return self._closed(rows, cols, rho.double().clamp_(-1, 1), g, dg)
         for place, p in np.ndenumerate(rows.pixels):
             tile = rho[place].double().clamp_(-1, 1)

@@ -130,7 +130,10 @@ class _Explicit(ConvBlocks):
 class _Injected(ConvBlocks):
     """This is the network of `injected_kernels`, with psi(x) = phi(x) - slope x."""
 
-    local = False
+    @property
+    def local(self) -> bool:
+        """Tells the same as for any network; here it does not, as a step reaches the whole image."""
+        return False
 
     def __init__(self, images, activation, slope, taps, rates, steps, padding, readout, other):
         super().__init__(images, other, padding, readout)

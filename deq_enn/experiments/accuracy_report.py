@@ -108,8 +108,9 @@ def entry_looks(arguments: Namespace, entries: Iterable[str]) -> dict[str, dict[
         model, _, depth = network.partition(" ")
         colour, line, label = looks.get(model, ("C2", "-", model))
         if depth:
-            depths[model] = depths.get(model, 2) + 1
-            colour, label = f"C{depths[model]}", f"{label}, {depth} layer{'s' * (depth != '1')}"
+            depths[model] = depths.get(model, -1) + 1
+            others = [f"C{k}" for k in range(3, 10) if f"C{k}" != colour]  # than its family's
+            colour, label = others[depths[model] % len(others)], f"{label}, {depth} layer{'s' * (depth != '1')}"
         if stopped:
             colour, line, label = f"C{3 + number % 7}", "-.", f"{label}, {stopped}"
         drawn[name] = curve_look(colour, line, label)

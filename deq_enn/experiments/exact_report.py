@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Place = tuple[Any, int]  # width and training size
 Runs = dict[str, dict[Place, list[tuple[Config, dict]]]]  # by entry and place, the runs of all seeds
 
+MARKERS = {"-": "o", "--": "s", ":": "^", "-.": "D"}  # of a point, by the line that a curve would have
+
 # name in the logs: head, factor and format in the table, in the order of `machines.scores.score`
 SCORES = {
     "test_accuracy": ("accuracy %", 100, ".2f"),
@@ -186,4 +188,4 @@ def _draw_curve(ax, runs_at: list, xs: list, look: dict[str, Any]) -> None:
 def _draw_point(ax, runs: list, x: int, look: dict[str, Any], n_test: int) -> None:
     mean, _ = mean_std([record["test_accuracy"] for _, record in runs])
     half = Z_95 * math.sqrt(mean * (1 - mean) / n_test)
-    ax.errorbar(x, 100 * mean, 100 * half, marker="o", **look | {"linestyle": "none"})
+    ax.errorbar(x, 100 * mean, 100 * half, marker=MARKERS[look["linestyle"]], **look | {"linestyle": "none"})

@@ -5,12 +5,14 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from deq_enn.experiments import command, exact_grid, exact_report
+from deq_enn.experiments.accuracy_report import entry_looks
 from deq_enn.machines import block_rows, run
 from deq_enn.machines.copies import find_duplicate
 from deq_enn.machines.regression import one_hot_targets
@@ -347,3 +349,14 @@ def test_the_table_has_ck_before_ntk_and_networks_in_order():
     assert [kernel for kernel, _, _ in places] == ["ck"] * 5 + ["ntk"] * 5
     networks = ["deq", "matched_enn", "unmatched_enn 1", "unmatched_enn 2", "unmatched_enn 3"]
     assert [network for _, _, network in places] == 2 * networks
+
+
+def test_no_two_networks_of_a_figure_look_alike():
+    """Also as points, which have no lines: conv_deq, its match and three depths had too few looks."""
+    arguments = SimpleNamespace(activation="relu", match="ck")
+    for family in (("conv_deq", "matched_conv_enn", "plain_conv"), ("deq", "matched_enn", "unmatched_enn")):
+        names = [*family[:2], *(f"{family[2]} {depth}" for depth in (1, 2, 3))]
+        looks = entry_looks(arguments, names).values()
+        assert len({(look["color"], exact_report.MARKERS[look["linestyle"]]) for look in looks}) == 5
+        plain = [look["color"] for look in looks][2:]
+        assert len({*plain, next(iter(looks))["color"]}) == 4

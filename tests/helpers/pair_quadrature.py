@@ -69,7 +69,7 @@ BY_HAND = {  # apart from gaussian_integration
     "hardtanh": (lambda x: np.clip(x, -1, 1), lambda x: 1.0 * (abs(x) < 1)),
     "erf": (erf, lambda x: 2 / math.sqrt(math.pi) * np.exp(-x * x)),
     "sin": (np.sin, np.cos),
-    "tanh": (np.tanh, lambda x: 1 / np.cosh(x) ** 2),
+    "tanh": (np.tanh, lambda x: 1 / np.cosh(np.clip(x, -350, 350)) ** 2),
     "swish": (lambda x: x / (1 + np.exp(-x)), lambda x: (1 + x / (1 + np.exp(x))) / (1 + np.exp(-x))),
     "elu": (lambda x: np.where(x > 0, x, np.expm1(x)), lambda x: np.where(x > 0, 1, np.exp(x))),
     "selu": (lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)), None),

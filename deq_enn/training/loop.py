@@ -64,7 +64,8 @@ def extract_features(
     """Returns features (n, m) of X (n, p), and the most solver iterations that a batch took.
 
     They are computed in batches that stay in cache, each on a thread of its own: threads that share a product wait for
-    one another, and where another program keeps a core busy that takes far longer than the product.
+    one another, and where another program keeps a core busy that takes far longer than the product. The feature maps of
+    convolutions are too large for a batch a thread, and have all threads for each.
     """
     out = torch.empty(len(X), model.readout.in_features, device=device)
     iterations = [0]
@@ -80,7 +81,11 @@ def extract_features(
 
     batches = [(slice(start, start + batch_size),) for start in range(0, len(X), batch_size)]
     with tqdm(total=len(batches), desc="features", leave=False, disable=None, delay=1) as bar, torch.no_grad():
-        for_each(features_of, batches, torch.device(device))
+        if any(weight.ndim > 2 for weight in model.parameters()):
+            for batch in batches:
+                features_of(*batch)
+        else:
+            for_each(features_of, batches, torch.device(device))
     return out, max(iterations)
 
 

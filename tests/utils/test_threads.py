@@ -1,9 +1,12 @@
 """Small steps take one of torch's threads, and large ones all of them."""
 
+import time
+
 import pytest
 import torch
 
 from deq_enn.data.datasets import Dataset
+from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.pcdeq import build_pcdeq
 from deq_enn.training.loop import FullTask, ReadoutTask, extract_features
@@ -52,6 +55,23 @@ def test_features_are_those_of_the_network_each_batch_on_one_thread(two_threads)
         torch.testing.assert_close(F[rows], deq.features(X[rows]), rtol=1e-4, atol=1e-6)
         iterations.append(deq.fixed_point.iterations)
     assert most == max(iterations) > min(iterations)
+
+
+def test_convolutions_have_the_maps_of_one_batch_at_a_time(two_threads):
+    at_work, seen = [], []
+
+    class Watched(ConvDEQ):
+        def features(self, x):
+            at_work.append(1)
+            seen.append((len(at_work), torch.get_num_threads()))
+            time.sleep(0.02)
+            value = super().features(x)
+            at_work.pop()
+            return value
+
+    deq = Watched("relu", (1, 4, 4), 2, 2, sigma_a2=0.2)
+    extract_features(deq, torch.randn(40, 1, 4, 4), batch_size=10)
+    assert seen == [(1, 2)] * 4
 
 
 def test_torch_has_its_threads_again_after_a_failure(two_threads):

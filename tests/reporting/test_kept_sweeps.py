@@ -46,10 +46,11 @@ def test_the_accuracies_at_own_rates_are_those_of_the_kept_logs(tmp_path):
         assert row(*cells) in PAGE, cells
 
 
-def test_the_table_with_every_weight_trained_is_that_of_the_kept_logs(tmp_path):
-    with tarfile.open(LOGS / "fashion_mnist-full-one-rate.tar.xz") as packed:
+@pytest.mark.parametrize("rate", ["one", "own"])
+def test_the_table_with_every_weight_trained_is_that_of_the_kept_logs(tmp_path, rate):
+    with tarfile.open(LOGS / f"fashion_mnist-full-{rate}-rate.tar.xz") as packed:
         packed.extractall(tmp_path, filter="data")
-    [experiment] = logs.load([tmp_path / "fashion_mnist-full-one-rate"])
+    [experiment] = logs.load([tmp_path / f"fashion_mnist-full-{rate}-rate"])
     places = {
         "DEQ": "deq-{}",
         "NTK match": "matched_enn-{}-ntk",

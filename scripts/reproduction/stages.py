@@ -37,12 +37,12 @@ FIGURES = {
     "cifar10_matching": (330, None, "cifar10"),
     "any_activation_matching": (250, None, "gmm"),
     "matching_map": (120, None, "gmm"),
-    "pcdeq_convergence": (60, 30, "mnist"),
-    "training_dynamics": (2400, 40, "mnist"),
+    "pcdeq_convergence": (60, 16, "mnist"),
+    "training_dynamics": (2400, 24, "mnist"),
     "steps": (120, None, "mnist"),
-    "conv_mixture": (30, 5, "gmm"),
+    "conv_mixture": (30, 4, "gmm"),
     "conv_matching": (300, None, "mnist"),
-    "resolvent_network": (120, 20, "mnist"),
+    "resolvent_network": (120, 8, "mnist"),
 }
 FIGURE_FLAGS = {"conv_matching": ["--dataset", "mnist", "mixture"]}
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")

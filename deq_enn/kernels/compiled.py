@@ -63,10 +63,7 @@ def library() -> Any | None:
     try:
         try:
             return _built(compiler, _cache_folder())
-        except (
-            OSError,
-            RuntimeError,
-        ):  # nothing can be written there, or it is not known, or nothing is loaded from it
+        except (OSError, RuntimeError):  # it is not known, or cannot be written to or loaded from
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 return _built(compiler, Path(folder))  # what is loaded stays when its file goes
     except (OSError, AttributeError, subprocess.SubprocessError) as error:

@@ -132,7 +132,7 @@ class _Injected(ConvBlocks):
 
     @property
     def local(self) -> bool:
-        """Tells the same as for any network; here it does not, as a step reaches the whole image."""
+        """Tells that it does not: a step reaches the whole image."""
         return False
 
     def __init__(self, images, activation, slope, taps, rates, steps, padding, readout, other):

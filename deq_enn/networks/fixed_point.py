@@ -184,7 +184,7 @@ def _differentiable_adjoint(owner, f, gradient, z, *args):
 
 
 def _tangent(owner, f, z, args, tangents):
-    """The derivative of z where the args move along the tangents (None: not at all), itself differentiable.
+    """Returns the derivative of z where the args move along the tangents (None: not at all), itself differentiable.
 
     It is the fixed point v = (df/dz) v + (df/dargs) tangents.
     """

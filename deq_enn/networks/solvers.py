@@ -1,4 +1,4 @@
-"""Solvers of fixed points z = f(z), which know nothing of gradients.
+"""Fixed points z = f(z) are solved for here; nothing is known of gradients.
 
 A solver is a small frozen object with `solve(f, z0) -> Solution`. `fixed_point` differentiates what it finds.
 

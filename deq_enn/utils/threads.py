@@ -1,4 +1,4 @@
-"""How many of its threads torch takes: where steps are small, one."""
+"""Torch takes one of its threads where steps are small, as others would wait for one another."""
 
 import functools
 from collections.abc import Callable, Iterator

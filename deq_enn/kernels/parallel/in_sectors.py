@@ -1,4 +1,4 @@
-"""Moments between nearly parallel samples, by quadrature in polar coordinates: for what has a kink at 0 at most.
+"""Nearly parallel samples have moments by quadrature in polar coordinates, if f has a kink at 0 at most.
 
 For (u, v) with v = sign v', where u and v' have scales a and b and the angle theta between them,
 

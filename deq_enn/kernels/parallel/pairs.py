@@ -60,7 +60,7 @@ class Moments:
 
     @property
     def cost(self) -> float:
-        """Returns that of a pair by a closed form in units of 0.1 ms, or 0 where there is none."""
+        """Returns the time that a pair takes by a closed form, in units of 0.1 ms, or 0 where there is none."""
         if self.activation.slopes:
             return 0.03 * len(self.activation.slopes) ** 2
         return 2.0 * len(self.activation.kinks) ** 2 if self.closed else 0.0

@@ -59,9 +59,8 @@ def pieces_of(activation: Activation, scale: float) -> Pieces | None:
     middle = x.shape[1] // 2
     own = slopes[:, middle] - curvature * x[:, middle]  # where the piece's line is at 0
     size = slopes.abs().max()
-    if not bool(
-        ((slopes - own[:, None] - curvature[:, None] * x).abs() <= ROUNDING * size).all()
-    ):  # NaN is not, either
+    off = (slopes - own[:, None] - curvature[:, None] * x).abs().max()
+    if not bool(off <= ROUNDING * size):  # NaN is not, either
         return None
     left = values - own[:, None] * x - curvature[:, None] * x * x / 2
     constant, ends = left[:, middle], torch.tensor(kinks, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The loss of a network in the place of a DEQ, with its interval, predicted from small measurements of it.
+"""The loss of a network in the place of a DEQ is predicted here, with its interval, from small measurements of it.
 
 The loss is the accuracy of the DEQ less that of the network, in percentage points, each with its ridge readout, in
 expectation over the seeds of the weights. It is measured by leave-one-out (`machines.leave_one_out`) at widths m and
@@ -54,7 +54,7 @@ AMPLITUDES = np.arange(-3, 4)  # powers of two of the mixture's amplitudes, abou
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean of a loss, and the quantiles low and high that hold it with probability LEVEL."""
+    """This has the mean of a loss, and the quantiles low and high that hold it with probability LEVEL."""
 
     mean: float
     low: float
@@ -73,7 +73,7 @@ def correlation(a: np.ndarray, b: np.ndarray, constants: Discrepancy) -> np.ndar
 
 
 def _error_covariance(points, constants):
-    """The covariance of the measurements' errors: a part of the samples that all share, the rest, and the seeds.
+    """Returns the covariance of the errors: a part of the samples that all share, the rest of them, and the seeds.
 
     Measurements of the user's own draw share the rest and the seed as well, as they are of the same weights, and of the
     first only what averaging over seeds does not reduce.
@@ -119,7 +119,7 @@ def expected_apart(points: list[Measured], width: float, count: int, constants: 
 
 
 class Posterior:
-    """The distribution of the loss at a width and number of samples, given measurements at others.
+    """This is the distribution of the loss at a width and number of samples, given measurements at others.
 
     Without measurements it is the prior. It is a mixture of Gaussians, one for each amplitude.
 
@@ -154,12 +154,12 @@ class Posterior:
         self.weights = np.exp(log_weights - self.log_evidence)
 
     def _log_apart(self, points):
-        """Those of `log_apart`; where the draw that is asked for was measured, its own d counts."""
+        """Returns what `log_apart` does; where the draw that is asked for was measured, its own d counts."""
         own = [p for p in points if p.own and p.width == self.target[0]] if self.draw else []
         return log_apart(own or points, *self.target, self.constants)
 
     def _variance_of_draw(self, points):
-        """The variance over draws of the weights, as a share of d^2 that is that of the nearest measurement."""
+        """Returns the variance over draws of the weights, as a share of d^2 that is that of the nearest measurement."""
         if all(math.isinf(p.width) for p in points):
             return (self.constants.seeds * self.apart) ** 2
         own = [p for p in points if p.own and p.width == self.target[0]]
@@ -167,7 +167,7 @@ class Posterior:
         return closest.of_one_seed * (self.apart / closest.apart) ** 2
 
     def _factors_of_apart(self):
-        """Lognormal factors of mean 1 by which d may differ from what is expected (5,), and their probabilities."""
+        """Returns lognormal factors of mean 1 by which d may be off its expectation (5,), and their probabilities."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(5)
         return np.exp(math.sqrt(self.log_variance) * nodes - self.log_variance / 2), weights / weights.sum()
 
@@ -184,7 +184,7 @@ class Posterior:
         return [(np.linalg.cholesky(a2 * among + errors), a2 * across + of_draw) for a2 in self.amplitudes2]
 
     def _of_own_draw(self, points):
-        """The covariance of the points and the target that comes from their being of the same draw."""
+        """Returns the covariance of the points and the target that comes from their being of the same draw."""
         width, count = self.target
         return np.array(
             [

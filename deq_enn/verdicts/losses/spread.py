@@ -1,4 +1,4 @@
-"""How far draws of the weights spread about their mean, where what is seen of it holds the noise of the samples too.
+"""This estimates how far draws of the weights spread, where what is seen of it holds the noise of the samples too.
 
 The means of S draws, each over the same n samples, vary by the spread of the draws, whose variance B is asked for, and
 by what the samples add to each mean, whose expected variance N is known. With few samples, or many copies, N is many

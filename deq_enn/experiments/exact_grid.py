@@ -94,7 +94,9 @@ class ExactGrid(Grid):
         state = files.restore("cpu") if a.resume else None
         if state:
             self._write_predicted(config, state["predicted"], team)
+        if state or files.history and log_path(config, a.output_path, "predicted").exists():
             return files.result()
+        files.history.clear()  # of logs without the predictions: they are made again
         files.note(
             "run",
             config=config.record(),

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -212,6 +213,21 @@ def test_a_killed_run_goes_on_from_its_finished_tiles(data, tmp_path, capsys, mo
     written.clear()
     call(tmp_path / "killed", data, *flags, "--train_size", 400)
     assert written == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("lost", ["weights", "weights and predictions"])
+def test_a_finished_run_is_taken_from_its_logs(data, tmp_path, monkeypatch, lost):
+    flags = "--train", "ridge", "--model", "inn", "--dim", 16, "--resume"
+    call(tmp_path, data, *flags)
+    kept = {file: file.read_bytes() for file in (tmp_path / "out").glob("*.json")}
+    shutil.rmtree(tmp_path / "save")
+    if "predictions" in lost:
+        (tmp_path / "out" / "16_predicted_inn-ridge_npz.json").unlink()
+    else:
+        monkeypatch.delattr(exact_grid.RidgeGrid, "solve")
+    for _ in range(2):
+        call(tmp_path, data, *flags)
+        assert {file: file.read_bytes() for file in (tmp_path / "out").glob("*.json")} == kept
 
 
 def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(data, tmp_path, capsys, monkeypatch):

@@ -17,7 +17,7 @@ class _Folder(Mapping[str, np.ndarray]):
     """The `.npy` files of a folder by their names, each read when it is asked for."""
 
     def __init__(self, folder: Path):
-        self.files = {file.stem: file for file in sorted(folder.glob("*.npy"))}
+        self.files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".npy"}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.load(self.files[name], allow_pickle=False)
@@ -38,9 +38,9 @@ def open_arrays(path: Path | str) -> Iterator[Mapping[str, np.ndarray]]:
             raise DataError(f"{path}: no such file or folder; give {KINDS}")
         if path.is_dir():
             yield _folder(path)
-        elif path.suffix == ".csv":
+        elif path.suffix.lower() == ".csv":
             yield dict(zip(("X", "y"), read_csv(path)))
-        elif path.suffix == ".npy":
+        elif path.suffix.lower() == ".npy":
             yield _Folder(path.parent)
         else:
             with open(path, "rb") as file:

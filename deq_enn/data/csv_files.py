@@ -28,7 +28,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
         first, second = next(rows, []), next(rows, [])
         if len(first) < 2 or not second:
             raise DataError(f"{path}: a table with two or more columns and rows, separated by commas, is needed")
-        header = _header(first, second)
+        header = _header(path, first, second)
         names = [name.strip() for name in first] if header else [str(column) for column in range(len(first))]
         label, features = _columns(names, header)
         labels = _labels(path, names, label, header)
@@ -49,7 +49,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
 
 def _separator(path: Path) -> str:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        line = file.readline()
+        line = next((line for line in file if line.strip()), "")
     return max(",;\t", key=line.count)
 
 
@@ -61,11 +61,22 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _header(first: list[str], second: list[str]) -> bool:
-    """Returns whether the first row has names: one that labels have, or text above a number."""
-    return any(cell.strip().lower() in LABELS for cell in first) or any(
-        _is_number(below) and not _is_number(cell) for cell, below in zip(first, second)
-    )
+def _header(path: Path, first: list[str], second: list[str]) -> bool:
+    """Returns whether the first row has names: one that labels have, or text above a number.
+
+    A name such as y that comes again in its column is a label itself, of y and n.
+    """
+    columns = list(enumerate(zip(first, second)))
+    if any(_is_number(below) and not _is_number(cell) for _, (cell, below) in columns):
+        return True
+    named = [column for column, (cell, _) in columns if cell.strip().lower() in LABELS]
+    return any(not _comes_again(path, column, first[column]) for column in named)
+
+
+def _comes_again(path: Path, column: int, cell: str) -> bool:
+    rows = _rows(path)
+    next(rows)
+    return any(row[column].strip() == cell.strip() for row in rows if len(row) > column)
 
 
 def _columns(names: list[str], header: bool) -> tuple[int, list[int]]:
@@ -94,6 +105,8 @@ def _labels(path: Path, names: list[str], label: int, header: bool) -> np.ndarra
     labels = np.array(cells[int(header) :])
     try:
         return labels.astype(np.int64)
+    except OverflowError:  # numbers of twenty digits, which are names
+        return labels
     except ValueError:
         return labels.astype(np.float64) if all(map(_is_number, np.unique(labels))) else labels
 
@@ -102,15 +115,10 @@ def _numbers(path: Path, names: list[str], features: list[int], header: bool) ->
     """Returns the columns of the features."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
+            if header:
+                next(row for row in csv.reader(file, delimiter=_separator(path)) if row)  # it may have several lines
             return np.loadtxt(
-                file,
-                np.float32,
-                comments=None,
-                delimiter=_separator(path),
-                quotechar='"',
-                skiprows=int(header),
-                usecols=features,
-                ndmin=2,
+                file, np.float32, comments=None, delimiter=_separator(path), quotechar='"', usecols=features, ndmin=2
             )
     except ValueError:
         _refuse(path, names, features, header)

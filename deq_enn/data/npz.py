@@ -155,7 +155,7 @@ def _keys(path: Path | str, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]
     """Returns the names that this file has: of training rows and labels, and of the test set if it may have one."""
     path = Path(path)
     known = (*NAMES, *WHOLE)
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         known = tuple(keys for keys in known if path.stem in keys)
         if not known:
             raise DataError(f"{path}: call it X.npy and its labels y.npy, or X_train.npy, y_train.npy and so on")

@@ -117,8 +117,8 @@ def step_count(text: str) -> int:
 
 
 def class_label(text: str) -> int | str:
-    """Reads the label of a class, a whole number or a name."""
-    return int(text) if text.isdecimal() else text
+    """Reads the label of a class, a whole number such as -1 or a name."""
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def activation_name(text: str) -> str:
@@ -236,7 +236,7 @@ def check_data_flags(parser: argparse.ArgumentParser, arguments: argparse.Namesp
     a = arguments
     if a.dataset == "npz" and not a.dataset_path:
         parser.error("argument --dataset_path: the npz dataset needs the path of a .npz, .npy or .csv file")
-    if a.dataset == "gmm" and str(a.dataset_path or "").endswith(OWN_FILES):
+    if a.dataset == "gmm" and str(a.dataset_path or "").lower().endswith(OWN_FILES):
         parser.error(f"argument --dataset_path: a Gaussian mixture reads no file; for {a.dataset_path}: --dataset npz")
     for flag, owner in (("preset", "gmm"), ("vgg_path", "cifar10")):
         if getattr(a, flag) is not None and a.dataset != owner:

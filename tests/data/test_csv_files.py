@@ -22,6 +22,8 @@ ROWS = "5.1,3.5,setosa\n4.9,3,virginica\n1e-3,-2,setosa\n"
         ("a;b;target\n" + ROWS.replace(",", ";"), "column 'target'"),
         ('"a","b, in cm","label"\n' + ROWS.replace("setosa", '"setosa"'), "column 'label'"),
         (ROWS.replace("\n", "\r\n") + "\r\n", "column 3"),
+        ("\n\na;b;target\n" + ROWS.replace(",", ";"), "column 'target'"),
+        ('a,"b,\nin cm",label\n' + ROWS, "column 'label'"),
     ],
 )
 def test_forms_of_one_table(tmp_path, text, words):
@@ -30,6 +32,18 @@ def test_forms_of_one_table(tmp_path, text, words):
         X, y = read_csv(tmp_path / "a.csv")
     assert X.dtype == np.float32 and np.array_equal(X, np.float32([[5.1, 3.5], [4.9, 3], [1e-3, -2]]))
     assert y.tolist() == ["setosa", "virginica", "setosa"]
+
+
+@pytest.mark.filterwarnings("ignore:.*labels are")
+def test_labels_that_look_like_something_else(tmp_path):
+    """The name of a column of labels is no name where it is a label itself, and long numbers are names."""
+    (tmp_path / "a.csv").write_text("1,2,y\n3,4,n\n5,6,y\n", encoding="utf-8")
+    X, y = read_csv(tmp_path / "a.csv")
+    assert X.tolist() == [[1, 2], [3, 4], [5, 6]] and y.tolist() == ["y", "n", "y"]
+    (tmp_path / "a.csv").write_text("0,1,y\n1,2,n\n3,4,n\n", encoding="utf-8")
+    assert read_csv(tmp_path / "a.csv")[1].tolist() == ["n", "n"]
+    (tmp_path / "a.csv").write_text("1,12345678901234567890\n2,12345678901234567891\n", encoding="utf-8")
+    assert read_csv(tmp_path / "a.csv")[1].tolist() == ["12345678901234567890", "12345678901234567891"]
 
 
 @pytest.mark.filterwarnings("ignore:.*labels are")

@@ -98,6 +98,17 @@ def test_the_log_has_the_mapping(tmp_path, capsys):
         assert [note["classes"] for note in notes if note["event"] == "run"] == [["virginica", "setosa"]]
 
 
+def test_ends_of_names_in_capitals(tmp_path, expected):
+    for key, array in dict(X_train=X, y_train=Y, X_test=X_TEST, y_test=Y_TEST).items():
+        np.save(tmp_path / key, array)
+        (tmp_path / f"{key}.npy").rename(tmp_path / f"{key}.NPY")
+    assert same(load_dataset("npz", tmp_path), expected)
+    assert same(load_dataset("npz", tmp_path / "X_train.NPY"), expected)
+    (tmp_path / "A.CSV").write_text("a,b,label\n1,2,0\n3,5,1\n", "utf-8")
+    with pytest.warns(UserWarning, match="column 'label'"):
+        assert load_training_set("npz", tmp_path / "A.CSV").classes == (0, 1)
+
+
 def test_npy_files_in_a_folder_and_beside_each_other(tmp_path, expected):
     for key, array in dict(X_train=X, y_train=Y, X_test=X_TEST, y_test=Y_TEST).items():
         np.save(tmp_path / key, array)

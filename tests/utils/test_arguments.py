@@ -5,7 +5,14 @@ import os
 
 import pytest
 
-from deq_enn.utils.arguments import OneLineParser, bounded_float, bounded_int, old_spelling, positive_int
+from deq_enn.utils.arguments import (
+    OneLineParser,
+    add_data_flags,
+    bounded_float,
+    bounded_int,
+    old_spelling,
+    positive_int,
+)
 
 
 @pytest.fixture
@@ -53,3 +60,9 @@ def test_whole_numbers_between_bounds(text):
     assert bounded_int(16, 30)("16") == 16 and bounded_int(16, 30)("30") == 30
     with pytest.raises(argparse.ArgumentTypeError, match="between 16 and 30"):
         bounded_int(16, 30)(text)
+
+
+def test_classes_are_whole_numbers_of_either_sign_or_names():
+    parser = OneLineParser(prog="NAME")
+    add_data_flags(parser.add_argument)
+    assert parser.parse_args(["--classes", "-1", "1", "cat", "-"]).classes == [-1, 1, "cat", "-"]

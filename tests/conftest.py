@@ -159,6 +159,16 @@ def small_npz(tmp_path_factory):
 
 
 @pytest.fixture
+def double_by_default():
+    """What users of double precision set: new tensors are float64 where nothing else is said."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def few_candidates(monkeypatch):
     """Verdicts on two matches and one plain network in the place of all candidates."""
     from deq_enn.verdicts import candidates

@@ -150,7 +150,8 @@ class Interpolated:
     def tile(self, rows: slice, cols: slice, kernel: str = "ck", out: torch.Tensor | None = None) -> torch.Tensor:
         """Returns the kernel at these rows and columns as `Blocks.tile` does, in float32."""
         rows, cols = (slice(*span.indices(size)[:2]) for span, size in zip((rows, cols), self.shape))
-        target = torch.empty(rows.stop - rows.start, cols.stop - cols.start, device=self.device) if out is None else out
+        shape = rows.stop - rows.start, cols.stop - cols.start
+        target = torch.empty(shape, dtype=torch.float32, device=self.device) if out is None else out
 
         def work(r, c):
             place = (slice(part.start - span.start, part.stop - span.start) for part, span in ((r, rows), (c, cols)))
@@ -230,6 +231,6 @@ class Interpolated:
             own.shape = height, width
             own.arrays = [
                 torch.empty(height, width, dtype=torch.float64, device=self.device),
-                *torch.empty(3, height, width, device=self.device),
+                *torch.empty(3, height, width, dtype=torch.float32, device=self.device),
             ]
         return own.arrays

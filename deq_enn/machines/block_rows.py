@@ -140,7 +140,7 @@ class FileRows:
 
     def read(self, i: int) -> torch.Tensor:
         """Returns block row i, read from the file; OSError where the file is cut short."""
-        values = torch.empty(self.layout.shape(i))
+        values = torch.empty(self.layout.shape(i), dtype=torch.float32)
         view, place = values.numpy().data.cast("B"), 4 * self.layout.offset(i)
         while len(view):
             if not (count := os.preadv(self._file, [view], place)):
@@ -222,7 +222,8 @@ def form(blocks: KernelTiles, kernel: str, rows: BlockRows, kept: FileRows | Non
 
 
 def _block_row(blocks, kernel, layout, i):
-    rows, values = layout.rows(i), torch.empty(layout.shape(i), device=device_of(blocks))
+    rows = layout.rows(i)
+    values = torch.empty(layout.shape(i), dtype=torch.float32, device=device_of(blocks))
     for c in _spans(0, rows.start):
         blocks.tile(rows, c, kernel, out=values[:, c])
     for r in _spans(rows.start, rows.stop, STRIP):  # the diagonal block is stored whole, but only half is computed
@@ -246,7 +247,8 @@ def rectangle(
     -------
     (K[rows] (r, n) float32, K[rows] @ weights (r, c) float64)
     """
-    values = torch.empty(rows.stop - rows.start, blocks.shape[1], device=device_of(blocks))
+    shape = rows.stop - rows.start, blocks.shape[1]
+    values = torch.empty(shape, dtype=torch.float32, device=device_of(blocks))
     product = torch.zeros(len(values), weights.shape[1], dtype=torch.float64, device=device_of(blocks))
     for c in _spans(0, blocks.shape[1]):
         tile = blocks.tile(rows, c, kernel)

@@ -198,14 +198,17 @@ def choose_ridge_shared(
     for i in range(part.layout.blocks):
         height, width = part.layout.shape(i)
         mine = i in rows.layout.owned
-        part.write(i, add_up(team, rows.read(i)[:height, :width].clone() if mine else torch.zeros(height, width)))
+        own = rows.read(i)[:height, :width].clone() if mine else torch.zeros(height, width, dtype=torch.float32)
+        part.write(i, add_up(team, own))
 
     def evaluate(some):
         # for each ridge: whether the kernel can be factorised, squared error, accuracy
         results = torch.zeros(len(some), 3, dtype=torch.float64)
         for k in team.share(range(len(some))):
             with contextlib.suppress(NotPositiveDefinite):
-                results[k] = torch.tensor([1, *held_out_errors(part, targets, some[k] * unit, first)])
+                results[k] = torch.tensor(
+                    [1, *held_out_errors(part, targets, some[k] * unit, first)], dtype=results.dtype
+                )
         return [
             {"ridge": ridge, "mse": mse, "accuracy": accuracy}
             for ridge, (done, mse, accuracy) in zip(some, add_up(team, results).tolist())

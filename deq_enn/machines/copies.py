@@ -151,8 +151,8 @@ def _lonely_pairs(rows, unit):
 
     A random projection keeps distances on the average, so that neighbours are found there and measured afterwards.
     """
-    projection = torch.randn(rows.shape[1], DIMENSIONS, generator=generator("near copies"))
-    shadow = (rows @ projection / math.sqrt(DIMENSIONS)).numpy()
+    projection = torch.randn(rows.shape[1], DIMENSIONS, generator=generator("near copies"), dtype=torch.float32)
+    shadow = (rows.float() @ projection / math.sqrt(DIMENSIONS)).numpy()
     distance, index = KDTree(shadow).query(
         shadow, NEIGHBOURS + 1, distance_upper_bound=FAR * unit, workers=torch.get_num_threads()
     )

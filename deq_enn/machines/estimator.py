@@ -139,7 +139,8 @@ class KernelMachine:
 
     def score(self, X: Any, y: Any) -> float:
         """Returns the accuracy on samples with these labels."""
-        return float((self.predict(X) == np.asarray(y)).mean())
+        predicted = self.predict(X)
+        return float((predicted == _labels(y, len(predicted))).mean())
 
     def _model(self) -> Any:
         given = [value for value in (self.network, self.layers, self.activation) if value is not None]
@@ -175,10 +176,18 @@ class KernelMachine:
         return self.machine_.predict(float32_blocks(self._model(), self.X_, X), double=len(self.X_) < INTERPOLATED)
 
 
+def _array(values: Any) -> np.ndarray:
+    """Returns an array, also of a tensor that has a graph, is on a GPU, or is of floats that NumPy lacks."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
+    return np.asarray(values)
+
+
 def _labels(y: Any, n: int) -> np.ndarray:
     if y is None:
         raise ValueError("KernelMachine requires y to be passed, but the target y is None")
-    labels = np.asarray(y)
+    labels = _array(y)
     if labels.shape == (n, 1):
         warnings.warn(
             "A column-vector y was passed when a 1d array was expected: it is taken as one label a row",
@@ -206,7 +215,7 @@ def _not_fitted(message: str) -> NotFitted:
 def _samples(X: Any) -> torch.Tensor:
     if hasattr(X, "toarray"):
         raise ValueError("X is sparse, and sparse input is not supported: give X.toarray()")
-    array = np.asarray(X)
+    array = _array(X)
     if array.ndim != 2:
         raise ValueError(f"X must be an (n, p) matrix, got shape {array.shape}. Reshape your data")
     for size, what in zip(array.shape, ("sample(s)", "feature(s)")):

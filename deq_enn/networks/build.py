@@ -46,7 +46,9 @@ def build_model(
     family: str = "auto",
     depth: int | None = None,
 ) -> DEQ | ENN:
-    """Builds one of `MODELS` or `GENERAL` for data of dimension p and scale tau_0, float32 on the CPU.
+    """Builds one of `MODELS` or `GENERAL` for data of dimension p and scale tau_0, on the CPU.
+
+    Its weights are of torch's default type, which is float32.
 
     Parameters
     ----------

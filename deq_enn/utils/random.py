@@ -1,6 +1,7 @@
 """Every random draw of the project comes from a generator that is named here by a tuple of seeds; so do weights."""
 
 import hashlib
+from collections.abc import Sequence
 from numbers import Integral
 
 import torch
@@ -16,11 +17,17 @@ def generator(*seeds: object) -> torch.Generator:
 def normal_weights(*shape: int, seed: tuple) -> nn.Parameter:
     """Draws a parameter of standard normal entries from the stream that the seed names.
 
+    They are drawn in float32 and then have torch's default type, so that a seed names one network whatever that is.
+
     Raises ValueError where a size, such as the width or the number of classes, is no whole number from 1 on.
     """
     if not all(isinstance(size, Integral) and size >= 1 for size in shape):
         raise ValueError(f"weights of shape {shape}: width, inputs and classes must be whole numbers from 1 on")
-    return nn.Parameter(torch.randn(*shape, generator=generator(*seed)))
+    return nn.Parameter(_drawn(shape, seed).to(torch.get_default_dtype()))
+
+
+def _drawn(shape: Sequence[int], seed: tuple) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(*seed), dtype=torch.float32)
 
 
 def drawn_readout(dim: int, n_classes: int, seed: int) -> nn.Linear:
@@ -34,6 +41,6 @@ def drawn_readout(dim: int, n_classes: int, seed: int) -> nn.Linear:
 def drawn_from(seed: int, weights: dict[str, torch.Tensor]) -> bool:
     """Tells whether these weights are those that the seed draws from the streams of their names."""
     return all(
-        torch.equal(weight.detach().cpu(), torch.randn(weight.shape, generator=generator(seed, name)).to(weight.dtype))
+        torch.equal(weight.detach().cpu(), _drawn(weight.shape, (seed, name)).to(weight.dtype))
         for name, weight in weights.items()
     )

@@ -98,3 +98,10 @@ def test_samples_without_copies_are_left_out_alone():
     X = torch.randn(500, 30, generator=generator("no copies"))
     result = repeated(X)
     assert result.samples == 0 and not result.recur and torch.equal(result.left_out, torch.arange(500))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_rows_of_any_floats(dtype):
+    X = torch.randn(60, 20, generator=generator("floats")).half().to(dtype)
+    X[40] = X[30] + 2**-8  # a near copy
+    assert repeated(X).first.tolist() == [*range(40), 30, *range(41, 60)]

@@ -104,3 +104,29 @@ def test_the_decision_of_two_classes_is_in_the_order_of_their_probabilities_and_
     assert np.allclose(odds, np.log(p[:, 1] / p[:, 0])) and ((odds > 0) == machine.predict(X)).all()
     alone = np.concatenate([machine.predict_proba(row[None]) for row in X])
     assert np.allclose(alone, p, rtol=1e-9, atol=1e-10)
+
+
+def test_tensors_are_taken_as_arrays_are():
+    X, y = samples()
+    expected = KernelMachine(activation="tanh", ridge=0.1).fit(X, y == "bee").decision_function(X)
+    tensors = torch.from_numpy(X).requires_grad_(), torch.from_numpy(y == "bee")
+    assert (KernelMachine(activation="tanh", ridge=0.1).fit(*tensors).decision_function(tensors[0]) == expected).all()
+    short = KernelMachine(activation="tanh", ridge=0.1).fit(tensors[0].bfloat16(), tensors[1])
+    assert np.abs(short.decision_function(X) - expected).max() < 0.1
+
+
+def test_the_score_is_that_of_one_label_a_row():
+    X, y = samples()
+    machine = KernelMachine(activation="tanh", ridge=0.1).fit(X, y)
+    with pytest.warns(UserWarning, match="column-vector"):
+        assert machine.score(X, y[:, None]) == machine.score(X, y)
+    with pytest.raises(ValueError, match="one label a row"):
+        machine.score(X, y[:1])
+
+
+@pytest.mark.parametrize("n", [60, pytest.param(2600, marks=pytest.mark.slow)])
+def test_torchs_default_type_changes_nothing(n, request):
+    X, y = samples(n)
+    expected = KernelMachine(activation="tanh", ridge=0.1).fit(X, y).decision_function(X[:20])
+    request.getfixturevalue("double_by_default")
+    assert (KernelMachine(activation="tanh", ridge=0.1).fit(X, y).decision_function(X[:20]) == expected).all()

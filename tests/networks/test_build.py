@@ -6,7 +6,7 @@ import torch
 from deq_enn.matching import two_layer_lrelu
 from deq_enn.names import MODELS
 from deq_enn.networks.build import build_model, matched_enn
-from deq_enn.networks.deq import DEQ
+from deq_enn.networks.deq import DEQ, as_drawn
 from deq_enn.networks.enn import ENN
 from deq_enn.networks.fixed_point import Anderson, ConvergenceError, Picard
 from deq_enn.networks.pcdeq import build_pcdeq
@@ -230,3 +230,13 @@ def test_a_network_without_units_inputs_or_classes_is_refused(size, value):
 def test_a_match_is_not_scaled_by_rows_of_another_length():
     with pytest.raises(ValueError, match=r"X must be an \(n, 12\) matrix, .* got shape \(64, 3\)"):
         matched_enn(DEQ("tanh", 12, 8, 2, 0.2), torch.randn(64, 3))
+
+
+def test_a_seed_names_one_network_whatever_torchs_default_type_is(double_by_default):
+    wide = DEQ("relu", 5, 16, 3, 0.2)
+    torch.set_default_dtype(torch.float32)
+    narrow = DEQ("relu", 5, 16, 3, 0.2)
+    assert wide.A.dtype == wide.readout.weight.dtype == torch.float64
+    assert all(torch.equal(a, b.double()) for a, b in zip(wide.parameters(), narrow.parameters()))
+    torch.set_default_dtype(torch.float64)
+    assert as_drawn(narrow) and as_drawn(wide)

@@ -217,6 +217,8 @@ class _Table:
 
     def at(self, rows):
         """Returns c_k(s)/s of these samples, (..., degree + 1)."""
+        if isinstance(rows, torch.Tensor):
+            rows = rows.cpu().numpy()  # NumPy takes a tensor of one index for a number
         piece, basis = self.piece[rows], self.basis[rows]
         out = np.empty((*piece.shape, self.coefficients[0].shape[1]))
         for number in np.unique(piece):

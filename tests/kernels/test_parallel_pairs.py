@@ -118,3 +118,9 @@ def test_entries_of_a_list_of_pairs_are_those_of_the_matrix(name):
     ):
         for kernel, whole in zip(("ck", "ntk"), blocks.both()):
             torch.testing.assert_close(blocks.entries(i, j, kernel), whole[i, j], rtol=1e-10, atol=1e-12)
+
+
+def test_a_list_of_one_pair_by_the_series():
+    X, row, column = two_class(20, generator("entries"))[0], torch.tensor([3]), torch.tensor([7])
+    for blocks in implicit_blocks(X, "tanh", SIGMA_A2), explicit_blocks(X, ["tanh"]):
+        torch.testing.assert_close(blocks.entries(row, column), blocks.both()[0][row, column], rtol=1e-10, atol=1e-12)

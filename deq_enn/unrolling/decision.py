@@ -10,10 +10,11 @@ predecessor failed: so tested, the chance that any of a kind is wrongly called g
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deq_enn.unrolling.result import KINDS, TIED, StepCandidate
+from deq_enn.unrolling.result import TIED, StepCandidate
 
 FASTER = 1.5  # the module's time over the network's, at least: to save less is not worth a rewriting
-TRAINED = "distilled", "explicit"  # kinds without which nothing is kept
+# kinds without which nothing is kept, in words
+TRAINED = {"distilled": "network distilled to a few steps", "explicit": "plain network"}
 ALARM = 5.0  # gain of a replacement, in points, from which on something else is wrong
 CHANCE = 2.0  # points above the most frequent class's share, below which a module has learnt nothing
 
@@ -59,12 +60,12 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
         return "replace", chosen, [*reason, sentence]
     best = min(faster, key=lambda c: c.interval[1])
     low = min(c.interval[0] for c in faster)
-    untrained = _untrained(faster, known)
+    untrained = _untrained(candidates, faster, known)
     if low > known.tolerance and not untrained:
-        sentence = (
-            f"Every one of the {len(faster)} faster networks, up to {max(c.k or 0 for c in faster)} of its own steps, "
-            f"loses more than {known.tolerance:g} points; the best: {_loses(best, known)}."
-        )
+        most = max(c.k or 0 for c in faster)
+        among = f", among them up to {most} of its own steps," if most else ""
+        who = f"All {len(faster)} faster networks{among} lose" if len(faster) > 1 else "The only faster network loses"
+        sentence = f"{who} more than {known.tolerance:g} points; the best: {_loses(best, known)}."
         return "keep", None, [*reason, sentence, *_almost(candidates, known)]
     if low > known.tolerance:
         return "undecided", None, [*reason, f"Nothing that was tried is good enough, but {untrained}."]
@@ -98,14 +99,18 @@ def _almost(candidates: list[StepCandidate], known: Known) -> list[str]:
     return [f"As good, but not {FASTER:g} times as fast: {best.name}.{_saves(best)}"]
 
 
-def _untrained(candidates: list[StepCandidate], known: Known) -> str | None:
-    """Says which networks had no time for their training; None where all had it."""
-    for kind in TRAINED:
-        passes = [c.passes for c in candidates if c.kind == kind]
-        if not passes:
-            return f"no {KINDS[kind]} was tried"
-        if max(passes) < known.passes:
-            return f"the longest training of a {KINDS[kind]} passed over the samples {max(passes):.1f} times"
+def _untrained(candidates: list[StepCandidate], faster: list[StepCandidate], known: Known) -> str | None:
+    """Says which networks had no time for their training; None where all had it, or are not among the faster ones.
+
+    Where one step is as good as the module, and not faster, no network is distilled to fewer.
+    """
+    needless = {"distilled"} if any(c.k == 1 for c in accepted(candidates, known.tolerance)) else set()
+    for kind, words in TRAINED.items():
+        if kind not in needless and not any(c.kind == kind for c in candidates):
+            return f"no {words} was tried"
+        passes = [c.passes for c in faster if c.kind == kind]
+        if passes and max(passes) < known.passes:
+            return f"the longest training of a {words} passed over the samples {max(passes):.1f} times"
     return None
 
 

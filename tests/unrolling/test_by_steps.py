@@ -110,6 +110,11 @@ KNOWN = Known(tolerance=0.5, accuracy=90.0, frequent=10.0, held=1000, labelled=T
         ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0)], "keep", None),
         ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0, seen=900)], "undecided", None),
         ([candidate("distilled", 4, 1.0, 2.0), candidate("explicit", None, 0.4, 2.0)], "undecided", None),
+        # networks that were trained, and are slow, are no reason to wait for others
+        ([candidate("distilled", 1, 1.0, 2.0), candidate("explicit", None, 0.6, 2.0, 1.0, 900)], "keep", None),
+        ([candidate("distilled", 1, 1.0, 2.0, 1.2), candidate("explicit", None, 0.6, 2.0)], "keep", None),
+        ([candidate("stopped", 1, -0.1, 0.2, 1.4), candidate("explicit", None, 0.6, 2.0)], "keep", None),
+        ([candidate("stopped", 2, -0.1, 0.2, 1.4), candidate("explicit", None, 0.6, 2.0)], "undecided", None),
         ([candidate("explicit", None, -8.0, -6.0)], "undecided", None),  # an alarm
         ([candidate("explicit", 1, -6.0, -2.0)], "replace", 1),
         ([candidate("explicit", 1, -12.0, 0.1)], "replace", 1),  # perhaps nothing is gained
@@ -135,6 +140,13 @@ def test_steps_that_save_little_are_named_where_the_module_is_kept():
     )
     said, _, reason = decide([candidate("stopped", 24, -0.1, 0.2, saved=0.9), *trained], KNOWN)
     assert said == "keep" and len(reason) == 1
+
+
+def test_the_sentences_say_what_was_tried():
+    slow = [candidate("distilled", 1, 1.0, 2.0, saved=1.0)]
+    said, _, reason = decide([*slow, candidate("explicit", None, 0.6, 2.0)], KNOWN)
+    assert said == "keep" and reason[0].startswith("The only faster network loses more than 0.5 points; the best: with")
+    assert "no network distilled to a few steps was tried" in decide([candidate("stopped", 4, 1.0, 2.0)], KNOWN)[2][0]
 
 
 class Delayed(nn.Module):

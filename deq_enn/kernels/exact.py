@@ -108,11 +108,11 @@ class _Implicit(Blocks):
         rho = base * linear
         rho.addcmul_((half_d2[rows, None] * half_d2[cols]).mul_(linear), rho * rho)
         rho.clamp_(-limit, limit)
-        for _ in range(60):
+        for number in range(60):
             g, dg, ddg = self.pair(rows, cols, rho)
             slack = torch.mul(dg, -sigma_a2).add_(1)
             step = torch.add(base, g, alpha=sigma_a2).sub_(rho).div_(slack)
-            if limit < bound:  # a solution beyond the limit waits there
+            if limit < bound or number > 8:  # a solution beyond the limit, or by rounding the bound, waits there
                 step.add_(rho).clamp_(-limit, limit).sub_(rho)
             size = largest(step)
             # Taylor's series about rho has radius 1 - |rho|: such a step leaves 1e-13 to first order in g'

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from deq_enn.kernels.box_filter import BoxFilter, WindowEquation
-from deq_enn.kernels.sample_scales import KinkedMoments, OfScale, Scales, moments_between
+from deq_enn.kernels.sample_scales import KinkedMoments, OfScale, Scales, SmallMoments, moments_between
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_stable
 from deq_enn.theory.gaussian import gaussian_moments
@@ -33,9 +33,9 @@ class _Moments:
     def __init__(self, activation: Activation, centre: float):
         self.activation, self.centre = activation, centre
         self.low = self.high = 0.0
-        self.table: OfScale | KinkedMoments | None = None
+        self.table: OfScale | KinkedMoments | SmallMoments | None = None
 
-    def covering(self, s: np.ndarray) -> OfScale | KinkedMoments:
+    def covering(self, s: np.ndarray) -> OfScale | KinkedMoments | SmallMoments:
         """Returns the table of moments on an interval that holds these scales."""
         low, high = s.min(), s.max()
         if self.table is None or low < self.low or high > self.high:

@@ -146,9 +146,27 @@ class KinkedMoments:
         return np.stack([self.const + linear, square, none + m.d1, m.d2 / s, none + m.d1_sq], 1)
 
 
+class SmallMoments:
+    """This has the moments of `moments_between` for a function that is nearly 0 at 0, from an interpolant.
+
+    Its variance is interpolated over the squared scale, so that it keeps its digits where a scale is far below others.
+    """
+
+    def __init__(self, interpolant: OfScale):
+        self.interpolant = interpolant
+
+    def __call__(self, s: np.ndarray, derivative: bool = False) -> np.ndarray:
+        """Returns values (n, 5) at scales (n,), or their derivatives in log s."""
+        values = self.interpolant(s, derivative)
+        if derivative:
+            values[:, 1] += 2 * self.interpolant(s)[:, 1]
+        values[:, 1] *= s**2
+        return values
+
+
 def moments_between(
     activation: Activation, low: float, high: float, samples: np.ndarray | None = None
-) -> OfScale | KinkedMoments:
+) -> OfScale | KinkedMoments | SmallMoments:
     """Returns (mean, variance, E[f'], E[f''], E[f'^2]) of an activation as it is, as functions of its scale.
 
     Raises ValueError for an activation with a jump, whose E[f'^2] is infinite. `OfScale` explains `samples`.
@@ -164,13 +182,20 @@ def moments_between(
                     f"the tangent kernel of {activation.name} is infinite, {jump_places(m.jumps)}: "
                     "E[f'^2] is; coefficients.explicit_ck has the conjugate kernel of a network with it"
                 )
-        return np.array([[m.mean, m.variance, m.d1, m.d2, m.d1_sq] for m in moments])
+        values = np.array([[m.mean, m.variance, m.d1, m.d2, m.d1_sq] for m in moments])
+        if small:
+            values[:, 1] /= scales**2
+        return values
 
     def floor(scales, values):
-        size = np.sqrt(values[:, 1] + values[:, 0] ** 2)
-        return np.stack([size, size**2, size / scales, size / scales**2, 0 * size], 1)
+        square = scales**2 if small else 1.0
+        size = np.sqrt(values[:, 1] * square + values[:, 0] ** 2)
+        return np.stack([size, size**2 / square, size / scales, size / scales**2, 0 * size], 1)
 
-    return OfScale(table, low, high, activation.name, floor, samples)
+    at_low = gaussian_moments(activation, low)
+    small = at_low.mean**2 <= at_low.variance
+    interpolant = OfScale(table, low, high, activation.name, floor, samples)
+    return SmallMoments(interpolant) if small else interpolant
 
 
 def explicit_scales(activation: Activation, s: np.ndarray) -> Scales:

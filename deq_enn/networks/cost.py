@@ -41,13 +41,15 @@ def training_step(network: Any, X: torch.Tensor) -> Callable[[], object]:
     y = torch.arange(len(x), device=x.device) % network.readout.out_features
     parameters = list(network.parameters())
 
+    @torch.enable_grad()
     def step():  # by hand: the first optimizer of torch.optim imports a compiler, for seconds
         loss = cross_entropy(network(x), y)
         network.zero_grad()
         loss.backward()
         with torch.no_grad():
             for parameter in parameters:
-                parameter.add_(parameter.grad, alpha=0.0)
+                if parameter.grad is not None:  # it is not frozen
+                    parameter.add_(parameter.grad, alpha=0.0)
 
     return step
 

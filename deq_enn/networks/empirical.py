@@ -56,9 +56,11 @@ def empirical_ntk(
         derivative = jacrev(lambda value, x: outputs(value, name, x))
         return vmap(derivative, (None, 0), chunk_size=chunk)(parameters[name], rows).flatten(2)
 
-    kernel = X.new_zeros(len(X), len(X if other is None else other))
-    for name in names:
-        left = jacobians(name, X)
-        right = left if other is None else jacobians(name, other)
-        kernel += torch.einsum("iko,jko->ij", left, right) / left.shape[1]
+    floats = X if X.is_floating_point() else next(iter(parameters.values()))  # X may be tokens
+    kernel = floats.new_zeros(len(X), len(X if other is None else other))
+    with torch.enable_grad():  # a DEQ's backward pass asks whether it may be differentiated in turn
+        for name in names:
+            left = jacobians(name, X)
+            right = left if other is None else jacobians(name, other)
+            kernel += torch.einsum("iko,jko->ij", left, right) / left.shape[1]
     return kernel

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -159,10 +160,29 @@ def adapt(
     if any(part is not None for part in (A, B, activation, readout, bias)):
         raise ValueError("adapt takes a module or its parts by name, not both")
     module = unwrapped(module)
+    check_has_numbers(module)
     deq = understood(module, solver)
     if not _as_written_here(module):
         _check_forward(module, deq, X, solver)
     return deq
+
+
+def as_tensor(values: Any) -> torch.Tensor:
+    """Returns a tensor of an array of any strides and byte order, or of a list; a tensor is returned as it is."""
+    if isinstance(values, torch.Tensor):
+        return values
+    array = np.asarray(values)
+    return torch.as_tensor(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
+
+
+def check_has_numbers(module: Any) -> None:
+    """Refuses a module of which a weight is on the device "meta", by a ValueError."""
+    for name, weight in module.named_parameters() if isinstance(module, nn.Module) else ():
+        if weight.is_meta:
+            raise ValueError(
+                f"{type(module).__name__}'s {name} is on the device meta, which holds no numbers: build the module on "
+                "cpu or cuda, and load its weights"
+            )
 
 
 def unwrapped(module: Any) -> Any:
@@ -253,7 +273,7 @@ def _bias(biases: list[Any], m: int, form: str) -> torch.Tensor | None:
 
 def _readout(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     classes, m = weight.shape
-    linear = nn.Linear(m, classes, bias=bias is not None).to(weight)
+    linear = nn.utils.skip_init(nn.Linear, m, classes, bias=bias is not None, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         linear.weight.copy_(weight)
         if bias is not None:
@@ -367,7 +387,7 @@ def _probe(p: int) -> torch.Tensor:
 
 def _some(X: Any, p: int) -> torch.Tensor:
     """Returns rows spread evenly over X."""
-    X = torch.as_tensor(X)
+    X = as_tensor(X)
     if X.ndim != 2 or X.shape[1] != p or not len(X):
         raise ValueError(f"X must be an (n, {p}) matrix, as the DEQ's B has {p} columns; got shape {tuple(X.shape)}")
     return X[torch.linspace(0, len(X) - 1, min(len(X), COMPARED)).long()].detach()

@@ -1,10 +1,11 @@
 """This file defines what the theory needs to know of an activation, their registry, and how users bring their own."""
 
+import contextlib
 import functools
 import math
 import os
 import runpy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -160,11 +161,22 @@ def _kept(value: Any, path: str, name: str) -> Activation:
     return from_function(FromFile(path, name, "", cast(Elementwise, value)), name, getattr(value, "kinks", ()))
 
 
+@contextlib.contextmanager
+def _torch_as_it_was() -> Iterator[None]:
+    """Gives back torch's default type, and whether gradients are taken."""
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
+
+
 def load_activation(spec: str) -> Activation:
     """Returns the activation of a registry name, or of "path/to/file.py:name", a file WHOSE CODE IS RUN.
 
     The name in the file is that of a function or of an `Activation`. Raises ValueError, in one line, for an unknown
-    name, a missing file or name, or a file that does not run.
+    name, a missing file or name, or a file that does not run. The working folder and torch's default type stay.
     """
     if spec in ACTIVATIONS:
         return ACTIVATIONS[spec]
@@ -174,7 +186,8 @@ def load_activation(spec: str) -> Activation:
             f"unknown activation {spec!r}: choose from {', '.join(ACTIVATIONS)}, or give path/to/file.py:name"
         )
     try:
-        value = runpy.run_path(path).get(name)
+        with contextlib.chdir("."), _torch_as_it_was():  # whatever the file changes
+            value = runpy.run_path(path).get(name)
     except FileNotFoundError:
         raise ValueError(f"activation {spec!r}: there is no file {path}") from None
     except SystemExit as stop:  # it would end the whole program, as if all were done

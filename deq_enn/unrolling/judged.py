@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from deq_enn.networks.fixed_point import ConvergenceError
-from deq_enn.networks.trained_deq import evaluating
+from deq_enn.networks.trained_deq import as_tensor, check_has_numbers, evaluating
 from deq_enn.utils.deadline import OutOfTime, check
 from deq_enn.utils.random import generator
 
@@ -135,7 +135,7 @@ def samples(X: Any, module: nn.Module, what: str = "X") -> torch.Tensor:
     """
     if not isinstance(X, torch.Tensor):
         try:
-            X = torch.as_tensor(np.asarray(X))
+            X = as_tensor(X)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{what} must be an array of numbers ({str(error).partition(chr(10))[0]:.100})") from None
     X = X.detach().cpu()
@@ -176,6 +176,7 @@ def check_module(module: nn.Module, X: torch.Tensor) -> int:
     returns something else than a row a sample.
     """
     name = type(module).__name__
+    check_has_numbers(module)
     x = X[:PROBED].to(device_of(module))
     order = torch.randperm(len(x), generator=generator("probe", len(x)))
     with evaluating(module):

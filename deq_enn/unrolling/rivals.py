@@ -139,8 +139,8 @@ def _drawn(make: Callable[[], nn.Module], module: nn.Module, seed: int) -> Calla
     device, dtype = device_of(module), dtype_of(module)
 
     def drawn() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED + seed)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(SEED + seed)  # and not those of GPUs, which nobody would set back
             return make().to(device, dtype)
 
     return drawn

@@ -57,11 +57,12 @@ def load_module(spec: str, weights: Path | str | None = None) -> tuple[nn.Module
 
 @contextlib.contextmanager
 def _importing_beside(path: Path) -> Iterator[None]:
-    """Lets imports look into the folder of this file first."""
+    """Lets imports look into the folder of this file first; where the file changes the working folder, it is undone."""
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
-        yield
+        with contextlib.chdir("."):
+            yield
     finally:
         with contextlib.suppress(ValueError):  # the user's code has taken it out
             sys.path.remove(folder)

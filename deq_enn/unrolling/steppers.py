@@ -211,24 +211,30 @@ def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
         yield from ((vars(part), key) for key in [*vars(part)] if key not in OF_ANY_MODULE)
 
 
-def _within(value: object) -> Iterator[object]:
-    """Yields a value and, where it is a list, a tuple or a dictionary, all that it holds, one within another."""
+def _within(value: object, above: tuple[int, ...] = ()) -> Iterator[object]:
+    """Yields a value and, where it is a list, a tuple or a dictionary, all that it holds, one within another.
+
+    above : the ids of those that the value is in, and may hold itself.
+    """
     yield value
-    if isinstance(value, (list, tuple, dict)):
+    if isinstance(value, (list, tuple, dict)) and id(value) not in above:
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _within(item)
+            yield from _within(item, (*above, id(value)))
 
 
-def _with_others(value: Any, other: Callable[[object], object]) -> Any:
+def _with_others(value: Any, other: Callable[[object], object], above: tuple[int, ...] = ()) -> Any:
     """Puts others in the place of all equilibria within a value, lists and dictionaries in place, and returns it."""
     if _is_equilibrium(value):
         return other(value)
+    if id(value) in above:
+        return value
+    above = *above, id(value)
     if isinstance(value, (list, dict)):
         for key, item in [*(value.items() if isinstance(value, dict) else enumerate(value))]:
-            if (new := _with_others(item, other)) is not item:
+            if (new := _with_others(item, other, above)) is not item:
                 value[key] = new
     elif isinstance(value, tuple) and any(map(_is_equilibrium, _within(value))):
-        items = [_with_others(item, other) for item in value]
+        items = [_with_others(item, other, above) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 

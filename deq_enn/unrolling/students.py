@@ -42,7 +42,7 @@ def last_linear(module: nn.Module, x: torch.Tensor) -> str | None:
     said: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda layer, inputs, output: said[name].append(output)
+        return lambda layer, inputs, output: said[name].append(output.clone())  # it may be changed in place
 
     linear = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
     hooks = [part.register_forward_hook(keep(name)) for name, part in linear.items()]

@@ -33,7 +33,7 @@ def _drawn(shape: Sequence[int], seed: tuple) -> torch.Tensor:
 def drawn_readout(dim: int, n_classes: int, seed: int) -> nn.Linear:
     """Draws a linear readout without bias, from the width to the classes."""
     weights = normal_weights(n_classes, dim, seed=(seed, "readout"))
-    readout = nn.Linear(dim, n_classes, bias=False)
+    readout = nn.Linear(dim, n_classes, bias=False, device="meta")  # or it would draw weights of its own
     readout.weight = weights
     return readout
 
@@ -41,6 +41,6 @@ def drawn_readout(dim: int, n_classes: int, seed: int) -> nn.Linear:
 def drawn_from(seed: int, weights: dict[str, torch.Tensor]) -> bool:
     """Tells whether these weights are those that the seed draws from the streams of their names."""
     return all(
-        torch.equal(weight.detach().cpu(), _drawn(weight.shape, (seed, name)).to(weight.dtype))
+        not weight.is_meta and torch.equal(weight.detach().cpu(), _drawn(weight.shape, (seed, name)).to(weight.dtype))
         for name, weight in weights.items()
     )

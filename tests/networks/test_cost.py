@@ -1,5 +1,6 @@
 """Memory against the allocator's own record; that a measurement leaves the networks as they were, and its budget."""
 
+import copy
 import json
 import time
 
@@ -133,3 +134,12 @@ def test_a_cost_that_varies_is_measured_again_and_told_with_its_range(monkeypatc
     assert len(measured[0]) > 3 and cost._range(measured) == (0.08, 4.0)
     assert sorted(turn.median for turn in measured[1])[len(measured[1]) // 2] == 2.0
     assert turns[:4] == ["slow", "fast"] * 2
+
+
+def test_frozen_weights_and_gradients_that_are_off(pair):
+    deq, enn = (copy.deepcopy(network) for network in pair)
+    deq.A.requires_grad_(False)
+    with torch.no_grad():
+        cost.training_step(deq, X)()
+        cost.training_step(enn, X)()
+    assert deq.A.grad is None and all(p.grad is not None for p in (deq.B, *enn.parameters()))

@@ -70,3 +70,17 @@ def test_what_cannot_be_had_is_refused():
     with pytest.raises(ValueError, match="C is no parameter of the network, which has A, B, readout.weight"):
         empirical_ntk(network, rows(2, 5), trained=["C"])
     assert not empirical_ntk(network, rows(2, 5), trained=[]).any()  # nothing is trained
+
+
+class Words(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Embedding(5, 4), torch.nn.Flatten(), torch.nn.Linear(12, 2))
+
+
+def test_of_tokens_and_where_gradients_are_off():
+    network, X = Words(), torch.randint(5, (6, 3), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(empirical_ntk(network, X), by_autograd(network, X))
+    deq, X = networks()["deq"], rows(3, 5)
+    with torch.no_grad():
+        kernel = empirical_ntk(deq, X)
+    torch.testing.assert_close(kernel, by_autograd(deq, X), rtol=1e-8, atol=1e-10)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import pickle
 
 import pytest
@@ -143,6 +144,19 @@ def test_centre():
     for a in ACTIVATIONS.values():
         assert abs(gaussian_moments(centre(a, 1.7), 1.7).mean) < 1e-14
     assert centre(ACTIVATIONS["tanh"], 2.0) is ACTIVATIONS["tanh"]
+
+
+def test_a_file_changes_no_setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.py").write_text(
+        "import os, torch\nos.chdir('elsewhere')\ntorch.set_default_dtype(torch.float64)\n"
+        "torch.set_grad_enabled(False)\ndef cube(x):\n    return x**3\n",
+        "utf-8",
+    )
+    cube = load_activation("a.py:cube")
+    assert os.getcwd() == str(tmp_path) and torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+    assert pickle.loads(pickle.dumps(cube)).name == "cube"  # from the file where it is
 
 
 def test_an_activation_from_a_file(tmp_path):

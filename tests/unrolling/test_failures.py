@@ -2,15 +2,21 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from deq_enn import verdict
+from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import FixedPoint, Picard
+from deq_enn.networks.pcdeq import build_pcdeq
+from deq_enn.networks.trained_deq import adapt
 from deq_enn.unrolling import students
 from deq_enn.unrolling.by_steps import LADDER, VerdictBySteps
 from deq_enn.unrolling.decision import decide
-from deq_enn.unrolling.judged import Part, outputs_of, quality, said_of
+from deq_enn.unrolling.judged import Part, outputs_of, quality, said_of, samples
+from deq_enn.unrolling.rivals import rivals
 from tests.conftest import Ticks, one_line
 from tests.unrolling.modules import K, M, P
 from tests.unrolling.test_by_steps import KNOWN, blobs, candidate
@@ -97,3 +103,41 @@ def test_scores_of_any_size_have_a_cross_entropy():
     part = Part(torch.zeros(2, P), scores, torch.tensor([0, 0]))
     accuracy, agreement, entropy = quality(scores, part)
     assert (accuracy, agreement) == (50, 100) and entropy == pytest.approx(3e38)
+
+
+def test_arrays_of_any_strides_and_byte_order():
+    X, _ = blobs(60, P)
+    for array in (X.numpy()[::-1, ::-1], X.flip(0, 1).numpy().astype(">f4"), np.asfortranarray(X.flip(0, 1).numpy())):
+        assert torch.equal(samples(array, nn.Linear(P, K)), X.flip(0, 1))
+
+
+def test_a_layer_whose_output_is_changed_in_place_is_no_last_layer():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.readout = nn.Linear(P, K)
+
+        def forward(self, x):
+            return self.readout(x).add_(torch.arange(K))
+
+    assert students.last_linear(Shifted(), blobs(2, P)[0]) is None
+
+
+def test_weights_without_numbers_are_refused():
+    (X, y), held = blobs(100, P), blobs(100, P, seed=1)
+    for refuse in (
+        lambda module: VerdictBySteps(module, X, y, held=held),
+        adapt,
+        lambda module: verdict(module, X, y, held=held),
+    ):
+        with pytest.raises(ValueError, match="DEQ's A is on the device meta, which holds no numbers") as caught:
+            refuse(DEQ("relu", P, M, K, 0.2).to("meta"))
+        assert one_line(caught)
+
+
+def test_networks_in_a_deqs_place_leave_the_random_numbers_of_gpus_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs were seeded"))
+    before = torch.get_rng_state()
+    networks = [rival.make() for rival in rivals(DEQ("relu", P, M, K, 0.2), blobs(100, P)[0], K)]
+    assert networks and build_pcdeq("linear_pcdeq_1", "tanh", (1, 28, 28), 10)
+    assert torch.equal(torch.get_rng_state(), before)

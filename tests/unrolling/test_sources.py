@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,17 @@ def test_a_file_imports_those_beside_it(tmp_path):
     path = [*sys.path]
     module, steps = load_module(f"{tmp_path}/mine.py:build")
     assert module.bias.tolist() == [7.0] * 3 and steps is None and sys.path == path
+
+
+def test_a_file_that_changes_the_working_folder_leaves_it_to_other_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "else where").mkdir()
+    text = "import os, torch\nos.chdir('else where')\nbuild = lambda: torch.nn.Linear(2, 3)\n"
+    (tmp_path / "my.own file.py").write_text(text, "utf-8")
+    weights = torch.nn.Linear(2, 3).state_dict()
+    torch.save(weights, "w.pt")
+    module, _ = load_module("my.own file.py:build", "w.pt")
+    assert torch.equal(module.weight, weights["weight"]) and Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("prefix", ("", "module.", "_orig_mod.", "_orig_mod.module."))

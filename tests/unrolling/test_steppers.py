@@ -203,3 +203,11 @@ def test_deqs_of_torchdeq_in_a_list_are_stopped():
     explicit._solved = lambda f, start: (explicit.deqs[0](f, start, solver_kwargs={"tau": 0.8})[0][-1], None)
     torch.testing.assert_close(explicit(x)[0], expected)
     assert [part.steps for part in unrolled_parts(explicit)] == [3] and module.deqs == [deq]
+
+
+def test_what_holds_itself_is_looked_through_once():
+    module = DEQ("relu", P, M, K, 0.2)
+    module.notes = {"solvers": [module.fixed_point]}
+    module.notes["notes"] = module.notes
+    explicit = stopped(module, 2)
+    assert explicit.notes["notes"]["solvers"] == [explicit.fixed_point] == unrolled_parts(explicit)

@@ -178,11 +178,15 @@ def as_tensor(values: Any) -> torch.Tensor:
 def check_has_numbers(module: Any) -> None:
     """Refuses a module of which a weight is on the device "meta", by a ValueError."""
     for name, weight in module.named_parameters() if isinstance(module, nn.Module) else ():
-        if weight.is_meta:
+        if not weight.is_meta:
+            continue
+        try:
+            weight.detach().sum().tolist()
+        except RuntimeError:
             raise ValueError(
                 f"{type(module).__name__}'s {name} is on the device meta, which holds no numbers: build the module on "
                 "cpu or cuda, and load its weights"
-            )
+            ) from None
 
 
 def unwrapped(module: Any) -> Any:
@@ -273,7 +277,8 @@ def _bias(biases: list[Any], m: int, form: str) -> torch.Tensor | None:
 
 def _readout(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     classes, m = weight.shape
-    linear = nn.utils.skip_init(nn.Linear, m, classes, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    linear = nn.Linear(m, classes, bias=bias is not None, device="meta")  # or it would draw weights of its own
+    linear = linear.to_empty(device=weight.device).to(weight.dtype)
     with torch.no_grad():
         linear.weight.copy_(weight)
         if bias is not None:

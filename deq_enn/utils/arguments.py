@@ -166,6 +166,21 @@ def bounded_float(low: float, high: float, what: str) -> Callable[[str], float]:
     return parse
 
 
+def probability(high: float) -> Callable[[str], float]:
+    """Returns a reader of probabilities strictly between 0 and `high`, from "0.1" or "10%"."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < high:
+            raise argparse.ArgumentTypeError(f"must be between 0 and {high:g}, such as 0.1 or 10%, got {text!r}")
+        return value
+
+    return parse
+
+
 def scale(text: str) -> float:
     """Reads a scale such as tau_0, whose fourth power is to be a float."""
     return bounded_float(1e-70, 1e70, "positive and finite, between 1e-70 and 1e70")(text)

@@ -27,7 +27,7 @@ from deq_enn.verdicts.candidates import EXAMPLES, NO_TIME, Fitting
 from deq_enn.verdicts.convolutional import VerdictOnConvolutions
 from deq_enn.verdicts.decision import Decision, Question, but_for_the_matches, cost_sentence, loss_sentence
 from deq_enn.verdicts.measured_loss import MeasuredLosses, Replacement, replacements
-from deq_enn.verdicts.result import Candidate, Verdict
+from deq_enn.verdicts.result import RISK, Candidate, Verdict
 from deq_enn.verdicts.weight_drift import drift
 
 DRIFT_SHARE = 0.3  # share of the budget that the comparison with random weights may take
@@ -61,10 +61,11 @@ class VerdictAfterTraining:
         tolerance: float = 0.5,
         seed: int = 0,
         decide_on: str = "draw",
+        risk: float = RISK,
         solver: Solver | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        check_request(budget, tolerance, width, decide_on)
+        check_request(budget, tolerance, width, decide_on, risk)
         self.clock, self.start, self.end = clock, clock(), clock() + budget
         self.original = unwrapped(deq)
         p = understood(self.original, solver).U.shape[1]
@@ -80,10 +81,12 @@ class VerdictAfterTraining:
         self.held = None if held is None else _checked(*held, p)
         if held is not None and (y is None) != (held[1] is None):
             raise ValueError("the samples and those held out must both have labels, or neither")
-        self.question = Question(p, len(self.X), len(self.deq.W) if width is None else width, tolerance, decide_on)
+        width = len(self.deq.W) if width is None else width
+        self.question = Question(p, len(self.X), width, tolerance, decide_on, risk)
         self.seed = seed
         classes = None if y is None else self.deq.readout.out_features
         self.settings = settings_of(self.deq, self.question, budget, classes, seed, self.deq.W.device)
+        del self.settings["risk"]  # the ends of an interval decide, but where the weights are as random
         self.drift: dict | None = None
         self.as_random: VerdictAtInitialisation | None = None
         self.losses: MeasuredLosses | None = None
@@ -154,6 +157,7 @@ class VerdictAfterTraining:
             seed=self.seed,
             width=self.question.width,
             decide_on=self.question.of,
+            risk=self.question.risk,
             clock=self.clock,
         )
 
@@ -247,7 +251,7 @@ def begin(
     has the form z = phi(Az + Bx + b), and a solver is given or no samples are held out.
     """
     check_held(held)
-    asked = "budget", "tolerance", "width", "decide_on"
+    asked = "budget", "tolerance", "width", "decide_on", "risk"
     check_request(**{key: settings[key] for key in asked if key in settings}, seen=seen)
     deq = unwrapped(deq)
     if isinstance(deq, ConvDEQ) and deq.as_drawn() and steps is None:
@@ -256,7 +260,7 @@ def begin(
     drawn = as_drawn(deq)
     stoppable, unlike = not drawn and can_be_stopped(deq), None if drawn else _unlike_the_form(deq)
     if steps is not None or stoppable and (held is not None and solver is None or unlike):
-        settings = {key: value for key, value in settings.items() if key not in ("width", "decide_on")}
+        settings = {key: value for key, value in settings.items() if key not in ("width", "decide_on", "risk")}
         return VerdictBySteps(deq, X, y, held=held, steps=steps, seen=seen, **settings)
     if unlike:
         advice = f". Nor can it be stopped after k steps: {ADVICE}" if isinstance(deq, nn.Module) else ""

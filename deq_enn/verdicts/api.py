@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deq_enn.unrolling.result import StepVerdict
-from deq_enn.verdicts.result import Verdict
+from deq_enn.verdicts.result import RISK, Verdict
 
 if TYPE_CHECKING:
     from deq_enn.networks.fixed_point import Solver
@@ -25,6 +25,7 @@ def verdict(
     tolerance: float = 0.5,
     seed: int = 0,
     decide_on: str = "draw",
+    risk: float = RISK,
     solver: Solver | None = None,
     steps: Steps | None = None,
     seen: float | None = None,
@@ -50,6 +51,8 @@ def verdict(
     seed : of the subsamples and of the weights that are drawn.
     decide_on : "draw" for the very DEQ that is given and the network of its seed; "mean" for the mean over draws of the
         weights. For a trained DEQ there is but one draw.
+    risk : probability, below 0.5, of losing more than the tolerance below which "replace" is said, and of losing less
+        below which "keep" is. The losses of a trained DEQ are measured, and their 90% intervals decide.
     solver : of the equilibrium of a trained DEQ, such as Anderson(); by default that of a `DEQ`, else Picard, or
         Anderson where Picard does not converge.
     steps : the user's own way to stop a trained module, steps(module, k) -> the module after k steps. It gets a copy.
@@ -77,6 +80,7 @@ def verdict(
         tolerance=tolerance,
         seed=seed,
         decide_on=decide_on,
+        risk=risk,
         clock=clock,
         solver=solver,
         steps=steps,

@@ -36,13 +36,16 @@ def check_request(
     tolerance: float = 0.5,
     width: int | None = None,
     decide_on: str = "draw",
+    risk: float = 0.1,
     seen: float | None = None,
 ) -> None:
-    """Refuses a budget, tolerance, width, `decide_on` or `seen` that means nothing, by a ValueError."""
+    """Refuses a budget, tolerance, width, `decide_on`, risk or `seen` that means nothing, by a ValueError."""
     if decide_on not in ("draw", "mean"):
         raise ValueError(f"decide_on must be 'draw' or 'mean', got {decide_on!r}")
     if not (budget > 0 and tolerance > 0 and math.isfinite(budget + tolerance)):
         raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
+    if not 0 < risk < 0.5:
+        raise ValueError(f"risk must be between 0 and 0.5, a probability, got {risk}")
     if width is not None and not (isinstance(width, Integral) and width >= 1):
         raise ValueError(f"the width must be a whole number from 1 on, got {width}")
     if seen is not None and not seen > 0:

@@ -44,7 +44,7 @@ from deq_enn.verdicts.losses.classes import MEASURES, sentence as class_sentence
 from deq_enn.verdicts.losses.measurements import MAJORITY, Measurements
 from deq_enn.verdicts.losses.model import LEVEL, Interval, width_from
 from deq_enn.verdicts.losses.schedule import measure_until
-from deq_enn.verdicts.result import Candidate, Verdict
+from deq_enn.verdicts.result import RISK, Candidate, Verdict
 
 MOST_EXACT = 1500  # samples of the networks at infinite width, at most
 EXACT_PER_SECOND = 25  # samples of those networks that each second of the budget allows
@@ -54,7 +54,7 @@ COST_SHARE = 0.15  # share of the budget for timing the networks
 MATCHES_END, KERNELS_END, INFINITE_END = 0.2, 0.35, 0.6
 GRACE = 1.0  # seconds that each kind of work may take, however small the budget
 COSTED = (BATCH, 256, 128, 64, 32)  # rows of which times are measured, the first that fit into the time left
-UNKNOWN = Interval(0.0, -math.inf, math.inf)  # loss where no network of finite width was measured
+UNKNOWN = Interval(0.0, -math.inf, math.inf, 0.5)  # loss where no network of finite width was measured
 
 
 class VerdictAtInitialisation:
@@ -76,6 +76,7 @@ class VerdictAtInitialisation:
         tolerance: float = 0.5,
         seed: int = 0,
         decide_on: str = "draw",
+        risk: float = RISK,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.clock, self.start, self.end = clock, clock(), clock() + budget
@@ -83,14 +84,14 @@ class VerdictAtInitialisation:
         X, y, n_classes = self._checked(deq, X, y)
         if y is not None:
             check_repeated(y)
-        check_request(budget, tolerance, width, decide_on)
+        check_request(budget, tolerance, width, decide_on, risk)
         width = len(deq.A) if width is None else width
         self.deq, self.seed, self.classes, self.device = deq, seed, n_classes, deq.B.device
         drawn = as_drawn(deq) or isinstance(deq, ConvDEQ)
         self.own_seed = deq.seed if drawn else None  # of the network, too, that is handed out
         self.X, self.y = X, y
         n, p = len(X), X[0].numel()
-        self.question = Question(p, n, width, tolerance, decide_on)
+        self.question = Question(p, n, width, tolerance, decide_on, risk)
         self.order = torch.randperm(n, generator=generator("verdict", seed))
         self.tau0 = estimate_tau0(X.flatten(1))
         self.settings = settings_of(deq, self.question, budget, n_classes, seed, self.device)
@@ -261,7 +262,7 @@ class VerdictAtInitialisation:
         if self.measurements is None:
             return None
         draw = (of or self.question.of) == "draw"
-        return self.measurements.interval(candidate.name, self.question.width, draw)
+        return self.measurements.interval(candidate.name, self.question.width, self.question.tolerance, draw)
 
     def _undecided(self) -> tuple[list[str], bool]:
         intervals = {candidate: self._interval(candidate) or UNKNOWN for candidate in self.candidates}
@@ -291,14 +292,13 @@ class VerdictAtInitialisation:
         for candidate in self.candidates:
             mean, draw = self._interval(candidate, "mean"), self._interval(candidate, "draw")
             if mean and draw:
-                candidate.loss, candidate.loss_interval = mean.mean, (mean.low, mean.high)
-                candidate.draw_loss, candidate.draw_interval = draw.mean, (draw.low, draw.high)
+                candidate.keep_losses(mean, draw)
 
     def _majority(self) -> Decision | None:
         """Returns the answer where the DEQ is no better than always saying the commonest class."""
         assert self.measurements is not None and self.y is not None
         draw, tolerance = self.question.of == "draw", self.question.tolerance
-        gains = self.measurements.interval(MAJORITY, self.question.width, draw)
+        gains = self.measurements.interval(MAJORITY, self.question.width, tolerance, draw)
         if gains is None or not no_better_than_majority(gains, tolerance):
             return None
         share = (self.y == self.y.mode().values).double().mean().item()
@@ -308,9 +308,10 @@ class VerdictAtInitialisation:
         """Returns the verdict on what has been measured so far."""
         measurements = self.measurements if self.measurements and self.measurements.passes else None
         if measurements:
+            q = self.question
             for candidate in self.candidates:
                 candidate.measured = tuple(measurements.points(candidate.name))
-                candidate.width_from = width_from(list(candidate.measured), self.question.n, self.question.tolerance)
+                candidate.width_from = width_from(list(candidate.measured), q.n, q.tolerance, q.risk)
         missing = [name for name, why in self.refused.items() if why == NO_TIME]
         answer, chosen, reason = but_for_the_matches(self.decide(), missing)
         if measurements:
@@ -384,15 +385,13 @@ def settings_of(
     deq: Any, question: Question, budget: float, classes: int | None, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """Returns what was asked, ready for JSON. deq : its activation and sigma_a^2 are told."""
+    asked = {key: getattr(question, key) for key in ("width", "tolerance", "risk", "n", "p")}
     return {
         "activation": deq.activation.name,
         "sigma_a2": deq.sigma_a2,
-        "width": question.width,
-        "tolerance": question.tolerance,
+        **asked,
         "for": question.of,
         "budget": budget,
-        "n": question.n,
-        "p": question.p,
         "classes": classes,
         "seed": seed,
         "level": LEVEL,

@@ -36,16 +36,18 @@ from deq_enn.utils.arguments import (
     odd_int,
     old_spelling,
     positive_int,
+    probability,
 )
 from deq_enn.utils.interrupts import INTERRUPTED
 from deq_enn.utils.locks import locked
 from deq_enn.utils.outcome import one_line
-from deq_enn.verdicts.result import Verdict
+from deq_enn.verdicts.result import RISK, Verdict
 
 if TYPE_CHECKING:
     from deq_enn.verdicts.after_training import PendingVerdict
 
 Normalised = Sequence[Any]  # of the samples: the mean (or None) that was subtracted, the divisor, and the labels
+ASKED = "budget", "tolerance", "seed", "decide_on", "risk", "seen"  # flags that `begin` takes as they are
 
 
 def make_parser() -> OneLineParser:
@@ -87,6 +89,13 @@ def make_parser() -> OneLineParser:
         dest="decide_on",
         choices=("draw", "mean"),
         help="decide on the loss with the weights of this --seed, or on the mean over draws (default: draw)",
+    )
+    add(
+        "--risk",
+        type=probability(0.5),
+        metavar="P",
+        help="probability below which a network may lose more than the tolerance where replace is said, and less where "
+        "keep is (default: 10%%)",
     )
     add("--seed", type=natural_int, default=0, help="of subsamples and weights (default: 0)")
     add("--device", help="cpu, cuda or cuda:0 (default: CUDA if there is one)")
@@ -151,9 +160,11 @@ def check_trained_flags(parser: ArgumentParser, arguments: Namespace) -> None:
     trained = next((name for name in ("module", "checkpoint") if getattr(a, name)), None)
     if trained and a.decide_on:
         parser.error(f"argument --for: not with --{trained}, whose weights are those that it has")
+    if trained and a.risk:
+        parser.error(f"argument --risk: not with --{trained}, whose losses are measured: their 90% intervals decide")
     if a.seen and not trained:
         parser.error("argument --seen: it is for a trained DEQ (--module or --checkpoint)")
-    a.decide_on = a.decide_on or "draw"
+    a.decide_on, a.risk = a.decide_on or "draw", a.risk or RISK
 
 
 def check_convolution_flags(parser: ArgumentParser, arguments: Namespace) -> None:
@@ -247,7 +258,7 @@ def prepare_rows(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
         what = f"DEQ of {deq.activation.name}, sigma_a^2 = {a.asquare:g}, width {len(deq.A)}"
     trained = "trained " * bool(a.checkpoint)
     print(f"{a.dataset}: {len(X)} training samples, p = {X.shape[1]}; {trained}{what}", flush=True)
-    settings = dict(budget=a.budget, tolerance=a.tolerance, seed=a.seed, decide_on=a.decide_on, seen=a.seen)
+    settings = {name: getattr(a, name) for name in ASKED}
     return begin(deq.to(get_device(a.device)), X, y, held=held, **settings), normalised
 
 
@@ -296,7 +307,7 @@ def prepare_convolution(arguments: Namespace) -> tuple[PendingVerdict, Normalise
         f"{a.asquare:g}, {a.dim or 64} channels, {a.kernel_size} x {a.kernel_size} filters, readout {readout}",
         flush=True,
     )
-    settings = dict(budget=a.budget, tolerance=a.tolerance, seed=a.seed, decide_on=a.decide_on, seen=a.seen)
+    settings = {name: getattr(a, name) for name in ASKED}
     return begin(deq.to(get_device(a.device)), X, data.y, **settings), (data.mean, data.scale / root, data.classes)
 
 

@@ -1,7 +1,7 @@
 """The answer of a verdict is found here, from what is known of each candidate, and which are to be measured next.
 
-The answer is "replace" where some candidate certainly loses less than the tolerance, "keep" where every candidate
-certainly loses more, and "undecided" otherwise. A loss is certain where its interval lies on one side of the tolerance.
+The answer is "replace" where some candidate surely loses less than the tolerance, "keep" where every candidate surely
+loses more, and "undecided" otherwise. What is sure may be wrong with a probability below the risk that the user takes.
 Before all that, the answer is "majority" where the DEQ is no better than always saying the commonest class: then no
 loss beside it means anything. Without labels there is no loss, and the distance of the conjugate kernels decides.
 """
@@ -11,13 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from scipy.special import ndtri
+
 from deq_enn.networks.cost import STEADY
 from deq_enn.verdicts.losses.model import LEVEL, Interval
-from deq_enn.verdicts.result import Candidate
+from deq_enn.verdicts.result import RISK, Candidate
 
 NEAR, FAR = 0.05, 0.5  # without labels: CK distance (after the best rescaling) below NEAR means replace, above FAR keep
 MOST_GAIN = 10.0  # points on the commonest class that a DEQ which may gain nothing must not be able to gain either
 MOST_TIMES = 100.0  # times the samples that may be said to decide it
+LEAST_TOLD = 0.001  # probability below which no number is told
 RIVALS = 4  # candidates measured at once while several may still become the answer
 
 NO_LABELS = "There are no labels, so this rests on the distance of the kernels alone, and no loss is predicted."
@@ -28,6 +31,7 @@ class Question:
     """What is asked: may a network of this width lose less than `tolerance` points on n samples of dimension p?
 
     of : "draw" for the DEQ and the network with the weights that the user has, "mean" for the mean over draws.
+    risk : probability, below 0.5, with which an answer may be wrong.
     """
 
     p: int
@@ -35,6 +39,15 @@ class Question:
     width: int
     tolerance: float
     of: str = "draw"
+    risk: float = RISK
+
+    def surely_less(self, risk: float) -> bool:
+        """Tells whether a loss that is above the tolerance with this probability is taken to be below it."""
+        return risk < self.risk
+
+    def surely_more(self, risk: float) -> bool:
+        """Tells whether a loss that is above the tolerance with this probability is taken to be above it."""
+        return 1 - risk < self.risk
 
 
 class Decision(NamedTuple):
@@ -80,6 +93,26 @@ def loss_sentence(candidate: Candidate, width: int, of: str = "draw") -> str:
     names = {"draw": "with these weights", "mean": "in the mean over draws of the weights"}
     other_low, other_high = candidate.interval_of(other)
     return f"{said}{names[of]} {low:+.2f} to {high:+.2f}, {names[other]} {other_low:+.2f} to {other_high:+.2f})"
+
+
+def in_words(probability: float) -> str:
+    """Returns a probability in percent."""
+    if probability < LEAST_TOLD:
+        return f"less than {100 * LEAST_TOLD:g}%"
+    return f"{100 * probability:.0f}%" if probability >= 0.1 else f"{100 * probability:.1f}%"
+
+
+def undecided_sentence(best: Candidate, question: Question, keeps: bool) -> str:
+    """Returns with what risk the best candidate loses too much, and which --risk would decide.
+
+    keeps : whether all candidates are known, so that a larger risk may say "keep".
+    """
+    risk = best.risk_of(question.of)
+    sentence = f"It loses more than {question.tolerance:g} with a probability of {in_words(risk)}"
+    answer, percent = ("replace" if risk < 0.5 else "keep"), math.floor(100 * min(risk, 1 - risk)) + 1
+    if percent >= 50 or answer == "keep" and not keeps:
+        return f"{sentence}."
+    return f"{sentence}: --risk {percent}% would say {answer}."
 
 
 def majority_sentence(deq_gains: Interval, share: float, tolerance: float) -> str:
@@ -164,7 +197,7 @@ def no_better_than_majority(deq_gains: Interval | None, tolerance: float) -> boo
 
 
 def by_loss(candidates: list[Candidate], question: Question, applies: dict) -> Decision:
-    """Answers by the intervals of the losses. "keep" needs one of every candidate, and each to be above the tolerance.
+    """Answers by the risks of the losses. "keep" needs that of every candidate, and each to be above the tolerance.
 
     applies : of `assumptions.applicability`; its broken assumptions are part of the reason to keep the DEQ.
     """
@@ -172,23 +205,25 @@ def by_loss(candidates: list[Candidate], question: Question, applies: dict) -> D
     if not known:
         return Decision("undecided", None, ["Nothing has been measured yet: allow more time (--budget)."])
     tolerance, of = question.tolerance, question.of
-    if accepted := [candidate for candidate in known if candidate.interval_of(of)[1] < tolerance]:
+    if accepted := [candidate for candidate in known if question.surely_less(candidate.risk_of(of))]:
         chosen = _cheapest(accepted, question, lambda candidate: candidate.loss_of(of))
-        return Decision("replace", chosen, [f"{loss_sentence(chosen, question.width, of)}, less than {tolerance:g}."])
-    best = min(known, key=lambda candidate: candidate.interval_of(of)[1])
-    low, high = best.interval_of(of)
+        risk = f"with a risk of {in_words(chosen.risk_of(of))} that it loses more than {tolerance:g}"
+        return Decision("replace", chosen, [f"{loss_sentence(chosen, question.width, of)}, {risk}."])
+    best = min(known, key=lambda candidate: candidate.risk_of(of))
     unknown = [candidate.name for candidate in candidates if candidate.loss_interval is None]
-    if all(candidate.interval_of(of)[0] > tolerance for candidate in known):
+    if question.surely_more(best.risk_of(of)):
         if unknown:
             sentence = f"No time was left to measure {', '.join(unknown)}; all others lose more than {tolerance:g}."
             return Decision("undecided", None, [f"{sentence} Allow more time (--budget)."])
+        low, high = best.interval_of(of)
         sentence = (
             f"Every candidate loses more than {tolerance:g} points at width {question.width}; the best, "
-            f"{best.name}, {best.loss_of(of):+.2f} ({low:+.2f} to {high:+.2f})."
+            f"{best.name}, {best.loss_of(of):+.2f} ({low:+.2f} to {high:+.2f}), with a risk of "
+            f"{in_words(1 - best.risk_of(of))} that it loses less."
         )
         return Decision("keep", None, [sentence, *_broken_assumptions(applies)])
-    sentence = f"{loss_sentence(best, question.width, of)}: {tolerance:g} lies between."
-    return Decision("undecided", None, [sentence, _what_would_decide(best, question)])
+    reason = [f"{loss_sentence(best, question.width, of)}.", undecided_sentence(best, question, not unknown)]
+    return Decision("undecided", None, [*reason, _what_would_decide(best, question)])
 
 
 def _cheapest(accepted: list[Candidate], question: Question, score: Callable) -> Candidate:
@@ -205,14 +240,13 @@ def _what_would_decide(best, question):
             f"Only {count} of {question.n} samples could be measured at width {question.width}: "
             "allow more time (--budget)."
         )
-    if question.of == "draw" and best.loss_interval is not None:
-        low, high = best.loss_interval
-        if not low < question.tolerance < high:
-            side, needed = "less" if high < question.tolerance else "more", _more_samples(best, question)
-            return (
-                f"In the mean over draws it loses {side}, but one draw differs from another by as much as that: "
-                f"--for mean decides on the mean, and another --seed or width may draw better. {needed}"
-            )
+    less, more = (said(best.risk_of("mean")) for said in (question.surely_less, question.surely_more))
+    if question.of == "draw" and (less or more):
+        side, needed = "less" if less else "more", _more_samples(best, question)
+        return (
+            f"In the mean over draws it loses {side}, but one draw differs from another by as much as that: "
+            f"--for mean decides on the mean, and another --seed or width may draw better. {needed}"
+        )
     itself = question.of == "draw" and any(point.own and point.count == question.n for point in at_width)
     if not itself and largest.of_seeds > largest.of_samples:
         return "The seeds of the weights differ by more than the samples: allow more time (--budget)."
@@ -220,12 +254,11 @@ def _what_would_decide(best, question):
 
 
 def _more_samples(best, question):
-    """Says how many samples would decide it, as the interval shrinks with their square root."""
-    (low, high), apart = best.interval_of(question.of), abs(best.loss_of(question.of) - question.tolerance)
-    half = (high - low) / 2
-    if half > MOST_TIMES**0.5 * apart:
+    """Says how many samples would decide it, as the deviation of the loss shrinks with their square root."""
+    asked, now = -ndtri(question.risk), abs(ndtri(best.risk_of(question.of)))  # from the tolerance, in deviations
+    if asked > MOST_TIMES**0.5 * now:
         return "The loss is too near to the tolerance for more samples to decide it: take another tolerance."
-    needed = int(float(f"{question.n * (half / apart) ** 2:.1g}"))
+    needed = int(float(f"{question.n * (asked / now) ** 2:.1g}"))
     return f"If the loss is as predicted, some {needed:,} samples would decide it, or another tolerance."
 
 
@@ -265,42 +298,31 @@ def _distance(candidate):
 
 
 def is_open(intervals: dict[Candidate, Interval], question: Question) -> bool:
-    """Tells whether no candidate is certainly below the tolerance, and not all of them are certainly above it.
+    """Tells whether no candidate is surely below the tolerance, and not all of them are surely above it.
 
     intervals : of every candidate.
     """
-    tolerance = question.tolerance
-    return all(interval.high >= tolerance for interval in intervals.values()) and any(
-        interval.low <= tolerance for interval in intervals.values()
-    )
+    least = min((interval.risk for interval in intervals.values()), default=0.0)
+    return not question.surely_less(least) and not question.surely_more(least)
 
 
 def to_measure(intervals: dict[Candidate, Interval], question: Question) -> list[str]:
     """Returns the names of the candidates whose loss is to be known better; none when the answer is settled.
 
-    First come the rivals: candidates whose interval still holds the tolerance, and which are cheaper than every
-    candidate that is certainly below it. Only the few most likely of them are measured at a time. Next is the answer
-    itself, and then all others that may be below the tolerance, until no interval is wide.
+    First come the rivals: candidates that are surely on neither side of the tolerance, and cheaper than every candidate
+    that is surely below it. Only the few most likely of them are measured at a time. Next is the answer itself, and
+    then all others that may be below the tolerance, until no interval is wide.
 
     intervals : of every candidate, in their order.
     """
-    tolerance = question.tolerance
     work = {candidate: candidate.work(question.p, question.width) for candidate in intervals}
-    least_work = min(
-        (work[candidate] for candidate, interval in intervals.items() if interval.high < tolerance), default=math.inf
-    )
-    rivals = [
-        candidate
-        for candidate, interval in intervals.items()
-        if interval.low < tolerance < interval.high and work[candidate] < least_work
-    ]
+    below = [candidate for candidate, interval in intervals.items() if question.surely_less(interval.risk)]
+    possible = [candidate for candidate, interval in intervals.items() if not question.surely_more(interval.risk)]
+    least_work = min((work[candidate] for candidate in below), default=math.inf)
+    rivals = [candidate for candidate in possible if candidate not in below and work[candidate] < least_work]
     if rivals:
-        rivals.sort(key=lambda candidate: (intervals[candidate].high, work[candidate]))
+        rivals.sort(key=lambda candidate: (intervals[candidate].risk, work[candidate]))
         return [candidate.name for candidate in rivals[:RIVALS]]
-    wide = [
-        candidate
-        for candidate, interval in intervals.items()
-        if interval.high - interval.low > tolerance / 2 and interval.low < tolerance
-    ]
+    wide = [each for each in possible if intervals[each].high - intervals[each].low > question.tolerance / 2]
     answer = [candidate for candidate in wide if work[candidate] == least_work]
     return [candidate.name for candidate in answer or wide]

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.page import write_verdict
+from deq_enn.verdicts.decision import in_words
 from deq_enn.verdicts.figure import JOBS, costed, draw, label
 
 ANSWERS = {"replace": "Replace it", "keep": "Keep it", "undecided": "Undecided"}
 ANSWERS["majority"] = "No better than the commonest class"
 COLUMNS = [
+    "risk, mean",
+    "risk, one draw",
     "from width",
     "at infinite width",
     "CK distance",
@@ -24,8 +27,9 @@ COLUMNS = [
 ]
 NOTE = (
     "Loss and first interval: of the mean over draws of the weights; second: of this DEQ and the network of its seed. "
-    "From width: the width from which on the first is below the tolerance. Distances are spectral, relative "
-    "to the DEQ's kernel on these data. Labels in CK: alignment of its leading eigenvectors with the labels."
+    "Risk: probability that the loss is above the tolerance. From width: the width from which on the risk of the mean "
+    "is below the one that is taken. Distances are spectral, relative to the DEQ's kernel on these data. Labels in CK: "
+    "alignment of its leading eigenvectors with the labels."
 )
 NOTE_AFTER_TRAINING = (
     "B: the first layer has the weights of the DEQ's B, else its own. The loss is measured on samples that "
@@ -75,11 +79,12 @@ def _data_sentence(result):
     s = result["settings"]
     data = f"{s['n']} samples of dimension p = {s['p']}"
     data += f", {s['classes']} classes" if s["classes"] else ", no labels"
+    risk = f", at a risk of {100 * s['risk']:.3g}%" if "risk" in s else ""
     if s.get("dataset"):
         data = f"{s['dataset']}: {data}"
     return (
         f"{data}. Loss: test accuracy of the DEQ less that of the network in its place, in percentage points, "
-        f"each with its best readout; tolerated are {s['tolerance']:g}. Found in {result['seconds']:.0f} s."
+        f"each with its best readout; tolerated are {s['tolerance']:g}{risk}. Found in {result['seconds']:.0f} s."
     )
 
 
@@ -172,6 +177,7 @@ def _at_initialisation(candidate):
     distance = candidate["distance"] or {}
     return [
         _interval(candidate.get("draw_interval")),
+        *(_risk(candidate.get(key)) for key in ("risk", "draw_risk")),
         _number(candidate["width_from"], "d"),
         _signed((candidate["infinite"] or {}).get("difference")),
         *(
@@ -265,6 +271,10 @@ def _value(value):
 
 def _number(value, form):
     return "–" if value is None else format(value, form)
+
+
+def _risk(value):
+    return "–" if value is None else in_words(value)
 
 
 def _signed(value):

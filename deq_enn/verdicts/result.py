@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deq_enn.networks.export import ExportedENN
     from deq_enn.theory.activations import Activation
     from deq_enn.verdicts.candidates import Network
+    from deq_enn.verdicts.losses.model import Interval
     from deq_enn.verdicts.losses.points import Measured
     from deq_enn.verdicts.measured_loss import Replacement
 
@@ -27,6 +28,7 @@ NOTES = (
     "loss: test accuracy of the DEQ less that of the network, readouts solved exactly (ridge regression). By SGD, at a",
     "rate of its own, a network may lose points more or less: these intervals do not hold for it.",
 )
+RISK = 0.1  # probability of losing more than the tolerance below which a network may be taken, if no other is named
 BEST_SHOWN = 10  # replacements of a trained DEQ in the table, at most
 
 
@@ -43,10 +45,11 @@ class Candidate:
         the loss in points with its 90% interval; rms compares the predictions with the DEQ's.
     loss, loss_interval : in points, at the width asked for, in the mean over draws of the weights, and its 90%
         interval. They are None where no network of finite width was measured.
-    draw_loss, draw_interval : the same of one draw: of the DEQ that was given and of the network of its seed. They are
-        None for a trained DEQ, whose weights are the only ones.
+    risk : probability that this loss is above the tolerance. None for a trained DEQ.
+    draw_loss, draw_interval, draw_risk : the same of one draw: of the DEQ that was given and of the network of its
+        seed. They are None for a trained DEQ, whose weights are the only ones.
     class_scores : of `losses.classes.ClassScores.to_dict`, where classes are unequal.
-    width_from : the width from which on the upper end of the interval is below the tolerance.
+    width_from : the width from which on the risk of the mean is below the one that is taken.
     measured : the measurements that the loss rests on.
     cost : {inference, features, training_step, memory}, ratios DEQ/candidate, and measured, everything that
         `networks.cost.costs` returned. Networks of as many multiplications cost nearly the same: one is timed.
@@ -70,6 +73,8 @@ class Candidate:
     loss_interval: tuple[float, float] | None = None
     draw_loss: float | None = None
     draw_interval: tuple[float, float] | None = None
+    risk: float | None = None
+    draw_risk: float | None = None
     class_scores: dict | None = None
     width_from: int | None = None
     measured: tuple[Measured, ...] = ()
@@ -82,6 +87,11 @@ class Candidate:
         """Returns the candidate that this network is, with what is known about it."""
         keys = "name", "kind", "kernel", "family", "depth", "layers", "input_scale", "match"
         return cls(**{key: getattr(network, key) for key in keys} | known, network=network)
+
+    def keep_losses(self, mean: Interval, draw: Interval) -> None:
+        """Keeps what is known of the loss in the mean over draws, and of that of one draw."""
+        self.loss, self.loss_interval, self.risk = mean.mean, (mean.low, mean.high), mean.risk
+        self.draw_loss, self.draw_interval, self.draw_risk = draw.mean, (draw.low, draw.high), draw.risk
 
     @property
     def ck_distance(self) -> float:
@@ -103,6 +113,12 @@ class Candidate:
         loss = self.draw_loss if of == "draw" and self.draw_loss is not None else self.loss
         assert loss is not None, f"the loss of {self.name} is not known"
         return loss
+
+    def risk_of(self, of: str) -> float:
+        """Returns the known risk of one "draw", where there is one, or of the "mean"."""
+        risk = self.draw_risk if of == "draw" and self.draw_risk is not None else self.risk
+        assert risk is not None, f"the loss of {self.name} is not known"
+        return risk
 
     def build(self, p: int, width: int, classes: int, seed: int = 0) -> ENN:
         """Builds the network for inputs (n, p), with untrained weights."""
@@ -130,6 +146,8 @@ class Candidate:
             "loss_interval",
             "draw_loss",
             "draw_interval",
+            "risk",
+            "draw_risk",
             "class_scores",
             "width_from",
             "cost",

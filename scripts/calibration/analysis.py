@@ -17,9 +17,11 @@ import numpy as np
 from scipy.optimize import minimize
 
 from deq_enn.utils.intervals import Z_90
+from deq_enn.verdicts.at_initialisation import UNKNOWN
 from deq_enn.verdicts.decision import no_better_than_majority
-from deq_enn.verdicts.losses.model import Interval, predict
+from deq_enn.verdicts.losses.model import predict
 from deq_enn.verdicts.losses.points import CONSTANTS, Discrepancy
+from deq_enn.verdicts.result import RISK
 from scripts.calibration.fresh import KINDS
 from scripts.calibration.outcomes import MAJORITY
 from scripts.calibration.verdicts import constants_of, points_of
@@ -34,7 +36,8 @@ POOLED = 2.0  # seeds that the variance of all networks of a case counts as, bes
 class Candidate:
     """This is a network that was judged.
 
-    mean, low, high : predicted loss in points and its 90% interval. loss, error : measured, None if not trained.
+    mean, low, high : predicted loss in points and its 90% interval. risk : probability that it is above TOLERANCE.
+    loss, error : measured, None if not trained.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Candidate:
     mean: float
     low: float
     high: float
+    risk: float
     loss: float | None
     error: float | None
     scores: dict
@@ -128,14 +132,17 @@ def merged(records: list[dict]) -> dict[str, dict]:
     return records_of_case
 
 
-def answer(candidates, tolerance=TOLERANCE, majority=None) -> tuple[str, Candidate | None]:
-    """As the verdict answers: of the candidates sure to be below the tolerance the cheapest, of these the best."""
-    if majority is not None and no_better_than_majority(majority, tolerance):
+def answer(candidates, majority=None, risk=RISK) -> tuple[str, Candidate | None]:
+    """Answers as the verdict does: of the candidates surely below TOLERANCE the cheapest, of these the best.
+
+    risk : the probability with which what is sure may be wrong.
+    """
+    if majority is not None and no_better_than_majority(majority, TOLERANCE):
         return "majority", None
-    accepted = [candidate for candidate in candidates if candidate.high < tolerance]
+    accepted = [candidate for candidate in candidates if candidate.risk < risk]
     if accepted:
         return "replace", min(accepted, key=lambda candidate: (candidate.work, candidate.mean))
-    return ("keep" if all(candidate.low > tolerance for candidate in candidates) else "undecided"), None
+    return ("keep" if all(1 - candidate.risk < risk for candidate in candidates) else "undecided"), None
 
 
 def joined(packed: dict, constants: Discrepancy = CONSTANTS, of: str = "mean") -> list[Held]:
@@ -154,11 +161,11 @@ def joined(packed: dict, constants: Discrepancy = CONSTANTS, of: str = "mean") -
         candidates = tuple(_candidate(record, candidate, truth, own) for candidate in record["candidates"])
         majority = None
         if record.get("majority"):
-            interval = predict(points_of(record["majority"], own), record["width"], record["n"], own, of == "draw")
-            measured = truth.loss_and_error(MAJORITY)
-            majority = Candidate(MAJORITY, 0, interval.mean, interval.low, interval.high, *measured, {})
+            place = record["width"], record["n"]
+            gains = predict(points_of(record["majority"], own), *place, own, of == "draw", TOLERANCE)
+            majority = Candidate(MAJORITY, 0, **vars(gains), **truth.of_network(MAJORITY), scores={})
         over = record.get("seconds", 0.0) - record.get("budget", math.inf)
-        said = answer(candidates, TOLERANCE, majority)
+        said = answer(candidates, majority)
         peak = record.get("peak_mib")
         held.append(Held(record["case"], record["width"], *said, candidates, record["n"], majority, over, peak))
     return held
@@ -194,6 +201,10 @@ class Truth:
         own, drawn = network["seed_sd"] ** 2, self.spread(name)
         return network["loss"], math.sqrt(max(network["error"] ** 2 - own / self.seeds, 0.0) + drawn / self.seeds)
 
+    def of_network(self, name: str) -> dict[str, float | None]:
+        """Returns {"loss", "error"} of `loss_and_error`."""
+        return dict(zip(("loss", "error"), self.loss_and_error(name)))
+
     def spread(self, name: str) -> float:
         """The variance of a seed's loss, drawn to that of the case's other networks."""
         own = self.networks[name]["seed_sd"] ** 2
@@ -202,9 +213,9 @@ class Truth:
 
 def _candidate(record, candidate, truth, constants):
     points = points_of(candidate["points"], constants)
-    interval = Interval(0.0, -math.inf, math.inf)  # of which no network of finite width was measured
+    interval = UNKNOWN  # of which no network of finite width was measured
     if any(math.isfinite(point.width) for point in points):
-        interval = predict(points, record["width"], record["n"], constants, truth.of == "draw")
+        interval = predict(points, record["width"], record["n"], constants, truth.of == "draw", TOLERANCE)
     distance, infinite = candidate["distance"] or {}, candidate["infinite"] or {}
     scores = {
         "kernel distance": distance.get("ck", {}).get("with_factor", math.nan),
@@ -213,10 +224,8 @@ def _candidate(record, candidate, truth, constants):
         "infinite width": infinite.get("difference", math.nan),
         "the verdict": interval.mean,
     }
-    loss, error = truth.loss_and_error(candidate["name"])
-    return Candidate(
-        candidate["name"], candidate["work"], interval.mean, interval.low, interval.high, loss, error, scores
-    )
+    name = candidate["name"]
+    return Candidate(name, candidate["work"], **vars(interval), **truth.of_network(name), scores=scores)
 
 
 # ---------------------------------------------------------------------------------------------------------------

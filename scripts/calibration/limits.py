@@ -12,9 +12,12 @@ if __name__ == "__main__":
 import math
 from dataclasses import dataclass, replace
 
+from scipy.special import ndtr
+
 from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts.losses.model import Interval, predict
 from deq_enn.verdicts.losses.points import CONSTANTS, Measured
+from deq_enn.verdicts.result import RISK
 from scripts.calibration.analysis import TOLERANCE, Truth, merged
 from scripts.calibration.verdicts import constants_of, points_of
 
@@ -38,7 +41,7 @@ class Limits:
 def about(mean: float, variance: float) -> Interval:
     """Returns the interval of a Gaussian."""
     half = Z_90 * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, mean - half, mean + half, float(ndtr((mean - TOLERANCE) * Z_90 / half)))
 
 
 def limits_of(record: dict, outcomes: list[dict]) -> list[Limits]:
@@ -51,8 +54,8 @@ def limits_of(record: dict, outcomes: list[dict]) -> list[Limits]:
         if own is None:
             continue
         sampling = about(own.loss, constants.dependence * own.of_samples)
-        now = predict(points, *place, constants, draw=True)
-        all_draws = predict(_with_all_draws(points, own, constants), *place, constants, draw=True)
+        now = predict(points, *place, constants, True, TOLERANCE)
+        all_draws = predict(_with_all_draws(points, own, constants), *place, constants, True, TOLERANCE)
         limits.append(Limits(candidate["name"], now, sampling, all_draws, _ideal(candidate["name"], own, truth)))
     return limits
 
@@ -76,6 +79,6 @@ def _ideal(name, own, truth):
 
 def said(intervals: list[Interval]) -> str:
     """Returns the answer by these intervals."""
-    if any(interval.high < TOLERANCE for interval in intervals):
+    if any(interval.risk < RISK for interval in intervals):
         return "replace"
-    return "keep" if all(interval.low > TOLERANCE for interval in intervals) else "undecided"
+    return "keep" if all(1 - interval.risk < RISK for interval in intervals) else "undecided"

@@ -6,43 +6,33 @@ if __name__ == "__main__":
 import math
 
 import numpy as np
-from scipy.stats import beta, rankdata, spearmanr
+from scipy.stats import rankdata, spearmanr
 
-from deq_enn.reporting.markdown import head, row
+from deq_enn.reporting.markdown import row
 from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts.losses.points import CONSTANTS
-from scripts.calibration.analysis import TOLERANCE, Held, coverage, joined, matched_alone, mean_score
+from scripts.calibration.analysis import TOLERANCE, Held, joined, matched_alone
 from scripts.calibration.blind import blind_cases, copies_cases
 from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import KINDS
 from scripts.calibration.left_out import bias, dependence
 from scripts.calibration.limits import limits_of, said as answer_by
 from scripts.calibration.more_samples import LEAST, fresh_twins
-
-DATA = {name for names in KINDS.values() for name in names}  # of all but the first cases
-HAPPENED = ("some below", "too near", "all above", "DEQ no better")
-ANSWERS = (
-    "cases",
-    "undecided",
-    "of these too near to tell",
-    "keep, where right",
-    "wrong replace",
-    "wrong keep",
-    "chosen covered",
-    "coverage, %",
-    "its 95% interval",
-    "median width",
+from scripts.calibration.risk import at_risk, risk_lines
+from scripts.calibration.rows import (
+    ANSWERS,
+    COVERAGE,
+    answers_row,
+    confusion,
+    coverage_row,
+    head_of,
+    large,
+    limits_kept,
 )
-LARGE = 2.0  # points from which on a loss is large
 
-
-def rate(yes: int, of: int) -> str:
-    """A share in % with its 95% interval (Clopper and Pearson)."""
-    if not of:
-        return "none of 0"
-    low = beta.ppf(0.025, yes, of - yes + 1) if yes else 0.0
-    high = beta.ppf(0.975, yes + 1, of - yes) if yes < of else 1.0
-    return f"{yes} of {of}, {100 * yes / of:.0f}% ({100 * low:.0f}% to {100 * high:.0f}%)"
+TITLES = {"draw": "one draw", "mean": "mean over draws"}
+BLIND_RISK = 0.05  # of the blind round, in which a 90% interval on one side of the tolerance decided
+DATA = {name for names in KINDS.values() for name in names}  # of all but the first cases
 
 
 def report_lines(packed: dict):
@@ -59,18 +49,18 @@ def report_lines(packed: dict):
 def later_cases(packed: dict):
     """Lines on all but the first 131 cases: the fresh ones, the blind round, and those with more samples."""
     blind, copies = ({case.name for case in deal()} for deal in (blind_cases, copies_cases))
-    for of, title in (("draw", "one draw"), ("mean", "mean over draws")):
-        held = [case for case in joined(packed, of=of) if case.data in DATA]
+    later = {of: [case for case in joined(packed, of=of) if case.data in DATA] for of in TITLES}
+    for of, held in later.items():
         if fresh := [case for case in held if case.n < LEAST and case.case not in blind | copies]:
-            yield f"\n## Fresh cases, {title}\n"
-            yield from _fresh(fresh, f"of the {title}")
+            yield f"\n## Fresh cases, {TITLES[of]}\n"
+            yield from _fresh(fresh, f"of the {TITLES[of]}")
         if some := [case for case in held if case.case in copies]:
-            yield f"\n## More oversampled rows, which set constants, {title}\n"
-            yield from (_head("data", *COVERAGE), _coverage_row("oversampled rows", some))
+            yield f"\n## More oversampled rows, which set constants, {TITLES[of]}\n"
+            yield from (head_of("data", *COVERAGE), coverage_row("oversampled rows", some))
         if some := [case for case in held if case.case in blind]:
-            yield f"\n## The blind round, {title}\n"
-            yield from _blind(some, f"of the {title}", packed)
-    others = [case for case in joined(packed, of="draw") if case.data in DATA and case.case not in blind | copies]
+            yield f"\n## The blind round, at a risk of {100 * BLIND_RISK:g}%, {TITLES[of]}\n"
+            yield from _blind(at_risk(some, BLIND_RISK), f"of the {TITLES[of]}", packed)
+    others = [case for case in later["draw"] if case.case not in blind | copies]
     if undecided := [case for case in others if case.answer == "undecided"]:
         yield "\n## What is undecided, one draw\n"
         yield from _undecided(undecided, packed)
@@ -78,6 +68,18 @@ def later_cases(packed: dict):
         yield "\n## By number of samples, one draw\n"
         yield from _by_samples({case.case: case for case in others})
         yield from _half_widths()
+    for of, held in later.items():
+        yield f"\n## Answers at other risks, {TITLES[of]}\n"
+        yield from _at_risks(held, blind)
+
+
+def _at_risks(held: list[Held], blind: set[str]):
+    groups = _halves([case for case in held if case.n < LEAST and case.case not in blind])
+    groups["6,000 samples or more"] = [case for case in held if case.n >= LEAST]
+    groups["blind round"] = [case for case in held if case.case in blind]
+    for name, cases in groups.items():
+        if cases:
+            yield from (*risk_lines(name, cases), "")
 
 
 def _halves(held):
@@ -88,44 +90,31 @@ def _halves(held):
 
 
 def _fresh(held: list[Held], what: str):
-    yield _head("half", *COVERAGE)
+    yield head_of("half", *COVERAGE)
     for name, cases in (_halves(held) | {"all": held}).items():
-        yield _coverage_row(name, cases)
-    yield "\n" + _head("kind of data, both halves", *COVERAGE)
+        yield coverage_row(name, cases)
+    yield "\n" + head_of("kind of data, both halves", *COVERAGE)
     for kind in KINDS:
         if cases := [case for case in held if case.kind == kind]:
-            yield _coverage_row(kind, cases)
+            yield coverage_row(kind, cases)
     for name, cases in (_halves(held) | {"all": held}).items():
-        yield from _confusion(name, cases)
-    yield f"- large losses: {_large(_halves(held)['reports'])}"
-    yield from _limits_kept(held, what)
-
-
-def _limits_kept(held: list[Held], what: str):
-    """Time, memory, and every answer that was wrong."""
-    late = [case.overrun for case in held]
-    yield f"- seconds over the budget: {max(late):+.2f} at most, {np.median(late):+.2f} in the middle"
-    peaks = [case.peak_mib for case in held if case.peak_mib is not None]
-    if peaks:
-        yield f"- memory, in {len(peaks)} cases: {max(peaks):.0f} MiB at most, {np.median(peaks):.0f} in the middle"
-    for case in held:
-        if case.answer == "replace" and case.wrong or case.answer == "keep" and case.happened == "some below":
-            loss = f", {case.chosen.name} lost {case.chosen.loss:+.1f} ± {case.chosen.error:.1f}" if case.chosen else ""
-            yield f"- wrong: {case.answer} of {case.case} {what}{loss}"
+        yield from confusion(name, cases)
+    yield f"- large losses: {large(_halves(held)['reports'])}"
+    yield from limits_kept(held, what)
 
 
 def _blind(held: list[Held], what: str, packed: dict):
     """The cases that nothing was set by and nobody had looked at."""
-    yield _head("kind of data", *ANSWERS)
+    yield head_of("kind of data", *ANSWERS)
     for kind in KINDS:
         if cases := [case for case in held if case.kind == kind]:
-            yield _answers_row(kind, cases)
-    yield _answers_row("all", held)
-    yield "\n" + _head("all", *COVERAGE)
-    yield _coverage_row("all", held)
-    yield from _confusion("all", held)
-    yield f"- large losses: {_large(held)}"
-    yield from _limits_kept(held, what)
+            yield answers_row(kind, cases)
+    yield answers_row("all", held)
+    yield "\n" + head_of("all", *COVERAGE)
+    yield coverage_row("all", held)
+    yield from confusion("all", held)
+    yield f"- large losses: {large(held)}"
+    yield from limits_kept(held, what)
     names = {case.name for case in blind_cases()}
     run = [record for record in packed["outcomes"] if record["case"] in names]
     none = sum(not record["networks"] for record in run)
@@ -138,7 +127,7 @@ def _blind(held: list[Held], what: str, packed: dict):
 def _undecided(cases: list[Held], packed: dict):
     """Half the width of the best candidate's interval, as it is and by itself of each part, and what each would say."""
     records = {record["case"]: record for record in packed["verdicts"]}
-    yield _head(
+    yield head_of(
         "case", "what happened", "half width", "all draws", "ideal", "samples alone", "all draws say", "ideal says"
     )
     for case in cases:
@@ -147,7 +136,7 @@ def _undecided(cases: list[Held], packed: dict):
         if not known:  # the draw itself was measured for none
             yield row(case.case, case.happened, *6 * ["-"])
             continue
-        best = min(known, key=lambda each: each.now.high)
+        best = min(known, key=lambda each: each.now.risk)
         parts = best.now, best.all_draws, best.ideal, best.sampling
         halves = [f"{(part.high - part.low) / 2:.2f}" for part in parts]
         answers = answer_by([each.all_draws for each in limits]), answer_by([each.ideal for each in known])
@@ -157,7 +146,7 @@ def _undecided(cases: list[Held], packed: dict):
 def _half_widths():
     """Half the width of an interval that rests on the samples alone, in points."""
     numbers = 1000, 3000, 10_000, 60_000
-    yield "\n" + _head("samples in which the two differ, %", *(f"n = {n:,}" for n in numbers))
+    yield "\n" + head_of("samples in which the two differ, %", *(f"n = {n:,}" for n in numbers))
     for apart in (1, 5, 10, 25):
         halves = (Z_90 * math.sqrt(CONSTANTS.dependence * 100 * apart / n) for n in numbers)
         yield row(f"{apart}", *(f"{half:.2f}" for half in halves))
@@ -170,43 +159,22 @@ def _by_samples(draws: dict[str, Held]):
         if name in draws and twin in draws:
             large.append(draws[name])
             small.append(draws[twin])
-    yield _head("samples", *ANSWERS)
+    yield head_of("samples", *ANSWERS)
     every = [case for case in draws.values() if case.n >= LEAST]
     for cases in (small, large, every) if len(every) > len(large) else (small, large):
-        yield _answers_row(f"{min(case.n for case in cases):,} to {max(case.n for case in cases):,}", cases)
+        yield answers_row(f"{min(case.n for case in cases):,} to {max(case.n for case in cases):,}", cases)
     yield "\n- " + ", ".join(f"{case.case} ({case.happened})" for case in large if case.answer == "undecided")
-    yield "\n" + _head("more samples: kind of data", *COVERAGE)
+    yield "\n" + head_of("more samples: kind of data", *COVERAGE)
     for kind in KINDS:
         if cases := [case for case in large if case.kind == kind]:
-            yield _coverage_row(kind, cases)
+            yield coverage_row(kind, cases)
     for name, cases in (("few samples", small), ("more samples", large)):
-        yield from _confusion(name, cases)
-
-
-def _answers_row(name, cases):
-    undecided = [case for case in cases if case.answer == "undecided"]
-    above = [case for case in cases if case.happened == "all above"]
-    replaced = [case for case in cases if case.answer == "replace" and case.wrong is not None]
-    kept = [case for case in cases if case.answer == "keep"]
-    widths = [candidate.high - candidate.low for case in cases for candidate in case.trained]
-    return row(
-        name,
-        f"{len(cases)}",
-        f"{len(undecided)}, {100 * len(undecided) / len(cases):.0f}%",
-        f"{sum(case.happened == 'too near' for case in undecided)}",
-        f"{sum(case.answer == 'keep' for case in above)} of {len(above)}",
-        f"{sum(case.wrong for case in replaced)} of {len(replaced)}",
-        f"{sum(case.happened == 'some below' for case in kept)} of {len(kept)}",
-        f"{sum(case.chosen.covered for case in replaced)} of {len(replaced)}",
-        f"{coverage(cases)['covered']:.0f}",
-        _spread(cases),
-        f"{np.median(widths):.2f}",
-    )
+        yield from confusion(name, cases)
 
 
 def _left_out(records: list[dict]):
     """How much more leave-one-out varies about the loss on new samples than as many independent samples would."""
-    yield _head("case", "draws", "variance, by that of independent samples", "too much, points")
+    yield head_of("case", "draws", "variance, by that of independent samples", "too much, points")
     for record in records:
         off, error = bias(record)
         draws = len(record["draws"])
@@ -221,97 +189,32 @@ def _left_out(records: list[dict]):
     yield f"- too much, in errors of its own: {np.mean(off):+.2f} on average, {np.std(off):.2f} in size"
 
 
-def _large(cases):
-    """How much too small large losses are predicted, and how many are covered."""
-    large = [candidate for case in cases for candidate in case.trained if candidate.loss > LARGE]
-    if not large:
-        return "none"
-    slope = sum(c.mean * c.loss for c in large) / sum(c.loss**2 for c in large)
-    covered = rate(sum(c.covered for c in large), len(large))
-    return f"above {LARGE:g} points, predicted / measured {slope:.2f}, covered {covered}"
-
-
-def _spread(held, draws=2000):
-    """Half the width of the 95% interval of the coverage, by the bootstrap over cases."""
-    each = np.array([np.mean([candidate.covered for candidate in case.trained]) for case in held if case.trained])
-    draw = np.random.default_rng(0).choice(each, (draws, len(each)))
-    low, high = np.quantile(100 * draw.mean(1), [0.025, 0.975])
-    return f"{low:.0f} to {high:.0f}"
-
-
-COVERAGE = ("cases", "coverage, %", "its 95% interval", "as measured", "too low", "too high", "score", "median width")
-
-
 def tables(held: list[Held], sgd: list[dict]):
     """Lines of Markdown on the first cases."""
     halves = _halves(held)
-    yield _head("half", *COVERAGE)
+    yield head_of("half", *COVERAGE)
     for name, cases in halves.items():
-        yield _coverage_row(name, cases)
+        yield coverage_row(name, cases)
     reporting = halves["reports"]
     for title, key in (
         ("data", lambda case: case.kind),
         ("data set", lambda case: case.data),
         ("width", lambda case: f"{case.width}"),
     ):
-        yield "\n" + _head(f"{title} (reports)", *COVERAGE)
+        yield "\n" + head_of(f"{title} (reports)", *COVERAGE)
         for value in sorted({key(case) for case in reporting}, key=lambda v: (len(v), v) if title == "width" else v):
-            yield _coverage_row(value, [case for case in reporting if key(case) == value])
+            yield coverage_row(value, [case for case in reporting if key(case) == value])
     for name, cases in halves.items():
-        yield from _confusion(name, cases)
-        yield from _confusion(f"{name}, matched networks alone", matched_alone(cases))
+        yield from confusion(name, cases)
+        yield from confusion(f"{name}, matched networks alone", matched_alone(cases))
     yield from _alone(halves)
     yield from _by_sgd(held, sgd)
-
-
-def _head(*names):
-    """The first lines of a table whose columns but the first are numbers."""
-    return head(*names, right=range(1, len(names)))
-
-
-def _coverage_row(name, cases):
-    c = coverage(cases)
-    width = np.median([candidate.high - candidate.low for case in cases for candidate in case.trained])
-    return row(
-        name,
-        f"{len(cases)}",
-        f"{c['covered']:.0f}",
-        _spread(cases),
-        *(f"{c[key]:.0f}" for key in ("as measured", "above", "below")),
-        f"{mean_score(cases):.2f}",
-        f"{width:.2f}",
-    )
-
-
-def _confusion(name, cases):
-    yield "\n" + _head(f"{name}: answer", *HAPPENED)
-    for said in ("replace", "undecided", "keep", "majority"):
-        counts = [sum(case.answer == said and case.happened == what for case in cases) for what in HAPPENED]
-        yield row(said, *map(str, counts))
-    replaced = [case for case in cases if case.answer == "replace"]
-    trained = [case for case in replaced if case.wrong is not None]
-    kept = [case for case in cases if case.answer == "keep"]
-    yield f"\n- wrong replace: {rate(sum(case.wrong for case in trained), len(trained))}" + (
-        f"; {len(replaced) - len(trained)} chosen ones not trained" if len(replaced) > len(trained) else ""
-    )
-    yield f"- replaced where the DEQ is no better: {sum(case.happened == 'DEQ no better' for case in trained)}"
-    yield f"- wrong keep: {rate(sum(case.happened == 'some below' for case in kept), len(kept))}"
-    above = [case for case in cases if case.happened == "all above"]
-    kept_rightly = sum(case.answer == "keep" for case in above)
-    yield f"- keep, where every network loses too much: {rate(kept_rightly, len(above))}"
-    worse = [case for case in cases if case.happened == "DEQ no better"]
-    told = sum(case.answer == "majority" for case in worse)
-    yield f"- majority, where the DEQ is no better: {rate(told, len(worse))}"
-    wrong = [case for case in cases if case.answer == "majority" and case.happened != "DEQ no better"]
-    yield f"- majority, where the DEQ is better: {len(wrong)} of {len(cases)}"
-    yield f"- undecided: {rate(sum(case.answer == 'undecided' for case in cases), len(cases))}"
-    yield f"- the chosen network's interval covers: {rate(sum(case.chosen.covered for case in trained), len(trained))}"
 
 
 def _alone(halves):
     """What one number alone would have said: a line through the constants half, held against the other."""
     columns = "rank correlation", "area under ROC", "median error, points", "replaced", "wrong"
-    yield "\n" + _head("predictor alone", *columns)
+    yield "\n" + head_of("predictor alone", *columns)
     values = {
         name: [(candidate.scores, candidate.loss) for case in cases for candidate in case.trained]
         for name, cases in halves.items()

@@ -27,12 +27,15 @@ from scripts.calibration import (
     cases as calibration_cases,
     outcomes as calibration_outcomes,
     report,
+    risk,
+    rows,
     verdicts as calibration_verdicts,
 )
 from scripts.calibration.blind import blind_cases, copies_cases
 from scripts.calibration.cases import Case, cases, load, sets_constants
 from scripts.calibration.fresh import COUNTS, KINDS, OWN, FreshCase, fresh_cases, load_fresh
 from scripts.calibration.more_samples import LEAST, LargeCase, fresh_twins, large_cases
+from tests.helpers.intervals import gaussian
 
 
 @pytest.mark.long
@@ -203,7 +206,9 @@ def test_the_blind_round_is_reported_by_itself():
     }
     packed["outcomes"].append({"case": blind[2], "networks": {}, "failed": "no equilibrium"})
     lines = list(report.later_cases(packed))
-    draw, mean = lines.index("\n## The blind round, one draw\n"), lines.index("\n## The blind round, mean over draws\n")
+    draw, mean = (
+        lines.index(f"\n## The blind round, at a risk of 5%, {what}\n") for what in ("one draw", "mean over draws")
+    )
     for start, covered in ((draw, "100"), (mean, "0")):
         row = next(line for line in lines[start:] if line.startswith("| all |"))
         assert row.startswith("| all | 2 | 2, 100% |") and f"| {covered} |" in row
@@ -271,7 +276,8 @@ def test_constants_are_set_on_one_half_alone():
 
 
 def candidate(name, low, high, work=1):
-    return analysis.Candidate(name, work, (low + high) / 2, low, high, None, None, {})
+    interval = gaussian((low + high) / 2, low, high)
+    return analysis.Candidate(name, work, **vars(interval), loss=None, error=None, scores={})
 
 
 def test_answers_are_those_of_the_verdict():
@@ -293,6 +299,7 @@ def test_answers_are_those_of_the_verdict():
                 {},
                 loss=sum(pair) / 2,
                 loss_interval=tuple(pair),
+                risk=gaussian(sum(pair) / 2, *pair).risk,
             )
             for i, (depth, pair) in enumerate(zip(depths, ends))
         ]
@@ -305,8 +312,21 @@ def test_answers_are_those_of_the_verdict():
     assert min(seen[said] for said in ("replace", "undecided", "keep")) > 5
 
 
+def test_answers_at_other_risks():
+    """Of a loss of -0.9 ± 1 a twelfth is above the tolerance, of one of 2.5 ± 1 nearly all."""
+    below, above = (gaussian(mean, mean - Z_90, mean + Z_90) for mean in (0.5 - 1.4, 2.5))
+    cases = []
+    for name, interval, loss in (("rings-a", below, 3.0), ("rings-b", below, -1.0), ("rings-c", above, 3.0)):
+        only = analysis.Candidate("network", 1, **vars(interval), loss=loss, error=0.1, scores={})
+        cases.append(analysis.Held(name, 64, "undecided", None, (only,)))
+    lines = [[cell.strip() for cell in line.split("|")[2:-1]] for line in risk.risk_lines("all", cases)]
+    assert lines[2] == ["3", "2", "0", "-", "0 of 0", "1 of 2", "0 of 1"]
+    assert lines[4] == ["3", "0", "2", "8.1", "1 of 2", "1 of 2", "0 of 1"]
+    assert [case.answer for case in risk.at_risk(cases, 0.1)] == ["replace", "replace", "keep"]
+
+
 def held(answer, *losses, chosen=None, error=0.1):
-    output = tuple(analysis.Candidate(f"{i}", 1, 0, -1, 1, loss, error, {}) for i, loss in enumerate(losses))
+    output = tuple(analysis.Candidate(f"{i}", 1, 0, -1, 1, 0.2, loss, error, {}) for i, loss in enumerate(losses))
     return analysis.Held("mnist-x", 64, answer, None if chosen is None else output[chosen], output)
 
 
@@ -316,8 +336,8 @@ def test_what_happened():
     assert held("keep", 2.0, 0.7).happened == "all above"
     assert not held("replace", 0.6, chosen=0).wrong and held("replace", 0.7, chosen=0).wrong
     assert held("replace", 0.6, chosen=0, error=0.02).wrong
-    assert "2 of 4, 50% (7% to 93%)" == report.rate(2, 4)  # Clopper and Pearson's, from their table
-    assert report.rate(0, 0) == "none of 0"
+    assert "2 of 4, 50% (7% to 93%)" == rows.rate(2, 4)  # Clopper and Pearson's, from their table
+    assert rows.rate(0, 0) == "none of 0"
 
 
 def test_the_table_by_number_of_samples_compares_the_same_networks(monkeypatch):

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from deq_enn.utils.intervals import Z_90
-from deq_enn.verdicts.losses.model import Interval
 from deq_enn.verdicts.losses.points import CONSTANTS
 from scripts.calibration import limits, verdicts
 from scripts.calibration.outcomes import loss_and_error
+from tests.helpers.intervals import gaussian
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_an_ideal_verdict_has_the_mean_and_the_spread_of_what_happened(drawn):
 
 
 def test_answers_by_intervals():
-    below, between, above = Interval(0, -0.1, 0.4), Interval(0.4, 0.1, 0.7), Interval(1, 0.6, 2)
+    below, between, above = gaussian(0, -0.1, 0.4), gaussian(0.4, 0.1, 0.7), gaussian(1.3, 0.6, 2)
     assert [limits.said(each) for each in ([above, below], [above, between], [above])] == [
         "replace",
         "undecided",

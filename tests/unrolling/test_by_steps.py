@@ -395,6 +395,7 @@ def test_a_module_in_training_mode_is_judged_in_evaluation_mode(samples):
         (dict(tolerance=-1.0), "budget and tolerance must be positive and finite, got 60.0 and -1.0"),
         (dict(seen=0), "seen, the samples that the DEQ passed in its training, must be positive, got 0"),
         (dict(seen=math.nan), "must be positive, got nan"),
+        (dict(risk=0.5), "risk must be between 0 and 0.5, a probability, got 0.5"),
         (dict(decide_on="luck"), "decide_on must be 'draw' or 'mean', got 'luck'"),
     ),
 )

@@ -105,6 +105,7 @@ def test_a_module_of_ones_own_is_judged_and_what_replaces_it_is_written(files, c
         (("--asquare", "0.2"), "argument --asquare: not with --module"),  # the default, but given
         (("--for", "mean"), "argument --for: not with --module"),
         (("--for", "draw"), "argument --for: not with --module"),
+        (("--risk", "10%"), "argument --risk: not with --module"),
         (("--classes", "0", "1"), "--classes is not for samples as the file has them"),
     ),
 )

@@ -18,10 +18,10 @@ from deq_enn.verdicts import api, decision
 from deq_enn.verdicts.after_training import begin
 from deq_enn.verdicts.at_initialisation import GRACE, VerdictAtInitialisation
 from deq_enn.verdicts.losses import measurements
-from deq_enn.verdicts.losses.model import Interval
 from deq_enn.verdicts.page import write
 from deq_enn.verdicts.result import Candidate
 from tests.conftest import Ticks
+from tests.helpers.intervals import gaussian
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_without_labels_the_kernels_decide(deq, blobs):
 
 def candidate(name, depth, mean, low, high):
     single = Candidate(name, "plain", None, None, depth, (), 1.0, None, {"ck": {"with_factor": 0.1}})
-    single.interval = Interval(mean, low, high)
+    single.interval = gaussian(mean, low, high)
     return single
 
 
@@ -129,7 +129,7 @@ def judged(deq, blobs, monkeypatch):
                 "passes": {(64, 600): {}},
                 "accuracy": {},
                 "equilibria": lambda *_: (0, 0),
-                "interval": lambda *_: Interval(20.0, 19.0, 21.0),  # what the DEQ gains on the commonest class
+                "interval": lambda *_: gaussian(20.0, 19.0, 21.0),  # what the DEQ gains on the commonest class
             },
         )()
         monkeypatch.setattr(work, "_interval", lambda single, of=None: single.interval)

@@ -41,6 +41,10 @@ def refused(capsys, tmp_path, *argv):
         (("--activation", "relu", "--pool"), "--kernel_size"),
         (("--activation", "relu", "--seen", "100"), "--seen: it is for a trained DEQ"),
         (("--activation", "relu", "--checkpoint", "x.pt", "--for", "draw"), "--for: not with --checkpoint"),
+        (("--activation", "relu", "--checkpoint", "x.pt", "--risk", "10%"), "--risk: not with --checkpoint"),
+        (("--activation", "relu", "--risk", "0.5"), "--risk: must be between 0 and 0.5, such as 0.1 or 10%, got '0.5'"),
+        (("--activation", "relu", "--risk", "60%"), "--risk: must be between 0 and 0.5"),
+        (("--activation", "relu", "--risk", "little"), "--risk: must be between 0 and 0.5"),
         (("--activation", "relu", "--kernel_size", "3"), "needs images, of mnist"),
         (("--activation", "relu", "--kernel_size", "4", "--dataset", "mnist"), "odd"),
         (("--activation", "relu", "--kernel_size", "3", "--dataset", "mnist", "--checkpoint", "x.pt"), "--checkpoint"),
@@ -96,11 +100,14 @@ def flags_of(path, out, *more):
 
 
 def test_a_run_prints_a_table_and_writes_what_it_found(capsys, tmp_path, small_npz):
-    gateway.main(flags_of(small_npz, tmp_path / "out", "--tolerance", "20"))
+    gateway.main(flags_of(small_npz, tmp_path / "out", "--tolerance", "20", "--risk", "12%"))
     out = capsys.readouterr().out
     assert "60 training samples" in out and "plain, depth 1" in out and "replace: " in out
     read = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert read["answer"] == "replace" and read["settings"]["dataset"] == "npz" and read["chosen"] in out
+    assert read["settings"]["risk"] == 0.12 and "that it loses more than 20." in out
+    risks = [(each["risk"], each["draw_risk"]) for each in read["candidates"] if each["loss"] is not None]
+    assert risks and all(0 <= risk <= 1 for pair in risks for risk in pair)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"verdict.json", "verdict.png", "verdict.html"}
 
 

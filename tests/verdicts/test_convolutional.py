@@ -51,7 +51,8 @@ def test_the_cheapest_is_that_of_the_least_multiplications():
     networks, _ = conv_networks(deq)
     for network in networks:
         assert network.work(60, 8) == 6 * 5 * sum(weight.numel() for weight in network.build(0, 8, 2).weights)
-    accepted = [Candidate.of(network, distance=None, loss=0.0, loss_interval=(-0.1, 0.1)) for network in networks[::-1]]
+    known = {"distance": None, "loss": 0.0, "loss_interval": (-0.1, 0.1), "risk": 0.0}
+    accepted = [Candidate.of(network, **known) for network in networks[::-1]]
     question = Question(60, 100, 8, 0.5, "mean")
     two_layers = [candidate for candidate in accepted if candidate.depth == 2]
     chosen = by_loss(two_layers, question, {}).chosen

@@ -158,6 +158,17 @@ def test_nothing_lies_beyond_the_windows_edge(tmp_path):
     check_widths(write(FOUND, tmp_path)[-1], tmp_path)
 
 
+def test_the_page_shows_risks_where_they_are_known(tmp_path):
+    """A verdict.json of an earlier version has none."""
+    verdict = copy.deepcopy(FOUND)
+    verdict["settings"] |= {"risk": 0.1, "for": "draw"}
+    verdict["candidates"][0] |= {"risk": 0.0312, "draw_risk": 0.0004}
+    html = write(verdict, tmp_path / "new")[1].read_text()
+    assert "tolerated are 0.5, at a risk of 10%." in html and {"3.1%", "less than 0.1%"} <= set(cells(html))
+    before = write(FOUND, tmp_path / "old")[1].read_text()
+    assert "tolerated are 0.5." in before and "%" not in "".join(cells(before))
+
+
 def test_the_figure_has_the_losses_and_their_intervals(tmp_path, monkeypatch):
     figure = figure_of(FOUND, monkeypatch, tmp_path)
     loss, distance, saved = figure.axes

@@ -302,14 +302,14 @@ class Measurements:
         """
         return Posterior(self.points(name), width, len(self.order), self.constants, draw)
 
-    def interval(self, name: str, width: int, draw: bool = False) -> Interval | None:
+    def interval(self, name: str, width: int, tolerance: float, draw: bool = False) -> Interval | None:
         """Returns the interval of a candidate's loss, or None where no network of finite width was measured.
 
         The exact kernels alone say nothing of it: two networks whose kernels agree may differ by much at finite width.
         """
         if all(math.isinf(w) or name not in point for (w, _), point in self.passes.items()):
             return None
-        return self.posterior(name, width, draw).interval()
+        return self.posterior(name, width, draw).interval(tolerance)
 
     def class_scores(self, width: int) -> dict[str, Any]:
         """Returns {"width", "samples", "of": {name: ClassScores}} at the place nearest to what is asked, or {}.

@@ -54,11 +54,15 @@ AMPLITUDES = np.arange(-3, 4)  # powers of two of the mixture's amplitudes, abou
 
 @dataclass(frozen=True)
 class Interval:
-    """This has the mean of a loss, and the quantiles low and high that hold it with probability LEVEL."""
+    """This has the mean of a loss, the quantiles low and high that hold it with probability LEVEL, and its risk.
+
+    risk : probability that the loss is above the tolerance that was named.
+    """
 
     mean: float
     low: float
     high: float
+    risk: float
 
 
 def coordinates(places: Sequence[tuple[float, int]]) -> np.ndarray:
@@ -209,8 +213,8 @@ class Posterior:
         of_apart = math.expm1(log_variance) * (variances + self.means**2)  # of a lognormal factor of mean 1
         return float(self.weights @ (variances + of_apart)) + self.constants.floor**2
 
-    def interval(self) -> Interval:
-        """Returns the mean and the central interval of probability LEVEL, with what no measurement shows."""
+    def interval(self, tolerance: float) -> Interval:
+        """Returns the mean, the central interval of probability LEVEL and the risk, with what no measurement shows."""
         factors, shares = self._factors_of_apart()
         weights, means = np.outer(shares, self.weights).ravel(), np.outer(factors, self.means).ravel()
         variances = np.outer(factors**2, np.maximum(self.variances, 0)).ravel()
@@ -223,24 +227,35 @@ class Posterior:
 
             return cast(float, brentq(excess, lower, upper, xtol=1e-6))
 
-        return Interval(float(weights @ means), quantile((1 - LEVEL) / 2), quantile((1 + LEVEL) / 2))
+        risk = float(weights @ ndtr((means - tolerance) / deviations))
+        return Interval(float(weights @ means), quantile((1 - LEVEL) / 2), quantile((1 + LEVEL) / 2), risk)
 
 
 def predict(
-    points: list[Measured], width: float, count: int, constants: Discrepancy = CONSTANTS, draw: bool = False
+    points: list[Measured],
+    width: float,
+    count: int,
+    constants: Discrepancy = CONSTANTS,
+    draw: bool = False,
+    tolerance: float = 0.0,
 ) -> Interval:
     """Returns the interval of the loss at this width and number of samples, given measurements at others.
 
-    draw : as of `Posterior`.
+    draw : as of `Posterior`. tolerance : in points, of the risk.
     """
-    return Posterior(points, width, count, constants, draw).interval()
+    return Posterior(points, width, count, constants, draw).interval(tolerance)
 
 
-def width_from(points: list[Measured], count: int, tolerance: float, constants: Discrepancy = CONSTANTS) -> int | None:
-    """Returns the least width from which on the interval stays below the tolerance: 32, 64, ..., 65,536, or None."""
+def width_from(
+    points: list[Measured], count: int, tolerance: float, risk: float, constants: Discrepancy = CONSTANTS
+) -> int | None:
+    """Returns the least width from which on the mean loss is above the tolerance with less than this risk.
+
+    It is one of 32, 64, ..., 65,536, or None.
+    """
     least = None
     for width in (2**k for k in range(16, 4, -1)):
-        if not predict(points, width, count, constants).high < tolerance:
+        if not predict(points, width, count, constants, tolerance=tolerance).risk < risk:
             break
         least = width
     return least

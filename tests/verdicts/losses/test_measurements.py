@@ -38,7 +38,7 @@ def test_the_measured_loss_is_that_of_exact_readouts(deq, blobs):
     assert point.seeds == 12 and point.loss > 3  # three layers of 16 units lose much
     error = math.sqrt(point.of_samples + point.of_seeds + np.var(losses) / 11)
     assert error < 2 and abs(point.loss - np.mean(losses)) < 2.5 * error
-    interval = taken.posterior(result[0].name, 16).interval()
+    interval = taken.posterior(result[0].name, 16).interval(0.5)
     assert interval.low < np.mean(losses) + 2 * error and interval.high > np.mean(losses) - 2 * error
 
 

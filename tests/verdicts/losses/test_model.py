@@ -79,7 +79,7 @@ def test_the_posterior_is_that_of_a_joint_gaussian():
     )
     noise = np.diag([1.3 * p.of_samples + p.of_seeds for p in points])  # left out, they share the other samples
     gain = np.linalg.solve(K[1:, 1:] + noise, K[1:, 0])
-    interval = result.interval()
+    interval = result.interval(0.5)
     deviation, mean = math.sqrt(K[0, 0] - gain @ K[1:, 0]), gain @ [0.8, 0.2, -0.1]
     assert interval.mean == pytest.approx(mean)
     # d is not known at the target: a lognormal factor, of which many are drawn
@@ -88,6 +88,8 @@ def test_the_posterior_is_that_of_a_joint_gaussian():
     losses = factor * rng.normal(mean, deviation, 400_000)
     assert 0.1 < spread < 0.8
     assert (interval.low, interval.high) == pytest.approx(np.quantile(losses, [0.05, 0.95]), abs=0.02)
+    risks = [result.interval(tolerance).risk for tolerance in (0.2, interval.high)]
+    assert risks == [pytest.approx((losses > 0.2).mean(), abs=0.005), pytest.approx(0.05, abs=1e-4)]
     assert result.variance_given(points) == pytest.approx(result.variance) == pytest.approx(losses.var(), rel=0.02)
 
 
@@ -103,7 +105,7 @@ def test_intervals_cover_losses_drawn_from_the_prior():
         amplitude = constants.amplitude * 2.0 ** np.clip(rng.normal(0, constants.spread), -3, 3)
         truth = amplitude * d * (root @ rng.normal(size=5))
         points = [point(m, c, truth[k] + 0.4 * rng.normal(), 0.4, d[k]) for k, (m, c) in enumerate(design, 1)]
-        interval = Posterior(points, 512, 8000, replace(constants, shared=0.0, dependence=1.0)).interval()
+        interval = Posterior(points, 512, 8000, replace(constants, shared=0.0, dependence=1.0)).interval(0.5)
         covered += interval.low < truth[0] < interval.high
     assert 0.85 < covered / 500 < 0.95
 
@@ -134,7 +136,10 @@ def test_one_draw_has_the_d_of_its_own_measurement():
     draw, mean = (Posterior([own, other], 64, 2000, MEASURED, draw=draw) for draw in (True, False))
     assert draw.apart == pytest.approx(8.0) and mean.apart < 6
     assert draw.of_draw == pytest.approx(4.0)
-    assert draw.interval().mean == pytest.approx(-6.0, abs=0.5) and draw.interval().low < -6.0 < draw.interval().high
+    assert (
+        draw.interval(0.5).mean == pytest.approx(-6.0, abs=0.5)
+        and draw.interval(0.5).low < -6.0 < draw.interval(0.5).high
+    )
 
 
 def test_the_width_from_which_on_the_loss_is_small():
@@ -142,9 +147,11 @@ def test_the_width_from_which_on_the_loss_is_small():
         point(w, 2000, loss, 0.03, apart)
         for w, loss, apart in ((64, 3.0, 10), (256, 0.9, 6), (1024, 0.1, 3), (math.inf, 0.0, 0.3))
     ]
-    assert 256 < width_from(points, 2000, 0.5, MEASURED) <= 1024
-    assert width_from(points, 2000, 0.01, MEASURED) is None
-    assert width_from(points, 2000, 50, MEASURED) == 32
+    assert 256 < width_from(points, 2000, 0.5, 0.1, MEASURED) <= 1024
+    assert width_from(points, 2000, 0.01, 0.1, MEASURED) is None
+    assert width_from(points, 2000, 50, 0.1, MEASURED) == 32
+    bolder, shyer = (width_from(points, 2000, 0.5, risk, MEASURED) for risk in (0.45, 0.01))
+    assert bolder < shyer
 
 
 def test_exact_kernels_that_agree_say_nothing_of_a_finite_width():

@@ -23,7 +23,8 @@ from deq_enn.utils.deadline import OutOfTime
 from deq_enn.verdicts.assumptions import check_data, tensor_of
 from deq_enn.verdicts.at_initialisation import VerdictAtInitialisation
 from deq_enn.verdicts.candidates import NO_TIME, Fitting, Network, plain_networks
-from deq_enn.verdicts.losses.measurements import FLOAT64, SOLVER, Measurements, solve_work
+from deq_enn.verdicts.losses.measurements import SOLVER, Measurements
+from deq_enn.verdicts.losses.work import STEP
 from deq_enn.verdicts.result import Candidate, Verdict
 
 CALIBRATED = (
@@ -121,24 +122,13 @@ class ConvMeasurements(Measurements):
     def _features_of(self, width):
         return width * (self._like.pixels if self._like.sees == "flatten" else 1)
 
-    def feature_bytes(self, width: int, count: int) -> float:
-        """Returns the bytes that the features of a pass take."""
-        return 4.0 * count * self._features_of(width)
-
-    def work(self, width: int, count: int, names: Any) -> float:
-        """Returns the multiplications of a pass in float32; those in float64 count for several."""
-        deq, n, m = self._like, count, self._features_of(width)
-        solve, k2 = solve_work(n, m, self.classes), deq.kernel_size**2
-        taps = {
-            network.name: sum(k * k for k in cast(ConvCandidate, network).kernel_sizes[1:])
-            for network in self.networks
-            if network.name in names
-        }
-        first = width * deq.image_shape[0] * k2
-        return sum(
-            (n * deq.pixels * (first + own * width * width) + solve) * (FLOAT64 if name in self.precise else 1)
-            for name, own in ({"deq": self.iterations * k2} | taps).items()
-        )
+    def _work_of_sample(self, name: str, width: int, steps: float) -> float:
+        deq, k2 = self._like, self._like.kernel_size**2
+        taps = steps * k2
+        if name != "deq":
+            sizes = cast(ConvCandidate, self._network(name)).kernel_sizes[1:]
+            steps, taps = len(sizes), sum(k * k for k in sizes)
+        return deq.pixels * width * (deq.image_shape[0] * k2 + taps * width + STEP * (1 + steps))
 
 
 class VerdictOnConvolutions(VerdictAtInitialisation):

@@ -81,12 +81,13 @@ def test_a_pass_in_float64_is_expected_to_take_several_times_that_in_float32(mon
     passes = ConvMeasurements(deq, networks[:1], X, y, rows, rows, 2, clock=clock)
     monkeypatch.setattr(precise_readout, "too_small", lambda *_: True)
     passes.rate, names = 1.0, [networks[0].name]
-    before = passes.work(4, 60, names)
-    passes.end = 10 * before
+    before = {name: passes.work_of(name, 4, 60) for name in ("deq", *names)}
+    passes.end = 20 * sum(before.values())
     passes.measure(4, 60)
     assert passes.precise == {"deq", *names}
-    passes.iterations = 15.0
-    assert passes.work(4, 60, names) == 5 * before
+    passes.iterations.clear()
+    steps = passes.work_of("deq", 4, 60) / (2 * before["deq"])  # an equilibrium takes 2.4 times as many
+    assert 1.2 < steps < 2.4 and passes.work_of(names[0], 4, 60) == 2 * before[names[0]]
 
 
 @pytest.mark.long

@@ -21,8 +21,7 @@ import torch
 from torch import nn
 
 from deq_enn.machines import precise_readout
-from deq_enn.machines.leave_one_out import CHOICE, LeftOut, Targets, from_features
-from deq_enn.machines.readout import RIDGES
+from deq_enn.machines.leave_one_out import LeftOut, Targets, from_features
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solution
 from deq_enn.utils.deadline import OutOfTime, check
@@ -31,13 +30,12 @@ from deq_enn.verdicts.losses.classes import ClassScores, compared
 from deq_enn.verdicts.losses.model import Interval, Posterior
 from deq_enn.verdicts.losses.points import CONSTANTS, Discrepancy, Measured, measured
 from deq_enn.verdicts.losses.spread import variance_of_draws
+from deq_enn.verdicts.losses.work import FLOAT64, LONGER, STEP, solve_work, steps_to_equilibrium
 
 BATCH = 512  # samples whose features are computed at once, so that they stay in the cache
 FEWEST = 500  # samples of a pass, at least, where there are so many
 DRAWS = 5  # draws of the weights at one width, all without an equilibrium, after which we give up that width
 FIRST_SEED = 10_000  # seed of the weights from which on we draw: users train smaller ones
-EIGEN = 9  # multiplications for each entry and row of a matrix that the time of its eigenvectors is worth
-FLOAT64 = 5  # times the work of a pass in float32 that one in float64 is, with its longer way to the equilibrium
 MAJORITY = "the commonest class"  # no network, but the answer that each has to be better than
 
 
@@ -61,7 +59,8 @@ class Interruptible:
         return self.solver.solve(step, z0)
 
 
-SOLVER = Interruptible(Picard(1e-4, 1000))  # its error is far below the spread of the equilibrium over draws
+TOLERANCE = 1e-4  # share of its norm by which an equilibrium in float32 still changes
+SOLVER = Interruptible(Picard(TOLERANCE, 1000))  # its error is far below the spread of the equilibrium over draws
 PRECISE = Interruptible(PRECISE_SOLVER)
 
 
@@ -91,6 +90,7 @@ class Measurements:
     accuracy : {(width, count): [accuracy of the DEQ, for each seed]}.
     scores : {(width, count): {name: ClassScores}}, balanced accuracy and area under the curve.
     precise : names ("deq" among them) whose ridge was so small that float64 was needed.
+    iterations : {width: [steps to the equilibrium, for each seed]}, as many as it takes in float32.
     drawn, failed : {width: the seeds of the DEQs drawn}, and those of them without an equilibrium.
     """
 
@@ -122,7 +122,8 @@ class Measurements:
         self.precise: set[str] = set()
         self.drawn: defaultdict[int, set[int]] = defaultdict(set)
         self.failed: defaultdict[int, set[int]] = defaultdict(set)
-        self.iterations = 15.0  # of the last equilibrium
+        self.iterations: defaultdict[int, list[float]] = defaultdict(list)
+        self.expected_iterations = steps_to_equilibrium(deq, TOLERANCE)
         self.rate: float | None = None  # seconds a multiplication, by the last pass
         self.deadline = self.end = math.inf
 
@@ -159,7 +160,8 @@ class Measurements:
             self.failed[width].add(seed)
             raise
         self.drawn[width].add(seed)  # one that the time has cut short tells nothing of its equilibrium
-        self.iterations, y = float(cast(FixedPoint, deq.fixed_point).iterations), self.y[:count]
+        steps, y = float(cast(FixedPoint, deq.fixed_point).iterations), self.y[:count]
+        self.iterations[width].append(steps / self._longer("deq"))
         said: dict[str, LeftOut] = {}
         for network in networks:
             if said and self.clock() > self.deadline:
@@ -177,7 +179,7 @@ class Measurements:
         scores = self.scores.setdefault((width, count), {})
         for name, score in compared(deq_said, said, y, self.classes).items():
             scores[name] = scores[name] + score if name in scores else score
-        self.rate = (self.clock() - start) / self.work(width, count, said)
+        self.rate = (self.clock() - start) / self.work(width, count, said, steps)
 
     def draw(self, width: int, seed: int) -> nn.Module:
         """Returns the DEQ of this width with the weights of this seed."""
@@ -201,7 +203,7 @@ class Measurements:
                 return said, count
             del F
             self.precise.add(name)
-        if self.rate is not None and self.clock() + self.seconds(width, count, [name]) > self.end:
+        if self.rate is not None and self.clock() + self.rate * self.work_of(name, width, count) > self.end:
             raise TooLong("float64 would take too long")
         F = self._features(in_float64(model, PRECISE), count, deadline)
         return precise_readout.leave_one_out(F, self._targets(len(F))), len(F)
@@ -226,19 +228,41 @@ class Measurements:
     # ------------------------------------------------------------------------------------------------------------
     # the time of a pass, and its equilibria
 
-    def work(self, width: int, count: int, names: Collection[str]) -> float:
-        """Returns the multiplications of a pass in float32; those in float64 count for several."""
-        p, n, m = self.X.shape[1], count, width
-        solve = solve_work(n, m, self.classes)
-        depths = {network.name: network.depth - 1 for network in self.networks if network.name in names}
-        return sum(
-            (n * m * (p + depth * m) + solve) * (FLOAT64 if name in self.precise else 1)
-            for name, depth in ({"deq": self.iterations} | depths).items()
-        )
+    def work(self, width: int, count: int, names: Collection[str], steps: float | None = None) -> float:
+        """Returns the multiplications in float32 that a pass is worth. steps : of its equilibrium, where known."""
+        return sum(self.work_of(name, width, count, steps) for name in ("deq", *names))
+
+    def work_of(self, name: str, width: int, count: int, steps: float | None = None) -> float:
+        """Returns the multiplications in float32 that the features of a network and its readout are worth."""
+        if steps is None:
+            steps = self._steps(width)
+        solve = solve_work(count, self._features_of(width), self.classes)
+        return (count * self._work_of_sample(name, width, steps) + solve) * (FLOAT64 if name in self.precise else 1)
+
+    def _work_of_sample(self, name, width, steps):
+        """Returns the multiplications that the features of one sample are worth; a DEQ takes so many steps."""
+        if name != "deq":
+            steps = self._network(name).depth - 1
+        return width * (self.X.shape[1] + STEP + steps * (width + STEP))
+
+    def _steps(self, width):
+        """Returns the steps to the equilibrium of a DEQ of this width to expect: the geometric mean of those seen."""
+        seen = self.iterations[width] or [self.expected_iterations]
+        return self._longer("deq") * math.exp(np.log(seen).mean())
+
+    def _longer(self, name):
+        return LONGER if name in self.precise else 1.0
+
+    def _network(self, name):
+        return next(network for network in self.networks if network.name == name)
+
+    def _features_of(self, width):
+        """Returns the number of features of networks of this width."""
+        return width
 
     def feature_bytes(self, width: int, count: int) -> float:
         """Returns the bytes that the features of a pass take."""
-        return 4.0 * count * width
+        return 4.0 * count * self._features_of(width)
 
     def seconds(self, width: int, count: int, names: Collection[str]) -> float:
         """Predicts the seconds of a pass, from the speed of the last one."""
@@ -355,10 +379,3 @@ def measured_apart(
     if len(differences) > 1:
         parts.append(measured(width, np.delete(differences, own, 0), group, constants, like=whole))
     return parts
-
-
-def solve_work(n: int, m: int, classes: int) -> float:
-    """Returns the multiplications, in float32, by which n samples with m features are left out one by one."""
-    k, choice = min(n, m), min(n, CHOICE)
-    products = n * n * m if n <= m else (2 * n + choice) * m * m
-    return 2 * (products + EIGEN * k**3 + len(RIDGES) * (1 + classes) * choice * k)

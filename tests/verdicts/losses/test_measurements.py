@@ -10,10 +10,11 @@ import torch
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.utils.deadline import OutOfTime
 from deq_enn.utils.random import generator
 from deq_enn.verdicts import api, candidates
-from deq_enn.verdicts.losses import measurements
+from deq_enn.verdicts.losses import measurements, work
 from tests.conftest import Ticks
 
 
@@ -110,6 +111,37 @@ def test_what_would_take_too_long_in_float64_is_not_begun(deq, blobs):
     taken.precise.add("deq")
     with pytest.raises(OutOfTime):
         taken.measure(16, 600)
+
+
+def test_the_work_of_a_pass_is_its_time(deq, blobs):
+    """Seconds were measured on one idle core: by products alone narrow networks would be ten times too cheap."""
+    for m, iterations, of_steps, of_readout in ((32, 12, 0.00403, 0.0024), (1024, 12, 0.01666, 0.22)):
+        elements = 1000 * m * iterations
+        steps = elements * (work.STEP + m) * 13e-12
+        assert steps == pytest.approx(elements * of_steps * 1e-6, rel=0.5)
+        assert work.solve_work(1000, m, 2) * 13e-12 == pytest.approx(of_readout, rel=0.5)
+
+
+def test_a_slow_draw_says_nothing_of_the_time_at_other_widths(deq, blobs):
+    """A narrow DEQ of one seed took 648 steps to its equilibrium, and wide ones 25."""
+    taken = measurements.Measurements(deq, [], *blobs, torch.arange(600), torch.arange(600), 3)
+    before = {width: taken.work(width, 600, []) for width in (32, 128)}
+    taken.measure(32, 600)
+    rate = taken.rate
+    taken.iterations[32] = [648.0]
+    assert taken.work(128, 600, []) == before[128] and taken.work(32, 600, []) > 5 * before[32]
+    taken.iterations[32] = [648.0, 2.0]  # in the mean, as factors
+    assert taken.work(32, 600, []) == pytest.approx(taken.work(32, 600, [], steps=36.0))
+    assert rate == taken.rate
+
+
+@pytest.mark.parametrize("name, sigma_a2", [("tanh", 0.3), ("relu", 0.5), ("mish", 0.8)])
+def test_the_steps_to_an_equilibrium_are_foretold(blobs, name, sigma_a2):
+    X = blobs[0]
+    wide = DEQ(ACTIVATIONS[name], 20, 256, 3, sigma_a2, estimate_tau0(X), seed=1, solver=measurements.SOLVER)
+    wide.features(X)
+    foretold = work.steps_to_equilibrium(wide, measurements.TOLERANCE)
+    assert 0.6 < foretold / wide.fixed_point.iterations < 1.7
 
 
 def test_a_draw_that_the_time_cuts_short_is_no_draw(deq, blobs, monkeypatch):

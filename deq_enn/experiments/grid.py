@@ -276,6 +276,14 @@ class PcDEQGrid(Grid):
         super().load(device)
         self.arguments.dim = [self.theories[self.arguments.model[0]]["widths"][-1]]
 
+    def check_sizes(self, n: int) -> None:
+        """Raises ValueError also where batches of one row are to be normalised."""
+        super().check_sizes(n)
+        if self.arguments.batch_size == 1 and self.arguments.model[0].startswith("linear"):
+            raise ValueError(
+                "--batch_size 1: batches of one sample have no variance to be normalised by; take 2 or more"
+            )
+
     def dataset(self) -> str:
         """Names the data set, of CIFAR-10 its images."""
         given = self.arguments.dataset

@@ -193,6 +193,10 @@ class FullTask:
         if self.config.jacobian:
             self.equilibria.probes.set_state(state["probes"].cpu())
 
+    def batches(self, order: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the numbers of the training samples of each step."""
+        return [*order.split(self.config.batch_size)]
+
     def batch(self, index: torch.Tensor) -> torch.Tensor:
         """Returns the training samples of these numbers, as the network takes them."""
         return self.train[index]
@@ -203,9 +207,7 @@ class FullTask:
         self.model.train()
         sums = torch.zeros(2, dtype=torch.float64, device=order.device)  # of the loss, and of correct predictions
         self.equilibria.begin()
-        for index in tqdm(
-            order.split(self.config.batch_size), desc=self.config.model, leave=False, disable=None, delay=1
-        ):
+        for index in tqdm(self.batches(order), desc=self.config.model, leave=False, disable=None, delay=1):
             share = self.team.share(index)
             y = self.y_train[share]
             logits = self.network(self.batch(share))
@@ -257,6 +259,13 @@ class PcDEQTask(FullTask):
         self.generator.set_state(state["augmentation"].cpu())
         self.epochs = state["epochs"]
 
+    def batches(self, order: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the same; of units a last single sample, which has no variance, goes with the batch before."""
+        batches = super().batches(order)
+        if len(batches[-1]) == 1 and any(isinstance(layer, torch.nn.BatchNorm1d) for layer in self.model.modules()):
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
+
     def batch(self, index: torch.Tensor) -> torch.Tensor:
         """Returns the training images of these numbers, shifted and flipped at random where that is asked for."""
         images = super().batch(index).view(-1, *self.image_shape)
@@ -292,7 +301,7 @@ class PcDEQTask(FullTask):
         self.model.train()
         of_this_epoch = generator(self.config.seed, "statistics", self.epochs)
         order = torch.randperm(len(self.train), generator=of_this_epoch).to(self.train.device)
-        batches = [batch for batch in order.split(self.config.batch_size) if len(batch) > 1]
+        batches = [batch for batch in self.batches(order) if len(batch) > 1] or self.batches(order)
         for index in batches[: self.config.precise_bn]:
             self.model(self.train[index])
         for layer, momentum in zip(layers, momenta):

@@ -10,7 +10,7 @@ from deq_enn.data.datasets import Dataset
 from deq_enn.experiments import command
 from deq_enn.networks.pcdeq import build_pcdeq
 from deq_enn.training import loop
-from deq_enn.training.loop import run
+from deq_enn.training.loop import PcDEQTask, run
 from deq_enn.training.run_files import Config, best_path
 from deq_enn.utils.random import generator
 from tests.helpers.image_files import write_svhn
@@ -146,6 +146,7 @@ def test_bad_input_gets_one_line(capsys, tmp_path):
         ((*svhn, "--model", "inn", "--aug"), "--aug: not a setting of inn"),
         ((*svhn, "--model", "linear_pcdeq_1", "--weight_decay", "-1"), "--weight_decay"),
         ((*svhn, "--model", "linear_pcdeq_1", "--milestone", "0"), "--milestone"),
+        ((*svhn, "--model", "linear_pcdeq_1", "--batch_size", "1"), "take 2 or more"),
     ]:
         assert words in refused(capsys, tmp_path, *argv)
     (tmp_path / "data" / "test_32x32.mat").write_bytes(b"")
@@ -227,3 +228,19 @@ def test_precise_statistics_are_resumed_to_the_same_numbers(tmp_path):
     for a, b in zip(whole.history, parts.history, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
     assert config.label == "linear_pcdeq_1-precise-bn" and "precise_bn" not in CONFIG.record()
+
+
+def test_a_single_sample_is_no_batch_of_its_own_where_units_are_normalised(tmp_path, monkeypatch):
+    """60 samples in batches of 59: one is left, which has no variance."""
+    seen, batch = [], PcDEQTask.batch
+    monkeypatch.setattr(
+        PcDEQTask, "batch", lambda task, index: seen.append(sorted(index.tolist())) or batch(task, index)
+    )
+    result, _ = train_toy(tmp_path, replace(CONFIG, epoch=1, batch_size=59, precise_bn=2))
+    assert seen == [[*range(60)]] and len(result.history) == 1
+
+
+def test_statistics_of_single_images_are_estimated(tmp_path):
+    config = replace(CONFIG, model="single_conv_pcdeq_1", epoch=1, batch_size=1, precise_bn=3)
+    _, network = train_toy(tmp_path, config)
+    assert all(layer.num_batches_tracked == 3 for layer in network if isinstance(layer, torch.nn.BatchNorm2d))

@@ -14,7 +14,7 @@ The last two read the packed file alone. The stages before it append one JSON li
 without the trainings. `outcomes` once more after `verdicts` trains the networks that a verdict has chosen and that were
 not trained before. The trainings of the first 131 cases take some 15 minutes of one core, and each verdict --budget
 seconds. `cases`, `outcomes`, `verdicts` and `constants` take the fresh cases, which came later, or those of --cases;
-those of `--cases more` and of `--cases blind` set no constant.
+those of `--cases more`, `--cases blind` and `--cases blind2` set no constant.
 """
 
 import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
@@ -59,13 +59,13 @@ def records_of(arguments, *stages) -> dict[str, list[dict]]:
 
 def chosen_cases(arguments):
     """The cases of --cases."""
-    from scripts.calibration.blind import blind_cases, copies_cases
+    from scripts.calibration.blind import blind_cases, copies_cases, second_blind_cases
     from scripts.calibration.cases import cases
     from scripts.calibration.fresh import fresh_cases
     from scripts.calibration.more_samples import large_cases
 
     of = {"fresh": (fresh_cases,), "more": (large_cases,), "copies": (copies_cases,), "first": (cases,)}
-    of["blind"] = (blind_cases,)
+    of |= {"blind": (blind_cases,), "blind2": (second_blind_cases,)}
     of["all"] = fresh_cases, copies_cases, cases
     return [case for make in of[arguments.cases] for case in make()]
 
@@ -213,9 +213,9 @@ def main(argv=None):
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
         "--cases",
-        choices=("fresh", "more", "copies", "blind", "first", "all"),
+        choices=("fresh", "more", "copies", "blind", "blind2", "first", "all"),
         default="fresh",
-        help="the later ones, these with more samples, more oversampled rows, the blind round, the first 131, or all "
+        help="the later ones, these with more samples, more oversampled rows, the blind rounds, the first 131, or all "
         "deals of which some set constants (default: fresh)",
     )
     parser.add_argument("--dataset_path", default="data", help="folder of MNIST and CIFAR-10 (default: data)")

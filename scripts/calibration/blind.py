@@ -1,8 +1,9 @@
-"""Two more deals of the fresh cases of scripts/calibrate.py: a blind round, and oversampled rows to set constants by.
+"""More deals of the fresh cases of scripts/calibrate.py: two blind rounds, and oversampled rows to set constants by.
 
-The blind round was dealt, and the deal was kept, after the last change of the verdict and before any of its cases was
+Each blind round was dealt, and the deal was kept, after the last change of the verdict and before any of its cases was
 run. It has the kinds of the fresh cases in about their shares, only cases that report by the hash of their names, and
-none that is wider than 512. Whatever of it was run is reported.
+none that is wider than 512. Whatever of it was run is reported. The second was dealt once the verdict decided by a risk
+of 10%, which was set on other cases.
 
 Only two of the fresh cases have oversampled rows and a truth, and neither may set constants. So more of that kind were
 dealt that may.
@@ -13,8 +14,9 @@ if __name__ == "__main__":
 
 from scripts.calibration.cases import Case, sets_constants
 from scripts.calibration.fresh import SIGMA_A2, WIDTHS, FreshCase, affordable, dealt, fresh_cases, shuffled
+from scripts.calibration.more_samples import large_cases
 
-SEED = 2028
+SEED, SECOND_SEED = 2028, 2057  # of the first round, and of the second
 # data set: number of its cases in the blind round
 COUNTS = {
     "rings": 4,
@@ -45,21 +47,31 @@ COPIES = 10  # cases of oversampled rows that may set constants
 
 
 def blind_cases() -> list[Case]:
-    """All of the blind round, narrow ones first, as these are cheap."""
-    seen = {case.name for case in fresh_cases()}
-    reporting = [case for case in _many(COUNTS, SEED, WIDEST) if _reports(case, seen)]
-    kept = [case for name, count in COUNTS.items() for case in [c for c in reporting if c.data == name][:count]]
-    seen |= {case.name for case in kept}
-    rolls = [case for case in _rolls() if _reports(case, seen)][:ROLLS]
-    return sorted(kept + rolls, key=lambda case: (case.width, case.digest))
+    """Returns all of the first blind round, narrow ones first, as these are cheap."""
+    return _blind(SEED, {case.name for case in fresh_cases()})
+
+
+def second_blind_cases() -> list[Case]:
+    """Returns all of the second blind round, narrow ones first."""
+    before = *fresh_cases(), *blind_cases(), *copies_cases(), *large_cases()
+    return _blind(SECOND_SEED, {case.name for case in before})
 
 
 def copies_cases() -> list[Case]:
-    """Oversampled rows that may set constants, narrow ones first."""
+    """Returns oversampled rows that may set constants, narrow ones first."""
     seen = {case.name for case in fresh_cases()}
     new = _many({"oversampled": COPIES}, SEED + 1, NARROW)
     kept = [case for case in new if sets_constants(case.name) and case.name not in seen][:COPIES]
     return sorted(kept, key=lambda case: (case.width, case.digest))
+
+
+def _blind(seed, seen) -> list[Case]:
+    """Returns a round that this seed deals. seen : names of cases that are none of it."""
+    reporting = [case for case in _many(COUNTS, seed, WIDEST) if _reports(case, seen)]
+    kept = [case for name, count in COUNTS.items() for case in [c for c in reporting if c.data == name][:count]]
+    names = seen | {case.name for case in kept}
+    rolls = [case for case in _rolls(seed) if _reports(case, names)][:ROLLS]
+    return sorted(kept + rolls, key=lambda case: (case.width, case.digest))
 
 
 def _reports(case, seen):
@@ -67,7 +79,7 @@ def _reports(case, seen):
 
 
 def _many(counts, seed, widest) -> list[FreshCase]:
-    """DEALT times as many cases, in the order in which they were dealt, in the shares of widths of the fresh cases."""
+    """Returns DEALT times as many cases as are dealt, in their order, in the shares of widths of the fresh cases."""
     total = DEALT * sum(counts.values())
     narrow = {width: count for width, count in WIDTHS.items() if width <= widest}
     deck = [width for width, count in narrow.items() for _ in range(count)]
@@ -76,8 +88,8 @@ def _many(counts, seed, widest) -> list[FreshCase]:
     return list(dealt({name: DEALT * count for name, count in counts.items()}, widths, seed).values())
 
 
-def _rolls() -> list[FreshCase]:
-    """DEALT times as many rolls as are wanted, none of them twice."""
+def _rolls(seed) -> list[FreshCase]:
+    """Returns DEALT times as many rolls as are wanted, none of them twice."""
     decks = {"activation": ODD, "sigma_a2": LARGE, "width": [32, 64, 64, 128], "n": [1500, 2000, 2000, 3000]}
-    columns = [shuffled(deck * DEALT * ROLLS, f"rolls, {name}", SEED) for name, deck in decks.items()]
+    columns = [shuffled(deck * DEALT * ROLLS, f"rolls, {name}", seed) for name, deck in decks.items()]
     return list(dict.fromkeys(affordable("roll", *row) for row in zip(*columns)))

@@ -1,6 +1,7 @@
 """The calibration: its cases, its outcomes and their errors, and an analysis of data whose coverage is known."""
 
 import gzip
+import hashlib
 import json
 import math
 from collections import Counter
@@ -31,7 +32,7 @@ from scripts.calibration import (
     rows,
     verdicts as calibration_verdicts,
 )
-from scripts.calibration.blind import blind_cases, copies_cases
+from scripts.calibration.blind import blind_cases, copies_cases, second_blind_cases
 from scripts.calibration.cases import Case, cases, load, sets_constants
 from scripts.calibration.fresh import COUNTS, KINDS, OWN, FreshCase, fresh_cases, load_fresh
 from scripts.calibration.more_samples import LEAST, LargeCase, fresh_twins, large_cases
@@ -66,14 +67,32 @@ def test_the_fresh_cases():
     assert 0.3 < sum(sets_constants(case.name) for case in output) / len(output) < 0.7
 
 
-def test_the_blind_round_reports_and_is_new():
-    blind, fresh, copies = blind_cases(), {case.name for case in fresh_cases()}, copies_cases()
+@pytest.mark.parametrize("deal", [blind_cases, second_blind_cases])
+def test_a_blind_round_reports_and_is_new(deal):
+    blind, fresh, copies = deal(), {case.name for case in fresh_cases()}, copies_cases()
     names = {case.name for case in blind}
-    assert len(blind) == len(names) >= 36 and not names & fresh and not names & {case.name for case in copies}
+    assert len(blind) == len(names) >= 55 and not names & fresh and not names & {case.name for case in copies}
+    assert not names & {case.name for case in large_cases()}
+    assert names.isdisjoint({case.name for case in blind_cases()}) or deal is blind_cases
     assert {case.data for case in blind} == set(COUNTS) and not any(map(sets_constants, names))
     assert [case.width for case in blind] == sorted(case.width for case in blind) and blind[-1].width == 512
     assert {case.data for case in copies} == {"oversampled"} and all(sets_constants(case.name) for case in copies)
     assert len({case.name for case in copies}) == 10 and not fresh & {case.name for case in copies}
+
+
+@pytest.mark.parametrize(
+    "deal, digest",
+    [
+        (blind_cases, "add7d3d970b5f475"),
+        (second_blind_cases, "eb207517121f91f9"),
+        (copies_cases, "df603544cd090cc0"),
+        (large_cases, "7839304ee937abe7"),
+    ],
+)
+def test_what_was_run_is_what_was_dealt(deal, digest):
+    """Its outcomes and verdicts are kept by name: another deal would report others, as if nobody had looked at them."""
+    names = "\n".join(case.name for case in deal())
+    assert hashlib.sha256(names.encode()).hexdigest()[:16] == digest
 
 
 def test_the_cases_with_more_samples():

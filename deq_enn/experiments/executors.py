@@ -8,6 +8,7 @@ Nothing heavy is imported before it is used.
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 from deq_enn.utils.interrupts import RESUME
 
@@ -51,8 +53,31 @@ def _deaf_children() -> Iterator[None]:
 
 
 def cores() -> int:
-    """Returns how many cores this process may use; where the system does not tell, as macOS, all that there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns how many cores this process may use; where the system does not tell, as macOS, all that there are.
+
+    A container or a batch system may bind it to some, or allow it the time of some.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([bound, *_quotas()])
+
+
+def _quotas(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Returns the cores that each quota of time is worth, on the way from this process's control group to the root."""
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text("utf-8").splitlines()]
+    except OSError:
+        return []
+    worth = []
+    for _, controllers, path in lines:
+        group, old = Path(path.strip("/")), "cpu" in controllers.split(",")
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if old else ("cpu.max",) if not controllers else ()
+        for folder in (group, *group.parents):
+            place = root / ("cpu" if old else "") / folder
+            with contextlib.suppress(OSError, ValueError):  # no such file, as in a container; or "max"
+                quota, period = map(int, " ".join((place / file).read_text("utf-8") for file in files).split())
+                if quota > 0:
+                    worth.append(math.ceil(quota / period))
+    return worth
 
 
 def threads_of_each(processes: int) -> int:

@@ -217,6 +217,7 @@ def test_what_is_stopped_leaves_no_process_and_goes_on(forks, base, whole, tmp_p
 
 def test_threads_of_workers_are_a_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(executors, "_quotas", lambda: [])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     assert [executors.threads_of_each(k) for k in (1, 3, 16)] == [8, 2, 1]
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
@@ -224,6 +225,35 @@ def test_threads_of_workers_are_a_share_of_the_cores(monkeypatch):
     assert executors.threads_of_each(2) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert executors.threads_of_each(2) == 5
+
+
+OLD_QUOTAS = {
+    "a/cpu.cfs_quota_us": "50000",
+    "a/cpu.cfs_period_us": "100000",
+    "cpu.cfs_quota_us": "-1",
+    "cpu.cfs_period_us": "100000",
+}
+
+
+@pytest.mark.parametrize(
+    "membership, files, worth",
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000", "cpu.max": "900000 100000"}, [3, 9]),
+        ("2:cpu,cpuacct:/a\n1:cpuset:/\n0::/\n", {f"cpu/{name}": text for name, text in OLD_QUOTAS.items()}, [1]),
+        ("0::/\n", {}, []),
+    ],
+)
+def test_quotas_of_control_groups(tmp_path, monkeypatch, membership, files, worth):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n", "utf-8")
+    (tmp_path / "mine").write_text(membership, "utf-8")
+    assert (
+        executors._quotas(tmp_path, tmp_path / "mine") == worth and executors._quotas(tmp_path, tmp_path / "no") == []
+    )
+    monkeypatch.setattr(executors, "_quotas", lambda: worth)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    assert executors.cores() == min([8, *worth])
 
 
 def test_appends_of_several_processes_do_not_mix(tmp_path):

@@ -128,7 +128,8 @@ class FileRows:
         if not self._finished:
             try:
                 os.ftruncate(self._file, layout.nbytes)
-                if layout.nbytes:  # of few samples a rank may have no rows
+                # of few samples a rank may have no rows; macOS has no such call, and a full disk is seen as it fills up
+                if layout.nbytes and hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(self._file, 0, layout.nbytes)
             except OSError as error:
                 self.remove()
@@ -155,7 +156,7 @@ class FileRows:
             while len(view):
                 count = os.pwrite(self._file, view, place)
                 view, place = view[count:], place + count
-            os.fdatasync(self._file)
+            getattr(os, "fdatasync", os.fsync)(self._file)  # macOS lacks the first
             with atomic_write(self._list_path, "w") as file:
                 json.dump({**self.key, "finished_rows": [*self._finished, i]}, file)
         except OSError as error:

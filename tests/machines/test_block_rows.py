@@ -1,5 +1,7 @@
 """Block rows against the whole matrix: which rank holds them, products, and a formation that was killed."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -65,3 +67,12 @@ def test_a_disk_without_room_says_so_first(tmp_path):
     with pytest.raises(ValueError, match=r"takes .* GB on disk .* are free.*--save_path"):
         FileRows(Layout(20_000_000), tmp_path / "kernel.rows", "key")
     assert not list(tmp_path.iterdir())
+
+
+def test_block_rows_on_disk_where_the_system_lacks_some_calls(tmp_path, monkeypatch):
+    """macOS has neither posix_fallocate nor fdatasync."""
+    for name in ("posix_fallocate", "fdatasync"):
+        monkeypatch.delattr(os, name, raising=False)
+    rows = FileRows(Layout(5, 2), tmp_path / "kernel.rows", "key")
+    rows.write(1, torch.ones(rows.layout.shape(1)))
+    assert rows.has(1) and torch.equal(rows.read(1), torch.ones(2, 4)) and (tmp_path / "kernel.rows").stat().st_size > 0

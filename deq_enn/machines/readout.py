@@ -158,6 +158,8 @@ def solve_targets(
     ValueError : the input or its features are not finite, or the normal equations are singular at the ridge.
     """
     first = len(X) - max(len(X) // 5, 1)
+    if len(ridges) > 1 and not first:
+        raise ValueError(f"a ridge is chosen on two samples or more, got {len(X)}: give a single one")
     fitted, held_out = (sums(model, X[part], targets[part], device) for part in (slice(first), slice(first, None)))
     whole = fitted + held_out
     if not math.isfinite(whole.unit):

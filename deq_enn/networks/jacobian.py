@@ -31,7 +31,7 @@ def jacobian_size(system: System, probe: torch.Tensor) -> torch.Tensor:
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         (product,) = torch.autograd.grad(f(z, *args), z, probe, create_graph=True)
-    return product.flatten(1).square().sum(1) / probe[0].numel()
+    return product.flatten(1).square().sum(1) / probe.shape[1:].numel()  # of no samples too
 
 
 def spectral_radius(system: System, start: torch.Tensor) -> torch.Tensor:

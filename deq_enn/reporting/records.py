@@ -7,10 +7,10 @@ from pathlib import Path
 def read_lines(path: Path) -> list[dict]:
     """Returns the records of a file of JSON lines, none without a file.
 
-    A line that is no record is passed over, such as one that a kill cut short.
+    A line that is no record is passed over, such as one that a kill or a power cut has left.
     """
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

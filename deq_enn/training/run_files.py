@@ -215,9 +215,14 @@ class Result:
 
 
 def finished(config: Config, output_path: Path | str) -> bool:
-    """Tells whether the log has all epochs; whose log it is, `check_output` knows."""
-    path = log_path(config, output_path, "test")
-    return path.exists() and len(json.loads(path.read_text(encoding="utf-8"))) >= config.epoch
+    """Tells whether the log has all epochs; whose log it is, `check_output` knows.
+
+    A log that cannot be read, such as one that a power cut has emptied, has none: it is written again.
+    """
+    try:
+        return len(json.loads(log_path(config, output_path, "test").read_text(encoding="utf-8"))) >= config.epoch
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 class RunFiles:

@@ -118,3 +118,10 @@ def test_an_input_that_is_not_finite_is_named_and_not_the_ridge():
     X[29, 0] = torch.nan
     with pytest.raises(ValueError, match="the input has NaN or infinite entries, first in row 29"):
         solve(enn, X, torch.arange(30) % 3, 3)
+
+
+def test_one_sample_chooses_no_ridge():
+    model = build_model("tanh_enn", 4, 8, 2, 0.2)
+    with pytest.raises(ValueError, match="two samples or more, got 1"):
+        solve(model, torch.ones(1, 4), torch.tensor([0]), 2)
+    assert solve(model, torch.ones(1, 4), torch.tensor([0]), 2, [0.1])[0].ridge == 0.1

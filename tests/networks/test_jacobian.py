@@ -89,3 +89,11 @@ def test_spectral_radius_of_small_matrices(matrix, radius, dtype):
     start = torch.randn(3, len(J), generator=torch.Generator().manual_seed(0), dtype=dtype)
     got = spectral_radius((lambda z, J: z @ J.T, torch.zeros(3, len(J), dtype=dtype), (J,)), start)
     torch.testing.assert_close(got, torch.full((3,), radius, dtype=torch.float64), rtol=0.01, atol=1e-6)
+
+
+def test_the_size_of_a_share_without_samples():
+    """What a rank has of a last batch that is smaller than there are ranks."""
+    deq = DEQ("tanh", 4, 8, 2, 0.2)
+    deq.fixed_point.keep = True
+    deq(torch.zeros(0, 4))
+    assert jacobian_size(deq.fixed_point.last, torch.zeros(0, 8)).shape == (0,)

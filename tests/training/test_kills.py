@@ -249,3 +249,13 @@ runpy.run_path("main.py", run_name="__main__")
         env={k: v for k, v in os.environ.items() if k != "RANK"},
     )
     assert (stopped.returncode, stopped.stderr) == (130, f"main.py: interrupted; {RESUME}")
+
+
+def test_what_a_power_cut_has_left_is_written_again(forks, base, tmp_path):
+    flags, log = (*base, *TINY, *at(tmp_path)), tmp_path / "out" / "4_test_tanh_enn_npz.json"
+    assert forks.run(*flags, setup=FORKED)["status"] == 0
+    expected = log.read_bytes()
+    log.write_bytes(b"")
+    with open(tmp_path / "out" / "metrics.jsonl", "ab") as metrics:
+        metrics.write(b"\xff\x00")
+    assert forks.run(*flags, "--resume", setup=FORKED)["status"] == 0 and log.read_bytes() == expected

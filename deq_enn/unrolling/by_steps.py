@@ -138,6 +138,7 @@ class VerdictBySteps:
     # ------------------------------------------------------------------------------------------------------------
     # the work
 
+    @torch.inference_mode(False)  # in which nothing can be trained
     def run(self, progress: bool = False) -> None:
         """Does the work, within the budget; with `progress` a bar says what is being measured."""
         settings: dict[str, Any] = {"disable": not progress, "leave": False, "bar_format": "{desc} {bar} {elapsed}"}

@@ -128,6 +128,7 @@ def quality(outputs: torch.Tensor, part: Part) -> tuple[float, float, float]:
 # what can be used
 
 
+@torch.inference_mode(False)
 def samples(X: Any, module: nn.Module, what: str = "X") -> torch.Tensor:
     """Returns samples (n, ...) as the module takes them: numbers in its dtype, whole numbers as they are.
 
@@ -139,6 +140,7 @@ def samples(X: Any, module: nn.Module, what: str = "X") -> torch.Tensor:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{what} must be an array of numbers ({str(error).partition(chr(10))[0]:.100})") from None
     X = X.detach().cpu()
+    X = X.clone() if X.is_inference() else X  # or no graph could hold it
     if X.ndim < 2:
         raise ValueError(f"{what} must hold one sample a row, (n, ...); got shape {tuple(X.shape)}")
     if len(X) < FEWEST:
@@ -153,6 +155,7 @@ def samples(X: Any, module: nn.Module, what: str = "X") -> torch.Tensor:
     return X
 
 
+@torch.inference_mode(False)
 def labels(y: Any, n: int, classes: int, what: str = "y") -> torch.Tensor:
     """Returns labels (n,) in int64, from 0 to classes - 1; ValueError with what is wrong."""
     array = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)

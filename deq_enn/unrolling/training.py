@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from deq_enn.networks.fixed_point import SHORT
 from deq_enn.training.loop import OPTIMIZERS
 from deq_enn.utils.deadline import check
 from deq_enn.utils.random import generator
@@ -115,11 +116,12 @@ def _steps(
 
     It looks at the deadline before each step.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.numel()]
+    # short floats lose small steps, and the squares of gradients: their steps are made in float32
+    masters = [p.detach().float() if p.dtype in SHORT else p for p in parameters]
     groups = [
-        {"params": [parameter], "lr": rate * max(parameter.detach().float().square().mean().sqrt().item(), LEAST_SIZE)}
-        for parameter in parameters
-        if parameter.numel()
+        {"params": [master], "lr": rate * max(master.detach().float().square().mean().sqrt().item(), LEAST_SIZE)}
+        for master in masters
     ]
     optimizer = OPTIMIZERS["adam"](groups, lr=rate)
     tops = [group["lr"] for group in optimizer.param_groups]
@@ -135,15 +137,26 @@ def _steps(
             factor = _schedule((step + 0.5) / steps)
             for group, top in zip(optimizer.param_groups, tops):
                 group["lr"] = factor * top
-            optimizer.zero_grad()
+            network.zero_grad()
             with torch.enable_grad():
                 loss = objective(network, rows)
                 loss.backward()
             if not math.isfinite(loss.item()):
                 return step
-            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            optimizer.step()
+            _make_step(optimizer, parameters, masters)
     return steps
+
+
+@torch.no_grad()
+def _make_step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], masters: list[torch.Tensor]) -> None:
+    """Makes a step of the masters, which are the parameters or stand for them in float32, with clipped gradients."""
+    apart = [(parameter, master) for parameter, master in zip(parameters, masters) if master is not parameter]
+    for parameter, master in apart:
+        master.grad = None if parameter.grad is None else parameter.grad.float()
+    torch.nn.utils.clip_grad_norm_(masters, CLIP)
+    optimizer.step()
+    for parameter, master in apart:
+        parameter.copy_(master)
 
 
 def _schedule(progress: float) -> float:

@@ -16,7 +16,7 @@ from deq_enn.unrolling import students
 from deq_enn.unrolling.by_steps import LADDER, VerdictBySteps
 from deq_enn.unrolling.decision import decide
 from deq_enn.unrolling.judged import Part, outputs_of, quality, said_of, samples
-from deq_enn.unrolling.rivals import rivals
+from deq_enn.unrolling.rivals import FullyConnected, Rival, rivals, trained
 from tests.conftest import Ticks, one_line
 from tests.unrolling.modules import K, M, P
 from tests.unrolling.test_by_steps import KNOWN, blobs, candidate
@@ -141,3 +141,25 @@ def test_networks_in_a_deqs_place_leave_the_random_numbers_of_gpus_alone(monkeyp
     networks = [rival.make() for rival in rivals(DEQ("relu", P, M, K, 0.2), blobs(100, P)[0], K)]
     assert networks and build_pcdeq("linear_pcdeq_1", "tanh", (1, 28, 28), 10)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_of_short_floats_are_trained(dtype):
+    """Adam's own steps of float16 divide by squares that are 0."""
+    X, y = blobs(300, P)
+    part = Part(X.to(dtype), torch.empty(0), y)
+    rival = Rival("", "explicit", lambda: FullyConnected(P, M, 1, K).to(dtype))
+    network = trained(rival, part, part, seconds=5.0, clock=Ticks(0.01)).network
+    assert network.readout.weight.dtype == dtype
+    assert (outputs_of(network, part.X).argmax(1) == y).double().mean() > 0.8
+
+
+def test_networks_are_trained_where_gradients_cannot_be():
+    with torch.inference_mode():
+        (X, y), held = blobs(100, P), blobs(100, P, seed=1)
+        making = VerdictBySteps(ReadOut(1), X, y, held=held, budget=60.0, clock=Ticks(0.01))
+        making._measure_stopped = making._measure_refitted = making._measure_rivals = making._measure_cost = lambda: (
+            None
+        )
+        making.run()
+    assert [c.kind for c in making.candidates[1:]] == ["distilled", "consistent"] * 2 + ["distilled"] * 2

@@ -137,6 +137,9 @@ def checked_labels(labels: Any, outputs: int) -> tuple[int | str, ...] | None:
     """Returns the labels as a tuple; ValueError unless each output has one, an integer or a string."""
     if labels is None:
         return None
+    labels = labels.tolist() if hasattr(labels, "tolist") else labels
+    if isinstance(labels, (list, tuple)):
+        labels = [label.item() if hasattr(label, "item") else label for label in labels]  # which may be NumPy's
     if not (isinstance(labels, (list, tuple)) and len(labels) == outputs == len(set(map(str, labels)))):
         raise ValueError(f"labels must be a list of {outputs} different ones, one for each output, got {labels!r:.100}")
     if not all(isinstance(label, int | str) for label in labels):

@@ -221,7 +221,7 @@ def build_pcdeq(
         raise ValueError(f"{name} takes images of shape {' or '.join(map(_show, WIDTHS))}, got {_show(shape)}")
     widths = WIDTHS[shape] | (AUGMENTED_WIDTHS.get(shape, {}) if augmented else {})
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)  # and not those of GPUs, which nobody would set back
+        torch.default_generator.manual_seed(seed % 2**64)  # and not those of GPUs, which nobody would set back
         network = PcDEQNetwork(shape, *_layers(body, activation, shape, widths[body], n_classes))
     return network.to(memory_format=torch.channels_last)  # of convolutions; pooling is five times faster so on a CPU
 

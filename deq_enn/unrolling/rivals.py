@@ -140,7 +140,9 @@ def _drawn(make: Callable[[], nn.Module], module: nn.Module, seed: int) -> Calla
 
     def drawn() -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(SEED + seed)  # and not those of GPUs, which nobody would set back
+            torch.default_generator.manual_seed(
+                (SEED + seed) % 2**64
+            )  # and not those of GPUs, which nobody would set back
             return make().to(device, dtype)
 
     return drawn

@@ -6,6 +6,7 @@ import pickle
 import sys
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -289,6 +290,8 @@ def test_the_labels_go_along_in_the_order_of_the_outputs(tmp_path):
     del said["labels"]  # as files were written before
     (tmp_path / "enn.json").write_text(json.dumps(said), "utf-8")
     assert rebuild(tmp_path / "enn.pt").labels is None
+    for numpys in (np.unique([7, 1, 5, 1]), [*np.unique([7, 1, 5])], np.array(["a", "b", "c"])):
+        assert json.dumps(network_of(enn, labels=numpys).labels) == json.dumps(np.asarray(numpys).tolist())
     for wrong in (["a", "b"], ["a", "b", "a"], ["a", "b", None], "abc"):
         with pytest.raises(ValueError, match="labels must be"):
             network_of(enn, labels=wrong)

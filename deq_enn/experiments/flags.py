@@ -41,30 +41,18 @@ from deq_enn.utils.arguments import (
 )
 from deq_enn.utils.team import one_voice, ranks
 
-# What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
-# A kind of training is a row here and a grid of runs in grid.GRIDS.
+# groups of flags with their defaults, of which the rows of DEFAULTS are made
 CONVOLUTION = {"kernel_size": 3, "padding": "zero", "pool": False}
-
-
 THEORY = {"asquare": ASQUARE, "activation": "", "family": "auto", "depth": None} | CONVOLUTION
-
-
 NETWORK = THEORY | {"dim": [256, 512, 1024]}
-
-
 EXACT = {"ridge": ["auto"], "train_size": None}
-
-
 # of a solver that runs to an equilibrium, and of one that does not
 SOLVING = {"solver": "", "max_steps": 0, "solver_tol": 0.0, "lenient": False, "jacobian": None}
-
-
 EQUILIBRIUM = SOLVING | {"steps": None}
-
-
 STEPS = {"lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd"}
 
-
+# What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
+# A kind of training is a row here and a grid of runs in grid.GRIDS.
 DEFAULTS = {
     "readout": NETWORK | STEPS | {"match": "ck"},
     "full": NETWORK | STEPS | EQUILIBRIUM | {"match": "ntk"},
@@ -74,7 +62,6 @@ DEFAULTS = {
     | {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False, "activation": ""}
     | {"precise_bn": 0},
 }
-
 
 # the values of --train, the default first; a positive concave DEQ has a kind of its own
 TRAININGS = "readout", "full", "ridge", "kernel"

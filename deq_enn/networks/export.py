@@ -170,10 +170,7 @@ def export(network: "ExportedENN | ENN | ConvENN", path: Path | str, X_example: 
     """
     check_network_file(path)
     path = Path(path)
-    network = _exportable(network)
-    if network.mean.device.type != "cpu":
-        network = copy.deepcopy(network).cpu()  # what is written holds tensors of the CPU
-    network = network.eval()
+    network = copy.deepcopy(_exportable(network)).cpu().eval()  # what is written holds tensors of the CPU
     p = len(network.mean)
     if X_example.ndim != 2 or X_example.shape[1] != p or len(X_example) < 2:
         raise ValueError(f"the example must be two or more rows of {p}, got shape {tuple(X_example.shape)}")

@@ -1,7 +1,7 @@
 """The Jacobian df/dz at an equilibrium is measured here without being formed: its size, and its spectral radius.
 
-Of the size a network is trained with a penalty, so that its equilibrium stays easy to find. The spectral radius is the
-rate at which plain iteration converges near the equilibrium; from 1 on it does not.
+A penalty on the size, while a network is trained, keeps its equilibrium easy to find. The spectral radius is the rate
+at which plain iteration converges near the equilibrium; from 1 on it does not.
 
 References: Bai, Koltun & Kolter, Stabilizing equilibrium models by Jacobian regularization, ICML 2021; Hutchinson, A
 stochastic estimator of the trace, Commun. Statist. Simula. 1989; Saad, Numerical methods for large eigenvalue problems,

@@ -1,4 +1,4 @@
-"""How the equilibria of a network are found while it is trained is settled here, and what is logged of them.
+"""This file settles how the equilibria of a network are found while it is trained, and what is logged of them.
 
 By default each is solved to its own tolerance, and a sample that misses it ends the run. A configuration may name
 another solver, go on without convergence (`lenient`), add a penalty on the Jacobian, or stop the equilibria after some

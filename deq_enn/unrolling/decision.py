@@ -3,8 +3,8 @@
 "Replace" where a network that is faster certainly loses less than the tolerance. "Keep" where every such network
 certainly loses more, and those that are trained had their training. Else "undecided", with what would decide.
 
-Among networks of one kind more steps lose less. They are tested from the most steps down, and no network counts whose
-predecessor failed: so tested, the chance that any of a kind is wrongly called good is that of one, 5%.
+Among networks of one kind more steps lose less. They are tested from the most steps down, and the first that fails ends
+the test of its kind. In this order the chance that any network of a kind is wrongly called good is 5%, as of one test.
 """
 
 from collections.abc import Sequence

@@ -37,7 +37,7 @@ FARTHEST = 6  # steps along the iteration from which a consistent student starts
 def last_linear(module: nn.Module, x: torch.Tensor) -> str | None:
     """Returns the name of the linear layer whose outputs are the module's, on rows x (n, ...), or None.
 
-    One that is used more than once a pass is none: where its weights change, more changes than the outputs.
+    A layer that is called more than once in a pass does not count: it has other work than to make the outputs.
     """
     said: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
 

@@ -41,7 +41,7 @@ def compared(
     Returns
     -------
     {name: {"row", "batch", "step": seconds, least; "memory": bytes; "parameters": number; "saved": {job: the module's
-    over its own, of the same turns}}}, with "" for the module itself. What there was no time for is None, and "step"
+    least time over its own}}}, with "" for the module itself. What there was no time for is None, and "step"
     where a network cannot be trained.
     """
     everything = {"": module, **networks}

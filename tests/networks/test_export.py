@@ -281,6 +281,10 @@ def test_the_labels_go_along_in_the_order_of_the_outputs(tmp_path):
     export(network_of(enn, labels=labels), tmp_path / "enn.pt", X)
     assert json.loads((tmp_path / "enn.json").read_text("utf-8"))["labels"] == labels
     assert rebuild(tmp_path / "enn.pt").labels == tuple(labels)
+    training = network_of(enn).train()
+    export(training, tmp_path / "enn.pt", X)
+    assert training.training  # it is left as it was
+    export(network_of(enn, labels=labels), tmp_path / "enn.pt", X)
     if (tmp_path / "enn.onnx").exists():
         import onnx
 

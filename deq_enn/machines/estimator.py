@@ -10,6 +10,7 @@ function is the log odds, since the probabilities of a Gaussian process depend o
 no prediction depends on the batch.
 """
 
+import math
 import sys
 import warnings
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deq_enn.kernels.blocks import KernelTiles
 from deq_enn.machines.block_rows import HEIGHT, Layout, MemoryRows, form
 from deq_enn.machines.regression import RIDGES, Machine, Prediction, choose_ridge, fit, mean_diagonal, one_hot_targets
 from deq_enn.machines.run import INTERPOLATED, float32_blocks, subset
@@ -50,7 +52,7 @@ class KernelMachine:
 
     Parameters
     ----------
-    network : a DEQ or an explicit network of this package, of any width; or instead of it
+    network : a DEQ or an explicit network of this package, of any width, whose images are rows; or instead of it
     layers : activations of an explicit network; or
     activation, sigma_a2 : of a DEQ. An activation is an `Activation`, a name of the registry, a torch function or
         module, here as in `layers`. Samples are taken as they are: bring them to a mean squared norm of about 1.
@@ -110,14 +112,15 @@ class KernelMachine:
             raise ValueError(f"kernel must be 'ck' or 'ntk', got {self.kernel!r}")
         X = _samples(X)
         labels = _labels(y, len(X))
-        self.classes_, index = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
+        classes, index = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
             raise ValueError("a classifier needs at least two classes, got one class")
         if self.ridge == "auto" and len(X) < LEAST:
             raise ValueError(f"a ridge is chosen on at least {LEAST} samples, got {len(X)}: give ridge=...")
         order = subset(len(X), len(X), 0)  # the ridge is chosen on the first rows
-        self.n_features_in_, self.X_ = X.shape[1], X[order]
-        self.machine_ = self._fitted(torch.from_numpy(index)[order])
+        rows = X[order]
+        machine = self._fitted(rows, torch.from_numpy(index)[order], len(classes))
+        self.machine_, self.X_, self.n_features_in_, self.classes_ = machine, rows, rows.shape[1], classes
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -142,19 +145,35 @@ class KernelMachine:
         predicted = self.predict(X)
         return float((predicted == _labels(y, len(predicted))).mean())
 
-    def _model(self) -> Any:
+    def _model(self, X: torch.Tensor) -> Any:
+        """Returns the network whose kernel is meant, for training samples X."""
         given = [value for value in (self.network, self.layers, self.activation) if value is not None]
         if len(given) != 1:
             raise ValueError("give one of network, layers and activation")
         if self.network is not None:
+            if not (hasattr(self.network, "input_scale") or hasattr(self.network, "tau0")):
+                raise ValueError(
+                    f"{type(self.network).__name__} is no DEQ or explicit network as this package draws them"
+                )
             return self.network
         if self.layers is not None:
             return _Layers(tuple(self.layers))
-        return _DEQ(self.activation, self.sigma_a2, self.X_.square().sum(1).mean().sqrt().item())
+        return _DEQ(self.activation, self.sigma_a2, X.square().sum(1).mean().sqrt().item())
 
-    def _fitted(self, labels: torch.Tensor) -> Machine:
-        blocks, classes = float32_blocks(self._model(), self.X_), len(self.classes_)
-        rows = MemoryRows(Layout(len(self.X_), HEIGHT))
+    def _blocks(self, X: torch.Tensor, other: torch.Tensor | None = None) -> KernelTiles:
+        """Returns the kernel of training samples X, or between them and others."""
+        model = self._model(X)
+        if shape := getattr(model, "image_shape", None):
+            if X.shape[1] != math.prod(shape):
+                raise ValueError(
+                    f"X must have rows of {math.prod(shape)} entries, an image {shape} each; got {X.shape[1]}"
+                )
+            X, other = X.view(-1, *shape), None if other is None else other.view(-1, *shape)
+        return float32_blocks(model, X, other)
+
+    def _fitted(self, X: torch.Tensor, labels: torch.Tensor, classes: int) -> Machine:
+        blocks = self._blocks(X)
+        rows = MemoryRows(Layout(len(X), HEIGHT))
         form(blocks, self.kernel, rows)
         ridge = self.ridge
         if isinstance(ridge, str):
@@ -173,7 +192,7 @@ class KernelMachine:
             raise ValueError(
                 f"X has {X.shape[1]} features, but KernelMachine is expecting {self.n_features_in_} features as input"
             )
-        return self.machine_.predict(float32_blocks(self._model(), self.X_, X), double=len(self.X_) < INTERPOLATED)
+        return self.machine_.predict(self._blocks(self.X_, X), double=len(self.X_) < INTERPOLATED)
 
 
 def _array(values: Any) -> np.ndarray:

@@ -7,8 +7,9 @@ import pytest
 import scipy.sparse
 import torch
 
-from deq_enn import ACTIVATIONS, KernelMachine, implicit_kernels
+from deq_enn import ACTIVATIONS, KernelMachine, adapt, conv_kernels, implicit_kernels
 from deq_enn.machines.estimator import NotFitted
+from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.deq import DEQ
 
 
@@ -130,3 +131,32 @@ def test_torchs_default_type_changes_nothing(n, request):
     expected = KernelMachine(activation="tanh", ridge=0.1).fit(X, y).decision_function(X[:20])
     request.getfixturevalue("double_by_default")
     assert (KernelMachine(activation="tanh", ridge=0.1).fit(X, y).decision_function(X[:20]) == expected).all()
+
+
+def test_rows_are_images_where_the_network_is_convolutional():
+    X, y = np.random.default_rng(0).normal(size=(24, 9)), np.arange(24) % 2
+    deq = ConvDEQ("relu", (1, 3, 3), 4, 2, 0.2)
+    machine = KernelMachine(deq, ridge=0.1).fit(X[:20], y[:20])
+    K = conv_kernels(torch.from_numpy(X).view(24, 1, 3, 3), "relu", 0.2, tau0=deq.tau0)[0].numpy()
+    Y = (y[:20, None] == [0, 1]) - 0.5
+    A = K[:20, :20] + 0.1 * np.diag(K)[:20].mean() * np.eye(20)
+    expected = K[20:, :20] @ np.linalg.solve(A, Y) + 0.5
+    assert np.allclose(machine._predicted(X[20:]).mean, expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"rows of 9 entries, an image \(1, 3, 3\) each; got 8"):
+        KernelMachine(deq, ridge=0.1).fit(X[:, :8], y)
+
+
+def test_a_network_without_a_kernel_is_refused():
+    X, y = samples()
+    for network in (torch.nn.Linear(4, 3), adapt(DEQ("tanh", 4, 8, 3, 0.2))):
+        with pytest.raises(ValueError, match="is no DEQ or explicit network"):
+            KernelMachine(network).fit(X, y)
+
+
+def test_a_fit_that_fails_leaves_the_machine_as_it_was():
+    X, y = samples()
+    machine = KernelMachine(activation="tanh", ridge=0.1).fit(X, y)
+    expected = machine.predict(X)
+    with pytest.raises(ValueError, match="0 or positive"):
+        machine.set_params(ridge=-1.0).fit(X[:, :2], y == "bee")
+    assert (machine.predict(X) == expected).all()

@@ -15,9 +15,10 @@ Reference: Bai, Kolter & Koltun, Deep equilibrium models, NeurIPS 2019.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,11 +44,15 @@ __all__ = [
     "Solver",
     "Stopped",
     "best_combination",
+    "copied",
     "equilibria_of",
+    "held_by",
+    "put_in_place",
     "stopped",
 ]
 _OF_ROUNDING = 16  # residual of a stalled iteration at most, in roundings of its function
 SHORT = torch.float16, torch.bfloat16
+OF_ANY_MODULE = frozenset(vars(nn.Module()))  # attributes that torch gives every module
 
 
 def _autocast(z: torch.Tensor) -> bool:
@@ -232,6 +237,10 @@ class FixedPoint:
         self.keep = False
         self.last: tuple[Callable[..., torch.Tensor], torch.Tensor, tuple[torch.Tensor, ...]] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy has: not the last call, whose tensors have graphs."""
+        return vars(self) | {"last": None}
+
     def __call__(self, f: Callable[..., torch.Tensor], z0: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
         z0 = z0.detach()
         if not _autocast(z0):
@@ -274,21 +283,103 @@ def equilibria_of(module: nn.Module) -> list[nn.Module]:
 def stopped(module: nn.Module, steps: int) -> nn.Module:
     """Returns a copy of a module, each of whose equilibria is `Stopped` after so many steps.
 
-    Understood are `DEQ`, `TrainedDEQ`, `PcDEQNetwork`, and any module that has its equilibria from a `FixedPoint` kept
-    as the attribute `fixed_point`. The copy has weights of its own, is trained by backpropagation, and can be exported.
+    Understood are `DEQ`, `TrainedDEQ`, `PcDEQNetwork`, and any module whose equilibria are those of a `FixedPoint` that
+    is an attribute, or lies in a list, a tuple or a dictionary that is. The copy has weights of its own, is trained by
+    backpropagation, and can be exported.
 
     Raises
     ------
-    ValueError : the module has no such equilibrium, or one that is called otherwise, or `steps` is negative.
+    ValueError : the module has no such equilibrium or cannot be copied, or `steps` is negative.
     """
-    explicit = copy.deepcopy(module)
-    parts = equilibria_of(explicit)
-    names = {key for part in module.modules() for key, value in vars(part).items() if isinstance(value, FixedPoint)}
-    if not parts or len(names) > 1:
+    explicit = copied(module)
+    if not any(isinstance(each, FixedPoint) for each in held_by(explicit)):
         raise ValueError(
-            f"{type(module).__name__} has no equilibrium by a FixedPoint that could be stopped, or not all are called "
-            "fixed_point; deq_enn.unrolling.steppers.stopped finds those of other names, and torchdeq's"
+            f"{type(module).__name__} has no equilibrium by a FixedPoint that could be stopped; "
+            "deq_enn.unrolling.steppers.stopped finds those of torchdeq"
         )
-    for part in parts:
-        vars(part)["fixed_point"] = Stopped(steps)
+    put_in_place(explicit, lambda value: isinstance(value, FixedPoint), lambda value: Stopped(steps))
     return explicit
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what a module holds
+
+
+def copied(module: nn.Module, shared: bool = False) -> nn.Module:
+    """Returns the module once more, with copies of its tensors, or where they are `shared` with the same ones.
+
+    Weights that are computed from others, as by pruning or torchdeq's weight norm, are no leaves, which deepcopy
+    refuses. Raises ValueError, in one line, for a module that holds what cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach() if shared else value.detach().clone()
+    if shared:
+        memo |= {id(value): value for value in (*module.parameters(), *module.buffers())}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # a lock, a file, a generator, or whatever else a module may hold
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {reason}), and it is not changed; "
+            "leave out what copy.deepcopy does not take"
+        ) from None
+
+
+def held_by(module: nn.Module) -> Iterator[object]:
+    """Yields all that the parts of a module hold of their own, also within lists, tuples and dictionaries."""
+    return (each for place, key in _places(module) for each in _within(place[key]))
+
+
+def put_in_place(module: nn.Module, wanted: Callable[[object], bool], other: Callable[[object], object]) -> None:
+    """Puts other(value) in the place of each value that is wanted and that parts of the module hold.
+
+    A value that is held in several places stays one.
+    """
+    made: dict[int, tuple[object, object]] = {}
+
+    def once(value: object) -> object:
+        if id(value) not in made:  # the old one is kept, so that no other gets its id
+            made[id(value)] = value, other(value)
+        return made[id(value)][1]
+
+    for place, key in [*_places(module)]:
+        if (new := _with_others(place[key], wanted, once)) is not place[key]:
+            place[key] = new
+
+
+def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields the places where parts of a module hold something of their own: dictionaries, and keys of them."""
+    for part in module.modules():
+        yield from ((part._modules, key) for key in [*part._modules])
+        yield from ((vars(part), key) for key in [*vars(part)] if key not in OF_ANY_MODULE)
+
+
+def _within(value: object, above: tuple[int, ...] = ()) -> Iterator[object]:
+    """Yields a value and, where it is a list, a tuple or a dictionary, all that it holds, one within another.
+
+    above : the ids of those that the value is in, and may hold itself.
+    """
+    yield value
+    if isinstance(value, (list, tuple, dict)) and id(value) not in above:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _within(item, (*above, id(value)))
+
+
+def _with_others(value: Any, wanted: Callable, other: Callable, above: tuple[int, ...] = ()) -> Any:
+    """Puts others in the place of what is wanted within a value, lists and dictionaries in place, and returns it."""
+    if wanted(value):
+        return other(value)
+    if id(value) in above:
+        return value
+    above = *above, id(value)
+    if isinstance(value, (list, dict)):
+        for key, item in [*(value.items() if isinstance(value, dict) else enumerate(value))]:
+            if (new := _with_others(item, wanted, other, above)) is not item:
+                value[key] = new
+    elif isinstance(value, tuple) and any(map(wanted, _within(value))):
+        items = [_with_others(item, wanted, other, above) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

@@ -134,7 +134,7 @@ def adapt(
     B: Any = None,
     activation: Any = None,
     readout: Any = None,
-    bias: torch.Tensor | None = None,
+    bias: torch.Tensor | np.ndarray | None = None,
     solver: Solver | None = None,
 ) -> TrainedDEQ:
     """Returns a DEQ of this project, a module of the form above, or the parts given by name, with its weights.
@@ -144,8 +144,8 @@ def adapt(
     module : judged as it is in evaluation mode; its mode is left as it was.
     X : (n, p) samples on which the module's outputs are compared with those of the equilibrium; by default random rows
         of several lengths.
-    A, B, activation, readout, bias : instead of a module, each as the head of this file has it. There is no `forward`
-        then, and nothing is compared.
+    A, B, activation, readout, bias : instead of a module, each as the head of this file has it, arrays of NumPy too.
+        There is no `forward` then, and nothing is compared.
     solver : of the equilibrium; by default that of a `DEQ`, else Picard, or Anderson where Picard does not converge.
 
     Raises
@@ -153,6 +153,7 @@ def adapt(
     ValueError : in one line, for what is missing or has another shape, or for outputs that differ.
     """
     if module is None:
+        bias = as_tensor(bias) if isinstance(bias, np.ndarray) else bias
         if bias is not None and not isinstance(bias, torch.Tensor):
             raise ValueError(f"the bias must be a tensor of shape (m,), got {type(bias).__name__}")
         parts = {"A": A, "B": B, "activation": activation, "readout": readout}
@@ -214,9 +215,10 @@ def understood(module: Any, solver: Solver | None = None) -> TrainedDEQ:
         changed.fixed_point = FixedPoint(solver)
         return changed
     if isinstance(module, DEQ):
-        if not isinstance(module.readout, nn.Linear):
-            name, readout = type(module).__name__, type(module.readout).__name__
-            raise ValueError(f"{name} is not {FORM}: its readout must be an nn.Linear, got {readout}")
+        for part, kind, words in ("readout", nn.Linear, "an nn.Linear"), ("fixed_point", FixedPoint, "a FixedPoint"):
+            if not isinstance(own := getattr(module, part), kind):
+                name = type(module).__name__
+                raise ValueError(f"{name} is not {FORM}: its {part} must be {words}, got {type(own).__name__}")
         root = math.sqrt(len(module.A))
         return TrainedDEQ(
             module.activation,
@@ -260,7 +262,7 @@ def _assembled(parts: dict[str, Any], biases: list[Any], name: str, solver: Solv
 
 def _weight(part: object, what: str) -> torch.Tensor:
     """Returns the matrix that a part of a module is, or has."""
-    matrix = getattr(part, "weight", part)
+    matrix = as_tensor(part) if isinstance(part, np.ndarray) else getattr(part, "weight", part)
     if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2:
         shape = f" of shape {tuple(matrix.shape)}" if isinstance(matrix, torch.Tensor) else ""
         raise ValueError(f"{what} must be an nn.Linear or a matrix, got {type(part).__name__}{shape}")

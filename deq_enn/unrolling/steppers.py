@@ -22,18 +22,16 @@ differentiated one by one, so that a stopped module can be trained on. The user'
 torchdeq: Geng & Kolter, TorchDEQ: a library for deep equilibrium models, arXiv 2310.18605.
 """
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from deq_enn.networks.fixed_point import Anderson, FixedPoint, Stopped, best_combination
+from deq_enn.networks.fixed_point import Anderson, FixedPoint, Stopped, best_combination, copied, held_by, put_in_place
 
 Steps = Callable[[nn.Module, int], nn.Module]  # a user's own way to stop a module after k steps
 State = torch.Tensor | tuple[torch.Tensor, ...]
-OF_ANY_MODULE = frozenset(vars(nn.Module()))  # attributes that torch gives every module
 
 ADVICE = (
     "it has no equilibrium of this project's FixedPoint or of torchdeq; say how to stop it: "
@@ -160,12 +158,12 @@ def stopped(module: nn.Module, k: int, steps: Steps | None = None, shared: bool 
         raise ValueError(f"a DEQ must be a torch.nn.Module, got {type(module).__name__}")
     if k < 1:
         raise ValueError(f"a DEQ is stopped after one step or more, got {k}")
-    copied = _copied(module, shared)
+    explicit = copied(module, shared)
     if steps is None:
-        _replace(copied, k)
-        return copied.eval()
+        _replace(explicit, k)
+        return explicit.eval()
     try:
-        result = steps(copied, k)
+        result = steps(explicit, k)
     except Exception as error:  # whatever the user's code raises
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -185,15 +183,12 @@ def anderson_steps(module: nn.Module, k: int) -> nn.Module:
 
 def can_be_stopped(module: Any) -> bool:
     """Tells whether `stopped` finds an equilibrium without the user's help."""
-    return isinstance(module, nn.Module) and any(
-        _is_equilibrium(each) for place, key in _places(module) for each in _within(place[key])
-    )
+    return isinstance(module, nn.Module) and any(map(_is_equilibrium, held_by(module)))
 
 
 def unrolled_parts(module: nn.Module) -> list[Unrolled]:
     """Returns the `Unrolled`s of a stopped module, in the order of its parts; none where a user's function made it."""
-    held = (each for place, key in _places(module) for each in _within(place[key]))
-    parts = (each.unrolled if isinstance(each, UnrolledTorchDEQ) else each for each in held)
+    parts = (each.unrolled if isinstance(each, UnrolledTorchDEQ) else each for each in held_by(module))
     return list({id(part): part for part in parts if isinstance(part, Unrolled)}.values())
 
 
@@ -204,74 +199,12 @@ def _is_equilibrium(value: object) -> bool:
     )
 
 
-def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yields the places where parts of a module hold something of their own: dictionaries, and keys of them."""
-    for part in module.modules():
-        yield from ((part._modules, key) for key in [*part._modules])
-        yield from ((vars(part), key) for key in [*vars(part)] if key not in OF_ANY_MODULE)
-
-
-def _within(value: object, above: tuple[int, ...] = ()) -> Iterator[object]:
-    """Yields a value and, where it is a list, a tuple or a dictionary, all that it holds, one within another.
-
-    above : the ids of those that the value is in, and may hold itself.
-    """
-    yield value
-    if isinstance(value, (list, tuple, dict)) and id(value) not in above:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _within(item, (*above, id(value)))
-
-
-def _with_others(value: Any, other: Callable[[object], object], above: tuple[int, ...] = ()) -> Any:
-    """Puts others in the place of all equilibria within a value, lists and dictionaries in place, and returns it."""
-    if _is_equilibrium(value):
-        return other(value)
-    if id(value) in above:
-        return value
-    above = *above, id(value)
-    if isinstance(value, (list, dict)):
-        for key, item in [*(value.items() if isinstance(value, dict) else enumerate(value))]:
-            if (new := _with_others(item, other, above)) is not item:
-                value[key] = new
-    elif isinstance(value, tuple) and any(map(_is_equilibrium, _within(value))):
-        items = [_with_others(item, other, above) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
 def _replace(module: nn.Module, k: int, accelerated: bool = False) -> None:
-    """Puts k steps in the place of every equilibrium; one that is used in two places stays one."""
+    """Puts k steps in the place of every equilibrium."""
     if not can_be_stopped(module):
         raise ValueError(f"{type(module).__name__} cannot be stopped after k steps: {ADVICE}")
-    made: dict[int, tuple[object, object]] = {}
 
     def other(value: object) -> object:
-        if id(value) not in made:  # the old one is kept, so that no other gets its id
-            made[id(value)] = value, (UnrolledTorchDEQ if isinstance(value, nn.Module) else Unrolled)(k, accelerated)
-        return made[id(value)][1]
+        return (UnrolledTorchDEQ if isinstance(value, nn.Module) else Unrolled)(k, accelerated)
 
-    for place, key in [*_places(module)]:
-        if (new := _with_others(place[key], other)) is not place[key]:
-            place[key] = new
-
-
-def _copied(module: nn.Module, shared: bool) -> nn.Module:
-    """Returns the module once more, with the same tensors or with copies of them.
-
-    Weights that are computed from others, as by torchdeq's weight norm, are no leaves, which deepcopy refuses.
-    """
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach() if shared else value.detach().clone()
-    if shared:
-        memo |= {id(value): value for value in (*module.parameters(), *module.buffers())}
-    try:
-        return copy.deepcopy(module, memo)
-    except Exception as error:  # a lock, a file, a generator, or whatever else a module may hold
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {reason}), and it is not changed; "
-            "leave out what copy.deepcopy does not take"
-        ) from None
+    put_in_place(module, _is_equilibrium, other)

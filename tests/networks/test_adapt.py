@@ -207,6 +207,9 @@ def test_parts_by_name_are_the_module():
     module = Written()
     parts = dict(A=module.A, B=module.B.weight, bias=module.B.bias, activation="tanh", readout=module.readout)
     assert torch.equal(adapt(**parts)(data()), adapt(module)(data()))
+    arrays = {"A": module.A.weight, "B": module.B.weight, "bias": module.B.bias}
+    arrays = {name: value.detach().numpy().copy(order="F") for name, value in arrays.items()}
+    assert torch.equal(adapt(**parts | arrays)(data()), adapt(module)(data()))
     with pytest.raises(ValueError, match="a module or its parts by name, not both"):
         adapt(module, A=module.A)
     with pytest.raises(ValueError, match="it has no B, readout"):
@@ -293,3 +296,10 @@ def test_networks_can_be_kept(tmp_path):
     result = match("relu", 0.2)
     again = pickle.loads(pickle.dumps(result))
     assert again.parameters == result.parameters and again.layers[0].slopes == result.layers[0].slopes
+
+
+def test_a_deq_with_a_solver_of_another_form_is_refused():
+    deq = DEQ("tanh", 5, 8, 3, 0.2)
+    deq.fixed_point = lambda f, z, *args: f(z, *args)
+    with pytest.raises(ValueError, match="its fixed_point must be a FixedPoint, got function"):
+        adapt(deq)

@@ -1,7 +1,10 @@
 """Equilibria that are stopped after k steps, and what a FixedPoint says of samples that miss the tolerance."""
 
+import copy
+
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from deq_enn.networks.build import matched_enn
 from deq_enn.networks.deq import DEQ
@@ -66,10 +69,6 @@ def test_what_has_no_equilibrium_cannot_be_stopped_and_what_is_stopped_is_no_deq
         stopped(torch.nn.Linear(2, 2), 3)
     with pytest.raises(ValueError, match="cannot be stopped after -1 steps"):
         stopped(networks()["deq"], -1)
-    two = networks()["deq"]
-    two.other = FixedPoint()
-    with pytest.raises(ValueError, match="not all are called fixed_point; .*steppers.stopped finds those of other"):
-        stopped(two, 3)
     explicit = stopped(networks()["deq"], 3)
     with pytest.raises(ValueError, match="stopped after 3 steps, an explicit network"):
         adapt(explicit)
@@ -77,6 +76,23 @@ def test_what_has_no_equilibrium_cannot_be_stopped_and_what_is_stopped_is_no_deq
         matched_enn(explicit)
     with pytest.raises(ValueError, match="has no equilibrium"):
         stopped(explicit, 1)
+
+
+def test_equilibria_are_stopped_wherever_they_are_and_weights_that_are_no_leaves_are_copied():
+    deq, x = networks()["deq"], rows("deq")
+    expected = stopped(deq, 3)(x)
+    deq.others, deq.same = [{"one more": FixedPoint()}], deq.fixed_point
+    explicit = stopped(deq, 3)
+    assert torch.equal(explicit(x), expected) and explicit.same is explicit.fixed_point
+    assert explicit.others[0]["one more"].steps == 3 and isinstance(deq.others[0]["one more"], FixedPoint)
+    deq.fixed_point.keep = True
+    deq(x)  # what it keeps has a graph
+    assert torch.equal(stopped(copy.deepcopy(deq), 3)(x), expected)
+    assert deq.fixed_point.last and copy.deepcopy(deq).fixed_point.last is None
+    prune.random_unstructured(deq, "A", 0.5)
+    explicit = stopped(deq, 3)
+    explicit(x).sum().backward()
+    assert explicit.A_orig.grad.any() and not torch.equal(explicit(x), expected)
 
 
 def test_samples_that_miss_the_tolerance_are_counted():

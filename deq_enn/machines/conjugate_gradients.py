@@ -12,6 +12,7 @@ The kernel of a network that is not linear contains a multiple of the identity, 
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -100,8 +101,11 @@ class Nystrom:
             gram.addmm_(B.T, B)
             left += (diagonal[r] - B.square().sum(1)).clamp_min(0).sum()
             self.parts[k] = B.float()
-        self.delta = noise + add_up(team, left).item() / layout.n + jitter
-        add_up(team, gram).diagonal().add_(self.delta)
+        add_up(team, gram)
+        # below the rounding of B to float32 the difference of V and its projection would be lost
+        rounding = torch.finfo(torch.float32).eps * torch.linalg.matrix_norm(gram).item()
+        self.delta = max(noise + add_up(team, left).item() / layout.n + jitter, rounding)
+        gram.diagonal().add_(self.delta)
         self.root = torch.linalg.cholesky(gram)
 
     def __call__(self, V: torch.Tensor) -> torch.Tensor:
@@ -150,9 +154,9 @@ def conjugate_gradients(
 
     Raises
     ------
-    NoConvergence : the residual of a column is above `tolerance` |column| after MOST iterations.
+    NoConvergence : the residual of a column is above `tolerance` |column| after MOST iterations, or is no number.
     """
-    X, R, worst = torch.zeros_like(Y), Y.clone(), float("inf")
+    X, R, worst, iteration = torch.zeros_like(Y), Y.clone(), math.inf, 0
     Z = preconditioner(R)
     P, rho = Z.clone(), (R * Z).sum(0)
     size = Y.norm(dim=0).clamp_min(1e-300)
@@ -168,12 +172,14 @@ def conjugate_gradients(
         if worst <= tolerance:
             bar.close()
             return X, iteration
+        if math.isnan(worst):
+            break
         Z = preconditioner(R)
         previous, rho = rho, (R * Z).sum(0)
         P = Z + rho / previous.clamp_min(1e-300) * P
     bar.close()
     raise NoConvergence(
-        f"conjugate gradients left a residual of {worst:.1e} after {MOST} iterations, above "
+        f"conjugate gradients left a residual of {worst:.1e} after {iteration} iterations, above "
         f"{tolerance:g}: take a larger --ridge"
     )
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from deq_enn.kernels.exact import implicit_kernels
 from deq_enn.machines.block_rows import Layout, MemoryRows, form
 from deq_enn.machines.conjugate_gradients import NoConvergence, Nystrom, conjugate_gradients
 from deq_enn.machines.regression import choose_ridge, fit, one_hot_targets
+from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
 from tests.helpers.forks import free_port
 from tests.helpers.kernel_rank import CLASSES, HEIGHT, Dense, N, formed, make_problem, solved_by, whole
@@ -22,6 +24,22 @@ def test_conjugate_gradients_solve_whatever_the_preconditioner(problem, rank):
     expected = np.linalg.solve(whole(rows) + 0.03 * np.eye(N), Y.numpy())
     np.testing.assert_allclose(X, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
     assert iterations < {1: 200, 40: 90, 150: 40, 1000: 4}[rank]
+
+
+def test_no_ridge_and_few_samples():
+    """The preconditioner holds the whole kernel there, and its rounding is more than what is left."""
+    X = torch.randn(200, 10, generator=generator("few"), dtype=torch.float64) / 10**0.5
+    K = implicit_kernels(X, "tanh", 0.2)[0]
+    rows = formed(Dense(K, K), "ck", n=200)
+    Y = one_hot_targets(torch.arange(200) % 2, 2)[0]
+    weights, iterations = conjugate_gradients(rows, 0.0, Y, Nystrom(rows, K.diagonal(), 0.0))
+    assert iterations < 30 and torch.linalg.norm(K @ weights - Y) < 1e-4 * Y.norm()
+
+
+def test_what_is_no_number_ends_the_iterations(problem):
+    rows = formed(problem[0], "ck")
+    with pytest.raises(NoConvergence, match="a residual of nan after 1 iterations"):
+        conjugate_gradients(rows, 0.1, torch.ones(N, 1).double(), lambda V: V * torch.nan)
 
 
 def test_the_preconditioner_is_the_inverse_of_its_matrix(problem):

@@ -17,6 +17,8 @@ from deq_enn.unrolling.by_steps import LADDER, VerdictBySteps
 from deq_enn.unrolling.decision import decide
 from deq_enn.unrolling.judged import Part, outputs_of, quality, said_of, samples
 from deq_enn.unrolling.rivals import FullyConnected, Rival, rivals, trained
+from deq_enn.unrolling.steppers import stopped
+from deq_enn.unrolling.timing import compared
 from tests.conftest import Ticks, one_line
 from tests.unrolling.modules import K, M, P
 from tests.unrolling.test_by_steps import KNOWN, blobs, candidate
@@ -163,3 +165,14 @@ def test_networks_are_trained_where_gradients_cannot_be():
         )
         making.run()
     assert [c.kind for c in making.candidates[1:]] == ["distilled", "consistent"] * 2 + ["distilled"] * 2
+
+
+def test_a_hook_that_makes_optimizer_steps_is_not_called():
+    """As where an optimizer works during the backward pass, to save the memory of the gradients."""
+    module, (X, _) = ReadOut(1), blobs(64, P)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    for parameter in module.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: p.data.sub_(p.grad))
+    report = compared(module, {"one step": stopped(module, 1)}, X, 0.1)
+    assert report[""]["step"] and report["one step"]["step"]
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before))

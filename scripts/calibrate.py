@@ -3,6 +3,7 @@
     python scripts/calibrate.py cases                         the list
     python scripts/calibrate.py outcomes --dataset_path data  trains the networks of every case, readouts solved exactly
     python scripts/calibrate.py verdicts --dataset_path data  the verdict of each, on its training set
+    python scripts/calibrate.py again --dataset_path data     the same once more, kept beside the first verdicts
     python scripts/calibrate.py sgd --dataset_path data       some of the networks by SGD, a few with all weights
     python scripts/calibrate.py left_out --dataset_path data  leave-one-out beside new samples, on data drawn anew
     python scripts/calibrate.py pack                          all of that as one file, docs/calibration.json.gz
@@ -13,8 +14,8 @@ The last two read the packed file alone. The stages before it append one JSON li
 --output_path and pass over the cases that are there. So a stage that was stopped goes on, and verdicts can be redone
 without the trainings. `outcomes` once more after `verdicts` trains the networks that a verdict has chosen and that were
 not trained before. The trainings of the first 131 cases take some 15 minutes of one core, and each verdict --budget
-seconds. `cases`, `outcomes`, `verdicts` and `constants` take the fresh cases, which came later, or those of --cases;
-those of `--cases more`, `--cases blind` and `--cases blind2` set no constant.
+seconds. `cases`, `outcomes`, `verdicts`, `again` and `constants` take the fresh cases, which came later, or those of
+--cases; those of `--cases more`, `--cases blind` and `--cases blind2` set no constant.
 """
 
 import _signal  # pyright: ignore[reportMissingImports]  # built in, so that nothing is loaded ahead of these lines
@@ -35,7 +36,7 @@ from deq_enn.utils.arguments import OneLineParser, duration, old_spelling
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = ROOT / "docs" / "calibration.json.gz"
 FIGURE = ROOT / "figures" / "calibration.png"
-STAGES = ("cases", "outcomes", "verdicts", "sgd", "left_out", "pack", "constants", "report")
+STAGES = ("cases", "outcomes", "verdicts", "again", "sgd", "left_out", "pack", "constants", "report")
 
 
 def append(path: Path, record: dict) -> None:
@@ -127,12 +128,13 @@ def outcomes(arguments):
 
 
 def verdicts(arguments):
+    """Makes the verdicts, or those of the stage `again`."""
     from scripts.calibration.verdicts import verdict_of
 
     _each(
         arguments,
-        "verdicts",
-        _left(arguments, "verdicts", chosen_cases(arguments)),
+        arguments.stage,
+        _left(arguments, arguments.stage, chosen_cases(arguments)),
         lambda case, data: verdict_of(case, data, arguments.budget),
     )
 
@@ -157,7 +159,7 @@ def pack(arguments):
     from deq_enn.utils.files import atomic_write
     from scripts.calibration.analysis import merged
 
-    lines = records_of(arguments, "outcomes", "verdicts", "sgd", "left_out")
+    lines = records_of(arguments, "outcomes", "verdicts", "again", "sgd", "left_out")
     if not any(lines.values()):
         raise ValueError(f"{arguments.output_path}: no records there; make them with the other stages")
     if arguments.packed.exists():  # the other cases stay
@@ -236,6 +238,7 @@ def main(argv=None):
         "cases": list_cases,
         "outcomes": outcomes,
         "verdicts": verdicts,
+        "again": verdicts,
         "sgd": sgd,
         "left_out": left_out,
         "pack": pack,
@@ -243,7 +246,7 @@ def main(argv=None):
         "report": report,
     }[arguments.stage]
     try:
-        if arguments.stage in ("outcomes", "verdicts", "sgd", "left_out"):
+        if arguments.stage in ("outcomes", "verdicts", "again", "sgd", "left_out"):
             arguments.output_path.mkdir(parents=True, exist_ok=True)
         run(arguments)
     except (ValueError, OSError) as error:

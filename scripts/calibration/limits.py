@@ -77,8 +77,8 @@ def _ideal(name, own, truth):
     return about(weight * own.loss + (1 - weight) * mean, weight * error)
 
 
-def said(intervals: list[Interval]) -> str:
-    """Returns the answer by these intervals."""
-    if any(interval.risk < RISK for interval in intervals):
+def said(intervals: list[Interval], risk: float = RISK) -> str:
+    """Returns the answer by these intervals, at this risk."""
+    if any(interval.risk < risk for interval in intervals):
         return "replace"
-    return "keep" if all(1 - interval.risk < RISK for interval in intervals) else "undecided"
+    return "keep" if all(1 - interval.risk < risk for interval in intervals) else "undecided"

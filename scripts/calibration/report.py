@@ -12,13 +12,12 @@ from deq_enn.reporting.markdown import row
 from deq_enn.utils.intervals import Z_90
 from deq_enn.verdicts.losses.points import CONSTANTS
 from scripts.calibration.analysis import TOLERANCE, Held, joined, matched_alone
-from scripts.calibration.blind import blind_cases, copies_cases
+from scripts.calibration.blind import blind_cases, copies_cases, second_blind_cases
 from scripts.calibration.cases import sets_constants
 from scripts.calibration.fresh import KINDS
 from scripts.calibration.left_out import bias, dependence
-from scripts.calibration.limits import limits_of, said as answer_by
 from scripts.calibration.more_samples import LEAST, fresh_twins
-from scripts.calibration.risk import at_risk, risk_lines
+from scripts.calibration.rounds import TITLES, blind_rounds, undecided_rows
 from scripts.calibration.rows import (
     ANSWERS,
     COVERAGE,
@@ -28,10 +27,9 @@ from scripts.calibration.rows import (
     head_of,
     large,
     limits_kept,
+    risk_lines,
 )
 
-TITLES = {"draw": "one draw", "mean": "mean over draws"}
-BLIND_RISK = 0.05  # of the blind round, in which a 90% interval on one side of the tolerance decided
 DATA = {name for names in KINDS.values() for name in names}  # of all but the first cases
 
 
@@ -47,30 +45,29 @@ def report_lines(packed: dict):
 
 
 def later_cases(packed: dict):
-    """Lines on all but the first 131 cases: the fresh ones, the blind round, and those with more samples."""
-    blind, copies = ({case.name for case in deal()} for deal in (blind_cases, copies_cases))
+    """Returns lines on all but the first 131 cases: the fresh ones, the blind rounds, and those with more samples."""
+    copies, blind = ({case.name for case in deal()} for deal in (copies_cases, blind_cases))
+    dealt = copies | blind | {case.name for case in second_blind_cases()}
     later = {of: [case for case in joined(packed, of=of) if case.data in DATA] for of in TITLES}
     for of, held in later.items():
-        if fresh := [case for case in held if case.n < LEAST and case.case not in blind | copies]:
+        if fresh := [case for case in held if case.n < LEAST and case.case not in dealt]:
             yield f"\n## Fresh cases, {TITLES[of]}\n"
             yield from _fresh(fresh, f"of the {TITLES[of]}")
         if some := [case for case in held if case.case in copies]:
             yield f"\n## More oversampled rows, which set constants, {TITLES[of]}\n"
             yield from (head_of("data", *COVERAGE), coverage_row("oversampled rows", some))
-        if some := [case for case in held if case.case in blind]:
-            yield f"\n## The blind round, at a risk of {100 * BLIND_RISK:g}%, {TITLES[of]}\n"
-            yield from _blind(at_risk(some, BLIND_RISK), f"of the {TITLES[of]}", packed)
-    others = [case for case in later["draw"] if case.case not in blind | copies]
+    yield from blind_rounds(packed)
+    others = [case for case in later["draw"] if case.case not in dealt]
     if undecided := [case for case in others if case.answer == "undecided"]:
         yield "\n## What is undecided, one draw\n"
-        yield from _undecided(undecided, packed)
+        yield from undecided_rows(undecided, packed)
     if any(case.n >= LEAST for case in others):
         yield "\n## By number of samples, one draw\n"
         yield from _by_samples({case.case: case for case in others})
         yield from _half_widths()
     for of, held in later.items():
         yield f"\n## Answers at other risks, {TITLES[of]}\n"
-        yield from _at_risks(held, blind)
+        yield from _at_risks([case for case in held if case.case not in dealt - copies - blind], blind)
 
 
 def _at_risks(held: list[Held], blind: set[str]):
@@ -101,46 +98,6 @@ def _fresh(held: list[Held], what: str):
         yield from confusion(name, cases)
     yield f"- large losses: {large(_halves(held)['reports'])}"
     yield from limits_kept(held, what)
-
-
-def _blind(held: list[Held], what: str, packed: dict):
-    """The cases that nothing was set by and nobody had looked at."""
-    yield head_of("kind of data", *ANSWERS)
-    for kind in KINDS:
-        if cases := [case for case in held if case.kind == kind]:
-            yield answers_row(kind, cases)
-    yield answers_row("all", held)
-    yield "\n" + head_of("all", *COVERAGE)
-    yield coverage_row("all", held)
-    yield from confusion("all", held)
-    yield f"- large losses: {large(held)}"
-    yield from limits_kept(held, what)
-    names = {case.name for case in blind_cases()}
-    run = [record for record in packed["outcomes"] if record["case"] in names]
-    none = sum(not record["networks"] for record in run)
-    yield f"- of {len(names)} dealt {len(run)} were run; in {none} some DEQ has no equilibrium, which leaves no truth"
-    if undecided := [case for case in held if case.answer == "undecided"]:
-        yield ""
-        yield from _undecided(undecided, packed)
-
-
-def _undecided(cases: list[Held], packed: dict):
-    """Half the width of the best candidate's interval, as it is and by itself of each part, and what each would say."""
-    records = {record["case"]: record for record in packed["verdicts"]}
-    yield head_of(
-        "case", "what happened", "half width", "all draws", "ideal", "samples alone", "all draws say", "ideal says"
-    )
-    for case in cases:
-        limits = limits_of(records[case.case], packed["outcomes"])
-        known = [each for each in limits if each.ideal is not None]
-        if not known:  # the draw itself was measured for none
-            yield row(case.case, case.happened, *6 * ["-"])
-            continue
-        best = min(known, key=lambda each: each.now.risk)
-        parts = best.now, best.all_draws, best.ideal, best.sampling
-        halves = [f"{(part.high - part.low) / 2:.2f}" for part in parts]
-        answers = answer_by([each.all_draws for each in limits]), answer_by([each.ideal for each in known])
-        yield row(case.case, case.happened, *halves, *answers)
 
 
 def _half_widths():

@@ -3,11 +3,14 @@
 if __name__ == "__main__":
     raise SystemExit("rows.py is a part of scripts/calibrate.py: run that")
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
 import numpy as np
 from scipy.stats import beta
 
 from deq_enn.reporting.markdown import head, row
-from scripts.calibration.analysis import Held, coverage, mean_score
+from scripts.calibration.analysis import Held, answer, coverage, mean_score
 
 HAPPENED = ("some below", "too near", "all above", "DEQ no better")
 ANSWERS = (
@@ -22,6 +25,7 @@ ANSWERS = (
     "its 95% interval",
     "median width",
 )
+RISKS = (0.05, 0.075, 0.1, 0.125, 0.15, 0.2)  # at which answers are looked at
 LARGE = 2.0  # points from which on a loss is large
 COVERAGE = ("cases", "coverage, %", "its 95% interval", "as measured", "too low", "too high", "score", "median width")
 
@@ -129,3 +133,71 @@ def spread(held, draws=2000):
     draw = np.random.default_rng(0).choice(each, (draws, len(each)))
     low, high = np.quantile(100 * draw.mean(1), [0.025, 0.975])
     return f"{low:.0f} to {high:.0f}"
+
+
+def asked_for(columns: dict[str, list[Held]]) -> Iterator[str]:
+    """Returns a table of what was asked of the verdict, with a column for each list of cases."""
+    yield head_of("asked for", *columns)
+    limits: dict[str, Callable[[list[Held]], str]] = {
+        "cases": lambda cases: f"{len(cases)}",
+        "85% to 97% of all losses are covered": lambda c: f"{coverage(c)['covered']:.0f}% ({spread(c)})",
+        "and of the chosen ones": lambda c: _rate_of(_replaced(c), lambda case: case.chosen.covered),
+        "*replace* is wrong in at most 3%": lambda c: _rate_of(_replaced(c), lambda case: case.wrong),
+        "*keep* where it is right, in at least half": lambda c: _rate_of(_so(c, "all above"), _said("keep")),
+        "*keep* never where it is wrong": lambda c: _rate_of(
+            [case for case in c if case.answer == "keep"], lambda case: case.happened == "some below"
+        ),
+        "*undecided* at most 15%": lambda cases: _rate_of(cases, _said("undecided")),
+        "seconds over the budget, at most": lambda cases: f"{max(case.overrun for case in cases):+.2f}",
+        "memory, MiB at most": lambda cases: f"{max(case.peak_mib or 0.0 for case in cases):.0f}",
+    }
+    for name, limit in limits.items():
+        yield row(name, *map(limit, columns.values()))
+
+
+def _rate_of(cases, true):
+    return rate(sum(map(true, cases)), len(cases))
+
+
+def _replaced(cases):
+    """Returns the cases whose chosen network was trained."""
+    return [case for case in cases if case.answer == "replace" and case.wrong is not None]
+
+
+def _so(cases, happened):
+    return [case for case in cases if case.happened == happened]
+
+
+def _said(answer):
+    return lambda case: case.answer == answer
+
+
+def at_risk(held: list[Held], risk: float) -> list[Held]:
+    """Returns the cases as they are answered at this risk."""
+    said = [answer(case.candidates, case.majority, risk) for case in held]
+    return [replace(case, answer=told, chosen=chosen) for case, (told, chosen) in zip(held, said)]
+
+
+def risk_lines(title: str, held: list[Held]) -> Iterator[str]:
+    """Returns a table with a line for each risk: what is said, the risk that is told, and how many answers are wrong.
+
+    The mean risk that is told should be no less than the share of replacements that are wrong.
+    """
+    columns = "undecided", "replace", "mean risk told, %", "wrong", "keep, where right", "wrong keep"
+    yield head_of(f"{title}: risk, %", "cases", *columns)
+    for risk in RISKS:
+        cases = at_risk(held, risk)
+        replaced = [case for case in cases if case.chosen is not None]
+        kept = [case for case in cases if case.answer == "keep"]
+        right = [case for case in cases if case.happened == "all above"]
+        told = [case.chosen.risk for case in cases if case.chosen is not None]
+        yield row(
+            f"{100 * risk:g}",
+            f"{len(cases)}",
+            f"{sum(case.answer == 'undecided' for case in cases)}",
+            f"{len(replaced)}",
+            f"{100 * np.mean(told):.1f}" if told else "-",
+            f"{sum(bool(case.wrong) for case in replaced)} of {sum(case.wrong is not None for case in replaced)}",
+            f"{sum(case.answer == 'keep' for case in right)} of {len(right)}",
+            f"{sum(case.happened == 'some below' for case in kept)} of {len(kept)}",
+        )

@@ -28,7 +28,6 @@ from scripts.calibration import (
     cases as calibration_cases,
     outcomes as calibration_outcomes,
     report,
-    risk,
     rows,
     verdicts as calibration_verdicts,
 )
@@ -226,7 +225,7 @@ def test_the_blind_round_is_reported_by_itself():
     packed["outcomes"].append({"case": blind[2], "networks": {}, "failed": "no equilibrium"})
     lines = list(report.later_cases(packed))
     draw, mean = (
-        lines.index(f"\n## The blind round, at a risk of 5%, {what}\n") for what in ("one draw", "mean over draws")
+        lines.index(f"\n## Blind rounds: first, at a risk of 5%, {what}\n") for what in ("one draw", "mean over draws")
     )
     for start, covered in ((draw, "100"), (mean, "0")):
         row = next(line for line in lines[start:] if line.startswith("| all |"))
@@ -338,10 +337,10 @@ def test_answers_at_other_risks():
     for name, interval, loss in (("rings-a", below, 3.0), ("rings-b", below, -1.0), ("rings-c", above, 3.0)):
         only = analysis.Candidate("network", 1, **vars(interval), loss=loss, error=0.1, scores={})
         cases.append(analysis.Held(name, 64, "undecided", None, (only,)))
-    lines = [[cell.strip() for cell in line.split("|")[2:-1]] for line in risk.risk_lines("all", cases)]
+    lines = [[cell.strip() for cell in line.split("|")[2:-1]] for line in rows.risk_lines("all", cases)]
     assert lines[2] == ["3", "2", "0", "-", "0 of 0", "1 of 2", "0 of 1"]
     assert lines[4] == ["3", "0", "2", "8.1", "1 of 2", "1 of 2", "0 of 1"]
-    assert [case.answer for case in risk.at_risk(cases, 0.1)] == ["replace", "replace", "keep"]
+    assert [case.answer for case in rows.at_risk(cases, 0.1)] == ["replace", "replace", "keep"]
 
 
 def held(answer, *losses, chosen=None, error=0.1):
@@ -453,6 +452,7 @@ def test_from_the_cases_to_the_report(tiny, tmp_path, capsys):
     assert {name: len(records) for name, records in packed.items()} == {
         "outcomes": 2,
         "verdicts": 2,
+        "again": 0,
         "sgd": 2,
         "left_out": 0,
     }

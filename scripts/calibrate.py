@@ -40,7 +40,7 @@ STAGES = ("cases", "outcomes", "verdicts", "again", "sgd", "left_out", "pack", "
 
 
 def append(path: Path, record: dict) -> None:
-    """One line in one write; a line that a kill has cut short is closed first."""
+    """Appends one line in one write; a line that a kill has cut short is closed first."""
     line = json.dumps(record) + "\n"
     with path.open("a+b") as file:
         if file.tell():
@@ -52,14 +52,14 @@ def append(path: Path, record: dict) -> None:
 
 
 def records_of(arguments, *stages) -> dict[str, list[dict]]:
-    """The records of each stage so far."""
+    """Returns the records of each stage so far."""
     from deq_enn.reporting.records import read_lines
 
     return {stage: read_lines(arguments.output_path / f"{stage}.jsonl") for stage in stages}
 
 
 def chosen_cases(arguments):
-    """The cases of --cases."""
+    """Returns the cases of --cases."""
     from scripts.calibration.blind import blind_cases, copies_cases, second_blind_cases
     from scripts.calibration.cases import cases
     from scripts.calibration.fresh import fresh_cases
@@ -172,7 +172,7 @@ def pack(arguments):
 
 
 def _rounded(value):
-    """Floats to six digits, which is all that is known of them."""
+    """Returns the value with floats of six digits, which is all that is known of them."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

@@ -52,13 +52,13 @@ class Candidate:
 
     @property
     def covered(self) -> bool:
-        """Allowing for the error of the measured loss."""
+        """Tells whether the interval covers the measured loss, allowing for the error of that."""
         end = self.high if self.loss > self.mean else self.low
         return abs(self.loss - self.mean) <= math.hypot(end - self.mean, Z_90 * self.error)
 
     @property
     def lost_too_much(self) -> bool:
-        """Whether the measured loss is above the tolerance, beyond noise."""
+        """Tells whether the measured loss is above the tolerance, beyond noise."""
         return self.loss - Z_90 * self.error > TOLERANCE
 
     @property
@@ -119,7 +119,7 @@ class Held:
 
     @property
     def wrong(self) -> bool | None:
-        """Whether the replacement lost more than the tolerance, beyond noise; None if it was not trained."""
+        """Tells whether the replacement lost more than the tolerance, beyond noise; None if it was not trained."""
         return None if self.chosen.loss is None else self.chosen.lost_too_much
 
 
@@ -146,7 +146,7 @@ def answer(candidates, majority=None, risk=RISK) -> tuple[str, Candidate | None]
 
 
 def joined(packed: dict, constants: Discrepancy = CONSTANTS, of: str = "mean") -> list[Held]:
-    """Every case that has both, with intervals and answers as the constants give them.
+    """Returns every case that has both, with intervals and answers as the constants give them.
 
     of : "mean" over seeds, or the "draw" of the user's own seed, which the first cases have not.
     """
@@ -173,7 +173,7 @@ def joined(packed: dict, constants: Discrepancy = CONSTANTS, of: str = "mean") -
 
 @dataclass(frozen=True)
 class Truth:
-    """The outcome of a case.
+    """This is the outcome of a case.
 
     seeds : those of the mean. of_seeds : the variance of a seed's loss, in the mean over the networks.
     """
@@ -189,7 +189,7 @@ class Truth:
         return cls(outcome["networks"], of, outcome.get("seeds", 0), float(np.mean(np.square(spreads or [0.0]))))
 
     def loss_and_error(self, name: str) -> tuple[float | None, float | None]:
-        """The loss of a network and its standard error, or None twice where it was not trained.
+        """Returns the loss of a network and its standard error, or None twice where it was not trained.
 
         From two to eight seeds their variance is hardly known: it is drawn to that of the case's other networks.
         """
@@ -206,7 +206,7 @@ class Truth:
         return dict(zip(("loss", "error"), self.loss_and_error(name)))
 
     def spread(self, name: str) -> float:
-        """The variance of a seed's loss, drawn to that of the case's other networks."""
+        """Returns the variance of a seed's loss, drawn to that of the case's other networks."""
         own = self.networks[name]["seed_sd"] ** 2
         return (POOLED * self.of_seeds + (self.seeds - 1) * own) / (POOLED + self.seeds - 1)
 
@@ -233,7 +233,9 @@ def _candidate(record, candidate, truth, constants):
 
 
 def interval_score(candidate: Candidate) -> float:
-    """Width of the interval and 20 times what it misses: of least mean for the true quantiles of 5% and 95%.
+    """Returns the width of the interval and 20 times what it misses.
+
+    Its mean is least for the true quantiles of 5% and 95%.
 
     (Gneiting & Raftery, J. Am. Stat. Assoc. 102 (2007), eq. 43.) The interval is widened by the error of the outcome.
     """
@@ -243,7 +245,7 @@ def interval_score(candidate: Candidate) -> float:
 
 
 def mean_score(held: list[Held]) -> float:
-    """Cases count alike, however many candidates they have."""
+    """Returns the mean score; cases count alike, however many candidates they have."""
     held = [case for case in held if case.trained]
     return float(np.mean([np.mean([interval_score(candidate) for candidate in case.trained]) for case in held]))
 
@@ -266,7 +268,9 @@ FREE = (
 
 
 def set_constants(packed: dict, half: set[str], steps: int = 80, start: Discrepancy = CONSTANTS) -> Discrepancy:
-    """The constants of the least mean interval score over the cases in `half`, by Nelder and Mead, in logarithms.
+    """Returns the constants of the least mean interval score over the cases in `half`.
+
+    They are searched by Nelder and Mead, in logarithms.
 
     The score is that of the mean over seeds, and that of the user's own draw where it was measured.
     """
@@ -293,7 +297,7 @@ def set_constants(packed: dict, half: set[str], steps: int = 80, start: Discrepa
 
 
 def coverage(held: list[Held]) -> dict:
-    """Shares in %, of all candidates that were trained: cases count alike."""
+    """Returns shares in %, of all candidates that were trained: cases count alike."""
 
     def share(of):
         with_losses = [case for case in held if case.trained]
@@ -308,7 +312,7 @@ def coverage(held: list[Held]) -> dict:
 
 
 def matched_alone(held: list[Held]) -> list[Held]:
-    """The cases as they would be without plain networks, of the matched ones that were trained."""
+    """Returns the cases as they would be without plain networks, of the matched ones that were trained."""
     alone = []
     for case in held:
         matched = tuple(candidate for candidate in case.trained if candidate.name.startswith("matched"))

@@ -71,7 +71,7 @@ STABLE = 0.8
 
 @dataclass(frozen=True)
 class Case:
-    """A DEQ of `width` units on the first `n` training samples of `data`."""
+    """This is a DEQ of `width` units on the first `n` training samples of `data`."""
 
     data: str
     activation: str
@@ -97,7 +97,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All of them, in an order in which any first part is a fair sample."""
+    """Returns all of them, in an order in which any first part is a fair sample."""
     data = [name for name, count in COUNTS.items() for _ in range(count)]
     widths = [width for width, count in WIDTHS.items() for _ in range(count)]
     assert len(widths) == len(data)
@@ -121,7 +121,7 @@ def cases() -> list[Case]:
 
 
 def sets_constants(name: str) -> bool:
-    """Whether the case of this name is of the half that constants are set on; the others only report."""
+    """Tells whether the case of this name is of the half that constants are set on; the others only report."""
     return hashlib.sha256(name.encode()).hexdigest()[-1] in "02468ace"
 
 
@@ -148,7 +148,7 @@ def _converges(activation, sigma_a2, spread):
 
 
 def load(case: Case, path) -> Dataset:
-    """The training and test samples of a case, normalised as by `data_prepare.load_dataset`; tau_0 is X_train's.
+    """Returns training and test samples, normalised as by `data_prepare.load_dataset`; tau_0 is X_train's.
 
     path : the folder of MNIST and CIFAR-10.
     """
@@ -174,7 +174,7 @@ def _real(name, path):
 
 
 def _real_part(case, path):
-    """Random training samples, and random ones of the published test set."""
+    """Returns random training samples, and random ones of the published test set."""
     X, y, X_test, y_test = _real(case.data.removesuffix("_spread"), str(path))
     kept, tests = (
         torch.randperm(len(Z), generator=generator("samples", part, case.name))[:size]
@@ -184,7 +184,7 @@ def _real_part(case, path):
 
 
 def _drawn(draw):
-    """The source of samples that `draw(n, generator)` gives, independent for training and test, in random order."""
+    """Returns the source of what `draw(n, generator)` gives, independent for training and test, in random order."""
 
     def source(case, path):
         parts = []
@@ -202,14 +202,14 @@ def _preset(name):
 
 
 def _heavy_tails(n, draw, p=100, classes=5):
-    """Student's t of three degrees of freedom in each entry, about class means at a distance of 6 from each other."""
+    """Draws Student's t of three degrees of freedom in each entry, about class means 6 from each other."""
     y = torch.arange(n) % classes
     chi2 = torch.randn(3, n, p, generator=draw).square().sum(0)
     return torch.randn(n, p, generator=draw) / (chi2 / 3).sqrt() + 6 / math.sqrt(2) * torch.eye(classes, p)[y], y
 
 
 def _few_dimensions(n, draw, p=6, classes=4):
-    """Gaussian samples in six dimensions, labelled by the largest of four sums of eight waves; 5% of labels random."""
+    """Draws Gaussians in six dimensions, labelled by the largest of four sums of eight waves; 5% of labels random."""
     fixed = generator("few dimensions", SEED)  # the waves are the same for training and test
     w, b, a = (torch.randn(*shape, generator=fixed) for shape in ((p, 8), (8,), (8, classes)))
     X = torch.randn(n, p, generator=draw)
@@ -217,7 +217,7 @@ def _few_dimensions(n, draw, p=6, classes=4):
 
 
 def _correlated(n, draw, p=200, classes=5):
-    """30 clusters along ten directions that hold 95% of the variance: samples of one cluster are nearly parallel."""
+    """Draws 30 clusters along ten directions that hold 95% of the variance: those of a cluster are nearly parallel."""
     fixed = generator("correlated", SEED)
     directions = torch.linalg.qr(torch.randn(p, 10, generator=fixed))[0].T
     centres = torch.randn(30, 10, generator=fixed)
@@ -233,7 +233,7 @@ def _some_random(y, classes, share, draw):
 
 
 def _duplicated(case, path):
-    """The preset `mixed` with every training sample five times, moved by 1%; the test samples occur once."""
+    """Returns the preset `mixed` with every training sample five times, moved by 1%; the test samples occur once."""
     X, y, X_test, y_test = _drawn(_preset("mixed"))(case, path)
     draw = generator("duplicates", case.name)
     kept = (torch.arange(case.n) // 5)[torch.randperm(case.n, generator=draw)]
@@ -243,7 +243,7 @@ def _duplicated(case, path):
 
 
 def _unnormalised(case, path):
-    """The preset `mixed`; `load` spreads its norms and does not divide by their scale."""
+    """Returns the preset `mixed`; `load` spreads its norms and does not divide by their scale."""
     return _drawn(_preset("mixed"))(case, path)
 
 

@@ -29,7 +29,7 @@ ANSWERS, HAPPENED = ("replace", "undecided", "keep"), ("some below", "too near",
 
 
 def draw(held, path):
-    """Of the first cases among `held` (the reporting half), as a PNG file; the fresh ones have tables of their own."""
+    """Draws the first cases among `held` (those that report) as a PNG file; the fresh ones have tables of their own."""
     import matplotlib
 
     matplotlib.use("Agg")

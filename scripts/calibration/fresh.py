@@ -117,7 +117,7 @@ OWN: dict[str, Activation] = {
 
 @dataclass(frozen=True)
 class FreshCase(Case):
-    """A case of this file."""
+    """This is a case of this file."""
 
     @property
     def tests(self) -> int:
@@ -133,7 +133,7 @@ def activation_of(case: Case) -> Activation:
 
 
 def fresh_cases() -> list[Case]:
-    """All of them, in an order in which any first part is a fair sample."""
+    """Returns all of them, in an order in which any first part is a fair sample."""
     listed = dealt(COUNTS, WIDTHS, SEED) | {case.name: case for case in (FreshCase(*row) for row in EXTRA)}
     return sorted(listed.values(), key=lambda case: case.digest)
 
@@ -189,7 +189,7 @@ def _converges(name, sigma_a2):
 
 
 def load_fresh(case: Case, path) -> Dataset:
-    """The training and test samples of a case, normalised; tau_0 is 1.
+    """Returns the training and test samples of a case, normalised; tau_0 is 1.
 
     path : the folder of Fashion-MNIST.
     """
@@ -218,7 +218,7 @@ def _images(case, path):
 
 
 def _drawn(case, _):
-    """Training and test samples, independent, in random order."""
+    """Returns training and test samples, independent, in random order."""
     parts = []
     for part, n in (("train", case.n), ("test", case.tests)):
         X, y = _SOURCES[case.data](n, generator("samples", part, case.name))
@@ -231,7 +231,7 @@ def _drawn(case, _):
 
 
 def _on_spheres(count, p):
-    """Spheres about the origin of R^p, a little blurred, with labels that alternate."""
+    """Returns a source of spheres about the origin of R^p, a little blurred, with labels that alternate."""
 
     def source(n, draw):
         sphere = torch.randint(count, (n,), generator=draw)
@@ -254,19 +254,19 @@ def _checkerboard(n, draw):
 
 
 def _parity(n, draw):
-    """Ten bits, labelled by the parity of the first three; a twentieth of the labels is random."""
+    """Draws ten bits, labelled by the parity of the first three; a twentieth of the labels is random."""
     bits = torch.randint(2, (n, 10), generator=draw)
     return 2.0 * bits - 1, _some_random(bits[:, :3].sum(1) % 2, 2, 0.05, draw)
 
 
 def _chance(n, draw):
-    """Twenty dimensions, labelled by the parity of the signs of eight: nothing learns that from so few samples."""
+    """Draws twenty dimensions, labelled by the parity of the signs of eight: so few samples teach nothing of that."""
     X = torch.randn(n, 20, generator=draw)
     return X, (X[:, :8] > 0).sum(1) % 2
 
 
 def _bits(n, draw):
-    """Eight bits, one-hot, with labels from a fixed table; a fifth of the labels is random."""
+    """Draws eight bits, one-hot, with labels from a fixed table; a fifth of the labels is random."""
     bits = torch.randint(2, (n, 8), generator=draw)
     labels = torch.randint(2, (256,), generator=generator("bits", SEED))
     y = labels[(bits * 2 ** torch.arange(8)).sum(1)]
@@ -274,7 +274,7 @@ def _bits(n, draw):
 
 
 def _table(n, draw):
-    """Five attributes of four unequally frequent categories, one-hot; three classes by pairs of them, noisy."""
+    """Draws five attributes of four unequally frequent categories, one-hot; three classes by pairs of them, noisy."""
     fixed = generator("table", SEED)
     attributes = torch.multinomial(torch.tensor([0.5, 0.25, 0.15, 0.1]), 5 * n, True, generator=draw).view(n, 5)
     scores = torch.randn(4, 4, 4, 3, generator=fixed)  # of neighbouring attributes
@@ -283,7 +283,7 @@ def _table(n, draw):
 
 
 def _rounded(n, draw):
-    """Three measured quantities, written with few digits, and four classes by waves."""
+    """Draws three measured quantities, written with few digits, and four classes by waves."""
     fixed = generator("rounded", SEED)
     w, a = torch.randn(3, 6, generator=fixed), torch.randn(6, 4, generator=fixed)
     X = torch.randn(n, 3, generator=draw)
@@ -296,7 +296,7 @@ def _oversampled(n, draw):
 
 
 def _rare(n, draw):
-    """A faint sign of four samples in a hundred."""
+    """Draws a faint sign of four samples in a hundred."""
     X = torch.randn(n, 30, generator=draw)
     chance = 0.04 * torch.exp(0.9 * X[:, 0] - 0.4 + 0.3 * (X[:, 1] ** 2 - 1))
     return X, (torch.rand(n, generator=draw) < chance.clamp_max(0.9)).long()
@@ -307,7 +307,7 @@ def _unequal(n, draw):
 
 
 def _clusters(n, draw, shares, p, apart):
-    """A Gaussian cluster and one of another spread for each class, in p dimensions."""
+    """Draws a Gaussian cluster and one of another spread for each class, in p dimensions."""
     y = torch.multinomial(shares, n, True, generator=draw)
     side = torch.randint(2, (n,), generator=draw)
     centres = torch.randn(2, len(shares), p, generator=generator("clusters", p, SEED)) * apart / math.sqrt(p)
@@ -315,14 +315,14 @@ def _clusters(n, draw, shares, p, apart):
 
 
 def _tails(n, draw, p=40, classes=4):
-    """Student's t of two degrees of freedom in each entry, about class means."""
+    """Draws Student's t of two degrees of freedom in each entry, about class means."""
     y = torch.randint(classes, (n,), generator=draw)
     chi2 = torch.randn(2, n, p, generator=draw).square().sum(0)
     return torch.randn(n, p, generator=draw) / (chi2 / 2).sqrt() + 3 * torch.eye(classes, p)[y], y
 
 
 def _roll(n, draw):
-    """A Swiss roll in thirty dimensions with stripes of two classes along it."""
+    """Draws a Swiss roll in thirty dimensions with stripes of two classes along it."""
     t, height = torch.rand(n, generator=draw), torch.rand(n, generator=draw)
     angle = 3 * math.pi * (0.5 + t)
     roll = torch.stack([angle * angle.cos() / 10, angle * angle.sin() / 10, 1.5 * height], 1)
@@ -331,7 +331,7 @@ def _roll(n, draw):
 
 
 def _curve(n, draw):
-    """A closed curve in twenty dimensions, cut into twelve arcs of three classes."""
+    """Draws a closed curve in twenty dimensions, cut into twelve arcs of three classes."""
     t = torch.rand(n, generator=draw)
     waves = 2 * math.pi * t[:, None] * torch.arange(1, 6)
     mixed = torch.randn(10, 20, generator=generator("curve", SEED))

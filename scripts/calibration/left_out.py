@@ -33,7 +33,7 @@ WIDEST = 256  # width of the cases, at most, so that all of it takes minutes
 
 @dataclass(frozen=True)
 class Repeat(FreshCase):
-    """A case whose samples are drawn anew. number : of the draw, and the seed of the weights."""
+    """This is a case whose samples are drawn anew. number : of the draw, and the seed of the weights."""
 
     number: int = 0
 
@@ -43,7 +43,7 @@ class Repeat(FreshCase):
 
 
 def repeated_cases() -> list[FreshCase]:
-    """The fresh cases that may set constants, but for the widest, those in few dimensions, and where answers agree.
+    """Returns the fresh cases that may set constants, but not the widest, in few dimensions, or where answers agree.
 
     In few dimensions equilibria in float64 take long; where classes are unequal or copies many, networks hardly differ.
     """
@@ -88,7 +88,7 @@ def _losses(case, data, seed):
 
 
 def _right(model, data, copies):
-    """Which training samples the others predict rightly, and which new samples the readout of all."""
+    """Tells which training samples the others predict rightly, and which new samples the readout of all."""
     model, readout = fitted(model, data.X_train, data.y_train, data.n_classes, copies)
     targets, like = Targets(data.y_train, data.n_classes, copies), model.readout.weight
     F, F_new = (features(model, X.to(like)) for X in (data.X_train, data.X_test))

@@ -26,7 +26,7 @@ MANY = 1000  # draws of the weights that stand for all
 
 @dataclass(frozen=True)
 class Limits:
-    """The intervals of one candidate of a case.
+    """These are the intervals of one candidate of a case.
 
     now : of the verdict. sampling : of the draw's own measurement alone. ideal : None where no outcome is known.
     """
@@ -61,14 +61,14 @@ def limits_of(record: dict, outcomes: list[dict]) -> list[Limits]:
 
 
 def _with_all_draws(points: list[Measured], own: Measured, constants) -> list[Measured]:
-    """The measurements as if the mean over draws were known from MANY of them on all samples."""
+    """Returns the measurements as if the mean over draws were known from MANY of them on all samples."""
     mean = predict(points, own.width, own.count, constants).mean
     rest = [point for point in points if point.own or (point.width, point.count) != (own.width, own.count)]
     return [*rest, replace(own.supposed(int(own.width), own.count, MANY, own.apart), loss=mean)]
 
 
 def _ideal(name, own, truth):
-    """The mean and the spread over draws as in the outcome, and the draw's own measurement."""
+    """Returns the interval with the mean and the spread over draws of the outcome, and the draw's own measurement."""
     mean, _ = truth.loss_and_error(name)
     if mean is None or "seed_sd" not in truth.networks.get(name, {}):
         return None

@@ -22,7 +22,7 @@ SEEDS = 2  # of the weights, beside the user's own
 
 @dataclass(frozen=True)
 class LargeCase(FreshCase):
-    """A case of this file."""
+    """This is a case of this file."""
 
     @property
     def tests(self) -> int:
@@ -35,7 +35,7 @@ class LargeCase(FreshCase):
 
 
 def large_cases() -> list[Case]:
-    """All of them, the narrow ones first, in the order of the fresh cases: any first part is a fair sample of these."""
+    """Returns all of them, narrow ones first, in the order of the fresh cases: any first part is a fair sample."""
     return sorted(_with_more_samples(), key=lambda case: case.width > NARROW)
 
 

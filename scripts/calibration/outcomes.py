@@ -59,14 +59,14 @@ def builders(case, data) -> dict:
 
 
 def trained_in_any_case(name: str, width: int) -> bool:
-    """Of a candidate, whether it is trained before it is chosen; the others are much like one of these."""
+    """Tells whether a candidate is trained before it is chosen; the others are much like one of these."""
     if name.startswith("plain") or "piecewise" in name:
         return True
     return width < 256 and not name.startswith("matched ntk")
 
 
 def right(model, data, copies) -> torch.Tensor:
-    """(test samples,) bool: which of them the network classifies rightly with its best readout.
+    """Tells which test samples the network classifies rightly with its best readout, (test samples,) bool.
 
     copies : which training samples are left out together, for the choice of the ridge.
     """
@@ -76,7 +76,7 @@ def right(model, data, copies) -> torch.Tensor:
 
 
 def loss_and_error(deq: torch.Tensor, other: torch.Tensor) -> dict:
-    """The loss in points, DEQ less the other, of (seeds, test samples) bool, and its standard error.
+    """Returns the loss in points, DEQ less the other, of (seeds, test samples) bool, and its standard error.
 
     The difference of seed s on sample i is modelled as mu + a_s + b_i + e_si: the error of the mean has a part of each,
     of which the variances over rows and columns count that of e twice. `utils.intervals.paired_loss` is for a DEQ that
@@ -97,7 +97,7 @@ def loss_and_error(deq: torch.Tensor, other: torch.Tensor) -> dict:
 
 
 def outcome(case, data, names=None, kept=None) -> tuple[dict, torch.Tensor | None]:
-    """What each candidate loses, and which test samples the DEQ has right (seeds, test samples).
+    """Returns what each candidate loses, and which test samples the DEQ has right (seeds, test samples).
 
     The first seed is the user's own: its loss stands under "own", with the error of the test samples alone, and the
     others give the mean. Beside the candidates stands what is lost by saying the commonest class of all samples.
@@ -127,7 +127,7 @@ def outcome(case, data, names=None, kept=None) -> tuple[dict, torch.Tensor | Non
 
 
 def _compared(deq, other):
-    """The loss of (seeds, test samples) bool, of the seeds but the first, and that of the first."""
+    """Returns the loss of (seeds, test samples) bool, of the seeds but the first, and that of the first."""
     own = 100 * (deq[0].double() - other[0].double())
     return loss_and_error(deq[1:], other[1:]) | {
         "own": {"loss": own.mean().item(), "error": (own.std() / math.sqrt(len(own))).item()}
@@ -147,7 +147,7 @@ def sgd_cases() -> dict:
 
 
 def trained(case, data, train: str, epochs: int, seeds: int) -> dict:
-    """The DEQ, a match and a plain layer by SGD at a rate of its own: the accuracy of each seed, in %.
+    """Trains the DEQ, a match and a plain layer by SGD at rates of their own; returns the accuracy of each seed, in %.
 
     train : "readout", with a match of the conjugate kernel, or "full", all weights, with one of the tangent kernel.
     """

@@ -34,7 +34,7 @@ DATA = {name for names in KINDS.values() for name in names}  # of all but the fi
 
 
 def report_lines(packed: dict):
-    """Everything that is known, first of the fresh cases, then of the deals that came after and of the first 131."""
+    """Returns all that is known: of the fresh cases, of the deals that came after, and of the first 131."""
     yield from later_cases(packed)
     if packed.get("left_out"):
         yield "\n## Leave-one-out beside new samples\n"
@@ -101,7 +101,7 @@ def _fresh(held: list[Held], what: str):
 
 
 def _half_widths():
-    """Half the width of an interval that rests on the samples alone, in points."""
+    """Returns half the width of an interval that rests on the samples alone, in points."""
     numbers = 1000, 3000, 10_000, 60_000
     yield "\n" + head_of("samples in which the two differ, %", *(f"n = {n:,}" for n in numbers))
     for apart in (1, 5, 10, 25):
@@ -110,7 +110,7 @@ def _half_widths():
 
 
 def _by_samples(draws: dict[str, Held]):
-    """The same DEQs with few and with many samples, where both have a verdict and an outcome."""
+    """Returns tables of the same DEQs with few and with many samples, where both have a verdict and an outcome."""
     large, small = [], []
     for name, twin in fresh_twins().items():
         if name in draws and twin in draws:
@@ -130,7 +130,7 @@ def _by_samples(draws: dict[str, Held]):
 
 
 def _left_out(records: list[dict]):
-    """How much more leave-one-out varies about the loss on new samples than as many independent samples would."""
+    """Says how much more leave-one-out varies about the loss on new samples than independent samples would."""
     yield head_of("case", "draws", "variance, by that of independent samples", "too much, points")
     for record in records:
         off, error = bias(record)
@@ -147,7 +147,7 @@ def _left_out(records: list[dict]):
 
 
 def tables(held: list[Held], sgd: list[dict]):
-    """Lines of Markdown on the first cases."""
+    """Returns lines of Markdown on the first cases."""
     halves = _halves(held)
     yield head_of("half", *COVERAGE)
     for name, cases in halves.items():
@@ -169,7 +169,7 @@ def tables(held: list[Held], sgd: list[dict]):
 
 
 def _alone(halves):
-    """What one number alone would have said: a line through the constants half, held against the other."""
+    """Says what one number alone would have said: a line through the constants half, held against the other."""
     columns = "rank correlation", "area under ROC", "median error, points", "replaced", "wrong"
     yield "\n" + head_of("predictor alone", *columns)
     values = {
@@ -197,13 +197,13 @@ def _alone(halves):
 
 
 def _below(case, score, threshold):
-    """The cheapest trained candidate whose score is below the threshold, or None."""
+    """Returns the cheapest trained candidate whose score is below the threshold, or None."""
     accepted = [candidate for candidate in case.trained if candidate.scores[score] < threshold]
     return min(accepted, key=lambda candidate: (candidate.work, candidate.scores[score]), default=None)
 
 
 def _threshold(held, score):
-    """The largest below which at most 3% of the replacements are wrong."""
+    """Returns the largest below which at most 3% of the replacements are wrong."""
     best = -math.inf
     for threshold in sorted({candidate.scores[score] for case in held for candidate in case.trained}):
         said = [chosen for case in held if (chosen := _below(case, score, threshold))]
@@ -213,7 +213,7 @@ def _threshold(held, score):
 
 
 def _by_sgd(held, sgd):
-    """Losses by SGD beside those of the exact readout."""
+    """Returns losses by SGD beside those of the exact readout."""
     losses = {
         (case.case, candidate.name): candidate
         for case in held

@@ -31,7 +31,7 @@ COVERAGE = ("cases", "coverage, %", "its 95% interval", "as measured", "too low"
 
 
 def rate(yes: int, of: int) -> str:
-    """A share in % with its 95% interval (Clopper and Pearson)."""
+    """Returns a share in % with its 95% interval (Clopper and Pearson)."""
     if not of:
         return "none of 0"
     low = beta.ppf(0.025, yes, of - yes + 1) if yes else 0.0
@@ -40,11 +40,12 @@ def rate(yes: int, of: int) -> str:
 
 
 def head_of(*names):
-    """The first lines of a table whose columns but the first are numbers."""
+    """Returns the first lines of a table whose columns but the first are numbers."""
     return head(*names, right=range(1, len(names)))
 
 
 def coverage_row(name, cases):
+    """Returns a line on the intervals of these cases, in the columns of COVERAGE."""
     c = coverage(cases)
     width = np.median([candidate.high - candidate.low for case in cases for candidate in case.trained])
     return row(
@@ -59,6 +60,7 @@ def coverage_row(name, cases):
 
 
 def answers_row(name, cases):
+    """Returns a line on the answers of these cases, in the columns of ANSWERS."""
     undecided = [case for case in cases if case.answer == "undecided"]
     above = [case for case in cases if case.happened == "all above"]
     replaced = [case for case in cases if case.answer == "replace" and case.wrong is not None]
@@ -80,6 +82,7 @@ def answers_row(name, cases):
 
 
 def confusion(name, cases):
+    """Returns a table of answers and what happened, and the rates of those that were wrong."""
     yield "\n" + head_of(f"{name}: answer", *HAPPENED)
     for said in ("replace", "undecided", "keep", "majority"):
         counts = [sum(case.answer == said and case.happened == what for case in cases) for what in HAPPENED]
@@ -105,7 +108,7 @@ def confusion(name, cases):
 
 
 def limits_kept(held: list[Held], what: str):
-    """Time, memory, and every answer that was wrong."""
+    """Tells time and memory, and every answer that was wrong."""
     late = [case.overrun for case in held]
     yield f"- seconds over the budget: {max(late):+.2f} at most, {np.median(late):+.2f} in the middle"
     peaks = [case.peak_mib for case in held if case.peak_mib is not None]
@@ -118,7 +121,7 @@ def limits_kept(held: list[Held], what: str):
 
 
 def large(cases):
-    """How much too small large losses are predicted, and how many are covered."""
+    """Says how much too small large losses are predicted, and how many are covered."""
     large = [candidate for case in cases for candidate in case.trained if candidate.loss > LARGE]
     if not large:
         return "none"
@@ -128,7 +131,7 @@ def large(cases):
 
 
 def spread(held, draws=2000):
-    """Half the width of the 95% interval of the coverage, by the bootstrap over cases."""
+    """Returns the 95% interval of the coverage, by the bootstrap over cases."""
     each = np.array([np.mean([candidate.covered for candidate in case.trained]) for case in held if case.trained])
     draw = np.random.default_rng(0).choice(each, (draws, len(each)))
     low, high = np.quantile(100 * draw.mean(1), [0.025, 0.975])

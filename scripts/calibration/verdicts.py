@@ -22,7 +22,7 @@ from scripts.calibration.outcomes import deq_of
 
 
 class _Untimed(VerdictAtInitialisation):
-    """A verdict that does not time the networks, as the calibration compares no times."""
+    """This is a verdict that does not time the networks, as the calibration compares no times."""
 
     def measure_costs(self, seconds):
         return iter(())
@@ -128,7 +128,7 @@ def constants_of(record: dict, constants: Discrepancy = CONSTANTS) -> Discrepanc
 
 
 def _whole(point):
-    """The measurement of all seeds.
+    """Returns the measurement of all seeds.
 
     The records of the first cases hold what was seen less the noise, where that is positive, in place of both.
     """

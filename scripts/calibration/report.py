@@ -56,7 +56,7 @@ def later_cases(packed: dict):
         if some := [case for case in held if case.case in copies]:
             yield f"\n## More oversampled rows, which set constants, {TITLES[of]}\n"
             yield from (head_of("data", *COVERAGE), coverage_row("oversampled rows", some))
-    yield from blind_rounds(packed)
+    yield from blind_rounds(packed, later)
     others = [case for case in later["draw"] if case.case not in dealt]
     if undecided := [case for case in others if case.answer == "undecided"]:
         yield "\n## What is undecided, one draw\n"

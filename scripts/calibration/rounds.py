@@ -28,13 +28,16 @@ TITLES = {"draw": "one draw", "mean": "mean over draws"}
 FIRST_RISK = 0.05  # of the first blind round, in which a 90% interval on one side of the tolerance decided
 
 
-def blind_rounds(packed: dict) -> Iterator[str]:
-    """Returns lines on each blind round: the first as it was answered and as it was made again, and the second."""
+def blind_rounds(packed: dict, later: dict[str, list[Held]]) -> Iterator[str]:
+    """Returns lines on each blind round: the first as it was answered and as it was made again, and the second.
+
+    later : {"draw": cases, "mean": cases} of `packed`.
+    """
     first, second = ({case.name for case in deal()} for deal in (blind_cases, second_blind_cases))
     again = packed | {"verdicts": packed.get("again", [])}
     rounds: dict[str, dict[str, list[Held]]] = {of: {} for of in TITLES}
     for of, title in TITLES.items():
-        held, made_again = joined(packed, of=of), joined(again, of=of)
+        held, made_again = later[of], joined(again, of=of)
         rounds[of] = {
             f"first, at a risk of {100 * FIRST_RISK:g}%": at_risk([c for c in held if c.case in first], FIRST_RISK),
             "first, made again": [case for case in made_again if case.case in first],
@@ -48,7 +51,8 @@ def blind_rounds(packed: dict) -> Iterator[str]:
                 yield from _round(cases, f"of the {title}", made, dealt, risk)
     for of, title in TITLES.items():
         before, made_again, after = rounds[of].values()
-        both = {"both, the first as it was answered": before + after, "both, the first made again": made_again + after}
+        both = {"both, the first as it was answered": before + after}
+        both |= {"both, the first made again": made_again + after} if made_again else {}
         columns = {name: cases for name, cases in (rounds[of] | both).items() if cases}
         if columns:
             yield f"\n## Blind rounds: what was asked for, {title}\n"

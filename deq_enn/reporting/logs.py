@@ -131,9 +131,9 @@ def as_fractions(values: object, source: object) -> tuple[float, ...]:
 
 
 def home(folder: Path) -> tuple[Path, int]:
-    """Returns (folder without seed_{s}, s)."""
+    """Returns (folder without seed_{s}, s). A folder of that name that has a metrics.jsonl is one of outputs itself."""
     match = re.fullmatch(r"seed_(\d+)", folder.name)
-    return (folder.parent, int(match[1])) if match else (folder, 0)
+    return (folder.parent, int(match[1])) if match and not (folder / "metrics.jsonl").exists() else (folder, 0)
 
 
 def read_json_logs(path: Path) -> dict[tuple, dict[str, tuple]]:

@@ -337,6 +337,14 @@ def test_settings_make_tables_of_their_own_and_machines_may_share_one(tmp_path):
     assert len(set(curves.write_figures(experiments, tmp_path / "out").values())) == 6
 
 
+def test_a_folder_of_outputs_may_be_named_by_its_seed(tmp_path):
+    """As where each seed is run into `--output_path seed_s`: the log of seed 0 lies in the folder itself."""
+    for seed in (0, 1):
+        write_grid(tmp_path / f"seed_{seed}", seeds=(seed,))
+    (experiment,) = logs.load([tmp_path])
+    assert len(experiment.runs) == 12 and {seed for *_, seed in experiment.runs} == {0, 1}
+
+
 def test_an_unfinished_run_is_named_and_left_out(tmp_path):
     write_grid(tmp_path, ("inn",), (16,), (0, 1))
     write_run(tmp_path, "inn", 16, 2, epochs=2)

@@ -198,7 +198,7 @@ def _wanted(y: torch.Tensor, classes: Sequence[int | str] | None, names: Sequenc
         wanted.append(label)
     if len(wanted) < 2 or len(set(wanted)) < len(wanted):
         raise DataError(f"classes {list(classes)}: give two or more different labels")
-    return torch.tensor(wanted, dtype=torch.int64)
+    return torch.tensor(wanted, dtype=torch.int64, device=y.device)
 
 
 def listed(labels: Sequence[int | str]) -> str:

@@ -133,6 +133,7 @@ def draw_preset(
     if preset not in GMM_PRESETS:
         raise DataError(f"unknown mixture {preset!r}: choose one of {', '.join(GMM_PRESETS)}")
     draw, n, n_test = GMM_PRESETS[preset]
-    X, y, statistics = draw(n, make_generator("gmm", preset, "train", seed))
-    X_test, y_test, _ = draw(n_test, make_generator("gmm", preset, "test", seed))
+    with torch.device("cpu"):  # of the generators, whatever torch's default is
+        X, y, statistics = draw(n, make_generator("gmm", preset, "train", seed))
+        X_test, y_test, _ = draw(n_test, make_generator("gmm", preset, "test", seed))
     return X, y, X_test, y_test, statistics

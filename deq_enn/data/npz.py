@@ -143,8 +143,8 @@ def _whole(path: Path | str, arrays: Mapping[str, np.ndarray], key: str) -> torc
 
 def _held_out(y: torch.Tensor) -> torch.Tensor:
     """Returns which samples are held out: one in five of each class, the same ones each time."""
-    held = torch.zeros(len(y), dtype=torch.bool)
-    order = torch.randperm(len(y), generator=generator("held out"))
+    held = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+    order = torch.randperm(len(y), generator=generator("held out"), device=y.device)
     for label in y.unique():
         own = order[y[order] == label]
         held[own[: len(own) // HELD_OUT]] = True

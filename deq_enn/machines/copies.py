@@ -49,7 +49,7 @@ def first_copies(X: torch.Tensor) -> torch.Tensor:
 def find_duplicate(X: torch.Tensor) -> tuple[int, int] | None:
     """Returns the first row of X (n, p) that an earlier one equals, as (earlier, row), or None; O(n p)."""
     first = first_copies(X)
-    repeated = (first != torch.arange(len(X))).nonzero()[:, 0]
+    repeated = (first != torch.arange(len(X)).to(first)).nonzero()[:, 0]
     return (int(first[repeated[0]]), int(repeated[0])) if len(repeated) else None
 
 
@@ -82,7 +82,7 @@ def repeated(X: torch.Tensor) -> Repeated:
     recur = _recur(X, same)
     size = torch.bincount(same if recur else first, minlength=len(X))
     samples = int(size[size > 1].sum())
-    return Repeated(first, torch.arange(len(X)) if recur else first, samples, recur)
+    return Repeated(first, torch.arange(len(X)).to(first) if recur else first, samples, recur)
 
 
 def _recur(X, same):
@@ -97,7 +97,7 @@ def _recur(X, same):
         return False
     if len(X) >= MANY * len(kept):
         return True
-    order = torch.randperm(len(kept), generator=generator("different rows"))[: _LOOKED_AT[1]]
+    order = torch.randperm(len(kept), generator=generator("different rows"), device="cpu")[: _LOOKED_AT[1]]
     rows, varied = X[kept[order]], count[order] > 1
     rows = rows[:, (rows != rows[0]).any(0)]
     if min(_shared(column) for column in rows.T) < SHARED:
@@ -128,7 +128,7 @@ def _shared(column):
 def _near_copies(X, kept):
     """Returns for each of the rows `kept` of X the place of the first of the kept that it is a near copy of."""
     n, p = len(kept), X.shape[1]
-    own = torch.arange(n)
+    own = torch.arange(n).to(kept)
     if n <= NEIGHBOURS:
         return own
     some = X[kept[:_SCALE]].double()
@@ -151,7 +151,8 @@ def _lonely_pairs(rows, unit):
 
     A random projection keeps distances on the average, so that neighbours are found there and measured afterwards.
     """
-    projection = torch.randn(rows.shape[1], DIMENSIONS, generator=generator("near copies"), dtype=torch.float32)
+    draw = generator("near copies")
+    projection = torch.randn(rows.shape[1], DIMENSIONS, generator=draw, dtype=torch.float32, device="cpu")
     shadow = (rows.float() @ projection / math.sqrt(DIMENSIONS)).numpy()
     distance, index = KDTree(shadow).query(
         shadow, NEIGHBOURS + 1, distance_upper_bound=FAR * unit, workers=torch.get_num_threads()

@@ -26,6 +26,7 @@ from deq_enn.machines.regression import RIDGES, Machine, Prediction, choose_ridg
 from deq_enn.machines.run import INTERPOLATED, float32_blocks, subset
 from deq_enn.machines.scores import class_probabilities
 
+CPU = torch.device("cpu")  # place of all that a machine holds, whatever torch's default device is
 LEAST = 5  # samples from which on a ridge can be chosen
 PARAMETERS = "network", "layers", "activation", "sigma_a2", "kernel", "ridge"
 
@@ -117,9 +118,10 @@ class KernelMachine:
             raise ValueError("a classifier needs at least two classes, got one class")
         if self.ridge == "auto" and len(X) < LEAST:
             raise ValueError(f"a ridge is chosen on at least {LEAST} samples, got {len(X)}: give ridge=...")
-        order = subset(len(X), len(X), 0)  # the ridge is chosen on the first rows
-        rows = X[order]
-        machine = self._fitted(rows, torch.from_numpy(index)[order], len(classes))
+        with CPU:
+            order = subset(len(X), len(X), 0)  # the ridge is chosen on the first rows
+            rows = X[order]
+            machine = self._fitted(rows, torch.from_numpy(index)[order], len(classes))
         self.machine_, self.X_, self.n_features_in_, self.classes_ = machine, rows, rows.shape[1], classes
         return self
 
@@ -192,7 +194,8 @@ class KernelMachine:
             raise ValueError(
                 f"X has {X.shape[1]} features, but KernelMachine is expecting {self.n_features_in_} features as input"
             )
-        return self.machine_.predict(self._blocks(self.X_, X), double=len(self.X_) < INTERPOLATED)
+        with CPU:
+            return self.machine_.predict(self._blocks(self.X_, X), double=len(self.X_) < INTERPOLATED)
 
 
 def _array(values: Any) -> np.ndarray:

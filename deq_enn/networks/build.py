@@ -46,9 +46,9 @@ def build_model(
     family: str = "auto",
     depth: int | None = None,
 ) -> DEQ | ENN:
-    """Builds one of `MODELS` or `GENERAL` for data of dimension p and scale tau_0, on the CPU.
+    """Builds one of `MODELS` or `GENERAL` for data of dimension p and scale tau_0.
 
-    Its weights are of torch's default type, which is float32.
+    Its weights have torch's default device and type, which are the CPU and float32.
 
     Parameters
     ----------

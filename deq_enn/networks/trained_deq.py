@@ -103,7 +103,7 @@ class TrainedDEQ(nn.Module):
         """Returns the same network with the entries of each weight in random places."""
 
         def shuffle(tensor: torch.Tensor, name: str) -> torch.Tensor:
-            order = torch.randperm(tensor.numel(), generator=generator("shuffle", name, *seed))
+            order = torch.randperm(tensor.numel(), generator=generator("shuffle", name, *seed), device="cpu")
             return tensor.detach().flatten()[order.to(tensor.device)].view_as(tensor)
 
         bias = None if self.bias is None else shuffle(self.bias, "bias")
@@ -173,7 +173,7 @@ def as_tensor(values: Any) -> torch.Tensor:
     if isinstance(values, torch.Tensor):
         return values
     array = np.asarray(values)
-    return torch.as_tensor(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
 
 
 def check_has_numbers(module: Any) -> None:

@@ -169,7 +169,7 @@ def labels(y: Any, n: int, classes: int, what: str = "y") -> torch.Tensor:
     if array.min() < 0 or array.max() >= classes:
         wrong = array.min() if array.min() < 0 else array.max()
         raise ValueError(f"{what} has the label {int(wrong)}, and the module has {classes} outputs: labels are {order}")
-    return torch.as_tensor(array.astype(np.int64))
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def check_module(module: nn.Module, X: torch.Tensor) -> int:
@@ -181,7 +181,7 @@ def check_module(module: nn.Module, X: torch.Tensor) -> int:
     name = type(module).__name__
     check_has_numbers(module)
     x = X[:PROBED].to(device_of(module))
-    order = torch.randperm(len(x), generator=generator("probe", len(x)))
+    order = torch.randperm(len(x), generator=generator("probe", len(x)), device="cpu")
     with evaluating(module):
         try:
             first, again = (scores(module(x), name) for _ in range(2))

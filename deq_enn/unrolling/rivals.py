@@ -239,4 +239,4 @@ def trained(
 
 def drawn_order(n: int, seed: int) -> torch.Tensor:
     """Returns a random order of n samples."""
-    return torch.randperm(n, generator=generator("unrolled samples", seed))
+    return torch.randperm(n, generator=generator("unrolled samples", seed), device="cpu")

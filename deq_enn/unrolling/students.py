@@ -84,13 +84,13 @@ def refitted(network: nn.Module, layer: str, fit: Part, choose: Part) -> nn.Modu
     assert isinstance(linear, nn.Linear)
     F, F_choose = (features_of(network, layer, part.X) for part in (fit, choose))
     T, T_choose = (part.outputs[:, -linear.out_features :].double() for part in (fit, choose))
-    centre, mean = (F.mean(0), T.mean(0)) if linear.bias is not None else (torch.zeros(F.shape[1]), torch.zeros(()))
+    centre, mean = (part.mean(0) if linear.bias is not None else torch.zeros_like(part[0]) for part in (F, T))
     moment, cross = (F - centre).T @ (F - centre), (F - centre).T @ (T - mean)
     unit = moment.diagonal().mean().clamp_min(1e-300)
     best = None
     for ridge in RIDGES:
         root, failed = torch.linalg.cholesky_ex(
-            moment + ridge * unit * torch.eye(len(moment), dtype=torch.float64), check_errors=False
+            moment + ridge * unit * torch.eye(len(moment)).to(moment), check_errors=False
         )
         if failed:
             continue
@@ -200,7 +200,7 @@ class _Trajectory:
 
     def loss(self, network: nn.Module, x: torch.Tensor, targets: torch.Tensor, distance: _Distance) -> torch.Tensor:
         """Returns the loss from the start, and from a random point of the iteration to the outputs and to the next."""
-        j = int(torch.randint(FARTHEST + 1, (1,), generator=self.generator))
+        j = int(torch.randint(FARTHEST + 1, (1,), generator=self.generator, device="cpu"))
         near = self._from(network, self.states(j, x), x)
         with torch.no_grad():
             nearer = self._from(network, self.states(j + 1, x), x)

@@ -125,14 +125,14 @@ def _steps(
     ]
     optimizer = OPTIMIZERS["adam"](groups, lr=rate)
     tops = [group["lr"] for group in optimizer.param_groups]
-    g, order = generator("unrolling", seed), torch.empty(0, dtype=torch.int64)
+    g, order = generator("unrolling", seed), torch.empty(0, dtype=torch.int64, device="cpu")
     with one_thread() if is_small(network) else nullcontext():
         for step in range(steps):
             check()
             if clock() > end:
                 return step
             if len(order) < min(BATCH, samples):
-                order = torch.randperm(samples, generator=g)
+                order = torch.randperm(samples, generator=g, device="cpu")
             rows, order = order[:BATCH], order[BATCH:]
             factor = _schedule((step + 0.5) / steps)
             for group, top in zip(optimizer.param_groups, tops):

@@ -17,17 +17,17 @@ def generator(*seeds: object) -> torch.Generator:
 def normal_weights(*shape: int, seed: tuple) -> nn.Parameter:
     """Draws a parameter of standard normal entries from the stream that the seed names.
 
-    They are drawn in float32 and then have torch's default type, so that a seed names one network whatever that is.
+    They are drawn in float32 on the CPU, and then have torch's default type and device. So a seed names one network.
 
     Raises ValueError where a size, such as the width or the number of classes, is no whole number from 1 on.
     """
     if not all(isinstance(size, Integral) and size >= 1 for size in shape):
         raise ValueError(f"weights of shape {shape}: width, inputs and classes must be whole numbers from 1 on")
-    return nn.Parameter(_drawn(shape, seed).to(torch.get_default_dtype()))
+    return nn.Parameter(_drawn(shape, seed).to(torch.empty(0)))  # as which torch makes new tensors
 
 
 def _drawn(shape: Sequence[int], seed: tuple) -> torch.Tensor:
-    return torch.randn(shape, generator=generator(*seed), dtype=torch.float32)
+    return torch.randn(shape, generator=generator(*seed), dtype=torch.float32, device="cpu")
 
 
 def drawn_readout(dim: int, n_classes: int, seed: int) -> nn.Linear:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from deq_enn import verdict
+from deq_enn import KernelMachine, load_dataset, verdict
+from deq_enn.machines.copies import repeated
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import FixedPoint, Picard
 from deq_enn.networks.pcdeq import build_pcdeq
@@ -20,6 +21,7 @@ from deq_enn.unrolling.rivals import FullyConnected, Rival, rivals, trained
 from deq_enn.unrolling.steppers import stopped
 from deq_enn.unrolling.timing import compared
 from tests.conftest import Ticks, one_line
+from tests.helpers.second_device import second_device
 from tests.unrolling.modules import K, M, P
 from tests.unrolling.test_by_steps import KNOWN, blobs, candidate
 
@@ -176,3 +178,15 @@ def test_a_hook_that_makes_optimizer_steps_is_not_called():
     report = compared(module, {"one step": stopped(module, 1)}, X, 0.1)
     assert report[""]["step"] and report["one step"]["step"]
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before))
+
+
+def test_torchs_default_device_may_be_another(monkeypatch):
+    """As after `torch.set_default_device("cuda")`, where samples and generators of the CPU stay there."""
+    (X, y), held, module = blobs(100, P), blobs(100, P, seed=1), ReadOut(1)
+    with second_device(monkeypatch) as device, torch.device(device):
+        assert DEQ("tanh", P, M, K, 0.2)(X.to(device)).device == device and repeated(X).samples == 0
+        assert KernelMachine(activation="tanh", ridge=0.1).fit(X, y).score(X, y) > 0.9
+        assert load_dataset("gmm").n_classes == 4 and adapt(DEQ("tanh", P, M, K, 0.2), X)
+        making = VerdictBySteps(module, X.numpy(), y.numpy(), held=held, budget=60.0, clock=Ticks(0.001))
+        part = Part(X, outputs_of(module, X), making.y)
+        students.refitted(module, "readout", part, part)

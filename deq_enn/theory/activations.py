@@ -150,7 +150,9 @@ def from_file(path: str, name: str, part: str) -> FromFile:
 
 @functools.lru_cache(8)  # a pickle has a function and its derivative
 def _run(path: str, _changed: int) -> dict[str, Any]:
-    return runpy.run_path(path)
+    """Returns what a user's file defines, and leaves the working folder and torch as they were."""
+    with contextlib.chdir("."), _torch_as_it_was():  # whatever the file changes
+        return runpy.run_path(path)
 
 
 def _kept(value: Any, path: str, name: str) -> Activation:

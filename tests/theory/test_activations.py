@@ -155,8 +155,9 @@ def test_a_file_changes_no_setting(tmp_path, monkeypatch):
         "utf-8",
     )
     cube = load_activation("a.py:cube")
-    assert os.getcwd() == str(tmp_path) and torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
-    assert pickle.loads(pickle.dumps(cube)).name == "cube"  # from the file where it is
+    for again in (cube, pickle.loads(pickle.dumps(cube))):  # from the file where it is
+        assert again.name == "cube" and os.getcwd() == str(tmp_path)
+        assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
 
 
 def test_an_activation_from_a_file(tmp_path):

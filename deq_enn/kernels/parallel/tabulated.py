@@ -19,7 +19,7 @@ The nodes of the quadrature are the same for all scales, so that a grid of scale
 The coefficients are compressed to the directions that matter (Tucker's decomposition; Townsend & Trefethen, SIAM J.
 Sci. Comput. 35, 2013, do so in two variables).
 
-A table takes a tenth of a second to some seconds, and a pair from it some microseconds; the quadrature of `in_sectors`
+A table takes a twentieth of a second to a second, and a pair from it some microseconds; the quadrature of `in_sectors`
 takes half a millisecond to some for a pair that a DEQ has. A function with kinks elsewhere is not smooth where the
 samples meet, and has no table.
 """
@@ -44,8 +44,8 @@ _TAIL = 1e-13  # last Chebyshev coefficients, relative to the largest
 _MARGIN = 0.02  # share of the least and of the largest scale by which the table goes beyond them
 _RANK = 1e-15  # singular values that are left out, relative to the largest
 _NODES = 16, 23, 33, 47, 66, 93, 131, 184, 258  # nodes of the quadrature in each sector and along each ray
-_ANGLES = 16, 20, 24, 28, 32, 40, 48, 64, 96  # degrees in the angle
-_SCALES = 12, 16, 20, 24, 28, 32, 40, 48, 64, 96  # degrees in the scales
+_DEGREES = 16, 32, 64, 128  # degrees in the angle and in the scales; each one's nodes are among the next one's
+_MOST = 96  # largest degree of a table
 _AT_ONCE = 20_000  # values of the activation at once, few enough to stay in the cache
 _PAIRS = 2048  # pairs at once
 
@@ -116,25 +116,34 @@ class ParallelTable:
         raise NotSmooth(f"{self.activation.name} is not smooth on each side of 0")
 
     def _enough_angles(self, ends):
-        for degree in _ANGLES:
-            check()
-            x = chebyshev.chebpts2(degree + 1)
-            angles = self._delta * np.sinh(self._top * (x + 1) / 2)
-            values = np.stack([self._shares(ends, ends, theta).ravel() for theta in angles])
-            if _resolved(x, values):
-                return degree, angles
-        raise NotSmooth(f"{self.activation.name} has moments that vary too quickly with the angle")
+        def at(x):
+            values = [self._shares(ends, ends, theta).ravel() for theta in self._angle_at(x)]
+            return np.stack(values)[:, None]
+
+        degree = _enough(at)
+        if degree is None:
+            raise NotSmooth(f"{self.activation.name} has moments that vary too quickly with the angle")
+        return degree, self._angle_at(chebyshev.chebpts2(degree + 1))
 
     def _enough_scales(self, ends, angles):
         some = angles[[0, len(angles) // 2, -1]]
-        for size in _SCALES:
-            check()
-            y = chebyshev.chebpts2(size + 1)
-            scales = np.expm1(self._low + (self._high - self._low) * (y + 1) / 2)
+
+        def at(y):
+            scales = self._scale_at(y)
             values = [self._shares(scales, ends, theta) for theta in some] + [self._apart_at_none(scales, ends)]
-            if _resolved(y, np.concatenate(values, -1)) and _resolved(y, np.log(self._root(scales))[:, None]):
-                return size, scales
-        raise NotSmooth(f"{self.activation.name} has moments that vary too quickly with the scale")
+            root = np.repeat(np.log(self._root(scales))[:, None, None], values[0].shape[2] * len(values), 2)
+            return np.concatenate([np.moveaxis(np.concatenate(values, 2), 0, 1), root], 1)
+
+        size = _enough(at)
+        if size is None:
+            raise NotSmooth(f"{self.activation.name} has moments that vary too quickly with the scale")
+        return size, self._scale_at(chebyshev.chebpts2(size + 1))
+
+    def _angle_at(self, x):
+        return self._delta * np.sinh(self._top * (x + 1) / 2)
+
+    def _scale_at(self, y):
+        return np.expm1(self._low + (self._high - self._low) * (y + 1) / 2)
 
     # ------------------------------------------------------------------------------------------------------------
     # quadrature
@@ -280,14 +289,28 @@ def _rule(n, low, high):
     return low + (high - low) * nodes, (high - low) * weights
 
 
-def _resolved(x, values):
-    """Tells whether values (k, ...) at Chebyshev nodes x (k,) have a polynomial whose last coefficients are nothing."""
-    values = values.reshape(-1, len(x), values.shape[-1]) if values.ndim > 2 else values[None]
-    for each in values:
-        size = np.abs(np.linalg.solve(chebyshev.chebvander(x, len(x) - 1), each))
-        if size[-2:].max() > _TAIL * size.max():
-            return False
-    return True
+def _enough(at):
+    """Returns the degree of polynomials on [-1, 1] after which their coefficients are nothing, or None.
+
+    at : places (k,) -> values (k, kinds, m). Those of a kind are compared with the largest coefficient among them.
+    """
+    values = None
+    for degree in _DEGREES:
+        check()
+        x = chebyshev.chebpts2(degree + 1)
+        new = slice(None) if values is None else slice(1, None, 2)
+        fresh = at(x[new])
+        if values is None:
+            values = fresh
+        else:
+            before, values = values, np.empty((degree + 1, *fresh.shape[1:]))
+            values[::2], values[1::2] = before, fresh
+        size = np.abs(np.linalg.solve(chebyshev.chebvander(x, degree), values.reshape(degree + 1, -1)))
+        size = size.reshape(values.shape).max(2)
+        if not (size[-2:] > _TAIL * size.max(0)).any():
+            needed = int((size > _TAIL * size.max(0)).any(1).nonzero()[0].max()) + 2
+            return min(needed, degree) if needed <= _MOST else None
+    return None
 
 
 def _clenshaw(c, x):

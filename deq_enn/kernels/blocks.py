@@ -4,23 +4,28 @@
 `exact.py`); `interpolated.py` has the same to the precision of float32.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
 from threading import Lock
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from deq_enn.kernels.parallel.on_a_line import MANY, MANY_DEAR, LineTable
+from deq_enn.kernels.pair_functions import PairFunction
+from deq_enn.kernels.parallel.on_a_line import TILE, LineTable
 from deq_enn.kernels.parallel.pairs import Moments
 from deq_enn.kernels.parallel.tabulated import NotSmooth
-from deq_enn.kernels.sample_scales import OfScale
 from deq_enn.utils.threads import one_thread
 from deq_enn.utils.tiles import for_each, tile_size, tiles
 
+_log = logging.getLogger("kernels")
+
+MANY = 6_000  # pairs from which on samples on a line have a table: it takes some thousand that are computed one by one
+MANY_QUICK = 200_000  # the same, where parallel pairs take no longer than others
+SHARE = 0.5  # share of the pairs that a table may take at most
 KERNELS = ("ck", "ntk")  # in the order in which pairs of kernels are returned
 
 
@@ -71,58 +76,66 @@ class Blocks(ABC):
             raise ValueError("all rows of X are zero, which may be so after centring only: there is no kernel of them")
         self._X, self._norms2, self.device = X, norms2, X.device
         self._attribute, self._line, self._line_lock = _attribute(X), None, Lock()
-        self._many = MANY
 
-    def _mind_the_cost(self, moments: Sequence[Moments]) -> None:
-        """Has fewer samples on a line make a table, where their pairs have no other."""
-        if any(layer.dear for layer in moments):
-            self._many = MANY_DEAR
+    @property
+    @abstractmethod
+    def _moments(self) -> Sequence[Moments]:
+        """Returns the moments of each layer's activation, which pairs of nearly parallel samples need."""
 
-    def _table_on_a_line(self) -> LineTable | None:
-        """Returns the table of both kernels, each over `_size`, where many samples lie on a line."""
-        if self._attribute is None or math.prod(self.shape) < self._many * (1 if self.first else 2):
-            return None
-        with self._line_lock:  # the first thread that asks for it makes it
-            if self._line is None:
-                try:
-                    with one_thread():
-                        self._line = LineTable(self._between, self._attribute, self._name)
-                except NotSmooth:
-                    self._attribute = None
-        return self._line
+    @property
+    @abstractmethod
+    def _pair_functions(self) -> Sequence[PairFunction]:
+        """Returns the pair function of each layer."""
 
-    def _size(self, which: int, diagonal: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns by which root a kernel on a line is divided, given its diagonal (by default that of all samples).
-
-        Entries below a ten-thousandth of the largest are no smaller than its rounding.
-        """
-        own = self._diagonals[which]
-        return ((own if diagonal is None else diagonal) + 1e-4 * own.max().item()).sqrt()
+    @property
+    @abstractmethod
+    def _dear(self) -> bool:
+        """Tells whether parallel pairs take much longer than others."""
 
     @property
     @abstractmethod
     def _name(self) -> str:
         """Returns what the network is called in the log."""
 
-    @cached_property
-    def _log_of_norm(self) -> OfScale:
-        def table(norms):
-            return np.log(self._at_norms(norms))
-
-        norm = cast(torch.Tensor, self._attribute).abs().cpu().numpy()
-        return OfScale(table, norm.min(), norm.max(), self._name, lambda norms, values: np.ones_like(values))
-
-    def _of_norms(self, *norms: np.ndarray) -> list[torch.Tensor]:
-        """Returns what `_at_norms` has at each of these (pairs,), between those of the samples: (k, pairs) each."""
-        return [torch.from_numpy(np.exp(self._log_of_norm(each))).T for each in norms]
-
     @abstractmethod
-    def _at_norms(self, norms) -> np.ndarray:
-        """Returns what `_between` needs to know of single samples of these norms, (norms, k)."""
+    def _at(self, X: torch.Tensor, other: torch.Tensor) -> "Blocks":
+        """Returns the kernels of the same network between other samples, whose norms lie between those of these."""
 
-    @abstractmethod
-    def _between(self, a, b, sign) -> np.ndarray:
-        """Returns what `_table_on_a_line` holds (2, pairs), of parallel samples of norms a and b and of this sign."""
+    def _table_on_a_line(self) -> LineTable | None:
+        """Returns the table of both kernels where many samples lie on a line."""
+        pairs = math.prod(self.shape) // (1 if self.first else 2)
+        if self._attribute is None or pairs < MANY:
+            return None
+        if pairs < MANY_QUICK and not self._dear:
+            return None
+        with self._line_lock:  # the first thread that asks for it makes it
+            if self._line is None and self._attribute is not None:
+                kinks = {kink for moments in self._moments for kink in moments.activation.kinks}
+                diagonals, most = torch.stack(self._diagonals), int(SHARE * pairs)
+                try:
+                    with one_thread():
+                        self._line = LineTable(
+                            self._on_the_line, self._attribute, diagonals, bool(kinks) + any(kinks), self._name, most
+                        )
+                except NotSmooth as error:
+                    _log.info("%s", error)
+                    self._attribute = None
+        return self._line
+
+    def _on_the_line(self, norms, count):
+        """Returns the network that `LineTable` asks for, whose kernels are computed pair by pair."""
+        X = torch.from_numpy(norms)[:, None]
+        blocks = self._at(X, torch.cat([X, -X]))
+        blocks._attribute = None
+        for pair in blocks._pair_functions:
+            pair.pairs = count
+
+        def values(i, j, sign):
+            rows, cols = torch.from_numpy(blocks.first + i + len(norms) * (sign < 0)), torch.from_numpy(j)
+            base = (blocks._Y[rows] * blocks._Y[cols]).sum(1)
+            return torch.stack(blocks._entries(rows, cols[:, None], base[:, None]))[..., 0].numpy()
+
+        return torch.stack(blocks._diagonals)[:, : len(norms)].numpy(), values
 
     @abstractmethod
     def _entries(self, rows, cols, base) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,9 +173,9 @@ class Blocks(ABC):
 
         def work(r, c):
             own = slice(r.start + down, r.stop + down), slice(c.start + cols.start, c.stop + cols.start)
-            target[r, c] = self._entries(*own, base[r, c].contiguous())[which]
+            target[r, c] = self._part(*own, base[r, c])[which]
 
-        jobs = tiles(slice(0, base.shape[0]), slice(0, base.shape[1]), tile_size(self.device))
+        jobs = tiles(slice(0, base.shape[0]), slice(0, base.shape[1]), self._tile_size())
         for_each(work, jobs, self.device)
         for i in same:
             target[i - rows.start, i - cols.start] = self._diagonals[which][i]
@@ -175,19 +188,19 @@ class Blocks(ABC):
         for part in (slice(start, start + size) for start in range(0, len(rows), size)):
             i, j = rows[part] + self.first, cols[part]
             base = torch.cat([(self._Y[a] * self._Y[b]).sum(1) for a, b in zip(i.split(1024), j.split(1024))])
-            out[part] = self._entries(i, j[:, None], base[:, None])[which][:, 0]
+            out[part] = self._part(i, j[:, None], base[:, None])[which][:, 0]
         return out
 
     def both(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the whole (ck, ntk), float64. Of a square matrix one triangle is computed and then mirrored."""
         ck = torch.empty(self.shape, dtype=torch.float64, device=self.device)
         ntk, square = torch.empty_like(ck), not self.first
-        jobs = tiles(slice(0, self.shape[0]), slice(0, self.shape[1]), tile_size(self.device), lower=square)
+        jobs = tiles(slice(0, self.shape[0]), slice(0, self.shape[1]), self._tile_size(), lower=square)
         self._products(jobs, ck)
 
         def work(rows, cols):
             own = slice(rows.start + self.first, rows.stop + self.first)
-            for target, tile in zip((ck, ntk), self._entries(own, cols, ck[rows, cols].contiguous())):
+            for target, tile in zip((ck, ntk), self._part(own, cols, ck[rows, cols])):
                 if square and rows == cols:
                     tile = tile.tril() + tile.tril(-1).T
                 elif square:
@@ -199,6 +212,15 @@ class Blocks(ABC):
             for target, diagonal in zip((ck, ntk), self._diagonals):
                 target.diagonal().copy_(diagonal)
         return ck, ntk
+
+    def _tile_size(self):
+        return tile_size(self.device) if self._table_on_a_line() is None else TILE
+
+    def _part(self, rows, cols, base):
+        """Returns what `_entries` does, from the table where there is one."""
+        if (table := self._table_on_a_line()) is not None:
+            return table.tile(rows, cols)
+        return self._entries(rows, cols, base.contiguous())
 
     def _products(self, jobs, out):
         """Writes the products that these tiles need into `out`, with zeros on the matrix's diagonal."""

@@ -23,14 +23,7 @@ import torch
 
 from deq_enn.kernels.blocks import Blocks
 from deq_enn.kernels.pair_functions import pair_function
-from deq_enn.kernels.parallel.pairs import (
-    Moments,
-    angle,
-    explicit_pairs,
-    implicit_pairs,
-    implicit_pairs_of_either_sign,
-    squared_distances,
-)
+from deq_enn.kernels.parallel.pairs import Moments, angle, explicit_pairs, implicit_pairs, squared_distances
 from deq_enn.kernels.pieces import with_slopes
 from deq_enn.kernels.sample_scales import explicit_scales, implicit_scales
 from deq_enn.theory.activations import Activation
@@ -46,22 +39,20 @@ _EPS = torch.finfo(torch.float64).eps
 class _Implicit(Blocks):
     def __init__(self, X, activation, sigma_a2, trained, tau0, other):
         super().__init__(X, other)
-        tau = get_tau(activation, sigma_a2, estimate_tau0(self._X[: self.shape[1]]) if tau0 is None else tau0)
+        self.tau0 = estimate_tau0(self._X[: self.shape[1]]) if tau0 is None else tau0
+        tau = get_tau(activation, sigma_a2, self.tau0)
         self.activation, self.sigma_a2, self.trained = activation, sigma_a2, trained
         self.centre = gaussian_moments(activation, tau).mean
         scales = self.scales = implicit_scales(activation, sigma_a2, self._norms2, self.centre)
         known = with_slopes(activation, scales.s.max())
         self.near = Moments(known, self.centre, scales.s.min(), scales.s.max())
         self.pair = pair_function(activation, scales, self.device, self.near.cost)
-        self._mind_the_cost([self.near])
         self.s, mean, self.d1, d2 = self._tensors(scales.s, scales.mean, scales.d1, scales.d2)
         self.m, self.half_d2 = mean / self.s, d2 * self.s * math.sqrt(sigma_a2 / 2)
         # |rho| <= |base|/sqrt(q_i q_j) with q = 1 - sigma_a^2 V/s^2, because |g(rho)| <= |rho| sqrt(V_i V_j)/(s_i s_j)
         # and 1 - sqrt(ab) >= sqrt((1 - a)(1 - b))
         (self.reach,) = self._tensors(1 / np.sqrt(1 - sigma_a2 * scales.variance / scales.s**2))
         self.rounding = 16 * _EPS / (1 - sigma_a2 * scales.d1_sq.max())
-        if self._attribute is not None and not self.pair.dear:
-            self._attribute = None
         self._Y = torch.cat(
             [self._X * (math.sqrt(1 - sigma_a2) / self.s)[:, None], math.sqrt(sigma_a2) * self.m[:, None]], 1
         )
@@ -72,33 +63,27 @@ class _Implicit(Blocks):
         self._diagonals = second, second / slack if trained == "aA" else second + variance * d1_sq / slack
 
     @property
+    def _moments(self):
+        return [self.near]
+
+    @property
+    def _pair_functions(self):
+        return [self.pair]
+
+    @property
+    def _dear(self):
+        return self.pair.dear
+
+    @property
     def _name(self):
         return f"a DEQ of {self.activation.name}"
 
-    def _between(self, a, b, sign):
-        (s_a, second_a), (s_b, second_b) = self._of_norms(a, b)
-        near2, far2 = (torch.from_numpy((1 - self.sigma_a2) * (a - same * b) ** 2) for same in (1, -1))
-        pairs = s_a, s_b, torch.from_numpy(sign), near2, far2, second_a, second_b
-        G, dot, _ = implicit_pairs_of_either_sign(self.near, self.sigma_a2, *pairs)
-        return torch.stack([G / (self._size(0, second_a) * self._size(0, second_b)), dot]).numpy()
-
-    def _at_norms(self, norms):
-        """Returns the scales of the pre-activations, and the second moments there."""
-        scales = implicit_scales(self.activation, self.sigma_a2, norms**2, self.centre)
-        return np.stack([scales.s, scales.second], 1)
-
-    def _on_a_line(self, table, rows, cols):
-        G, dot = table.tile(rows, cols)
-        size, x = self._size(0), table.x
-        G.mul_(size[rows, None] * size[cols])
-        slack = torch.mul(dot, -self.sigma_a2).add_(1)
-        if self.trained == "aAB":
-            dot.mul_((1 - self.sigma_a2) * x[rows, None] * x[cols]).add_(G)
-        return G, (G if self.trained == "aA" else dot) / slack
+    def _at(self, X, other):
+        blocks = _Implicit(X, self.activation, self.sigma_a2, self.trained, self.tau0, other)
+        blocks.near = self.near
+        return blocks
 
     def _entries(self, rows, cols, base):
-        if (table := self._table_on_a_line()) is not None:
-            return self._on_a_line(table, rows, cols)
         sigma_a2, d1, half_d2, m = self.sigma_a2, self.d1, self.half_d2, self.m
         most = (self.reach[rows, None] * self.reach[cols]).mul_(base)
         bound = min(largest(most), 1.0)
@@ -178,38 +163,31 @@ class _Explicit(Blocks):
             self.seconds.append(torch.from_numpy(scales.second))
             diagonal = scales.second + diagonal * scales.d1_sq
             s = s_next
-        self._mind_the_cost(self.near)
-        if self._attribute is not None and not any(pair.dear for pair, *_ in self.stack):
-            self._attribute = None
         second, diagonal = self._tensors(self.seconds[-1].numpy(), diagonal)
         self._diagonals = second, diagonal
+
+    @property
+    def _moments(self):
+        return self.near
+
+    @property
+    def _pair_functions(self):
+        return [pair for pair, *_ in self.stack]
+
+    @property
+    def _dear(self):
+        return any(pair.dear or pair.cut < 1 for pair in self._pair_functions)
 
     @property
     def _name(self):
         return "a network of " + ", ".join(layer.name for layer in self.layers)
 
-    def _between(self, a, b, sign):
-        of_a, of_b = self._of_norms(a, b)
-        linear = torch.from_numpy(sign * a * b * (self.trained == "all"))
-        a, b, sign = (torch.from_numpy(values) for values in (a, b, sign))
-        ck, ntk = explicit_pairs(self.near, a, b, sign, 0 * a, linear, list(zip(of_a[:-1], of_b[:-1])))
-        return np.stack(
-            [K / (self._size(k, of_a[k - 2]) * self._size(k, of_b[k - 2])) for k, K in enumerate((ck, ntk))]
-        )
-
-    def _at_norms(self, norms):
-        """Returns the second moment after each layer, and the tangent kernel of a sample with itself."""
-        s, diagonal, out = norms, norms**2 * (self.trained == "all"), []
-        for layer in self.layers:
-            scales = explicit_scales(layer, s)
-            out.append(scales.second)
-            s, diagonal = np.sqrt(scales.second), scales.second + diagonal * scales.d1_sq
-        return np.stack([*out, diagonal], 1)
+    def _at(self, X, other):
+        blocks = _Explicit(X, self.layers, self.trained, other)
+        blocks.near = self.near
+        return blocks
 
     def _entries(self, rows, cols, base):
-        if (table := self._table_on_a_line()) is not None:
-            sizes = self._size(0), self._size(1)
-            return tuple(K.mul_(size[rows, None] * size[cols]) for K, size in zip(table.tile(rows, cols), sizes))
         rho = sigma = base
         tangent = (self.s[rows, None] * self.s[cols]).mul_(rho if self.trained == "all" else 0)
         aside = []  # pairs that are nearly parallel at a layer, with what they have ahead of it
@@ -314,13 +292,14 @@ def implicit_kernels(
     Notes
     -----
     Samples may be parallel, opposite or the same. More than a few nearly parallel pairs of an activation without a
-    closed form are read from a table that takes about a second (kernels/parallel). A piecewise-linear function with
-    declared kinks has a closed form, and one that is quadratic between them, such as hardswish, takes a few tenths of a
-    millisecond for each such pair. Any other with kinks away from 0 takes a quadrature of 1 to 3 ms, once for those
-    that are alike. Many samples of one attribute are read from a table of two norms, to 5e-11 of the diagonal, whatever
-    the activation. A sample may be zero: its kernels are the limit of ever smaller samples. Two arrays of the result's
-    size are allocated, and no other. Where the Mehler series is used, its number of terms is logged (logger "kernels",
-    level INFO).
+    closed form are read from a table that takes a few tenths of a second (kernels/parallel). A piecewise-linear
+    function with declared kinks has a closed form, and one that is quadratic between them, such as hardswish, takes a
+    few tenths of a millisecond for each such pair. Any other with kinks away from 0 takes a quadrature of 1 to 3 ms,
+    once for those that are alike. From about a hundred samples of one attribute on, kernels are read from a table of
+    two norms, to 5e-11 of the diagonal. It takes some thousand pairs; those that it has cost no more than others. A
+    sample may be zero: its kernels are the limit of ever smaller samples. Two arrays of the result's size are
+    allocated, and no other. Where the Mehler series is used, its number of terms is logged (logger "kernels", level
+    INFO).
     """
     return implicit_blocks(X, activation, sigma_a2, trained, tau0, other).both()
 

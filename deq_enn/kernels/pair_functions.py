@@ -42,6 +42,7 @@ class PairFunction(ABC):
 
     def __init__(self, activation: Activation, scales: Scales, device: torch.device):
         self.activation, self.scales, self.device = activation, scales, device
+        self.pairs = len(scales.s) ** 2 / 2  # pairs that are to be expected
         self.s = torch.from_numpy(scales.s).to(device)
 
     @property
@@ -191,7 +192,7 @@ class _Table:
         def table(some):
             return hermite_coefficients(activation, torch.from_numpy(some), degree).numpy() / some[:, None]
 
-        fit = OfScale(table, s.min(), s.max(), activation.name, lambda some, values: np.abs(values).max(), s)
+        fit = OfScale(table, s.min(), s.max(), activation.name, lambda some, values: np.abs(values).max(), s, 64)
         self.piece, u = fit.locate(s)
         self.basis = np.polynomial.chebyshev.chebvander(u, max(len(c) for *_, c in fit.pieces) - 1)
         self.coefficients = [c for *_, c in fit.pieces]
@@ -204,6 +205,9 @@ class _Table:
         self.weights = order * (c**2).max(0) / d1_sq.min()
         # the share of E[f'^2] that the table leaves out, by Parseval; below 1e-12 it is rounding
         self.left = (1 - (order * c**2).sum(1) / d1_sq).max()
+        # the coefficients of an analytic function fall as exp(-c sqrt(k))
+        digits = -math.log10(min(max(self.left, 1e-15), 0.9))
+        self.whole = degree * max(1.0, math.log10(1 / Series.tolerance) / digits) ** 2
         if self.report(1.0).remainder <= Series.tolerance:
             self.cut = 1.0  # f is smooth, so that an error of rho makes one of the same size in g and g'
             return
@@ -216,16 +220,16 @@ class _Table:
             self.cut = low
 
     def at(self, rows):
-        """Returns c_k(s)/s of these samples, (..., degree + 1)."""
+        """Returns c_k(s)/s of these samples, (..., degree + 1), those of one k next to one another in memory."""
         if isinstance(rows, torch.Tensor):
             rows = rows.cpu().numpy()  # NumPy takes a tensor of one index for a number
         piece, basis = self.piece[rows], self.basis[rows]
-        out = np.empty((*piece.shape, self.coefficients[0].shape[1]))
+        out = np.empty((self.coefficients[0].shape[1], *piece.shape))
         for number in np.unique(piece):
             c, here = self.coefficients[number], piece == number
-            out[here] = basis[here][:, : len(c)] @ c
-        out[..., 1] = self.d1[rows]  # c_1/s = E[f'], which a constant in f much larger than s f' does not blur
-        return out
+            out[:, here] = c.T @ basis[here][:, : len(c)].T
+        out[1] = self.d1[rows]  # c_1/s = E[f'], which a constant in f much larger than s f' does not blur
+        return np.moveaxis(out, 0, -1)
 
     def report(self, rho, lost=1e-14):
         """Returns the fewest terms that lose no more than rounding against the full table, up to a correlation rho."""
@@ -246,18 +250,20 @@ class Series(PairFunction):
     degrees : those of the tables of coefficients. A tile takes the first that suffices, so that its entries depend on
         its own samples only, whatever the other threads do. A tile with few pairs beyond a table does not ask for the
         next.
+    moderate : terms with which a series is cheaper than the table of nearly parallel pairs.
 
     Notes
     -----
-    Costs are compared in units of one term of the series on a tile of 180 x 180, which takes about 0.1 ms. As measured,
-    a table costs 5 of these for each degree, and with kinks away from 0 a twentieth of the degree's square. Beyond the
-    series, the first of a few pairs costs 150 and each further one 15 (parallel/pairs.py). Many pairs have a table of
-    their own, which costs 10,000 once, and then 0.05 each. Those of a piecewise-linear function have a closed form,
-    with a term for any two of its pieces.
+    Costs are compared in units of one term of the series on a tile of 180 x 180, which takes 0.06 to 0.1 ms. As
+    measured, a table costs 1.5 of these for each degree, and with kinks away from 0 a twentieth of the degree's square.
+    Beyond the series, the first of a few pairs costs 150 and each further one 15 (parallel/pairs.py). Many pairs have a
+    table of their own, which costs 4,000 once, and then 0.05 each. Those of a piecewise-linear function have a closed
+    form, with a term for any two of its pieces.
     """
 
     tolerance = 1e-11
     degrees = 64, 128, 256, 512, 1024, 2048
+    moderate = 1300
     tile = 180 * 180
 
     def __init__(self, activation: Activation, scales: Scales, device: torch.device, per_pair: float = 0.0):
@@ -287,7 +293,7 @@ class Series(PairFunction):
 
     def _of_table(self, degree):
         """Returns the cost of a table of coefficients. Kinks that move with the scale make them oscillate in it."""
-        return max(5 * degree, 0.05 * degree**2 if any(self.activation.kinks) else 0)
+        return max(1.5 * degree, 0.05 * degree**2 if any(self.activation.kinks) else 0)
 
     def _aside(self, size, limit, pairs_table):
         """Returns the cost of the pairs of a tile with |rho| beyond the limit, and of the table that many need."""
@@ -301,17 +307,18 @@ class Series(PairFunction):
     def _pairs_table(self, size, table, tiles):
         """Returns what the table of nearly parallel pairs costs a tile: nothing where it is needed whatever the series.
 
-        A series that converges slowly reaches half as near to 1 with twice the terms.
+        A series that converges slowly reaches half as near to 1 with twice the terms. That of an analytic function
+        may reach 1 with a moderate number of them.
         """
-        if self.activation.kinks or table.degree >= 256:
+        if self.activation.kinks or table.whole > self.moderate:
             farthest = 1 - (1 - table.cut) * table.degree / self.degrees[-1]
             if (size > farthest).sum().item() > FEW:
                 return 0.0
-        return 10_000 / tiles
+        return 4_000 / tiles
 
     def limit(self, rho: torch.Tensor, reach: float) -> float:
         """Returns the |rho| up to which the series is cheaper on a tile than pairs that are computed one by one."""
-        size, tiles = rho.abs(), max(1.0, len(self.s) ** 2 / self.tile / 2)
+        size, tiles = rho.abs(), max(1.0, self.pairs / self.tile)
         for degree, following in zip(self.degrees, (*self.degrees[1:], math.inf)):
             table = self.table(degree)
             longer = (following - degree) * rho.numel() / self.tile + self._of_table(following) / tiles
@@ -345,7 +352,7 @@ class Series(PairFunction):
         return reach
 
     def __call__(self, rows, cols, rho):
-        limit = largest(rho)
+        limit = min(largest(rho), 1.0)  # a correlation of 1 may have been rounded upwards
         table = self.table_for(limit)
         degree = table.report(min(limit, table.cut)).degree
         left, right = (

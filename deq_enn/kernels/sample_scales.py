@@ -30,6 +30,7 @@ class OfScale:
     ----------
     floor : (scales (N,), values) -> (N, k) or (N, 1), magnitudes below which a column's relative error does not count.
     samples : (n,) scales where it will be evaluated; pieces of the interval without any of them are left out.
+    degree : the only one that is tried, for a table that takes as long for many scales as for few.
 
     Raises
     ------
@@ -44,6 +45,7 @@ class OfScale:
         name: str,
         floor: Callable[[np.ndarray, np.ndarray], np.ndarray],
         samples: np.ndarray | None = None,
+        degree: int | None = None,
     ):
         self.pieces = []  # (left, right, coefficients (degree + 1, k)) in log s, from left to right
         waiting = [(math.log(low * (1 - 1e-6)), math.log(high * (1 + 1e-6)))]  # every interval has a length
@@ -54,7 +56,7 @@ class OfScale:
             left, right = waiting.pop()
             if where is not None and not ((where >= left) & (where <= right)).any():
                 continue
-            coefficients = self._fit(table, left, right, floor)
+            coefficients = self._fit(table, left, right, floor, degree)
             if coefficients is not None:
                 self.pieces.append((left, right, coefficients))
             elif right - left < 0.01:
@@ -67,18 +69,18 @@ class OfScale:
                 waiting += [(middle, right), (left, middle)]
 
     @staticmethod
-    def _fit(table, left, right, floor):
+    def _fit(table, left, right, floor, only):
         # each degree's nodes are among the next one's, and `gaussian_moments` keeps the moments there
-        for degree in (4, 8, 16, 32, 64) if right - left < 0.1 else (8, 16, 32, 64):
-            if degree > 8 * (right - left) + 32:  # a higher degree does not help on a short piece that is not smooth
-                break
+        for degree in [only] if only else (4, 8, 16, 32, 64) if right - left < 0.1 else (8, 16, 32, 64):
+            if degree > 8 * (right - left) + 32 and not only:
+                break  # a higher degree does not help on a short piece that is not smooth
             nodes = chebyshev.chebpts2(degree + 1)
             scales = np.exp((left + right + (right - left) * nodes) / 2)
             values = table(scales)
             coefficients = np.linalg.solve(chebyshev.chebvander(nodes, degree), values)
             size = np.maximum(np.abs(values), floor(scales, values)).max(0)
             if (np.abs(coefficients[-2:]).max(0) <= 1e-13 * size).all():
-                return coefficients
+                return coefficients[: int((np.abs(coefficients) > 1e-15 * size).any(1).nonzero()[0].max(initial=0)) + 1]
         return None
 
     def locate(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

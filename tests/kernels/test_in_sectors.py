@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.kernels.exact import implicit_kernels
+from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.kernels.parallel import pairs
-from deq_enn.kernels.parallel.in_sectors import directions, radii, sector_moments
+from deq_enn.kernels.parallel.in_sectors import directions, radii, ray_moments, sector_moments
 from deq_enn.kernels.parallel.in_the_plane import pair_moments
 from deq_enn.kernels.parallel.rules import IN_SECTORS, IN_THE_PLANE, resolved_rule
 from deq_enn.kernels.parallel.tabulated import ParallelTable
@@ -121,3 +121,27 @@ def test_a_narrow_feature_away_from_0_is_integrated_in_the_plane():
     f, df = (lambda z: np.tanh(30 * (z - 1))), (lambda z: 30 / np.cosh(np.clip(30 * (z - 1), -300, 300)) ** 2)
     assert apart == pytest.approx(((f(u) - f(v)) ** 2 * density).sum(), rel=1e-9)
     assert dot == pytest.approx((df(u) * df(v) * density).sum(), rel=1e-9)
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", ["tanh", "elu", "softsign", "gelu"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_parallel_pairs_need_one_variable(name, sign):
+    """Norms that are the same, nearly so, and far apart, some of them several times."""
+    a, b, signs, theta = of_pairs(
+        *((s, t, sign, 0.0) for s, t in ((0.3, 0.3), (1.0, 1.0001), (2.0, 0.5), (0.01, 2.0), (2.0, 0.3), (8.0, 7.0)))
+    )
+    moments = ray_moments(ACTIVATIONS[name], CENTRE, a, b, signs, theta, 131)
+    expected = pair_moments(ACTIVATIONS[name], CENTRE, a, b, signs, theta, 41)
+    torch.testing.assert_close(moments, expected, rtol=1e-11, atol=0)
+
+
+def test_many_parallel_pairs_make_no_table(monkeypatch):
+    """Those of a first layer have no angle, and those of the second do."""
+    made = []
+    monkeypatch.setattr(pairs, "ParallelTable", lambda *given: made.append(given) or ParallelTable(*given))
+    x = torch.linspace(0.5, 2.0, 30)[:, None]
+    explicit_kernels(x, ["elu"])
+    assert not made
+    explicit_kernels(x, ["elu", "elu"])
+    assert len(made) == 1

@@ -7,11 +7,24 @@ from deq_enn.kernels import blocks
 from deq_enn.kernels.exact import explicit_blocks, explicit_kernels, implicit_blocks, implicit_kernels
 from deq_enn.kernels.parallel.on_a_line import LineTable
 from deq_enn.kernels.parallel.tabulated import NotSmooth
-from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.activations import ACTIVATIONS, from_function
 from deq_enn.utils.random import generator
 from tests.helpers.pair_quadrature import BY_HAND, pair_expectation
 
 SIGMA_A2 = 0.3
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """A function that says whether samples on a line have a table, however many it takes; at first they have."""
+
+    def wanted(yes):
+        for name in ("MANY", "MANY_QUICK"):
+            monkeypatch.setattr(blocks, name, 1 if yes else 10**12)
+        monkeypatch.setattr(blocks, "SHARE", 10**6)
+
+    wanted(True)
+    return wanted
 
 
 def attribute(n):
@@ -28,26 +41,24 @@ def compared(kernel, expected, diagonals):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize("name", ["tanh", "elu", "hardtanh", "softsign", "selu"])
-@pytest.mark.slow
-def test_they_are_those_of_pairs_one_by_one(name, monkeypatch):
-    X, f, kernels = attribute(90), ACTIVATIONS[name], {}
-    for many in (1, 10**9):
-        monkeypatch.setattr(blocks, "MANY", many)
-        kernels[many] = [
+@pytest.mark.parametrize("name", ["tanh", "elu", "hardtanh", "softsign", "selu", "relu", "gelu", "erf", "sin", "mish"])
+def test_they_are_those_of_pairs_one_by_one(name, tables):
+    X, f, kernels = attribute(60), ACTIVATIONS[name], {}
+    for yes in (True, False):
+        tables(yes)
+        kernels[yes] = [
             *implicit_kernels(X, f, SIGMA_A2),
             implicit_kernels(X, f, SIGMA_A2, trained="aA")[1],
             *explicit_kernels(X, [f, f]),
             explicit_kernels(X, [f], trained="frozen_first")[1],
         ]
-    for kernel, expected in zip(kernels[1], kernels[10**9], strict=True):
+    for kernel, expected in zip(kernels[True], kernels[False], strict=True):
         assert torch.equal(kernel, kernel.T) and torch.equal(kernel.diagonal(), expected.diagonal())
         compared(kernel, expected, [expected.diagonal()] * 2)
         assert torch.linalg.eigvalsh(kernel)[0] > -1e-10 * kernel.max()
 
 
-def test_they_are_those_of_nested_quadrature(monkeypatch):
-    monkeypatch.setattr(blocks, "MANY", 1)
+def test_they_are_those_of_nested_quadrature(tables):
     X, activation, (f, df) = attribute(12), ACTIVATIONS["tanh"], BY_HAND["tanh"]
     ck, ntk = implicit_kernels(X, activation, SIGMA_A2)
     Lambda = SIGMA_A2 * ck + (1 - SIGMA_A2) * X @ X.T
@@ -59,14 +70,45 @@ def test_they_are_those_of_nested_quadrature(monkeypatch):
         assert ntk[i, j].item() == pytest.approx(tangent, rel=1e-9)
 
 
-def test_other_samples_parts_and_pairs_have_the_entries_of_the_matrix(monkeypatch):
+SPREADS = {
+    "one norm": [1.0, -1.0],
+    "two norms": [1.0, 2.0],
+    "whole numbers": list(range(1, 6)),
+    "of one sign": [0.3, 0.5, 1.1, 1.2, 1.9],
+    "tiny": [1e-6, 2e-6, -3e-6, 2.5e-6],
+    "large": [1000.0, 1500.0, -1800.0, 1200.0],
+    "next to one another": [1.0, 1.0 + 1e-12, -1.0 - 3e-12],
+}
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", ["relu", "hardtanh", "tanh", "gelu"])
+@pytest.mark.parametrize("spread", SPREADS)
+def test_norms_may_be_spread_in_any_way(spread, name, tables):
+    X, f = torch.tensor(SPREADS[spread], dtype=torch.float64).repeat(3)[:, None], ACTIVATIONS[name]
+    own = explicit_blocks(X, [f])
+    assert own._table_on_a_line() is not None
+    kernels = own.both(), implicit_kernels(X, f, 0.05)
+    tables(False)
+    for pair, other in zip(kernels, (explicit_kernels(X, [f]), implicit_kernels(X, f, 0.05))):
+        for kernel, expected in zip(pair, other):
+            scale = expected.diagonal().sqrt()
+            assert ((kernel - expected).abs() <= 1e-10 * torch.outer(scale, scale)).all()
+
+
+def test_one_sample_on_a_line(tables):
+    ck, _ = implicit_kernels(torch.ones(1, 1), "tanh", SIGMA_A2)
+    assert ck.shape == (1, 1) and ck.item() == implicit_blocks(torch.ones(1, 1), "tanh", SIGMA_A2).diagonal()[0].item()
+
+
+@pytest.mark.parametrize("name", ["tanh", "elu"])
+def test_other_samples_parts_and_pairs_have_the_entries_of_the_matrix(name, tables):
     """Other columns may be there, as long as they are zero."""
-    monkeypatch.setattr(blocks, "MANY", 1)
     x = attribute(40)
     X = torch.cat([torch.zeros_like(x), x], 1)
     for make in (
-        lambda *other: implicit_blocks(X, "tanh", SIGMA_A2, "aAB", 1.0, *other),
-        lambda *other: explicit_blocks(X, ["tanh"], "all", *other),
+        lambda *other: implicit_blocks(X, name, SIGMA_A2, "aAB", 1.0, *other),
+        lambda *other: explicit_blocks(X, [name], "all", *other),
     ):
         ck, ntk = make().both()
         compared(
@@ -80,36 +122,78 @@ def test_other_samples_parts_and_pairs_have_the_entries_of_the_matrix(monkeypatc
         torch.testing.assert_close(make().tile(slice(3, 9), slice(0, 5), "ntk"), ntk[3:9, :5], rtol=1e-12, atol=1e-14)
 
 
-def test_what_is_not_smooth_or_has_more_attributes_is_computed_pair_by_pair(monkeypatch):
-    def noted(self, _, x, name):
-        self.x = x
-        made.append(name)
+def test_tiles_of_any_size_have_the_same_entries(tables, monkeypatch):
+    X = attribute(70)
+    whole = implicit_blocks(X, "relu", SIGMA_A2)
+    ck, ntk = whole.both()
+    monkeypatch.setattr(blocks, "TILE", 16)
+    for kernel, other in zip((ck, ntk), whole.both()):
+        torch.testing.assert_close(kernel, other, rtol=1e-12, atol=1e-14)
+
+
+def counted(monkeypatch):
+    """The numbers of pairs of each sign that tables ask for."""
+    asked = {1.0: 0, -1.0: 0}
+    make = blocks.Blocks._on_the_line
+
+    def noted(self, norms, count):
+        diagonals, values = make(self, norms, count)
+
+        def counting(i, j, sign):
+            asked[sign] += len(i)
+            return values(i, j, sign)
+
+        return diagonals, counting
+
+    monkeypatch.setattr(blocks.Blocks, "_on_the_line", noted)
+    return asked
+
+
+def test_an_odd_activation_needs_one_sign_and_a_matrix_of_a_few_thousand_pairs_not_more_of_them(monkeypatch):
+    asked = counted(monkeypatch)
+    explicit_blocks(attribute(200), ["tanh"])._table_on_a_line()
+    assert 0 < 20 * asked[-1.0] < asked[1.0] < 4_000
+    explicit_blocks(attribute(200), ["gelu"])._table_on_a_line()
+    assert asked[-1.0] > 1_000
+
+
+def test_what_has_more_attributes_or_few_pairs_is_computed_pair_by_pair(tables, monkeypatch):
+    def noted(self, *given):
+        made.append(given[-2])
+        raise NotSmooth("as it is")
 
     made = []
     monkeypatch.setattr(LineTable, "__init__", noted)
-    monkeypatch.setattr(LineTable, "tile", lambda self, rows, cols: torch.ones(2, 20, 20, dtype=torch.float64))
-    monkeypatch.setattr(blocks, "MANY", 1)
     x = attribute(20)
     implicit_kernels(torch.cat([x, 1e-3 * x.flip(0)], 1), "tanh", SIGMA_A2)
     implicit_kernels(torch.cat([x[:19], 0 * x[:1]]), "tanh", SIGMA_A2)
+    monkeypatch.setattr(blocks, "MANY_QUICK", 10**6)
     for quick in ("relu", "erf"):
         implicit_kernels(x, quick, SIGMA_A2)
     assert not made
+    explicit_kernels(x, ["relu"])  # there all pairs are parallel in every layer
     implicit_kernels(x, "tanh", SIGMA_A2)
-    assert made == ["a DEQ of tanh"]
+    assert made == ["a network of relu", "a DEQ of tanh"]
 
 
-def test_where_no_table_is_accurate_the_pairs_are_computed(monkeypatch):
-    def refuse(self, *_):
-        raise NotSmooth("as it is")
-
-    monkeypatch.setattr(LineTable, "__init__", refuse)
-    monkeypatch.setattr(blocks, "MANY", 1)
+def test_where_no_table_is_accurate_the_pairs_are_computed(tables, monkeypatch):
     X = attribute(12)
-    kernels = implicit_kernels(X, "tanh", SIGMA_A2)
-    monkeypatch.setattr(blocks, "MANY", 10**9)
-    for kernel, expected in zip(kernels, implicit_kernels(X, "tanh", SIGMA_A2)):
+    steps = from_function(lambda x: torch.tanh(x) + 0.1 * (x - 0.3).abs() + 0.1 * (x - 0.4).abs(), None, (0.3, 0.4))
+    own = explicit_blocks(X, [steps])
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "SHARE", 20)  # kinks meet where the norms are as 3 to 4, too: it would ask for more
+        assert own._table_on_a_line() is None
+        kernels = own.both()
+    tables(False)
+    for kernel, expected in zip(kernels, explicit_kernels(X, [steps])):
         assert torch.equal(kernel, expected)
+
+
+def test_a_correlation_above_1_by_rounding_takes_no_more_terms(tables):
+    tables(False)
+    own = explicit_blocks(torch.linspace(0.5, 1.0, 40)[:, None], ["swish", "swish"])
+    own.both()
+    assert max(max(pair.tables) for pair, *_ in own.stack) <= 128
 
 
 def test_relu_keeps_parallel_samples_parallel_in_every_layer():

@@ -81,6 +81,34 @@ def sector_moments(
     return out
 
 
+def ray_moments(
+    activation: Activation,
+    centre: float,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    sign: torch.Tensor,
+    theta: torch.Tensor,
+    nodes: int,
+) -> torch.Tensor:
+    """Returns what `sector_moments` does for pairs whose angles theta are all 0, which one variable is enough for.
+
+    nodes : on either side of 0. f is evaluated once at each distinct scale.
+    """
+    out = torch.empty(2, len(a), dtype=torch.float64)
+    r, weight = (torch.from_numpy(each) for each in radii(nodes, max(a.max().item(), b.max().item())))
+    weight = weight * torch.exp(-r * r / 2) / math.sqrt(2 * math.pi)
+    x, weight = torch.cat([-r.flip(0), r]), torch.cat([weight.flip(0), weight])
+    scales, index = torch.unique(torch.cat([a, sign * b]), return_inverse=True)
+    for chunk in torch.arange(len(a)).split(max(1, _CHUNK // len(x))):
+        check()
+        distinct, own = torch.unique(torch.cat([index[: len(a)][chunk], index[len(a) :][chunk]]), return_inverse=True)
+        z = scales[distinct, None] * x
+        f, df, (i, j), s = activation.fn(z), activation.derivative(z), own.view(2, -1), sign[chunk, None]
+        out[0, chunk] = (f[i] - s * f[j] - centre * (1 - s)).square_() @ weight
+        out[1, chunk] = (df[i] * df[j]) @ weight
+    return out
+
+
 def _of_sector(activation, centre, a, b, sign, theta, nodes, agree):
     """Returns what a sector and its opposite add, (2, pairs)."""
     scale = max(a.max().item(), b.max().item())

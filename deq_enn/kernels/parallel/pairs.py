@@ -24,7 +24,7 @@ import torch
 
 from deq_enn.kernels.parallel.piecewise_linear import piecewise_linear_moments
 from deq_enn.kernels.parallel.piecewise_quadratic import piecewise_quadratic_moments
-from deq_enn.kernels.parallel.rules import IN_SECTORS, IN_THE_PLANE, resolved_rule, rounding
+from deq_enn.kernels.parallel.rules import IN_SECTORS, IN_THE_PLANE, ON_RAYS, resolved_rule, rounding
 from deq_enn.kernels.parallel.tabulated import NotSmooth, OfPairs, ParallelTable
 from deq_enn.theory.activations import Activation
 from deq_enn.utils.threads import one_thread
@@ -50,6 +50,7 @@ class Moments:
         )
         self._tabulable = self.closed is None and not any(activation.kinks)
         self.rules = IN_SECTORS if self._tabulable else IN_THE_PLANE
+        self._odd = _is_odd(activation, centre, high)
         self._table: ParallelTable | None = None
         self._lock = threading.Lock()
 
@@ -57,6 +58,10 @@ class Moments:
     def dear(self) -> bool:
         """Tells whether all pairs are integrated one by one."""
         return self.closed is None and not self._tabulable
+
+    def side(self, sign: torch.Tensor) -> torch.Tensor:
+        """Returns the signs for which the moments are to be asked: an odd activation has those of sign 1 for both."""
+        return torch.ones_like(sign) if self._odd else sign
 
     @property
     def cost(self) -> float:
@@ -80,17 +85,27 @@ class Moments:
 
     def __call__(self, a: torch.Tensor, b: torch.Tensor, sign: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         """Returns both for pairs of scales a and b and angle theta, a (2, pairs) tensor; each distinct pair once."""
-        keys, index = torch.unique(torch.stack([a, b, sign, theta]), dim=1, return_inverse=True)
+        keys, index = torch.unique(torch.stack([a, b, self.side(sign), theta]), dim=1, return_inverse=True)
         a, b, sign, theta = keys
         if self.closed:
             return self.closed(a, b, sign, theta)[:, index]
-        if table := self.table_for(len(a)):
+        parallel = self._tabulable and not bool(theta.any())
+        if not parallel and (table := self.table_for(len(a))):
             out = torch.empty(2, len(a), dtype=torch.float64)
             for place, pairs in table.parts(a, b, sign):
                 out[:, place] = torch.stack(pairs(theta[place])[1:])
             return out[:, index]
-        rule = self.rules[resolved_rule(self.rules, self.activation, self.centre, a, b, sign, theta)]
+        rules = ON_RAYS if parallel else self.rules
+        rule = rules[resolved_rule(rules, self.activation, self.centre, a, b, sign, theta)]
         return rule(self.activation, self.centre, a, b, sign, theta)[:, index]
+
+
+def _is_odd(activation, centre, scale):
+    """Tells whether phi(-x) = -phi(x) as far as a Gaussian variable of this scale reaches."""
+    x = torch.cat([torch.linspace(0, 14 * scale, 4001, dtype=torch.float64), scale * 10.0 ** torch.arange(-9.0, 0)])
+    values = activation.fn(x)
+    rounding = 1e-15 * values.abs().max().item()
+    return bool(((values + activation.fn(-x)).abs() <= rounding).all()) and abs(centre) <= rounding
 
 
 def implicit_pairs(
@@ -121,37 +136,15 @@ def implicit_pairs(
     if keys.shape[1] < len(a):  # discrete data has few pairs, many times each
         G, dot, covariance = implicit_pairs(moments, sigma_a2, *keys)
         return G[index], dot[index], covariance[index]
+    side = moments.side(sign)
     if table := moments.table_for(len(a)):
         solved = torch.empty(3, len(a), dtype=torch.float64)
-        for place, pairs in table.parts(a, b, sign):
+        for place, pairs in table.parts(a, b, side):
             solved[:, place] = torch.stack(_read(pairs, sigma_a2, distance2[place], moments.activation.name))
         eta, apart, dot = solved
     else:
-        eta, apart, dot = _integrated(moments, sigma_a2, a, b, sign, distance2)
+        eta, apart, dot = _integrated(moments, sigma_a2, a, b, side, distance2)
     return sign * (second_a + second_b - apart) / 2, dot, sign * (1 - eta) * a * b
-
-
-def implicit_pairs_of_either_sign(
-    moments: Moments,
-    sigma_a2: float,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    sign: torch.Tensor,
-    near2: torch.Tensor,
-    far2: torch.Tensor,
-    second_a: torch.Tensor,
-    second_b: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Solves as `implicit_pairs`, where samples that point the same way may have pre-activations that do not.
-
-    near2, far2 : sigma_b^2 times the squared distances to the sample and to its opposite, by sign.
-    """
-    solved = implicit_pairs(moments, sigma_a2, a, b, sign, near2, second_a, second_b)
-    if len(other := (solved[2] == 0).nonzero()[:, 0]):
-        pairs = (values[other] for values in (a, b, -sign, far2, second_a, second_b))
-        for whole, part in zip(solved, implicit_pairs(moments, sigma_a2, *pairs)):
-            whole[other] = part
-    return solved
 
 
 def _read(pairs: OfPairs, sigma_a2, distance2, name):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deq_enn.kernels.parallel.in_sectors import sector_moments
+from deq_enn.kernels.parallel.in_sectors import ray_moments, sector_moments
 from deq_enn.kernels.parallel.in_the_plane import pair_moments
 from deq_enn.theory.activations import Activation
 from deq_enn.utils.deadline import check
@@ -38,6 +38,10 @@ IN_THE_PLANE = (  # panels move with the features about 0 in the last ones
 )
 IN_SECTORS = (  # for what has a kink at 0 at most; if it has a narrow feature elsewhere, panels in the plane may do
     *(Rule(sector_moments, nodes) for nodes in (16, 23, 33, 47, 66, 93, 131, 184)),
+    *IN_THE_PLANE,
+)
+ON_RAYS = (  # for parallel pairs of what has a kink at 0 at most
+    *(Rule(ray_moments, nodes) for nodes in (16, 23, 33, 47, 66, 93, 131, 184, 258)),
     *IN_THE_PLANE,
 )
 

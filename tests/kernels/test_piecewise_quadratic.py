@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
-from deq_enn.kernels.parallel import pairs
+from deq_enn.kernels.parallel import pairs, piecewise_quadratic
 from deq_enn.kernels.parallel.in_the_plane import pair_moments
 from deq_enn.kernels.parallel.piecewise_quadratic import pieces_of, piecewise_quadratic_moments
 from deq_enn.theory.activations import from_function
@@ -113,6 +113,18 @@ def test_kernels_are_those_of_quadrature_in_the_plane(X, monkeypatch):
     for kernel, expected in zip(own, kernels(), strict=True):
         assert not torch.equal(kernel, expected)
         torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
+
+
+def test_newtons_method_asks_once_for_what_pairs_have_at_no_angle(monkeypatch):
+    asked, own = [], piecewise_quadratic._at_no_angle
+
+    def noted(*given):
+        asked.append(len(given[3]))
+        return own(*given)
+
+    monkeypatch.setattr(piecewise_quadratic, "_at_no_angle", noted)
+    implicit_kernels(LINE, FUNCTIONS["hardswish"], 0.4, tau0=1.0)
+    assert sum(asked) == 6 * 5 // 2
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class Moments:
         """Returns the time that a pair takes by a closed form, in units of 0.1 ms, or 0 where there is none."""
         if self.activation.slopes:
             return 0.03 * len(self.activation.slopes) ** 2
-        return 2.0 * len(self.activation.kinks) ** 2 if self.closed else 0.0
+        return 0.8 * len(self.activation.kinks) ** 2 if self.closed else 0.0
 
     def table_for(self, count: int) -> ParallelTable | None:
         """Returns the table where so many pairs are to be read from one; the first thread that asks for it makes it."""

@@ -12,6 +12,7 @@ derivative is that density again. An angle is integrated over where it enters tw
 """
 
 import math
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ _KINKS = 6  # kinks at most: the cost is that of all pairs of them
 _NODES = 16  # Gauss-Legendre nodes of a panel at no angle
 _PANELS = 0.0, 1.5, 3.0, 4.5, 6.5, 9.0  # ends of panels on either side of 0; beyond, exp(-x^2/2) is below 3e-18
 _FAR = 11.0, 14.0, 18.0, 23.0, 30.0, 38.0  # ends of more of them, where a kink lies beyond
-_PAIRS = 64  # pairs at a time, few enough to stay in the cache
+_PAIRS = 128  # pairs at a time, few enough to stay in the cache
 
 
 @dataclass(frozen=True)
@@ -75,31 +76,55 @@ def piecewise_quadratic_moments(activation: Activation, centre: float, scale: fl
     """Returns (a, b, sign, theta) -> (apart, dot), a (2, pairs) tensor; None where f is not piecewise quadratic.
 
     All arguments and the result are float64 on the CPU, (pairs,) each; theta lies in [0, pi/2], and a and b are at most
-    `scale`.
+    `scale`. What the pairs have at no angle is kept until others are asked for: Newton's method asks for the same ones
+    at one angle after another.
     """
     pieces = pieces_of(activation, scale)
     if pieces is None:
         return None
-    own = {1: pieces, -1: pieces.mirrored()}
+    own, at_no_angle = {1: pieces, -1: pieces.mirrored()}, _AtNoAngle(activation, centre, pieces.kinks)
 
     def moments(a, b, sign, theta):
-        out = torch.empty(2, len(a), dtype=torch.float64)
+        out = at_no_angle(a, b, sign).clone()
+        if not theta.any():
+            return out
         order = (theta / (a - b).abs().clamp_min(1e-15)).argsort()  # those that need as many nodes are taken together
         for s in (1, -1):
             for part in order[(sign[order] > 0) == (s > 0)].split(_PAIRS):
                 if not len(part):
                     continue
                 check()
-                pairs = a[part], b[part]
-                apart, dot = _at_no_angle(activation, centre, pieces.kinks, *pairs, s)
-                if theta[part].any():
-                    turn, bend = _turned(*pairs, theta[part], pieces, own[s])
-                    eta = 2 * torch.sin(theta[part] / 2).square()
-                    apart, dot = apart + 2 * pairs[0] * pairs[1] * (eta * dot - bend), dot - turn
-                out[:, part] = torch.stack([apart, dot])
+                a_, b_, dot = a[part], b[part], out[1, part]
+                turn, bend = _turned(a_, b_, theta[part], pieces, own[s])
+                eta = 2 * torch.sin(theta[part] / 2).square()
+                out[0, part] += 2 * a_ * b_ * (eta * dot - bend)
+                out[1, part] = dot - turn
         return out
 
     return moments
+
+
+class _AtNoAngle:
+    """This has the moments of pairs at no angle, and keeps the last ones that a thread asked for."""
+
+    def __init__(self, activation, centre, kinks):
+        self._function, self._kept = (activation, centre, kinks), threading.local()
+
+    def __call__(self, a, b, sign):
+        """Returns (apart, dot), (2, pairs)."""
+        pairs, last = torch.stack([a, b, sign]), getattr(self._kept, "last", None)
+        if last is None or not torch.equal(last[0], pairs):
+            last = self._kept.last = pairs, self._of(a, b, sign)
+        return last[1]
+
+    def _of(self, a, b, sign):
+        out = torch.empty(2, len(a), dtype=torch.float64)
+        for s in (1, -1):
+            for part in ((sign > 0) == (s > 0)).nonzero()[:, 0].split(_PAIRS):
+                check()
+                if len(part):
+                    out[:, part] = torch.stack(_at_no_angle(*self._function, a[part], b[part], s))
+        return out
 
 
 def _at_no_angle(activation, centre, kinks, a, b, s):

@@ -18,6 +18,7 @@ from deq_enn.kernels.pair_functions import PairFunction
 from deq_enn.kernels.parallel.on_a_line import TILE, LineTable
 from deq_enn.kernels.parallel.pairs import Moments
 from deq_enn.kernels.parallel.tabulated import NotSmooth
+from deq_enn.utils.devices import as_tensor
 from deq_enn.utils.threads import one_thread
 from deq_enn.utils.tiles import for_each, tile_size, tiles
 
@@ -249,7 +250,7 @@ def _attribute(X):
 
 
 def _check_input(X, name):
-    X = torch.as_tensor(X)
+    X = as_tensor(X)
     if X.ndim != 2 or X.shape[0] < 1 or X.shape[1] < 1:
         raise ValueError(f"{name} must be an (n, p) matrix, one sample a row, got shape {tuple(X.shape)}")
     X = X.detach().double()

@@ -36,6 +36,7 @@ from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint,
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
 from deq_enn.theory.recognise import recognise
+from deq_enn.utils.devices import as_tensor
 from deq_enn.utils.random import generator
 
 COMPARED = 128  # rows on which a module's outputs are compared with those of its equilibrium, at most
@@ -166,14 +167,6 @@ def adapt(
     if not _as_written_here(module):
         _check_forward(module, deq, X, solver)
     return deq
-
-
-def as_tensor(values: Any) -> torch.Tensor:
-    """Returns a tensor of an array of any strides and byte order, or of a list; a tensor is returned as it is."""
-    if isinstance(values, torch.Tensor):
-        return values
-    array = np.asarray(values)
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
 
 
 def check_has_numbers(module: Any) -> None:

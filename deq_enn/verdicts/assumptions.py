@@ -20,6 +20,7 @@ from deq_enn.kernels.sample_scales import implicit_scales
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import check_assumptions, check_sigma_a2, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
+from deq_enn.utils.devices import as_tensor
 from deq_enn.utils.random import generator
 
 LEAST = 50  # samples, the fewest that a verdict can rest on
@@ -70,7 +71,7 @@ def tensor_of(values: Any, name: str) -> torch.Tensor:
         array = np.asarray(values)
         if array.dtype.kind == "O":
             array = array.astype(np.float64)
-        return torch.as_tensor(array)
+        return as_tensor(array)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be an array of numbers ({' '.join(str(error).split())[:100]})") from None
 

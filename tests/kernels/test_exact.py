@@ -3,6 +3,7 @@
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -270,3 +271,10 @@ def test_bad_choice_of_weights():
     dead = Activation("dead", torch.zeros_like, torch.zeros_like, lipschitz=0.0)
     with pytest.raises(ValueError, match="dead"):
         explicit_kernels(GOOD, [dead, ACTIVATIONS["relu"]])
+
+
+def test_samples_may_have_any_strides_and_byte_order():
+    X = np.random.default_rng(0).standard_normal((5, 3))
+    expected = implicit_kernels(torch.from_numpy(X[::-1].copy()), "tanh", 0.2)
+    for odd in (X[::-1], X[::-1].astype(">f8"), X[::-1].tolist()):
+        assert all(torch.equal(*pair) for pair in zip(implicit_kernels(odd, "tanh", 0.2), expected))

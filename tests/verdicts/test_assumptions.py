@@ -113,3 +113,9 @@ def test_a_trained_deq_has_outputs_and_no_names():
     with pytest.raises(ValueError, match="in the order of its outputs; got strings") as error:
         begin(trained(), X, np.array(["a", "b", "c"])[np.arange(200) % 3])
     one_line(error)
+
+
+def test_samples_may_have_any_strides_and_byte_order():
+    X = np.random.default_rng(0).standard_normal((60, 3)).astype(np.float32)
+    for odd in (X[::-1], X[::-1].astype(">f4")):
+        assert torch.equal(check_data(odd, None, 3)[0], torch.from_numpy(X[::-1].copy()))

@@ -2,6 +2,8 @@
 
 import torch
 
+from deq_enn.utils.devices import as_tensor
+
 
 def check_dtype(dtype: torch.dtype) -> None:
     """Raises ValueError, in one line, for a dtype that kernels of images do not have."""
@@ -11,7 +13,7 @@ def check_dtype(dtype: torch.dtype) -> None:
 
 def check_images(images: torch.Tensor, name: str) -> torch.Tensor:
     """Returns images (n, c, h, w) in float64; raises ValueError, in one line, for what is no such array."""
-    images = torch.as_tensor(images)
+    images = as_tensor(images)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"{name} must be (n, channels, height, width), got shape {tuple(images.shape)}")
     images = images.detach().double()

@@ -16,6 +16,7 @@ import torch
 from deq_enn.kernels.compiled import WIDE
 from deq_enn.kernels.conv_blocks import CUDA_ENTRIES, WIDE_ENTRIES, ConvBlocks, Side
 from deq_enn.utils.deadline import check
+from deq_enn.utils.devices import as_tensor
 from deq_enn.utils.tiles import for_each
 
 DAY = 86_400.0  # seconds from which on a kernel is announced
@@ -47,8 +48,8 @@ def announce(
     make : returns the kernel of images (n, c, h, w) and others. tangent : whether the NTK is asked for.
     processes : that share the work.
     """
-    images = torch.as_tensor(images)
-    other = None if other is None else torch.as_tensor(other, device=images.device)
+    images = as_tensor(images)
+    other = None if other is None else as_tensor(other).to(images.device)
     if images.ndim != 4 or 0 in images.shape or other is not None and other.shape[1:] != images.shape[1:]:
         return  # whoever makes the whole kernel says so
     shape = len(images if other is None else other), len(images)

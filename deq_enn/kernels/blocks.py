@@ -77,6 +77,7 @@ class Blocks(ABC):
             raise ValueError("all rows of X are zero, which may be so after centring only: there is no kernel of them")
         self._X, self._norms2, self.device = X, norms2, X.device
         self._attribute, self._line, self._line_lock = _attribute(X), None, Lock()
+        self._parallel = self._attribute is not None  # all pairs of samples are
 
     @property
     @abstractmethod

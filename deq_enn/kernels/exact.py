@@ -179,6 +179,12 @@ class _Explicit(Blocks):
         return any(pair.dear or pair.cut < 1 for pair in self._pair_functions)
 
     @property
+    def _quick_without_angle(self):
+        """Tells whether all pairs are parallel at the only layer, and quicker than by its pair function."""
+        alone = self._parallel and len(self.stack) == 1
+        return alone and self.stack[0][0].cut < 1 and self.near[0].quick_without_angle
+
+    @property
     def _name(self):
         return "a network of " + ", ".join(layer.name for layer in self.layers)
 
@@ -193,7 +199,7 @@ class _Explicit(Blocks):
         aside = []  # pairs that are nearly parallel at a layer, with what they have ahead of it
         for index, (pair, scale, mean, shrink) in enumerate(self.stack):
             bound = min(largest(rho), 1.0)
-            limit = pair.limit(rho, bound)
+            limit = 0.0 if self._quick_without_angle else pair.limit(rho, bound)
             if limit < bound:
                 r, c = (rho.abs() > limit).nonzero(as_tuple=True)
                 aside.append((index, r, c, rho[r, c], tangent[r, c]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+from deq_enn.kernels.exact import explicit_blocks, explicit_kernels, implicit_kernels
 from deq_enn.kernels.parallel import pairs
 from deq_enn.kernels.parallel.in_sectors import directions, radii, ray_moments, sector_moments
 from deq_enn.kernels.parallel.in_the_plane import pair_moments
@@ -143,5 +143,8 @@ def test_many_parallel_pairs_make_no_table(monkeypatch):
     x = torch.linspace(0.5, 2.0, 30)[:, None]
     explicit_kernels(x, ["elu"])
     assert not made
+    own = explicit_blocks(3 * x, ["mish"])
+    own.both()
+    assert list(own.stack[0][0].tables) == [64]
     explicit_kernels(x, ["elu", "elu"])
     assert len(made) == 1

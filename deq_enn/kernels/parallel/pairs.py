@@ -59,6 +59,11 @@ class Moments:
         """Tells whether all pairs are integrated one by one."""
         return self.closed is None and not self._tabulable
 
+    @property
+    def quick_without_angle(self) -> bool:
+        """Tells whether parallel pairs take one integral in one variable, at nodes that are the same for all."""
+        return self._tabulable
+
     def side(self, sign: torch.Tensor) -> torch.Tensor:
         """Returns the signs for which the moments are to be asked: an odd activation has those of sign 1 for both."""
         return torch.ones_like(sign) if self._odd else sign

@@ -140,9 +140,8 @@ def _drawn(make: Callable[[], nn.Module], module: nn.Module, seed: int) -> Calla
 
     def drawn() -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(
-                (SEED + seed) % 2**64
-            )  # and not those of GPUs, which nobody would set back
+            # and not the generators of GPUs, which nobody would set back
+            torch.default_generator.manual_seed((SEED + seed) % 2**64)
             return make().to(device, dtype)
 
     return drawn

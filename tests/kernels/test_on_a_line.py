@@ -96,6 +96,15 @@ def test_norms_may_be_spread_in_any_way(spread, name, tables):
             assert ((kernel - expected).abs() <= 1e-10 * torch.outer(scale, scale)).all()
 
 
+def test_norms_that_no_node_is_near_have_the_kernels_too(tables):
+    """The smaller ones are those at which a DEQ of gelu, tiny as all are, begins to differ from a linear one."""
+    X = torch.tensor([3e-7, -1e-7, 1e-10, -1e-10], dtype=torch.float64)[:, None]
+    table, _ = implicit_kernels(X, "gelu", 0.05)
+    tables(False)
+    expected, _ = implicit_kernels(X, "gelu", 0.05)
+    compared(table, expected, [expected.diagonal()] * 2)
+
+
 def test_one_sample_on_a_line(tables):
     ck, _ = implicit_kernels(torch.ones(1, 1), "tanh", SIGMA_A2)
     assert ck.shape == (1, 1) and ck.item() == implicit_blocks(torch.ones(1, 1), "tanh", SIGMA_A2).diagonal()[0].item()

@@ -258,7 +258,9 @@ def _more_samples(best, question):
     asked, now = -ndtri(question.risk), abs(ndtri(best.risk_of(question.of)))  # from the tolerance, in deviations
     if asked > MOST_TIMES**0.5 * now:
         return "The loss is too near to the tolerance for more samples to decide it: take another tolerance."
-    needed = int(float(f"{question.n * (asked / now) ** 2:.1g}"))
+    needed = question.n * (asked / now) ** 2
+    digit = 10 ** (int(math.log10(needed)) - 1)
+    needed = math.ceil(needed / digit) * digit  # more than there are, with two digits
     return f"If the loss is as predicted, some {needed:,} samples would decide it, or another tolerance."
 
 

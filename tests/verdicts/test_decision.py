@@ -149,14 +149,18 @@ def test_how_many_samples_would_decide_is_said():
     own, others = (Measured(64, 600, 0.75, seeds, 5.0, 500.0, 25.0, 0.01, 0.5, own=seeds == 1) for seeds in (1, 2))
     made = with_draw(candidate("network", 1, 0.75, -0.25, 1.75), 0.75, -0.25, 1.75)
     made.measured = (own, others)
-    assert "All 600 samples" in (reason := judge(made)[2][2]) and "some 6,000 samples" in reason
-    assert "some 10,000 samples" in by_loss([made], replace(QUESTION, risk=0.05), {}).reason[2]
+    assert "All 600 samples" in (reason := judge(made)[2][2]) and "some 5,900 samples" in reason
+    assert "some 9,700 samples" in by_loss([made], replace(QUESTION, risk=0.05), {}).reason[2]
     made.measured = (others,)  # where the draw itself was not measured, more draws may decide it
     assert "more time" in judge(made)[2][2]
     made.measured = (own,)
     assert "too near" in judge(with_draw(made, 0.51, -0.49, 1.51))[2][2]
+    slightly = with_draw(made, 0.5 - 1.27, 0.5 - 1.27 - Z_90, 0.5 - 1.27 + Z_90)
+    made.measured = (replace(own, count=1040),)
+    assert "some 1,100 samples" in by_loss([slightly], replace(QUESTION, n=1040), {}).reason[2]
+    made.measured = (own,)
     with_draw(with_loss(made, 0.05, -0.2, 0.3), 0.0, -1.0, 1.0)
-    assert "--for mean" in (reason := judge(made)[2][2]) and "some 1,000 samples" in reason
+    assert "--for mean" in (reason := judge(made)[2][2]) and "some 1,500 samples" in reason
 
 
 def test_what_is_no_better_than_the_commonest_class():

@@ -60,7 +60,8 @@ class Interruptible:
 
 
 TOLERANCE = 1e-4  # share of its norm by which an equilibrium in float32 still changes
-SOLVER = Interruptible(Picard(TOLERANCE, 1000))  # its error is far below the spread of the equilibrium over draws
+MOST_STEPS = 1000  # steps after which a DEQ has no equilibrium
+SOLVER = Interruptible(Picard(TOLERANCE, MOST_STEPS))  # its error is far below the spread of the equilibrium over draws
 PRECISE = Interruptible(PRECISE_SOLVER)
 
 
@@ -123,7 +124,7 @@ class Measurements:
         self.drawn: defaultdict[int, set[int]] = defaultdict(set)
         self.failed: defaultdict[int, set[int]] = defaultdict(set)
         self.iterations: defaultdict[int, list[float]] = defaultdict(list)
-        self.expected_iterations = steps_to_equilibrium(deq, TOLERANCE)
+        self.expected_iterations = steps_to_equilibrium(deq, TOLERANCE, MOST_STEPS)
         self.rate: float | None = None  # seconds a multiplication, by the last pass
         self.deadline = self.end = math.inf
 

@@ -251,9 +251,11 @@ def width_from(
 ) -> int | None:
     """Returns the least width from which on the mean loss is above the tolerance with less than this risk.
 
-    It is one of 32, 64, ..., 65,536, or None.
+    It is one of 32, 64, ..., 65,536, or None, as where nothing of finite width was measured.
     """
     least = None
+    if all(math.isinf(point.width) for point in points):
+        return least
     for width in (2**k for k in range(16, 4, -1)):
         if not predict(points, width, count, constants, tolerance=tolerance).risk < risk:
             break

@@ -32,8 +32,8 @@ def solve_work(n: int, m: int, classes: int) -> float:
     return 2 * products + STEP * n * (FEATURE_STEPS * k + SAMPLE_STEPS) + READOUT
 
 
-def steps_to_equilibrium(deq: RandomDEQ, tolerance: float) -> float:
-    """Returns how many steps of z = f(z) a DEQ takes until z changes by this share of its norm only.
+def steps_to_equilibrium(deq: RandomDEQ, tolerance: float, most: int) -> float:
+    """Returns how many steps of z = f(z) a DEQ takes until z changes by this share of its norm only, or `most`.
 
     At infinite width the square of the change shrinks by sigma_a^2 E[phi'^2] with each step.
     """
@@ -42,4 +42,6 @@ def steps_to_equilibrium(deq: RandomDEQ, tolerance: float) -> float:
     except ValueError:
         return UNKNOWN_STEPS
     growth = deq.sigma_a2 * moments.d1_sq
-    return FINITE * 2 * math.log(tolerance) / math.log(growth) if 0 < growth < 1 else UNKNOWN_STEPS
+    if not 0 < growth < 1:
+        return UNKNOWN_STEPS
+    return min(FINITE * 2 * math.log(tolerance) / math.log(growth), most)

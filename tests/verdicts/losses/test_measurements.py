@@ -140,8 +140,14 @@ def test_the_steps_to_an_equilibrium_are_foretold(blobs, name, sigma_a2):
     X = blobs[0]
     wide = DEQ(ACTIVATIONS[name], 20, 256, 3, sigma_a2, estimate_tau0(X), seed=1, solver=measurements.SOLVER)
     wide.features(X)
-    foretold = work.steps_to_equilibrium(wide, measurements.TOLERANCE)
+    foretold = work.steps_to_equilibrium(wide, measurements.TOLERANCE, measurements.MOST_STEPS)
     assert 0.6 < foretold / wide.fixed_point.iterations < 1.7
+
+
+def test_no_more_steps_are_foretold_than_are_made():
+    slow = DEQ(ACTIVATIONS["hardtanh"], 20, 16, 3, 0.9999, tau0=1.0)
+    made = measurements.Measurements(slow, [], torch.zeros(1, 20), *[torch.zeros(1, dtype=torch.long)] * 3, 3)
+    assert made.expected_iterations == measurements.MOST_STEPS
 
 
 def test_a_draw_that_the_time_cuts_short_is_no_draw(deq, blobs, monkeypatch):

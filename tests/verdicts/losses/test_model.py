@@ -152,6 +152,8 @@ def test_the_width_from_which_on_the_loss_is_small():
     assert width_from(points, 2000, 50, 0.1, MEASURED) == 32
     bolder, shyer = (width_from(points, 2000, 0.5, risk, MEASURED) for risk in (0.45, 0.01))
     assert bolder < shyer
+    for unknown in ([], points[-1:]):  # whose loss is small by no measurement, but by how far a loss can be off
+        assert width_from(unknown, 2000, 5, 0.3) is width_from(unknown, 2000, 30, 0.1) is None
 
 
 def test_exact_kernels_that_agree_say_nothing_of_a_finite_width():

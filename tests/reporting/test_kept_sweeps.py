@@ -17,6 +17,8 @@ ARCHIVES = sorted(
 )
 PAGE = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+OWN_RATES = sorted(a for a in LOGS.glob("*-own-rate.tar.xz") if "-full-" not in a.name)
+DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 MODELS = "inn", "l_relu_enn", "relu_enn", "tanh_inn", "h_tanh_enn", "tanh_enn"
 
 
@@ -34,16 +36,29 @@ def test_the_table_of_claims_is_that_of_the_kept_logs(tmp_path):
 
 def test_the_accuracies_at_own_rates_are_those_of_the_kept_logs(tmp_path):
     """The mean and deviation over two seeds of the last epoch, network by network."""
-    with tarfile.open(LOGS / "fashion_mnist-sgd-own-rate.tar.xz") as packed:
+    assert len(OWN_RATES) >= 4
+    for archive in OWN_RATES:
+        dataset, optimiser = archive.name.removesuffix("-own-rate.tar.xz").rsplit("-", 1)
+        folder = tmp_path / f"{dataset}-{optimiser}-own-rate"
+        with tarfile.open(archive) as packed:
+            packed.extractall(tmp_path, filter="data")
+        for width in (256, 1024):
+            cells = [DATASETS[dataset], {"sgd": "SGD", "adam": "Adam"}[optimiser], str(width)]
+            for model in MODELS:
+                name = f"{width}_test_{model}_{dataset}.json"
+                last = [100 * json.loads((place / name).read_text())[-1] for place in (folder, folder / "seed_1")]
+                cells.append(f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f}")
+            assert row(*cells) in PAGE, cells
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_the_accuracies_of_width_4096_are_those_of_the_kept_logs(tmp_path, optimiser):
+    name = f"fashion_mnist-{optimiser}-wide"
+    with tarfile.open(LOGS / f"{name}.tar.xz") as packed:
         packed.extractall(tmp_path, filter="data")
-    folder = tmp_path / "fashion_mnist-sgd-own-rate"
-    for width in (256, 1024):
-        cells = [str(width)]
-        for model in MODELS:
-            name = f"{width}_test_{model}_fashion_mnist.json"
-            last = [100 * json.loads((place / name).read_text())[-1] for place in (folder, folder / "seed_1")]
-            cells.append(f"{statistics.mean(last):.2f} ± {statistics.stdev(last):.2f}")
-        assert row(*cells) in PAGE, cells
+    logs_of = (tmp_path / name / f"4096_test_{model}_fashion_mnist.json" for model in MODELS)
+    cells = [f"{100 * json.loads(log.read_text())[-1]:.2f}" for log in logs_of]
+    assert row("4096, one seed", *cells) in PAGE, cells
 
 
 @pytest.mark.parametrize("rate", ["one", "own"])

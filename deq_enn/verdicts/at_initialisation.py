@@ -275,18 +275,22 @@ class VerdictAtInitialisation:
         if self.measurements is None or not self.measurements.passes:
             return by_loss(self.candidates, self.question, self.applies)
         drawn, failed = self.measurements.equilibria(self.question.width)
-        missing = no_equilibrium_sentence(self.question.width, drawn, failed)
+        without = no_equilibrium_sentence(self.question.width, drawn, failed)
         if 0 < drawn == failed:
             nothing = "So no loss is predicted; kernels and infinite width are as shown."
-            return Decision("undecided", None, [missing, nothing])
+            return Decision("undecided", None, [without, nothing])
         if not any(math.isfinite(width) for width, _ in self.measurements.passes):
             few = "Only infinitely wide networks have been compared so far: allow more time (--budget)."
             return Decision("undecided", None, [few])
         self._keep_losses()
-        answer, chosen, reason = self._majority() or by_loss(self.candidates, self.question, self.applies)
+        missing = self._missing()
+        answer, chosen, reason = self._majority() or by_loss(self.candidates, self.question, self.applies, missing)
         if failed:
-            reason = [missing, "The losses are of the draws that have one.", *reason]
+            reason = [without, "The losses are of the draws that have one.", *reason]
         return Decision(answer, chosen, reason)
+
+    def _missing(self):
+        return [name for name, why in self.refused.items() if why == NO_TIME]
 
     def _keep_losses(self):
         for candidate in self.candidates:
@@ -312,20 +316,16 @@ class VerdictAtInitialisation:
             for candidate in self.candidates:
                 candidate.measured = tuple(measurements.points(candidate.name))
                 candidate.width_from = width_from(list(candidate.measured), q.n, q.tolerance, q.risk)
-        missing = [name for name, why in self.refused.items() if why == NO_TIME]
-        answer, chosen, reason = but_for_the_matches(self.decide(), missing)
+        answer, chosen, reason = but_for_the_matches(self.decide(), self._missing())
         if measurements:
             self._keep_measurements(measurements)
             reason += self._remarks(measurements, chosen)
-        self.deq_known["fluctuation"] = float(
-            sum(implicit_fluctuation(self.deq.activation, self.deq.sigma_a2, self.deq.tau0))
-        )
-        unknown = [candidate.name for candidate in self.candidates if candidate.distance is None]
-        if unknown := [name for name in unknown if name not in self.not_compared]:
+        fluctuation = implicit_fluctuation(self.deq.activation, self.deq.sigma_a2, self.deq.tau0)
+        self.deq_known["fluctuation"] = float(sum(fluctuation))
+        if unknown := [c.name for c in self.candidates if c.distance is None and c.name not in self.not_compared]:
             reason.append(f"For want of time (--budget) no kernels were compared of {', '.join(unknown)}.")
         reason += [f"No kernels were compared of {name}: {why}." for name, why in self.not_compared.items()]
-        if self.not_costed:
-            reason.append(self.not_costed)
+        reason += [self.not_costed] if self.not_costed else []
         if chosen is not None and chosen.cost:
             reason.append(cost_sentence(chosen.cost))
         return Verdict(

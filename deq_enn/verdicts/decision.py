@@ -7,7 +7,7 @@ loss beside it means anything. Without labels there is no loss, and the distance
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ def in_words(probability: float) -> str:
 def undecided_sentence(best: Candidate, question: Question, keeps: bool) -> str:
     """Returns with what risk the best candidate loses too much, and which --risk would decide.
 
-    keeps : whether all candidates are known, so that a larger risk may say "keep".
+    keeps : whether every match was looked for and measured, so that a larger risk may say "keep".
     """
     risk = best.risk_of(question.of)
     sentence = f"It loses more than {question.tolerance:g} with a probability of {in_words(risk)}"
@@ -196,10 +196,11 @@ def no_better_than_majority(deq_gains: Interval | None, tolerance: float) -> boo
     return deq_gains.low <= 0 and deq_gains.high < MOST_GAIN or deq_gains.high < tolerance
 
 
-def by_loss(candidates: list[Candidate], question: Question, applies: dict) -> Decision:
+def by_loss(candidates: list[Candidate], question: Question, applies: dict, missing: Sequence[str] = ()) -> Decision:
     """Answers by the risks of the losses. "keep" needs that of every candidate, and each to be above the tolerance.
 
     applies : of `assumptions.applicability`; its broken assumptions are part of the reason to keep the DEQ.
+    missing : of `but_for_the_matches`, by which no risk would say "keep".
     """
     known = [candidate for candidate in candidates if candidate.loss_interval is not None]
     if not known:
@@ -222,7 +223,10 @@ def by_loss(candidates: list[Candidate], question: Question, applies: dict) -> D
             f"{in_words(1 - best.risk_of(of))} that it loses less."
         )
         return Decision("keep", None, [sentence, *_broken_assumptions(applies)])
-    reason = [f"{loss_sentence(best, question.width, of)}.", undecided_sentence(best, question, not unknown)]
+    reason = [
+        f"{loss_sentence(best, question.width, of)}.",
+        undecided_sentence(best, question, not unknown and not missing),
+    ]
     return Decision("undecided", None, [*reason, _what_would_decide(best, question)])
 
 

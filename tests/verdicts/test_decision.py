@@ -113,6 +113,7 @@ def test_no_risk_decides_what_is_as_likely_above_as_below():
     assert reason[1] == "It loses more than 0.5 with a probability of 50%."
     bad, unknown = candidate("bad", 1, 1.0, 0.2, 1.8), Candidate("unknown", "plain", None, None, 2, (), 1.0, None, None)
     assert "would say keep" in judge(bad)[2][1] and "--risk" not in judge(bad, unknown)[2][1]
+    assert "--risk" not in by_loss([bad], QUESTION, {}, ["ntk hermite"]).reason[1]  # keep would not be said then
 
 
 def test_probabilities_in_words():

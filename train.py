@@ -17,7 +17,8 @@ if __name__ == "__main__":
 
 from deq_enn.reporting.records import read_metrics
 from deq_enn.training.learning_rate import choose_rate
-from deq_enn.training.loop import FullTask, PcDEQTask, ReadoutTask, TrainingError, extract_features, run
+from deq_enn.training.loop import FullTask, PcDEQTask, TrainingError, run
+from deq_enn.training.readout import ReadoutTask, extract_features
 from deq_enn.training.run_files import Config, Result
 
 __all__ = [

@@ -45,7 +45,7 @@ def outputs(network, activation, data, width, seed, args):
 
     from deq_enn.networks.build import build_model
     from deq_enn.theory.equilibrium import estimate_tau0
-    from deq_enn.training.loop import ReadoutTask
+    from deq_enn.training.readout import ReadoutTask
     from deq_enn.training.run_files import Config
     from deq_enn.utils.random import generator
 

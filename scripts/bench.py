@@ -106,7 +106,7 @@ JOBS = {
     "exact CK and NTK, relu, n = 4000, p = 5000": "import torch, deq_enn; "
     "X = torch.randn(4000, 5000).double() / 5000**0.5; deq_enn.implicit_kernels(X, deq_enn.ACTIVATIONS['relu'], 0.2)",
     "DEQ features, 60,000 × 784 to dim 1024": "import torch, deq_enn; "
-    "from deq_enn.training.loop import extract_features; "
+    "from deq_enn.training.readout import extract_features; "
     "extract_features(deq_enn.build_model('inn', 784, 1024, 10, 0.2), torch.randn(60000, 784) / 28)",
 }
 

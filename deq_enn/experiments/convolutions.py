@@ -19,7 +19,7 @@ from deq_enn.theory.activations import Activation
 from deq_enn.theory.equilibrium import estimate_image_tau0
 from deq_enn.training.run_files import Config
 
-BATCH = 512  # samples whose feature maps are there at once, of `training.loop.extract_features`
+BATCH = 512  # samples whose feature maps are there at once, of `training.readout.extract_features`
 MAPS = 6  # feature maps of a batch that a fixed point holds: value, step, residual, input, and two in passing
 
 

@@ -246,9 +246,10 @@ class Grid:
         def make_model():
             return prepared(self.network(config.model, int(config.dim), config.seed, config.depth), config)
 
+        task = None
         if config.own_rate:
-            config = with_own_rate(config, data, make_model, a.save_path, device, a.resume, team)
-        return run(config, data, make_model, a.output_path, a.save_path, device, a.resume, team, a.lengthen)
+            config, task = with_own_rate(config, data, make_model, a.save_path, device, a.resume, team)
+        return run(config, data, make_model, a.output_path, a.save_path, device, a.resume, team, a.lengthen, task)
 
     def report(self, results: dict[Config, Result]) -> None:
         """Prints the table and draws the figure of the results, a `Result` for each configuration."""

@@ -9,7 +9,7 @@ samples take no part.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import torch
 
 from deq_enn.data.datasets import Dataset
 from deq_enn.networks.fixed_point import ConvergenceError
-from deq_enn.training.loop import FullTask, ReadoutTask, make_optimizer
+from deq_enn.training.loop import FullTask
+from deq_enn.training.readout import Readouts, ReadoutTask
 from deq_enn.training.run_files import Config, kept_rate, rate_path, whole_file
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
@@ -34,11 +35,16 @@ GRIDS = {
 FURTHER = 4  # steps that the search may take beyond the grid
 
 
+def parts(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the numbers of the validation samples, a random fifth of n training samples, and those of the others."""
+    order = torch.randperm(n, generator=generator(seed, "validation"))
+    fifth = max(n // 5, 1)
+    return order[:fifth], order[fifth:]
+
+
 def split(data: Dataset, seed: int) -> Dataset:
-    """Returns the training samples alone: a random fifth of them takes the place of the test samples."""
-    order = torch.randperm(len(data.X_train), generator=generator(seed, "validation"))
-    fifth = max(len(order) // 5, 1)
-    held, kept = order[:fifth], order[fifth:]
+    """Returns the training samples alone: the validation samples take the place of the test samples."""
+    held, kept = parts(len(data.X_train), seed)
     return replace(
         data,
         X_train=data.X_train[kept],
@@ -48,37 +54,59 @@ def split(data: Dataset, seed: int) -> Dataset:
     )
 
 
-def _trainer(
-    config: Config, data: Dataset, make_model: Callable[[], Any], device: torch.device | str, team: Team
-) -> Callable[[float], dict | None]:
-    """Returns a function of the rate: what the run has on the validation samples, or None where it diverges."""
-    # the features of a readout do not depend on the rate
-    shared = ReadoutTask(make_model().to(device), data, config, device) if config.train == "readout" else None
+Scores = dict[float, dict | None]  # of each rate, what it has on the validation samples; None where it diverges
 
-    def start(rate: float) -> ReadoutTask | FullTask:
-        chosen = replace(config, lr=rate)
-        if shared is None:
-            return FullTask(make_model().to(device), data, chosen, device, team)
-        with torch.no_grad():
-            shared.weight.zero_()
-        shared.optimizer = make_optimizer([shared.weight], chosen)
-        return shared
+
+def _orders(config: Config, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields the order of the training samples `rows` in each epoch."""
+    for epoch in range(1, config.epoch + 1):
+        order = torch.randperm(len(rows), generator=generator(config.seed, "order", epoch))
+        yield rows[order.to(rows.device)]
+
+
+def _score(rate: float, accuracy: float, loss: float) -> dict | None:
+    return {"lr": rate, "validation_accuracy": accuracy, "validation_loss": loss} if math.isfinite(loss) else None
+
+
+def _readouts(task: ReadoutTask) -> Callable[[list[float]], Scores]:
+    """Returns a function that trains a task's readout at each of some rates, side by side on the same features."""
+    config, device = task.config, task.train.device
+    held, kept = (rows.to(device) for rows in parts(len(task.train), config.seed))
+
+    def attempts(rates: list[float]) -> Scores:
+        readouts, finite = Readouts(task, rates), torch.ones(len(rates), dtype=torch.bool)
+        for order in _orders(config, kept):
+            finite = readouts.epoch(order)
+            if not finite.any():
+                break
+        accuracies, losses = (scores.tolist() for scores in readouts.evaluate(held))
+        return {
+            rate: _score(rate, *scores) if good else None
+            for rate, good, *scores in zip(rates, finite.tolist(), accuracies, losses)
+        }
+
+    return attempts
+
+
+def _networks(
+    config: Config, data: Dataset, make_model: Callable[[], Any], device: torch.device | str, team: Team
+) -> Callable[[list[float]], Scores]:
+    """Returns a function that trains every weight of a network at each of some rates, one after the other."""
+    inner = split(data, config.seed)
+    rows = torch.arange(len(inner.X_train), device=device)
 
     def attempt(rate: float) -> dict | None:
-        task = start(rate)
+        task = FullTask(make_model().to(device), inner, replace(config, lr=rate), device, team)
         try:
-            for epoch in range(1, config.epoch + 1):
-                order = torch.randperm(len(data.X_train), generator=generator(config.seed, "order", epoch)).to(device)
+            for order in _orders(config, rows):
                 if not math.isfinite(task.epoch(order)["train_loss"]):
                     return None
             scores = task.evaluate()
         except ConvergenceError:
             return None
-        if not math.isfinite(scores["test_loss"]):
-            return None
-        return {"lr": rate, "validation_accuracy": scores["test_accuracy"], "validation_loss": scores["test_loss"]}
+        return _score(rate, scores["test_accuracy"], scores["test_loss"])
 
-    return attempt
+    return lambda rates: {rate: attempt(rate) for rate in rates}
 
 
 def choose_rate(
@@ -87,6 +115,7 @@ def choose_rate(
     make_model: Callable[[], Any],
     device: torch.device | str = "cpu",
     team: Team = Team(),
+    task: ReadoutTask | None = None,
 ) -> tuple[float, list[dict]]:
     """Chooses the rate for a run; returns it, and what each rate of the grid had on the validation samples.
 
@@ -95,14 +124,20 @@ def choose_rate(
     config : of the run; its own `lr` plays no part.
     make_model : called with no arguments for the network as it is before training.
     team : ranks that share a run with `train` "full", and call this together.
+    task : of the run, where it trains a readout and the features are there already.
 
     Raises
     ------
     ValueError : every rate of the grid diverges.
     """
-    attempt = _trainer(config, split(data, config.seed), make_model, device, team)
+    readout = config.train == "readout"
+    if readout and task is None:
+        task = ReadoutTask(make_model().to(device), data, config, device)
+    attempts = _readouts(task) if task else _networks(config, data, make_model, device, team)
+    ahead = 2 if readout else 1  # rates beyond the grid that are tried at once: side by side the second costs little
     first, last = GRIDS[config.train, config.opt]
-    results = {exponent: attempt(STEP**exponent) for exponent in range(first, last + 1)}  # None: it diverges
+    tried = attempts([STEP**exponent for exponent in range(first, last + 1)])
+    results = {exponent: tried[STEP**exponent] for exponent in range(first, last + 1)}  # None: it diverges
 
     def best() -> int:
         finite = {exponent: result for exponent, result in results.items() if result}
@@ -115,10 +150,13 @@ def choose_rate(
         return max(usable, key=lambda e: (finite[e]["validation_accuracy"], -finite[e]["validation_loss"]))
 
     for _ in range(FURTHER):
-        beyond = best() + (1 if best() == max(results) else -1)
+        sign = 1 if best() == max(results) else -1
+        beyond = best() + sign
         if beyond in results:
             break
-        results[beyond] = attempt(STEP**beyond)
+        if STEP**beyond not in tried:
+            tried |= attempts([STEP ** (beyond + sign * step) for step in range(ahead)])
+        results[beyond] = tried[STEP**beyond]
     return STEP ** best(), [result for _, result in sorted(results.items()) if result]
 
 
@@ -130,13 +168,21 @@ def with_own_rate(
     device: torch.device | str = "cpu",
     resume: bool = False,
     team: Team | None = None,
-) -> Config:
-    """Returns the configuration with the rate chosen for it, which is kept beside the run's checkpoint."""
+) -> tuple[Config, ReadoutTask | None]:
+    """Returns the configuration with the rate chosen for it, which is kept beside the run's checkpoint.
+
+    The second is the task of the run, where features were computed for the choice: `run` need not do it again.
+    """
     team = team or Team()
-    rate = kept_rate(config, save_path) if resume else None
+    rate, task = kept_rate(config, save_path) if resume else None, None
     if rate is None:
-        rate, table = choose_rate(config, data, make_model, device, team)
+        if config.train == "readout":
+            task = ReadoutTask(make_model().to(device), data, config, device)
+        rate, table = choose_rate(config, data, make_model, device, team, task)
         if team.rank == 0:
             with whole_file(rate_path(config, save_path), "w") as file:
                 json.dump({"lr": rate, "table": table}, file)
-    return replace(config, lr=rate)
+    chosen = replace(config, lr=rate)
+    if task:
+        task.begin(chosen)
+    return chosen, task

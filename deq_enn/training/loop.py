@@ -1,17 +1,15 @@
 """A network is trained here, epoch by epoch, on one of three tasks.
 
-`--train readout` is the regime of the conjugate kernel: hidden weights stay as drawn, so the features are computed
-once and only a linear softmax readout is trained on them, from zero. `--train full` trains every weight; a DEQ's
-gradient is implicit (networks/fixed_point.py), unless it is stopped after some steps (training/equilibria.py). A
-positive concave DEQ has all its weights trained, and projected (networks/pcdeq.py). What a run writes is in
-run_files.py.
+`--train readout` trains a linear softmax readout alone, on features that are computed once (training/readout.py).
+`--train full` trains every weight; a DEQ's gradient is implicit (networks/fixed_point.py), unless it is stopped after
+some steps (training/equilibria.py). A positive concave DEQ has all its weights trained, and projected
+(networks/pcdeq.py). What a run writes is in run_files.py.
 """
 
-import copy
-import inspect
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,14 +20,15 @@ from tqdm import tqdm
 from deq_enn.data.datasets import Dataset
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
-from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint
+from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.networks.pcdeq import PcDEQNetwork, augment, keep_nonnegative
 from deq_enn.training.equilibria import Equilibria
+from deq_enn.training.optimizers import make_optimizer
+from deq_enn.training.readout import ReadoutTask
 from deq_enn.training.run_files import Config, Result, RunFiles
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
-from deq_enn.utils.threads import SMALL_READOUT, is_small, on_one_thread_if_small
-from deq_enn.utils.tiles import for_each
+from deq_enn.utils.threads import is_small, on_one_thread_if_small
 
 Device = torch.device | str
 
@@ -56,111 +55,6 @@ class Task(Protocol):
     def evaluate(self) -> dict:
         """Returns the loss and the accuracy on the test samples."""
         ...
-
-
-def extract_features(
-    model: DEQ | ENN, X: torch.Tensor, device: Device = "cpu", batch_size: int = 512
-) -> tuple[torch.Tensor, int]:
-    """Returns features (n, m) of X (n, p), and the most solver iterations that a batch took.
-
-    They are computed in batches that stay in cache, each on a thread of its own: threads that share a product wait for
-    one another, and where another program keeps a core busy that takes far longer than the product. The feature maps of
-    convolutions are too large for a batch a thread, and have all threads for each.
-    """
-    out = torch.empty(len(X), model.readout.in_features, device=device)
-    iterations = [0]
-
-    def features_of(rows: slice) -> None:
-        network, equilibrium = copy.copy(model), getattr(model, "fixed_point", None)  # the same weights
-        if isinstance(equilibrium, FixedPoint):
-            equilibrium = FixedPoint(equilibrium.solver)  # it counts the iterations of this batch alone
-            vars(network)["fixed_point"] = equilibrium
-        out[rows] = network.features(X[rows].to(device))
-        iterations.append(equilibrium.iterations if isinstance(equilibrium, FixedPoint) else 0)
-        bar.update()
-
-    batches = [(slice(start, start + batch_size),) for start in range(0, len(X), batch_size)]
-    with tqdm(total=len(batches), desc="features", leave=False, disable=None, delay=1) as bar, torch.no_grad():
-        if any(weight.ndim > 2 for weight in model.parameters()):
-            for batch in batches:
-                features_of(*batch)
-        else:
-            for_each(features_of, batches, torch.device(device))
-    return out, max(iterations)
-
-
-def _eager(kind: type[torch.optim.Optimizer]) -> type[Any]:
-    """Returns a torch optimizer without its torch.compile wrappers, whose import takes seconds."""
-    methods = "add_param_group", "load_state_dict", "state_dict", "step", "zero_grad"
-    plain = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
-    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
-
-
-OPTIMIZERS = {"sgd": _eager(torch.optim.SGD), "adam": _eager(torch.optim.Adam), "adamw": _eager(torch.optim.AdamW)}
-
-
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:
-    """Returns the optimizer that the configuration names."""
-    kind = OPTIMIZERS[config.opt]
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-class ReadoutTask:
-    """A softmax readout, without bias and from zero, on fixed features."""
-
-    def __init__(self, model: DEQ | ENN, data: Dataset, config: Config, device: Device):
-        self.config = config
-        self.train, self.iterations = extract_features(model, data.X_train, device)
-        self.test, _ = extract_features(model, data.X_test, device)
-        self.y_train, self.y_test = data.y_train.to(device), data.y_test.to(device)
-        self.weight = torch.nn.Parameter(torch.zeros(data.n_classes, self.train.shape[1], device=device))
-        self.optimizer = make_optimizer([self.weight], config)
-        self.buffer = torch.empty(config.batch_size, self.train.shape[1], device=device)
-        self.small = self.weight.device.type == "cpu" and self.train.shape[1] <= SMALL_READOUT
-
-    def state(self) -> dict:
-        """Returns the readout and the optimizer's state."""
-        return {"weight": self.weight.detach(), "optimizer": self.optimizer.state_dict()}
-
-    def load(self, state: dict) -> None:
-        """Takes the readout and the optimizer's state from a checkpoint."""
-        with torch.no_grad():
-            self.weight.copy_(state["weight"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    @on_one_thread_if_small
-    @torch.no_grad()
-    def epoch(self, order: torch.Tensor) -> dict:
-        """Passes over the samples once in the given order. Loss and accuracy are those seen on the way."""
-        labels = self.y_train[order][:, None]
-        log_likelihood = torch.empty(len(order), 1, device=order.device)
-        predicted = torch.empty(len(order), dtype=torch.int64, device=order.device)
-        minus_one = torch.full((self.config.batch_size, 1), -1.0, device=order.device)
-        for start in range(0, len(order), self.config.batch_size):
-            rows = slice(start, min(start + self.config.batch_size, len(order)))
-            size = rows.stop - rows.start
-            x = torch.index_select(self.train, 0, order[rows], out=self.buffer[:size])
-            # the gradient of the mean cross-entropy of a linear model, written out: (softmax - onehot)^T x / n
-            log_p = (x @ self.weight.T).log_softmax(1)
-            torch.argmax(log_p, 1, out=predicted[rows])
-            torch.gather(log_p, 1, labels[rows], out=log_likelihood[rows])
-            delta = log_p.exp_().scatter_add_(1, labels[rows], minus_one[:size])
-            self.weight.grad = (delta.T @ x).div_(size)
-            self.optimizer.step()
-        return {
-            "train_loss": -log_likelihood.double().mean().item(),
-            "train_accuracy": (predicted == labels[:, 0]).sum().item() / len(order),
-        }
-
-    @on_one_thread_if_small
-    @torch.no_grad()
-    def evaluate(self) -> dict:
-        """Returns the loss and the accuracy on the test samples."""
-        logits = self.test @ self.weight.T
-        return {
-            "test_loss": F.cross_entropy(logits, self.y_test).item(),
-            "test_accuracy": (logits.argmax(1) == self.y_test).sum().item() / len(logits),
-        }
 
 
 class FullTask:
@@ -333,6 +227,7 @@ def run(
     resume: bool = False,
     team: Team | None = None,
     lengthen: bool = True,
+    prepared: ReadoutTask | None = None,
 ) -> Result:
     """Trains one model and writes its logs.
 
@@ -342,6 +237,7 @@ def run(
     resume : go on from this configuration's checkpoint, if there is one; or, with `lengthen`, from that of the same
         run with fewer epochs.
     team : the ranks that call this together, to share a run with `train` "full"; rank 0 writes.
+    prepared : the task of this run, where `with_own_rate` has computed its features.
 
     Raises
     ------
@@ -354,11 +250,12 @@ def run(
         return files.result()
     start = time.perf_counter()
     model = make_model().to(device)
-    task = FullTask(model, data, config, device, team) if team else TASKS[config.train](model, data, config, device)
+    kind = partial(FullTask, team=team) if team else TASKS[config.train]
+    task: Task = prepared or kind(model, data, config, device)
     if state:
         with files.damaged():
             task.load(state)
-    files.setup_seconds += time.perf_counter() - start
+    files.setup_seconds += time.perf_counter() - start + (prepared.seconds if prepared else 0)
     files.note(
         "run",
         config=config.record(),

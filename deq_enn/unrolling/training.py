@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from deq_enn.networks.fixed_point import SHORT
-from deq_enn.training.loop import OPTIMIZERS
+from deq_enn.training.optimizers import OPTIMIZERS
 from deq_enn.utils.deadline import check
 from deq_enn.utils.random import generator
 from deq_enn.utils.threads import is_small, one_thread

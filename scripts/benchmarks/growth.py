@@ -24,7 +24,7 @@ def growth():
     from deq_enn.networks.build import build_model
     from deq_enn.theory.activations import ACTIVATIONS
     from deq_enn.theory.equilibrium import estimate_tau0
-    from deq_enn.training.loop import extract_features
+    from deq_enn.training.readout import extract_features
 
     def rows(n, p):
         return torch.randn(n, p) / p**0.5

@@ -24,7 +24,7 @@ def features():
     import torch
 
     from deq_enn.networks.build import build_model
-    from deq_enn.training.loop import extract_features
+    from deq_enn.training.readout import extract_features
 
     p = 784
     X = torch.randn(4096, p) / p**0.5
@@ -144,7 +144,7 @@ def readout_task(dim, opt="sgd", n=60000):
     import torch
 
     from deq_enn.data.datasets import Dataset
-    from deq_enn.training.loop import ReadoutTask
+    from deq_enn.training.readout import ReadoutTask
     from deq_enn.training.run_files import Config
 
     class Given(torch.nn.Module):
@@ -165,14 +165,21 @@ def readout_task(dim, opt="sgd", n=60000):
 def readout():
     import torch
 
+    from deq_enn.training.readout import Readouts
+
     order = torch.randperm(60000)
-    yield head("features", "optimizer", "an epoch", "products of all features with the readout")
+    products = "products of all features with the readout"
+    yield head("features", "optimizer", "an epoch", products, "two rates side by side, epochs", "seven rates, epochs")
     for dim in (32, 1024, 4096):
         for opt in ("sgd", "adam"):
             task, weight = readout_task(dim, opt), torch.randn(10, dim)
             product = seconds(lambda: task.train @ weight.T, 5)
             epoch = seconds(lambda: task.epoch(order), 3)
-            yield row(f"60000 × {dim}", opt, f"{epoch:.3f} s", f"{epoch / product:.1f}")
+            together = [Readouts(task, [1e-3] * rates) for rates in (2, 7)]  # as `--lr auto` trains them
+            ratios = [seconds(lambda: readouts.epoch(order), 3) / epoch for readouts in together]
+            yield row(
+                f"60000 × {dim}", opt, f"{epoch:.3f} s", f"{epoch / product:.1f}", *(f"{ratio:.2f}" for ratio in ratios)
+            )
 
 
 def roots():

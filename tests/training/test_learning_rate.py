@@ -16,7 +16,6 @@ from deq_enn.training import learning_rate
 from deq_enn.training.learning_rate import STEP, choose_rate, split, with_own_rate
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, RunFiles, check_output
-from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +77,25 @@ def test_a_rate_next_to_divergence_is_not_taken(data, monkeypatch, limit, chosen
     def attempt(rate):
         return {"lr": rate, "validation_accuracy": rate / 1e6, "validation_loss": 1.0} if rate < limit else None
 
-    monkeypatch.setattr(learning_rate, "_trainer", lambda *_: attempt)
+    monkeypatch.setattr(learning_rate, "_networks", lambda *_: lambda rates: {rate: attempt(rate) for rate in rates})
     rate, table = choose_rate(config(train="full"), data, make_model)
     assert rate == STEP**chosen and all(row["lr"] < limit for row in table)
 
 
 def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypatch):
-    first = with_own_rate(config(), data, make_model, tmp_path)
+    first, task = with_own_rate(config(), data, make_model, tmp_path)
+    assert task.config == first and not task.weight.any()
     assert first.lr > 0 and first.key == config().key != replace(first, own_rate=False).key
     monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (123.0, []))
-    assert with_own_rate(config(), data, make_model, tmp_path, resume=True) == first
-    assert with_own_rate(config(), data, make_model, tmp_path).lr == 123.0  # without --resume it is begun again
+    assert with_own_rate(config(), data, make_model, tmp_path, resume=True) == (first, None)
+    assert with_own_rate(config(), data, make_model, tmp_path)[0].lr == 123.0  # without --resume it is begun again
 
 
 @pytest.mark.slow
 def test_a_longer_run_goes_on_where_its_own_rate_is_that_of_the_shorter_one(data, tmp_path, monkeypatch):
     def go(epoch, rate):
         monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (rate, []))
-        chosen = with_own_rate(replace(config(), epoch=epoch), data, make_model, tmp_path / "save", resume=True)
+        chosen, _ = with_own_rate(replace(config(), epoch=epoch), data, make_model, tmp_path / "save", resume=True)
         check_output([chosen], tmp_path / "out", resume=True)
         return run(chosen, data, make_model, tmp_path / "out", tmp_path / "save", resume=True)
 
@@ -105,14 +105,6 @@ def test_a_longer_run_goes_on_where_its_own_rate_is_that_of_the_shorter_one(data
     assert [(line["config"]["epoch"], line["config"]["lr"], line["resumed_at"]) for line in lines] == [
         *((1, 0.5, 0), (2, 0.5, 1), (3, 0.7, 0))
     ]
-
-
-def test_the_stages_expect_as_many_attempts_as_there_are(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from scripts.reproduction.stages import RATES
-
-    first, last = learning_rate.GRIDS["readout", "sgd"]
-    assert last - first + 1 < RATES <= last - first + 1 + learning_rate.FURTHER
 
 
 def test_the_rates_that_are_printed_are_those_of_these_runs(tmp_path, capsys):

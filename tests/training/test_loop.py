@@ -12,7 +12,9 @@ from deq_enn.networks.build import build_model
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.reporting.records import read_metrics
 from deq_enn.training import loop
-from deq_enn.training.loop import FullTask, ReadoutTask, TrainingError, run
+from deq_enn.training.loop import FullTask, TrainingError, run
+from deq_enn.training.optimizers import OPTIMIZERS
+from deq_enn.training.readout import ReadoutTask
 from deq_enn.training.run_files import Config, check_output, log_path
 
 BASE = Config(dataset="toy", model="l_relu_enn", dim=16, lr=0.5, epoch=4, batch_size=32)
@@ -84,7 +86,7 @@ def stepped(make):
     "opt, kind", [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
 def test_optimizers_without_the_compiler_are_torchs_own_to_the_bit(opt, kind):
-    (weight, state), (expected, expected_state) = stepped(loop.OPTIMIZERS[opt]), stepped(kind)
+    (weight, state), (expected, expected_state) = stepped(OPTIMIZERS[opt]), stepped(kind)
     assert torch.equal(weight, expected)
     assert state["param_groups"] == expected_state["param_groups"]
     for key, value in expected_state["state"].get(0, {}).items():

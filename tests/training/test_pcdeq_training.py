@@ -11,6 +11,7 @@ from deq_enn.experiments import command
 from deq_enn.networks.pcdeq import build_pcdeq
 from deq_enn.training import loop
 from deq_enn.training.loop import PcDEQTask, run
+from deq_enn.training.optimizers import OPTIMIZERS
 from deq_enn.training.run_files import Config, best_path
 from deq_enn.utils.random import generator
 from tests.helpers.image_files import write_svhn
@@ -49,7 +50,7 @@ def train_toy(folder, config=CONFIG, **options):
 
 
 def test_training_is_adamw_with_a_milestone_and_logs_iterations(tmp_path, monkeypatch):
-    rates, decays, kind = [], [], loop.OPTIMIZERS["adamw"]
+    rates, decays, kind = [], [], OPTIMIZERS["adamw"]
     step = kind.step
 
     def spy(self, *args):

@@ -9,7 +9,8 @@ from deq_enn.data.datasets import Dataset
 from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.pcdeq import build_pcdeq
-from deq_enn.training.loop import FullTask, ReadoutTask, extract_features
+from deq_enn.training.loop import FullTask
+from deq_enn.training.readout import ReadoutTask, extract_features
 from deq_enn.training.run_files import Config
 from deq_enn.utils.threads import SMALL_NETWORK, SMALL_READOUT, is_small
 

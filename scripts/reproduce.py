@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,7 +32,7 @@ from deq_enn.utils.interrupts import INTERRUPTED
 from deq_enn.utils.locks import locked
 from scripts.report import write_report
 from scripts.reproduction.processes import error_line, memory, stop
-from scripts.reproduction.records import Records, SweepProgress, clock, commit, time_left
+from scripts.reproduction.records import Records, SweepProgress, clock, commit, done_of, time_left
 from scripts.reproduction.stages import SEEDS, missing, plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,16 +91,17 @@ class Teller:
 
 def to_do(stages, records, dataset_path, teller):
     """Returns the stages that are left; why others are passed over is told, and noted where data is missing."""
-    todo = []
+    todo, told = [], {}  # told: {reason: the first stage that is skipped for it}
     for stage in stages:
         reason = missing(stage.data, dataset_path)
         if reason:
             records.note(stage, status="skipped", error=reason)
-            teller.line(f"{stage.name}: skipped: {reason}")
+            first = told.setdefault(reason, stage.name)
+            teller.line(f"{stage.name}: skipped" + (f": {reason}" if first == stage.name else f", as {first}"))
         elif records.finished(stage):
             teller.line(f"{stage.name}: finished before")
         else:
-            todo.append(stage)
+            todo.append(replace(stage, done=done_of(stage)))
     records.save(stages)
     return todo
 
@@ -156,6 +158,7 @@ def reproduce(stages, arguments):
             stage,
             seconds,
             peak,
+            cost=done_of(stage) - stage.done if stage.kind == "sweep" else stage.cost * (outcome == "done"),
             status=outcome,
             error=error,
             commit=version,
@@ -166,7 +169,7 @@ def reproduce(stages, arguments):
         if outcome == "interrupted":
             raise KeyboardInterrupt(stage.name)
         if outcome == "done":
-            measured.append((stage.kind, stage.cost, records.stages[stage.name]["seconds"]))
+            measured.append((stage.kind, *(records.stages[stage.name][name] for name in ("cost", "seconds"))))
         teller.line(f"{place} {stage.name}: {outcome} after {clock(seconds)}" + (f": {error}" if error else ""))
     return all(r["status"] != "failed" for r in records.stages.values())
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from deq_enn.experiments.run_cost import READOUT
 from deq_enn.names import MODELS
-from scripts.reproduction.stages import MULTIPLICATIONS, PASS
+from scripts.reproduction.stages import MULTIPLICATIONS, PASS, values
 
 PRODUCT = 1536  # rows and columns of the matrices that are multiplied
 FEATURES = 16384, 1024  # samples and width of the readout that is trained for an epoch
@@ -59,16 +59,9 @@ def disk(stage) -> int:
     """Returns the bytes that a stage leaves below OUTPUT_PATH at most."""
     if stage.kind == "figure":
         return FIGURE
-    words = stage.command
-
-    def values(flag: str) -> list[str]:
-        first = words.index(flag) + 1
-        last = next((i for i in range(first, len(words)) if words[i].startswith("--")), len(words))
-        return words[first:last]
-
-    copies = 3 if values("--opt") == ["adam"] else 1  # of the weights: two moments beside them
-    epochs, seeds = int(values("--epoch")[0]), len(values("--seed"))
-    runs = (RUN + LOGGED * epochs + 4 * copies * int(dim) * CLASSES for dim in values("--dim"))
+    copies = 3 if values(stage, "--opt") == ["adam"] else 1  # of the weights: two moments beside them
+    epochs, seeds = int(values(stage, "--epoch")[0]), len(values(stage, "--seed"))
+    runs = (RUN + LOGGED * epochs + 4 * copies * int(dim) * CLASSES for dim in values(stage, "--dim"))
     return FIGURE + seeds * len(MODELS) * sum(runs)
 
 

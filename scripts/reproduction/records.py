@@ -8,7 +8,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from scripts.reproduction.stages import ROOT, choice, seconds
+from scripts.reproduction.stages import ROOT, choice, seconds, values
 
 RENAMED = {"--output": "--output_path", "--width": "--dim"}
 
@@ -34,22 +34,22 @@ class Records:
             and all(Path(output).exists() for output in stage.outputs)
         )
 
-    def note(self, stage, seconds=0.0, peak_memory=0, **values):
-        """Seconds and memory are those of all attempts at the same command."""
+    def note(self, stage, seconds=0.0, peak_memory=0, cost=0.0, **settings):
+        """Seconds, memory and the cost that was done are those of all attempts at the same command."""
         before = self.stages.get(stage.name, {})
         if before.get("task") != task(stage):
-            before = {"seconds": 0.0, "peak_memory": 0}
+            before = {"seconds": 0.0, "peak_memory": 0, "cost": 0.0}
         self.stages[stage.name] = {
             **before,
             "kind": stage.kind,
             "data": stage.data,
             "task": task(stage),
-            "cost": stage.cost,
+            "cost": before["cost"] + cost,
             "command": shown(stage.command),
             "folder": stage.folder,
             "seconds": before["seconds"] + seconds,
             "peak_memory": max(before["peak_memory"], peak_memory),
-            **values,
+            **settings,
         }
 
     def save(self, stages):
@@ -93,6 +93,7 @@ class SweepProgress:
 
     def __init__(self, stage):
         self.path, self.data = Path(stage.folder) / "metrics.jsonl", stage.data
+        self.grid = set(values(stage, "--dim")), set(values(stage, "--seed"))  # the folder may hold more than these
         self.position, self.seen, self.done = 0, set(), 0.0
 
     def __call__(self):
@@ -112,7 +113,7 @@ class SweepProgress:
             what = r["event"], r["model"], r["dim"], r["seed"], r.get("epoch")
         except (ValueError, KeyError):
             return
-        if what not in self.seen:
+        if what not in self.seen and str(r["dim"]) in self.grid[0] and str(r["seed"]) in self.grid[1]:
             self.seen.add(what)
             run = self.data, r["model"], r["dim"]
             features = seconds(*run)
@@ -120,6 +121,11 @@ class SweepProgress:
                 self.done += seconds(*run, 1) - features
             else:  # its own rate is found before it begins
                 self.done += features + (choice(*run, r["config"]["epoch"]) if r["config"].get("own_rate") else 0)
+
+
+def done_of(stage):
+    """Returns the seconds of a stage's cost that its logs show to be done, of this sitting or of earlier ones."""
+    return min(SweepProgress(stage)(), stage.cost) if stage.kind == "sweep" else 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -144,7 +150,7 @@ def time_left(todo, work, current=None, behind=0.0, fresh=0.0, elapsed=0.0, prio
     rates = {kind: rate([w[1:] for w in work if w[0] == kind], prior) for kind in ("figure", "sweep")}
     now = rate(sweep, rates["sweep"])
     rates["sweep"] = rate([*(w[1:] for w in work if w[0] == "sweep"), *sweep], prior)
-    left = sum(stage.cost * rates[stage.kind] for stage in todo)
+    left = sum((stage.cost - stage.done) * rates[stage.kind] for stage in todo)
     if current and current.kind == "sweep":
         left += max(current.cost - behind, 0) * now
     elif current:

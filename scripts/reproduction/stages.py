@@ -65,7 +65,11 @@ KEPT = 0.8  # share of the training samples that --lr auto trains on
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage is one command. `cost`: expected seconds; `outputs`: files that are there once it is finished."""
+    """A stage is one command.
+
+    cost : expected seconds. outputs : files that are there once it is finished. folder : of a sweep's logs.
+    done : the share of the cost, in seconds, that a sweep's logs show to be done before it begins.
+    """
 
     name: str
     kind: str  # "sweep" or "figure"
@@ -73,7 +77,16 @@ class Stage:
     outputs: list
     cost: float
     data: str = "gmm"
-    folder: str = ""  # of a sweep's logs
+    folder: str = ""
+    done: float = 0.0
+
+
+def values(stage: Stage, flag: str) -> list[str]:
+    """Returns the values of a flag of the stage's command."""
+    words = stage.command
+    first = words.index(flag) + 1
+    last = next((i for i in range(first, len(words)) if words[i].startswith("--")), len(words))
+    return words[first:last]
 
 
 def seconds(dataset, model, dim, epochs=0):

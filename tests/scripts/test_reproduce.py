@@ -129,13 +129,14 @@ def test_data_that_is_not_there_is_skipped_with_its_reason(tmp_path, capsys, mon
     stages = [
         fake(tmp_path, "digits", data="mnist"),
         fake(tmp_path, "photos", data="cifar10"),
+        fake(tmp_path, "more_digits", data="mnist"),
         fake(tmp_path, "mixture"),
     ]
     assert reproduce.reproduce(stages, arguments(tmp_path, dataset_path=tmp_path))  # a skipped stage is no failure
     result = records(tmp_path)
-    assert [result[s.name]["status"] for s in stages] == ["skipped", "skipped", "done"] and not count(
-        tmp_path, "digits"
-    )
+    assert [result[s.name]["status"] for s in stages] == ["skipped"] * 3 + ["done"] and not count(tmp_path, "digits")
+    said = capsys.readouterr().err
+    assert said.count("no mnist found") == 1 and "more_digits: skipped, as digits\n" in said
     assert "no mnist found" in result["digits"]["error"] and "cifar-10-batches-py" in result["photos"]["error"]
     assert "no mnist found" in report.write_report(tmp_path / "out").with_suffix(".md").read_text()
 

@@ -52,7 +52,7 @@ def test_the_plan_is_that_of_the_scripts():
 
 def test_time_left():
     def stage(kind, cost):
-        return SimpleNamespace(kind=kind, cost=cost)
+        return SimpleNamespace(kind=kind, cost=cost, done=0)
 
     left = records.time_left
     assert left([stage("figure", 30), stage("sweep", 70)], []) == pytest.approx(100)
@@ -67,6 +67,9 @@ def test_time_left():
     both = left([stage("sweep", 1000)], [], stage("sweep", 1e6), behind=1e6, fresh=1e6, elapsed=3e6)
     assert both == pytest.approx(3000, rel=1e-3)
     assert left([stage("sweep", 70), stage("figure", 30)], [], prior=2.0) == pytest.approx(200)
+    # what logs of earlier sittings show to be done
+    begun = SimpleNamespace(kind="sweep", cost=70, done=60)
+    assert left([begun, stage("figure", 30)], [], prior=2.0) == pytest.approx(80)
     # never negative, and never at the end while a stage runs
     assert left([], [], stage("sweep", 10), behind=12, fresh=12, elapsed=12) == 0
     assert left([], [], stage("figure", 10), elapsed=4) == pytest.approx(6)
@@ -77,7 +80,8 @@ def test_time_left():
 def test_progress_of_a_sweep_is_its_cost_at_the_end(tmp_path, monkeypatch):
     models, dims = ("inn", "l_relu_enn"), (16, 64)
     monkeypatch.setattr(stages, "MODELS", models)
-    stage = SimpleNamespace(folder=str(tmp_path), data="gmm")
+    command = "main.py --dim 16 64 --seed 0 1 2 3 --epoch 3".split()
+    stage = SimpleNamespace(folder=str(tmp_path), data="gmm", command=command)
     progress = records.SweepProgress(stage)
     assert progress() == 0
     write_grid(tmp_path, models, dims, (0,))
@@ -90,7 +94,9 @@ def test_progress_of_a_sweep_is_its_cost_at_the_end(tmp_path, monkeypatch):
         file.write('och": 1}\n')
     assert progress() > 3 * third
     assert records.SweepProgress(stage)() == progress()
-    own = SimpleNamespace(folder=str(tmp_path / "own"), data="gmm")
+    fewer = SimpleNamespace(folder=str(tmp_path), data="gmm", command="main.py --dim 16 64 --seed 1".split())
+    assert records.SweepProgress(fewer)() == pytest.approx(third)  # the folder holds more
+    own = SimpleNamespace(folder=str(tmp_path / "own"), data="gmm", command=command)
     write_grid(tmp_path / "own", models, dims, (0, 1, 2), own_rate=True)
     assert records.SweepProgress(own)() == pytest.approx(stages.own_rate_cost("gmm", dims, 3) - 5)
 

@@ -57,7 +57,7 @@ def train(network, data, epochs, rate):
     from torch.nn.functional import cross_entropy
 
     from deq_enn.networks.pcdeq import PcDEQNetwork, keep_nonnegative
-    from deq_enn.training.loop import OPTIMIZERS
+    from deq_enn.training.optimizers import OPTIMIZERS
     from deq_enn.utils.random import generator
 
     X, y = data

@@ -49,7 +49,7 @@ def train(case, task, path):
     from torch.nn.functional import cross_entropy
 
     from deq_enn.networks.pcdeq import keep_nonnegative
-    from deq_enn.training.loop import OPTIMIZERS
+    from deq_enn.training.optimizers import OPTIMIZERS
     from deq_enn.utils.files import atomic_write
     from deq_enn.utils.random import generator
 

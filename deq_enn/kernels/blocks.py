@@ -18,7 +18,7 @@ from deq_enn.kernels.pair_functions import PairFunction
 from deq_enn.kernels.parallel.on_a_line import TILE, LineTable
 from deq_enn.kernels.parallel.pairs import Moments
 from deq_enn.kernels.parallel.tabulated import NotSmooth
-from deq_enn.utils.devices import as_tensor
+from deq_enn.theory.equilibrium import as_tensor
 from deq_enn.utils.threads import one_thread
 from deq_enn.utils.tiles import for_each, tile_size, tiles
 

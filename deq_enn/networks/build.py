@@ -17,6 +17,7 @@ and three for any activation: deq; matched_enn, its match by `matching.families`
 
 import math
 
+import numpy as np
 import torch
 
 from deq_enn.matching import families, one_layer_tanh, two_layer_lrelu
@@ -28,7 +29,7 @@ from deq_enn.networks.trained_deq import adapt
 from deq_enn.theory.activations import ACTIVATIONS, Activation
 from deq_enn.theory.coefficients import implicit_ck
 from deq_enn.theory.elementwise import Elementwise
-from deq_enn.theory.equilibrium import estimate_tau0
+from deq_enn.theory.equilibrium import as_tensor, estimate_tau0
 from deq_enn.theory.gaussian import centred_layers
 from deq_enn.theory.recognise import recognise
 
@@ -90,7 +91,7 @@ def _match(
     return families.match(activation, sigma_a2, tau0, kernel, family)
 
 
-def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", family: str = "auto") -> ENN:
+def matched_enn(deq: DEQ, X: torch.Tensor | np.ndarray | None = None, kernel: str = "ck", family: str = "auto") -> ENN:
     """Builds the explicit network that may stand in for a DEQ.
 
     It has the DEQ's kernel, width, seed, first weights, device and dtype.
@@ -127,6 +128,7 @@ def matched_enn(deq: DEQ, X: torch.Tensor | None = None, kernel: str = "ck", fam
     if type(deq) is not DEQ:
         adapt(deq)  # refuses a subclass whose forward is another
     dim, p = deq.B.shape
+    X = None if X is None else as_tensor(X)
     if X is not None and (X.ndim != 2 or X.shape[1] != p):
         raise ValueError(f"X must be an (n, {p}) matrix, as the DEQ's B has {p} columns; got shape {tuple(X.shape)}")
     tau0 = deq.tau0 if X is None else estimate_tau0(X)

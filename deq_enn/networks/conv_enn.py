@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from deq_enn.networks.enn import explicit_coefficients, match_scalars, named_sca
 from deq_enn.networks.export import ExportedENN, LinearReadout, checked_labels
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
-from deq_enn.theory.equilibrium import check_window
+from deq_enn.theory.equilibrium import as_tensor, check_window
 from deq_enn.theory.gaussian import centred_layers
 from deq_enn.theory.recognise import recognise
 from deq_enn.utils.random import normal_weights
@@ -206,7 +207,7 @@ def build_conv(
 
 
 def matched_conv_enn(
-    deq: ConvDEQ, images: torch.Tensor | None = None, kernel: str = "ck", family: str = "auto"
+    deq: ConvDEQ, images: torch.Tensor | np.ndarray | None = None, kernel: str = "ck", family: str = "auto"
 ) -> ConvENN:
     """Builds the explicit convolutional network that may stand in for a convolutional DEQ.
 
@@ -229,6 +230,7 @@ def matched_conv_enn(
             f"{type(deq).__name__} is not a ConvDEQ with the forward of that class and the weights that its seed "
             "draws, and no theory says what replaces another"
         )
+    images = None if images is None else as_tensor(images)
     if images is not None and images.shape[1:] != deq.image_shape:
         raise ValueError(f"the DEQ takes images of shape {deq.image_shape}, got {tuple(images.shape[1:])}")
     match = match_convolution(

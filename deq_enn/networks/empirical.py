@@ -7,15 +7,18 @@ the iterations.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
+from deq_enn.theory.equilibrium import as_tensor
+
 
 def empirical_ntk(
     network: nn.Module,
-    X: torch.Tensor,
-    other: torch.Tensor | None = None,
+    X: torch.Tensor | np.ndarray,
+    other: torch.Tensor | np.ndarray | None = None,
     trained: Sequence[str] | None = None,
     chunk: int = 8,
 ) -> torch.Tensor:
@@ -32,15 +35,22 @@ def empirical_ntk(
 
     Raises
     ------
-    ValueError : X is a single sample, other has another shape, or a name is not that of a parameter.
+    ValueError : X is a single sample, other has another shape, a name is not that of a parameter, or the network is
+        one that treats samples of a batch together in training (batch normalisation, dropout) and is in training mode.
 
     Notes
     -----
     One parameter is taken at a time, so that the memory is that of n + n' Jacobians of the largest one.
     A product with a vector needs no Jacobian: `torch.func.vjp` of the network, and `torch.func.jvp` of what that gives.
     """
+    X, other = as_tensor(X), None if other is None else as_tensor(other)
     if X.ndim < 2 or other is not None and other.shape[1:] != X.shape[1:]:
         raise ValueError("the samples must be rows of a matrix (n, p), or images (n, c, h, w), of one shape")
+    together = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
+    if any(isinstance(part, together) and part.training for part in network.modules()):
+        raise ValueError(
+            "the network has batch normalisation or dropout, and is in training mode: call its eval() first"
+        )
     parameters = {name: value.detach() for name, value in network.named_parameters()}
     names = list(parameters) if trained is None else list(trained)
     unknown = set(names) - parameters.keys()
@@ -56,8 +66,11 @@ def empirical_ntk(
         derivative = jacrev(lambda value, x: outputs(value, name, x))
         return vmap(derivative, (None, 0), chunk_size=chunk)(parameters[name], rows).flatten(2)
 
-    floats = X if X.is_floating_point() else next(iter(parameters.values()))  # X may be tokens
-    kernel = floats.new_zeros(len(X), len(X if other is None else other))
+    weights = next(iter(parameters.values()))
+    X = X.to(weights) if X.is_floating_point() else X  # they may be tokens
+    if other is not None:
+        other = other.to(weights) if other.is_floating_point() else other
+    kernel = weights.new_zeros(len(X), len(X if other is None else other))
     with torch.enable_grad():  # a DEQ's backward pass asks whether it may be differentiated in turn
         for name in names:
             left = jacobians(name, X)

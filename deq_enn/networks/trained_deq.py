@@ -35,8 +35,8 @@ from deq_enn.networks.deq import DEQ, explained, finite_or_nan
 from deq_enn.networks.fixed_point import Anderson, ConvergenceError, FixedPoint, Picard, Solver, Stopped
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.elementwise import Elementwise
+from deq_enn.theory.equilibrium import as_tensor
 from deq_enn.theory.recognise import recognise
-from deq_enn.utils.devices import as_tensor
 from deq_enn.utils.random import generator
 
 COMPARED = 128  # rows on which a module's outputs are compared with those of its equilibrium, at most

@@ -1,4 +1,4 @@
-"""This file computes the scales tau_0 and tau_*, and checks the assumptions behind them.
+"""This file computes the scales tau_0 of samples and tau_*, and checks the assumptions behind them.
 
 Of images, tau_0 is that of what drives a pixel. A convolution keeps the size of the image: its kernel is k x k with k
 odd, and around the image lie zeros ("zero") or the image again ("circular"). At infinite width it takes a kernel
@@ -7,7 +7,9 @@ between pixels to its mean over the k x k window, M, which divides by k^2 also w
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import avg_pool2d
 
@@ -21,8 +23,24 @@ from deq_enn.theory.recognise import recognise
 HUGE = 1e150  # Lipschitz constant whose square is a float still, as that of exp(x^2) is not
 
 
-def estimate_tau0(X: torch.Tensor) -> float:
+def as_tensor(values: Any) -> torch.Tensor:
+    """Returns a tensor of an array of any strides and byte order, or of a list; a tensor is returned as it is.
+
+    Raises
+    ------
+    ValueError : it does not hold numbers.
+    """
+    if isinstance(values, torch.Tensor):
+        return values
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"expected numbers, got an array of {array.dtype} and shape {array.shape}")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
+
+
+def estimate_tau0(X: torch.Tensor | np.ndarray) -> float:
     """Returns tau_0 = sqrt(mean squared row norm) of the data X (n, p), in O(n p) time without an (n, n) matrix."""
+    X = as_tensor(X)
     if X.ndim != 2 or not len(X):
         raise ValueError(f"X must be a non-empty (n, p) matrix, got shape {tuple(X.shape)}")
     total = math.fsum(rows.double().square().sum().item() for rows in X.split(4096))
@@ -61,7 +79,7 @@ def coverage(height: int, width: int, kernel_size: int, padding: str = "zero") -
     return avg_pool2d(ones, kernel_size, stride=1, padding=kernel_size // 2)[0, 0]
 
 
-def estimate_image_tau0(images: torch.Tensor, kernel_size: int = 3, padding: str = "zero") -> float:
+def estimate_image_tau0(images: torch.Tensor | np.ndarray, kernel_size: int = 3, padding: str = "zero") -> float:
     """Returns tau_0 of a convolutional DEQ on images (n, c, h, w), the root of the mean of M S_ii over all pixels.
 
     S_ii(p) = |x_i(p)|^2/c. So tau_0 is the root mean square of the entries, less what zeros at the border take away.
@@ -70,6 +88,7 @@ def estimate_image_tau0(images: torch.Tensor, kernel_size: int = 3, padding: str
     ------
     ValueError : no images, a kernel that they do not take, entries that are not finite, or images that are all zero.
     """
+    images = as_tensor(images)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images must have the shape (n, channels, height, width), got {tuple(images.shape)}")
     check_window(images.shape[1:], kernel_size, padding)

@@ -9,11 +9,12 @@ DEQ have such a form as well (`equivalent_conv_kernels`). Images as they come fr
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from deq_enn.theory.activations import Activation
 from deq_enn.theory.coefficients import KernelCoefficients, implicit_ck, implicit_ntk
-from deq_enn.theory.equilibrium import estimate_tau0, get_tau
+from deq_enn.theory.equilibrium import as_tensor, estimate_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
 
 
@@ -37,9 +38,11 @@ class MixtureStatistics:
     tau0: float
 
 
-def equivalent_kernel(coefficients: KernelCoefficients, X: torch.Tensor, statistics: MixtureStatistics) -> torch.Tensor:
+def equivalent_kernel(
+    coefficients: KernelCoefficients, X: torch.Tensor | np.ndarray, statistics: MixtureStatistics
+) -> torch.Tensor:
     """Returns the equivalent matrix M above for data X (n, p), float64, of shape (n, n) (Theorems 1 to 3)."""
-    X = X.double()
+    X = as_tensor(X).double()
     n, p = X.shape
     if statistics.J.shape[0] != n or statistics.psi.shape != (n,):
         raise ValueError(f"the statistics describe {statistics.J.shape[0]} samples, X has {n}")
@@ -54,7 +57,7 @@ def equivalent_kernel(coefficients: KernelCoefficients, X: torch.Tensor, statist
     return M
 
 
-def estimate_statistics(X: torch.Tensor, y: torch.Tensor) -> MixtureStatistics:
+def estimate_statistics(X: torch.Tensor | np.ndarray, y: torch.Tensor | np.ndarray) -> MixtureStatistics:
     """Estimates the mixture's statistics from labelled data X (n, p), y (n,) integers, in O(n p min(n, p)).
 
     Each class is centred at its sample mean; the class of label y.unique()[a] is column a of J.
@@ -76,6 +79,7 @@ def estimate_statistics(X: torch.Tensor, y: torch.Tensor) -> MixtureStatistics:
     - tau_0 is that of `estimate_tau0`: it counts the class means, sum_a n_a |mu_a|^2/(n p), which the theory's
       tr C/p neglects and a kernel of real data does not.
     """
+    X, y = as_tensor(X), as_tensor(y)
     if X.ndim != 2 or y.shape != X.shape[:1]:
         raise ValueError(f"X must be (n, p) and y (n,), got shapes {tuple(X.shape)} and {tuple(y.shape)}")
     X = X.double()

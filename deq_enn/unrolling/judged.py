@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.networks.trained_deq import check_has_numbers, evaluating
+from deq_enn.theory.equilibrium import as_tensor
 from deq_enn.utils.deadline import OutOfTime, check
-from deq_enn.utils.devices import as_tensor
 from deq_enn.utils.random import generator
 
 ROWS = 512  # rows passed through a module at once, at most

@@ -1,10 +1,8 @@
-"""What this machine offers: a device, tensors of arrays, and how much memory is free, to refuse what cannot fit."""
+"""What this machine offers: a device, and how much memory is free, to refuse what cannot fit."""
 
 import os
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -13,14 +11,6 @@ FILES = {
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     "": ("memory.max", "memory.current", "inactive_file"),
 }
-
-
-def as_tensor(values: Any) -> torch.Tensor:
-    """Returns a tensor of an array of any strides and byte order, or of a list; a tensor is returned as it is."""
-    if isinstance(values, torch.Tensor):
-        return values
-    array = np.asarray(values)
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
 
 
 def available(device: torch.device | str = "cpu") -> int | None:

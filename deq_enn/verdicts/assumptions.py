@@ -18,9 +18,8 @@ import torch
 
 from deq_enn.kernels.sample_scales import implicit_scales
 from deq_enn.theory.activations import Activation
-from deq_enn.theory.equilibrium import check_assumptions, check_sigma_a2, get_tau
+from deq_enn.theory.equilibrium import as_tensor, check_assumptions, check_sigma_a2, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
-from deq_enn.utils.devices import as_tensor
 from deq_enn.utils.random import generator
 
 LEAST = 50  # samples, the fewest that a verdict can rest on

@@ -84,3 +84,19 @@ def test_of_tokens_and_where_gradients_are_off():
     with torch.no_grad():
         kernel = empirical_ntk(deq, X)
     torch.testing.assert_close(kernel, by_autograd(deq, X), rtol=1e-8, atol=1e-10)
+
+
+def test_samples_may_be_arrays_of_another_dtype():
+    network, X = torch.nn.Linear(4, 3), torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    expected = empirical_ntk(network, X, X[:2])
+    torch.testing.assert_close(empirical_ntk(network, X.double().numpy(), X[:2].numpy()), expected)
+    with pytest.raises(ValueError, match="expected numbers"):
+        empirical_ntk(network, [["a", "b", "c", "d"]])
+
+
+@pytest.mark.parametrize("part", [torch.nn.BatchNorm1d(4), torch.nn.Dropout()])
+def test_a_network_in_training_mode_is_refused_where_that_matters(part):
+    network, X = torch.nn.Sequential(part, torch.nn.Linear(4, 3)), torch.randn(6, 4)
+    with pytest.raises(ValueError, match=r"eval\(\) first"):
+        empirical_ntk(network.train(), X)
+    assert empirical_ntk(network.eval(), X).shape == (6, 6)

@@ -11,7 +11,7 @@ from deq_enn import DEQ, verdict
 from deq_enn.matching.families import match
 from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.fixed_point import FixedPoint, Picard
-from deq_enn.training.loop import OPTIMIZERS
+from deq_enn.training.optimizers import OPTIMIZERS
 from deq_enn.unrolling import by_steps, students
 from deq_enn.unrolling.by_steps import VerdictBySteps
 from deq_enn.unrolling.decision import Known, decide

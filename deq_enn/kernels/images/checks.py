@@ -2,7 +2,7 @@
 
 import torch
 
-from deq_enn.utils.devices import as_tensor
+from deq_enn.theory.equilibrium import as_tensor
 
 
 def check_dtype(dtype: torch.dtype) -> None:

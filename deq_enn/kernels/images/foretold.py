@@ -15,8 +15,8 @@ import torch
 
 from deq_enn.kernels.compiled import WIDE
 from deq_enn.kernels.conv_blocks import CUDA_ENTRIES, WIDE_ENTRIES, ConvBlocks, Side
+from deq_enn.theory.equilibrium import as_tensor
 from deq_enn.utils.deadline import check
-from deq_enn.utils.devices import as_tensor
 from deq_enn.utils.tiles import for_each
 
 DAY = 86_400.0  # seconds from which on a kernel is announced

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.any_activation import NETWORKS, draw, geometric_mean, starred
 from ck_ntk.common.command import ROOT, run
+from deq_enn.names import counted
 from deq_enn.utils.arguments import bounded_float, positive_int
 
 RUNS = ROOT / "results" / "any_activation"
@@ -176,9 +177,10 @@ def study_accuracies(args, data):
     def build(network, activation, dim, seed):
         return build_model(network, p, dim, data.n_classes, args.asquare, tau0, seed, activation)
 
+    after, over = counted(args.epoch, "epoch"), counted(args.trainings, "seed")
     print(
-        f"\nMNIST, readout of {args.dim[0]} features: test accuracy in % after {args.epoch} epochs, mean ± std "
-        f"over {args.trainings} seeds;\ndifferences of the same seeds, mean ± standard error. Logs in {folder}"
+        f"\nMNIST, readout of {args.dim[0]} features: test accuracy in % after {after}, mean ± std over {over};\n"
+        f"differences of the same seeds, mean ± standard error. Logs in {folder}"
     )
     print(
         f"{'activation':<12}"

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import ASQUARE, run
+from deq_enn.names import counted
 from deq_enn.utils.arguments import positive_int
 
 LR, BATCH_SIZE = 1.0, 128
@@ -131,7 +132,7 @@ def draw(args, compared):
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(ScalarFormatter())
     ax.set_ylabel("root mean square difference of outputs")
-    ax.set_title(f"MNIST, {args.activation}, readout trained for {args.epoch} epochs")
+    ax.set_title(f"MNIST, {args.activation}, readout trained for {counted(args.epoch, 'epoch')}")
     ax.legend(loc="lower left")
     return figure
 

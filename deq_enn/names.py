@@ -60,3 +60,8 @@ PCDEQS = (
     "multi_conv_pcdeq_2",
 )  # positive concave DEQs, networks.pcdeq.build_pcdeq
 PCDEQ_ACTIVATIONS = {"1": ("tanh", "softsign", "relu6"), "2": ("sigmoid",)}  # by kind, pcDEQ-1 and pcDEQ-2
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number of things as text: 1 epoch, 2 epochs."""
+    return f"{number} {noun}" + "s" * (number != 1)

@@ -4,6 +4,7 @@ if __name__ == "__main__":
     raise SystemExit("any_activation.py is shared by the figures: run one of ck_ntk/*.py")
 
 from ck_ntk.matching_map import COLOURS, NAMES as FAMILIES
+from deq_enn.names import counted
 
 NETWORKS = {
     "deq": "DEQ",
@@ -81,7 +82,7 @@ def draw(args, kernels, spread, accuracies):
     sizes = f" to {args.n[-1]} from left to right" if len(args.n) > 1 else ""
     titles = [f"{kernel.upper()}, Gaussian mixture, $n = {args.n[0]}${sizes}" for kernel in kernels]
     if accuracies:
-        titles.append(f"MNIST, trained readout of {args.dim[0]} features, {args.epoch} epochs")
+        titles.append(f"MNIST, trained readout of {args.dim[0]} features, {counted(args.epoch, 'epoch')}")
     figure, axes = plt.subplots(len(titles), 1, figsize=(6.75, 0.6 + 1.85 * len(titles)), sharex=True)
     for ax, kernel in zip(axes, kernels):
         draw_distances(ax, args, kernels[kernel], spread)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deq_enn.names import counted
 from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
 
@@ -54,10 +55,8 @@ def print_theory(data: "Dataset", scales: dict[str, float], theories: dict[str, 
 
 def print_table(arguments: Namespace, results: "Results") -> None:
     """Prints test accuracy after the last epoch and seconds a run, for each model and width."""
-    print(
-        f"\ntest accuracy in % after {arguments.epoch} epochs (mean ± std over {len(arguments.seed)} seed(s)), "
-        "and seconds a run"
-    )
+    after, over = counted(arguments.epoch, "epoch"), counted(len(arguments.seed), "seed")
+    print(f"\ntest accuracy in % after {after} (mean ± std over {over}), and seconds a run")
     entries = entries_of(results)
     wide = _column(entries)
     print(f"{'model':<{wide}}" + "".join(f"{f'dim {dim}':>24}" for dim in arguments.dim))
@@ -175,6 +174,6 @@ def _by_width(ax, arguments, accuracies, looks):
     for model, look in looks.items():
         mean, std = zip(*(mean_std([curve[-1] for curve in accuracies(model, dim)]) for dim in widths))
         ax.errorbar(widths, mean, std if len(arguments.seed) > 1 else None, **look)
-    ax.set(xlabel="width $m$", title=f"after {arguments.epoch} epochs", xscale="log")
+    ax.set(xlabel="width $m$", title=f"after {counted(arguments.epoch, 'epoch')}", xscale="log")
     ax.set_xticks(widths, widths)
     ax.minorticks_off()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deq_enn.experiments.accuracy_report import entry, entry_looks
-from deq_enn.names import DEQS
+from deq_enn.names import DEQS, counted
 from deq_enn.reporting.records import read_metrics
 from deq_enn.reporting.style import STYLE, mean_std, save
 from deq_enn.training.run_files import Config, Result, log_path
@@ -62,7 +62,7 @@ def print_report(arguments: Namespace, results: dict[Config, Result]) -> None:
 
 def _print_accuracies(arguments, runs, places, heads):
     kind = f"{arguments.match.upper()} at infinite width" if arguments.train == "kernel" else "exact readouts"
-    print(f"\n{kind}: test accuracy in % (mean ± std over {len(arguments.seed)} seed(s)), and seconds a run")
+    print(f"\n{kind}: test accuracy in % (mean ± std over {counted(len(arguments.seed), 'seed')}), and seconds a run")
     print(f"{'model':<19}" + "".join(f"{head:>26}" for head in heads))
     for name, at in runs.items():
         cells = []

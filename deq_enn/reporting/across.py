@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deq_enn.names import DATASET_TITLES
+from deq_enn.names import DATASET_TITLES, counted
 from deq_enn.reporting.logs import OPTIMIZERS, Experiment
 from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.protocols import Evidence, answers, claims_of, equal, nearer, worse
@@ -58,7 +58,7 @@ def named(experiment: Experiment) -> str:
     how = "exact readout" if settings["train"] == "ridge" else OPTIMIZERS[settings["opt"]]
     rate = ", own rates" * experiment.own_rate
     every = ", every weight" * (settings["train"] == "full")
-    epochs = "" if settings["train"] == "ridge" else f", {experiment.epochs} epochs"
+    epochs = "" if settings["train"] == "ridge" else f", {counted(experiment.epochs, 'epoch')}"
     return f"{title}, {how}{rate}{every}{epochs}"
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deq_enn.names import counted
 from deq_enn.reporting.logs import VARIANT, Experiment
 from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.statistics import MARGIN
@@ -94,7 +95,7 @@ def _draw_accuracies(ax: "Axes", experiment: Experiment, style: dict[str, dict[s
         points = [(dim, *mean_std(values), len(values)) for dim, values in points if values]
         widths, mean, std, n = zip(*points)
         ax.errorbar(widths, mean, std if max(n) > 1 else None, **look)
-    ax.set(ylabel="test accuracy (%)", title=f"after {experiment.epochs} epochs")
+    ax.set(ylabel="test accuracy (%)", title=f"after {counted(experiment.epochs, 'epoch')}")
 
 
 def _draw_differences(ax: "Axes", experiment: Experiment, style: dict[str, dict[str, Any]], margin: float) -> None:

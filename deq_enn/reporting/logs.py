@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from statistics import median
 
-from deq_enn.names import DATASETS
+from deq_enn.names import DATASETS, counted
 from deq_enn.reporting.looks import LOOKS
 
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
@@ -82,7 +82,7 @@ class Experiment:
     def title(self) -> str:
         """Returns the data set and the settings in words."""
         s = self.settings
-        epochs = f"after {self.first} epochs" if self.first else f"{self.epochs} epochs"
+        epochs = f"after {counted(self.first, 'epoch')}" if self.first else counted(self.epochs, "epoch")
         if not s:
             return f"{self.dataset}, {self.folders[0]}, {epochs}"
         if s["train"] == "ridge":
@@ -293,7 +293,9 @@ def group(runs: list[Run]) -> list[Experiment]:
     for experiment in experiments.values():
         for name in [name for name, run in experiment.runs.items() if len(run.test) < experiment.epochs]:
             run = experiment.runs.pop(name)
-            experiment.unfinished.append(f"{run.model} dim {run.dim} seed {run.seed} ({len(run.test)} epochs)")
+            experiment.unfinished.append(
+                f"{run.model} dim {run.dim} seed {run.seed} ({counted(len(run.test), 'epoch')})"
+            )
     finished = [e for e in experiments.values() if e.runs]
     if not finished:
         raise LogError(f"{runs[0].folder}: no run is finished (resume it with main.py --resume)")

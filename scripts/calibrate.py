@@ -8,7 +8,7 @@
     python scripts/calibrate.py left_out --dataset_path data  leave-one-out beside new samples, on data drawn anew
     python scripts/calibrate.py pack                          all of that as one file, docs/calibration.json.gz
     python scripts/calibrate.py constants                     those of the interval, set on one half of the cases
-    python scripts/calibrate.py report                        tables and figures/calibration.png, of the other half
+    python scripts/calibrate.py report                        tables, and figures/calibration.png of the blind rounds
 
 The last two read the packed file alone. The stages before it append one JSON line a case to a file of their own in
 --output_path and pass over the cases that are there. So a stage that was stopped goes on, and verdicts can be redone
@@ -200,13 +200,13 @@ def constants(arguments):
 
 def report(arguments):
     from scripts.calibration.analysis import joined
-    from scripts.calibration.cases import sets_constants
     from scripts.calibration.figure import draw
     from scripts.calibration.report import report_lines
+    from scripts.calibration.rounds import by_todays_code
 
     packed = read_packed(arguments.packed)
     print("\n".join(report_lines(packed)))
-    draw([case for case in joined(packed) if not sets_constants(case.case)], arguments.figure)
+    draw(by_todays_code(packed) or joined(packed), arguments.figure)
     print(f"\n{arguments.figure}")
 
 

@@ -28,6 +28,14 @@ TITLES = {"draw": "one draw", "mean": "mean over draws"}
 FIRST_RISK = 0.05  # of the first blind round, in which a 90% interval on one side of the tolerance decided
 
 
+def by_todays_code(packed: dict) -> list[Held]:
+    """Returns the cases of both blind rounds for the user's own draw, those of the first as it was made again."""
+    first, second = ({case.name for case in deal()} for deal in (blind_cases, second_blind_cases))
+    made_again = joined(packed | {"verdicts": packed.get("again", [])}, of="draw")
+    after = joined(packed, of="draw")
+    return [case for case in made_again if case.case in first] + [case for case in after if case.case in second]
+
+
 def blind_rounds(packed: dict, later: dict[str, list[Held]]) -> Iterator[str]:
     """Returns lines on each blind round: the first as it was answered and as it was made again, and the second.
 

@@ -130,12 +130,17 @@ def large(cases):
     return f"above {LARGE:g} points, predicted / measured {slope:.2f}, covered {covered}"
 
 
-def spread(held, draws=2000):
-    """Returns the 95% interval of the coverage, by the bootstrap over cases."""
+def covered_between(held: list[Held], draws: int = 2000) -> tuple[float, float]:
+    """Returns the 95% interval of the coverage in %, by the bootstrap over cases."""
     each = np.array([np.mean([candidate.covered for candidate in case.trained]) for case in held if case.trained])
     draw = np.random.default_rng(0).choice(each, (draws, len(each)))
-    low, high = np.quantile(100 * draw.mean(1), [0.025, 0.975])
-    return f"{low:.0f} to {high:.0f}"
+    low, high = np.quantile(100 * draw.mean(1), [0.025, 0.975]).tolist()
+    return low, high
+
+
+def spread(held: list[Held]) -> str:
+    """Returns that interval as text."""
+    return "{:.0f} to {:.0f}".format(*covered_between(held))
 
 
 def asked_for(columns: dict[str, list[Held]]) -> Iterator[str]:

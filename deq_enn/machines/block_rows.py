@@ -271,29 +271,35 @@ def exact_product(blocks: KernelTiles, kernel: str, weights: torch.Tensor) -> to
 
 
 def product(rows: BlockRows, weights: torch.Tensor) -> torch.Tensor:
-    """Returns the share of the owned block rows in K @ weights (n, c), in float64.
+    """Returns the share of the owned block rows in K @ weights (n, c), in the dtype of `weights`.
 
-    The shares of all ranks add up to the product. Nothing is copied where the columns of `weights` are contiguous, as
-    those of a returned product are.
+    The shares of all ranks add up to the product. In float64 it takes three times as long as in float32. Nothing is
+    copied where the columns of `weights` are contiguous, as those of a returned product are.
     """
     columns, out = weights.T.contiguous(), weights.new_zeros(weights.shape[::-1])
     for i in rows.layout.owned:
         span, values = rows.layout.rows(i), rows.read(i).to(weights.device)
-        for r, c, tile in tiles64(values, span, span.stop):
+        for r, c, tile in tiles(values, span, span.stop, weights.dtype):
             out[:, r].addmm_(columns[:, c], tile.T)
             if c.stop <= span.start:  # outside the diagonal block the tile stands for its mirror image too
                 out[:, c].addmm_(columns[:, r], tile)
     return out.T
 
 
-def tiles64(values: torch.Tensor, span: slice, width: int) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """Yields rows, columns and float64 values of the tiles of a block row, each small enough for the cache.
+def tiles(
+    values: torch.Tensor, span: slice, width: int, dtype: torch.dtype
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Yields rows, columns and values of the tiles of a block row, each small enough for the cache.
 
-    values : of the rows in `span`, whose first `width` columns are taken. Each tile overwrites the one before.
+    values : of the rows in `span`, whose first `width` columns are taken, float32. In another dtype each tile
+        overwrites the one before.
     """
-    room = torch.empty(STRIP * HEIGHT, dtype=torch.float64, device=values.device)
+    room = torch.empty(STRIP * HEIGHT, dtype=dtype, device=values.device)
     for r in _spans(span.start, span.stop, STRIP):
         strip = values[r.start - span.start : r.stop - span.start]
         for c in _spans(0, min(width, span.start), HEIGHT) + _spans(min(width, span.start), width, HEIGHT):
             height, columns = r.stop - r.start, c.stop - c.start
-            yield r, c, room[: height * columns].view(height, columns).copy_(strip[:, c])
+            if dtype == values.dtype:
+                yield r, c, strip[:, c]
+            else:
+                yield r, c, room[: height * columns].view(height, columns).copy_(strip[:, c])

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from deq_enn.kernels.blocks import KernelTiles
-from deq_enn.machines.block_rows import BlockRows, Layout, MemoryRows, product, rectangle, tiles64
+from deq_enn.machines.block_rows import BlockRows, Layout, MemoryRows, product, rectangle, tiles
 from deq_enn.machines.cholesky import NotPositiveDefinite
 from deq_enn.machines.regression import (
     BATCH,
@@ -38,6 +38,7 @@ from deq_enn.utils.team import Team
 
 LEAST_RANK, MOST_RANK = 1000, 4000  # samples that the preconditioner is made on, at least and at most
 TOLERANCE = 1e-9  # residual relative to the targets, at which the iterations end
+ROUND = 1e-3  # residual, by that of its beginning, at which a round of float32 products ends
 MOST = 2000  # iterations, after which the solver gives up
 JITTERS = range(-7, 2)  # powers of ten, multiples of W's mean diagonal that are added to it until it can be factorised
 
@@ -70,7 +71,10 @@ def preconditioner_bytes(n: int, size: int = 1) -> float:
 
 
 class Nystrom:
-    """This is P^-1 for the block rows of all ranks together, called with (n, c) float64, the same on every rank."""
+    """This is P^-1 for the block rows of all ranks together, called with (n, c) that are the same on every rank.
+
+    Products are in the dtype of what it is called with, float64 or float32.
+    """
 
     def __init__(
         self, rows: BlockRows, diagonal: torch.Tensor, noise: float, rank: int | None = None, team: Team = Team()
@@ -111,18 +115,18 @@ class Nystrom:
     def __call__(self, V: torch.Tensor) -> torch.Tensor:
         columns, out = V.T.contiguous(), V.new_zeros(V.shape[::-1])
         inner = V.new_zeros(len(columns), len(self.root))
-        for r, c, tile in self._tiles():
+        for r, c, tile in self._tiles(V.dtype):
             inner[:, c].addmm_(columns[:, r], tile)
-        inner = torch.cholesky_solve(add_up(self.team, inner).T, self.root).T.contiguous()
-        for r, c, tile in self._tiles():
+        inner = torch.cholesky_solve(add_up(self.team, inner).T.double(), self.root).T.to(V.dtype).contiguous()
+        for r, c, tile in self._tiles(V.dtype):
             out[:, r].addmm_(inner[:, c], tile.T)
         for r in self.spans:
             out[:, r] = (columns[:, r] - out[:, r]) / self.delta
         return add_up(self.team, out).T
 
-    def _tiles(self):
+    def _tiles(self, dtype):
         for span, B in zip(self.spans, self.parts):
-            yield from tiles64(B, span, B.shape[1])
+            yield from tiles(B, span, B.shape[1], dtype)
 
 
 def _jittered_root(W):
@@ -150,38 +154,72 @@ def conjugate_gradients(
 ) -> tuple[torch.Tensor, int]:
     """Returns (K + noise I)^-1 Y for Y (n, c) float64, the same on every rank, and the iterations it took.
 
-    Each column has steps of its own, and the columns share the products.
+    The products of the iterations are float32's. After each round of them the residual is computed in float64, and the
+    next round solves for it (iterative refinement). Where a round does not halve it, the next has products in float64.
 
     Raises
     ------
     NoConvergence : the residual of a column is above `tolerance` |column| after MOST iterations, or is no number.
     """
-    X, R, worst, iteration = torch.zeros_like(Y), Y.clone(), math.inf, 0
-    Z = preconditioner(R)
+    X, R, dtype, iterations = torch.zeros_like(Y), Y, torch.float32, 0
+    size = Y.norm(dim=0).clamp_min(1e-300)
+    worst = (R.norm(dim=0) / size).max().item()
+    bar = tqdm(desc="conjugate gradients", leave=False, disable=None, delay=1)
+    while worst > tolerance and iterations < MOST:
+        goal = max(ROUND if dtype == torch.float32 else 0.0, 0.5 * tolerance / worst)
+        change, taken = _round(rows, noise, R, preconditioner, team, goal, dtype, MOST - iterations, bar)
+        iterations += taken
+        left = Y - add_up(team, product(rows, X + change)).add_(X + change, alpha=noise)
+        now = (left.norm(dim=0) / size).max().item()
+        if math.isnan(now):
+            worst = now
+            break
+        if now > worst / 2:
+            dtype = torch.float64
+        if now < worst:
+            X, R, worst = X + change, left, now
+    bar.close()
+    if not worst <= tolerance:
+        raise NoConvergence(
+            f"conjugate gradients left a residual of {worst:.1e} after {iterations} iterations, above "
+            f"{tolerance:g}: take a larger --ridge"
+        )
+    return X, iterations
+
+
+def _round(
+    rows: BlockRows,
+    noise: float,
+    Y: torch.Tensor,
+    preconditioner: Callable[[torch.Tensor], torch.Tensor],
+    team: Team,
+    goal: float,
+    dtype: torch.dtype,
+    most: int,
+    bar: tqdm,
+) -> tuple[torch.Tensor, int]:
+    """Returns (K + noise I)^-1 Y by products of this dtype, and the iterations: `most`, or to a residual of `goal`.
+
+    Each column has steps of its own, and the columns share the products.
+    """
+    X, R, taken = torch.zeros_like(Y), Y.clone(), 0
+    Z = preconditioner(R.to(dtype)).to(Y)
     P, rho = Z.clone(), (R * Z).sum(0)
     size = Y.norm(dim=0).clamp_min(1e-300)
-    bar = tqdm(desc="conjugate gradients", leave=False, disable=None, delay=1)
-    for iteration in range(1, MOST + 1):
-        Q = add_up(team, product(rows, P)).add_(P, alpha=noise)
+    for taken in range(1, most + 1):  # noqa: B007
+        Q = add_up(team, product(rows, P.to(dtype))).to(Y).add_(P, alpha=noise)
         step = rho / (P * Q).sum(0).clamp_min(1e-300)
         X += step * P
         R -= step * Q
         worst = (R.norm(dim=0) / size).max().item()
         bar.update()
         bar.set_postfix(residual=f"{worst:.1e}")
-        if worst <= tolerance:
-            bar.close()
-            return X, iteration
-        if math.isnan(worst):
+        if worst <= goal or math.isnan(worst):
             break
-        Z = preconditioner(R)
+        Z = preconditioner(R.to(dtype)).to(Y)
         previous, rho = rho, (R * Z).sum(0)
         P = Z + rho / previous.clamp_min(1e-300) * P
-    bar.close()
-    raise NoConvergence(
-        f"conjugate gradients left a residual of {worst:.1e} after {iteration} iterations, above "
-        f"{tolerance:g}: take a larger --ridge"
-    )
+    return X, taken
 
 
 # the machine over ranks: every rank calls these functions and gets the answer ---------------------------------------

@@ -171,10 +171,10 @@ def conjugate_gradients(
         iterations += taken
         left = Y - add_up(team, product(rows, X + change)).add_(X + change, alpha=noise)
         now = (left.norm(dim=0) / size).max().item()
-        if math.isnan(now):
+        if math.isnan(now) and dtype == torch.float64:
             worst = now
             break
-        if now > worst / 2:
+        if not now <= worst / 2:
             dtype = torch.float64
         if now < worst:
             X, R, worst = X + change, left, now

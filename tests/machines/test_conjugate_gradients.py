@@ -55,7 +55,7 @@ def test_no_ridge_and_few_samples():
 
 def test_what_is_no_number_ends_the_iterations(problem):
     rows = formed(problem[0], "ck")
-    with pytest.raises(NoConvergence, match="a residual of nan after 1 iterations"):
+    with pytest.raises(NoConvergence, match="a residual of nan after 2 iterations"):
         conjugate_gradients(rows, 0.1, torch.ones(N, 1).double(), lambda V: V * torch.nan)
 
 

@@ -273,8 +273,8 @@ def exact_product(blocks: KernelTiles, kernel: str, weights: torch.Tensor) -> to
 def product(rows: BlockRows, weights: torch.Tensor) -> torch.Tensor:
     """Returns the share of the owned block rows in K @ weights (n, c), in the dtype of `weights`.
 
-    The shares of all ranks add up to the product. In float64 it takes three times as long as in float32. Nothing is
-    copied where the columns of `weights` are contiguous, as those of a returned product are.
+    The shares of all ranks add up to the product. In float64 it takes more than twice as long as in float32. Nothing
+    is copied where the columns of `weights` are contiguous, as those of a returned product are.
     """
     columns, out = weights.T.contiguous(), weights.new_zeros(weights.shape[::-1])
     for i in rows.layout.owned:

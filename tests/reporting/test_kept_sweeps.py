@@ -36,7 +36,7 @@ def test_the_table_of_claims_is_that_of_the_kept_logs(tmp_path):
 
 def test_the_accuracies_at_own_rates_are_those_of_the_kept_logs(tmp_path):
     """The mean and deviation over two seeds of the last epoch, network by network."""
-    assert len(OWN_RATES) >= 4
+    assert len(OWN_RATES) >= 6
     for archive in OWN_RATES:
         dataset, optimiser = archive.name.removesuffix("-own-rate.tar.xz").rsplit("-", 1)
         folder = tmp_path / f"{dataset}-{optimiser}-own-rate"
@@ -94,3 +94,18 @@ def test_the_accuracies_of_positive_concave_networks_are_those_of_the_kept_logs(
         end = f"| {len(tested)} | {100 * train[-1]:.2f}% | {100 * tested[-1]:.2f}% |"
         rows += sum(line.startswith("| `") and line.endswith(end) for line in TRAINING.splitlines())
     assert rows == 4
+
+
+def test_the_kernel_machines_of_fashion_mnist_are_those_of_the_kept_logs():
+    """Accuracy, and the DEQ less the network with its interval, of each network in CK."""
+    from scripts.kernel_table import table
+
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    columns = []
+    for activation in ("relu", "tanh"):
+        lines = [line for line in table(LOGS / f"kernels-fashion_mnist-{activation}") if "| 60000 |" in line]
+        columns.append([line.strip("| ").split("|")[3:5] for line in lines])
+    names = "DEQ", "its match", "one plain layer", "two plain layers", "three plain layers"
+    for name, *cells in zip(names, *columns, strict=True):
+        shown = [cell.strip().replace("-", "−") for pair in cells for cell in pair]
+        assert row(name, *shown).replace("|  |", "| |") in page, shown

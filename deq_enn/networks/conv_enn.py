@@ -120,7 +120,8 @@ class ExportedConvENN(ExportedENN):
         self.padding, self.sees = padding, sees
         shapes = zip(channels, [first, *channels], kernel_sizes)
         self.weights = nn.ParameterList(torch.zeros(m, before, k, k) for m, before, k in shapes)
-        self.readout = nn.utils.skip_init(nn.Linear, channels[-1] * (1 if sees == "pool" else height * width), classes)
+        seen = channels[-1] * (1 if sees == "pool" else height * width)
+        self.readout = nn.Linear(seen, classes, device="meta").to_empty(device="cpu")  # draws no weights
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns what the readout sees of rows x (n, c h w)."""

@@ -78,7 +78,7 @@ class ExportedENN(nn.Module):
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(()))
         self.weights = nn.ParameterList(torch.zeros(*shape) for shape in zip(widths, [inputs, *widths]))
-        self.readout = nn.utils.skip_init(nn.Linear, widths[-1], classes)  # what it would draw is not needed
+        self.readout = nn.Linear(widths[-1], classes, device="meta").to_empty(device="cpu")  # draws no weights
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the last hidden layer (n, m) of rows x (n, p)."""

@@ -121,7 +121,7 @@ class ExportedConvENN(ExportedENN):
         shapes = zip(channels, [first, *channels], kernel_sizes)
         self.weights = nn.ParameterList(torch.zeros(m, before, k, k) for m, before, k in shapes)
         seen = channels[-1] * (1 if sees == "pool" else height * width)
-        self.readout = nn.Linear(seen, classes, device="meta").to_empty(device="cpu")  # draws no weights
+        self.readout = nn.Linear(seen, classes, device="meta").to_empty(device=self.mean.device)  # draws no weights
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns what the readout sees of rows x (n, c h w)."""

@@ -78,7 +78,9 @@ class ExportedENN(nn.Module):
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(()))
         self.weights = nn.ParameterList(torch.zeros(*shape) for shape in zip(widths, [inputs, *widths]))
-        self.readout = nn.Linear(widths[-1], classes, device="meta").to_empty(device="cpu")  # draws no weights
+        self.readout = nn.Linear(widths[-1], classes, device="meta").to_empty(
+            device=self.mean.device
+        )  # draws no weights
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the last hidden layer (n, m) of rows x (n, p)."""

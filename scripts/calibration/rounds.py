@@ -28,12 +28,22 @@ TITLES = {"draw": "one draw", "mean": "mean over draws"}
 FIRST_RISK = 0.05  # of the first blind round, in which a 90% interval on one side of the tolerance decided
 
 
+def _dealt() -> tuple[set[str], set[str]]:
+    """Returns the names of the cases that were dealt for the first and for the second blind round."""
+    first, second = ({case.name for case in deal()} for deal in (blind_cases, second_blind_cases))
+    return first, second
+
+
+def _made_again(packed: dict) -> dict:
+    """Returns the records with the verdicts that were made again in the place of those before."""
+    return packed | {"verdicts": packed.get("again", [])}
+
+
 def by_todays_code(packed: dict) -> list[Held]:
     """Returns the cases of both blind rounds for the user's own draw, those of the first as it was made again."""
-    first, second = ({case.name for case in deal()} for deal in (blind_cases, second_blind_cases))
-    made_again = joined(packed | {"verdicts": packed.get("again", [])}, of="draw")
-    after = joined(packed, of="draw")
-    return [case for case in made_again if case.case in first] + [case for case in after if case.case in second]
+    first, second = _dealt()
+    again, after = (joined(records, of="draw") for records in (_made_again(packed), packed))
+    return [case for case in again if case.case in first] + [case for case in after if case.case in second]
 
 
 def blind_rounds(packed: dict, later: dict[str, list[Held]]) -> Iterator[str]:
@@ -41,8 +51,7 @@ def blind_rounds(packed: dict, later: dict[str, list[Held]]) -> Iterator[str]:
 
     later : {"draw": cases, "mean": cases} of `packed`.
     """
-    first, second = ({case.name for case in deal()} for deal in (blind_cases, second_blind_cases))
-    again = packed | {"verdicts": packed.get("again", [])}
+    (first, second), again = _dealt(), _made_again(packed)
     rounds: dict[str, dict[str, list[Held]]] = {of: {} for of in TITLES}
     for of, title in TITLES.items():
         held, made_again = later[of], joined(again, of=of)

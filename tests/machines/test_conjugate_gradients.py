@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from deq_enn.kernels.exact import implicit_kernels
 from deq_enn.machines.block_rows import Layout, MemoryRows, form, product
-from deq_enn.machines.conjugate_gradients import NoConvergence, Nystrom, conjugate_gradients
+from deq_enn.machines.conjugate_gradients import MOST, TOLERANCE, NoConvergence, Nystrom, _round, conjugate_gradients
 from deq_enn.machines.regression import choose_ridge, fit, one_hot_targets
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
@@ -24,17 +25,20 @@ def test_conjugate_gradients_solve_whatever_the_preconditioner(problem, rank):
     expected = np.linalg.solve(whole(rows) + 0.03 * np.eye(N), Y.numpy())
     np.testing.assert_allclose(X, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
     assert iterations < {1: 260, 40: 90, 150: 40, 1000: 4}[rank]
+    bar = tqdm(disable=True)
+    _, in_float64 = _round(rows, 0.03, Y, preconditioner, Team(), TOLERANCE, torch.float64, MOST, bar)
+    assert in_float64 < {1: 200, 40: 90, 150: 40, 1000: 4}[rank]  # what the rounds cost stays small
 
 
 def test_rounds_that_do_not_help_go_on_in_float64(problem, monkeypatch):
-    """Products that are three times too large stand for those of a kernel whose condition float32 cannot follow."""
+    """Products a third as large as they should be stand for those of a kernel whose condition float32 cannot follow."""
     square, _, y, _, _ = problem
     rows, Y, dtypes = formed(square, "ck"), one_hot_targets(y, CLASSES)[0], []
 
     def off(rows, weights):
         dtypes.append(weights.dtype)
         result = product(rows, weights)
-        return result * 3 if weights.dtype == torch.float32 else result
+        return result / 3 if weights.dtype == torch.float32 else result
 
     monkeypatch.setattr("deq_enn.machines.conjugate_gradients.product", off)
     X, _ = conjugate_gradients(rows, 0.03, Y, Nystrom(rows, square.diagonal()[0], 0.03, 150))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from scripts import reproduce
 from scripts.reproduction import claims, machine, records, stages
 from tests.conftest import ROOT
 from tests.scripts.test_reproduce import arguments
@@ -99,6 +100,23 @@ def test_progress_of_a_sweep_is_its_cost_at_the_end(tmp_path, monkeypatch):
     own = SimpleNamespace(folder=str(tmp_path / "own"), data="gmm", command=command)
     write_grid(tmp_path / "own", models, dims, (0, 1, 2), own_rate=True)
     assert records.SweepProgress(own)() == pytest.approx(stages.own_rate_cost("gmm", dims, 3) - 5)
+
+
+def test_logs_of_earlier_sittings_are_no_work_that_is_left(tmp_path, monkeypatch):
+    """The plan has less of a sweep to do by what its folder holds, and this sitting's cost is without it."""
+    models, dims = ("inn", "l_relu_enn"), (16, 64)
+    monkeypatch.setattr(stages, "MODELS", models)
+    cost = stages.sweep_cost("gmm", dims, 3)
+    command = ["python", *"main.py --dim 16 64 --seed 0 1 2 --epoch 3".split()]
+    stage = stages.Stage("sweep", "sweep", command, [], cost, "gmm", str(tmp_path / "logs"))
+    kept, teller = records.Records(tmp_path / "stages.json"), reproduce.Teller()
+    assert [left.done for left in reproduce.to_do([stage], kept, None, teller)] == [0]
+    write_grid(tmp_path / "logs", models, dims, (0,))
+    [begun] = reproduce.to_do([stage], kept, None, teller)
+    assert begun.done == pytest.approx((cost - 5) / 3)
+    for _ in range(2):  # of two attempts at the same command the costs add up
+        kept.note(begun, seconds=4.0, cost=10.0, status="interrupted")
+    assert (kept.stages["sweep"]["cost"], kept.stages["sweep"]["seconds"]) == (20, 8)
 
 
 def test_the_rate_of_a_machine_is_one_where_it_does_what_is_expected(monkeypatch):

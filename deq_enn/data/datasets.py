@@ -15,7 +15,7 @@ import torch
 from deq_enn.data.images import CIFAR10_CLASSES, IMAGES, DataError
 from deq_enn.data.mixtures import MIXED_CLASSES, draw_preset
 from deq_enn.data.npz import KINDS, read_files, read_parts
-from deq_enn.data.vgg16 import cifar10_features
+from deq_enn.data.vgg16 import features_and_source
 from deq_enn.names import DATASETS
 from deq_enn.theory.equilibrium import estimate_tau0
 from deq_enn.theory.mixture import MixtureStatistics
@@ -29,6 +29,7 @@ class Dataset:
     mean, scale : what was subtracted from the rows (p,), and what they were then divided by; None and 1 if nothing was.
     classes : what the data set itself calls the labels 0, 1, ...: integers, or names where it has them.
     image_shape : (channels, height, width) of rows that are flattened images, else None.
+    source : hash of what rows were computed from, where their last bits depend on the processor; else empty.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Dataset:
     scale: float = 1.0
     classes: tuple[int | str, ...] | None = None
     image_shape: tuple[int, int, int] | None = None
+    source: str = ""
 
     @property
     def mapping(self) -> tuple[int | str, ...] | None:
@@ -100,7 +102,7 @@ def load_dataset(
     if path is not None and not Path(path).exists():
         what = f"give {KINDS}" if name == "npz" else "make it, or leave --dataset_path out to download into data"
         raise DataError(f"{path}: no such file or folder; {what}")
-    statistics = names = shape = None
+    statistics, names, shape, source = None, None, None, ""
     if name == "gmm":
         if classes is not None:
             raise DataError(
@@ -113,7 +115,7 @@ def load_dataset(
         X, names, shape = own.X, own.names, own.image_shape
         del own
     elif name == "cifar10":
-        X, y, X_test, y_test = cifar10_features(path or "data", vgg_path, device)
+        (X, y, X_test, y_test), source = features_and_source(path or "data", vgg_path, device)
         names = CIFAR10_CLASSES
     else:
         data = IMAGES[name](path or "data")
@@ -133,7 +135,7 @@ def load_dataset(
             psi=statistics.psi / scale**2,
             tau0=statistics.tau0 / scale,
         )
-    return Dataset(name, X, y, X_test, y_test, len(wanted), statistics, mean, scale, _named(wanted, names), shape)
+    return Dataset(name, X, y, X_test, y_test, len(wanted), statistics, mean, scale, _named(wanted, names), shape, source)
 
 
 def load_training_set(

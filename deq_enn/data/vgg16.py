@@ -78,12 +78,23 @@ def cifar10_features(
     ------
     DataError : images or weights are missing or damaged.
     """
+    return features_and_source(path, vgg_path, device)[0]
+
+
+def features_and_source(
+    path: Path | str, vgg_path: Path | str | None = None, device: torch.device | str = "cpu"
+) -> tuple[Arrays, str]:
+    """Returns the features as `cifar10_features` does, and a hash of the images and weights that they come from.
+
+    Features of the same source differ in their last bits from one kind of processor to another.
+    """
     net = _imagenet_vgg16() if vgg_path == "imagenet" else load_vgg16(vgg_path or _own_weights())
     data = cifar10_images(path)
     digest = hashlib.sha256(b"imagenet" if vgg_path == "imagenet" else b"cifar10")
     for tensor in (*net.state_dict().values(), data.train, data.test):
         digest.update(tensor.contiguous().numpy().data)
-    cache = Path(path) / FEATURE_CACHE / f"cifar10_vgg16_{digest.hexdigest()[:24]}.pt"
+    source = digest.hexdigest()[:24]
+    cache = Path(path) / FEATURE_CACHE / f"cifar10_vgg16_{source}.pt"
     features = _cached(cache, (len(data.train), len(data.test)))
     if features is None:
         features = _extract(net, data.train, device, "train"), _extract(net, data.test, device, "test")
@@ -94,7 +105,7 @@ def cifar10_features(
             warnings.warn(
                 f"{cache}: the features could not be kept ({one_line(error)}); the next run computes them again"
             )
-    return features[0], data.train_labels, features[1], data.test_labels
+    return (features[0], data.train_labels, features[1], data.test_labels), source
 
 
 def _own_weights() -> Path:

@@ -10,6 +10,7 @@ from deq_enn.data import vgg16
 from deq_enn.data.datasets import load_dataset
 from deq_enn.data.images import DataError, cifar10_images
 from deq_enn.data.vgg16 import VGG16, cifar10_features, load_vgg16
+from deq_enn.training.run_files import fingerprint
 from tests.conftest import one_line
 from tests.helpers.image_files import write_cifar
 
@@ -38,6 +39,23 @@ def test_vgg16_is_the_published_network():
     with torch.no_grad():
         assert net.features(x).shape == (2, 256) and (net.features(x) >= 0).all()
         assert torch.equal(net(x), net.readout[-1](net.features(x)))  # no dropout in evaluation mode
+
+
+def test_a_run_on_features_is_the_same_run_on_another_processor(tmp_path, small_vgg):
+    write_cifar(tmp_path)
+    here = load_dataset("cifar10", tmp_path, vgg_path=small_vgg)
+    (cache,) = (tmp_path / ".feature_cache").iterdir()
+    torch.save(tuple(X * (1 + 1e-6) + 1e-7 for X in torch.load(cache, weights_only=True)), cache)
+    there = load_dataset("cifar10", tmp_path, vgg_path=small_vgg)
+    assert not torch.equal(there.X_train, here.X_train) and fingerprint(there) == fingerprint(here)
+    first, second = here.classes[:2]
+    some = [load_dataset("cifar10", tmp_path, vgg_path=small_vgg, classes=order) for order in ([0, 1], [1, 0])]
+    assert [data.classes for data in some] == [(first, second), (second, first)]
+    state = torch.load(small_vgg, weights_only=True)
+    state["hidden.0.bias"] += 1
+    torch.save(state, small_vgg)
+    others = [load_dataset("cifar10", tmp_path, vgg_path=small_vgg), *some]
+    assert len({fingerprint(data) for data in [here, *others]}) == 4  # other weights, classes, and order of classes
 
 
 def test_features_are_deterministic_and_kept(tmp_path, small_vgg, monkeypatch):

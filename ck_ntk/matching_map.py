@@ -23,8 +23,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ck_ntk.common.command import run
 from deq_enn.utils.arguments import bounded_float, bounded_int
 
-COLOURS = {"hard_tanh": "#56B4E9", "l_relu": "#0072B2", "piecewise": "#009E73", "hermite": "#E69F00", "none": "#FFFFFF"}
-NAMES = {"hard_tanh": "hard tanh", "l_relu": "L-ReLU", "piecewise": "piecewise-linear", "hermite": "cubic (Hermite)"}
+COLOURS = {
+    "hard_tanh": "#56B4E9",
+    "l_relu": "#0072B2",
+    "piecewise": "#009E73",
+    "hermite": "#E69F00",
+    "own": "#CC79A7",
+    "none": "#FFFFFF",
+}
+NAMES = {
+    "hard_tanh": "hard tanh",
+    "l_relu": "L-ReLU",
+    "piecewise": "piecewise-linear",
+    "hermite": "cubic (Hermite)",
+    "own": "own activation",
+}
 LINES = "-", "--", ":"  # lines of the slopes of the first, second and third layer
 COLUMNS = {
     "ck": ("ck", "aAB", "CK"),

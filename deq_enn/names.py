@@ -43,7 +43,7 @@ MODELS = (
 GENERAL = ("deq", "matched_enn", "unmatched_enn")  # networks of any activation, by the same
 DEQS = ("inn", "tanh_inn", "deq", "conv_deq")  # those of all that have an equilibrium of the paper's form
 UNMATCHED = {"relu_enn": 2, "tanh_enn": 1, "unmatched_enn": 2}  # depth as published, of those whose depth is free
-FAMILIES = ("auto", "l_relu", "hard_tanh", "hermite", "piecewise")  # layers of a match, matching.families.match
+FAMILIES = ("auto", "l_relu", "hard_tanh", "hermite", "piecewise", "own")  # layers of a match, matching.families.match
 
 CONVOLUTIONAL = ("conv_deq", "matched_conv_enn", "plain_conv")  # networks of images, networks.conv_enn.build_conv
 DEPTHS = UNMATCHED | {"plain_conv": 2}  # depth by default, of all networks whose depth is free

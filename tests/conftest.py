@@ -173,5 +173,5 @@ def few_candidates(monkeypatch):
     """Verdicts on two matches and one plain network in the place of all candidates."""
     from deq_enn.verdicts import candidates
 
-    monkeypatch.setattr(candidates, "FAMILIES", ("auto", "piecewise"))
+    monkeypatch.setattr(candidates, "FAMILIES", ("piecewise",))
     monkeypatch.setattr(candidates, "PLAIN_DEPTHS", (1,))

@@ -158,6 +158,10 @@ def shown(layer: dict) -> str:
     if layer["kind"] == "polynomial":
         terms = zip(layer["coefficients"], ("", " x", " x^2", " x^3"))
         return " + ".join(f"{value:.9g}{power}" for value, power in terms).replace("+ -", "- ")
+    if layer["kind"] == "rescaled":
+        return f"{layer['c']:.9g} {layer['activation']}({layer['a']:.9g} x)" + (
+            f" + {layer['constant']:.9g}".replace("+ -", "- ") if layer["constant"] else ""
+        )
     letters = {name: value for name, value in layer["parameters"].items() if isinstance(value, float)}
     letters.pop("value_at_zero", None)
     slopes = " ".join(f"{slope:.9g}" for slope in layer["slopes"])

@@ -10,12 +10,14 @@ for tau_0 from 0.5 to 1.5 and sigma_a^2 = 0.2, the kernel of gelu and swish then
 spectral norm, and lies within 0.01 of the DEQ's on either side. For gelu in NTK, and at sigma_a^2 = 0.8 in CK, steps of
 0.015 and 0.02 remain. The kernel also steps where the number of layers changes.
 
-There are four families. "piecewise" has piecewise-linear layers with 2K kinks, K <= 4, and "hermite" has cubic layers.
-"l_relu" and "hard_tanh" are the paper's. A DEQ trained in (a, A, B) is matched by a network with all weights trained. A
+There are five families. "piecewise" has piecewise-linear layers with 2K kinks, K <= 4, and "hermite" has cubic layers.
+"own" has one layer of the DEQ's own activation, rescaled, where that is odd (`own_activation`). "l_relu" and "hard_tanh"
+are the paper's. A DEQ trained in (a, A, B) is matched by a network with all weights trained. A
 DEQ trained in (a, A), its input weights B frozen, is matched by a network with W_1 frozen.
 
-"auto" takes the paper's networks where they match, then the fewest layers, and piecewise-linear before cubic. A cubic
-layer grows like the cube of its input where SGD leaves the Gaussian regime, and its finite-width error has heavy tails.
+"auto" takes the paper's networks where they match, then the fewest layers, and piecewise-linear before cubic. "own" is
+for an odd activation nearer than the paper's hard tanh, though not simpler; "auto" takes it where the others leave a
+mismatch above a third, and it halves that. A cubic layer grows like the cube of its input where SGD leaves the Gaussian regime, and its finite-width error has heavy tails.
 One more layer is taken if fewer leave a mismatch above a third, and if it halves the mismatch.
 
 These DEQs were seen to be matched: every activation of the registry on a grid of sigma_a^2 < 0.25 and tau_0, and 1,740
@@ -33,7 +35,7 @@ from functools import partial
 
 import numpy as np
 
-from deq_enn.matching import one_layer_tanh, two_layer_lrelu
+from deq_enn.matching import one_layer_tanh, own_activation, two_layer_lrelu
 from deq_enn.matching.curved_layers import absolute_value, bases_of
 from deq_enn.matching.equations import Place, curve, is_odd, one_layer, roots, scale_free
 from deq_enn.matching.search import two_layers
@@ -49,6 +51,7 @@ from deq_enn.theory.coefficients import (
     implicit_ntk,
 )
 from deq_enn.theory.elementwise import Elementwise
+from deq_enn.theory.equilibrium import get_tau
 from deq_enn.theory.finite_width import fluctuation
 from deq_enn.theory.norm_sensitivity import explicit_response, implicit_response, mismatch
 from deq_enn.theory.recognise import recognise
@@ -154,6 +157,8 @@ class _Candidate:
 class _Task:
     """A network with these coefficients is looked for, whose (u, v) is as near as can be to the DEQ's, the goal."""
 
+    activation: Activation
+    tau: float  # scale tau_* of the DEQ
     target: KernelCoefficients
     goal: tuple[float, float]
     tau0: float
@@ -181,7 +186,7 @@ class _Task:
 
     def attempt(self, family, depth, misses) -> _Candidate:
         """Returns the best network of one family and depth; a MatchError says why there is none."""
-        layers, parameters = _SOLVERS[family](self.target, self.tau0, self.trained, depth, self.goal)
+        layers, parameters = _SOLVERS[family](self, depth)
         if self.kernel == "ck":
             achieved = explicit_ck(layers, self.tau0)
         else:
@@ -220,7 +225,7 @@ def _task(activation, sigma_a2, tau0, kernel, trained) -> _Task:
             "there, and no family here matches that; add a linear term"
         )
     goal = implicit_response(activation, sigma_a2, tau0, kernel, trained)
-    return _Task(target, goal, tau0, kernel, mode)
+    return _Task(activation, get_tau(activation, sigma_a2, tau0), target, goal, tau0, kernel, mode)
 
 
 def _gap(error):
@@ -238,11 +243,12 @@ def _residual(target, achieved, tau0):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the families' solvers: (target, tau0, trained, depth, goal) -> layers and their parameters, or a MatchError
+# the families' solvers: (task, depth) -> layers and their parameters, or a MatchError
 
 
-def _solve(family, most_ramps, target, tau0, trained, depth, goal):
+def _solve(family, most_ramps, task, depth):
     """Solves for two curved layers among `depth`, or for one alone, with any number of kinks and at any place."""
+    target, tau0, trained, goal = task.target, task.tau0, task.trained, task.goal
     families, others = [bases_of(family, ramps) for ramps in range(1, most_ramps + 1)], depth - 2
     if depth == 1:
         return one_layer(Place(trained, 1), sum(families, ()), target, tau0, goal)
@@ -258,7 +264,12 @@ def _solve(family, most_ramps, target, tau0, trained, depth, goal):
     return two_layers(places, families, target, tau0, goal)
 
 
-def _solve_hard_tanh(target, tau0, trained, depth, goal):
+def _solve_own(task, depth):
+    return own_activation.solve(task.activation, task.tau, task.target, task.tau0, task.trained)
+
+
+def _solve_hard_tanh(task, depth):
+    target, tau0, trained = task.target, task.tau0, task.trained
     ratio, c2, c3 = scale_free(target, tau0)
     if not is_odd(target, tau0):
         raise MatchError(
@@ -291,7 +302,8 @@ def _hard_tanh(solution):
     return solution.layers, (dict(a=solution.a, c=solution.c),)
 
 
-def _solve_l_relu(target, tau0, trained, depth, goal):
+def _solve_l_relu(task, depth):
+    target, tau0, trained = task.target, task.tau0, task.trained
     if trained == "readout":
         pair = min(
             two_layer_lrelu.solutions(target, tau0, _TOLERANCE),
@@ -326,12 +338,14 @@ _SOLVERS = {
     "l_relu": _solve_l_relu,
     "piecewise": partial(_solve, "piecewise", 4),
     "hermite": partial(_solve, "hermite", 1),
+    "own": _solve_own,
 }
 _ATTEMPTS = [
     ("hard_tanh", 1),
     ("l_relu", 2),
     ("piecewise", 1),
     ("hermite", 1),
+    ("own", 1),
     ("piecewise", 2),
     ("hermite", 2),
     ("piecewise", 3),

@@ -7,20 +7,24 @@ from typing import Any
 
 import torch
 
-from deq_enn.theory.activations import ACTIVATIONS, Activation, piecewise_linear
-from deq_enn.theory.elementwise import Cubic, CubicAtScale, CubicSlope, Shifted, unshifted
+from deq_enn.theory.activations import ACTIVATIONS, Activation, piecewise_linear, rescaled
+from deq_enn.theory.elementwise import Cubic, CubicAtScale, CubicSlope, Rescaled, Shifted, unshifted
 
 
 def describe_layer(layer: Activation) -> dict:
-    """Returns a layer as JSON: an activation plus a constant, a piecewise-linear function, or a polynomial.
+    """Returns a layer as JSON: an activation plus a constant, rescaled or not, piecewise-linear, or a polynomial.
 
     A layer is one of these if it was built so; its values are not looked at for that. What is none of them, a function
     of the user's own, is given by its name alone, with which it cannot be rebuilt.
     """
     fn, constant = unshifted(layer.fn)
+    inner = fn.fn if isinstance(fn, Rescaled) else fn
     for own in ACTIVATIONS.values():
-        if fn is own.fn:
-            return {"name": layer.name, "kind": "activation", "activation": own.name, "constant": constant}
+        if inner is own.fn:
+            numbers = {"activation": own.name, "constant": constant}
+            if isinstance(fn, Rescaled):
+                return {"name": layer.name, "kind": "rescaled", **numbers, "a": fn.a, "c": fn.c}
+            return {"name": layer.name, "kind": "activation", **numbers}
     if isinstance(fn, (Cubic, CubicAtScale)):
         a0, *others = fn.coefficients
         return {"name": layer.name, "kind": "polynomial", "coefficients": (a0 + constant, *others)}
@@ -46,6 +50,9 @@ def make_layer(name: str, numbers: Mapping[str, Any]) -> Activation:
     if kind == "activation":
         own = ACTIVATIONS[numbers["activation"]]
         return replace(own, fn=Shifted(own.fn, *_finite([numbers["constant"]])))
+    if kind == "rescaled":
+        a, c, constant = _finite(numbers[key] for key in ("a", "c", "constant"))
+        return rescaled(ACTIVATIONS[numbers["activation"]], a, c, constant)
     if kind == "piecewise_linear":
         return piecewise_linear(name, numbers["kinks"], numbers["slopes"], *_finite([numbers["value_at_zero"]]))
     if kind == "polynomial":

@@ -86,6 +86,18 @@ def piecewise_linear(
     return Activation(name, fn, slope, kinks, slopes=slopes)
 
 
+def rescaled(activation: Activation, a: float, c: float, constant: float = 0.0) -> Activation:
+    """Returns c phi(a x) + constant, a > 0, where phi is the activation without the constant that centres it."""
+    fn, _ = e.unshifted(activation.fn)
+    return Activation(
+        f"rescaled_{activation.name}",
+        e.Shifted(e.Rescaled(fn, a, c), constant) if constant else e.Rescaled(fn, a, c),
+        e.Rescaled(activation.derivative, a, a * c),
+        tuple(kink / a for kink in activation.kinks),
+        slopes=tuple(a * c * slope for slope in activation.slopes),
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # the registry
 

@@ -36,6 +36,18 @@ def unshifted(fn: Elementwise) -> tuple[Elementwise, float]:
 
 
 @dataclass(frozen=True)
+class Rescaled:
+    """This is c fn(a x)."""
+
+    fn: Elementwise
+    a: float
+    c: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c * self.fn(self.a * x)
+
+
+@dataclass(frozen=True)
 class PiecewiseLinear:
     """slopes[0] x + offset, and a ramp at each kink."""
 

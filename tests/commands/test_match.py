@@ -66,6 +66,13 @@ def test_a_match_in_json_is_the_match(capsys):
     assert explicit_ck(layers, 0.8).c3 == pytest.approx(expected.target.c3, rel=1e-10)
 
 
+def test_the_own_activation_as_a_formula(capsys):
+    out, _ = printed(capsys, "--activation", "tanh", "--family", "own")
+    assert "family own:\n  sigma_1: 0.977056677 tanh(0.9814704 x)\n" in out
+    out, _ = printed(capsys, "--activation", "sigmoid", "--family", "own", "--kernel", "ntk")
+    assert "sigma_1: 0.998631785 sigmoid(0.902958604 x) - 0.499315893\n" in out
+
+
 def test_the_tangent_kernel_in_json(capsys):
     numbers = json.loads(printed(capsys, "--activation", "erf", "--kernel", "ntk", "--json")[0])
     target = implicit_ntk(ACTIVATIONS["erf"], 0.2)

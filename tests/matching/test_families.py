@@ -210,7 +210,7 @@ def test_hard_tanh_has_its_range():
     with pytest.raises(MatchError, match=r"c >= 0.3 tau_0 .* in \(1, 2.8\d*\), the target has"):
         match(ACTIVATIONS["sin"], 0.1, 3.0, "ntk", "hard_tanh")
     for kernel in ("ck", "ntk"):
-        assert match(ACTIVATIONS["sin"], 0.1, 3.0, kernel).family == "piecewise"
+        assert match(ACTIVATIONS["sin"], 0.1, 3.0, kernel).family == "own"
 
 
 def elementwise(name, fn):

@@ -42,6 +42,9 @@ NETWORKS = {
     "hard tanh": lambda: matched("tanh"),
     "piecewise": lambda: matched("swish"),
     "cubic": lambda: matched("gelu", family="hermite"),
+    "own": lambda: matched("tanh", family="own"),
+    "own, with a constant": lambda: matched("sigmoid", family="own"),
+    "own, with kinks": lambda: matched("hardtanh", family="own"),
     "tangent, piecewise": lambda: matched("gelu", kernel="ntk"),
     "tangent, cubic": lambda: matched("softplus", kernel="ntk", family="hermite"),
     "tangent, hard tanh": lambda: matched("erf", kernel="ntk"),
@@ -72,7 +75,7 @@ def test_layers_are_numbers(name):
 
 def test_the_families_are_there():
     kinds = {(name, describe_layer(layer)["kind"]) for name in NETWORKS for layer in network(name).layers}
-    assert {kind for _, kind in kinds} == {"activation", "piecewise_linear", "polynomial"}
+    assert {kind for _, kind in kinds} == {"activation", "piecewise_linear", "polynomial", "rescaled"}
     assert ("cubic", "polynomial") in kinds and ("plain mish", "activation") in kinds
     assert {network(name).match.family for name in ("leaky ReLU", "hard tanh", "piecewise", "cubic")} == {
         "l_relu",
@@ -91,7 +94,7 @@ def test_the_network_is_the_enn_on_rows_before_they_are_normalised(name):
     enn.float()
 
 
-@pytest.mark.parametrize("name", ["leaky ReLU", "cubic", "plain tanh"])
+@pytest.mark.parametrize("name", ["leaky ReLU", "cubic", "plain tanh", "own, with a constant"])
 @pytest.mark.slow
 def test_files_make_the_network_again(name, tmp_path):
     made = network_of(network(name), None, torch.ones(P), 0.5)

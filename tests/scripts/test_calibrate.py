@@ -383,7 +383,7 @@ def test_the_table_by_number_of_samples_compares_the_same_networks(monkeypatch):
 @pytest.fixture
 def tiny(monkeypatch):
     """Two small cases in the place of all, and half of the candidates."""
-    monkeypatch.setattr(candidates, "FAMILIES", ("auto", "hermite", "piecewise"))
+    monkeypatch.setattr(candidates, "FAMILIES", ("hermite", "piecewise"))
     monkeypatch.setattr(candidates, "PLAIN_DEPTHS", (1,))
     output = [Case("mixed", "tanh", 0.3, 16, 300), Case("few_dimensions", "relu", 0.2, 16, 300)]
     monkeypatch.setitem(calibration_cases.LIMITS, 16, (300, 300, 3))

@@ -216,7 +216,8 @@ def main(args):
         if column:
             axes[0, column].set_yticklabels([])
     axes[1, 0].set_ylabel("slopes of the layers")
-    figure.legend(handles=[Patch(color=COLOURS[f], label=NAMES[f]) for f in NAMES], loc="outside upper center", ncols=len(NAMES))
+    handles = [Patch(color=COLOURS[family], label=name) for family, name in NAMES.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     layers = [Line2D([], [], color="0.3", lw=1.0, ls=line, label=f"layer {l}") for l, line in enumerate(LINES, 1)]
     figure.legend(handles=layers, loc="outside lower center", ncols=len(layers))
     return figure, {"matches": numbers, "random": random}

@@ -135,7 +135,8 @@ def load_dataset(
             psi=statistics.psi / scale**2,
             tau0=statistics.tau0 / scale,
         )
-    return Dataset(name, X, y, X_test, y_test, len(wanted), statistics, mean, scale, _named(wanted, names), shape, source)
+    named = _named(wanted, names)
+    return Dataset(name, X, y, X_test, y_test, len(wanted), statistics, mean, scale, named, shape, source)
 
 
 def load_training_set(

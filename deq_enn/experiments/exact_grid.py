@@ -135,7 +135,18 @@ class KernelGrid(ExactGrid):
     def settings(self, model: str) -> dict:
         """Returns the settings of a kernel machine, with its kernel."""
         # the kernel of every model, and not of a match alone
-        return super().settings(model) | {"match": self.arguments.match}
+        return super().settings(model) | {"match": self.arguments.match, "ridge_size": self.arguments.ridge_size or 0}
+
+    @property
+    def choice(self) -> int:
+        """Returns how many training samples choose the ridge."""
+        return self.arguments.ridge_size or regression.CHOICE
+
+    def check_sizes(self, n: int) -> None:
+        """Raises ValueError also where too few samples are to choose the ridge."""
+        super().check_sizes(n)
+        if self.choice < 5:
+            raise ValueError("--ridge_size: a ridge needs at least 5 training samples to be chosen on")
 
     def cost(self, config: Config) -> float:
         """Estimates what forming and factorising the kernel take."""
@@ -153,7 +164,7 @@ class KernelGrid(ExactGrid):
         n, m, p = self._sizes(config)
         loaded = 4 * (len(self.data.X_train) + m) * p
         memory = self.arguments.memory or 0.9 * (available() or math.inf) + loaded
-        return plan(n, m, p, memory, loaded, size)
+        return plan(n, m, p, memory, loaded, size, self.choice)
 
     def check_memory(self, configs: list[Config], device: torch.device) -> None:
         """Raises ValueError where a kernel that is still to be made fits neither memory nor disk."""
@@ -169,7 +180,7 @@ class KernelGrid(ExactGrid):
         if device.type == "cpu" or team.size > 1 or not self.plan(config, 1).in_memory:
             return torch.device("cpu")
         try:
-            there = plan(*self._sizes(config), 0.9 * (available(device) or math.inf))
+            there = plan(*self._sizes(config), 0.9 * (available(device) or math.inf), choice=self.choice)
         except ValueError:
             return torch.device("cpu")
         return device if there.in_memory else torch.device("cpu")
@@ -185,7 +196,8 @@ class KernelGrid(ExactGrid):
         d, ridges = self.data_of(config.model), self.ridges(regression.RIDGES)
         samples = Samples(*self.samples(config), d.X_test, d.y_test, d.n_classes)
         where = self.works_on(config, device, team)
-        settings = Settings(a.match, ridges, self.plan(config, team.size), files, config.key, team, where)
+        plan = self.plan(config, team.size)
+        settings = Settings(a.match, ridges, plan, files, config.key, team, where, self.choice)
         return run_machine(self.networks[config.model, config.depth], samples, settings)
 
 

@@ -57,7 +57,7 @@ DEFAULTS = {
     "readout": NETWORK | STEPS | {"match": "ck"},
     "full": NETWORK | STEPS | EQUILIBRIUM | {"match": "ntk"},
     "ridge": NETWORK | EXACT | {"match": "ck"},
-    "kernel": THEORY | EXACT | {"match": "ck", "memory": None},
+    "kernel": THEORY | EXACT | {"match": "ck", "memory": None, "ridge_size": None},
     "pcdeq": EQUILIBRIUM
     | {"lr": 7e-4, "epoch": 50, "batch_size": 64, "weight_decay": 1e-2, "milestone": 0, "aug": False, "activation": ""}
     | {"precise_bn": 0},
@@ -137,6 +137,13 @@ def _add_exact(add: Callable) -> None:
         metavar="R",
         help="of --train ridge and kernel, relative to the kernel's "
         "mean diagonal; of several the best on held-out training samples is taken (default: auto, a grid)",
+    )
+    add(
+        "--ridge_size",
+        type=positive_int,
+        metavar="N",
+        help="of --train kernel: training samples that choose the ridge, whose last fifth is predicted by the others "
+        "(default: 8000)",
     )
     add(
         "--train_size",
@@ -271,6 +278,8 @@ def check_values(parser: OneLineParser, arguments: Namespace) -> None:
         parser.error("argument --lr: auto is not for a positive concave DEQ; give it a rate")
     if arguments.ridge and "auto" in arguments.ridge and len(arguments.ridge) > 1:
         parser.error("argument --ridge: auto stands alone")
+    if arguments.ridge_size and arguments.ridge != ["auto"] and len(arguments.ridge) == 1:
+        parser.error("argument --ridge_size: a single --ridge is not chosen")
     if arguments.depth and not any(name in DEPTHS for name in arguments.model):
         parser.error(f"argument --depth: only {', '.join(DEPTHS)} have one to choose")
     if any(name in CONVOLUTIONAL for name in arguments.model) and arguments.dataset not in IMAGE_DATASETS:

@@ -25,15 +25,15 @@ from deq_enn.machines.regression import (
     BATCH,
     CHOICE,
     RIDGES,
-    STRIDE,
     Machine,
     Prediction,
     choice_size,
     held_out_errors,
     mean_diagonal,
     one_hot_targets,
+    search_in_two,
 )
-from deq_enn.machines.ridge_search import Row, least_error, search_ridges
+from deq_enn.machines.ridge_search import Row, least_error
 from deq_enn.utils.team import Team
 
 LEAST_RANK, MOST_RANK = 1000, 4000  # samples that the preconditioner is made on, at least and at most
@@ -237,29 +237,33 @@ def choose_ridge_shared(
 
     Only the part of the kernel on the first `size` samples is sent to every rank.
     """
-    size, first = choice_size(len(targets), size)
-    part = MemoryRows(Layout(size, rows.layout.height))
-    for i in range(part.layout.blocks):
-        height, width = part.layout.shape(i)
-        mine = i in rows.layout.owned
-        own = rows.read(i)[:height, :width].clone() if mine else torch.zeros(height, width, dtype=torch.float32)
-        part.write(i, add_up(team, own))
 
-    def evaluate(some):
-        # for each ridge: whether the kernel can be factorised, squared error, accuracy
-        results = torch.zeros(len(some), 3, dtype=torch.float64)
-        for k in team.share(range(len(some))):
-            with contextlib.suppress(NotPositiveDefinite):
-                results[k] = torch.tensor(
-                    [1, *held_out_errors(part, targets, some[k] * unit, first)], dtype=results.dtype
-                )
-        return [
-            {"ridge": ridge, "mse": mse, "accuracy": accuracy}
-            for ridge, (done, mse, accuracy) in zip(some, add_up(team, results).tolist())
-            if done
-        ]
+    def on(size):
+        size, first = choice_size(len(targets), size)
+        part = MemoryRows(Layout(size, rows.layout.height))
+        for i in range(part.layout.blocks):
+            height, width = part.layout.shape(i)
+            mine = i in rows.layout.owned
+            own = rows.read(i)[:height, :width].clone() if mine else torch.zeros(height, width, dtype=torch.float32)
+            part.write(i, add_up(team, own))
 
-    table = sorted(search_ridges(sorted(ridges), evaluate, STRIDE), key=lambda row: row["ridge"])
+        def evaluate(some):
+            # for each ridge: whether the kernel can be factorised, squared error, accuracy
+            results = torch.zeros(len(some), 3, dtype=torch.float64)
+            for k in team.share(range(len(some))):
+                with contextlib.suppress(NotPositiveDefinite):
+                    results[k] = torch.tensor(
+                        [1, *held_out_errors(part, targets, some[k] * unit, first)], dtype=results.dtype
+                    )
+            return [
+                {"ridge": ridge, "mse": mse, "accuracy": accuracy}
+                for ridge, (done, mse, accuracy) in zip(some, add_up(team, results).tolist())
+                if done
+            ]
+
+        return evaluate
+
+    table = search_in_two(ridges, on, min(size, len(targets)))
     if not table:
         raise NotPositiveDefinite(
             f"the kernel is not positive definite to float32 rounding with any ridge of "

@@ -15,6 +15,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,22 @@ import torch
 
 from deq_enn.kernels.blocks import KernelTiles
 from deq_enn.machines.block_rows import HEIGHT, Layout, MemoryRows, form
-from deq_enn.machines.regression import RIDGES, Machine, Prediction, choose_ridge, fit, mean_diagonal, one_hot_targets
+from deq_enn.machines.regression import (
+    CHOICE,
+    RIDGES,
+    Machine,
+    Prediction,
+    choose_ridge,
+    fit,
+    mean_diagonal,
+    one_hot_targets,
+)
 from deq_enn.machines.run import INTERPOLATED, float32_blocks, subset
 from deq_enn.machines.scores import class_probabilities
 
 CPU = torch.device("cpu")  # place of all that a machine holds, whatever torch's default device is
 LEAST = 5  # samples from which on a ridge can be chosen
-PARAMETERS = "network", "layers", "activation", "sigma_a2", "kernel", "ridge"
+PARAMETERS = "network", "layers", "activation", "sigma_a2", "kernel", "ridge", "ridge_size"
 
 
 class NotFitted(ValueError, AttributeError):
@@ -58,7 +68,9 @@ class KernelMachine:
     activation, sigma_a2 : of a DEQ. An activation is an `Activation`, a name of the registry, a torch function or
         module, here as in `layers`. Samples are taken as they are: bring them to a mean squared norm of about 1.
     kernel : "ck" (a trained readout) or "ntk" (all weights trained).
-    ridge : a multiple of the kernel's mean diagonal, or "auto", chosen on a fifth of the samples.
+    ridge : a multiple of the kernel's mean diagonal, or "auto", chosen on training samples.
+    ridge_size : of these the first so many choose it; the last fifth of them is predicted by the others. More take
+        longer, and choose better for many samples.
 
     Attributes
     ----------
@@ -76,9 +88,10 @@ class KernelMachine:
         sigma_a2: float = 0.2,
         kernel: str = "ck",
         ridge: float | str = "auto",
+        ridge_size: int = CHOICE,
     ):
         self.network, self.layers, self.activation = network, layers, activation
-        self.sigma_a2, self.kernel, self.ridge = sigma_a2, kernel, ridge
+        self.sigma_a2, self.kernel, self.ridge, self.ridge_size = sigma_a2, kernel, ridge, ridge_size
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Returns the parameters by name."""
@@ -116,8 +129,7 @@ class KernelMachine:
         classes, index = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
             raise ValueError("a classifier needs at least two classes, got one class")
-        if self.ridge == "auto" and len(X) < LEAST:
-            raise ValueError(f"a ridge is chosen on at least {LEAST} samples, got {len(X)}: give ridge=...")
+        self._check_choice(len(X))
         with CPU:
             order = subset(len(X), len(X), 0)  # the ridge is chosen on the first rows
             rows = X[order]
@@ -173,6 +185,16 @@ class KernelMachine:
             X, other = X.view(-1, *shape), None if other is None else other.view(-1, *shape)
         return float32_blocks(model, X, other)
 
+    def _check_choice(self, n: int) -> None:
+        """Raises ValueError where n samples, or those of them that may choose, are too few to choose a ridge."""
+        size = self.ridge_size
+        if self.ridge != "auto":
+            return
+        if n < LEAST:
+            raise ValueError(f"a ridge is chosen on at least {LEAST} samples, got {n}: give ridge=...")
+        if not isinstance(size, Integral) or size < LEAST:
+            raise ValueError(f"ridge_size must be an integer of at least {LEAST}, got {size!r}")
+
     def _fitted(self, X: torch.Tensor, labels: torch.Tensor, classes: int) -> Machine:
         blocks = self._blocks(X)
         rows = MemoryRows(Layout(len(X), HEIGHT))
@@ -181,9 +203,8 @@ class KernelMachine:
         if isinstance(ridge, str):
             if ridge != "auto":
                 raise ValueError(f"ridge must be 'auto' or a number, got {ridge!r}")
-            ridge, _ = choose_ridge(
-                rows, one_hot_targets(labels, classes)[0], mean_diagonal(blocks, self.kernel), RIDGES
-            )
+            targets, unit = one_hot_targets(labels, classes)[0], mean_diagonal(blocks, self.kernel)
+            ridge, _ = choose_ridge(rows, targets, unit, RIDGES, self.ridge_size)
         return fit(blocks, rows, labels, classes, self.kernel, ridge)
 
     def _predicted(self, X: Any) -> Prediction:

@@ -15,7 +15,7 @@ The rows of the training set must be in random order, because parts of it are it
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ from deq_enn.machines.cholesky import (
     held_out,
     log_determinant,
 )
-from deq_enn.machines.ridge_search import Row, least_error, search_ridges
+from deq_enn.machines.ridge_search import Evaluate, Row, downhill, least_error, search_ridges
 
 RIDGES = tuple(10 ** (k / 2) for k in range(-10, 3))  # multiples of the mean diagonal, 1e-5 to 10
 STRIDE = 2  # ridges from one coarse one to the next
@@ -138,6 +138,21 @@ def held_out_errors(part: MemoryRows, targets: torch.Tensor, noise: float, first
     return errors.square().mean().item(), right.double().mean().item()
 
 
+def search_in_two(ridges: Sequence[float], on: Callable[[int], Evaluate], size: int) -> list[Row]:
+    """Returns the rows of the ridges that `size` samples tried, in increasing order; empty where none has a solution.
+
+    Parameters
+    ----------
+    on : returns what evaluates ridges on the first so many samples. The grid is searched on CHOICE of them at most; if
+        `size` is more, these go downhill from the best, so that three ridges or little more have the cost of all.
+    """
+    ridges, few = sorted(ridges), min(size, CHOICE)
+    table = search_ridges(ridges, on(few), STRIDE)
+    if table and size > few:
+        table = downhill(ridges, least_error(table), on(size))
+    return sorted(table, key=lambda row: row["ridge"])
+
+
 def choose_ridge(
     rows: BlockRows, targets: torch.Tensor, unit: float, ridges: Sequence[float] = RIDGES, size: int = CHOICE
 ) -> tuple[float, list[Row]]:
@@ -152,29 +167,33 @@ def choose_ridge(
 
     Returns
     -------
-    (ridge, table), with one {"ridge", "mse", "accuracy"} for each ridge that `search_ridges` tried and that float32 can
-    factorise, in increasing order.
+    (ridge, table), with one {"ridge", "mse", "accuracy"} for each ridge that so many samples tried (`search_in_two`)
+    and that float32 can factorise, in increasing order.
 
     Raises
     ------
     NotPositiveDefinite : float32 can factorise none.
     """
-    size, first = choice_size(len(targets), size)
-    part = leading(rows, size)
     failures = []
 
-    def evaluate(some):
-        table = []
-        for ridge in tqdm(some, desc="ridge", leave=False, disable=None, delay=1):
-            try:
-                mse, accuracy = held_out_errors(part, targets, ridge * unit, first)
-            except NotPositiveDefinite as error:
-                failures.append(error)
-            else:
-                table.append({"ridge": ridge, "mse": mse, "accuracy": accuracy})
-        return table
+    def on(size):
+        size, first = choice_size(len(targets), size)
+        part = leading(rows, size)
 
-    table = sorted(search_ridges(sorted(ridges), evaluate, STRIDE), key=lambda row: row["ridge"])
+        def evaluate(some):
+            table = []
+            for ridge in tqdm(some, desc="ridge", leave=False, disable=None, delay=1):
+                try:
+                    mse, accuracy = held_out_errors(part, targets, ridge * unit, first)
+                except NotPositiveDefinite as error:
+                    failures.append(error)
+                else:
+                    table.append({"ridge": ridge, "mse": mse, "accuracy": accuracy})
+            return table
+
+        return evaluate
+
+    table = search_in_two(ridges, on, min(size, len(targets)))
     if not table:
         raise failures[-1]
     return least_error(table), table

@@ -2,7 +2,8 @@
 
 As the ridge grows, bias takes over from variance, and the held-out error falls and then rises: the least of the grid is
 beside the least of a coarser grid. With few dimensions the error may have several valleys, so that going downhill from
-some ridge would not do.
+some ridge would not do. Where the grid is searched on few samples first, for what many cost, these go downhill from the
+best on the few.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +35,21 @@ def search_ridges(ridges: Sequence[float], evaluate: Evaluate, stride: int = 1) 
         table = table + evaluate([ridges[i] for i in beside])
         tried.update(beside)
         step //= 2
+    return table
+
+
+def downhill(ridges: Sequence[float], start: float, evaluate: Evaluate) -> list[Row]:
+    """Returns the rows of a ridge and of its neighbours, and of theirs, until the best has both beside it.
+
+    Parameters
+    ----------
+    ridges : the grid, in increasing order, which holds `start`. evaluate : as `search_ridges` has it.
+    """
+    table, tried, best = [], set(), ridges.index(start)
+    while beside := [i for i in (best - 1, best, best + 1) if 0 <= i < len(ridges) and i not in tried]:
+        table = table + evaluate([ridges[i] for i in beside])
+        tried.update(beside)
+        best = ridges.index(least_error(table)) if table else max(tried) + 1
     return table
 
 

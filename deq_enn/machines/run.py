@@ -54,10 +54,11 @@ class Plan:
     needed: float
 
 
-def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) -> Plan:
+def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1, choice: int = CHOICE) -> Plan:
     """Plans how the kernel of n samples of dimension p, and predictions at m others, fit into `memory` bytes a process.
 
-    loaded : bytes of data that are there already. size : ranks that share the kernel.
+    loaded : bytes of data that are there already. size : ranks that share the kernel. choice : samples that choose the
+        ridge.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1) 
     """
     # the samples in the run's order in float32; and in float64 as they are, side by side, scaled, and of norm 1
     fixed = PROGRAM + loaded + 4 * n * p + 32 * (n + m) * (p + 1)
-    part = min(n, CHOICE)
+    part = min(n, choice)
     passing = max(4 * part * part, 4 * BATCH * n + 8 * BATCH * 8192)  # choosing the ridge; predicting a batch
     if size > 1:
         fixed += preconditioner_bytes(n, size)
@@ -145,6 +146,7 @@ class Settings:
     files : where the kernel is kept until the run is done, without a suffix; `key` names what the kernel depends on.
     team : the ranks that share the kernel.
     device : where a kernel in memory is, and all that is done with it. On disk, and among ranks, it is the CPU's.
+    choice : how many training samples choose among the ridges, the first ones.
     """
 
     kernel: str
@@ -154,6 +156,7 @@ class Settings:
     key: str = ""
     team: Team = Team()
     device: torch.device | str = "cpu"
+    choice: int = CHOICE
 
 
 def run_machine(model: Network, samples: Samples, settings: Settings) -> tuple[dict[str, Any], torch.Tensor]:
@@ -244,8 +247,9 @@ def _fit(model, samples, settings, files, laps) -> tuple[Machine, list[Row]]:
     laps.end("kernel")
     ridge, table = settings.ridges[0], []
     if len(settings.ridges) > 1:
-        given = rows, one_hot_targets(labels, n_classes)[0], mean_diagonal(blocks, kernel), settings.ridges
-        ridge, table = choose_ridge_shared(*given, team=team) if team.size > 1 else choose_ridge(*given)
+        given = rows, one_hot_targets(labels, n_classes)[0], mean_diagonal(blocks, kernel)
+        given = *given, settings.ridges, settings.choice
+        ridge, table = choose_ridge_shared(*given, team) if team.size > 1 else choose_ridge(*given)
     laps.end("ridge")
     if team.size > 1:
         machine = fit_shared(blocks, rows, labels, n_classes, kernel, ridge, team)

@@ -11,14 +11,15 @@ spectral norm, and lies within 0.01 of the DEQ's on either side. For gelu in NTK
 0.015 and 0.02 remain. The kernel also steps where the number of layers changes.
 
 There are five families. "piecewise" has piecewise-linear layers with 2K kinks, K <= 4, and "hermite" has cubic layers.
-"own" has one layer of the DEQ's own activation, rescaled, where that is odd (`own_activation`). "l_relu" and "hard_tanh"
-are the paper's. A DEQ trained in (a, A, B) is matched by a network with all weights trained. A
+"own" has one layer of the DEQ's own activation, rescaled, where that is odd (`own_activation`). "l_relu" and
+"hard_tanh" are the paper's. A DEQ trained in (a, A, B) is matched by a network with all weights trained. A
 DEQ trained in (a, A), its input weights B frozen, is matched by a network with W_1 frozen.
 
-"auto" takes the paper's networks where they match, then the fewest layers, and piecewise-linear before cubic. "own" is
-for an odd activation nearer than the paper's hard tanh, though not simpler; "auto" takes it where the others leave a
-mismatch above a third, and it halves that. A cubic layer grows like the cube of its input where SGD leaves the Gaussian regime, and its finite-width error has heavy tails.
-One more layer is taken if fewer leave a mismatch above a third, and if it halves the mismatch.
+"auto" takes the paper's networks where they match, then the fewest layers, and piecewise-linear before cubic. For an
+odd activation "own" is nearer than the paper's hard tanh, though not simpler; "auto" takes it where the others leave a
+mismatch above a third, and it halves that. A cubic layer grows like the cube of its input where SGD leaves the Gaussian
+regime, and its finite-width error has heavy tails. One more layer is taken if fewer leave a mismatch above a third, and
+if it halves the mismatch.
 
 These DEQs were seen to be matched: every activation of the registry on a grid of sigma_a^2 < 0.25 and tau_0, and 1,740
 random cases with sigma_a^2 < 0.97 and tau_0 in (0.1, 10), CK and NTK, except seven cases of sin, whose E[phi'] is zero

@@ -1,7 +1,8 @@
-"""An odd activation's DEQ has the kernel of one layer of that activation itself, c phi(a x): two numbers are solved for.
+"""The DEQ of an odd activation has the kernel of one layer of that activation, c phi(a x): two numbers are solved for.
 
 The four coefficients of a DEQ with an odd activation are two, as c2 = c3 = 0. Those of one layer sigma(x) = c phi(a x)
-at input scale tau_0 are, with s = a tau_0, N = E[phi(s xi)^2]/E[s phi'(s xi)]^2 and mu = E[phi'(s xi)^2]/E[phi'(s xi)]^2,
+at input scale tau_0 follow from s = a tau_0. With N = E[phi(s xi)^2]/E[s phi'(s xi)]^2 and
+mu = E[phi'(s xi)^2]/E[phi'(s xi)]^2 they are
 
     gamma^2/(alpha_1 tau_0^2) = N,      kappa^2/(beta_1 tau_0^2) = (N + mu)/2,
 
@@ -11,8 +12,8 @@ looked for above. For the activations of the registry it lies a little above tau
 largest ratio, pi/2 for N, and tangent kernels at a large sigma_a^2 are beyond it.
 
 This network is not in the paper, whose Example 1 has a hard tanh. It has the same coefficients, and it is far nearer to
-the DEQ away from them, at other norms and at large cosines. On 400 images of Fashion-MNIST, sigma_a^2 = 0.2, the kernels
-of a tanh-DEQ are 0.10% apart in the spectral norm, and those of the hard tanh 0.97%.
+the DEQ away from them, at other norms and at large cosines. On 400 images of Fashion-MNIST, sigma_a^2 = 0.2, its kernel
+is 0.10% from that of the tanh-DEQ in the spectral norm, and that of the hard tanh 0.97%.
 """
 
 import math

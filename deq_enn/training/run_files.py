@@ -25,7 +25,7 @@ from deq_enn.utils.interrupts import RESUME
 # its key, and its checkpoint
 EQUILIBRIUM = "steps", "solver", "max_steps", "solver_tol", "lenient", "jacobian"
 CONVOLUTION = "kernel_size", "padding", "pool"
-LATER = "code", "ridge", "train_size", "depth", "own_rate", *EQUILIBRIUM, *CONVOLUTION, "precise_bn"
+LATER = "code", "ridge", "train_size", "depth", "own_rate", *EQUILIBRIUM, *CONVOLUTION, "precise_bn", "ridge_size"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Config:
     padding: str = ""
     pool: bool = False
     precise_bn: int = 0  # batches of which a positive concave DEQ's test has its statistics; 0: the running means
+    ridge_size: int = 0  # samples that choose the ridge of a kernel machine; 0: as many as by default
 
     @property
     def key(self) -> str:
@@ -83,7 +84,7 @@ class Config:
 
     def record(self) -> dict[str, Any]:
         """Returns all settings as they are logged; those of later kinds of training where they are given."""
-        sometimes = *EQUILIBRIUM, *CONVOLUTION, "precise_bn"
+        sometimes = *EQUILIBRIUM, *CONVOLUTION, "precise_bn", "ridge_size"
         return {name: value for name, value in asdict(self).items() if value or name not in sometimes}
 
     @property

@@ -183,6 +183,23 @@ def test_blocks_are_those_of_the_network_with_its_scales(data):
         )
 
 
+def test_the_number_of_samples_that_choose_the_ridge_is_a_setting_of_the_run(data, tmp_path):
+    for size in (60, 400, 10**6):  # a million is all
+        call(tmp_path / str(size), data, "--train", "kernel", "--model", "inn", "--ridge_size", size)
+
+    def log_of(size):
+        return [*map(json.loads, (tmp_path / str(size) / "out" / "metrics.jsonl").read_text().splitlines())]
+
+    logs = [log_of(size) for size in (60, 400, 10**6)]
+    assert [log[0]["config"]["ridge_size"] for log in logs] == [60, 400, 10**6]
+    assert len({log[0]["run"] for log in logs}) == 3
+    few, many, all_of_them = ({row["ridge"]: row["mse"] for row in log[1]["ridge_table"]} for log in logs)
+    both = few.keys() & many.keys()
+    assert both and all(few[ridge] != many[ridge] for ridge in both)
+    call(tmp_path / "420", data, "--train", "kernel", "--model", "inn", "--ridge_size", N)
+    assert {row["ridge"]: row["mse"] for row in log_of(N)[1]["ridge_table"]} == all_of_them
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_finished_tiles(data, tmp_path, capsys, monkeypatch):
     flags = ("--train", "kernel", "--model", "inn", "--ridge", "auto")
@@ -288,6 +305,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, capsys):
     assert "--memory allows 0.1 GB" in refused(*kernel, "--memory", "100M")
     assert "must be auto, or 0 or positive" in refused(*kernel, "--ridge", "-1")
     assert "auto stands alone" in refused(*kernel, "--ridge", "auto", 1)
+    assert "a single --ridge is not chosen" in refused(*kernel, "--ridge", 1, "--ridge_size", 9)
+    assert "--ridge_size: a ridge needs at least 5" in refused(*kernel, "--ridge_size", 4)
+    assert "--ridge_size" in refused("--train", "ridge", "--ridge_size", 9)
     assert "--train_size 421 is larger than the training set of 420" in refused(*kernel, "--train_size", 421)
     assert "at least 5 training samples" in refused(*kernel, "--train_size", 4)
     assert "--dim: not a setting of --train kernel" in refused(*kernel, "--dim", 4)

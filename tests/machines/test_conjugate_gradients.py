@@ -6,8 +6,17 @@ import torch
 from tqdm import tqdm
 
 from deq_enn.kernels.exact import implicit_kernels
+from deq_enn.machines import regression
 from deq_enn.machines.block_rows import Layout, MemoryRows, form, product
-from deq_enn.machines.conjugate_gradients import MOST, TOLERANCE, NoConvergence, Nystrom, _round, conjugate_gradients
+from deq_enn.machines.conjugate_gradients import (
+    MOST,
+    TOLERANCE,
+    NoConvergence,
+    Nystrom,
+    _round,
+    choose_ridge_shared,
+    conjugate_gradients,
+)
 from deq_enn.machines.regression import choose_ridge, fit, one_hot_targets
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
@@ -127,3 +136,12 @@ def test_ranks_find_what_one_process_finds(forks, tmp_path):
     np.testing.assert_allclose(alone["mean"], machine.predict(cross).mean, atol=1e-7)
     assert alone["scale2"] == pytest.approx(machine.scale2, rel=1e-6)
     assert choose_ridge(kept, one_hot_targets(y, CLASSES)[0], 1.0, (0.01, 0.1, 1.0), 300)[0] == alone["ridge"]
+
+
+def test_ranks_choose_the_ridge_on_few_and_then_on_many_samples_as_one_process_does(monkeypatch):
+    square, _, y, *_ = make_problem()
+    rows, targets, ridges = formed(square, "ck"), one_hot_targets(y, CLASSES)[0], [10.0**k for k in range(-6, 4)]
+    monkeypatch.setattr(regression, "CHOICE", 20)
+    alone, shared = (choose(rows, targets, 1.0, ridges, 300) for choose in (choose_ridge, choose_ridge_shared))
+    assert shared[0] == alone[0] and len(shared[1]) < 8
+    np.testing.assert_allclose([[*row.values()] for row in shared[1]], [[*row.values()] for row in alone[1]], rtol=1e-9)

@@ -61,6 +61,8 @@ def test_the_conventions():
         ({}, {}, "give one of network, layers and activation"),
         ({"kernel": "rbf"}, {}, "kernel must be"),
         ({"ridge": "none"}, {}, "ridge must be"),
+        ({"ridge_size": 4}, {}, "ridge_size must be an integer of at least 5, got 4"),
+        ({"ridge_size": 1e4}, {}, "ridge_size must be an integer of at least 5, got 10000.0"),
         ({}, {"y": np.zeros(60)}, "one class"),
         ({}, {"y": np.zeros(3)}, "one label a row"),
         ({}, {"y": None}, "requires y"),

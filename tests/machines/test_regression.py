@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from deq_enn.machines import cholesky
+from deq_enn.machines import cholesky, regression
 from deq_enn.machines.block_rows import FileRows, Layout, form
 from deq_enn.machines.regression import choose_ridge, fit, one_hot_targets
 from tests.helpers.kernel_rank import CLASSES, HEIGHT, Dense, N, formed, whole
@@ -49,6 +49,25 @@ def test_evidence_and_scale_are_those_of_the_multivariate_normal(problem):
 
     assert machine.log_evidence == pytest.approx(evidence(machine.scale2), abs=1e-5)
     assert evidence(machine.scale2) > max(evidence(0.98 * machine.scale2), evidence(1.02 * machine.scale2))
+
+
+def test_more_samples_may_choose_than_search_the_grid(problem, monkeypatch):
+    square, _, y, *_ = problem
+    rows, targets, ridges = formed(square, "ck"), one_hot_targets(y, CLASSES)[0], [10.0**k for k in range(-6, 4)]
+    whole = dict.fromkeys(ridges)
+    for size in (20, 300):
+        part, first = regression.leading(rows, size), size - size // 5
+        errors = {r: regression.held_out_errors(part, targets, r, first)[0] for r in ridges}
+        whole[size] = min(errors, key=errors.get)
+    monkeypatch.setattr(regression, "CHOICE", 20)
+    sizes = []
+    leading = regression.leading
+    monkeypatch.setattr(regression, "leading", lambda rows, size: sizes.append(size) or leading(rows, size))
+    assert choose_ridge(rows, targets, 1.0, ridges, 20)[0] == whole[20] and sizes == [20]
+    chosen, table = choose_ridge(rows, targets, 1.0, ridges, 300)
+    assert chosen == whole[300] != whole[20] and sizes == [20, 20, 300]
+    assert [row["ridge"] for row in table] == sorted(row["ridge"] for row in table) and 3 <= len(table) < 8
+    assert table[-1]["mse"] == errors[table[-1]["ridge"]]
 
 
 def test_held_out_rows_are_predicted_from_the_factor_of_all(problem):

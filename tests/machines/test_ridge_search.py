@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from deq_enn.machines.ridge_search import least_error, search_ridges
+from deq_enn.machines.ridge_search import downhill, least_error, search_ridges
 
 
 @pytest.mark.parametrize("size", range(2, 15))
@@ -26,6 +26,25 @@ def test_the_least_of_a_falling_and_rising_error_is_found_without_trying_every_r
             assert [row["ridge"] for row in table] == sorted(tried)[-len(table) :]
             assert len(tried) == len(set(tried)) <= (size + 1) // 2 + 2
     assert search_ridges(ridges, lambda some: [], 2) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_downhill_finds_the_least_from_anywhere_and_tries_no_more_than_it_must(size):
+    ridges = [10.0**k for k in range(size)]
+    for start in range(size):
+        for least in range(size):
+            for refused in range(size):  # the first so many have no solution
+                tried = []
+
+                def evaluate(some):
+                    tried.extend(some)
+                    solved = [i for i in map(ridges.index, some) if i >= refused]
+                    return [{"ridge": ridges[i], "mse": abs(i - least)} for i in solved]
+
+                table = downhill(ridges, ridges[start], evaluate)
+                assert least_error(table) == ridges[max(least, refused)]
+                assert len(tried) == len(set(tried)) <= abs(max(least, refused) - start) + 3
+    assert downhill(ridges, ridges[-1], lambda some: []) == []
 
 
 # the searches as they were in three modules -------------------------------------------------------------------------

@@ -196,8 +196,8 @@ class KernelGrid(ExactGrid):
         d, ridges = self.data_of(config.model), self.ridges(regression.RIDGES)
         samples = Samples(*self.samples(config), d.X_test, d.y_test, d.n_classes)
         where = self.works_on(config, device, team)
-        plan = self.plan(config, team.size)
-        settings = Settings(a.match, ridges, plan, files, config.key, team, where, self.choice)
+        memory = self.plan(config, team.size)
+        settings = Settings(a.match, ridges, memory, files, config.key, team, where, self.choice)
         return run_machine(self.networks[config.model, config.depth], samples, settings)
 
 

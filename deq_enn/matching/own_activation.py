@@ -54,8 +54,11 @@ def solve(
     of_n, of_mu = place.diagonal()
 
     def ratio(s: float) -> float:
-        m = gaussian_moments(activation, s)
-        return (of_n * m.variance / (s * m.d1) ** 2 + of_mu * m.d1_sq / m.d1**2) / place.c1
+        try:
+            m = gaussian_moments(activation, s)
+            return (of_n * m.variance / (s * m.d1) ** 2 + of_mu * m.d1_sq / m.d1**2) / place.c1
+        except (ValueError, ZeroDivisionError) as error:
+            raise MatchError(f"c phi(a x) of {activation.name} has no moments at a = {s / tau0:.3g}: {error}") from None
 
     upwards = ratio(tau) < diag
     for end in tau * (_FACTORS if upwards else 1 / _FACTORS):

@@ -8,11 +8,13 @@ import torch
 from scipy.optimize import fsolve
 
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
+from deq_enn.matching import own_activation
 from deq_enn.matching.families import match
 from deq_enn.networks.build import build_model
 from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function
 from deq_enn.theory.coefficients import MatchError, implicit_ck
 from deq_enn.theory.elementwise import Shifted
+from deq_enn.theory.gaussian import gaussian_moments
 from tests.helpers.match_residual import residual
 
 ODD = "tanh", "hardtanh", "erf", "softsign", "sin", "sigmoid"  # sigmoid is odd but for a constant
@@ -73,6 +75,17 @@ def test_others_are_told_why_not():
         MatchError, match=r"a from 0.609 to 9.74 have .* to 1.51598\d*, the target has 1.6"
     ):  # below pi/2, as it saturates
         match("hardtanh", 0.8, 1.5, "ntk", "own", "aA")
+
+
+def test_where_moments_end_there_is_no_match(monkeypatch):
+    def moments(activation, s):
+        if s > 1:
+            raise ValueError("the Gaussian expectation does not converge")
+        return gaussian_moments(activation, s)
+
+    monkeypatch.setattr(own_activation, "gaussian_moments", moments)
+    with pytest.raises(MatchError, match=r"c phi\(a x\) of tanh has no moments at a = 1.1\d: the Gaussian"):
+        match("tanh", 0.2, kernel="ntk", family="own")
 
 
 def test_auto_takes_it_where_the_hard_tanh_is_far_off():

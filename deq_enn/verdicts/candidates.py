@@ -1,4 +1,4 @@
-"""These explicit networks may replace a DEQ: matched ones of every family, kernel and root, and plain ones.
+"""These explicit networks may replace a DEQ: matched ones of each kernel, family and root, and plain ones.
 
 A matched network has the four coefficients of the DEQ's conjugate or tangent kernel (`matching.families.match`). A
 plain one has 1 to 3 centred layers of the DEQ's own activation. Which of them is best is known only after measuring.

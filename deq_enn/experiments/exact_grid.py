@@ -23,6 +23,7 @@ from deq_enn.training.run_files import Config, Result, RunFiles, finished, log_p
 from deq_enn.utils.devices import available
 from deq_enn.utils.team import Team, ranks
 
+FEW = 3  # samples, for each that chooses the ridge, from which on these are few
 WIDTHLESS = "inf"  # what is called the width of a kernel machine
 
 
@@ -147,6 +148,15 @@ class KernelGrid(ExactGrid):
         super().check_sizes(n)
         if self.choice < 5:
             raise ValueError("--ridge_size: a ridge needs at least 5 training samples to be chosen on")
+
+    def warnings(self) -> list[str]:
+        """Says also where few of many samples choose the ridge, which is then too large."""
+        n, ridges = len(self.data.X_train), self.ridges(regression.RIDGES)
+        n = max(self.arguments.train_size or [n])
+        if len(ridges) == 1 or n < FEW * self.choice:
+            return super().warnings()
+        hint = f"the first {self.choice} of {n} samples choose the ridge, and may choose it too large: --ridge_size "
+        return [*super().warnings(), f"{hint}{n // FEW} takes longer and chooses better"]
 
     def cost(self, config: Config) -> float:
         """Estimates what forming and factorising the kernel take."""

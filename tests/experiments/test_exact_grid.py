@@ -200,6 +200,22 @@ def test_the_number_of_samples_that_choose_the_ridge_is_a_setting_of_the_run(dat
     assert {row["ridge"]: row["mse"] for row in log_of(N)[1]["ridge_table"]} == all_of_them
 
 
+def test_few_that_choose_for_many_are_told(data, tmp_path, capsys):
+    flags = "--train", "kernel", "--model", "inn"
+    hint = "the first 100 of 420 samples choose the ridge, and may choose it too large: --ridge_size 140 takes longer"
+    for number, (more, said) in enumerate(
+        [
+            (["--ridge_size", 100], True),
+            (["--ridge_size", 140], False),
+            (["--ridge_size", 100, "--train_size", 200], False),
+            (["--ridge", 0.1], False),
+            ([], False),
+        ]
+    ):
+        call(tmp_path / str(number), data, *flags, *more)
+        assert (hint in capsys.readouterr().err) == said, more
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_finished_tiles(data, tmp_path, capsys, monkeypatch):
     flags = ("--train", "kernel", "--model", "inn", "--ridge", "auto")

@@ -135,3 +135,17 @@ def test_the_kernel_machines_of_fashion_mnist_are_those_of_the_kept_logs():
     for name, *cells in zip(names, *columns, strict=True):
         shown = [cell.strip().replace("-", "−") for pair in cells for cell in pair]
         assert row(name, *shown).replace("|  |", "| |") in page, shown
+
+
+def test_the_relu_deq_and_its_match_agree_on_every_image_of_fashion_mnist():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    folder = LOGS / "kernels-fashion_mnist-relu-ridge"
+    deq, matched = (
+        json.loads((folder / f"inf_predicted_{model}-relu-ck-kernel_fashion_mnist.json").read_text())
+        for model in ("deq", "matched_enn")
+    )
+    right = sum(a == b for a, b in zip(deq["predicted"], deq["labels"], strict=True))
+    assert deq == matched and len(deq["labels"]) == 10_000 and f"have {right / 100:.2f} each" in " ".join(page.split())
+    runs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {run["config"]["ridge_size"] for run in runs if run["event"] == "run"} == {20_000}
+    assert {round(run["ridge"], 3) for run in runs if run["event"] == "epoch"} == {0.032}

@@ -27,7 +27,7 @@ from deq_enn.theory.brackets import root_between
 from deq_enn.theory.coefficients import KernelCoefficients, MatchError
 from deq_enn.theory.gaussian import centre, gaussian_moments
 
-_FACTORS = np.geomspace(1, 16, 17)[1:]  # of tau_*, s where it is looked whether the root lies between
+_FACTORS = np.geomspace(1, 16, 17)[1:]  # multiples of tau_* between which a root is looked for
 
 
 def solve(

@@ -8,6 +8,7 @@ import scipy.sparse
 import torch
 
 from deq_enn import ACTIVATIONS, KernelMachine, adapt, conv_kernels, implicit_kernels
+from deq_enn.machines import regression
 from deq_enn.machines.estimator import NotFitted
 from deq_enn.networks.conv_deq import ConvDEQ
 from deq_enn.networks.deq import DEQ
@@ -53,6 +54,15 @@ def test_the_conventions():
     assert machine.set_params(ridge=1.0) is machine and machine.get_params()["ridge"] == 1.0
     two = KernelMachine(DEQ(ACTIVATIONS["tanh"], 4, 8, 2, 0.2)).fit(X, y == "bee")
     assert two.decision_function(X).shape == (60,) and two.predict(X).dtype == bool
+
+
+def test_so_many_samples_choose_the_ridge_as_it_is_told(monkeypatch):
+    X, y = samples()
+    sizes, leading = [], regression.leading
+    monkeypatch.setattr(regression, "leading", lambda rows, size: sizes.append(size) or leading(rows, size))
+    for size in (20, 50, 1000):
+        KernelMachine(activation="tanh", ridge_size=size).fit(X, y)
+    assert sizes == [20, 50, len(X)]
 
 
 @pytest.mark.parametrize(

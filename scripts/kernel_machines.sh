@@ -3,6 +3,7 @@
 # The DEQ, its match and unmatched networks of depth 1 to 3 as kernel machines (conjugate and tangent kernel), the same
 # networks of width 64 to 4096 with their exact readout, and the table. What is finished is not made again.
 #   WIDTHS="64 256"   other widths; WIDTHS="" none
+#   RIDGE_SIZE=8000   training samples that choose the ridge of a kernel (a third by default, or 8000 where that is more)
 set -euo pipefail
 if [[ ${1-} == -h || ${1-} == --help ]]; then
     sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
@@ -18,7 +19,7 @@ folder=results/kernels-$dataset-$activation
 common=(--dataset "$dataset" --model deq matched_enn unmatched_enn --activation "$activation" --depth 1 2 3 --resume
         --output_path "$folder" --save_path "checkpoints/kernels-$dataset-$activation")
 for kernel in ck ntk; do
-    "$python" main.py --train kernel --match "$kernel" "${common[@]}" "$@"
+    "$python" main.py --train kernel --match "$kernel" ${RIDGE_SIZE:+--ridge_size "$RIDGE_SIZE"} "${common[@]}" "$@"
 done
 if [[ -n ${WIDTHS-all} ]]; then
     # shellcheck disable=SC2086

@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,6 @@ from deq_enn.training.run_files import Config, Result, RunFiles, finished, log_p
 from deq_enn.utils.devices import available
 from deq_enn.utils.team import Team, ranks
 
-FEW = 3  # samples, for each that chooses the ridge, from which on these are few
 WIDTHLESS = "inf"  # what is called the width of a kernel machine
 
 
@@ -126,6 +126,11 @@ class ExactGrid(Grid):
         print(f"\nlogs in {self.arguments.output_path}, figure {path}")
 
 
+def choice_of(config: Config) -> int:
+    """Returns how many training samples choose the ridge of a kernel machine."""
+    return config.ridge_size or regression.CHOICE
+
+
 class KernelGrid(ExactGrid):
     """The networks are at infinite width."""
 
@@ -136,27 +141,24 @@ class KernelGrid(ExactGrid):
     def settings(self, model: str) -> dict:
         """Returns the settings of a kernel machine, with its kernel."""
         # the kernel of every model, and not of a match alone
-        return super().settings(model) | {"match": self.arguments.match, "ridge_size": self.arguments.ridge_size or 0}
+        return super().settings(model) | {"match": self.arguments.match}
 
-    @property
-    def choice(self) -> int:
-        """Returns how many training samples choose the ridge."""
-        return self.arguments.ridge_size or regression.CHOICE
+    def configs(self) -> list[Config]:
+        """Returns the Config of each run, with how many samples choose its ridge."""
+        return [replace(config, ridge_size=self._ridge_size(config)) for config in super().configs()]
+
+    def _ridge_size(self, config: Config) -> int:
+        """Returns the setting of a run, 0 for `CHOICE`, as in older logs, and for a single ridge."""
+        if len(self.ridges(regression.RIDGES)) == 1:
+            return 0
+        size = self.arguments.ridge_size or regression.default_choice(self._sizes(config)[0])
+        return 0 if size == regression.CHOICE else size
 
     def check_sizes(self, n: int) -> None:
         """Raises ValueError also where too few samples are to choose the ridge."""
         super().check_sizes(n)
-        if self.choice < 5:
+        if (self.arguments.ridge_size or 5) < 5:
             raise ValueError("--ridge_size: a ridge needs at least 5 training samples to be chosen on")
-
-    def warnings(self) -> list[str]:
-        """Says also where few of many samples choose the ridge, which is then too large."""
-        n, ridges = len(self.data.X_train), self.ridges(regression.RIDGES)
-        n = max(self.arguments.train_size or [n])
-        if len(ridges) == 1 or n < FEW * self.choice:
-            return super().warnings()
-        hint = f"the first {self.choice} of {n} samples choose the ridge, and may choose it too large: --ridge_size "
-        return [*super().warnings(), f"{hint}{n // FEW} takes longer and chooses better"]
 
     def cost(self, config: Config) -> float:
         """Estimates what forming and factorising the kernel take."""
@@ -174,7 +176,7 @@ class KernelGrid(ExactGrid):
         n, m, p = self._sizes(config)
         loaded = 4 * (len(self.data.X_train) + m) * p
         memory = self.arguments.memory or 0.9 * (available() or math.inf) + loaded
-        return plan(n, m, p, memory, loaded, size, self.choice)
+        return plan(n, m, p, memory, loaded, size, choice_of(config))
 
     def check_memory(self, configs: list[Config], device: torch.device) -> None:
         """Raises ValueError where a kernel that is still to be made fits neither memory nor disk."""
@@ -190,7 +192,7 @@ class KernelGrid(ExactGrid):
         if device.type == "cpu" or team.size > 1 or not self.plan(config, 1).in_memory:
             return torch.device("cpu")
         try:
-            there = plan(*self._sizes(config), 0.9 * (available(device) or math.inf), choice=self.choice)
+            there = plan(*self._sizes(config), 0.9 * (available(device) or math.inf), choice=choice_of(config))
         except ValueError:
             return torch.device("cpu")
         return device if there.in_memory else torch.device("cpu")
@@ -207,7 +209,7 @@ class KernelGrid(ExactGrid):
         samples = Samples(*self.samples(config), d.X_test, d.y_test, d.n_classes)
         where = self.works_on(config, device, team)
         memory = self.plan(config, team.size)
-        settings = Settings(a.match, ridges, memory, files, config.key, team, where, self.choice)
+        settings = Settings(a.match, ridges, memory, files, config.key, team, where, choice_of(config))
         return run_machine(self.networks[config.model, config.depth], samples, settings)
 
 

@@ -143,7 +143,7 @@ def _add_exact(add: Callable) -> None:
         type=positive_int,
         metavar="N",
         help="of --train kernel: training samples that choose the ridge, whose last fifth is predicted by the others "
-        "(default: 8000)",
+        "(default: a third, or 8000 where that is more)",
     )
     add(
         "--train_size",

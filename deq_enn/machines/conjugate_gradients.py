@@ -23,11 +23,11 @@ from deq_enn.machines.block_rows import BlockRows, Layout, MemoryRows, product, 
 from deq_enn.machines.cholesky import NotPositiveDefinite
 from deq_enn.machines.regression import (
     BATCH,
-    CHOICE,
     RIDGES,
     Machine,
     Prediction,
     choice_size,
+    default_choice,
     held_out_errors,
     mean_diagonal,
     one_hot_targets,
@@ -230,7 +230,7 @@ def choose_ridge_shared(
     targets: torch.Tensor,
     unit: float,
     ridges: Sequence[float] = RIDGES,
-    size: int = CHOICE,
+    size: int | None = None,
     team: Team = Team(),
 ) -> tuple[float, list[Row]]:
     """Chooses the ridge as `regression.choose_ridge` does, with the ridges dealt out to the ranks.
@@ -263,7 +263,7 @@ def choose_ridge_shared(
 
         return evaluate
 
-    table = search_in_two(ridges, on, min(size, len(targets)))
+    table = search_in_two(ridges, on, min(size or default_choice(len(targets)), len(targets)))
     if not table:
         raise NotPositiveDefinite(
             f"the kernel is not positive definite to float32 rounding with any ridge of "

@@ -23,16 +23,7 @@ import torch
 
 from deq_enn.kernels.blocks import KernelTiles
 from deq_enn.machines.block_rows import HEIGHT, Layout, MemoryRows, form
-from deq_enn.machines.regression import (
-    CHOICE,
-    RIDGES,
-    Machine,
-    Prediction,
-    choose_ridge,
-    fit,
-    mean_diagonal,
-    one_hot_targets,
-)
+from deq_enn.machines.regression import RIDGES, Machine, Prediction, choose_ridge, fit, mean_diagonal, one_hot_targets
 from deq_enn.machines.run import INTERPOLATED, float32_blocks, subset
 from deq_enn.machines.scores import class_probabilities
 
@@ -69,8 +60,8 @@ class KernelMachine:
         module, here as in `layers`. Samples are taken as they are: bring them to a mean squared norm of about 1.
     kernel : "ck" (a trained readout) or "ntk" (all weights trained).
     ridge : a multiple of the kernel's mean diagonal, or "auto", chosen on training samples.
-    ridge_size : of these the first so many choose it; the last fifth of them is predicted by the others. More take
-        longer, and choose better for many samples.
+    ridge_size : of these the first so many choose it; the last fifth of them is predicted by the others. None: a third
+        of them, or 8,000 where that is more.
 
     Attributes
     ----------
@@ -88,7 +79,7 @@ class KernelMachine:
         sigma_a2: float = 0.2,
         kernel: str = "ck",
         ridge: float | str = "auto",
-        ridge_size: int = CHOICE,
+        ridge_size: int | None = None,
     ):
         self.network, self.layers, self.activation = network, layers, activation
         self.sigma_a2, self.kernel, self.ridge, self.ridge_size = sigma_a2, kernel, ridge, ridge_size
@@ -192,8 +183,8 @@ class KernelMachine:
             return
         if n < LEAST:
             raise ValueError(f"a ridge is chosen on at least {LEAST} samples, got {n}: give ridge=...")
-        if not isinstance(size, Integral) or size < LEAST:
-            raise ValueError(f"ridge_size must be an integer of at least {LEAST}, got {size!r}")
+        if size is not None and (not isinstance(size, Integral) or size < LEAST):
+            raise ValueError(f"ridge_size must be None or an integer of at least {LEAST}, got {size!r}")
 
     def _fitted(self, X: torch.Tensor, labels: torch.Tensor, classes: int) -> Machine:
         blocks = self._blocks(X)

@@ -25,11 +25,11 @@ from deq_enn.machines.conjugate_gradients import choose_ridge_shared, fit_shared
 from deq_enn.machines.copies import find_duplicate
 from deq_enn.machines.regression import (
     BATCH,
-    CHOICE,
     RIDGES,
     Machine,
     Prediction,
     choose_ridge,
+    default_choice,
     fit,
     mean_diagonal,
     one_hot_targets,
@@ -54,11 +54,11 @@ class Plan:
     needed: float
 
 
-def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1, choice: int = CHOICE) -> Plan:
+def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1, choice: int | None = None) -> Plan:
     """Plans how the kernel of n samples of dimension p, and predictions at m others, fit into `memory` bytes a process.
 
     loaded : bytes of data that are there already. size : ranks that share the kernel. choice : samples that choose the
-        ridge.
+        ridge, None: as many as by default.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def plan(n: int, m: int, p: int, memory: float, loaded: int = 0, size: int = 1, 
     """
     # the samples in the run's order in float32; and in float64 as they are, side by side, scaled, and of norm 1
     fixed = PROGRAM + loaded + 4 * n * p + 32 * (n + m) * (p + 1)
-    part = min(n, choice)
+    part = min(n, choice or default_choice(n))
     passing = max(4 * part * part, 4 * BATCH * n + 8 * BATCH * 8192)  # choosing the ridge; predicting a batch
     if size > 1:
         fixed += preconditioner_bytes(n, size)
@@ -146,7 +146,7 @@ class Settings:
     files : where the kernel is kept until the run is done, without a suffix; `key` names what the kernel depends on.
     team : the ranks that share the kernel.
     device : where a kernel in memory is, and all that is done with it. On disk, and among ranks, it is the CPU's.
-    choice : how many training samples choose among the ridges, the first ones.
+    choice : how many training samples choose among the ridges, the first ones; None: as many as by default.
     """
 
     kernel: str
@@ -156,7 +156,7 @@ class Settings:
     key: str = ""
     team: Team = Team()
     device: torch.device | str = "cpu"
-    choice: int = CHOICE
+    choice: int | None = None
 
 
 def run_machine(model: Network, samples: Samples, settings: Settings) -> tuple[dict[str, Any], torch.Tensor]:

@@ -60,9 +60,12 @@ def test_so_many_samples_choose_the_ridge_as_it_is_told(monkeypatch):
     X, y = samples()
     sizes, leading = [], regression.leading
     monkeypatch.setattr(regression, "leading", lambda rows, size: sizes.append(size) or leading(rows, size))
-    for size in (20, 50, 1000):
+    for size in (20, 50, 1000, None):
         KernelMachine(activation="tanh", ridge_size=size).fit(X, y)
-    assert sizes == [20, 50, len(X)]
+    assert sizes == [20, 50, len(X), len(X)]
+    monkeypatch.setattr(regression, "CHOICE", 12)
+    KernelMachine(activation="tanh").fit(X, y)
+    assert sizes[4:] == [12, len(X) // 3]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +74,8 @@ def test_so_many_samples_choose_the_ridge_as_it_is_told(monkeypatch):
         ({}, {}, "give one of network, layers and activation"),
         ({"kernel": "rbf"}, {}, "kernel must be"),
         ({"ridge": "none"}, {}, "ridge must be"),
-        ({"ridge_size": 4}, {}, "ridge_size must be an integer of at least 5, got 4"),
-        ({"ridge_size": 1e4}, {}, "ridge_size must be an integer of at least 5, got 10000.0"),
+        ({"ridge_size": 4}, {}, "ridge_size must be None or an integer of at least 5, got 4"),
+        ({"ridge_size": 1e4}, {}, "ridge_size must be None or an integer of at least 5, got 10000.0"),
         ({}, {"y": np.zeros(60)}, "one class"),
         ({}, {"y": np.zeros(3)}, "one label a row"),
         ({}, {"y": None}, "requires y"),

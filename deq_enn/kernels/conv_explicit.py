@@ -209,7 +209,8 @@ def injected_kernels(
     """Returns the exact CK and NTK of a network that the image is put into at each of its steps.
 
     The other parameters and what is returned are those of `conv_explicit_kernels`; "pool" needs circular padding. The
-    unrolled DEQ has the taps sigma_a^2/k^2 and sigma_b^2/k^2; `theory.resolvent` has those of its resolvent.
+    unrolled DEQ has the taps sigma_a^2/k^2 and sigma_b^2/k^2; `theory.resolvent` has those of its resolvent,
+    which need circular padding.
 
     Parameters
     ----------

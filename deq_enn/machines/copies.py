@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
+from deq_enn.theory.brackets import root_between
 from deq_enn.utils.random import generator
 
 NEAR = 0.05  # share of two samples' usual distance, below which they are near copies
@@ -113,9 +114,10 @@ def _recur(X, same):
 def _too_even(count):
     """Tells whether numbers of copies (rows,) vary much less than Poisson ones of the same mean that are not zero."""
     mean = count.mean().item()
-    rate = mean  # of the Poisson law, whose mean without the zeros is rate/(1 - exp(-rate))
-    for _ in range(200):
-        rate = mean * -math.expm1(-rate)
+    if mean <= 1:
+        return True
+    # of the Poisson law, whose mean without the zeros is rate/(1 - exp(-rate))
+    rate = root_between(lambda r: r / -math.expm1(-r) - mean, 1e-15, mean, xtol=1e-15)
     return count.var(correction=0).item() < EVEN * mean * (1 + rate - mean)
 
 

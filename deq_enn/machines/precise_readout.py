@@ -73,7 +73,7 @@ def solve_precisely(
     weights = V @ ((S / (S.square() + noise))[:, None] * directions.moment)
     c, (_, root) = Y.shape[1], torch.linalg.qr(_root_of_sum(S, V, noise))
     root = (root * root.diagonal().sign()[:, None]).T
-    scale2 = max((Y * (Y - F @ weights)).sum().item() / (noise * n * c), 0.0)
+    scale2 = _quadratic_form(Y, U, S, noise) / (n * c)
     log_det = 2 * root.diagonal().log().sum().item() + (n - m) * math.log(noise)
     return Readout(ridge, noise, weights, targets.mean, scale2, log_evidence(scale2, log_det, n, c), root), table
 
@@ -98,6 +98,18 @@ def _factors(F):
     check()
     U, S, Vh = torch.linalg.svd(F, full_matrices=False)
     return U, S, Vh.T
+
+
+def _quadratic_form(Y, U, S, noise):
+    """The sum over the columns of Y^T (F F^T + noise I)^-1 Y, whose terms are all positive.
+
+    With more samples than features there are directions beside U, in which F F^T is 0.
+    """
+    known = U.T @ Y
+    total = (known.square() / (S.square() + noise)[:, None]).sum()
+    if len(S) < len(Y):
+        total = total + (Y - U @ known).square().sum() / noise
+    return total.item()
 
 
 def _root_of_sum(S, V, noise):

@@ -6,10 +6,11 @@ mu = E[phi'(s xi)^2]/E[phi'(s xi)]^2 they are
 
     gamma^2/(alpha_1 tau_0^2) = N,      kappa^2/(beta_1 tau_0^2) = (N + mu)/2,
 
-so s is a root, and c the gain that sets alpha_1 or beta_1. Both ratios tend to 1 as s falls to 0, and every DEQ has
-more than that; where the ratio at the DEQ's own scale tau_* is too large there is a root below it, and else one is
-looked for above. For the activations of the registry it lies a little above tau_*. An activation that saturates has a
-largest ratio, pi/2 for N, and tangent kernels at a large sigma_a^2 are beyond it.
+so s is a root, and c the gain that sets alpha_1 or beta_1. Both ratios tend to 1 as s falls to 0, and no DEQ has less
+than that. Where the ratio at the DEQ's own scale tau_* is too large there is a root below it, and else one is looked
+for above: for the activations of the registry within a few percent at sigma_a^2 = 0.2, at ten times tau_* and more as
+sigma_a^2 nears 1. Where both are 1 to rounding, as for a hardtanh that its input does not reach, s = tau_* is the root.
+An activation that saturates has a largest ratio, pi/2 for N, and tangent kernels at a large sigma_a^2 are beyond it.
 
 This network is not in the paper, whose Example 1 has a hard tanh. It has the same coefficients, and it is far nearer to
 the DEQ away from them, at other norms and at large cosines. On 400 images of Fashion-MNIST, sigma_a^2 = 0.2, its kernel
@@ -17,6 +18,7 @@ is 0.10% from that of the tanh-DEQ in the spectral norm, and that of the hard ta
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,8 @@ from deq_enn.theory.brackets import root_between
 from deq_enn.theory.coefficients import KernelCoefficients, MatchError
 from deq_enn.theory.gaussian import centre, gaussian_moments
 
-_FACTORS = np.geomspace(1, 16, 17)[1:]  # multiples of tau_* between which a root is looked for
+_FACTORS = np.geomspace(1, 64, 25)[1:]  # multiples of tau_* between which a root is looked for
+_ROUNDING = 1e-11  # relative difference of two ratios that counts as none
 
 
 def solve(
@@ -60,15 +63,23 @@ def solve(
         except (ValueError, ZeroDivisionError) as error:
             raise MatchError(f"c phi(a x) of {activation.name} has no moments at a = {s / tau0:.3g}: {error}") from None
 
-    upwards = ratio(tau) < diag
-    for end in tau * (_FACTORS if upwards else 1 / _FACTORS):
-        if (ratio(end) < diag) != upwards:
-            break
-    else:
+    s = _root(ratio, diag, tau)
+    if s is None:
+        end = tau * _FACTORS[-1]
         raise MatchError(
             f"layers c phi(a x) of {activation.name} with a from {tau / tau0:.3g} to {end / tau0:.3g} have "
             f"diag/(tau_0^2 c1) from {ratio(tau):.9g} to {ratio(end):.9g}, the target has {diag:.9g}"
         )
-    s = root_between(lambda s: ratio(s) - diag, min(tau, end), max(tau, end), xtol=1e-17, rtol=1e-15)
     a, c = s / tau0, math.sqrt(target.c1 / place.c1) * tau0 / (s * gaussian_moments(activation, s).d1)
     return (centre(rescaled(activation, a, c), tau0),), (dict(a=a, c=c),)
+
+
+def _root(ratio: Callable[[float], float], diag: float, tau: float) -> float | None:
+    """Returns where the ratio is `diag`, looking from tau upwards or downwards; None where it is nowhere."""
+    if abs(ratio(tau) - diag) <= _ROUNDING * diag:
+        return tau
+    upwards = ratio(tau) < diag
+    for end in tau * (_FACTORS if upwards else 1 / _FACTORS):
+        if (ratio(end) < diag) != upwards:
+            return root_between(lambda s: ratio(s) - diag, min(tau, end), max(tau, end), xtol=1e-17, rtol=1e-15)
+    return None

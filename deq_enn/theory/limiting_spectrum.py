@@ -3,7 +3,9 @@
 On a mixture the equivalent kernel is c1 X X^T + V C V^T + (diag - tau_0^2 c1) I. Write X = J M/sqrt(p) + W with the
 class means M (K, p) and noise rows w_i ~ N(0, C_a/p). All but W W^T has low rank, U A U^T with
 U = [J/sqrt(p), W M^T, psi], so the bulk is that of W W^T, and an isolated eigenvalue solves
-det(I + A U^T Q(x) U) = 0, Q(x) = (W W^T - x)^{-1}. Both follow from the deterministic equivalent
+det(I + A U^T Q(x) U) = 0, Q(x) = (W W^T - x)^{-1}. Right of the bulk -U^T Q U = L L^T is positive and falls with x, so
+that each isolated eigenvalue, counted as often as it comes, is where an eigenvalue of L^T A L falls below 1. Both
+follow from the deterministic equivalent
 
     Q ~ diag(g_a(x)),  g_a = -1/(x - tr(C_a R)/p),  R = (I + sum_b (n_b/p) g_b C_b)^{-1}
 
@@ -91,21 +93,24 @@ def isolated_eigenvalues(
     A[:K, -1] = A[-1, :K] = c2 * t
     A[-1, -1] = c2
 
-    def determinant(x):
+    def eigenvalues(x):  # of L^T A L, in increasing order
         g, R = bulk.solve(x)
         weight = g * bulk.ratios
         B = np.zeros((len(x), 2 * K + 1, 2 * K + 1))
         B[:, range(K), range(K)] = weight
         B[:, K:-1, K:-1] = np.einsum("xq,qab->xab", 1 - R, sample.overlaps)  # W^T Q W ~ I - R
         B[:, -1, -1] = weight @ sample.psi_variance * p
-        return np.linalg.det(np.eye(2 * K + 1) + A @ B)
+        squares, directions = np.linalg.eigh(-B)
+        L = directions * np.sqrt(np.maximum(squares, 0))[:, None]
+        return np.linalg.eigvalsh(L.transpose(0, 2, 1) @ A @ L)
 
     largest = 4 * (right + np.abs(A).sum() * max(1.0, bulk.ratios.sum()))
     x = np.geomspace(right * 1.02, largest, 2000)
-    value = determinant(x)
-    k = np.nonzero(np.sign(value[1:]) != np.sign(value[:-1]))[0]
+    value = eigenvalues(x) - 1
+    k, j = np.nonzero((value[:-1] >= 0) & (value[1:] < 0))
     # the steps of the grid are half a percent, so that a secant is enough
-    return (x[k] - value[k] * (x[k + 1] - x[k]) / (value[k + 1] - value[k])).tolist()
+    share = value[k, j] / (value[k, j] - value[k + 1, j])
+    return np.sort(x[k] + share * (x[k + 1] - x[k])).tolist()
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,26 @@ h(Lambda) = g(Lambda) - d1^2 Lambda and R = (1 - sigma_a^2 d1^2 M)^-1. Then the 
 
     Lambda = R M [sigma_b^2 S + sigma_a^2 h(Lambda)],
 
-and its iteration from 0 is a network: h is the kernel of psi(x) = phi(x) - d1 x, and R M is a filter with positive
-taps. Each layer is psi(A_t * z_t + B_t * x) with fresh weights of variance sigma_a^2 R M and sigma_b^2 R M, tap by tap,
-and the last is phi. It contracts, in the largest entry, by
+and its iteration from 0 is a network: h is the kernel of psi(x) = phi(x) - d1 x, and with circular padding R M is a
+filter with positive taps. Each layer is psi(A_t * z_t + B_t * x) with fresh weights of variance sigma_a^2 R M and
+sigma_b^2 R M, tap by tap, and the last is phi. It contracts, in the largest entry, by
 
     kappa = sigma_a^2 Var[phi'] / (1 - sigma_a^2 d1^2),      plain unrolling by      sigma_a^2 E[phi'^2].
 
-Proof. (1) M is positive with rows that add up to at most 1, so |R M| <= sum_j (sigma_a^2 d1^2)^j = 1/(1 - sigma_a^2
+Proof. (1) M is positive with rows that add up to 1, so |R M| <= sum_j (sigma_a^2 d1^2)^j = 1/(1 - sigma_a^2
 d1^2). (2) By Price's theorem g' = E[phi'(u) phi'(v)], so |h'| = |g' - d1^2| = |Cov[phi'(u), phi'(v)]| <= Var[phi'] by
 Cauchy-Schwarz, at pixels with the same d1 and at most that variance. (3) So two fields with these diagonals, put in on
 the right, come out closer by sigma_a^2 |R M| sup |h'| <= kappa. For M alone and g in place of h the same three lines
 give sigma_a^2 sup |g'| <= sigma_a^2 E[phi'^2]. And kappa < 1 exactly where sigma_a^2 (Var[phi'] + d1^2) =
 sigma_a^2 E[phi'^2] < 1.
 
-The assumption is that all pixels have the same d1. It holds for any data where f is piecewise linear with its kink at
-0, such as relu, whose slope knows no scale. For tanh pixels of different contrast differ in d1, and the iteration
-converges to another kernel.
+The first assumption is circular padding. Zeros around the image make M differ from pixel to pixel, so that R M is no
+filter: on 9 x 9 pixels the network then stops at 0.4% of the DEQ's CK and 0.7% of its NTK for relu at sigma_a^2 = 0.5,
+and at twice that at 0.9, where plain unrolling goes on.
+
+The second assumption is that all pixels have the same d1. It holds for any data where f is piecewise linear with its
+kink at 0, such as relu, whose slope knows no scale. For tanh pixels of different contrast differ in d1, and the
+iteration converges to another kernel.
 
 The tangent kernel. A DEQ has N = R [Lambda + sigma_a^2 M (g' - d1^2) N], T = g + g' N. The network has the taps of R M
 where Lambda is added, once for each layer; the DEQ's weights, which are tied, have R^2 M. A learning rate for each tap,

@@ -105,6 +105,24 @@ def test_covariance_and_fluctuation_terms_make_isolated_eigenvalues_of_their_own
         np.testing.assert_allclose(limit.isolated[-len(outside) :], outside, rtol=0.05)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_isolated_eigenvalues_that_coincide_are_counted_each(classes):
+    """Classes of equal size with means of equal length have eigenvalues that differ by chance alone."""
+    p, mean = 400, 4.0
+    M = mean * torch.eye(classes, p, dtype=torch.float64)
+    draw = generator("coincide", classes)
+    X, y, statistics = gaussian_mixture(M, [1.0] * classes, [600 // classes] * classes, draw)
+    ones, halves = np.ones((classes, 2)), np.array([p // 2, p // 2])
+    overlaps = np.stack([(M[:, ::2] @ M[:, ::2].T).numpy(), (M[:, 1::2] @ M[:, 1::2].T).numpy()])
+    sample = samples.Sample(X, y, statistics, ones, halves, overlaps, np.full(classes, 2 / p))
+    coefficients = KernelCoefficients(1.0, 0.2, 0.0, 0.0)
+    values = torch.linalg.eigvalsh(equivalent_kernel(coefficients, X, statistics)).numpy()
+    limit = limiting_spectrum.limiting_spectrum(sample, coefficients)
+    assert len(limit.isolated) == classes == (values > 1.1 * limit.x[-1]).sum()
+    assert np.ptp(limit.isolated) < 1e-3 * limit.isolated[0]
+    assert np.mean(limit.isolated) == pytest.approx(values[-classes:].mean(), rel=0.03)
+
+
 @pytest.mark.slow
 def test_a_spectrum_without_isolated_eigenvalues_has_its_place():
     grid = np.geomspace(0.1, 1, 50)

@@ -1,7 +1,9 @@
 """Copies and near copies among samples."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import poisson
 
 from deq_enn.machines import copies as module
 from deq_enn.machines.copies import copies, find_duplicate, first_copies, repeated
@@ -105,3 +107,24 @@ def test_rows_of_any_floats(dtype):
     X = torch.randn(60, 20, generator=generator("floats")).half().to(dtype)
     X[40] = X[30] + 2**-8  # a near copy
     assert repeated(X).first.tolist() == [*range(40), 30, *range(41, 60)]
+
+
+@pytest.mark.parametrize("rate", [0.004, 0.011, 0.02, 0.3, 2.0])
+@pytest.mark.parametrize("factor, even", [(0.6, False), (0.4, True)])
+def test_numbers_of_copies_are_held_against_those_of_independent_draws(rate, factor, even):
+    """Near a mean of 1 the variance of independent draws is small too: hardly any row comes more than twice."""
+    k = np.arange(1, 60)
+    law = poisson.pmf(k, rate) / poisson.sf(0, rate)
+    mean = k @ law
+    variance = factor * ((k - mean) ** 2 @ law)
+    large = variance / (mean - 1) + mean  # counts of 1, and some of this, have the mean and the variance
+    count = torch.ones(10**6, dtype=torch.float64)
+    count[: round(1e6 * (mean - 1) / (large - 1))] = large
+    assert module._too_even(count) == even
+
+
+def test_rows_of_few_values_that_hardly_come_twice_come_again():
+    for seed in (23, 47, 51):
+        X = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (2700, 9))).double()
+        result = repeated(X)
+        assert 0.01 * 2700 <= result.samples < 0.02 * 2700 and result.recur

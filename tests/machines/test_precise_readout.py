@@ -94,3 +94,29 @@ def test_the_readout_is_that_of_least_squares():
         np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-4)
         assert readout.log_evidence == pytest.approx(normal.log_evidence, rel=1e-5)
+
+
+@pytest.mark.parametrize("n, width", [(15, 30), (60, 20)])
+def test_variances_hold_where_the_ridge_is_at_the_rounding(monkeypatch, n, width):
+    """What is left of the targets is then of the order of the ridge, and no difference of numbers of order 1."""
+    for seed in range(5):
+        g = generator("tiny ridge", n, seed)
+        X = torch.randn(n, 5, generator=g, dtype=torch.float64)
+        model = build_model("tanh_enn", 5, width, 2, 0.2).double()
+        F, Y = features(model, X), torch.nn.functional.one_hot((X[:, 0] > 0).long(), 2).double()
+        Y = Y - Y.mean(0)
+        for ridge in (1e-18, 1e-6, 1.0):
+            if width < n and ridge < 1e-8:
+                continue  # F F^T + lambda I is singular to rounding, so that there is nothing to hold it against
+            monkeypatch.setattr(precise_readout, "RIDGES", (ridge,))
+            readout, _ = solve_precisely(model, X, (X[:, 0] > 0).long(), 2)
+            K = F @ F.T + readout.noise * torch.eye(n, dtype=torch.float64)
+            expected = (Y * torch.linalg.solve(K, Y)).sum().item() / (2 * n)
+            assert readout.scale2 == pytest.approx(expected, rel=1e-6)
+            evidence = -(np.log(2 * np.pi * expected) + 1 + torch.logdet(K).item() / n)
+            assert readout.log_evidence == pytest.approx(evidence, rel=1e-6)
+            new = features(model, X[:3] + 0.5)
+            left = (new @ new.T).diagonal() - (new @ F.T @ torch.linalg.solve(K, F @ new.T)).diagonal()
+            variance = expected * (left + readout.noise)
+            got = readout.predict(model, X[:3] + 0.5).variance
+            np.testing.assert_allclose(got, variance, rtol=1e-5, atol=1e-9)

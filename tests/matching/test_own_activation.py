@@ -72,9 +72,22 @@ def test_others_are_told_why_not():
     with pytest.raises(MatchError, match=r"no own network matches the CK of relu .*: one layer of an odd"):
         match("relu", 0.2, family="own")
     with pytest.raises(
-        MatchError, match=r"a from 0.609 to 9.74 have .* to 1.51598\d*, the target has 1.6"
+        MatchError, match=r"a from 0.609 to 38.9 have .* to 1.\d*, the target has 1.6"
     ):  # below pi/2, as it saturates
         match("hardtanh", 0.8, 1.5, "ntk", "own", "aA")
+
+
+@pytest.mark.parametrize("sigma_a2", [0.1, 0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("kernel", ["ck", "ntk"])
+def test_a_deq_that_is_linear_to_rounding_is_one_linear_layer(sigma_a2, kernel):
+    result = match("hardtanh", sigma_a2, 0.1, kernel, "own")
+    assert residual(ACTIVATIONS["hardtanh"], sigma_a2, 0.1, kernel, "aAB", result.layers) < 1e-10
+
+
+def test_a_root_far_above_the_scale_of_the_equilibrium():
+    result = match("softsign", 0.999, 0.001, family="own")
+    assert result.parameters[0]["a"] > 10
+    assert residual(ACTIVATIONS["softsign"], 0.999, 0.001, "ck", "aAB", result.layers) < 1e-11
 
 
 def test_where_moments_end_there_is_no_match(monkeypatch):

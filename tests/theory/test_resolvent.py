@@ -11,6 +11,7 @@ from deq_enn.kernels.conv import conv_kernels
 from deq_enn.kernels.conv_explicit import injected_kernels, tap_matrix
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.theory.activations import ACTIVATIONS
+from deq_enn.theory.equilibrium import estimate_image_tau0
 from deq_enn.theory.gaussian import gaussian_moments
 from deq_enn.theory.resolvent import resolvent_network
 
@@ -95,6 +96,22 @@ def test_zero_padding_and_one_pixel():
     other = injected_kernels(x, phi, (s * BOX, (1 - s) * BOX), 3, other=x[1:])
     for got, want in zip(other, injected_kernels(x, phi, (s * BOX, (1 - s) * BOX), 3)):
         assert torch.allclose(got, want[1:], rtol=1e-8, atol=1e-10)
+
+
+def test_with_zero_padding_it_stops_short_of_the_deq():
+    """The mean over the window is no filter then. It is enough for three steps, and plain unrolling goes on."""
+    x = torch.nn.functional.avg_pool2d(images(3, 2, 9, 9), 3, 1, 1)
+    away = {}
+    for padding in ("circular", "zero"):
+        network = resolvent_network(RELU, 0.5, estimate_image_tau0(x, 3, padding), hops=8)
+        deq = conv_kernels(x, RELU, 0.5, 3, padding)
+        made = injected_kernels(
+            x, network.outer, (network.hidden, network.injected), 8, network.d1, network.rates, padding
+        )
+        plain = injected_kernels(x, network.outer, (0.5 * BOX, 0.5 * BOX), 8, padding=padding)
+        away[padding] = [((a - b).abs().max() / b.abs().max()).item() for k in (made, plain) for a, b in zip(k, deq)]
+    assert max(away["circular"][:2]) < 1e-5 and max(away["circular"][2:] + away["zero"][2:]) < 1e-4
+    assert 1e-3 < away["zero"][0] < 0.01 and 2e-3 < away["zero"][1] < 0.02
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ of several experiments together, which claim of the paper holds where.
     python scripts/summarize.py results --output_path results/summary every folder of logs below it
     python scripts/summarize.py results/mnist-sgd results/mnist-sgd-own-rate    both protocols
     python scripts/summarize.py results/mnist-sgd --epoch 10          as it stood after 10 epochs
+    python scripts/summarize.py results/mnist-sgd --dim 1024 --model inn l_relu_enn --epoch 1 10 100
+                                  these runs alone, tested for equality after each of these epochs together
 
 A log is {dim}_test_{model}_{dataset}.json beside {dim}_train_..., lists of accuracies by epoch (seed s other than 0 in
 seed_{s}/), as main.py and the authors' code write them. metrics.jsonl beside them, where there is one, adds settings
@@ -32,7 +34,7 @@ if __name__ == "__main__":
 
 from deq_enn.reporting.across import draw_survey, survey_table
 from deq_enn.reporting.curves import KINDS, write_figures
-from deq_enn.reporting.logs import LogError, first_epochs, load
+from deq_enn.reporting.logs import LogError, chosen, first_epochs, load
 from deq_enn.reporting.protocols import protocol_tables, protocols
 from deq_enn.reporting.statistics import MARGIN
 from deq_enn.reporting.tables import tables, write_csv
@@ -54,16 +56,21 @@ def main(argv=None):
     )
     parser.add_argument(
         "--epoch",
+        nargs="+",
         type=positive_int,
         metavar="E",
-        help="accuracies as they stood after E epochs (default: after the last)",
+        help="accuracies as they stood after E epochs (default: after the last); of several the tests of equality are "
+        "made together, and all else is shown after the last of them",
     )
+    parser.add_argument("--model", nargs="+", default=[], metavar="NAME", help="only these networks, as logs call them")
+    parser.add_argument("--dim", nargs="+", type=positive_int, default=[], metavar="M", help="only these widths")
     arguments = parser.parse_args(argv)
     output = Path(arguments.output_path)
     try:
-        experiments = load(arguments.paths)
-        if arguments.epoch:
-            experiments = [first_epochs(experiment, arguments.epoch) for experiment in experiments]
+        experiments = chosen(load(arguments.paths), arguments.model, arguments.dim)
+        epochs = sorted(set(arguments.epoch or ()))
+        if epochs:
+            experiments = [first_epochs(experiment, epochs[-1]) for experiment in experiments]
         if output.exists() and not output.is_dir():
             raise LogError(f"--output_path {output} is a file, not a folder")
         from deq_enn.utils.files import atomic_write
@@ -73,7 +80,10 @@ def main(argv=None):
         for index, experiment in enumerate(experiments):
             parts += [
                 f"## {experiment.title}\n",
-                *(table.markdown() for table in tables(experiment, arguments.margin)),
+                *(
+                    table.markdown()
+                    for table in tables(experiment, arguments.margin, epochs if len(epochs) > 1 else ())
+                ),
                 *(f"![{kind}]({figures[index, kind].name})\n" for kind in KINDS),
             ]
         for both in protocols(experiments):

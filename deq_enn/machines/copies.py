@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from deq_enn.theory.brackets import root_between
 from deq_enn.utils.random import generator
 
 NEAR = 0.05  # share of two samples' usual distance, below which they are near copies
@@ -117,7 +117,7 @@ def _too_even(count):
     if mean <= 1:
         return True
     # of the Poisson law, whose mean without the zeros is rate/(1 - exp(-rate))
-    rate = root_between(lambda r: r / -math.expm1(-r) - mean, 1e-15, mean, xtol=1e-15)
+    rate = brentq(lambda r: r / -math.expm1(-r) - mean, 1e-15, mean, xtol=1e-15)
     return count.var(correction=0).item() < EVEN * mean * (1 + rate - mean)
 
 

@@ -317,6 +317,30 @@ def first_epochs(experiment: Experiment, epochs: int) -> Experiment:
     return replace(experiment, runs=runs, first=epochs)
 
 
+def chosen(experiments: Sequence[Experiment], models: Sequence[str] = (), dims: Sequence[int] = ()) -> list[Experiment]:
+    """Returns the experiments with the runs of these models and widths alone; none given: of all.
+
+    Raises
+    ------
+    LogError : no experiment has a run of one of them.
+    """
+    for what, wanted, there in (
+        ("--model", models, {model for e in experiments for model in e.models}),
+        ("--dim", dims, {dim for e in experiments for dim in e.dims}),
+    ):
+        if missing := [value for value in wanted if value not in there]:
+            raise LogError(f"{what} {missing[0]}: these logs have {', '.join(map(str, sorted(there)))}")
+    kept = []
+    for experiment in experiments:
+        runs = {
+            name: run
+            for name, run in experiment.runs.items()
+            if (not models or name[0] in models) and (not dims or name[1] in dims)
+        }
+        kept += [replace(experiment, runs=runs)] if runs else []
+    return kept
+
+
 def load(paths: Sequence[Path | str]) -> list[Experiment]:
     """Reads every log below the paths."""
     return group([run for path in dict.fromkeys(map(Path, paths)) for run in read_runs(path)])

@@ -3,10 +3,11 @@
 import csv
 import math
 import re
+from collections.abc import Sequence
 from statistics import median
 from typing import TextIO
 
-from deq_enn.reporting.logs import VARIANT, Experiment, Run
+from deq_enn.reporting.logs import VARIANT, Experiment, Run, first_epochs
 from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.statistics import LEAST_SEEDS, MARGIN, Paired, compare, holm, in_words
@@ -143,12 +144,17 @@ def difference_table(experiment: Experiment) -> Table | None:
     )
 
 
-def equality_table(experiment: Experiment, margin: float = MARGIN) -> Table | None:
-    """Says whether the ENN is as good as the DEQ, up to a margin in points; None where no pair has enough seeds."""
+def equality_table(experiment: Experiment, margin: float = MARGIN, epochs: Sequence[int] = ()) -> Table | None:
+    """Says whether the ENN is as good as the DEQ, up to a margin in points; None where no pair has enough seeds.
+
+    epochs : after which the runs are looked at, all of them tested together; none: after the last.
+    """
+    stages = [(str(epoch), first_epochs(experiment, epoch)) for epoch in epochs] or [("", experiment)]
     compared = [
-        (dim, deq, enn, paired)
-        for deq, enn in pairs_of(experiment)
-        for dim, paired in differences(experiment, deq, enn, margin).items()
+        (epoch, dim, deq, enn, paired)
+        for epoch, stage in stages
+        for deq, enn in pairs_of(stage)
+        for dim, paired in differences(stage, deq, enn, margin).items()
     ]
     tested = [paired for *_, paired in compared if paired.enough]
     if not tested:
@@ -156,12 +162,13 @@ def equality_table(experiment: Experiment, margin: float = MARGIN) -> Table | No
     different, equal = (holm([getattr(paired, which) for paired in tested]) for which in ("p_difference", "p_equality"))
     adjusted = {id(paired): p for paired, p in zip(tested, zip(different, equal))}
     rows = []
-    for dim, deq, enn, paired in compared:
+    for epoch, dim, deq, enn, paired in compared:
         p = adjusted.get(id(paired), (math.nan, math.nan))
         low, high = paired.mean - paired.half_90, paired.mean + paired.half_90
         interval = f"[{low:+.2f}, {high:+.2f}]".replace("-", "−") if paired.n > 1 else "–"
         rows.append(
             [
+                *([epoch] if epoch else []),
                 str(dim),
                 f"{name_of(deq)} − {name_of(enn)}",
                 str(paired.n),
@@ -178,7 +185,17 @@ def equality_table(experiment: Experiment, margin: float = MARGIN) -> Table | No
     )
     return Table(
         f"Equal within {margin:g} percentage points? ({experiment.title})",
-        ["width", "pair", "seeds", "mean difference", "90% interval", "p, difference", "p, equality", "verdict"],
+        [
+            *(["after epoch"] if epochs else []),
+            "width",
+            "pair",
+            "seeds",
+            "mean difference",
+            "90% interval",
+            "p, difference",
+            "p, equality",
+            "verdict",
+        ],
         rows,
         note,
     )
@@ -214,12 +231,12 @@ def cost_table(experiment: Experiment) -> Table | None:
     )
 
 
-def tables(experiment: Experiment, margin: float = MARGIN) -> list[Table]:
-    """Returns the tables of an experiment that have something to say."""
+def tables(experiment: Experiment, margin: float = MARGIN, epochs: Sequence[int] = ()) -> list[Table]:
+    """Returns the tables of an experiment that have something to say; `epochs` as `equality_table` has them."""
     made = (
         accuracy_table(experiment),
         difference_table(experiment),
-        equality_table(experiment, margin),
+        equality_table(experiment, margin, epochs),
         cost_table(experiment),
     )
     return [table for table in made if table]

@@ -67,13 +67,14 @@ def later_cases(packed: dict):
         yield from _half_widths()
     for of, held in later.items():
         yield f"\n## Answers at other risks, {TITLES[of]}\n"
-        yield from _at_risks([case for case in held if case.case not in dealt - copies - blind], blind)
+        yield from _at_risks(held, blind, dealt - copies - blind)
 
 
-def _at_risks(held: list[Held], blind: set[str]):
-    groups = _halves([case for case in held if case.n < LEAST and case.case not in blind])
+def _at_risks(held: list[Held], blind: set[str], second: set[str]):
+    groups = _halves([case for case in held if case.n < LEAST and case.case not in blind | second])
     groups["6,000 samples or more"] = [case for case in held if case.n >= LEAST]
     groups["blind round"] = [case for case in held if case.case in blind]
+    groups["second blind round"] = [case for case in held if case.case in second]
     for name, cases in groups.items():
         if cases:
             yield from (*risk_lines(name, cases), "")

@@ -1,6 +1,6 @@
 """Which explicit network matches the DEQ, for every activation of the registry and sigma_a^2 in (0, 0.25).
 
-Top: the family that matching.match takes, a colour, and its number of layers, a digit where either changes; above each
+Top: the family that `match` takes, a colour, and its number of layers, a digit where either changes; above each
 panel the worst residual of the four coefficients. Bottom: slopes of piecewise-linear matches, solid for the first layer
 and dashed for the second; a gap is a change of family, of the number of kinks or of the root. The JSON has every
 parameter, residual and finite-width error, and why the families tried before do not match.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Every kernel figure of the paper (nine scripts of ck_ntk/) at its sizes, those of any DEQ's match, that of trained
 # DEQs stopped after k steps, and the three of convolutional DEQs, into results/figures; flags go to each script, but
-# matching_map, steps and those of convolutional DEQs take --output_path alone, and --n is not for
-# finite_width_kernels, which has one size.
+# matching_map, steps and those of convolutional DEQs take --output_path alone (and --dataset_path, where they have
+# images), and --n is not for finite_width_kernels, which has one size.
 #   scripts/figures.sh [--dataset_path DIR] [--asquare S] [--output_path DIR] ...
 # --dataset_path (default data) is where MNIST and CIFAR-10 lie; figures of what is not there are skipped. Accuracies of
 # every DEQ and its match are 168 trainings, half an hour, which are left to

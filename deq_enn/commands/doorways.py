@@ -1,4 +1,4 @@
-"""Three doorways at the top of the project are programs too; this is what they print.
+"""Three of the five doorways that are programs print what is computed here.
 
 python two_layer_lrelu.py --asquare 0.2            the slopes of the two leaky-ReLU layers, root by root
 python one_layer_tanh.py --asquare 0.2             the hard tanh of one layer

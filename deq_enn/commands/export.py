@@ -1,4 +1,4 @@
-"""The explicit network that matches a DEQ, with its readout, as files that need nothing of this project.
+"""This command writes the explicit network that matches a DEQ, with its readout, as files that stand alone.
 
     python -m deq_enn export enn.pt --dataset mnist --activation swish --asquare 0.2 --dim 1024
     python -m deq_enn export enn.pt --dataset npz --dataset_path mine.npz --activation my_file.py:my_function

@@ -1,4 +1,4 @@
-"""The explicit network that matches a DEQ, in numbers, without data and without training.
+"""This command prints the explicit network that matches a DEQ, in numbers, without data and without training.
 
     python -m deq_enn match --activation swish --asquare 0.2
     python -m deq_enn match --activation relu --asquare 0.2 --tau0 0.8 --kernel ntk

@@ -1,4 +1,4 @@
-"""A user's files as arrays with names: an `.npz` archive, `.npy` files in a folder, CSV files. Nothing is unpickled."""
+"""A user's files are read as arrays with names: an `.npz` archive, `.npy` files, CSV files. Nothing is unpickled."""
 
 import contextlib
 import zipfile

@@ -61,13 +61,18 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def _with_point(cell: str) -> str:
+    """Returns a cell with a point in place of a decimal comma."""
+    return cell.replace(",", ".", 1)
+
+
 def _header(path: Path, first: list[str], second: list[str]) -> bool:
     """Returns whether the first row has names: one that labels have, or text above a number.
 
     A name such as y that comes again in its column is a label itself, of y and n.
     """
     columns = list(enumerate(zip(first, second)))
-    if any(_is_number(below) and not _is_number(cell) for _, (cell, below) in columns):
+    if any(_is_number(_with_point(below)) and not _is_number(_with_point(cell)) for _, (cell, below) in columns):
         return True
     named = [column for column, (cell, _) in columns if cell.strip().lower() in LABELS]
     return any(not _comes_again(path, column, first[column]) for column in named)
@@ -130,8 +135,7 @@ def _refuse(path: Path, names: list[str], features: list[int], header: bool) -> 
         bad = [] if header and number == 1 else [column for column in features if not _is_number(row[column])]
         if bad:
             name = repr(names[bad[0]]) if header else str(bad[0] + 1)
-            raise DataError(
-                f"{path}: row {number} has {row[bad[0]]!r} in column {name}, not a number; fill it in, code it as "
-                "numbers, or leave the column out"
-            )
+            comma = _is_number(_with_point(row[bad[0]]))
+            advice = "write a decimal point" if comma else "fill it in, code it as numbers, or leave the column out"
+            raise DataError(f"{path}: row {number} has {row[bad[0]]!r} in column {name}, not a number; {advice}")
     raise DataError(f"{path}: not a table of numbers with one column of labels")

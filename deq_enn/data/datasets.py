@@ -23,7 +23,7 @@ from deq_enn.theory.mixture import MixtureStatistics
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows X float32 (n, p), normalised; labels y int64 (n,) in 0..n_classes-1.
+    """A data set has rows X float32 (n, p), normalised, and labels y int64 (n,) in 0..n_classes-1.
 
     statistics : of the mixture that the training rows, as normalised, come from; None for real data.
     mean, scale : what was subtracted from the rows (p,), and what they were then divided by; None and 1 if nothing was.

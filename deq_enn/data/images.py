@@ -26,7 +26,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Images:
-    """Images as uint8 (n, c, h, w) with labels int64 (n,) in 0..K-1, and the names of the K classes."""
+    """These are images as uint8 (n, c, h, w) with labels int64 (n,) in 0..K-1, and the names of the K classes."""
 
     train: torch.Tensor
     train_labels: torch.Tensor

@@ -124,7 +124,8 @@ def read_whole(
         missing = [key for key in (keys if len(keys) == len(NAMES[0]) else NAMES[0]) if key not in arrays]
         if missing:
             raise DataError(
-                f"{path}: no held-out samples: it holds no {', '.join(missing)}; it has {', '.join(arrays)}"
+                f"{path}: no held-out samples: it holds no {', '.join(missing)}; it has {', '.join(arrays)}. A folder "
+                "with train.csv and test.csv has both, too"
             )
         X, X_test = (_whole(path, arrays, key) for key in (keys[0], keys[2]))
         y = _labels(path, arrays, keys[1], keys[0], len(X))
@@ -189,7 +190,7 @@ def _rows(
                 if np.isfinite(array[row, column])
                 else "a NaN or infinite entry"
             )
-            raise DataError(f"{path}: {key} has {what} in row {row}, column {column}")
+            raise DataError(f"{path}: {key} has {what} in row {row}, column {column}, counted from 0")
     return rows, shape
 
 

@@ -1,4 +1,4 @@
-"""The VGG16 of the CIFAR-10 experiments, and its features: `load_dataset("cifar10")` trains on these.
+"""The VGG16 of the CIFAR-10 experiments is here, with its features: `load_dataset("cifar10")` gives these.
 
 scripts/pretrain_vgg.py trains the weights in pretrained/. An installed package has no such folder, and says what to
 fetch. Features are kept beside the data that they are made of. torchvision is imported only where it is needed.

@@ -52,7 +52,7 @@ EQUILIBRIUM = SOLVING | {"steps": None}
 STEPS = {"lr": 1.0, "epoch": 10, "batch_size": 128, "opt": "sgd"}
 
 # What a flag that is not given becomes, for each kind of training; a flag that its row does not have is refused for it.
-# A kind of training is a row here and a grid of runs in grid.GRIDS.
+# A kind of training is a row here and a grid of runs in the GRIDS of grid.py or exact_grid.py.
 DEFAULTS = {
     "readout": NETWORK | STEPS | {"match": "ck"},
     "full": NETWORK | STEPS | EQUILIBRIUM | {"match": "ntk"},

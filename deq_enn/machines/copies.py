@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
@@ -116,8 +115,9 @@ def _too_even(count):
     mean = count.mean().item()
     if mean <= 1:
         return True
-    # of the Poisson law, whose mean without the zeros is rate/(1 - exp(-rate))
-    rate = brentq(lambda r: r / -math.expm1(-r) - mean, 1e-15, mean, xtol=1e-15)
+    rate = mean  # of the Poisson law, whose mean without the zeros is rate/(1 - exp(-rate)); Newton's method
+    for _ in range(60):
+        rate -= (rate + mean * math.expm1(-rate)) / (1 - mean * math.exp(-rate))
     return count.var(correction=0).item() < EVEN * mean * (1 + rate - mean)
 
 

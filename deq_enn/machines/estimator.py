@@ -1,4 +1,4 @@
-"""A kernel machine with the conventions of scikit-learn's classifiers, which need not be installed.
+"""A kernel machine has the conventions of scikit-learn's classifiers, which need not be installed.
 
     KernelMachine(activation="tanh", sigma_a2=0.2).fit(X, y).predict(X_new)
 

@@ -1,4 +1,4 @@
-"""Readouts with a ridge so small that float32 features and normal equations would drown it in their rounding.
+"""Readouts are solved here whose ridge is so small that float32 features would drown it in their rounding.
 
 In few dimensions the features of a wide network are nearly dependent, and the best ridge may be smaller than 1e-8 of
 their mean squared norm. F^T F squares the condition of the features F. So here the features are float64, and their

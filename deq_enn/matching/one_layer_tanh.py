@@ -1,4 +1,4 @@
-"""The paper's second example is a one-hidden-layer hard-tanh network with the conjugate kernel of a tanh-DEQ.
+"""The paper's Example 1 is a one-hidden-layer hard-tanh network with the conjugate kernel of a tanh-DEQ.
 
 sigma(x) = a clip(x, -c, c). With u = c/tau_0 the ratio
 

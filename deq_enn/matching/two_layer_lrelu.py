@@ -1,4 +1,4 @@
-"""The paper's first example is a two-hidden-layer leaky-ReLU network with the conjugate kernel of a ReLU-DEQ.
+"""The paper's Example 2 is a two-hidden-layer leaky-ReLU network with the conjugate kernel of a ReLU-DEQ.
 
 sigma_l(x) = max(a_l x, b_l x) - (a_l - b_l) tau_{l-1}/sqrt(2 pi), l = 1, 2, has four slopes for the four scalars
 (gamma^2, alpha_1, alpha_2, alpha_3). The four equations reduce to one cubic, which is solved here in closed form,

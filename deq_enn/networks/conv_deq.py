@@ -1,4 +1,4 @@
-"""The convolutional deep equilibrium model, on images x (n, c, h, w) with feature maps z (n, m, h, w):
+"""The convolutional deep equilibrium model takes images x (n, c, h, w) to feature maps z (n, m, h, w).
 
     z = phi(sigma_a A * z + sigma_b B * x/sqrt(c)) / sqrt(m),     * a k x k convolution divided by k
 

@@ -30,7 +30,7 @@ from deq_enn.utils.random import normal_weights
 
 
 class ConvENN(ConvNetwork):
-    """Explicit convolutional network of len(layers) hidden layers of one number of channels.
+    """This is an explicit convolutional network of len(layers) hidden layers of one number of channels.
 
     Parameters that are not listed are those of `ConvNetwork`.
 
@@ -92,7 +92,7 @@ class ConvENN(ConvNetwork):
 
 
 class ExportedConvENN(ExportedENN):
-    """The same of a convolutional network, whose rows are images as they lie, c h w entries.
+    """An exported convolutional network takes rows that are images as they lie, c h w entries.
 
     Parameters
     ----------

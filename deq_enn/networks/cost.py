@@ -143,7 +143,7 @@ def costs(deq: Any, enn: Any, X: torch.Tensor, budget: float = 10.0) -> dict:
 
     Parameters
     ----------
-    deq, enn : networks with `features` and a `readout` (model.DEQ, model.ENN), on one device. They are left unchanged.
+    deq, enn : networks with `features` and a `readout` (`DEQ`, `ENN`), on one device. They are left unchanged.
     X : (n, p) samples.
     budget : seconds that it may take, a third for each job; each job is done three times at least, whatever it takes.
 

@@ -17,7 +17,7 @@ AnyMatch = LReLUMatch | HardTanhMatch | Match  # of the paper's examples, and of
 
 
 class ENN(nn.Module):
-    """Explicit network of len(layers) hidden layers of one width.
+    """This is an explicit network of len(layers) hidden layers of one width.
 
     Parameters
     ----------

@@ -196,7 +196,12 @@ def _exportable(network: Any) -> ExportedENN:
 
 
 def write_programs(
-    network: nn.Module, path: Path | str, X_example: torch.Tensor, said: dict, labels: Sequence[int | str] | None
+    network: nn.Module,
+    path: Path | str,
+    X_example: torch.Tensor,
+    said: dict,
+    labels: Sequence[int | str] | None,
+    state: dict | None = None,
 ) -> dict:
     """Writes any network of rows on the CPU as FILE.pt, .json, .pt2 and, if it can, .onnx, for a `path` FILE.pt.
 
@@ -205,18 +210,16 @@ def write_programs(
     network : in evaluation mode, with one tensor for an output.
     X_example : (n, ...), two rows or more.
     said : what the JSON file says of the network.
-    labels : the names of the classes, for the ONNX metadata.
+    labels : the names of the classes, for the ONNX metadata. state : is written as FILE.pt; None: the network's.
 
-    Returns, raises
-    ---------------
-    as `export`.
+    It returns and raises what `export` does.
     """
     path = Path(path)
     with torch.no_grad():
         expected, single = network(X_example), network(X_example[:1])
     program = _traced(network, X_example)
     contents = {
-        ".pt": _saved(torch.save, network.state_dict()),
+        ".pt": _saved(torch.save, network.state_dict() if state is None else state),
         ".json": json.dumps(said, indent=1).encode(),
         ".pt2": _saved(torch.export.save, program),
     }

@@ -127,7 +127,7 @@ def rate_bound(f: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, steps
 
 
 class PcDEQNetwork(nn.Sequential):
-    """Images (n, c, h, w), or flattened (n, c h w), to logits (n, n_classes).
+    """This network takes images (n, c, h, w), or flattened (n, c h w), to logits (n, n_classes).
 
     Attributes
     ----------

@@ -47,7 +47,7 @@ MOST_STEPS = 500  # of a solver that the user has not chosen
 
 
 class TrainedDEQ(nn.Module):
-    """v = phi(W v + U x + bias), features `scale` v, logits readout(features).
+    """A trained DEQ solves v = phi(W v + U x + bias); it has features `scale` v and logits readout(features).
 
     activation : phi but for a constant. W, U : (m, m) and (m, p). readout : nn.Linear.
 

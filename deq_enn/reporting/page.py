@@ -47,7 +47,7 @@ def heading(text: str) -> Markup:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG figure with its caption, and a text for who cannot see it (the caption, if there is none)."""
+    """A picture is a PNG figure with its caption, and a text for who cannot see it (the caption, if there is none)."""
 
     path: Path
     caption: str

@@ -144,7 +144,7 @@ def survives(common: bool | None, own: bool | None) -> str:
 
 @dataclass(frozen=True)
 class Protocols:
-    """The same networks on the same samples, at one rate for all and each at its own."""
+    """This holds the same networks on the same samples, at one rate for all and each at its own."""
 
     common: Experiment
     own: Experiment

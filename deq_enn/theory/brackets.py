@@ -1,4 +1,4 @@
-"""Roots and minima of a function of one number on an interval, by scipy's bounded methods."""
+"""scipy's bounded methods find the root or the minimum of a function of one number on an interval."""
 
 from collections.abc import Callable
 from typing import cast

@@ -99,7 +99,7 @@ def explicit_ck(layers: Sequence[Activation | str | Elementwise], tau0: float = 
     """Returns the conjugate kernel of x_l = sigma_l(W_l x_{l-1})/sqrt(m) after the last layer (Theorem 3).
 
     The layers are taken as given, and may have jumps. Raises ValueError for a layer whose mean at its input scale is
-    not zero, because its kernel has a constant part that no four scalars describe. `gaussian_integration.centre`
+    not zero, because its kernel has a constant part that no four scalars describe. `deq_enn.centre`
     centres a layer.
     """
     return _explicit(layers, tau0, frozen_first=False)[0]
@@ -137,7 +137,7 @@ def _explicit(layers, tau0, frozen_first):
         if abs(moments.mean) > 1e-9 * math.sqrt(moments.variance) + 1e-13:
             raise ValueError(
                 f"layer {index} ({layer.name}) is not centred at its input scale {tau:.6g}: its mean there "
-                f"is {moments.mean:.3g}; centre it with gaussian_integration.centre"
+                f"is {moments.mean:.3g}; centre it with deq_enn.centre"
             )
         if moments.variance <= 1e-300:
             raise ValueError(f"layer {index} ({layer.name}) is constant at its input scale {tau:.6g}")

@@ -124,7 +124,7 @@ class ReadoutTask:
 
 
 class Readouts:
-    """Softmax readouts without bias and from zero, one for each learning rate, on the features of a task.
+    """These are softmax readouts without bias and from zero, one for each learning rate, on the features of a task.
 
     Parameters
     ----------

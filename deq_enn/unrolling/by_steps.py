@@ -33,6 +33,14 @@ STUDENTS = 1, 2, 3, 4  # steps of the networks that are trained on the module's 
 CONSISTENT = 1, 2  # steps of those that are trained along the iteration as well
 # shares of the budget by which each part of the work is to be done
 UNTIL = {"module": 0.15, "stopped": 0.25, "refitted": 0.32, "students": 0.60, "rivals": 0.90, "cost": 0.98}
+# what is said to be untried where its share is over
+UNMEASURED = {
+    "stopped": "more of its steps",
+    "refitted": "its last layer refitted, after more steps",
+    "students": "more distilled networks",
+    "rivals": "more plain networks",
+    "cost": "times",
+}
 HELD, FIT, CHOOSE = 20_000, 60_000, 2_000  # samples that losses are measured on, trained on, and that choose, at most
 EXAMPLES = 8  # samples that an export is tried with
 # parts that do something else in training mode
@@ -159,7 +167,7 @@ class VerdictBySteps:
             with deadline(self.clock, self.start + UNTIL[part] * self.budget):
                 yield
         except OutOfTime:
-            self.untried.setdefault(part, "no time was left (--budget)")
+            self.untried.setdefault(UNMEASURED[part], "no time was left (--budget)")
         if self.bar is not None:
             self.bar.update()
 

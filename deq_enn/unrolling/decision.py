@@ -16,7 +16,9 @@ FASTER = 1.5  # the module's time over the network's, at least: to save less is 
 # kinds without which nothing is kept, in words
 TRAINED = {"distilled": "network distilled to a few steps", "explicit": "plain network"}
 ALARM = 5.0  # gain of a replacement, in points, from which on something else is wrong
-CHANCE = 2.0  # points above the most frequent class's share, below which a module has learnt nothing
+CHANCE = 2.0  # points above the most frequent class's share, below which a module has learnt nothing,
+OF_THE_REST = 0.25  # or this share of what the most frequent class leaves, where that is less
+ALIKE = 99.0  # share of samples, in %, from which on a module that gives them one class tells nothing without labels
 
 ALARMING = (
     "So large a gain is an alarm and no recommendation: the DEQ is badly trained or its readout was never fitted, or "
@@ -46,8 +48,8 @@ def decide(candidates: list[StepCandidate], known: Known) -> tuple[str, StepCand
     if not candidates:
         return "undecided", None, ["Nothing has been measured yet: allow more time (--budget)."]
     reason = [] if known.labelled else ["There are no labels: the module's own classes stand for them."]
-    if known.labelled and known.accuracy < known.frequent + CHANCE:
-        return "undecided", None, [_nothing_learnt(known)]
+    if nothing := _nothing_learnt(known):
+        return "undecided", None, [nothing]
     faster = [c for c in candidates if c.saved is None or c.saved >= FASTER]
     if not faster:
         sentence = f"None of the {len(candidates)} networks that were tried is {FASTER:g} times as fast as the module."
@@ -133,7 +135,17 @@ def _saves(candidate: StepCandidate) -> str:
     return f" The module takes {', '.join(said)}." if said else ""
 
 
-def _nothing_learnt(known: Known) -> str:
+def _nothing_learnt(known: Known) -> str | None:
+    """Says why the module's classes tell nothing; None where they do."""
+    if not known.labelled:
+        return (
+            f"The module gives {known.frequent:.1f}% of the samples one class, so that without labels every network "
+            "that does the same seems as good: hand in labels, or other samples."
+            if known.frequent >= ALIKE
+            else None
+        )
+    if known.accuracy >= known.frequent + min(CHANCE, OF_THE_REST * (100 - known.frequent)):
+        return None
     return (
         f"The module has {known.accuracy:.1f}% where always naming the most frequent class has {known.frequent:.1f}%: "
         "it has learnt nothing, or the labels are not in the order of its outputs, or the samples are not scaled as it "

@@ -1,7 +1,8 @@
 """The chosen network is written for use elsewhere, its k steps unrolled, as programs that need no code.
 
-    enn.pt     the state_dict of the network, for torch.load(..., weights_only=True) and the user's own class
-    enn.json   what it is: its kind, its steps, what was measured of it
+    enn.pt     the state_dict of the network, for torch.load(..., weights_only=True); of the module's own steps its keys
+               are those of the user's class
+    enn.json   what it is: its kind, its steps, what was measured of it, and the mean and scale of its rows
     enn.pt2    a torch.export program, for torch.export.load
     enn.onnx   where onnx and onnxscript are installed: input `x`, output `scores`
 
@@ -91,11 +92,13 @@ def export(
         "largest; a single score is of the second class, against 0",
         "labels": None if labels is None else list(labels),
         "dtype": str(X_example.dtype).removeprefix("torch."),
+        **({"mean": program.mean.tolist(), "scale": scale} if program.normalised else {}),
         **(about or {}),
     }
     said = json.loads(json.dumps(said, default=str))
     try:
-        return write_programs(program, path, X_example.contiguous(), said, labels)
+        state = program.network.state_dict()
+        return write_programs(program, path, X_example.contiguous(), said, labels, state)
     except (ValueError, RuntimeError):
         raise
     except Exception as error:  # whatever torch.export makes of the user's code

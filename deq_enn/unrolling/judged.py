@@ -211,8 +211,8 @@ def check_module(module: nn.Module, X: torch.Tensor) -> int:
 def said_of(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
     """Returns what the module that is judged says of samples X (n, ...), as `outputs_of`.
 
-    Raises ValueError where its forward fails on some of them, as where there is no equilibrium, or where its outputs
-    are not finite.
+    Raises ValueError where its forward fails on some of them, as where there is no equilibrium, where its outputs are
+    not finite, or where single outputs look like probabilities, which are no scores against 0.
     """
     name = type(module).__name__
     try:
@@ -225,6 +225,11 @@ def said_of(module: nn.Module, X: torch.Tensor) -> torch.Tensor:
         raise ValueError(_failure(name, X, error)) from None
     if wrong := int((~outputs.isfinite().all(1)).sum()):
         raise ValueError(f"{name}'s outputs are not finite for {wrong} of {len(X)} samples: leave those out")
+    if outputs.shape[1] == 2 and not outputs[:, 0].any() and 0 <= outputs.min() <= outputs.max() <= 1:
+        raise ValueError(
+            f"{name}'s single outputs lie between 0 and 1, as probabilities do, and a single output is taken for a "
+            "score against 0: let it return the logit, before the sigmoid"
+        )
     return outputs
 
 
@@ -250,7 +255,7 @@ def check_apart(X: torch.Tensor, held: torch.Tensor) -> None:
     if repeated > SHARED * len(held):
         raise ValueError(
             f"{repeated} of the {len(held)} held-out samples are rows of X: on samples that it was trained on a DEQ "
-            "looks better than it is; hand in others as held=(X_test, y_test)"
+            "looks better than it is; hold out others (X_test, y_test of a file, held=(X_test, y_test) in Python)"
         )
 
 

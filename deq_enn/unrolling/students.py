@@ -78,7 +78,7 @@ def refitted(network: nn.Module, layer: str, fit: Part, choose: Part) -> nn.Modu
     """Solves the named layer of a stopped network for the module's outputs at `fit`, the ridge chosen on `choose`.
 
     The network is changed, so its weights must be copies; it is returned. The layer keeps its bias, or goes without
-    one as before.
+    one as before. A layer whose weight is computed, as by weight norm, is replaced by a plain one.
     """
     linear = network.get_submodule(layer)
     assert isinstance(linear, nn.Linear)
@@ -100,11 +100,23 @@ def refitted(network: nn.Module, layer: str, fit: Part, choose: Part) -> nn.Modu
             best = error, weights
     if best is None:
         raise ValueError("its features are singular at every ridge")
+    linear = _plain(network, layer, linear)
     with torch.no_grad():
         linear.weight.copy_(best[1].T)
         if linear.bias is not None:
             linear.bias.copy_(mean - centre @ best[1])
     return network
+
+
+def _plain(network: nn.Module, layer: str, linear: nn.Linear) -> nn.Linear:
+    """Returns the network's layer, or a plain one put into its place where its weight or bias is computed."""
+    wanted = {"weight"} if linear.bias is None else {"weight", "bias"}
+    if wanted <= dict(linear.named_parameters(recurse=False)).keys():
+        return linear
+    sizes = linear.in_features, linear.out_features, linear.bias is not None
+    plain = nn.Linear(*sizes, device=linear.weight.device, dtype=linear.weight.dtype).train(linear.training)
+    network.set_submodule(layer, plain)
+    return plain
 
 
 # ---------------------------------------------------------------------------------------------------------------

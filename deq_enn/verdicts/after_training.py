@@ -231,6 +231,7 @@ class VerdictAfterTraining:
         return Decision("undecided", None, [*reason, between])
 
 
+AS_IT_IS = "judged as it is, with the solver that it has: set that in the module, and hand in no solver"
 PendingVerdict = VerdictAtInitialisation | VerdictAfterTraining | VerdictBySteps
 
 
@@ -260,6 +261,9 @@ def begin(
     drawn = as_drawn(deq)
     stoppable, unlike = not drawn and can_be_stopped(deq), None if drawn else _unlike_the_form(deq)
     if steps is not None or stoppable and (held is not None and solver is None or unlike):
+        if solver is not None:
+            which = "with steps= a module is" if steps is not None else f"{unlike}; such a module is"
+            raise ValueError(f"{which} {AS_IT_IS}")
         settings = {key: value for key, value in settings.items() if key not in ("width", "decide_on", "risk")}
         return VerdictBySteps(deq, X, y, held=held, steps=steps, seen=seen, **settings)
     if unlike:

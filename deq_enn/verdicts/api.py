@@ -36,7 +36,7 @@ def verdict(
 
     Parameters
     ----------
-    deq : a `model.DEQ` at initialisation, of which activation, sigma_a^2, width and tau_0 count; or a `ConvDEQ` at
+    deq : a `DEQ` at initialisation, of which activation, sigma_a^2, width and tau_0 count; or a `ConvDEQ` at
         initialisation, with images (n, c, h, w); or a trained DEQ: any
         module whose equilibria `unrolling.steppers.stopped` can stop after k steps, which is then judged as it is; or
         one of the form that `networks.trained_deq.adapt` understands.

@@ -10,7 +10,7 @@ cosines are 1/sqrt(p) root mean square. We call 2/spread^2 the effective dimensi
 """
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,10 @@ def check_request(
     """Refuses a budget, tolerance, width, `decide_on`, risk or `seen` that means nothing, by a ValueError."""
     if decide_on not in ("draw", "mean"):
         raise ValueError(f"decide_on must be 'draw' or 'mean', got {decide_on!r}")
+    numbers = {"budget (in seconds)": budget, "tolerance": tolerance, "risk": risk}
+    for name, value in numbers.items():
+        if not isinstance(value, Real):
+            raise ValueError(f"{name} must be a number, got {value!r}")
     if not (budget > 0 and tolerance > 0 and math.isfinite(budget + tolerance)):
         raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
     if not 0 < risk < 0.5:

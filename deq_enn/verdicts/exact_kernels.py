@@ -114,7 +114,8 @@ class ExactKernels:
             if own_distance < least:  # to the tolerance of the search
                 least, factor = own_distance, 1.0
             distance[kernel] = {"relative": own_distance, "factor": factor, "with_factor": least}
-        alignment = None if targets is None else label_alignment(own[0], targets.Y)
+        # a rare class may be missing among so few
+        alignment = label_alignment(own[0], targets.Y) if targets is not None and bool(targets.Y.any()) else None
         return Candidate.of(network, distance=distance, alignment=alignment, fluctuation=network.fluctuation)
 
     def regress(
@@ -123,11 +124,14 @@ class ExactKernels:
         """Yields what comes next of kernel ridge regression with all networks, each sample predicted by the others.
 
         Last comes what is known of the DEQ. Networks whose kernels take too long are left out; OutOfTime is raised
-        where the DEQ's does. Copies are among the samples only where new ones are copies too.
+        where the DEQ's does. Copies are among the samples only where new ones are copies too. Where all samples are of
+        one class, as they may be if others are rare, there is nothing to regress on, and nothing is yielded.
         """
         assert self.y is not None and self.classes is not None, "there are no labels"
         rows, place = self._with_copies(count)
         X, targets = self.X[rows].to(self.device), Targets(self.y[rows], self.classes, device=self.device)
+        if not targets.Y.any():
+            return
         with deadline(self.clock, end):
             deq = from_kernel(self._kernel(self.deq, X, place), targets)
         machines = {}

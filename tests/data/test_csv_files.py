@@ -61,6 +61,7 @@ def test_labels_that_are_numbers(tmp_path):
         ("a,b,label\n1,2,x\n3,,y\n", "row 3 has '' in column 'b'"),
         ("1,2,x\n3,4,y\n5,6\n", "row 3 has 2 cells, the first row 3"),
         ("a,label\n1,x\n2,\n", "row 3 has no label"),
+        ("a;b;kind\n1,5;2;x\n3,5;4;y\n", "row 2 has '1,5' in column 'a', not a number; write a decimal point"),
         ("1\n2\n", "two or more columns"),
         ("", "two or more columns"),
     ],

@@ -132,7 +132,7 @@ def test_deq_kernels_solve_their_equations_or_are_refused(activation, X, sigma_a
         if 1 - rho < 1e-9 and distance2[i, j] < 1e-20 * S[i, i]:
             rho = 1.0
         elif 1 - abs(rho) < 1e-9:
-            continue  # the rounded correlation does not determine the angle; test_kernels.py has such pairs
+            continue  # the rounded correlation does not determine the angle; test_parallel_pairs.py has such pairs
         G, dot = quadrature(
             lambda x: activation.fn(x) - mean, activation.derivative, activation.kinks, s[i].item(), s[j].item(), rho
         )

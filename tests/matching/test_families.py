@@ -1,4 +1,4 @@
-"""matching.py: every residual here is recomputed by the public functions, every infeasible case by brute force."""
+"""families.py: every residual here is recomputed by the public functions, every infeasible case by brute force."""
 
 import math
 

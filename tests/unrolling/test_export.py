@@ -1,4 +1,6 @@
-"""What cannot be exported is said in one line, without the pages that torch.export prints of the code."""
+"""What is written fits the user's own class; what cannot be is said in one line, without torch.export's pages."""
+
+import json
 
 import pytest
 import torch
@@ -34,3 +36,21 @@ def test_a_loop_that_tests_for_convergence_has_no_program(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
     export(Loop(tested=False), tmp_path / "few.pt", X)
     assert (tmp_path / "few.pt2").exists()
+
+
+@pytest.mark.parametrize("mean", [None, torch.arange(P) / 10])
+def test_the_state_is_that_of_the_user_s_own_class(tmp_path, mean):
+    X, module = torch.randn(5, P, generator=torch.Generator().manual_seed(0)), Loop(tested=False)
+    export(module, tmp_path / "few.pt", X, mean, 2.0 if mean is not None else 1.0)
+    again = Loop(tested=False)
+    again.load_state_dict(torch.load(tmp_path / "few.pt", weights_only=True))
+    with torch.no_grad():
+        expected = module(X)
+        assert torch.equal(again(X), expected)
+        raw = X if mean is None else 2 * X + mean
+        torch.testing.assert_close(
+            torch.export.load(tmp_path / "few.pt2").module()(raw), expected, rtol=1e-4, atol=1e-5
+        )
+    said = json.loads((tmp_path / "few.json").read_text())
+    assert said.get("scale") == (None if mean is None else 2.0)
+    assert mean is None or torch.equal(torch.tensor(said["mean"]), mean)

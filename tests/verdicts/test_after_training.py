@@ -197,9 +197,14 @@ def test_a_readout_of_several_layers_is_judged_as_it_is_or_refused(blobs):
     with torch.no_grad():
         deq.A.mul_(0.9)
     assert isinstance(begin(deq, X[:600], y[:600], held=(X[600:], y[600:])), VerdictBySteps)
-    for given in ({}, {"solver": Picard()}):
-        with pytest.raises(ValueError, match="held|its readout must be an nn.Linear, got Sequential"):
-            begin(deq, X, y, **given)
+    with pytest.raises(ValueError, match="held"):
+        begin(deq, X, y)
+    unlike = "its readout must be an nn.Linear, got Sequential.*judged as it is, with the solver that it has"
+    for held in ({}, {"held": (X[600:], y[600:])}):  # a solver that would not be used
+        with pytest.raises(ValueError, match=unlike):
+            begin(deq, X[:600], y[:600], solver=Picard(), **held)
+    with pytest.raises(ValueError, match="with steps= a module is judged as it is, with the solver that it has"):
+        begin(torch.nn.Linear(20, 3), X[:600], y[:600], steps=lambda module, k: module, solver=Picard())
     with pytest.raises(ValueError, match="its readout must be an nn.Linear, got Sequential"):
         adapt(deq, X)
 
@@ -384,5 +389,7 @@ def test_a_loop_by_hand_is_told_how_it_can_be_judged(blobs):
         with pytest.raises(ValueError, match="it has no A, B, .*Nor can it be stopped .*: steps=my_") as caught:
             api.verdict(module, X[:300], y[:300], held=(X[300:], y[300:]))
         assert one_line(caught)
+    with pytest.raises(ValueError, match=r"budget \(in seconds\) must be a number, got '60s'"):
+        api.verdict(DEQ("tanh", X.shape[1], 8, 3, 0.2), X, y, budget="60s")
     with pytest.raises(ValueError, match="the width must be a whole number from 1 on, got 2.5"):
         api.verdict(DEQ("tanh", X.shape[1], 8, 3, 0.2), X, y, width=2.5)

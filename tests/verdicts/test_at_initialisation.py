@@ -103,6 +103,17 @@ def test_a_budget_is_kept_where_kernels_take_long(columns, labels):
     assert missing if columns == 1 else verdict.candidates
 
 
+@pytest.mark.parametrize("positives", [1, 3])
+def test_a_class_so_rare_that_no_sample_of_the_kernels_has_it(deq, blobs, positives):
+    X, _ = blobs
+    y = torch.zeros(len(X), dtype=torch.int64)
+    y[60 : 60 * (positives + 1) : 60] = 1
+    result = api.verdict(deq, X, y, budget=3.0, clock=Ticks(0.02))
+    json.dumps(result.to_dict(), allow_nan=False)
+    compared = [c for c in result.candidates if c.distance is not None]
+    assert compared and all(c.alignment is None or 0 <= c.alignment <= 1 for c in compared)
+
+
 @pytest.mark.slow
 def test_without_labels_the_kernels_decide(deq, blobs):
     outcome = api.verdict(deq, blobs[0], budget=0.5, clock=Ticks())

@@ -12,10 +12,15 @@ import _signal  # pyright: ignore[reportMissingImports]  # built in, so that not
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program
 
-from deq_enn.data.datasets import Dataset, load_dataset, load_training
-from deq_enn.data.images import DataError, cifar10_images, mnist_images, svhn_images
-from deq_enn.data.mixtures import GMM_PRESETS, gaussian_mixture, mixed, two_class
-from deq_enn.data.vgg16 import VGG16, cifar10_features, load_vgg16
+if __name__ == "__main__":  # first, so that --help and a bad flag do not wait for torch
+    from deq_enn.data.command import main
+
+    main(description=__doc__)
+else:
+    from deq_enn.data.datasets import Dataset, load_dataset, load_training
+    from deq_enn.data.images import DataError, cifar10_images, mnist_images, svhn_images
+    from deq_enn.data.mixtures import GMM_PRESETS, gaussian_mixture, mixed, two_class
+    from deq_enn.data.vgg16 import VGG16, cifar10_features, load_vgg16
 
 __all__ = [
     "GMM_PRESETS",
@@ -33,8 +38,3 @@ __all__ = [
     "svhn_images",
     "two_class",
 ]
-
-if __name__ == "__main__":
-    from deq_enn.data.command import main
-
-    main(description=__doc__)

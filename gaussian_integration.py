@@ -13,9 +13,14 @@ import _signal  # pyright: ignore[reportMissingImports]  # built in, so that not
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program
 
-from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, load_activation, piecewise_linear
-from deq_enn.theory.gaussian import GaussianMoments, centre, expectation, expectations, gaussian_moments
-from deq_enn.theory.hermite import hermite_coefficients, hermite_functions
+if __name__ == "__main__":  # first, so that --help and a bad flag do not wait for torch
+    from deq_enn.commands.doorways import moments
+
+    moments(description=__doc__)
+else:
+    from deq_enn.theory.activations import ACTIVATIONS, Activation, from_function, load_activation, piecewise_linear
+    from deq_enn.theory.gaussian import GaussianMoments, centre, expectation, expectations, gaussian_moments
+    from deq_enn.theory.hermite import hermite_coefficients, hermite_functions
 
 __all__ = [
     "ACTIVATIONS",
@@ -31,8 +36,3 @@ __all__ = [
     "load_activation",
     "piecewise_linear",
 ]
-
-if __name__ == "__main__":
-    from deq_enn.commands.doorways import moments
-
-    moments(description=__doc__)

@@ -13,11 +13,11 @@ import _signal  # pyright: ignore[reportMissingImports]  # built in, so that not
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program
 
-from deq_enn.matching.one_layer_tanh import HardTanhMatch, match
-
-__all__ = ["HardTanhMatch", "match"]
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # first, so that --help and a bad flag do not wait for torch
     from deq_enn.commands.doorways import hard_tanh
 
     hard_tanh(description=__doc__)
+else:
+    from deq_enn.matching.one_layer_tanh import HardTanhMatch, match
+
+__all__ = ["HardTanhMatch", "match"]

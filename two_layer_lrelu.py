@@ -14,11 +14,11 @@ import _signal  # pyright: ignore[reportMissingImports]  # built in, so that not
 if __name__ == "__main__" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C during the imports ends it as it does any program
 
-from deq_enn.matching.two_layer_lrelu import LReLUMatch, match, solutions
-
-__all__ = ["LReLUMatch", "match", "solutions"]
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # first, so that --help and a bad flag do not wait for torch
     from deq_enn.commands.doorways import leaky_relu
 
     leaky_relu(description=__doc__)
+else:
+    from deq_enn.matching.two_layer_lrelu import LReLUMatch, match, solutions
+
+__all__ = ["LReLUMatch", "match", "solutions"]

@@ -33,7 +33,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deq_enn.reporting.markdown import head, row
-from deq_enn.utils.arguments import OneLineParser
+from deq_enn.utils.arguments import OneLineParser, check_folder
+from deq_enn.utils.outcome import one_line
 from scripts.benchmarks.conv import conv, conv_networks
 from scripts.benchmarks.growth import growth
 from scripts.benchmarks.kernels import kernels, matching
@@ -190,20 +191,28 @@ def main():
         parser.error(f"no section {unknown[0]!r}: choose from {', '.join(SECTIONS)}")
     if args.report and args.report.is_dir():
         parser.error(f"--report {args.report} is a folder: name a file")
+    if args.report:
+        check_folder(parser, "report", args.report.parent)
+    with one_line(parser):
+        measure(chosen, args.report)
+
+
+def measure(chosen, report):
+    """Prints the sections, and writes them on one page where that has a path."""
     command = f"python scripts/bench.py {' '.join(sys.argv[1:])}"
-    page = [f"# Ratios of speed\n\n`{command}` on {machine()}"] if args.report else []
+    page = [f"# Ratios of speed\n\n`{command}` on {machine()}"] if report else []
     for name in chosen:
         page.append(f"\n## {name}\n")
         print(page[-1], flush=True)
         for line in SECTIONS[name]():
             page.append(line)
             print(line, flush=True)
-    if args.report:
+    if report:
         from deq_enn.utils.files import atomic_write
 
-        with atomic_write(args.report, "w") as file:
+        with atomic_write(report, "w") as file:
             file.write("\n".join(page) + "\n")
-        print(f"\n{args.report}")
+        print(f"\n{report}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from deq_enn.utils.arguments import OneLineParser, duration, old_spelling
+from deq_enn.utils.arguments import OneLineParser, check_folder, duration, old_spelling
+from deq_enn.utils.outcome import one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = ROOT / "docs" / "calibration.json.gz"
@@ -245,12 +246,14 @@ def main(argv=None):
         "constants": constants,
         "report": report,
     }[arguments.stage]
-    try:
+    if arguments.stage == "report":
+        check_folder(parser, "figure", arguments.figure.parent)
+    if arguments.stage in ("outcomes", "verdicts", "again", "sgd", "left_out"):
+        check_folder(parser, "output_path", arguments.output_path)
+    with one_line(parser):
         if arguments.stage in ("outcomes", "verdicts", "again", "sgd", "left_out"):
             arguments.output_path.mkdir(parents=True, exist_ok=True)
         run(arguments)
-    except (ValueError, OSError) as error:
-        parser.error(error)
 
 
 if __name__ == "__main__":

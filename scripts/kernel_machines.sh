@@ -15,14 +15,22 @@ fi
 dataset=$1 activation=$2
 shift 2
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
-folder=results/kernels-$dataset-$activation
+folder=results/kernels-$dataset-$activation flags=()
+while (($#)); do
+    case $1 in
+        --output_path) (($# > 1)) || { echo "kernel_machines.sh: error: $1 needs a folder" >&2; exit 2; }
+            folder=$2; shift 2 ;;
+        --output_path=*) folder=${1#*=}; shift ;;
+        *) flags+=("$1"); shift ;;
+    esac
+done
 common=(--dataset "$dataset" --model deq matched_enn unmatched_enn --activation "$activation" --depth 1 2 3 --resume
         --output_path "$folder" --save_path "checkpoints/kernels-$dataset-$activation")
 for kernel in ck ntk; do
-    "$python" main.py --train kernel --match "$kernel" ${RIDGE_SIZE:+--ridge_size "$RIDGE_SIZE"} "${common[@]}" "$@"
+    "$python" main.py --train kernel --match "$kernel" ${RIDGE_SIZE:+--ridge_size "$RIDGE_SIZE"} "${common[@]}" "${flags[@]}"
 done
 if [[ -n ${WIDTHS-all} ]]; then
     # shellcheck disable=SC2086
-    "$python" main.py --train ridge --dim ${WIDTHS:-64 128 256 512 1024 2048 4096} "${common[@]}" "$@"
+    "$python" main.py --train ridge --dim ${WIDTHS:-64 128 256 512 1024 2048 4096} "${common[@]}" "${flags[@]}"
 fi
 "$python" scripts/kernel_table.py "$folder" | tee "$folder/table.md"

@@ -1,7 +1,7 @@
 """Trains the CIFAR-10 VGG16 whose features `load_dataset("cifar10")` gives, and writes its weights as float16.
 
-    python scripts/pretrain_vgg.py --dataset_path data --epochs 16 --seed 0
-    python scripts/pretrain_vgg.py --dataset_path data --init FILE --epochs 16 --small_crops 0 --cutout 10 --seed 1
+    python scripts/pretrain_vgg.py --dataset_path data --epoch 16 --seed 0
+    python scripts/pretrain_vgg.py --dataset_path data --init FILE --epoch 16 --small_crops 0 --cutout 10 --seed 1
 
 The second is a warm restart (Loshchilov & Hutter, 2017): the schedule once more, from the weights in FILE.
 SGD with Nesterov momentum under a one-cycle schedule (Smith & Topin, 2018), label smoothing, random crops, flips and
@@ -270,7 +270,8 @@ def main(argv=None):
     parser.add_argument("--checkpoint", default="checkpoints/cifar10_vgg16.ckpt")
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
     parser.add_argument("--init", metavar="FILE", help="weights to start from (default: random ones)")
-    parser.add_argument("--epochs", type=positive_int, default=16)
+    parser.add_argument("--epoch", dest="epochs", metavar="E", type=positive_int, default=16)
+    old_spelling(parser, "--epochs", "--epoch")
     parser.add_argument("--batch_size", type=positive_int, default=128)
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate")
     parser.add_argument(

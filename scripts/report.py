@@ -31,6 +31,7 @@ from deq_enn.reporting.page import Picture, render
 from deq_enn.reporting.protocols import protocol_finding, protocol_tables, protocols
 from deq_enn.reporting.tables import tables
 from deq_enn.utils.arguments import OneLineParser
+from deq_enn.utils.outcome import one_line
 from scripts.reproduction.claims import (
     ACCURACY,
     BOTH_RATES,
@@ -307,10 +308,8 @@ def main(argv=None):
     parser = OneLineParser(prog="report.py", description=__doc__)
     parser.add_argument("folder", help="the --output_path of scripts/reproduce.sh")
     arguments = parser.parse_args(argv)
-    try:
+    with one_line(parser):
         print(write_report(arguments.folder))
-    except (ValueError, OSError) as error:
-        parser.error(error)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from deq_enn.reporting.statistics import LEAST_SEEDS
 from deq_enn.utils.arguments import FAILED, OneLineParser, check_folder, old_spelling, positive_int
 from deq_enn.utils.interrupts import INTERRUPTED
 from deq_enn.utils.locks import locked
+from deq_enn.utils.outcome import lasting_streams
 from scripts.report import write_report
 from scripts.reproduction.processes import error_line, memory, stop
 from scripts.reproduction.records import Records, SweepProgress, clock, commit, done_of, time_left
@@ -171,7 +172,7 @@ def reproduce(stages, arguments):
         if outcome == "done":
             measured.append((stage.kind, *(records.stages[stage.name][name] for name in ("cost", "seconds"))))
         teller.line(f"{place} {stage.name}: {outcome} after {clock(seconds)}" + (f": {error}" if error else ""))
-    return all(r["status"] != "failed" for r in records.stages.values())
+    return all(records.stages[stage.name]["status"] != "failed" for stage in stages if stage.name in records.stages)
 
 
 def parse_arguments(argv=None):
@@ -213,16 +214,20 @@ def main(argv=None):
     parser, arguments = parse_arguments(argv)
     for kind in (signal.SIGINT, signal.SIGTERM):  # also where a background shell made us deaf to the first
         signal.signal(kind, interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal that is closed, but not where nohup was said
+        signal.signal(signal.SIGHUP, interrupt)
     try:
-        with locked(arguments.output_path, "stages", advice=", or pass another --output_path"):
+        with lasting_streams(), locked(arguments.output_path, "stages", advice=", or pass another --output_path"):
             good = reproduce(plan(arguments), arguments)
             page = write_report(arguments.output_path)
+            print(page)
     except KeyboardInterrupt as stopped:
         where = f" in {stopped.args[0]}" if stopped.args else ""
         parser.exit(INTERRUPTED, f"\n{parser.prog}: interrupted{where}; the same command goes on from here\n")
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(error)
-    print(page)
+    except OSError as error:
+        parser.exit(FAILED, f"{parser.prog}: failed: {error}\n")
     if not good:
         parser.exit(FAILED, f"{parser.prog}: failed: not every stage succeeded, see {page}\n")
 

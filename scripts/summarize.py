@@ -34,11 +34,11 @@ if __name__ == "__main__":
 
 from deq_enn.reporting.across import draw_survey, survey_table
 from deq_enn.reporting.curves import KINDS, write_figures
-from deq_enn.reporting.logs import LogError, chosen, first_epochs, load
+from deq_enn.reporting.logs import chosen, first_epochs, load
 from deq_enn.reporting.protocols import protocol_tables, protocols
 from deq_enn.reporting.statistics import MARGIN
 from deq_enn.reporting.tables import tables, write_csv
-from deq_enn.utils.arguments import OneLineParser, bounded_float, old_spelling, positive_int
+from deq_enn.utils.arguments import OneLineParser, bounded_float, check_folder, old_spelling, positive_int
 from deq_enn.utils.outcome import one_line
 
 
@@ -66,13 +66,12 @@ def main(argv=None):
     parser.add_argument("--dim", nargs="+", type=positive_int, default=[], metavar="M", help="only these widths")
     arguments = parser.parse_args(argv)
     output = Path(arguments.output_path)
+    check_folder(parser, "output_path", output)
     try:
         experiments = chosen(load(arguments.paths), arguments.model, arguments.dim)
         epochs = sorted(set(arguments.epoch or ()))
         if epochs:
             experiments = [first_epochs(experiment, epochs[-1]) for experiment in experiments]
-        if output.exists() and not output.is_dir():
-            raise LogError(f"--output_path {output} is a file, not a folder")
         from deq_enn.utils.files import atomic_write
 
         figures = write_figures(experiments, output, arguments.margin)

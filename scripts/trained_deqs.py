@@ -200,8 +200,9 @@ def run(args, path, done):
         if left <= 0:
             return
         record = study(case, task, module, seconds, args.budget * case.dear)
+        torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill or a full disk
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write("\n" * torn + json.dumps(record) + "\n")
         print(f"{case.name}, {case.task}: {record['module']['accuracy']:.1f}%; {record['answer']} {record['chosen']}",
               flush=True)  # fmt: skip
         left -= 1

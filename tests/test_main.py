@@ -76,3 +76,13 @@ def test_a_doorway_that_is_no_program_names_the_one_that_is(doorway):
     done = subprocess.run([sys.executable, doorway, "--lr", "1"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode != 0 and not done.stdout
     assert done.stderr.startswith(f"{doorway} has names to import") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "doorway", ["data_prepare.py", "gaussian_integration.py", "one_layer_tanh.py", "two_layer_lrelu.py"]
+)
+def test_a_doorway_that_is_a_program_refuses_a_flag_without_torch(doorway):
+    command = [sys.executable, "-X", "importtime", doorway, "--no_such_flag"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and f"{doorway}: error:" in done.stderr
+    assert "deq_enn.utils.arguments" in done.stderr and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)

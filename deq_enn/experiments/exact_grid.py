@@ -154,12 +154,6 @@ class KernelGrid(ExactGrid):
         size = self.arguments.ridge_size or regression.default_choice(self._sizes(config)[0])
         return 0 if size == regression.CHOICE else size
 
-    def check_sizes(self, n: int) -> None:
-        """Raises ValueError also where too few samples are to choose the ridge."""
-        super().check_sizes(n)
-        if (self.arguments.ridge_size or 5) < 5:
-            raise ValueError("--ridge_size: a ridge needs at least 5 training samples to be chosen on")
-
     def cost(self, config: Config) -> float:
         """Estimates what forming and factorising the kernel take."""
         n, _, p = self._sizes(config)

@@ -36,6 +36,7 @@ from deq_enn.utils.arguments import (
     positive_int,
     rate,
     ridge,
+    ridge_size,
     scheduler_address,
     step_count,
 )
@@ -140,7 +141,7 @@ def _add_exact(add: Callable) -> None:
     )
     add(
         "--ridge_size",
-        type=positive_int,
+        type=ridge_size,
         metavar="N",
         help="of --train kernel: training samples that choose the ridge, whose last fifth is predicted by the others "
         "(default: a third, or 8000 where that is more)",
@@ -348,12 +349,10 @@ def check_activation(parser: OneLineParser, arguments: Namespace) -> None:
     if general and not arguments.activation:
         parser.error(f"argument --activation: {general[0]} needs one, such as swish")
     if arguments.activation and arguments.train == "pcdeq":
-        known = sum(PCDEQ_ACTIVATIONS.values(), ())
-        if arguments.activation not in known:
-            parser.error(
-                f"argument --activation: a positive concave DEQ has one of {', '.join(known)}, "
-                f"got {arguments.activation!r}"
-            )
+        for model in arguments.model:
+            if arguments.activation not in (known := PCDEQ_ACTIVATIONS[model[-1]]):
+                several = "one of " * (len(known) > 1) + ", ".join(known)
+                parser.error(f"argument --activation: {model} has {several}; got {arguments.activation!r}")
     elif arguments.activation and not general:
         parser.error(f"argument --activation: not a setting of {arguments.model[0]}, which has its own")
     elif arguments.activation:

@@ -198,11 +198,12 @@ def read_times(folder: Path) -> dict[tuple, tuple]:
                 chosen[key] = record["config"]["lr"]
                 record["config"]["lr"] = "auto"
             # a resumed run adds its set-ups up; the least is that of one
-            setup[key] = min(record["setup_seconds"], setup.get(key, math.inf))
+            if (seconds := record.get("setup_seconds")) is not None:
+                setup[key] = min(seconds, setup.get(key, math.inf))
         elif record["event"] == "epoch":
             epochs.setdefault(key, {})[record["epoch"]] = record
     return {
-        name: (record["config"], setup[key], epochs.get(key, {}), chosen.get(key))
+        name: (record["config"], setup.get(key), epochs.get(key, {}), chosen.get(key))
         for name, record in owner.items()
         for key in [record["run"]]
     }

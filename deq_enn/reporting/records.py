@@ -21,5 +21,15 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def read_metrics(output_path: Path | str) -> list[dict]:
-    """Returns the records of metrics.jsonl."""
-    return read_lines(Path(output_path) / "metrics.jsonl")
+    """Returns the records of metrics.jsonl that tell of a run: how it began, and its epochs.
+
+    Others are passed over: many programs call a file so.
+    """
+    return [record for record in read_lines(Path(output_path) / "metrics.jsonl") if _is_of_a_run(record)]
+
+
+def _is_of_a_run(record: dict) -> bool:
+    known = record.keys() >= {"event", "run", "dataset", "model", "dim", "seed"}
+    if known and record["event"] == "run":
+        return isinstance(record.get("config"), dict)
+    return known and (record["event"] != "epoch" or isinstance(record.get("epoch"), int))

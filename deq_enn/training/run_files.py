@@ -6,7 +6,9 @@ killed run goes on to the same bytes.
 """
 
 import contextlib
+import glob
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -203,9 +205,9 @@ def check_output(configs: list[Config], output_path: Path | str, resume: bool = 
     for config in configs:
         path = log_path(config, output_path, "test")
         key = owner.get((config.dim, config.label, config.dataset, config.seed))
-        begun = [other.key for other in shorter(config)] if resume else []
-        if path.exists() and key != config.key and key not in begun:
-            raise ValueError(f"{path} is the log of another configuration: pass another --output_path, or move it away")
+        if not path.exists() or key == config.key or resume and any(key == other.key for other in shorter(config)):
+            continue
+        raise ValueError(f"{path} is the log of another configuration: pass another --output_path, or move it away")
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ class RunFiles:
             return
         named = self.line("epoch")
         self.history = [{k: v for k, v in epochs[e].items() if k not in named} for e in sorted(epochs)]
-        self.setup_seconds = next((r["setup_seconds"] for r in reversed(mine) if r.get("event") == "run"), 0.0)
+        self.setup_seconds = next((r.get("setup_seconds", 0.0) for r in reversed(mine) if r.get("event") == "run"), 0.0)
 
     def _source(self, lengthen: bool) -> Path | None:
         """Returns the checkpoint to go on from: this run's, or else that of the same run with fewer epochs.
@@ -293,7 +295,9 @@ class RunFiles:
         A rate that was chosen for fewer epochs may be another, and then that run is no part of this one.
         """
         folder, mine = self.checkpoint.parent, self.config
-        for config in (mine, *(shorter(mine) if lengthen else ())):
+        same = checkpoint_path(mine, folder).name.removesuffix(f"{mine.key}.pt")  # runs that differ in settings alone
+        lengthen = lengthen and any(folder.glob(f"{glob.escape(same)}*.pt"))
+        for config in itertools.chain([mine], shorter(mine) if lengthen else ()):
             if config != mine and mine.own_rate and kept_rate(config, folder) != mine.lr:
                 continue
             if (path := checkpoint_path(config, folder)).exists():

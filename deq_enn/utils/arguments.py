@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deq_enn.names import ACTIVATIONS, DATASETS, PRESETS
+from deq_enn.utils.files import NETWORK_FILES
 from deq_enn.utils.terminal import spell_what_is_not_shown
 
 OWN_FILES = ".npz", ".npy", ".csv"  # ends of the names of files that the npz dataset reads
@@ -196,6 +197,14 @@ def ridge(text: str) -> float | str:
     return text if text == "auto" else bounded_float(-1e-300, math.inf, "auto, or 0 or positive, and finite")(text)
 
 
+def ridge_size(text: str) -> int:
+    """Reads how many samples choose a ridge, whose last fifth has one sample at least."""
+    value = positive_int(text)
+    if value < 5:
+        raise argparse.ArgumentTypeError(f"a ridge is chosen on 5 training samples or more, got {text}")
+    return value
+
+
 def byte_count(text: str) -> float:
     """Reads a number of bytes such as "8G"; the multiples are decimal."""
     try:
@@ -272,3 +281,20 @@ def check_folder(parser: argparse.ArgumentParser, flag: str, path: Path | str) -
         os.rmdir(tempfile.mkdtemp(dir=existing))
     except OSError:
         parser.error(f"argument --{flag}: {existing} cannot be written to")
+
+
+def check_files(parser: argparse.ArgumentParser, **paths: Path | str | None) -> None:
+    """Refuses files that are not there, before anything is loaded; {flag without dashes: its path, or None}."""
+    for flag, path in paths.items():
+        if path and not os.path.exists(path):
+            parser.error(f"argument --{flag}: there is no file {path}")
+
+
+def check_network_path(parser: argparse.ArgumentParser, flag: str, path: str) -> None:
+    """Refuses a path that `networks.export` could not write a network to, with its files beside it."""
+    if Path(path).suffix != ".pt":
+        parser.error(f"argument --{flag}: the file must end in .pt, got {path}")
+    check_folder(parser, flag, Path(path).parent)
+    for place in map(Path(path).with_suffix, NETWORK_FILES):
+        if os.path.isdir(place):
+            parser.error(f"argument --{flag}: {place} is a folder, where a file of the network would be")

@@ -10,6 +10,8 @@ from typing import IO, Any
 
 from deq_enn.utils.locks import flock
 
+NETWORK_FILES = ".pt", ".json", ".pt2", ".onnx"  # what `networks.export` writes of a network
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
@@ -64,6 +66,9 @@ def check_network_file(path: Path | str) -> None:
     path = Path(path)
     if path.suffix != ".pt":
         raise ValueError(f"the network is exported to a file that ends in .pt, and others beside it; got {path}")
+    for place in map(path.with_suffix, NETWORK_FILES):
+        if os.path.isdir(place):
+            raise ValueError(f"{place} is a folder, where a file of the network would be: export to another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

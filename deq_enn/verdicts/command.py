@@ -30,7 +30,9 @@ from deq_enn.utils.arguments import (
     add_data_flags,
     bounded_float,
     check_data_flags,
+    check_files,
     check_folder,
+    check_network_path,
     duration,
     natural_int,
     odd_int,
@@ -192,9 +194,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_module_flags(parser, arguments)
     check_trained_flags(parser, arguments)
     check_convolution_flags(parser, arguments)
+    module = (arguments.module or "").rpartition(":")[0]
+    check_files(parser, module=module, weights=arguments.weights, checkpoint=arguments.checkpoint)
     check_folder(parser, "output_path", arguments.output_path)
     if arguments.export:
-        check_export(parser, arguments.export)
+        check_network_path(parser, "export", arguments.export)
     with one_line(parser, ", before anything was found"), locked(arguments.output_path, "output_path"):
         pending, normalised = prepare(arguments)
         try:
@@ -204,13 +208,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(pending.conclude().table())
             parser.exit(INTERRUPTED, f"{parser.prog}: interrupted, nothing was written\n")
         finish(pending, arguments, normalised)
-
-
-def check_export(parser: ArgumentParser, path: str) -> None:
-    """Refuses a path to which no network can be written."""
-    if Path(path).suffix != ".pt":
-        parser.error(f"argument --export: the file must end in .pt, got {path}")
-    check_folder(parser, "export", Path(path).parent)
 
 
 def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:

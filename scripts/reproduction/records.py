@@ -23,6 +23,8 @@ class Records:
                 self.stages = json.loads(path.read_bytes())["stages"]
                 for record in self.stages.values():  # as the commands were called before their flags had one name
                     record["task"] = [RENAMED.get(word, word) for word in record["task"]]
+                    record["seconds"], record["cost"] = float(record["seconds"]), float(record["cost"])
+                    record["kind"], record["status"] = str(record["kind"]), str(record["status"])
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"{path} is damaged: delete it (finished sweeps resume all the same)") from None
 

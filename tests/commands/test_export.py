@@ -71,6 +71,10 @@ def test_bad_flags_and_bad_places_come_before_the_work(small_npz, tmp_path, caps
     (tmp_path / "file").write_text("")
     assert "ends in .pt" in refused(capsys, tmp_path / "enn.onnx", *FLAGS)
     assert "cannot be written" in refused(capsys, tmp_path / "file" / "enn.pt", *FLAGS)
+    for suffix in (".pt", ".json", ".pt2", ".onnx"):
+        (tmp_path / suffix / f"enn{suffix}").mkdir(parents=True)
+        assert f"enn{suffix} is a folder" in refused(capsys, tmp_path / suffix / "enn.pt", *FLAGS)
+        assert len([*(tmp_path / suffix).iterdir()]) == 1
     assert "--dataset_path" in refused(capsys, tmp_path / "enn.pt", "--dataset", "npz", *FLAGS)
     assert "--dim" in refused(capsys, tmp_path / "enn.pt", "--activation", "relu", "--dim", "0")
     assert "FILE.pt" in refused(capsys, "--activation", "relu")

@@ -328,7 +328,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, capsys):
     assert "must be auto, or 0 or positive" in refused(*kernel, "--ridge", "-1")
     assert "auto stands alone" in refused(*kernel, "--ridge", "auto", 1)
     assert "a single --ridge is not chosen" in refused(*kernel, "--ridge", 1, "--ridge_size", 9)
-    assert "--ridge_size: a ridge needs at least 5" in refused(*kernel, "--ridge_size", 4)
+    assert "--ridge_size: a ridge is chosen on 5 training samples or more" in refused(*kernel, "--ridge_size", 4)
     assert "--ridge_size" in refused("--train", "ridge", "--ridge_size", 9)
     assert "--train_size 421 is larger than the training set of 420" in refused(*kernel, "--train_size", 421)
     assert "at least 5 training samples" in refused(*kernel, "--train_size", 4)

@@ -104,7 +104,7 @@ def test_help_and_bad_flags_do_not_import_torch():
         (("--aug",), "argument --aug: not a setting of inn"),
         (("--train", "full", "--milestone", "3"), "argument --milestone: not a setting of inn"),
         (("--model", "linear_pcdeq_1", "--train", "full"), "argument --train: not a setting of linear_pcdeq_1"),
-        (("--model", "linear_pcdeq_1", "--activation", "swish"), "one of tanh, softsign, relu6, sigmoid, got 'swish'"),
+        (("--model", "linear_pcdeq_1", "--activation", "swish"), "has one of tanh, softsign, relu6; got 'swish'"),
         (("--model", "deq", "--activation", "swosh"), "unknown activation 'swosh'"),
         (("--model", "deq", "--activation", "nowhere/to/be.py:found"), "there is no file nowhere/to/be.py"),
         (("--model", "matched_enn", "--activation", "swish", "--family", "l_relu"), "gamma^2 = tau_0^2 alpha_1"),

@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch):
                 "cpu",
                 "--batch_size",
                 "5",
-                "--epochs",
+                "--epoch",
                 "4",
                 *flags,
             ]
@@ -171,7 +171,7 @@ def test_with_validation_killed_and_resumed_ends_the_same(run, monkeypatch, accu
 
 @pytest.mark.slow
 def test_learns(run, tmp_path):
-    run("a", "--epochs", "60", "--lr", "0.05", "--batch_size", "20", "--dropout", "0")
+    run("a", "--epoch", "60", "--lr", "0.05", "--batch_size", "20", "--dropout", "0")
     data = cifar10_images(tmp_path)
     assert pretrain_vgg.accuracy(load_vgg16(tmp_path / "a.pth"), data.test, data.test_labels) > 0.5
 
@@ -179,9 +179,9 @@ def test_learns(run, tmp_path):
 @pytest.mark.parametrize(
     "flags, what",
     [
-        (["--epochs", "0"], "positive"),
+        (["--epoch", "0"], "positive"),
         (["--batch_size", "21"], "more than the 20 training images"),
-        (["--epochs", "x"], "positive"),
+        (["--epoch", "x"], "positive"),
         (["--val", "20"], "leaves no training image of class 0"),
         (["--val", "-1"], "whole number from 0"),
         (["--val", "10", "--batch_size", "11"], "more than the 10 training images"),

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE, Popen, run
 from types import SimpleNamespace
 
 import numpy as np
@@ -184,6 +184,42 @@ def test_an_interrupted_stage_ends_in_one_line_and_goes_on(forks, tmp_path):
     done = forks.run(program=str(driver))
     assert done["status"] == 0 and done["out"] == f"{tmp_path / 'out' / 'report.html'}\n"
     assert (count(tmp_path, "before"), count(tmp_path, "slow")) == (1, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "redirection, status", [("2>&1 | true", 0), ("2>/dev/full | true", 0), ("2>&- | true", 0), (">/dev/full 2>&-", 1)]
+)
+def test_a_reader_that_has_gone_does_not_stop_the_stages(tmp_path, redirection, status):
+    (tmp_path / "program.py").write_text(f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, "{ROOT}")
+from scripts import reproduce
+from scripts.reproduction import machine
+from tests.scripts.test_reproduce import fake
+machine.machine_rate = lambda: 1.5
+reproduce.plan = lambda a: [fake(Path("{tmp_path}"), name) for name in ("first", "last")]
+reproduce.main(["--output_path", "{tmp_path / "out"}"])
+""")
+    command = f"{sys.executable} {tmp_path / 'program.py'} {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert [count(tmp_path, name) for name in ("first", "last")] == [1, 1] and (tmp_path / "out/report.html").exists()
+
+
+def test_a_failure_of_a_stage_that_is_no_longer_planned_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "plan", lambda a: [fake(tmp_path, "stage")])
+    reproduce.main(["--output_path", str(tmp_path / "out")])
+    stages = records(tmp_path)
+    stages["gone"] = stages["stage"] | {"status": "failed"}
+    (tmp_path / "out" / "stages.json").write_text(json.dumps({"stages": stages}))
+    reproduce.main(["--output_path", str(tmp_path / "out")])
+    del stages["gone"]["status"]
+    (tmp_path / "out" / "stages.json").write_text(json.dumps({"stages": stages}))
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(["--output_path", str(tmp_path / "out")])
+    assert stop.value.code == 2
 
 
 def test_a_failure_is_status_1_and_bad_input_2(tmp_path, capsys, monkeypatch):

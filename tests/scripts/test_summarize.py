@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 
 from deq_enn.reporting import curves, logs, statistics, tables
-from deq_enn.training.run_files import Config
-from scripts import summarize
+from deq_enn.training.run_files import Config, check_output
+from scripts import kernel_table, summarize
 from tests.conftest import ROOT
 
 
@@ -370,6 +370,44 @@ def test_the_tables_after_an_earlier_epoch(tmp_path, capsys):
     [axis] = curves.epoch_figure(logs.first_epochs(experiment, 2)).axes
     assert all(list(line.get_xdata()) == [1, 2] for line in axis.lines)
     assert "have no more" in refused(capsys, tmp_path / "a", "--epoch", "4", output=tmp_path / "other")
+
+
+def test_several_epochs_are_tested_together_and_runs_may_be_chosen(tmp_path, capsys):
+    write_grid(tmp_path / "a", dims=(16, 64), seeds=range(8))
+    chosen = "--dim", "64", "--model", "inn", "l_relu_enn"
+    summarize.main([str(tmp_path / "a"), "--output_path", str(tmp_path / "out"), "--epoch", "3", "1", *chosen])
+    printed = capsys.readouterr().out
+    assert "unmatched" not in printed and "| 16 |" not in printed and "after 3 epochs" in printed
+    [experiment] = logs.chosen(logs.load([tmp_path / "a"]), chosen[3:], [64])
+    rows = tables.equality_table(experiment, epochs=(1, 3)).rows
+    assert [row[0] for row in rows] == ["1", "3"] and all(" | ".join(row) in printed for row in rows)
+    alone = [tables.equality_table(logs.first_epochs(experiment, epoch)).rows[0] for epoch in (1, 3)]
+    for column in (5, 6):  # p-values by Holm's method over both
+        p = statistics.holm([float(row[column]) for row in alone])
+        assert [float(row[column + 1]) for row in rows] == pytest.approx(p, rel=0.1)
+    for flag, words in (("--dim", "these logs have 16, 64"), ("--model", "these logs have inn, l_relu_enn, relu_enn")):
+        assert words in refused(capsys, tmp_path / "a", flag, "7", output=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": 1, "loss": 2},
+        {"event": "run"},
+        {"event": "run", "run": "x", "dataset": "gmm", "model": "inn", "dim": 16, "seed": 0},
+        {"event": "epoch", "run": "x", "dataset": "gmm", "model": "inn", "dim": 16, "seed": 0},
+        ["a list"],
+    ],
+)
+def test_lines_of_another_program_in_metrics_are_passed_over(tmp_path, line):
+    write_run(tmp_path / "a", "inn", 16, 0)
+    before = logs.load([tmp_path / "a"])
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert logs.load([tmp_path / "a"]) == before
+    check_output([Config(dataset="gmm", model="inn", dim=8, lr=1.0, epoch=1, batch_size=1)], tmp_path / "a")
+    with pytest.raises(ValueError, match="no kernel machines"):
+        kernel_table.machines(tmp_path / "a")
 
 
 def test_nothing_to_read(tmp_path, capsys):

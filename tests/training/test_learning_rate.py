@@ -12,7 +12,7 @@ from deq_enn.experiments import command
 from deq_enn.experiments.accuracy_report import print_rates
 from deq_enn.networks.build import build_model
 from deq_enn.reporting.records import read_metrics
-from deq_enn.training import learning_rate
+from deq_enn.training import learning_rate, run_files
 from deq_enn.training.learning_rate import STEP, choose_rate, split, with_own_rate
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, RunFiles, check_output
@@ -150,3 +150,10 @@ def test_the_gateway_runs_resumes_and_prints_the_rates(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main(["--model", "linear_pcdeq_1", "--lr", "auto"])
     assert "--lr: auto is not for a positive concave DEQ" in capsys.readouterr().err
+
+
+def test_a_run_of_many_epochs_is_not_looked_for_as_each_of_fewer(tmp_path, monkeypatch):
+    long = replace(config(), epoch=10**9)
+    monkeypatch.setattr(run_files, "shorter", lambda _: pytest.fail("a billion keys are made"))
+    check_output([long], tmp_path, resume=True)
+    assert RunFiles(long, tmp_path, tmp_path).restore("cpu") is None

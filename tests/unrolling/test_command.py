@@ -96,7 +96,7 @@ def test_a_module_of_ones_own_is_judged_and_what_replaces_it_is_written(files, c
         (("--module", "{}/mine.py:broken"), r"broken\(\) fails \(RuntimeError: no\)"),
         (("--module", "mine"), "give path/to/file.py:build"),
         (("--weights", "{}/mine.py"), "holds no weights that can be read without unpickling"),
-        (("--weights", "{}/none.pt"), "cannot be read"),
+        (("--weights", "{}/none.pt"), "argument --weights: there is no file .*none.pt"),
         (("--weights", "{}/foreign.pt"), "does not fit the module"),
         (("--sample_shape", "5", "5"), "a sample has 12 entries"),
         (("--dataset", "mnist", "--samples", "raw"), "--samples raw is for files of your own"),

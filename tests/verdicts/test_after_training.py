@@ -354,7 +354,7 @@ def test_where_nothing_is_chosen_nothing_is_written(no_page, few_candidates, fil
     [
         (["--export", "enn.onnx"], "argument --export: the file must end in .pt, got enn.onnx"),
         (["--export", "{folder}/data.npz/enn.pt"], "argument --export: .*data.npz is a file, not a folder"),
-        (["--checkpoint", "{folder}/no.pt"], "no.pt cannot be read"),
+        (["--checkpoint", "{folder}/no.pt"], "argument --checkpoint: there is no file .*no.pt"),
         (["--checkpoint", "{folder}/data.npz"], "data.npz is no checkpoint of main.py"),
         (["--checkpoint", "{checkpoint}", "--dim", "32"], "--dim 32: the DEQ of .* has width 24; leave --dim out"),
     ],

@@ -76,7 +76,7 @@ def main(args):
                 ]
                 if points:
                     ax.plot(*zip(*points), ms=2.5, lw=0.8, label=candidate, **look)
-            ax.set(yscale="log", ylim=(5e-6, 0.6))
+            ax.set(yscale="log")
         row[0].set_ylabel(f"{activation}: distance, {which}")
     for ax, name in zip(axes[0], datasets):
         ax.set_title(TITLES[name], fontsize=7.5)

@@ -65,7 +65,7 @@ def solve(
 
     s = _root(ratio, diag, tau)
     if s is None:
-        end = tau * _FACTORS[-1]
+        end = tau * (_FACTORS[-1] if ratio(tau) < diag else 1 / _FACTORS[-1])
         raise MatchError(
             f"layers c phi(a x) of {activation.name} with a from {tau / tau0:.3g} to {end / tau0:.3g} have "
             f"diag/(tau_0^2 c1) from {ratio(tau):.9g} to {ratio(end):.9g}, the target has {diag:.9g}"

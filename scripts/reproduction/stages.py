@@ -36,13 +36,13 @@ FIGURES = {
     "mnist_two_layer_matching": (30, 5, "mnist"),
     "cifar10_matching": (330, None, "cifar10"),
     "any_activation_matching": (250, None, "gmm"),
-    "matching_map": (120, None, "gmm"),
+    "matching_map": (60, None, "gmm"),
     "pcdeq_convergence": (60, 16, "mnist"),
     "training_dynamics": (2400, 24, "mnist"),
     "steps": (120, None, "mnist"),
-    "conv_mixture": (30, 4, "gmm"),
-    "conv_matching": (300, None, "mnist"),
-    "resolvent_network": (120, 8, "mnist"),
+    "conv_mixture": (15, 4, "gmm"),
+    "conv_matching": (60, None, "mnist"),
+    "resolvent_network": (60, 8, "mnist"),
 }
 FIGURE_FLAGS = {"conv_matching": ["--dataset", "mnist", "mixture"]}
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")

@@ -1,4 +1,4 @@
-"""Draws the conjugate kernel of a DEQ beside its high-dimensional equivalent on a Gaussian mixture (Theorem 1).
+"""The conjugate kernel of a DEQ is held against its high-dimensional equivalent on a Gaussian mixture (Theorem 1).
 
 Its relative spectral error against n, with the slope for each activation (the theorem: O(n^(-1/2))); beside it the
 spectrum and its limit.

@@ -1,4 +1,4 @@
-"""Draws the tangent kernel of a DEQ beside its high-dimensional equivalent on two classes of real images (Theorem 2).
+"""The tangent kernel of a DEQ is held against its high-dimensional equivalent on two classes of images (Theorem 2).
 
 They are 6 and 8 of MNIST, or with --dataset fashion_mnist shirts and bags.
 """

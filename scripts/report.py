@@ -32,18 +32,8 @@ from deq_enn.reporting.protocols import protocol_finding, protocol_tables, proto
 from deq_enn.reporting.tables import tables
 from deq_enn.utils.arguments import OneLineParser
 from deq_enn.utils.outcome import one_line
-from scripts.reproduction.claims import (
-    ACCURACY,
-    BOTH_RATES,
-    CLAIMED,
-    KERNELS,
-    OURS,
-    PROTOCOLS,
-    TRAINING,
-    figure_tables,
-    finding,
-    sweep_finding,
-)
+from scripts.reproduction.claims import ACCURACY, BOTH_RATES, CLAIMED, KERNELS, OURS, PROTOCOLS, TRAINING
+from scripts.reproduction.findings import figure_tables, finding, sweep_finding
 from scripts.reproduction.stages import OWN_RATE, ROOT
 
 PAPER = (

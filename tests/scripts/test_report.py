@@ -12,7 +12,7 @@ from scipy.stats import ttest_rel
 from deq_enn.names import MODELS
 from deq_enn.reporting.page import inline
 from scripts import report
-from scripts.reproduction import claims, records as stage_records
+from scripts.reproduction import claims, findings, records as stage_records
 from scripts.reproduction.stages import Stage
 from tests.helpers.pages import check_page, check_widths
 from tests.scripts.test_summarize import made_up, write_grid
@@ -118,7 +118,10 @@ def test_every_number_of_the_report_is_that_of_the_logs(reported):
     header, rows = next(v for k, v in result.items() if k.startswith("Cost"))
     assert [row[3:] for row in rows] == [["1", "1", "1.0", "0.2", "0.2", "1.0"]] * 4
     header, rows = result["Relative spectral error, geometric mean over draws"]
-    assert [numbers(" ".join(row[2:])) for row in rows] == [[-1.0, 0.25, 0.02, 100, 0.01, 200], [0.5, 100, 0.5, 200]]
+    assert [numbers(" ".join(row[2:])) for row in rows] == [
+        [-1.0, 0.25, 0.02, 100, 0.01, 200],
+        [0.0, 0.0, 0.5, 100, 0.5, 200],
+    ]
     assert "n = 200 the matched network's kernel is 0.01 from the DEQ's, with slope −1.00, the unmatched" in text
     assert "within 0.01 of 1" in text
     assert text.count("too few seeds for a claim of equality") == 2 and "(3 of 8)" in text
@@ -142,7 +145,7 @@ def test_the_report_claims_equality_where_eight_seeds_show_it(tmp_path):
         (3, "Two one-sided tests: too few seeds for a claim of equality."),
     ):
         experiment = made_up(tmp_path / str(seeds), {16: (2.0, 0.1), 64: (0.0, 0.1)}, seeds)
-        assert claims.sweep_finding(experiment).endswith(words)
+        assert findings.sweep_finding(experiment).endswith(words)
 
 
 @pytest.mark.long
@@ -220,7 +223,35 @@ def test_what_is_trained_whole_has_its_tables_and_sentences(tmp_path):
     assert "the trained ones at rates from 0.21 to 0.40, random ones up to a spectral radius of 4; a plain DEQ" in text
     assert page.read_text().count("data:image/png;base64") == 2
     random[0]["converged"] = False
-    assert "not every positive concave layer converges: tanh;" in claims.pcdeq_finding(pcdeq, "")
+    assert "not every positive concave layer converges: tanh;" in findings.pcdeq_finding(pcdeq, "")
     write_figure(tmp_path, "training_dynamics", {"cells": [{}]})
     with pytest.raises(ValueError, match="training_dynamics.json: not the numbers of that figure"):
         report.write_report(tmp_path)
+
+
+def test_every_figure_has_its_sentence():
+    """Numbers made up, as the figures' scripts write them."""
+    widths = {
+        "widths": [64, 256],
+        "errors": {"deq": [[0.8], [0.4]], "root_1": [[1.0], [0.5]], "root_2": [[1.2], [0.6]]},
+    }
+    assert "at width 256 the DEQ's kernel is 0.4 from its limit, those of its two matched networks 0.5 and 0.6" in (
+        findings.finding(widths, "finite_width_kernels")
+    )
+    curves = {"ck relu matched": [[0.1]], "ntk tanh matched": [[0.01]], "ck relu unmatched": [[0.9]]}
+    features = {"settings": {"n": [200]}, "errors": curves}
+    said = findings.finding(features, "cifar10_matching")
+    assert "matched networks are 0.01 to 0.1 from their DEQs, unmatched networks are 0.9 to 0.9" in said
+    row = {"matched": [[0.1], [0.02]], "unmatched": [[0.5], [0.4]]}
+    every = {"settings": {"n": [100, 200]}, "kernels": {k: {"relu": row, "tanh": row} for k in ("ck", "ntk")}}
+    said = findings.finding(every, "any_activation_matching")
+    assert "at n = 200 the networks matched to 2 DEQs" in said and said.count("are 0.02 to 0.02 from theirs") == 2
+    cells = [{"family": "hard_tanh", "residual": 1e-15}, {"family": None, "residual": None}]
+    said = findings.finding({"matches": {"ck": {"tanh": cells}, "ntk_aA": {"tanh": cells[:1]}}}, "matching_map")
+    assert "1 of 2 in CK, 1 of 1 in NTK trained in (a, A)" in said and "is 1e-15" in said
+    errors = {"resolvent": [[0.1, 0.2], [0.01, 0.02]], "unrolled": [[0.3, 0.4], [0.03, 0.04]]}
+    said = findings.finding({"convolutional": {"0.5": {"errors": errors}}}, "resolvent_network")
+    assert "after 2 steps" in said and "0.01 (CK) and 0.02 (NTK) from the DEQ at σ_a² = 0.5" in said
+    networks = {"matched": [1, 0.002, 1, 0.004], "plain 1": [1, 0.1, 1, 0.2]}
+    [table] = findings.figure_tables({"conv_matching": {"distances": {"relu": {"mnist": {"0.5": networks}}}}})
+    assert table.rows == [["relu", "mnist", "0.5", "–", "–", "0.002 / 0.004", "0.1 / 0.2", "–"]]

@@ -17,7 +17,7 @@ import platform
 import re
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,7 +30,7 @@ from deq_enn.reporting.markdown import Table
 from deq_enn.reporting.page import Picture, render
 from deq_enn.reporting.protocols import protocol_finding, protocol_tables, protocols
 from deq_enn.reporting.tables import tables
-from deq_enn.utils.arguments import OneLineParser
+from deq_enn.utils.arguments import OneLineParser, check_folder
 from deq_enn.utils.outcome import one_line
 from scripts.reproduction.claims import ACCURACY, BOTH_RATES, CLAIMED, KERNELS, OURS, PROTOCOLS, TRAINING
 from scripts.reproduction.findings import figure_tables, finding, sweep_finding
@@ -294,11 +294,36 @@ def write_report(folder):
     return folder / "report.html"
 
 
+def write_page(folder, page):
+    """Writes the report as a page of docs/, with those of its pictures that the repository has in figures/.
+
+    Raises ValueError as `write_report` does.
+    """
+    from deq_enn.utils.files import atomic_write
+
+    content = contents(Path(folder), read_stages(folder))
+    for part in content["parts"]:
+        for section in part["sections"]:
+            kept = [replace(picture, path=ROOT / "figures" / picture.path.name) for picture in section.pictures]
+            section.pictures = [picture for picture in kept if picture.path.exists()]
+    text = render("report.md", folder=Path(page).resolve().parent, **content)
+    text = re.sub(r"--dataset_path \S+", "--dataset_path DIR", text).replace("\n.venv/bin/python ", "\npython ")
+    with atomic_write(page, "w") as file:
+        file.write(text)
+
+
 def main(argv=None):
     parser = OneLineParser(prog="report.py", description=__doc__)
     parser.add_argument("folder", help="the --output_path of scripts/reproduce.sh")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write a page of docs/ too, with the pictures of figures/ alone"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.page:
+        check_folder(parser, "page", arguments.page.parent)
     with one_line(parser):
+        if arguments.page:
+            write_page(arguments.folder, arguments.page)
         print(write_report(arguments.folder))
 
 

@@ -14,6 +14,7 @@ from deq_enn.reporting.page import inline
 from scripts import report
 from scripts.reproduction import claims, findings, records as stage_records
 from scripts.reproduction.stages import Stage
+from tests.conftest import ROOT
 from tests.helpers.pages import check_page, check_widths
 from tests.scripts.test_summarize import made_up, write_grid
 
@@ -227,6 +228,23 @@ def test_what_is_trained_whole_has_its_tables_and_sentences(tmp_path):
     write_figure(tmp_path, "training_dynamics", {"cells": [{}]})
     with pytest.raises(ValueError, match="training_dynamics.json: not the numbers of that figure"):
         report.write_report(tmp_path)
+
+
+def test_a_page_of_docs_has_the_pictures_that_the_repository_has(tmp_path):
+    names = "ck_gmm_matching", "gmm_one_layer_matching"
+    made = [stage(tmp_path, name) for name in names]
+    records = stage_records.Records(tmp_path / "stages.json")
+    for single in made:
+        write_figure(tmp_path, single.name, {"settings": {"n": [100, 200]}, "errors": {"relu": [[0.2], [0.1]]}})
+        records.note(single, 1.0, 10**9, status="done", error="")
+        records.stages[single.name]["command"] = ".venv/bin/python x.py --dataset_path /secret/place --n 1"
+    records.save(made)
+    report.main([str(tmp_path), "--page", str(tmp_path / "docs" / "page.md")])
+    text = (tmp_path / "docs" / "page.md").read_text()
+    [picture] = re.findall(r"\]\((.+\.png)\)", text)
+    assert (tmp_path / "docs" / picture).resolve() == ROOT / "figures" / "ck_gmm_matching.png"
+    assert "\npython x.py --dataset_path DIR --n 1\n" in text and "/secret" not in text
+    assert "](figures/gmm_one_layer_matching.png)" in (tmp_path / "report.md").read_text()
 
 
 def test_every_figure_has_its_sentence():

@@ -105,6 +105,24 @@ def test_the_accuracies_of_width_4096_are_those_of_the_kept_logs(tmp_path, name)
     assert row("4096, three seeds", *cells) in PAGE, cells
 
 
+def test_the_tables_of_the_mixture_are_those_of_the_kept_logs(tmp_path):
+    """Eight seeds up to width 1024, three at 4096 and at own rates."""
+    names = "gmm-sgd", "gmm-adam", "gmm-sgd-own-rate-long"
+    folders = {name: [unpacked(name, tmp_path)] for name in names}
+    for name in names[:2]:
+        folders[name].append(unpacked(f"{name}-wide", tmp_path))
+    experiments = {name: logs.load(paths) for name, paths in folders.items()}
+    for width in (32, 128, 256, 1024, 4096):
+        label, cells = str(width) + ", three seeds" * (width == 4096), []
+        for name, parts in experiments.items():
+            [experiment] = [part for part in parts if width in part.dims]
+            for enn in ("l_relu_enn", "relu_enn"):
+                cells.append(tables.difference_cell(tables.differences(experiment, "inn", enn)[width]))
+            if name in names[:2]:
+                assert row(label, *(tables.accuracy_cell(experiment, model, width) for model in MODELS)) in PAGE
+        assert row(label, *cells) in PAGE, cells
+
+
 @pytest.mark.parametrize("rate", ["one", "own"])
 def test_the_table_with_every_weight_trained_is_that_of_the_kept_logs(tmp_path, rate):
     with tarfile.open(LOGS / f"fashion_mnist-full-{rate}-rate.tar.xz") as packed:

@@ -1,4 +1,4 @@
-"""The rules of the house that a program can check: its rooms, their sizes, and what may not be in them (CONTRIBUTING.md).
+"""These are the rules of CONTRIBUTING.md that a program can check: rooms, their sizes, and what may not be in them.
 
 Complexity, branches and statements are ruff's (pyproject.toml), arrows are import-linter's, types are pyright's.
 """

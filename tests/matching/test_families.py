@@ -132,7 +132,7 @@ def brute_force(equations, low, high, starts=60):
 
 
 def l_relu_equations(name):
-    """DESIGN.md's closed form of two leaky-ReLU layers, in (r_1, r_2): alpha_2, alpha_3 and gamma^2 over alpha_1."""
+    """The closed form of two leaky-ReLU layers, in (r_1, r_2): alpha_2, alpha_3 and gamma^2 over alpha_1."""
     target, k = implicit_ck(ACTIVATIONS[name], 0.2), 0.25 - 1 / (2 * math.pi)
 
     def equations(r):
@@ -157,7 +157,7 @@ def test_elu_has_no_leaky_relu_match():
 
 
 def cubic_ntk_equations(name):
-    """Two cubic layers, in (q_1, r_1, q_2, r_2), by the layer recursion of DESIGN.md."""
+    """Two cubic layers, in (q_1, r_1, q_2, r_2), by the layer recursion of Theorem 3."""
     target = implicit_ntk(ACTIVATIONS[name], 0.2)
 
     def equations(v):

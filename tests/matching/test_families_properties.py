@@ -49,7 +49,7 @@ def moments(f, tau):
 
 
 def deq_coefficients(f, s, tau0, kernel):
-    """DESIGN.md's formulas; tau_* by bisection."""
+    """The formulas of Theorem 3; tau_* by bisection."""
     low, high = math.sqrt(1 - s) * tau0, 2 * math.sqrt(1 - s) * tau0
     excess = lambda tau: s * variance_of(f, tau) + (1 - s) * tau0**2 - tau**2  # noqa: E731
     while excess(high) > 0:
@@ -72,7 +72,7 @@ def deq_coefficients(f, s, tau0, kernel):
 
 
 def enn_coefficients(layers, tau0, kernel):
-    """DESIGN.md's recursion."""
+    """The recursion of Theorem 3."""
     a1, a2, a3, a4, b1, b2, b3, kappa2, tau = 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, tau0**2, tau0
     for layer in layers:
         variance, d1, d2, d1_sq, sq_dd = moments(layer, tau)

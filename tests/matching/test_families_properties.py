@@ -49,7 +49,7 @@ def moments(f, tau):
 
 
 def deq_coefficients(f, s, tau0, kernel):
-    """The formulas of Theorem 3; tau_* by bisection."""
+    """The formulas of Theorems 1 and 2; tau_* by bisection."""
     low, high = math.sqrt(1 - s) * tau0, 2 * math.sqrt(1 - s) * tau0
     excess = lambda tau: s * variance_of(f, tau) + (1 - s) * tau0**2 - tau**2  # noqa: E731
     while excess(high) > 0:

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "main.py") -> None:
 def experiment(prog: str, arguments: Namespace) -> None:
     """Makes the runs of the grid, here, in worker processes, or together with other ranks, and reports them."""
     from deq_enn.experiments.executors import cluster, pool
+    from deq_enn.training.run_files import finished
     from deq_enn.utils.devices import get_device, numbered
 
     interrupts.raise_from_now_on()
@@ -57,7 +58,8 @@ def experiment(prog: str, arguments: Namespace) -> None:
         if first:
             stack.enter_context(locked(arguments.save_path, "save_path", [config.key for config in configs]))
         print_theory(grid.data, grid.scales(), grid.theories)
-        workers = min(arguments.processes or 1, len(configs))
+        resumed = [config for config in configs if arguments.resume and finished(config, arguments.output_path)]
+        workers = min(arguments.processes or 1, len(configs) - len(resumed))  # what is finished needs none
         if workers > 1:
             executor = stack.enter_context(pool(workers))
         if executor:

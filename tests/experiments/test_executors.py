@@ -129,6 +129,14 @@ def test_two_processes_write_the_bytes_of_one(forks, base, whole, tmp_path, caps
     assert begun[0] == ("inn", 16) and begun[-1][1] == 8  # the dearest first; the second process may begin late
 
 
+def test_what_is_finished_needs_no_processes(base, whole, capsys, monkeypatch):
+    alone(*base, *GRID, *at(whole), "--resume")
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(executors, "pool", lambda workers: pytest.fail(f"{workers} processes are started"))
+    alone(*base, *GRID, *POOL, *at(whole), "--resume")
+    assert without_seconds(capsys.readouterr().out) == without_seconds(expected)
+
+
 @pytest.mark.long
 def test_processes_that_are_spawned(base, whole, tmp_path):
     """As anybody has them; the other tests fork theirs, which takes no imports."""

@@ -135,7 +135,11 @@ def done_of(stage):
 
 
 def rate(work, prior=1.0):
-    """Returns the seconds that a second of cost takes, of [(cost, seconds)]; 5 s of cost count at the prior rate."""
+    """Returns the seconds that a second of cost takes, of [(cost, seconds)]; 5 s of cost count at the prior rate.
+
+    What cost nothing, such as a sweep that was finished before, took time for its data alone, and tells no rate.
+    """
+    work = [(cost, seconds) for cost, seconds in work if cost >= 1]
     return (5 * prior + sum(seconds for _, seconds in work)) / (5 + sum(cost for cost, _ in work))
 
 

@@ -71,6 +71,8 @@ def test_time_left():
     # what logs of earlier sittings show to be done
     begun = SimpleNamespace(kind="sweep", cost=70, done=60)
     assert left([begun, stage("figure", 30)], [], prior=2.0) == pytest.approx(80)
+    # a sweep that had nothing left to do took its time for its data
+    assert left([stage("sweep", 100)], [*slow, ("sweep", 0.0, 90.0)]) == left([stage("sweep", 100)], slow)
     # never negative, and never at the end while a stage runs
     assert left([], [], stage("sweep", 10), behind=12, fresh=12, elapsed=12) == 0
     assert left([], [], stage("figure", 10), elapsed=4) == pytest.approx(6)

@@ -6,6 +6,7 @@ killed run goes on to the same bytes.
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import itertools
@@ -210,6 +211,24 @@ def check_output(configs: list[Config], output_path: Path | str, resume: bool = 
         raise ValueError(f"{path} is the log of another configuration: pass another --output_path, or move it away")
 
 
+def records_of(key: str, output_path: Path) -> list[dict]:
+    """Returns the records of a run in metrics.jsonl, which is read once for all runs as long as it is the same."""
+    path = output_path / "metrics.jsonl"
+    if not path.exists():
+        return []
+    status = path.stat()
+    return _by_run(output_path, status.st_size, status.st_mtime_ns).get(key, [])
+
+
+@functools.lru_cache(maxsize=1)
+def _by_run(output_path: Path, size: int, modified: int) -> dict[str, list[dict]]:
+    """Returns the records of each run; size and time of the last change tell one state of the file from another."""
+    records: dict[str, list[dict]] = {}
+    for record in read_metrics(output_path):
+        records.setdefault(record["run"], []).append(record)
+    return records
+
+
 @dataclass(frozen=True)
 class Result:
     """This is what a run ends with.
@@ -265,7 +284,7 @@ class RunFiles:
             epochs = [record["epoch"] for record in self.history if {"test_accuracy", "seconds"} <= record.keys()]
             if not epochs or epochs != [*range(1, len(self.history) + 1)]:
                 raise TypeError("not a history")
-        mine = [r for r in read_metrics(self.output_path) if r.get("run") == self.config.key]
+        mine = records_of(self.config.key, self.output_path)
         known = {r["epoch"] for r in mine if r.get("event") == "epoch"}
         if len(self.history) >= self.config.epoch and not any(r.get("event") == "run" for r in mine):
             # a finished run in another folder of logs: nothing else will say whose they are
@@ -281,7 +300,7 @@ class RunFiles:
         """Takes the history of a finished run from its logs; one that is not finished has none without checkpoint."""
         if not finished(self.config, self.output_path):
             return
-        mine = [r for r in read_metrics(self.output_path) if r.get("run") == self.config.key]
+        mine = records_of(self.config.key, self.output_path)
         epochs = {r["epoch"]: r for r in mine if r.get("event") == "epoch"}  # of several attempts the last counts
         if sorted(epochs) != [*range(1, self.config.epoch + 1)]:
             return

@@ -157,3 +157,18 @@ def test_a_run_of_many_epochs_is_not_looked_for_as_each_of_fewer(tmp_path, monke
     monkeypatch.setattr(run_files, "shorter", lambda _: pytest.fail("a billion keys are made"))
     check_output([long], tmp_path, resume=True)
     assert RunFiles(long, tmp_path, tmp_path).restore("cpu") is None
+
+
+def test_metrics_are_read_once_for_all_runs_and_again_where_they_have_changed(tmp_path, monkeypatch):
+    read, real = [], run_files.read_metrics
+    monkeypatch.setattr(run_files, "read_metrics", lambda path: read.append(path) or real(path))
+    files = [RunFiles(config(seed=seed), tmp_path, tmp_path) for seed in (0, 1, 2)]
+    for single in files:
+        single.note("run", config=single.config.record())
+    for number in (1, 2):
+        for single in files:
+            mine = run_files.records_of(single.config.key, tmp_path)
+            assert [r["seed"] for r in mine] == [single.config.seed] * (1 + (number == 2 and single is files[0]))
+        assert len(read) == number
+        files[0].note("run", config=files[0].config.record())
+    assert run_files.records_of("none", tmp_path / "nowhere") == []

@@ -8,7 +8,7 @@ mu = E[phi'(s xi)^2]/E[phi'(s xi)]^2 they are
 
 so s is a root, and c the gain that sets alpha_1 or beta_1. Both ratios tend to 1 as s falls to 0, and no DEQ has less
 than that. Where the ratio at the DEQ's own scale tau_* is too large there is a root below it, and else one is looked
-for above: for the activations of the registry within a few percent at sigma_a^2 = 0.2, at ten times tau_* and more as
+for above: for the activations of the registry it is within 10% at sigma_a^2 = 0.2, at ten times tau_* and more as
 sigma_a^2 nears 1. Where both are 1 to rounding, as for a hardtanh that its input does not reach, s = tau_* is the root.
 An activation that saturates has a largest ratio, pi/2 for N, and tangent kernels at a large sigma_a^2 are beyond it.
 

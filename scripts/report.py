@@ -50,6 +50,9 @@ TITLE = "Deep equilibrium models and the shallow networks that equal them: a rep
 def read_figure(folder, name):
     """Returns the numbers of a figure, and a sentence on them."""
     path = folder / "figures" / f"{name}.json"
+    picture = path.with_suffix(".png")
+    if not (picture.exists() and picture.stat().st_size):
+        raise ValueError(f"{picture}: missing or empty: delete it and run scripts/reproduce.sh again")
     try:
         record = json.loads(path.read_bytes())
         figure_tables({name: record})  # what is not there is missed here

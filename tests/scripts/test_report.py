@@ -228,6 +228,9 @@ def test_what_is_trained_whole_has_its_tables_and_sentences(tmp_path):
     write_figure(tmp_path, "training_dynamics", {"cells": [{}]})
     with pytest.raises(ValueError, match="training_dynamics.json: not the numbers of that figure"):
         report.write_report(tmp_path)
+    (tmp_path / "figures" / "training_dynamics.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="training_dynamics.png: missing or empty: delete it and run"):
+        report.write_report(tmp_path)
 
 
 def test_a_page_of_docs_has_the_pictures_that_the_repository_has(tmp_path):

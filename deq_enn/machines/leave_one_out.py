@@ -58,7 +58,12 @@ class Targets:
         labels = self.labels = labels.to(labels.device if device is None else device)
         self.Y, self.mean = one_hot_targets(labels, n_classes)
         copies = torch.arange(len(labels)) if copies is None else copies.cpu()
-        _, group, size = copies.unique(return_inverse=True, return_counts=True)
+        # in the order of the samples: the first groups choose the ridge, and a file may be sorted by its labels
+        _, group = copies.unique(return_inverse=True)
+        place = torch.arange(len(copies))
+        first = torch.full((int(group.max()) + 1,), len(copies)).scatter_reduce(0, group, place, "amin")
+        group = first.argsort().argsort()[group]
+        size = group.bincount()
         members = group.argsort(stable=True).split(size.tolist())
         # for each size of a group: (groups, size) indices of samples
         groups = [torch.stack([members[g] for g in (size == d).nonzero()[:, 0]]) for d in size.unique().tolist()]

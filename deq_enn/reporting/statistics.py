@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from deq_enn.reporting.style import mean_std
 
 MARGIN = 0.5  # percentage points within which accuracies count as equal
+ROUNDING = 1e-9  # standard error in points below which seeds agree to the last digit
 LEAST_SEEDS = 8  # number of seeds below which equality is not claimed
 
 
@@ -54,8 +55,13 @@ def compare(values: dict[int, float], others: dict[int, float], margin: float = 
     error = std / math.sqrt(n)
 
     def above(distance):
-        """The p-value of a mean this far above the bound; where all seeds agree it is 0 or 1."""
-        return float(stdtr(n - 1, -distance / error)) if error else float(distance <= 0)
+        """The p-value of a mean this far above the bound; where all seeds agree it is 0 or 1.
+
+        That few seeds agree to the last digit may be chance, as accuracies are counts: then it is 1.
+        """
+        if error > ROUNDING:
+            return float(stdtr(n - 1, -distance / error))
+        return float(distance <= 0 or n < LEAST_SEEDS)
 
     return Paired(
         n,

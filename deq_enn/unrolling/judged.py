@@ -4,6 +4,7 @@ Nothing is taken from a module but what it says: rows of outputs, one a sample. 
 on chance, on the batch, or on samples that it was trained on is refused in one line.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -250,8 +251,13 @@ def check_apart(X: torch.Tensor, held: torch.Tensor) -> None:
         raise ValueError(
             f"the held-out samples have shape {tuple(held.shape[1:])}, those of X {tuple(X.shape[1:])}: they must agree"
         )
-    seen = set(_hashes(X))
-    repeated = sum(row in seen for row in _hashes(held))
+    seen, rows = set(_hashes(X)), _hashes(held)
+    if 2 * len(set(rows)) < len(rows):
+        warnings.warn(
+            f"the {len(rows)} held-out samples have {len(set(rows))} different rows: intervals take each sample for a "
+            "draw of its own, and are too narrow if rows were copied"
+        )
+    repeated = sum(row in seen for row in rows)
     if repeated > SHARED * len(held):
         raise ValueError(
             f"{repeated} of the {len(held)} held-out samples are rows of X: on samples that it was trained on a DEQ "

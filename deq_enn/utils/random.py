@@ -9,7 +9,11 @@ from torch import nn
 
 
 def generator(*seeds: object) -> torch.Generator:
-    """Returns a CPU generator for this tuple of integers and strings; other tuples give independent streams."""
+    """Returns a CPU generator for this tuple of integers and strings; other tuples give independent streams.
+
+    An integer of any kind, such as NumPy's, names the stream of its value.
+    """
+    seeds = tuple(int(seed) if isinstance(seed, Integral) else seed for seed in seeds)
     digest = hashlib.sha256(repr(seeds).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

@@ -252,8 +252,9 @@ def begin(
     has the form z = phi(Az + Bx + b), and a solver is given or no samples are held out.
     """
     check_held(held)
-    asked = "budget", "tolerance", "width", "decide_on", "risk"
+    asked = "budget", "tolerance", "width", "decide_on", "risk", "seed"
     check_request(**{key: settings[key] for key in asked if key in settings}, seen=seen)
+    settings |= {"seed": int(settings.get("seed", 0))}  # NumPy's integers are none to JSON
     deq = unwrapped(deq)
     if isinstance(deq, ConvDEQ) and deq.as_drawn() and steps is None:
         _check_unused(solver, held, seen)
@@ -314,7 +315,7 @@ def why_measured(drift: dict) -> str:
     """Returns why the loss of a trained DEQ is measured and not predicted. drift : of `weight_drift.drift`."""
     if not drift["left"]:
         return f"The network is not one of the theory: {drift['unlike']}. The loss is measured."
-    if not drift["settle"]:
+    if drift["alone"]:
         return (
             "The weights have left the random regime: in random places they have no equilibrium. No loss is "
             "predicted; it is measured."

@@ -38,8 +38,9 @@ def check_request(
     decide_on: str = "draw",
     risk: float = 0.1,
     seen: float | None = None,
+    seed: int = 0,
 ) -> None:
-    """Refuses a budget, tolerance, width, `decide_on`, risk or `seen` that means nothing, by a ValueError."""
+    """Refuses a budget, tolerance, width, `decide_on`, risk, `seen` or seed that means nothing, by a ValueError."""
     if decide_on not in ("draw", "mean"):
         raise ValueError(f"decide_on must be 'draw' or 'mean', got {decide_on!r}")
     numbers = {"budget (in seconds)": budget, "tolerance": tolerance, "risk": risk}
@@ -50,10 +51,15 @@ def check_request(
         raise ValueError(f"budget and tolerance must be positive and finite, got {budget} and {tolerance}")
     if not 0 < risk < 0.5:
         raise ValueError(f"risk must be between 0 and 0.5, a probability, got {risk}")
-    if width is not None and not (isinstance(width, Integral) and width >= 1):
-        raise ValueError(f"the width must be a whole number from 1 on, got {width}")
+    _check_whole("width", 1 if width is None else width, 1)
+    _check_whole("seed", seed, 0)
     if seen is not None and not seen > 0:
         raise ValueError(f"seen, the samples that the DEQ passed in its training, must be positive, got {seen}")
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not (isinstance(value, Integral) and value >= least):
+        raise ValueError(f"the {name} must be a whole number from {least} on, got {value}")
 
 
 def check_deq(deq: object) -> None:

@@ -244,13 +244,15 @@ def _split(X, y, held, seed):
         order, last = order[:-count], order[-count:]
         held = X[last], None if y is None else y[last]
     X_held, y_held = held
+    rows = torch.randperm(len(X_held), generator=generator("held", seed))[:HELD]  # a file may be sorted by its labels
+    X_held, y_held = X_held[rows], None if y_held is None else y_held[rows]
     order = order[: FIT + FIT // 4]
     count = max(len(order) // 5, 1)
     if len(order) < FEWEST[0] or len(X_held) < FEWEST[1]:
         raise ValueError(f"{len(X)} samples are too few to measure a loss: at least {sum(FEWEST)} are needed")
     return [
         *((X[rows], None if y is None else y[rows]) for rows in (order[:-count], order[-count:])),
-        (X_held[:HELD].to(X), None if y_held is None else y_held[:HELD]),
+        (X_held.to(X), y_held),
     ]
 
 

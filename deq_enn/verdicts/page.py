@@ -102,7 +102,7 @@ def _caption(result):
 
 def _drift_sentence(drift):
     said = "have left" if drift["left"] else "are within"
-    if not drift["settle"]:
+    if drift.get("alone", not drift["settle"]):  # an older file has no "alone"
         return "The weights have left the random regime: with their entries shuffled there is no equilibrium."
     return (
         f"The weights {said} the random regime: among {drift.get('copies', 19)} copies of the network with the entries "

@@ -106,8 +106,8 @@ def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES)
         "left" : whether the weights have left the random regime.
         "p" : the p-value of the most extreme statistic.
         "score" : the largest score of any statistic.
-        "settle" : whether all copies have an equilibrium. If not, the weights cannot be random ones, and the statistic
-            "kernel" is missing.
+        "settle" : whether all copies have an equilibrium. If not, the statistic "kernel" is missing.
+        "alone" : whether no copy has one. The network is then the most extreme of all in having one.
         "statistics" : {name: {"value", "random", "spread", "score"}}: its own value, the mean and standard deviation
             over the copies, and by how many of the latter its own is above the mean. Radius and largest singular value
             are relative to those of infinite width. "singular values" is the distance to their law, "kernel" the
@@ -123,8 +123,8 @@ def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES)
     random, (m, p) = generator("drift", seed), deq.U.shape
     rows, columns = (torch.randperm(size, generator=random)[:BLOCK] for size in (m, p))
     X = X[torch.randperm(len(X), generator=random)[:ROWS]].to(deq.W)
-    draws, kernels = _draws(deq, X, rows, columns, seed, copies)
-    settle = len(kernels) == len(draws)
+    draws, kernels, failed = _draws(deq, X, rows, columns, seed, copies)
+    settle, alone = not failed, bool(failed) and len(kernels) == 1
     if settle:
         mean = reduce(torch.add, kernels) / len(kernels)  # over all of them, so that each is treated alike
         for draw, K in zip(draws, kernels):
@@ -132,10 +132,11 @@ def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES)
     p_value, score, statistics = _test(draws)
     return {
         "copies": len(draws) - 1,
-        "left": p_value <= 1 / len(draws) or not settle,
+        "left": p_value <= 1 / len(draws) or alone,
         "p": p_value,
         "score": score,
         "settle": settle,
+        "alone": alone,
         "statistics": statistics,
         "sigma_a2": deq.sigma_a2,
         "gain": deq.gain if deq.sigma_a2 < 1 else None,
@@ -144,11 +145,11 @@ def drift(deq: TrainedDEQ, X: torch.Tensor, seed: int = 0, copies: int = COPIES)
 
 
 def _draws(deq, X, rows, columns, seed, copies):
-    """Returns the statistics of the network and of its shuffled copies, and their kernels.
+    """Returns the statistics of the network and of its shuffled copies, their kernels, and how many have none.
 
-    The kernels end at the first copy without an equilibrium, and the copies where a deadline passes.
+    Kernels are no longer made once a copy has an equilibrium and another has not; copies end where a deadline passes.
     """
-    draws, kernels, settle = [], [], True
+    draws, kernels, failed = [], [], 0
     for number in tqdm(range(copies + 1), desc="weights", leave=False, disable=None, delay=1):
         if number > LEAST_COPIES:
             try:
@@ -158,12 +159,12 @@ def _draws(deq, X, rows, columns, seed, copies):
         network = deq.shuffled(seed, number) if number else deq
         draws.append(_spectrum(network, rows, columns))
         try:
-            kernels += [_kernel(network, X)] if settle else []
+            kernels += [] if failed and len(kernels) > 1 else [_kernel(network, X)]
         except ConvergenceError:
             if network is deq:
                 raise
-            settle = False
-    return draws, kernels
+            failed += 1
+    return draws, kernels, failed
 
 
 def _spectrum(deq, rows, columns):

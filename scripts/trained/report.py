@@ -6,6 +6,7 @@ if __name__ == "__main__":
 import math
 from collections import Counter
 from collections.abc import Iterable
+from statistics import median
 
 from deq_enn.reporting.markdown import head, row
 from deq_enn.unrolling.decision import FASTER
@@ -89,7 +90,7 @@ def _by_kind(replaced: list[dict]) -> list[str]:
     lines = [head("chosen", "steps", "DEQs")]
     lines += [row(kind, f"{k or '–'}", f"{n}") for (kind, k), n in sorted(counts.items(), key=lambda i: -i[1])]
     if saved:
-        lines += ["", f"Time of a batch saved: {saved[len(saved) // 2]:.1f} times (median), {saved[0]:.1f} to "
+        lines += ["", f"Time of a batch saved: {median(saved):.1f} times (median), {saved[0]:.1f} to "
                   f"{saved[-1]:.1f}."]  # fmt: skip
     return lines
 
@@ -103,7 +104,7 @@ def _losses(records: list[dict]) -> list[str]:
             losses = sorted(
                 true_loss(c, r) for r in records for c in r["candidates"] if (c["kind"], c["k"]) == (kind, k)
             )
-            cells.append(f"{losses[len(losses) // 2]:+.2f} ({len(losses)})" if losses else "–")
+            cells.append(f"{median(losses):+.2f} ({len(losses)})" if losses else "–")
         lines.append(row(kind, *cells))
     return lines
 
@@ -119,7 +120,7 @@ def _ways(records: list[dict]) -> list[str]:
                 if first in losses and second in losses:
                     pairs.append((losses[first], losses[second]))
             if pairs:
-                a, b = (sorted(column)[len(pairs) // 2] for column in zip(*pairs))
+                a, b = map(median, zip(*pairs))
                 better, worse = sum(y < x for x, y in pairs), sum(y > x for x, y in pairs)
                 numbers = f"{len(pairs)}", f"{a:+.2f}, {b:+.2f}", f"{better}, {worse}"
                 lines.append(row(f"{k}", f"{first}, {second}", *numbers))

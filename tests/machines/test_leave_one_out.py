@@ -111,3 +111,19 @@ def test_features_that_are_all_zero_say_the_commonest_class(machine, width, copi
     targets = Targets(y, 2, torch.arange(80) // 2 if copied else None)
     said = machine(torch.zeros(80, width, dtype=torch.float64), targets)
     assert torch.equal(said.right, y == 0) and said.faintest == 0
+
+
+def test_the_samples_that_choose_the_ridge_are_the_first_whatever_their_groups_are_called(monkeypatch):
+    """Groups are called by the first row of a file, which may be sorted by its labels."""
+    monkeypatch.setattr(leave_one_out, "CHOICE", 30)
+    X, y = samples(120)
+    F = torch.tanh(X @ torch.randn(12, 20, generator=generator("features"))).double()
+    names = torch.randperm(120, generator=generator("names"))
+    tables = [
+        leave_one_out.from_features(F, Targets(y, 3, copies_of)).ridge for copies_of in (None, names, 5 * names - 7)
+    ]
+    assert len(set(tables)) == 1
+    called = Targets(y, 3, names)
+    assert torch.equal(torch.cat([group.flatten() for group in called.groups]), torch.arange(120))
+    twice = Targets(y, 3, torch.tensor([9, 4, 9, 4, *range(100, 216)]))
+    assert [group.tolist()[:2] for group in twice.groups] == [[[4], [5]], [[0, 2], [1, 3]]]

@@ -10,10 +10,12 @@ from torch import nn
 
 from deq_enn.data.datasets import load_dataset
 from deq_enn.networks.deq import DEQ, as_drawn
+from deq_enn.networks.solvers import ConvergenceError
 from deq_enn.networks.trained_deq import TrainedDEQ, adapt
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.utils.deadline import deadline
 from deq_enn.utils.intervals import Z_90
+from deq_enn.verdicts import measured_loss, weight_drift
 from deq_enn.verdicts.candidates import PLAIN_DEPTHS, networks
 from deq_enn.verdicts.measured_loss import replacements
 from deq_enn.verdicts.weight_drift import drift, singular_law, singular_statistics, spectral_radius
@@ -327,3 +329,37 @@ def test_a_trained_deq_may_be_timed():
     for make in JOBS.values():
         assert peak_bytes(make(deq, data())) > 0
     assert isinstance(deq, TrainedDEQ)
+
+
+@pytest.mark.parametrize("settling, left", [(range(1, 20), None), ([7], False), ([], True)])
+def test_copies_without_an_equilibrium_make_no_random_network_a_trained_one(monkeypatch, settling, left):
+    """A random network that has an equilibrium, where few draws do, is no trained one, unless it is the only one."""
+    deq = adapt(DEQ(ACTIVATIONS["tanh"], P, 40, K, 0.2, seed=3))
+    shuffled = type(deq).shuffled
+
+    def some(self, seed, number):
+        copy = shuffled(self, seed, number)
+        copy.number = number
+        return copy
+
+    real = weight_drift._kernel
+
+    def kernel(network, X):
+        if getattr(network, "number", None) is not None and network.number not in settling:
+            raise ConvergenceError("no equilibrium", None)
+        return real(network, X)
+
+    monkeypatch.setattr(type(deq), "shuffled", some)
+    monkeypatch.setattr(weight_drift, "_kernel", kernel)
+    result = drift(deq, data())
+    assert result["settle"] == (len(settling) == 19) and result["alone"] == (not settling)
+    assert ("kernel" in result["statistics"]) == result["settle"]
+    assert result["left"] == (result["p"] <= 1 / 20 or not settling) and (left is None or result["left"] == left)
+
+
+def test_held_out_samples_that_are_sorted_are_drawn_from_all_of_them(monkeypatch):
+    monkeypatch.setattr(measured_loss, "HELD", 90)
+    X, y = data(900), torch.arange(900) // 300
+    *_, (held, labels) = measured_loss._split(data(600, seed=1), torch.arange(600) % 3, (X, y), 0)
+    assert len(held) == len(labels) == 90 and labels.bincount(minlength=3).min() > 15
+    assert all((X[y == label] == row).all(1).any() for row, label in zip(held[:5], labels))

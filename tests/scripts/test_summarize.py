@@ -251,6 +251,15 @@ def test_seeds_that_all_agree():
     assert (of(0.0), of(0.25), of(-0.25), of(0.5), of(1.0)) == ((1, 0), (0, 0), (0, 0), (0, 1), (0, 1))
 
 
+def test_few_seeds_that_agree_to_the_last_digit_show_nothing():
+    """Accuracies are counts: two of two differences are the same by chance, and no error is left to divide by."""
+    pair = [{0: 90.13, 1: 90.27}, {0: 90.11, 1: 90.25}]
+    few = statistics.compare(*pair, 0.5)
+    assert few.mean == pytest.approx(0.02) and few.p_difference == few.p_equality == 1
+    many = statistics.compare({s: 90.13 for s in range(8)}, {s: 90.11 for s in range(8)}, 0.5)
+    assert many.p_difference == many.p_equality == 0
+
+
 def test_few_seeds_hold_zero_but_do_not_show_equality():
     """What the README once claimed of three seeds: an interval that holds 0, of a difference that may be a point."""
     three = statistics.compare({0: 90.1, 1: 89.0, 2: 91.0}, {0: 90.0, 1: 90.0, 2: 90.0})

@@ -167,7 +167,7 @@ class Delayed(nn.Module):
 
 def test_more_steps_are_tried_where_twelve_lose_too_much(samples):
     (X, y), held = samples
-    making = VerdictBySteps(trained(Delayed(), X, y), X, y, held=held, budget=60.0, clock=Ticks(0.02))
+    making = VerdictBySteps(trained(Delayed(), X, y), X, y, held=held, budget=60.0, tolerance=1.0, clock=Ticks(0.02))
     making.parts = making._measure_module()
     making.per_row = math.inf  # whatever the machine is doing
     making._measure_stopped()

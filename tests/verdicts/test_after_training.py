@@ -137,7 +137,7 @@ def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
     module = Module(torch.relu, bias=False)
     module.A.weight.data.copy_(torch.diag(torch.full((31,), 1.5), 1))
     outcome = api.verdict(module, *blobs, budget=1.0, clock=Ticks())
-    assert outcome.drift["left"] and not outcome.drift["settle"] and "they have no equilibrium" in outcome.reason[0]
+    assert outcome.drift["left"] and outcome.drift["alone"] and "they have no equilibrium" in outcome.reason[0]
     assert outcome.settings["sigma_a2"] > 2 and {candidate.kind for candidate in outcome.candidates} == {"plain"}
     json.dumps(outcome.to_dict(), allow_nan=False)
     write(outcome.to_dict(), tmp_path)
@@ -389,6 +389,9 @@ def test_a_loop_by_hand_is_told_how_it_can_be_judged(blobs):
         with pytest.raises(ValueError, match="it has no A, B, .*Nor can it be stopped .*: steps=my_") as caught:
             api.verdict(module, X[:300], y[:300], held=(X[300:], y[300:]))
         assert one_line(caught)
+    with pytest.raises(ValueError, match="the seed must be a whole number from 0 on, got -1"):
+        api.verdict(DEQ("tanh", X.shape[1], 8, 3, 0.2), X, y, seed=-1)
+    assert json.dumps(begin(DEQ("tanh", X.shape[1], 8, 3, 0.2), X, y, seed=np.int64(3)).seed) == "3"
     with pytest.raises(ValueError, match=r"budget \(in seconds\) must be a number, got '60s'"):
         api.verdict(DEQ("tanh", X.shape[1], 8, 3, 0.2), X, y, budget="60s")
     with pytest.raises(ValueError, match="the width must be a whole number from 1 on, got 2.5"):

@@ -29,23 +29,30 @@ class ClassScores:
 
     deq, losses : (seeds, 2), of the DEQ and the DEQ's less the candidate's, in points.
     influence : (2, n), summed over the seeds, in points: a sample's share of the loss is its influence over n.
+    group : (n,) the same whole number for samples that are left out together, copies of each other; None: none are.
     """
 
     deq: np.ndarray
     losses: np.ndarray
     influence: np.ndarray
+    group: np.ndarray | None = None
 
     def __add__(self, other: "ClassScores") -> "ClassScores":
         return ClassScores(
             np.concatenate([self.deq, other.deq]),
             np.concatenate([self.losses, other.losses]),
             self.influence + other.influence,
+            self.group,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns {measure: {"deq", "loss", "interval"}}, the last with the 90% interval of the mean over seeds."""
         seeds, n = len(self.losses), self.influence.shape[1]
-        variance = (self.influence / seeds).var(1) / n
+        each = self.influence / seeds
+        if self.group is not None:  # a group is one draw
+            _, group = np.unique(self.group, return_inverse=True)
+            each = np.stack([np.bincount(group, row) for row in each])
+        variance = each.shape[1] * each.var(1) / n**2
         if seeds > 1:
             variance += self.losses.var(0, ddof=1) / seeds
         half, loss = Z_90 * np.sqrt(variance), self.losses.mean(0)
@@ -65,10 +72,12 @@ def unequal(y: torch.Tensor) -> bool:
     return bool(counts.max() >= UNEQUAL * counts.min())
 
 
-def compared(deq: LeftOut, candidates: dict[str, LeftOut], y: torch.Tensor, classes: int) -> dict[str, ClassScores]:
+def compared(
+    deq: LeftOut, candidates: dict[str, LeftOut], y: torch.Tensor, classes: int, copies: torch.Tensor | None = None
+) -> dict[str, ClassScores]:
     """Returns the scores of one seed for each candidate; none where classes are equal.
 
-    y : (n,) in 0 .. classes - 1.
+    y : (n,) in 0 .. classes - 1. copies : (n,) the same number for samples that are left out together.
     """
     if not unequal(y):
         return {}
@@ -78,7 +87,8 @@ def compared(deq: LeftOut, candidates: dict[str, LeftOut], y: torch.Tensor, clas
     scores = {}
     for name, said in candidates.items():
         value, influence = _scores(said, labels, present)
-        scores[name] = ClassScores(own[None], (own - value)[None], own_influence - influence)
+        group = None if copies is None else copies.cpu().numpy()
+        scores[name] = ClassScores(own[None], (own - value)[None], own_influence - influence, group)
     return scores
 
 

@@ -178,7 +178,7 @@ class Measurements:
         right[MAJORITY] = (y == y.mode().values).to(deq_said.right)
         self.record(width, right, deq_said.right, seed)
         scores = self.scores.setdefault((width, count), {})
-        for name, score in compared(deq_said, said, y, self.classes).items():
+        for name, score in compared(deq_said, said, y, self.classes, self.copies[:count]).items():
             scores[name] = scores[name] + score if name in scores else score
         self.rate = (self.clock() - start) / self.work(width, count, said, steps)
 
@@ -189,8 +189,9 @@ class Measurements:
 
     def _next_seed(self, width, count) -> int:
         """Returns the first seed that has not been measured here, among those whose DEQ is not known to fail."""
-        first = [self.own[1]] if self.own and width == self.own[0] else []
-        seeds = (seed for part in (first, integers(self.first_seed)) for seed in part)
+        own = self.own[1] if self.own and width == self.own[0] else None
+        first = [] if own is None else [own]
+        seeds = (seed for part in (first, integers(self.first_seed)) for seed in part if part is first or seed != own)
         seeds = (seed for seed in seeds if seed not in self.failed[width])
         return next(islice(seeds, len(self.accuracy.get((width, count), ())), None))
 

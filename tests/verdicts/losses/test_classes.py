@@ -61,3 +61,17 @@ def test_seeds_add_up_and_equal_classes_have_no_such_scores():
         sentence("a", {key: {"loss": 1.0, "interval": (-3.0, 5.0)} for key in ("balanced_accuracy", "auc")}, 0.5)
         is None
     )
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_copies_are_one_draw(times):
+    """Rows that come several times tell no more than once: the intervals are as wide."""
+    rng = np.random.default_rng(3)
+    deq, other, y = drawn(rng, 400)
+    once = compared(deq, {"a": other}, y, 3)["a"].to_dict()
+    copies = torch.arange(400).repeat(times)
+    many = [said(each.predicted.repeat(times, 1), y.repeat(times)) for each in (deq, other)]
+    several = compared(many[0], {"a": many[1]}, y.repeat(times), 3, copies)["a"].to_dict()
+    for measure, known in once.items():
+        assert several[measure]["loss"] == pytest.approx(known["loss"])
+        assert several[measure]["interval"] == pytest.approx(known["interval"])

@@ -193,3 +193,16 @@ def test_copies_are_no_spread_over_seeds(deq, blobs):
         seeds.append(taken.constants.seeds)
     together, alone = seeds
     assert alone > 0.11 and together < 0.7 * alone
+
+
+@pytest.mark.parametrize("seed", [0, 10_000, 10_001])
+def test_no_draw_is_measured_twice(deq, blobs, seed):
+    """Also where the DEQ's own seed is one of those that would come next."""
+    X, y = blobs
+    order = torch.randperm(len(X), generator=generator("order"))
+    measured = measurements.Measurements(deq, [], X, y, order, torch.arange(len(X)), 3, own=(16, seed))
+    taken = []
+    while len(taken) < 4:
+        taken.append(measured._next_seed(16, 50))
+        measured.accuracy.setdefault((16, 50), []).append(0.0)
+    assert taken[0] == seed and len(set(taken)) == 4

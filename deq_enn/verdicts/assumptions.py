@@ -57,7 +57,7 @@ def check_request(
         raise ValueError(f"seen, the samples that the DEQ passed in its training, must be positive, got {seen}")
 
 
-def _check_whole(name: str, value: object, least: int) -> None:
+def _check_whole(name: str, value: Any, least: int) -> None:
     if not (isinstance(value, Integral) and value >= least):
         raise ValueError(f"the {name} must be a whole number from {least} on, got {value}")
 

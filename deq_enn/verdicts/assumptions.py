@@ -58,7 +58,7 @@ def check_request(
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:
-    if not (isinstance(value, Integral) and value >= least):
+    if not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"the {name} must be a whole number from {least} on, got {value}")
 
 

@@ -105,6 +105,19 @@ def test_covariance_and_fluctuation_terms_make_isolated_eigenvalues_of_their_own
         np.testing.assert_allclose(limit.isolated[-len(outside) :], outside, rtol=0.05)
 
 
+@pytest.mark.parametrize("n, p", [(600, 400), (300, 400)])
+def test_the_fluctuation_of_norms_alone_makes_an_isolated_eigenvalue(n, p):
+    """One white class has neither t nor a mean; the rest of the spectrum and the atom add up to 1."""
+    X, _, statistics = gaussian_mixture(torch.zeros(1, p), [1.0], [n], generator("norms", n))
+    sample = samples.Sample(X, None, statistics, np.ones((1, 1)), np.array([p]), np.zeros((1, 1, 1)), np.array([2 / p]))
+    coefficients = KernelCoefficients(1.0, 0.2, 5.0, 0.0)
+    values = torch.linalg.eigvalsh(equivalent_kernel(coefficients, X, statistics)).numpy()
+    limit = limiting_spectrum.limiting_spectrum(sample, coefficients)
+    assert len(limit.isolated) == 1 and limit.isolated[0] == pytest.approx(values[-1], rel=0.1)
+    assert limit.atom_mass == pytest.approx(max(0, 1 - p / n))
+    assert np.trapezoid(limit.density, limit.x) + limit.atom_mass == pytest.approx(1, abs=0.01)
+
+
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_isolated_eigenvalues_that_coincide_are_counted_each(classes):
     """Classes of equal size with means of equal length have eigenvalues that differ by chance alone."""

@@ -8,7 +8,7 @@ import torch
 
 from deq_enn.data.datasets import load_dataset
 from deq_enn.data.images import DataError
-from deq_enn.data.mixtures import GMM_PRESETS, gaussian_mixture, mixed, two_class
+from deq_enn.data.mixtures import GMM_PRESETS, draw_preset, gaussian_mixture, mixed, two_class
 from deq_enn.utils.random import generator
 from tests.conftest import one_line
 
@@ -230,3 +230,9 @@ def test_files_that_are_no_npz(tmp_path):
         assert str(tmp_path) in one_line(error)
     with pytest.raises(DataError, match="--dataset_path"):
         load_dataset("npz")
+
+
+def test_the_mixed_classes_have_about_the_norm_of_white_noise():
+    *_, statistics = draw_preset("mixed", 0)
+    assert statistics.tau0 == pytest.approx(1, abs=0.01)
+    assert statistics.t.tolist() == pytest.approx([-9, -3, 3, 9], abs=1)

@@ -14,12 +14,15 @@ import torch
 
 from deq_enn.experiments import command, exact_grid, exact_report
 from deq_enn.experiments.accuracy_report import entry_looks
+from deq_enn.kernels.exact import explicit_kernels
 from deq_enn.machines import block_rows, regression, run
 from deq_enn.machines.copies import find_duplicate
 from deq_enn.machines.regression import one_hot_targets
 from deq_enn.machines.run import Plan, blocks_of, plan, subset
 from deq_enn.networks.build import build_model
+from deq_enn.networks.enn import ENN
 from deq_enn.reporting.style import mean_std
+from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.equilibrium import estimate_tau0
 from tests.helpers.second_device import second_device
 
@@ -418,3 +421,19 @@ def test_no_two_networks_of_a_figure_look_alike():
         assert len({(look["color"], exact_report.MARKERS[look["linestyle"]]) for look in looks}) == 5
         plain = [look["color"] for look in looks][2:]
         assert len({*plain, next(iter(looks))["color"]}) == 4
+
+
+def test_a_plan_has_room_for_the_samples_that_choose_the_ridge():
+    given = 60_000, 10_000, 784, 1e12
+    assert plan(*given) == plan(*given, choice=20_000)
+    passing = 4 * 1024 * 60_000 + 8 * 1024 * 8192  # predicting a batch, which takes more than 8,000 samples do
+    assert plan(*given).needed - plan(*given, choice=8_000).needed == pytest.approx(4 * 20_000**2 - passing)
+
+
+def test_kernels_between_two_sets_have_both_at_the_scale_of_the_input():
+    draw = torch.Generator().manual_seed(0)
+    X, other = torch.randn(9, 5, generator=draw).double(), torch.randn(4, 5, generator=draw).double()
+    network = ENN([ACTIVATIONS["tanh"]], 5, 8, 3, input_scale=0.5)
+    whole = explicit_kernels(0.5 * torch.cat([X, other]), network.layers)
+    for blocks, both in zip(blocks_of(network, X, other).both(), whole):
+        torch.testing.assert_close(blocks, both[9:, :9])

@@ -14,7 +14,7 @@ from deq_enn.kernels.conv_explicit import conv_explicit_blocks, conv_explicit_ke
 from deq_enn.kernels.exact import explicit_kernels, implicit_kernels
 from deq_enn.kernels.images import foretold
 from deq_enn.theory.activations import ACTIVATIONS
-from deq_enn.theory.equilibrium import get_tau
+from deq_enn.theory.equilibrium import estimate_image_tau0, get_tau
 from deq_enn.theory.gaussian import gaussian_moments
 
 RELU, TANH = ACTIVATIONS["relu"], ACTIVATIONS["tanh"]
@@ -350,3 +350,11 @@ def test_bad_input_is_one_line(message):
             conv_explicit_kernels(waves(), [RELU], [3, 3])
         with pytest.raises(ValueError, match=r"dtype must be .* got torch.float16"):
             conv_explicit_kernels(waves(), [RELU], [3], dtype=torch.float16)
+
+
+def test_other_images_have_no_part_in_the_scale():
+    images, other, tau0 = waves(), 3 * waves(2)[:, :, :, [1, 0, 3, 2]], estimate_image_tau0(waves())
+    for default, given in zip(
+        *(conv_kernels(images, ACTIVATIONS["swish"], 0.4, tau0=t, other=other) for t in (None, tau0))
+    ):
+        torch.testing.assert_close(default, given)

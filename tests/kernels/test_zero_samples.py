@@ -84,3 +84,14 @@ def test_a_small_sample_keeps_its_digits_beside_a_large_parallel_one(name):
     for kernels in (lambda X: implicit_kernels(X, f, 0.3, tau0=1.0), lambda X: explicit_kernels(X, [f])):
         for kernel, alone in zip(kernels(X), kernels(X[:2])):
             torch.testing.assert_close(kernel[:2, :2], alone, rtol=1e-11, atol=0)
+
+
+def test_one_attribute_that_is_zero_in_one_of_many_samples():
+    x = torch.linspace(-2, 2, 201, dtype=torch.float64)[:, None]  # enough for a table
+    x[100] = 0
+    some = torch.arange(0, 201, 25)
+    for many, few in zip(
+        implicit_kernels(x, ACTIVATIONS["elu"], 0.3, tau0=1.0),
+        implicit_kernels(x[some], ACTIVATIONS["elu"], 0.3, tau0=1.0),
+    ):
+        torch.testing.assert_close(many[some][:, some], few, rtol=1e-8, atol=1e-10)

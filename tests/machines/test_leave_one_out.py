@@ -127,3 +127,22 @@ def test_the_samples_that_choose_the_ridge_are_the_first_whatever_their_groups_a
     assert torch.equal(torch.cat([group.flatten() for group in called.groups]), torch.arange(120))
     twice = Targets(y, 3, torch.tensor([9, 4, 9, 4, *range(100, 216)]))
     assert [group.tolist()[:2] for group in twice.groups] == [[[4], [5]], [[0, 2], [1, 3]]]
+
+
+def test_the_faintest_direction_is_a_share_of_the_mean_squared_norm():
+    X, y = samples(90)
+    F = 10 * torch.tanh(X @ torch.randn(12, 20, generator=generator("features"))).double()
+    least = torch.linalg.eigvalsh(F.T @ F)[0] / F.square().sum(1).mean()
+    assert from_features(F, Targets(y, 3)).faintest == pytest.approx(least.item(), rel=1e-6)
+
+
+def test_the_error_of_a_ridge_is_the_mean_of_the_samples_that_choose(monkeypatch):
+    monkeypatch.setattr(leave_one_out, "CHOICE", 20)
+    monkeypatch.setattr(leave_one_out, "BATCH", 20)
+    X, y = samples(90)
+    K, targets = (X @ X.T).double(), Targets(y, 3)
+    strengths, Q = torch.linalg.eigh(K)
+    directions = leave_one_out.Directions(Q.__getitem__, strengths, Q.T @ targets.Y, 1.0, True, True)
+    (row,) = directions.table(targets, [0.1])
+    errors = (targets.Y - directions.left_out(targets, [0.1]).predicted)[:20]
+    assert row["mse"] == pytest.approx(errors.square().mean().item())

@@ -120,3 +120,8 @@ def test_variances_hold_where_the_ridge_is_at_the_rounding(monkeypatch, n, width
             variance = expected * (left + readout.noise)
             got = readout.predict(model, X[:3] + 0.5).variance
             np.testing.assert_allclose(got, variance, rtol=1e-5, atol=1e-9)
+
+
+def test_a_ridge_is_too_small_only_where_features_are_nearly_dependent_and_fit():
+    assert too_small(1e-7, 1000, 100, 9e-5) and not too_small(1e-7, 1000, 100, 1.1e-4)
+    assert not too_small(1e-6, 1000, 100) and too_small(1e-7, 25_000, 1000) and not too_small(1e-7, 25_001, 1000)

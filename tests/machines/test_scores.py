@@ -11,6 +11,8 @@ from deq_enn.machines.regression import Prediction, fit, one_hot_targets
 from deq_enn.machines.run import Samples, Settings, run_machine
 from deq_enn.machines.scores import LEAST_VARIANCE, bootstrap_difference, calibration_error, class_probabilities, score
 from deq_enn.networks.build import build_model
+from deq_enn.networks.enn import ENN
+from deq_enn.theory.activations import ACTIVATIONS
 from tests.helpers.kernel_rank import CLASSES, N, formed
 
 
@@ -91,3 +93,13 @@ def test_predictive_density_is_the_conditional_of_the_joint_normal(problem):
     prediction = machine.predict(cross)
     part = Prediction(prediction.mean[places], prediction.variance[places])
     assert score(part, y_test[places])["log_density"] == pytest.approx(np.mean(expected), abs=2e-4)
+
+
+def test_training_samples_are_predicted_as_they_would_be_among_others():
+    """Of unequal classes the mean of the targets decides many."""
+    draw = torch.Generator().manual_seed(0)
+    X = torch.randn(60, 5, generator=draw)
+    y = (X[:, 0] + torch.randn(60, generator=draw) > 1).long()
+    network = ENN([ACTIVATIONS["tanh"]], 5, 8, 2)
+    record, predicted = run_machine(network, Samples(X, y, X, y, 2), Settings("ck", (2.0,)))
+    assert record["train_accuracy"] == record["test_accuracy"] == (predicted == y).double().mean().item() < 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import brentq, least_squares
 
-from deq_enn.matching import curved_layers, equations as layer_equations, search
+from deq_enn.matching import curved_layers, equations as layer_equations, families, search
 from deq_enn.matching.families import match
 from deq_enn.theory.activations import ACTIVATIONS, Activation
 from deq_enn.theory.coefficients import MatchError, implicit_ck, implicit_ntk
@@ -277,3 +277,16 @@ def test_odd_layers_ahead_match_what_two_layers_cannot(name, sigma_a2, tau0, dep
     # the proof that some depth is enough: the kernel's power series in the correlation has no negative coefficient
     diag, c2, c3 = layer_equations.scale_free(result.target, tau0)
     assert diag > 1 + c3
+
+
+@pytest.mark.parametrize(
+    "mismatches, taken", [((0.3, 0.01), 1), ((1.0, 0.6, 0.1), 1), ((1.0, 0.4, 0.1), 3), ((1.0, 0.4, 0.3), 2)]
+)
+def test_one_more_layer_is_taken_where_it_halves_a_large_mismatch(monkeypatch, mismatches, taken):
+    def attempt(self, family, depth, misses):
+        return families._Candidate((None,) * depth, (), self.target, 0.0, family, mismatches[depth - 1], ())
+
+    monkeypatch.setattr(families._Task, "attempt", attempt)
+    task = families._task(ACTIVATIONS["relu"], 0.2, 1.0, "ck", "aAB")
+    best, _ = task.search([("piecewise", depth) for depth in range(1, len(mismatches) + 1)])
+    assert len(best.layers) == taken

@@ -94,10 +94,10 @@ def numeric_response(kernel, tau0, c1):
 
 
 @pytest.mark.few(3)
+@pytest.mark.parametrize("name, sigma_a2, tau0", [("selu", 0.4, 0.7), ("swish", 0.2, 1.3), ("tanh", 0.5, 1.0)])
 @pytest.mark.parametrize(
     "kernel, trained, mode", [("ck", "aAB", "readout"), ("ntk", "aAB", "all"), ("ntk", "aA", "frozen_first")]
 )
-@pytest.mark.parametrize("name, sigma_a2, tau0", [("selu", 0.4, 0.7), ("swish", 0.2, 1.3), ("tanh", 0.5, 1.0)])
 def test_answers_to_the_norm_are_those_of_the_exact_kernels(name, sigma_a2, tau0, kernel, trained, mode):
     result, index = match(ACTIVATIONS[name], sigma_a2, tau0, kernel, trained=trained), ("ck", "ntk").index(kernel)
     deq = numeric_response(

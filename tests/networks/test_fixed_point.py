@@ -217,3 +217,12 @@ def test_what_rounding_does_not_stall_has_the_error_of_its_steps():
     ):
         with pytest.raises(ConvergenceError, match="after 60 iterations"):
             FixedPoint(Picard(max_steps=60))(f, 2 * x, x)
+
+
+@pytest.mark.parametrize("solver", [Picard, Anderson])
+def test_a_sample_that_is_no_number_has_not_converged(solver):
+    def f(z):
+        return torch.stack([0 * z[0] + 1, torch.nan * z[1], 0.9 * z[2] + 1])
+
+    solution = solver(max_steps=3, strict=False).solve(f, torch.ones(3, 2))
+    assert not solution.converged and solution.unconverged == 2

@@ -69,3 +69,10 @@ def test_the_summary_has_the_table_and_the_figure(three, capsys):
     assert (three / "out" / "claims.png").stat().st_size > 1000
     summarize.main([str(three / "a"), "--output_path", str(three / "alone")])
     assert "Which claim" not in capsys.readouterr().out and not (three / "alone" / "claims.png").exists()
+
+
+def test_a_large_difference_is_told_from_few_seeds_too(tmp_path):
+    write(tmp_path, (3.0, 3.0), seeds=3)
+    cells = by_name(logs.load([tmp_path]))
+    cell = next(cell for key, cell in cells.items() if "equal" in key[0])
+    assert cell.seeds == 3 and cell.holds is False and cell.words.startswith("fails, +2.9")

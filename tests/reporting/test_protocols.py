@@ -141,6 +141,18 @@ def test_the_p_values_are_those_of_scipy(tmp_path):
     assert first[:3] == pytest.approx([difference, *interval], abs=0.00501)
 
 
+def test_a_difference_beyond_the_margin_is_tested_on_both_sides():
+    """Which side it lies on is not known before."""
+    for sign in (1, -1):
+        gaps = sign * np.random.default_rng(0).normal(0.7, 0.3, 8)
+        evidence = protocols.equal(
+            {"deq": dict(enumerate(gaps)), "enn": dict.fromkeys(range(8), 0.0)}, "deq", "enn", 0.5
+        )
+        (_, same), (_, beyond) = evidence.tests
+        expected = 2 * ttest_1samp(sign * gaps, 0.5, alternative="greater").pvalue
+        assert beyond == pytest.approx(expected) and same == pytest.approx(1 - expected / 2)
+
+
 @pytest.mark.parametrize("gaps", [(0.0, 0.0), (1.0, 1.0), (1.0, -1.0)])
 def test_nearer_is_wrongly_said_of_equal_distances_in_at_most_a_twentieth(gaps):
     g, wrong, trials = np.random.default_rng(2), 0, 800

@@ -119,6 +119,9 @@ def test_logs_of_earlier_sittings_are_no_work_that_is_left(tmp_path, monkeypatch
     for _ in range(2):  # of two attempts at the same command the costs add up
         kept.note(begun, seconds=4.0, cost=10.0, status="interrupted")
     assert (kept.stages["sweep"]["cost"], kept.stages["sweep"]["seconds"]) == (20, 8)
+    for peak in (3, 2):
+        kept.note(begun, peak_memory=peak)
+    assert kept.stages["sweep"]["peak_memory"] == 3
 
 
 def test_the_rate_of_a_machine_is_one_where_it_does_what_is_expected(monkeypatch):

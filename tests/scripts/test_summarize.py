@@ -1,6 +1,7 @@
 """Synthetic logs in a folder: the tables against a recomputation, what is refused, and what a figure draws."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -521,3 +522,23 @@ def test_help_and_bad_flags_do_not_import_torch():
     for flag, status in (("'--help'", "0"), ("", "2")):
         done = subprocess.run([sys.executable, "-c", code.format(flag)], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.splitlines()[-1] == f"{status} False"
+
+
+def test_the_csv_has_what_each_split_ended_with(tmp_path):
+    test = write_run(tmp_path, "inn", 16, 0)
+    tables.write_csv(logs.load([tmp_path]), file := io.StringIO())
+    (row,) = csv.DictReader(file.getvalue().splitlines())
+    assert float(row["test_accuracy"]) == test[-1] and row["epochs"] == "3" and float(row["epoch_seconds"]) == 0.2
+    assert float(row["train_accuracy"]) == accuracies("inn", 16, 0, "train")[-1] != test[-1]
+
+
+def test_a_width_that_a_network_lacks_does_not_count_as_no_seeds(tmp_path):
+    write_grid(tmp_path)
+    write_run(tmp_path, "inn", 128, 0)
+    [experiment] = logs.load([tmp_path])
+    assert tables.seeds_of(experiment, [16, 64]) == "3 seeds"
+    assert tables.seeds_of(experiment, experiment.dims) == "1 to 3 seeds"
+
+
+def test_a_list_with_a_value_above_1_is_in_percent():
+    assert logs.as_fractions([0.25, 1.0], "log") == (0.25, 1.0) and logs.as_fractions([1, 50], "log") == (0.01, 0.5)

@@ -56,6 +56,30 @@ def test_fluctuation_of_strongly_curved_layers():
         assert 64 * np.var(entries[:, 1]) == pytest.approx(on, rel=0.14)
 
 
+def test_fluctuation_of_the_diagonal_by_hand():
+    """One layer and two, all weights trained, in moments that are not normalised."""
+    first, second = (piecewise_linear("bent", (-1, 1), (outer, inner, outer)) for inner, outer in ((0.1, 1), (0.3, 1)))
+
+    def mean(f, q, layer):
+        x = math.sqrt(q)
+        return expectation(lambda xi: f(layer.fn(x * xi), layer.derivative(x * xi)), [k / x for k in layer.kinks])
+
+    def noise(a, b, q, layer):  # m Var of the mean of a f^2 + b w^2 f'^2 over units, w ~ N(0, 1)
+        f2, g2, f4 = (mean(h, q, layer) for h in (lambda f, g: f**2, lambda f, g: g**2, lambda f, g: f**4))
+        cross, g4 = mean(lambda f, g: (f * g) ** 2, q, layer), mean(lambda f, g: g**4, q, layer)
+        return a**2 * (f4 - f2**2) + 2 * a * b * (cross - f2 * g2) + b**2 * (3 * g4 - g2**2)
+
+    q, slope = mean(lambda f, g: f**2, 1.0, first), mean(lambda f, g: g**2, 1.0, first)
+    assert fluctuation([first])[1] == pytest.approx(noise(1, 1, 1.0, first) / (q + slope) ** 2)
+
+    def kernel(q):  # after the second layer, of a first with this Gram entry
+        return mean(lambda f, g: f**2 + g**2 * (q + slope), q, second)
+
+    rise, behind = (kernel(1.001 * q) - kernel(0.999 * q)) / (0.002 * q), mean(lambda f, g: g**2, q, second)
+    variance = noise(1, q + slope, q, second) + noise(rise, behind, 1.0, first)
+    assert fluctuation([first, second])[1] == pytest.approx(variance / kernel(q) ** 2, rel=1e-4)
+
+
 def test_the_papers_root_has_the_least_fluctuation():
     roots = two_layer_lrelu.solutions(implicit_ck(ACTIVATIONS["relu"], 0.2))
     errors = [sum(fluctuation(root.layers, 1.0, "readout")) for root in roots]

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from deq_enn.data.mixtures import gaussian_mixture
+from deq_enn.kernels.box_filter import BoxFilter
+from deq_enn.kernels.conv import conv_kernels
+from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.theory.coefficients import KernelCoefficients
 from deq_enn.theory.equilibrium import estimate_tau0
-from deq_enn.theory.mixture import MixtureStatistics, equivalent_kernel, estimate_statistics
+from deq_enn.theory.mixture import MixtureStatistics, equivalent_conv_kernels, equivalent_kernel, estimate_statistics
 from deq_enn.utils.random import generator
 
 P, COUNTS = 120, [50, 80]
@@ -103,3 +106,34 @@ def test_equivalent_kernel_is_the_matrix_of_the_theorem():
     torch.testing.assert_close(M, expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="12 samples, X has 5"):
         equivalent_kernel(c, X[:5], MixtureStatistics(J, t, T, psi, 1.3))
+
+
+def test_t_of_few_samples_is_that_of_their_unbiased_variances():
+    X, y, _ = gaussian_mixture(torch.zeros(2, 9), [1.0, 2.0], [3, 12], generator("few"))
+    first, second = (X[y == a].var(0).sum() for a in (0, 1))  # by n_a - 1
+    mean = (3 * first + 12 * second) / 15
+    torch.testing.assert_close(estimate_statistics(X, y).t, 3 * torch.stack([first - mean, second - mean]))
+
+
+def test_convolutional_kernels_to_second_order():
+    """Of two images whose products, or whose norms, differ little from pixel to pixel, against the exact kernels."""
+    size, swish = (4, 4), ACTIVATIONS["swish"]
+    window = BoxFilter(size, 3, "circular")(torch.eye(16, dtype=torch.float64).reshape(4, 4, 16)).reshape(16, 16)
+    f, g = torch.randn(2, *size, generator=generator("fields"), dtype=torch.float64)
+
+    def images(eps, products):
+        """Two images of two channels, |x|^2/c = 1 at each pixel and the product eps f; or orthogonal, 1 + eps f, g."""
+        zero, S = torch.zeros(size), eps * f
+        if products:
+            return math.sqrt(2) * torch.stack([torch.stack([zero + 1, zero]), torch.stack([S, (1 - S**2).sqrt()])])
+        return math.sqrt(2) * torch.stack(
+            [torch.stack([(1 + S).sqrt(), zero]), torch.stack([zero, (1 + eps * g).sqrt()])]
+        )
+
+    for products in (True, False):
+        exact, closed = [], []
+        for x in (images(eps, products) for eps in (2e-3, -2e-3)):
+            exact.append([K[0, 1] for K in conv_kernels(x, swish, 0.4, 3, "circular", tau0=1.0)])
+            closed.append([K[0, 1] for K in equivalent_conv_kernels(x, swish, 0.4, 1.0, window)])
+        second, expected = (torch.tensor(values).mean(0) for values in (closed, exact))
+        torch.testing.assert_close(second, expected, rtol=2e-4, atol=0)

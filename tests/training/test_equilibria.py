@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from deq_enn.experiments import command
+from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import Anderson, Picard, Stopped
 from deq_enn.networks.pcdeq import build_pcdeq
 from deq_enn.reporting.records import read_metrics
-from deq_enn.training.equilibria import prepared
+from deq_enn.training.equilibria import Equilibria, prepared
 from deq_enn.training.loop import FullTask, TrainingError, run
 from deq_enn.training.run_files import Config
 from deq_enn.utils.random import generator
+from deq_enn.utils.team import Team
 from tests.training.test_loop import model_of, toy
 from tests.training.test_pcdeq_training import CONFIG as PCDEQ, toy_digits
 
@@ -123,6 +125,17 @@ def test_the_spectral_radius_in_the_log_is_that_of_the_trained_network(tmp_path)
     assert record["largest_spectral_radius"] == pytest.approx(radii.max().item(), rel=0.02)
 
 
+def test_the_size_in_the_log_is_that_of_a_sample(tmp_path):
+    """The mean of |df/dz|^2 over its rows, by Hutchinson's numbers at a hundred samples."""
+    record = go(replace(BASE, epoch=1, jacobian="0", lr=1e-12), tmp_path).history[-1]
+    deq = model_of(BASE)
+    deq.fixed_point.keep = True
+    deq(toy().X_train)
+    f, z, args = deq.fixed_point.last
+    jacobian = torch.vmap(torch.func.jacrev(lambda z, u: f(z[None], args[0], u[None])[0]))(z, args[1])
+    assert record["jacobian"] == pytest.approx(jacobian.square().sum().item() / 16 / 100, rel=0.2)
+
+
 @pytest.mark.slow
 def test_the_penalty_makes_the_jacobian_small(tmp_path):
     without = go(replace(BASE, epoch=6, jacobian="0"), tmp_path / "0").history
@@ -230,3 +243,23 @@ def test_the_grid_of_steps_its_table_and_its_resumption(tmp_path, capsys):
     before = {name: json.loads((tmp_path / "out" / name).read_text()) for name in names}
     command.main([*flags, "--resume"])
     assert before == {name: json.loads((tmp_path / "out" / name).read_text()) for name in names}
+
+
+class Two(torch.nn.Module):
+    """One DEQ on the features of another, which is easier to find."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = model_of(replace(BASE, asquare=0.1)), DEQ("tanh", 16, 12, 3, 0.6, tau0=0.3)
+
+    def forward(self, x):
+        return self.second(self.first.features(x))
+
+
+def test_of_several_equilibria_each_sample_has_the_largest_radius():
+    network, X = Two(), toy().X_train
+    said = Equilibria(network, replace(BASE, lenient=True), Team()).after_an_epoch(network, X, 0)
+    radii = torch.stack([exact_radii(network.first, X), exact_radii(network.second, network.first.features(X))])
+    assert radii[0].max() < radii[1].min()
+    assert said["spectral_radius"] == pytest.approx(radii.amax(0).mean().item(), rel=0.01)
+    assert said["largest_spectral_radius"] == pytest.approx(radii.max().item(), rel=0.02)

@@ -15,7 +15,7 @@ from deq_enn.training import loop
 from deq_enn.training.loop import FullTask, TrainingError, run
 from deq_enn.training.optimizers import OPTIMIZERS
 from deq_enn.training.readout import ReadoutTask
-from deq_enn.training.run_files import Config, check_output, log_path
+from deq_enn.training.run_files import Config, RunFiles, check_output, log_path
 
 BASE = Config(dataset="toy", model="l_relu_enn", dim=16, lr=0.5, epoch=4, batch_size=32)
 
@@ -397,3 +397,11 @@ def test_a_torn_metrics_line_is_passed_over(tmp_path):
         file.write('{"event": "epo')
     go(replace(BASE, seed=1), tmp_path)
     assert len(read_metrics(tmp_path / "out")) == 10
+
+
+def test_of_equally_good_epochs_the_first_has_the_best_weights(tmp_path):
+    files = RunFiles(Config("toy", "inn", 4, lr=1.0, epoch=3, batch_size=9, train="full"), tmp_path, tmp_path)
+    for epoch, accuracy in enumerate((0.5, 0.9, 0.9), 1):
+        record = {"epoch": epoch, "seconds": 0.0, "train_accuracy": 0.0, "test_accuracy": accuracy}
+        files.epoch_done(record, {"model": {"epoch": torch.tensor(epoch)}})
+    assert torch.load(files.best, weights_only=True)["epoch"] == 2

@@ -16,10 +16,11 @@ from deq_enn.networks.trained_deq import adapt
 from deq_enn.unrolling import students
 from deq_enn.unrolling.by_steps import LADDER, VerdictBySteps
 from deq_enn.unrolling.decision import decide
-from deq_enn.unrolling.judged import Part, outputs_of, quality, said_of, samples
+from deq_enn.unrolling.judged import Part, check_apart, check_module, outputs_of, quality, said_of, samples
 from deq_enn.unrolling.rivals import FullyConnected, Rival, rivals, trained
 from deq_enn.unrolling.steppers import stopped
 from deq_enn.unrolling.timing import compared
+from deq_enn.utils.random import generator
 from tests.conftest import Ticks, one_line
 from tests.helpers.second_device import second_device
 from tests.unrolling.modules import K, M, P
@@ -190,3 +191,20 @@ def test_torchs_default_device_may_be_another(monkeypatch):
         making = VerdictBySteps(module, X.numpy(), y.numpy(), held=held, budget=60.0, clock=Ticks(0.001))
         part = Part(X, outputs_of(module, X), making.y)
         students.refitted(module, "readout", part, part)
+
+
+def test_a_forward_that_is_random_now_and_then_is_refused():
+    class Rare(nn.Linear):
+        def forward(self, x):
+            return super().forward(nn.functional.dropout(x, 0.05, training=True))
+
+    X = torch.randn(100, P, generator=generator("rare"))
+    with pytest.raises(ValueError, match="Rare's forward is random even in evaluation mode"):
+        check_module(Rare(P, K), X)
+
+
+def test_more_than_a_tenth_of_the_rows_held_out_may_not_be_training_rows():
+    X = torch.randn(110, P, generator=generator("apart"))
+    check_apart(X[:60], X[55:105])
+    with pytest.raises(ValueError, match="6 of the 50 held-out samples are rows of X"):
+        check_apart(X[:60], X[54:104])

@@ -33,6 +33,13 @@ def test_gaussian_data_concentrate_as_gaussian_data_do():
     assert any("orthogonal" in s for s in assumptions.applicability(ACTIVATIONS["tanh"], 0.1, 1.0, parallel)["fails"])
 
 
+def test_the_spread_of_a_few_samples_is_that_of_their_pairs():
+    result = assumptions.concentration(torch.tensor([[1.0, 0], [1, 1], [0, 1], [0, 0]]), 1.0)
+    assert result["cosine"] == pytest.approx(math.sqrt((0.5 + 0 + 0.5) / 3))  # zero has no angle
+    assert result["cosine_largest"] == pytest.approx(math.sqrt(0.5)) and result["norm_farthest"] == 1
+    assert result["norm_mean"] == 0 and result["norm_spread"] == pytest.approx(math.sqrt(2 / 3))
+
+
 def test_stability_is_that_of_the_worst_sample():
     norms2 = np.array([1e-4, 1.0])  # of tanh, the slope is largest where the sample is small
     result = assumptions.stability(ACTIVATIONS["tanh"], 0.9, 1.0, norms2)

@@ -6,7 +6,7 @@ import torch
 
 from deq_enn.machines.leave_one_out import LeftOut
 from deq_enn.utils.intervals import Z_90
-from deq_enn.verdicts.losses.classes import area_under_curve, compared, sentence, unequal
+from deq_enn.verdicts.losses.classes import ClassScores, area_under_curve, compared, sentence, unequal
 
 
 def test_the_area_is_the_share_of_pairs_in_order():
@@ -75,3 +75,19 @@ def test_copies_are_one_draw(times):
     for measure, known in once.items():
         assert several[measure]["loss"] == pytest.approx(known["loss"])
         assert several[measure]["interval"] == pytest.approx(known["interval"])
+
+
+def test_an_interval_holds_the_chance_of_samples_and_of_seeds():
+    rng = np.random.default_rng(3)
+    losses, influence = rng.normal(size=(3, 2)), 30 * rng.normal(size=(2, 50))
+    scores = ClassScores(np.zeros((3, 2)), losses, influence).to_dict()
+    variance = (influence / 3).var(1) / 50 + losses.var(0, ddof=1) / 3
+    for k, measure in enumerate(("balanced_accuracy", "auc")):
+        low, high = scores[measure]["interval"]
+        assert (high - low) / 2 == pytest.approx(Z_90 * variance[k] ** 0.5) and low + high == pytest.approx(
+            2 * losses[:, k].mean()
+        )
+
+
+def test_classes_are_unequal_from_twice_as_many_samples_on():
+    assert unequal(torch.tensor([0, 0, 1])) and not unequal(torch.tensor([0, 0, 0, 1, 1]))

@@ -196,3 +196,27 @@ def test_the_user_s_own_draw_tells_of_itself():
     more = [replace(points[0], count=2000), *points]  # once more on half of the samples: hardly anything new
     again = predict(more, 64, 4000, draw=True)
     assert again.high - again.low > 0.8 * (draw.high - draw.low)
+
+
+def test_a_draw_spreads_as_the_square_of_the_samples_apart():
+    """Measured at one width, asked for at another, where fewer samples are apart."""
+    result = Posterior([replace(point(64, 2000, 1.0, apart=8.0), of_one_seed=4.0)], 512, 2000, MEASURED, draw=True)
+    assert result.apart < 5 and result.of_draw == pytest.approx(4 * (result.apart / 8) ** 2)
+
+
+def test_the_user_s_draw_has_in_common_with_others_what_seeds_do_not_average():
+    """Two measurements at the very place that is asked for, by the covariance written out."""
+    constants = Discrepancy(spread=1e-3, floor=0.0, relative=0.0)
+    own, other = replace(point(64, 1000, 0.8, 0.3, seeds=1), own=True), point(64, 1000, 0.2, 0.3, seeds=5)
+    assert own.common / 1000 < own.of_samples
+    both = 1.3 * math.sqrt(own.common / 1000 * constants.shared * other.of_samples)
+    errors = np.diag([1.3 * p.of_samples + p.of_seeds for p in (own, other)]) + [[0, both], [both, 0]]
+    K = np.full(2, (constants.amplitude * 5) ** 2)
+    assert predict([own, other], 64, 1000, constants).mean == pytest.approx(np.linalg.solve(K + errors, K) @ [0.8, 0.2])
+
+
+def test_a_measurement_on_more_samples_is_supposed_to_have_less_of_their_error():
+    now = point(64, 1000, 1.0, seeds=2)
+    of_samples = (now.common + (now.of_one_sample - now.common) / 3) / 4000
+    assert now.supposed(64, 4000, 3, now.apart).of_samples == pytest.approx(of_samples)
+    assert now.supposed(64, 4000, 3, 2 * now.apart).of_samples == pytest.approx(2 * of_samples)

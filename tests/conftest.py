@@ -1,6 +1,7 @@
 """The modules under test lie in the repository root; real data, if any, in ../shared/data beside it."""
 
 import gc
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def pytest_configure(config):
     SHARE = 1 if config.getoption("--long") else 2 if SLOW else 4
     config.addinivalue_line("markers", "slow: a full-size check, run with --slow")
     config.addinivalue_line("markers", "long: a check that is longer still, run with --long")
-    config.addinivalue_line("markers", "few(count): so many of its cases, evenly spread, are run; all with --long")
+    config.addinivalue_line("markers", "few(count): so many of its cases, of all values, are run; all with --long")
 
 
 def draw_quickly():
@@ -92,12 +93,24 @@ def beyond_the_few(items):
     for item in items:
         if marker := item.get_closest_marker("few"):
             cases.setdefault((item.path, item.originalname), (marker.args[0], []))[1].append(item)
-    return {
-        item
-        for count, result in cases.values()
-        for number, item in enumerate(result)
-        if number * count % len(result) >= count
-    }
+    return {item for count, result in cases.values() for item in set(result) - _spread(result, count)}
+
+
+def _spread(items, count):
+    """Returns so many of the cases: each has as many values, and then pairs of values, as it can that were not seen."""
+    kept, seen, left = set(), set(), list(items)
+    for _ in range(min(count, len(left))):
+        item = max(left, key=lambda item: [len(new - seen) for new in _values(item)])  # the first of several
+        left.remove(item)
+        kept.add(item)
+        seen.update(*_values(item))
+    return kept
+
+
+def _values(item):
+    """Returns the parameters' values of a case, and their pairs, as sets of indices by name."""
+    values = sorted(item.callspec.indices.items())
+    return set(values), set(itertools.combinations(values, 2))
 
 
 def pytest_collection_modifyitems(config, items):

@@ -205,14 +205,14 @@ def write_programs(
 ) -> dict:
     """Writes any network of rows on the CPU as FILE.pt, .json, .pt2 and, if it can, .onnx, for a `path` FILE.pt.
 
+    It returns and raises what `export` does.
+
     Parameters
     ----------
     network : in evaluation mode, with one tensor for an output.
     X_example : (n, ...), two rows or more.
     said : what the JSON file says of the network.
     labels : the names of the classes, for the ONNX metadata. state : is written as FILE.pt; None: the network's.
-
-    It returns and raises what `export` does.
     """
     path = Path(path)
     with torch.no_grad():

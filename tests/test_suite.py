@@ -1,5 +1,6 @@
 """Which checks are run without --long."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -12,18 +13,21 @@ class Case:
 
     path = "test_x.py"
 
-    def __init__(self, name, few=None):
+    def __init__(self, name, few=None, place=()):
         self.originalname, self.few = name, few
+        self.callspec = SimpleNamespace(indices={f"p{k}": value for k, value in enumerate(place)})
 
     def get_closest_marker(self, name):
         return SimpleNamespace(args=(self.few,)) if self.few else None
 
 
-@pytest.mark.parametrize("cases, few", [(126, 21), (25, 6), (4, 1), (3, 2), (2, 5)])
-def test_so_many_cases_are_run_and_they_are_spread(cases, few):
-    marked = [Case("marked", few) for _ in range(cases)]
+@pytest.mark.parametrize("shape, few", [((3, 6, 7), 7), ((5, 5), 5), ((4, 1), 1), ((3,), 2), ((2, 1), 5)])
+def test_so_many_cases_are_run_and_they_have_all_values_of_the_parameters(shape, few):
+    places = [*itertools.product(*map(range, shape))]
+    marked = [Case("marked", few, place) for place in places]
     left_out = beyond_the_few([*marked, *(Case("other") for _ in range(7))])
     assert left_out <= set(marked)
-    kept = [number for number, case in enumerate(marked) if case not in left_out]
-    assert len(kept) == min(few, cases) and kept[0] == 0
-    assert max(b - a for a, b in zip(kept, [*kept[1:], cases])) <= -(-cases // len(kept))
+    kept = [place for place, case in zip(places, marked) if case not in left_out]
+    assert len(kept) == min(few, len(places)) and kept[0] == places[0]
+    for values, size in zip(zip(*kept), shape):
+        assert len(set(values)) == min(size, few)

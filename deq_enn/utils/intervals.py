@@ -37,8 +37,10 @@ def paired_loss(right: "torch.Tensor", others: "torch.Tensor") -> tuple[float, t
     each = differences.mean(0)
     lost, gained = (_score_limits(part.square().sum().item()) for part in (each.clamp_min(0), each.clamp_max(0)))
     of_seeds = differences.mean(1).var().item() * n**2 / seeds if seeds > 1 else 0.0
-    wider = _quantile((each.square().sum().item() + 1, of_seeds), seeds - 1) / Z_90
-    loss = 100 * each.mean().item()
+    total, loss = each.square().sum().item(), 100 * each.mean().item()
+    wider = _quantile((total + 1, of_seeds), seeds - 1) / Z_90
+    if total:  # of n samples, so that a large loss varies less than Poisson's law would have it
+        wider *= math.sqrt(max(1 - each.sum().item() ** 2 / (n * total), 1 / n))
     low, high = (
         100 / n * wider * math.sqrt(down**2 + up**2 + Z_90**2 * of_seeds)
         for down, up in ((lost[0], gained[1]), (gained[0], lost[1]))

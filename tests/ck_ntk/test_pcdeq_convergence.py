@@ -7,7 +7,7 @@ import pytest
 
 from ck_ntk import pcdeq_convergence
 from ck_ntk.common import convergence_rates
-from scripts.reproduction import claims
+from scripts.reproduction import findings
 from tests.training.test_pcdeq_training import toy_digits
 
 
@@ -46,5 +46,5 @@ def test_the_scripts_numbers_and_panels(monkeypatch, capsys):
     assert [r["layer"] for r in numbers["trained"]] == layers[:-1] == convergence_rates.ACTIVATIONS
     assert set(numbers["rates"]) == set(layers) and 0.9 < numbers["plain_converges_up_to"] < 2
     assert len(numbers["rates"]["tanh"]) == 3 and len(numbers["rates"]["plain"]) == 2
-    assert len(claims.pcdeq_table(numbers).rows) == 4
-    assert "every positive concave layer converges" in claims.pcdeq_finding(numbers, "")
+    assert len(findings.pcdeq_table(numbers).rows) == 4
+    assert "every positive concave layer converges" in findings.pcdeq_finding(numbers, "")

@@ -14,7 +14,7 @@ from deq_enn.data.datasets import Dataset
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.training.loop import FullTask
 from deq_enn.training.run_files import Config
-from scripts.reproduction import claims
+from scripts.reproduction import findings
 from tests.conftest import ROOT
 
 
@@ -228,11 +228,11 @@ def test_a_table_and_figure_of_networks_that_diverge(small, capsys):
     _, numbers = small(lr=[0.3, 1e4], seeds=1)
     assert "stopped after 0.0 epochs" in capsys.readouterr().out
     numbers = json.loads(json.dumps(numbers, allow_nan=False))
-    table = claims.training_table(numbers)  # of the report of scripts/reproduce.py
+    table = findings.training_table(numbers)  # of the report of scripts/reproduce.py
     assert table.header == ["network", "lr 0.3, centred", "lr 0.3", "lr 10000"]
     assert [row[0] for row in table.rows] == [td.NETWORKS["ntk"], td.NETWORKS["unmatched"]]
     assert "–" in (row[3] for row in table.rows)
-    assert claims.training_finding(numbers, "").startswith("``: at width 16 and a learning rate of 0.3 ")
+    assert findings.training_finding(numbers, "").startswith("``: at width 16 and a learning rate of 0.3 ")
 
 
 @pytest.fixture

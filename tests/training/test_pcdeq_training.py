@@ -139,8 +139,11 @@ def test_bad_input_gets_one_line(capsys, tmp_path):
     write_svhn(tmp_path / "data", n=80)
     svhn = ("--dataset", "svhn", "--dataset_path", tmp_path / "data")
     for argv, words in [
-        ((*svhn, "--model", "linear_pcdeq_2", "--activation", "relu6"), "linear_pcdeq_2 cannot use activation 'relu6'"),
-        ((*svhn, "--model", "multi_conv_pcdeq_1", "--activation", "sigmoid"), "cannot use activation 'sigmoid'"),
+        ((*svhn, "--model", "linear_pcdeq_2", "--activation", "relu6"), "linear_pcdeq_2 has sigmoid; got 'relu6'"),
+        (
+            (*svhn, "--model", "multi_conv_pcdeq_1", "--activation", "sigmoid"),
+            "has one of tanh, softsign, relu6; got 'sigmoid'",
+        ),
         (("--dataset", "gmm", "--preset", "two_class", "--model", "linear_pcdeq_1"), "1x28x28 or 3x32x32, got 1600"),
         ((*svhn, "--model", "linear_pcdeq_1", "linear_pcdeq_2"), "trained alone"),
         ((*svhn, "--model", "linear_pcdeq_1", "--dim", "64"), "--dim: not a setting of linear_pcdeq_1"),

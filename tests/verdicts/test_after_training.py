@@ -137,7 +137,7 @@ def test_weights_beyond_the_theory_are_measured(blobs, tmp_path):
     module = Module(torch.relu, bias=False)
     module.A.weight.data.copy_(torch.diag(torch.full((31,), 1.5), 1))
     outcome = api.verdict(module, *blobs, budget=1.0, clock=Ticks())
-    assert outcome.drift["left"] and outcome.drift["alone"] and "they have no equilibrium" in outcome.reason[0]
+    assert outcome.drift["left"] and not outcome.drift["settle"] and "left the random regime" in outcome.reason[0]
     assert outcome.settings["sigma_a2"] > 2 and {candidate.kind for candidate in outcome.candidates} == {"plain"}
     json.dumps(outcome.to_dict(), allow_nan=False)
     write(outcome.to_dict(), tmp_path)

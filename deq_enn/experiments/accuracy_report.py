@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deq_enn.names import counted
 from deq_enn.reporting.looks import LOOKS
-from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
+from deq_enn.reporting.style import STYLE, curve_look, dot, draw_band, mean_std, save
 
 if TYPE_CHECKING:  # --help does not wait for torch
     from deq_enn.data.datasets import Dataset
@@ -173,7 +173,7 @@ def _by_width(ax, arguments, accuracies, looks):
     widths = sorted(arguments.dim)
     for model, look in looks.items():
         mean, std = zip(*(mean_std([curve[-1] for curve in accuracies(model, dim)]) for dim in widths))
-        ax.errorbar(widths, mean, std if len(arguments.seed) > 1 else None, **look)
+        ax.errorbar(widths, mean, std if len(arguments.seed) > 1 else None, **look, **dot(widths))
     ax.set(xlabel="width $m$", title=f"after {counted(arguments.epoch, 'epoch')}", xscale="log")
     ax.set_xticks(widths, widths)
     ax.minorticks_off()

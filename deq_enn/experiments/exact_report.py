@@ -15,6 +15,7 @@ from deq_enn.names import DEQS, counted
 from deq_enn.reporting.records import read_metrics
 from deq_enn.reporting.style import STYLE, mean_std, save
 from deq_enn.training.run_files import Config, Result, log_path
+from deq_enn.utils.files import sweep
 from deq_enn.utils.intervals import Z_95
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ def plot(arguments: Namespace, data: "Dataset", results: dict[Config, Result], d
     ax.set(ylabel="test accuracy (%)", title=f"{data.name}, {what}{size}")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=3)
     path = Path(arguments.output_path) / f"{arguments.train}-{arguments.match}_{arguments.dataset}.png"
+    sweep(path)
     save(figure, path, dpi=200)
     plt.close(figure)
     return path

@@ -9,7 +9,7 @@ from deq_enn.names import counted
 from deq_enn.reporting.logs import VARIANT, Experiment
 from deq_enn.reporting.looks import LOOKS
 from deq_enn.reporting.statistics import MARGIN
-from deq_enn.reporting.style import STYLE, curve_look, draw_band, mean_std, save
+from deq_enn.reporting.style import STYLE, curve_look, dot, draw_band, mean_std, save
 from deq_enn.reporting.tables import LINES, differences, final, name_of, pairs_of
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _draw_accuracies(ax: "Axes", experiment: Experiment, style: dict[str, dict[s
         points = [(dim, list(final(experiment.of(model, dim)).values())) for dim in experiment.dims]
         points = [(dim, *mean_std(values), len(values)) for dim, values in points if values]
         widths, mean, std, n = zip(*points)
-        ax.errorbar(widths, mean, std if max(n) > 1 else None, **look)
+        ax.errorbar(widths, mean, std if max(n) > 1 else None, **look, **dot(widths))
     ax.set(ylabel="test accuracy (%)", title=f"after {counted(experiment.epochs, 'epoch')}")
 
 

@@ -32,10 +32,15 @@ def curve_look(colour: str, line: str, label: str) -> dict[str, Any]:
     return {"color": colour, "linestyle": line, "label": label, **width}
 
 
+def dot(x: Sequence[float]) -> dict[str, Any]:
+    """Returns the keywords of a marker where a curve has a single point, of which a line shows nothing."""
+    return {"marker": "o", "markersize": 4} if len(x) == 1 else {}
+
+
 def draw_band(ax: "Axes", x: Sequence[float], curves: Sequence[Sequence[float]], look: dict[str, Any]) -> None:
     """Draws the mean over `curves`, a seed each, as a line in a band of one standard deviation."""
     mean, std = zip(*map(mean_std, zip(*curves)))
-    ax.plot(x, mean, **look)
+    ax.plot(x, mean, **look, **dot(x))
     ax.fill_between(
         x,
         [m - s for m, s in zip(mean, std)],

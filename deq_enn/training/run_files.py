@@ -281,6 +281,7 @@ class RunFiles:
         with self.damaged(source):
             state = torch.load(source, map_location=device, weights_only=True)
             self.history, self.setup_seconds = state.pop("history"), state.pop("setup_seconds")
+            state.pop("config", None)  # an older checkpoint has none
             epochs = [record["epoch"] for record in self.history if {"test_accuracy", "seconds"} <= record.keys()]
             if not epochs or epochs != [*range(1, len(self.history) + 1)]:
                 raise TypeError("not a history")
@@ -350,7 +351,8 @@ class RunFiles:
                 torch.save(state["model"], file)
         self.history.append(record)
         with whole_file(self.checkpoint) as file:
-            torch.save({**state, "history": self.history, "setup_seconds": self.setup_seconds}, file)
+            known = {"config": self.config.record(), "history": self.history, "setup_seconds": self.setup_seconds}
+            torch.save(state | known, file)
         self._write_logs()
         self.note("epoch", **record)
 

@@ -145,12 +145,31 @@ def load_any(path: Path | str, activation: str, sigma_a2: float) -> nn.Module:
 
     Raises
     ------
-    ValueError : in one line, where the file is no such checkpoint.
+    ValueError : in one line, where the file is no such checkpoint, or says that its DEQ is another one.
     """
     state = _state(path)
+    _check_asked(path, activation, sigma_a2)
     if any(key.endswith(EQUILIBRIUM) for key in state):
         return _pcdeq(path, state, activation)
     return load_checkpoint(path, load_activation(activation), sigma_a2)
+
+
+def _check_asked(path: Path | str, activation: str, sigma_a2: float) -> None:
+    """Refuses an activation and a sigma_a^2 that the checkpoint was not trained with; an older one does not say."""
+    try:
+        config = torch.load(path, map_location="cpu", weights_only=True)["config"]
+        trained = config["activation"] or {"inn": "relu", "tanh_inn": "tanh"}.get(config["model"], "")
+        steps, asquare = config.get("steps", 0), config["asquare"] if config["train"] == "full" else sigma_a2
+    except Exception:  # no checkpoint, of which others will say what is wrong, or one that does not say
+        return
+    if steps:
+        raise ValueError(f"{path} is of a DEQ that was trained as {steps} steps: it has no equilibrium to judge")
+    if ":" not in trained + activation and trained not in ("", activation):
+        raise ValueError(f"{path} is of a DEQ of {trained}, not of {activation}: give --activation {trained}")
+    if asquare != sigma_a2:
+        raise ValueError(
+            f"{path} was trained with sigma_a^2 = {asquare:g}, not {sigma_a2:g}: give --asquare {asquare:g}"
+        )
 
 
 def _state(path: Path | str) -> dict[str, Any]:

@@ -207,7 +207,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("interrupted; known so far:")
             print(pending.conclude().table())
             parser.exit(INTERRUPTED, f"{parser.prog}: interrupted, nothing was written\n")
-        finish(pending, arguments, normalised)
+        try:
+            finish(pending, arguments, normalised)
+        except KeyboardInterrupt:
+            parser.exit(
+                INTERRUPTED, f"{parser.prog}: interrupted while its files were written; each that is there is whole\n"
+            )
 
 
 def prepare(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
@@ -234,8 +239,6 @@ def prepare_rows(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     deq = held = None
     if a.checkpoint:
         deq = load_any(a.checkpoint, a.activation, a.asquare or ASQUARE)
-        check_checkpoint_flags(a, deq)
-    a.asquare = a.asquare or ASQUARE
     choice = dict(preset=a.preset, classes=a.classes, vgg_path=a.vgg_path)
     try:
         if deq is None:
@@ -247,10 +250,13 @@ def prepare_rows(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
             normalised = data.mean, data.scale, data.classes
     except OSError as error:
         raise ValueError(str(error)) from None
+    if deq is not None:
+        check_checkpoint_flags(a, deq, X.shape[1])
+    a.asquare = a.asquare or ASQUARE
     if deq is None:
         classes = 2 if y is None else int(y.max()) + 1
         deq = DEQ(load_activation(a.activation), X.shape[1], a.dim or 1024, classes, a.asquare, seed=a.seed)
-    what = "a positive concave DEQ"
+    what = "positive concave DEQ"
     if isinstance(deq, DEQ):
         what = f"DEQ of {deq.activation.name}, sigma_a^2 = {a.asquare:g}, width {len(deq.A)}"
     trained = "trained " * bool(a.checkpoint)
@@ -259,12 +265,14 @@ def prepare_rows(arguments: Namespace) -> tuple[PendingVerdict, Normalised]:
     return begin(deq.to(get_device(a.device)), X, y, held=held, **settings), normalised
 
 
-def check_checkpoint_flags(arguments: Namespace, deq: Any) -> None:
-    """Raises ValueError for flags that are not those of the DEQ of a checkpoint."""
+def check_checkpoint_flags(arguments: Namespace, deq: Any, inputs: int) -> None:
+    """Raises ValueError for flags and samples that are not those of the DEQ of a checkpoint."""
     a = arguments
     if not hasattr(deq, "A"):
         if given := next((flag for flag in ("asquare", "dim") if getattr(a, flag)), None):
             raise ValueError(f"--{given}: {a.checkpoint} is of a positive concave DEQ, which has none; leave it out")
+    elif inputs != deq.B.shape[1]:
+        raise ValueError(f"the DEQ of {a.checkpoint} takes {deq.B.shape[1]} numbers, and samples have {inputs}")
     elif a.dim not in (None, len(deq.A)):
         raise ValueError(f"--dim {a.dim}: the DEQ of {a.checkpoint} has width {len(deq.A)}; leave --dim out")
 
@@ -364,11 +372,12 @@ def finish(pending: PendingVerdict, arguments: Namespace, normalised: Normalised
 def write_verdict(verdict: Verdict | StepVerdict, arguments: Namespace) -> list[str]:
     """Writes the verdict with its figure and its page, and returns the files."""
     from deq_enn.unrolling import page as page_of_steps
-    from deq_enn.utils.files import atomic_write
+    from deq_enn.utils.files import atomic_write, sweep
     from deq_enn.verdicts import page
 
     write = page_of_steps.write if isinstance(verdict, StepVerdict) else page.write
     path = Path(arguments.output_path) / "verdict.json"
+    sweep(path, path.with_suffix(".png"), path.with_suffix(".html"))  # what a kill has left
     settings = {"dataset": arguments.dataset, "dataset_path": arguments.dataset_path, **verdict.settings}
     numbers = verdict.to_dict() | {"settings": settings}
     with atomic_write(path, "w") as file:

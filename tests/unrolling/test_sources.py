@@ -14,6 +14,7 @@ from deq_enn.networks.pcdeq import build_pcdeq
 from deq_enn.theory.activations import ACTIVATIONS
 from deq_enn.training.loop import run
 from deq_enn.training.run_files import Config, best_path, checkpoint_path
+from deq_enn.unrolling import sources
 from deq_enn.unrolling.sources import EQUILIBRIUM, load_any, load_checkpoint, load_module
 from tests.conftest import one_line
 
@@ -123,3 +124,33 @@ def test_checkpoints_of_positive_concave_deqs(tmp_path):
     with pytest.raises(ValueError, match="of a positive concave DEQ: --activation must be one of tanh") as caught:
         load_any(tmp_path / "p.pt", "relu", 0.2)
     assert one_line(caught)
+
+
+@pytest.mark.parametrize(
+    "config, activation, sigma_a2, words",
+    [
+        (
+            {"model": "tanh_inn", "activation": ""},
+            "relu",
+            0.2,
+            "is of a DEQ of tanh, not of relu: give --activation tanh",
+        ),
+        ({"model": "deq", "activation": "swish"}, "tanh", 0.2, "is of a DEQ of swish"),
+        ({"model": "tanh_inn", "activation": "", "asquare": 0.5}, "tanh", 0.2, "= 0.5, not 0.2: give --asquare 0.5"),
+        ({"model": "tanh_inn", "activation": "", "steps": 3}, "tanh", 0.2, "trained as 3 steps"),
+        ({"model": "tanh_inn", "activation": ""}, "tanh", 0.2, None),
+        ({"model": "deq", "activation": "mine.py:f"}, "other.py:f", 0.2, None),
+        (None, "relu", 0.5, None),  # an older checkpoint
+    ],
+)
+def test_a_checkpoint_is_not_judged_as_another_deq(tmp_path, config, activation, sigma_a2, words):
+    state = {"model": DEQ("tanh", 5, 8, 3, 0.2).state_dict()}
+    if config is not None:
+        state["config"] = {"train": "full", "asquare": 0.2} | config
+    torch.save(state, tmp_path / "c.pt")
+    if words is None:
+        sources._check_asked(tmp_path / "c.pt", activation, sigma_a2)
+    else:
+        with pytest.raises(ValueError, match=words) as caught:
+            load_any(tmp_path / "c.pt", activation, sigma_a2)
+        assert one_line(caught)

@@ -89,7 +89,7 @@ def features(model: Network, X: torch.Tensor) -> torch.Tensor:
 
 
 def _directions(F, targets, U, S):
-    """Those of the left singular vectors U and singular values S of F."""
+    """Returns the directions of the left singular vectors U and singular values S of F."""
     unit = F.square().sum().item() / len(F) or 1.0
     return Directions(U.__getitem__, S.square(), U.T @ targets.Y, unit, orthonormal=True, complete=len(S) == len(F))
 
@@ -101,7 +101,7 @@ def _factors(F):
 
 
 def _quadratic_form(Y, U, S, noise):
-    """The sum over the columns of Y^T (F F^T + noise I)^-1 Y, whose terms are all positive.
+    """Returns the trace of Y^T (F F^T + noise I)^-1 Y, as a sum of positive terms.
 
     With more samples than features there are directions beside U, in which F F^T is 0.
     """
@@ -113,7 +113,7 @@ def _quadratic_form(Y, U, S, noise):
 
 
 def _root_of_sum(S, V, noise):
-    """A matrix whose square R^T R is F^T F + noise I, of the singular values (k,) and right vectors (m, k) of F (n, m).
+    """Returns an R with R^T R = F^T F + noise I, of the singular values (k,) and right vectors (m, k) of F (n, m).
 
     With fewer samples than features there are directions beside V, of which the ridge is all that is known.
     """

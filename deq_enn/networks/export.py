@@ -203,16 +203,15 @@ def write_programs(
     labels: Sequence[int | str] | None,
     state: dict | None = None,
 ) -> dict:
-    """Writes any network of rows on the CPU as FILE.pt, .json, .pt2 and, if it can, .onnx, for a `path` FILE.pt.
-
-    It returns and raises what `export` does.
+    """Writes any network of rows on the CPU to the files of `export`, which says what is returned and raised.
 
     Parameters
     ----------
     network : in evaluation mode, with one tensor for an output.
     X_example : (n, ...), two rows or more.
     said : what the JSON file says of the network.
-    labels : the names of the classes, for the ONNX metadata. state : is written as FILE.pt; None: the network's.
+    labels : the names of the classes, for the ONNX metadata.
+    state : the weights that the .pt file holds; None: the network's.
     """
     path = Path(path)
     with torch.no_grad():

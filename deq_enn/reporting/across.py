@@ -2,8 +2,8 @@
 
 The claims and their tests are those of `protocols`. Here a claim has a row for each experiment and a column for each
 width, and one figure has the same cells in colours. The p-values of a kind of claim are adjusted by Holm's method over
-the widths and networks of an experiment: each experiment says something wrong on a kind of
-claim by chance in no more than 5%.
+the widths and networks of an experiment: each experiment says something wrong on a kind of claim by chance in no more
+than 5%.
 """
 
 import textwrap

@@ -55,7 +55,7 @@ def compare(values: dict[int, float], others: dict[int, float], margin: float = 
     error = std / math.sqrt(n)
 
     def above(distance):
-        """The p-value of a mean this far above the bound; where all seeds agree it is 0 or 1.
+        """Returns the p-value of a mean this far above the bound; where all seeds agree it is 0 or 1.
 
         That few seeds agree to the last digit may be chance, as accuracies are counts: then it is 1.
         """

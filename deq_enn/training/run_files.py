@@ -67,7 +67,7 @@ class Config:
     padding: str = ""
     pool: bool = False
     precise_bn: int = 0  # batches of which a positive concave DEQ's test has its statistics; 0: the running means
-    ridge_size: int = 0  # samples that choose the ridge of a kernel machine, where that are not 8,000
+    ridge_size: int = 0  # samples that choose the ridge of a kernel machine; 0: 8,000
 
     @property
     def key(self) -> str:

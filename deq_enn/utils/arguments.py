@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deq_enn.names import ACTIVATIONS, DATASETS, PRESETS
-from deq_enn.utils.files import NETWORK_FILES
+from deq_enn.utils.files import check_network_name
 from deq_enn.utils.terminal import spell_what_is_not_shown
 
 OWN_FILES = ".npz", ".npy", ".csv"  # ends of the names of files that the npz dataset reads
@@ -291,10 +291,9 @@ def check_files(parser: argparse.ArgumentParser, **paths: Path | str | None) -> 
 
 
 def check_network_path(parser: argparse.ArgumentParser, flag: str, path: str) -> None:
-    """Refuses a path that `networks.export` could not write a network to, with its files beside it."""
-    if Path(path).suffix != ".pt":
-        parser.error(f"argument --{flag}: the file must end in .pt, got {path}")
+    """Refuses a path that `networks.export` could not write a network to, without making its folder."""
+    try:
+        check_network_name(path)
+    except ValueError as error:
+        parser.error(f"argument --{flag}: {error}")
     check_folder(parser, flag, Path(path).parent)
-    for place in map(Path(path).with_suffix, NETWORK_FILES):
-        if os.path.isdir(place):
-            parser.error(f"argument --{flag}: {place} is a folder, where a file of the network would be")

@@ -58,17 +58,23 @@ def sweep(*paths: Path) -> None:
                     os.close(handle)
 
 
+def check_network_name(path: Path | str) -> None:
+    """Raises ValueError for a path that no network could be written to, with its files beside it."""
+    path = Path(path)
+    if path.suffix != ".pt":
+        raise ValueError(f"the file must end in .pt, got {path}: the network is exported to it, and others beside it")
+    for place in map(path.with_suffix, NETWORK_FILES):
+        if os.path.isdir(place):
+            raise ValueError(f"{place} is a folder, where a file of the network would be: export to another name")
+
+
 def check_network_file(path: Path | str) -> None:
     """Makes the folder of a network's file, and raises ValueError where `networks.export.export` could not write it.
 
     It is here, without torch, so that a command may ask before it loads anything.
     """
+    check_network_name(path)
     path = Path(path)
-    if path.suffix != ".pt":
-        raise ValueError(f"the network is exported to a file that ends in .pt, and others beside it; got {path}")
-    for place in map(path.with_suffix, NETWORK_FILES):
-        if os.path.isdir(place):
-            raise ValueError(f"{place} is a folder, where a file of the network would be: export to another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

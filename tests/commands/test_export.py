@@ -69,7 +69,7 @@ def test_a_file_without_a_test_set_or_without_labels(small_npz, tmp_path, capsys
 def test_bad_flags_and_bad_places_come_before_the_work(small_npz, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export_command, "write", lambda arguments: pytest.fail("the work has begun"))
     (tmp_path / "file").write_text("")
-    assert "ends in .pt" in refused(capsys, tmp_path / "enn.onnx", *FLAGS)
+    assert "must end in .pt, got" in refused(capsys, tmp_path / "enn.onnx", *FLAGS)
     assert "cannot be written" in refused(capsys, tmp_path / "file" / "enn.pt", *FLAGS)
     for suffix in (".pt", ".json", ".pt2", ".onnx"):
         (tmp_path / suffix / f"enn{suffix}").mkdir(parents=True)

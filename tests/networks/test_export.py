@@ -192,7 +192,7 @@ def test_without_onnx_it_says_what_to_install(tmp_path, monkeypatch):
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     enn = plain("tanh", 1)
-    with pytest.raises(ValueError, match="ends in .pt, .*got .*enn.onnx"):
+    with pytest.raises(ValueError, match="must end in .pt, got .*enn.onnx: .*others beside it"):
         export(enn, tmp_path / "enn.onnx", X)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file cannot be written.*export to another folder"):

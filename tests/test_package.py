@@ -1,6 +1,7 @@
 """The package `deq_enn` as somebody else's project has it: installed as a copy, and installed to be edited."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -101,6 +102,25 @@ def test_the_reference_lists_every_public_name():
     page = (ROOT / "docs" / "api" / "index.md").read_text()
     table = "".join(line for line in page.splitlines(keepends=True) if line.startswith("|"))
     assert sorted(re.findall(r"`(\w+)`", table.partition("---")[2])) == sorted(deq_enn.__all__)
+
+
+@pytest.mark.parametrize(
+    "program, given, spins",
+    [
+        (str(ROOT / "main.py"), {}, "10000"),
+        ("-m", {}, "10000"),
+        (str(ROOT / "main.py"), {"GOMP_SPINCOUNT": "7"}, "7"),
+        (str(ROOT / "main.py"), {"OMP_WAIT_POLICY": "active"}, "None"),
+        ("/home/somebody/train.py", {}, "None"),
+    ],
+)
+def test_threads_of_its_own_programs_wait_for_each_other_briefly(program, given, spins):
+    """What the user has set stays, and so do programs of somebody else."""
+    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = f"import sys; sys.argv = [{program!r}]; import os, deq_enn; print(os.environ.get('GOMP_SPINCOUNT'))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=others | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == spins
 
 
 def test_requirements_are_the_packages_and_the_tests_own():

@@ -20,9 +20,10 @@ from deq_enn.data.datasets import Dataset
 from deq_enn.networks.fixed_point import ConvergenceError
 from deq_enn.training.loop import FullTask
 from deq_enn.training.readout import Readouts, ReadoutTask
-from deq_enn.training.run_files import Config, kept_rate, rate_path, whole_file
+from deq_enn.training.run_files import Config, kept_rate, rate_path, records_of, whole_file
 from deq_enn.utils.random import generator
 from deq_enn.utils.team import Team
+from deq_enn.utils.tiles import for_each
 
 STEP = 10**0.5  # ratio of two neighbouring rates of the grid
 # exponents of STEP where the grid begins and ends
@@ -33,6 +34,7 @@ GRIDS = {
     ("full", "adam"): (-9, -4),
 }
 FURTHER = 4  # steps that the search may take beyond the grid
+TOGETHER = 4  # rates on the CPU whose readouts share one reading of the features; the seven of a grid suit two cores
 
 
 def parts(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,23 +71,36 @@ def _score(rate: float, accuracy: float, loss: float) -> dict | None:
 
 
 def _readouts(task: ReadoutTask) -> Callable[[list[float]], Scores]:
-    """Returns a function that trains a task's readout at each of some rates, side by side on the same features."""
+    """Returns a function that trains a task's readout at each of some rates, side by side on the same features.
+
+    On the CPU they are trained in groups, each on a thread of its own. The groups do not depend on how many threads
+    there are, and so no rate does.
+    """
     config, device = task.config, task.train.device
     held, kept = (rows.to(device) for rows in parts(len(task.train), config.seed))
 
     def attempts(rates: list[float]) -> Scores:
-        readouts, finite = Readouts(task, rates), torch.ones(len(rates), dtype=torch.bool)
-        for order in _orders(config, kept):
-            finite = readouts.epoch(order)
-            if not finite.any():
-                break
-        accuracies, losses = (scores.tolist() for scores in readouts.evaluate(held))
-        return {
-            rate: _score(rate, *scores) if good else None
-            for rate, good, *scores in zip(rates, finite.tolist(), accuracies, losses)
-        }
+        scores: Scores = {}
+        size = TOGETHER if device.type == "cpu" else len(rates)
+        groups = [(rates[start : start + size],) for start in range(0, len(rates), size)]
+        for_each(lambda group: scores.update(_scores(task, group, held, kept)), groups, device)
+        return {rate: scores[rate] for rate in rates}
 
     return attempts
+
+
+def _scores(task: ReadoutTask, rates: list[float], held: torch.Tensor, kept: torch.Tensor) -> Scores:
+    """Returns what readouts of these rates, trained on the samples `kept`, have on the samples `held`."""
+    readouts, finite = Readouts(task, rates), torch.ones(len(rates), dtype=torch.bool)
+    for order in _orders(task.config, kept):
+        finite = readouts.epoch(order)
+        if not finite.any():
+            break
+    accuracies, losses = (scores.tolist() for scores in readouts.evaluate(held))
+    return {
+        rate: _score(rate, *scores) if good else None
+        for rate, good, *scores in zip(rates, finite.tolist(), accuracies, losses)
+    }
 
 
 def _networks(
@@ -160,10 +175,17 @@ def choose_rate(
     return STEP ** best(), [result for _, result in sorted(results.items()) if result]
 
 
+def logged_rate(config: Config, output_path: Path | str) -> float | None:
+    """Returns the learning rate that a run says in its log to have had, None where there is no such log."""
+    runs = [record for record in records_of(config.key, Path(output_path)) if record["event"] == "run"]
+    return float(runs[-1]["config"]["lr"]) if runs else None
+
+
 def with_own_rate(
     config: Config,
     data: Dataset,
     make_model: Callable[[], Any],
+    output_path: Path | str,
     save_path: Path | str,
     device: torch.device | str = "cpu",
     resume: bool = False,
@@ -171,10 +193,13 @@ def with_own_rate(
 ) -> tuple[Config, ReadoutTask | None]:
     """Returns the configuration with the rate chosen for it, which is kept beside the run's checkpoint.
 
+    With `resume` a rate that was chosen before is taken from there, or from the log of the run.
     The second is the task of the run, where features were computed for the choice: `run` need not do it again.
     """
     team = team or Team()
-    rate, task = kept_rate(config, save_path) if resume else None, None
+    rate, task = None, None
+    if resume:
+        rate = kept_rate(config, save_path) or logged_rate(config, output_path)
     if rate is None:
         if config.train == "readout":
             task = ReadoutTask(make_model().to(device), data, config, device)

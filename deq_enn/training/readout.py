@@ -18,7 +18,7 @@ from deq_enn.networks.enn import ENN
 from deq_enn.networks.fixed_point import FixedPoint
 from deq_enn.training.optimizers import make_optimizer
 from deq_enn.training.run_files import Config
-from deq_enn.utils.threads import SMALL_READOUT, on_one_thread_if_small
+from deq_enn.utils.threads import on_one_thread_if_small
 from deq_enn.utils.tiles import for_each
 
 Device = torch.device | str
@@ -68,7 +68,7 @@ class ReadoutTask:
         self.weight = torch.nn.Parameter(torch.zeros(data.n_classes, self.train.shape[1], device=device))
         self.begin(config)
         self.buffer = torch.empty(config.batch_size, self.train.shape[1], device=device)
-        self.small = self.weight.device.type == "cpu" and self.train.shape[1] <= SMALL_READOUT
+        self.small = self.weight.device.type == "cpu"  # whatever the width: see utils/threads.py
 
     def begin(self, config: Config) -> None:
         """Puts the readout and its optimizer where training starts from; `config` may have another learning rate."""
@@ -139,6 +139,7 @@ class Readouts:
         # the readouts lie in one matrix: one product has the logits of all, and one has their gradients
         self.weights = task.weight.new_zeros(len(rates) * classes, width).detach()
         self.gradients = torch.empty_like(self.weights)
+        self.buffer = torch.empty_like(task.buffer)
         parameters = [torch.nn.Parameter(weight) for weight in self.weights.split(classes)]
         for parameter, gradient in zip(parameters, self.gradients.split(classes)):
             parameter.grad = gradient
@@ -151,7 +152,7 @@ class Readouts:
         """Passes over the training samples of these numbers once; returns which readouts (rates,) are still finite."""
         task, size = self.task, self.task.config.batch_size
         for index in order.split(size):
-            x = torch.index_select(task.train, 0, index, out=task.buffer[: len(index)])
+            x = torch.index_select(task.train, 0, index, out=self.buffer[: len(index)])
             labels = task.y_train[index].expand(self.shape[0], 1, -1)
             # the gradients of ReadoutTask.epoch
             p = (self.weights @ x.T).view(*self.shape, len(index)).softmax(1)

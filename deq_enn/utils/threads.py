@@ -1,4 +1,9 @@
-"""Torch takes one of its threads where steps are small, as others would wait for one another."""
+"""Torch takes one of its threads where steps are small, as others would wait for one another.
+
+The steps of a readout are small at any width. Two quiet cores make an epoch of 60,000 samples of 4,096 features in 0.20
+s where one takes 0.26 s; two that another program keeps busy took 0.8 to 27 s, and one still 0.26 s. And on one thread
+a run has the same digits whatever the machine's cores.
+"""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -9,8 +14,8 @@ import torch
 
 T = TypeVar("T")
 
-SMALL_READOUT = 1024  # features of a readout up to which one thread trains it as fast as two, on two quiet cores
-SMALL_NETWORK = 256  # width up to which the same holds for a network without convolutions, all its weights trained
+# width of a network without convolutions, all its weights trained, up to which one thread is as fast as two quiet ones
+SMALL_NETWORK = 256
 
 
 @contextmanager

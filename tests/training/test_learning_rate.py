@@ -83,19 +83,39 @@ def test_a_rate_next_to_divergence_is_not_taken(data, monkeypatch, limit, chosen
 
 
 def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypatch):
-    first, task = with_own_rate(config(), data, make_model, tmp_path)
+    first, task = with_own_rate(config(), data, make_model, tmp_path, tmp_path)
     assert task.config == first and not task.weight.any()
     assert first.lr > 0 and first.key == config().key != replace(first, own_rate=False).key
     monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (123.0, []))
-    assert with_own_rate(config(), data, make_model, tmp_path, resume=True) == (first, None)
-    assert with_own_rate(config(), data, make_model, tmp_path)[0].lr == 123.0  # without --resume it is begun again
+    assert with_own_rate(config(), data, make_model, tmp_path, tmp_path, resume=True) == (first, None)
+    assert with_own_rate(config(), data, make_model, tmp_path, tmp_path)[0].lr == 123.0  # without --resume it is begun again
+
+
+def test_a_log_alone_says_which_rate_was_chosen(data, tmp_path):
+    """Logs are kept without checkpoints: a finished run need not have its features for its rate to be known."""
+    chosen = replace(config(), lr=0.7)
+    run(chosen, data, make_model, tmp_path / "out", tmp_path / "first")
+    args = data, make_model, tmp_path / "out", tmp_path / "second"
+    assert with_own_rate(config(), *args, resume=True) == (chosen, None)
+    assert with_own_rate(config(), *args)[0].lr != 0.7
+
+
+def test_a_choice_does_not_depend_on_the_threads(data):
+    """Groups of rates are trained on a thread each, and are the same groups on one."""
+    before = torch.get_num_threads()
+    try:
+        tables = [torch.set_num_threads(threads) or choose_rate(config(), data, make_model) for threads in (1, 2)]
+    finally:
+        torch.set_num_threads(before)
+    assert tables[0] == tables[1] and len(tables[0][1]) > learning_rate.TOGETHER
 
 
 @pytest.mark.slow
 def test_a_longer_run_goes_on_where_its_own_rate_is_that_of_the_shorter_one(data, tmp_path, monkeypatch):
     def go(epoch, rate):
         monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (rate, []))
-        chosen, _ = with_own_rate(replace(config(), epoch=epoch), data, make_model, tmp_path / "save", resume=True)
+        chosen = replace(config(), epoch=epoch)
+        chosen, _ = with_own_rate(chosen, data, make_model, tmp_path / "out", tmp_path / "save", resume=True)
         check_output([chosen], tmp_path / "out", resume=True)
         return run(chosen, data, make_model, tmp_path / "out", tmp_path / "save", resume=True)
 

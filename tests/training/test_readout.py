@@ -54,7 +54,7 @@ def test_readouts_side_by_side_are_those_alone(data, opt):
 
 def test_features_of_the_choice_serve_the_run(data, tmp_path):
     """With them it has the numbers of a run that computes them itself, and says how long they took."""
-    chosen, task = with_own_rate(config(), data, make_model, tmp_path)
+    chosen, task = with_own_rate(config(), data, make_model, tmp_path, tmp_path)
     assert task is not None
     task.seconds = 1000.0
     with_them = run(chosen, data, make_model, tmp_path / "with", tmp_path / "with", prepared=task)

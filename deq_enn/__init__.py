@@ -14,8 +14,8 @@ if sys.argv[:1] == ["-m"] or PROGRAM.endswith("deq-enn") or PROGRAM.startswith(o
 
     say_in_one_line()  # nothing is loaded in a program of somebody else
     if "OMP_WAIT_POLICY" not in os.environ:
-        # rounds that a thread of torch waits at work before it gives up its core, some 0.2 ms. By default it is 300,000:
-        # where another program keeps a core busy, that is 1.5 to 2.4 times slower; where none does, no faster.
+        # rounds that a thread of torch waits at work before it gives up its core, some 0.2 ms. By default it is
+        # 300,000: where another program keeps a core busy, that is 1.5 to 2.4 times slower; where none does, no faster.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than all that is needed here

@@ -248,9 +248,7 @@ class Grid:
 
         task = None
         if config.own_rate:
-            config, task = with_own_rate(
-                config, data, make_model, a.output_path, a.save_path, device, a.resume, team
-            )
+            config, task = with_own_rate(config, data, make_model, a.output_path, a.save_path, device, a.resume, team)
         return run(config, data, make_model, a.output_path, a.save_path, device, a.resume, team, a.lengthen, task)
 
     def report(self, results: dict[Config, Result]) -> None:

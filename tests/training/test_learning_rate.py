@@ -88,7 +88,9 @@ def test_the_choice_is_kept_and_does_not_enter_the_key(data, tmp_path, monkeypat
     assert first.lr > 0 and first.key == config().key != replace(first, own_rate=False).key
     monkeypatch.setattr(learning_rate, "choose_rate", lambda *_: (123.0, []))
     assert with_own_rate(config(), data, make_model, tmp_path, tmp_path, resume=True) == (first, None)
-    assert with_own_rate(config(), data, make_model, tmp_path, tmp_path)[0].lr == 123.0  # without --resume it is begun again
+    assert (
+        with_own_rate(config(), data, make_model, tmp_path, tmp_path)[0].lr == 123.0
+    )  # without --resume it is begun again
 
 
 def test_a_log_alone_says_which_rate_was_chosen(data, tmp_path):

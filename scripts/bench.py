@@ -12,6 +12,7 @@ conv_networks  features and training of a convolutional DEQ, against its match
 kernel_machine  kernels of kernel machines against X X^T, their solvers, two ranks against one process
 features   DEQ and ENN features against the float32 matrix-product peak
 cost       DEQ against matched ENN: seconds and memory of inference, of features, and of training every weight
+products   products of float32 matrices by MKL, by oneDNN and in bfloat16
 solver     a forward solve to 1e-6: Picard, Anderson, and torchdeq's where it is installed (pip install torchdeq)
 readout    an epoch on 60,000 x m features against one product with them
 memory     peak memory of four jobs, each in a process of its own
@@ -39,7 +40,7 @@ from scripts.benchmarks.conv import conv, conv_networks
 from scripts.benchmarks.growth import growth
 from scripts.benchmarks.kernels import kernels, matching
 from scripts.benchmarks.machines import kernel_machine
-from scripts.benchmarks.networks import features, readout, roots, solver
+from scripts.benchmarks.networks import features, products, readout, roots, solver
 from scripts.benchmarks.timing import noise, seconds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +143,7 @@ SECTIONS = {
         features,
         cost,
         solver,
+        products,
         readout,
         memory,
         growth,

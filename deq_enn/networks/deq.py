@@ -15,10 +15,6 @@ from deq_enn.theory.gaussian import centre
 from deq_enn.theory.recognise import recognise
 from deq_enn.utils.random import drawn_from, drawn_readout, normal_weights
 
-SHORT_ROUNDING = 2**-8  # part of a change that a product in bfloat16 may get wrong, as it rounds both of its factors
-SHORT_TOLERANCE = 1e-6  # relative change at which the solver takes over
-SHORT_PRODUCTS = 200  # products at most, of both precisions
-
 
 class DEQ(nn.Module):
     """Deep equilibrium model; its features are the fixed point, differentiated implicitly.
@@ -35,7 +31,6 @@ class DEQ(nn.Module):
     tau : tau_*.
     coefficients : of its conjugate kernel.
     fixed_point : solver and iteration counts of the last call.
-    short_A : A in bfloat16 where equilibria may be begun with it (`short_start`), without gradients; else None.
     """
 
     def __init__(
@@ -56,7 +51,6 @@ class DEQ(nn.Module):
         self.phi = centre(activation, self.tau)
         self.coefficients = implicit_ck(activation, sigma_a2, tau0)
         self.fixed_point = FixedPoint(solver)
-        self.short_A: torch.Tensor | None = None
         self.A = normal_weights(dim, dim, seed=(seed, "A"))
         self.B = normal_weights(dim, p, seed=(seed, "first"))
         self.readout = drawn_readout(dim, n_classes, seed)
@@ -66,48 +60,14 @@ class DEQ(nn.Module):
         # in v = sqrt(m) z: v = phi(sigma_a A v/sqrt(m) + u). The product is scaled: a scaled A would be a copy of it
         root = math.sqrt(len(self.A))
         u = finite_or_nan((x @ self.B.T).mul_(math.sqrt(1 - self.sigma_a2)))
-        start, products = self.phi.fn(u), 0
-        if self.short_A is not None:
-            start, products = self._short_start(u, start)
         try:
-            z = self.fixed_point(self._step, start, self.A, u) / root
-            if products:
-                self.fixed_point.iterations += products
-            return z
+            return self.fixed_point(self._step, self.phi.fn(u), self.A, u) / root
         except ConvergenceError as error:
             advice = f"; take a smaller sigma_a^2 (--asquare, now {self.sigma_a2:g})"
             raise explained(error, x, advice) from None
 
     def _step(self, v: torch.Tensor, A: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         return self.phi.fn(torch.addmm(u, v, A.T, alpha=math.sqrt(self.sigma_a2 / len(A))))
-
-    @torch.no_grad()
-    def _short_start(self, u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Returns a start next to the equilibrium, by products in bfloat16 from v = phi(u), and how many they were.
-
-        The state w = sigma_a A v/sqrt(m) + u changes by A dv, and dv alone is rounded, to `SHORT_ROUNDING` of itself.
-        Once dv is that much smaller than at first, one product in float32 removes what all the roundings have left, and
-        it is begun again. So it is as iterative refinement of linear systems. The solver then starts from the result,
-        with its own tolerance: what is found does not depend on it.
-        """
-        assert self.short_A is not None
-        scale, w, dv, products = math.sqrt(self.sigma_a2 / len(self.A)), u.clone(), v, 0
-        largest, began = 1.0, 0.0  # relative change of the last product, and of the first one since all was exact
-        while products < SHORT_PRODUCTS:
-            exact = largest <= began * SHORT_ROUNDING
-            if exact:
-                torch.addmm(u, v, self.A.T, alpha=scale, out=w)
-            else:
-                w.add_(dv.bfloat16() @ self.short_A.T, alpha=scale)
-            fresh = self.phi.fn(w)
-            dv, v, products = fresh - v, fresh, products + 1
-            sizes = torch.linalg.vector_norm(v, dim=1).clamp_min_(torch.finfo(v.dtype).tiny)
-            largest = (torch.linalg.vector_norm(dv, dim=1) / sizes).max().item()
-            if not largest > SHORT_TOLERANCE:  # NaN is the solver's too
-                break
-            if exact or products == 1:
-                began = largest
-        return v, products
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the logits (n, n_classes) of inputs x (n, p)."""

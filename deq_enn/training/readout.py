@@ -15,16 +15,15 @@ from tqdm import tqdm
 from deq_enn.data.datasets import Dataset
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.enn import ENN
-from deq_enn.networks.fixed_point import FixedPoint, Picard
+from deq_enn.networks.fixed_point import FixedPoint
 from deq_enn.training.optimizers import make_optimizer
 from deq_enn.training.run_files import Config
-from deq_enn.utils.devices import has_fast_bfloat16
+from deq_enn.utils.devices import FastProducts, product
 from deq_enn.utils.threads import on_one_thread_if_small
 from deq_enn.utils.tiles import for_each
 
 Device = torch.device | str
 ROWS = 1024  # samples that readouts side by side are evaluated on at once
-SHORT_WIDTH = 1024  # width from which on equilibria are begun in bfloat16, where the processor has it, in less time
 
 
 def extract_features(
@@ -34,10 +33,8 @@ def extract_features(
 
     They are computed in batches that stay in cache, each on a thread of its own: threads that share a product wait for
     one another, and where another program keeps a core busy that takes far longer than the product. The feature maps of
-    convolutions are too large for a batch a thread, and have all threads for each. The equilibria of a wide `DEQ` are
-    begun with products in bfloat16 where the processor has them, and are as exact as ever.
+    convolutions are too large for a batch a thread, and have all threads for each.
     """
-    short_A = _short(model, device)
     out = torch.empty(len(X), model.readout.in_features, device=device)
     iterations = [0]
 
@@ -46,8 +43,8 @@ def extract_features(
         if isinstance(equilibrium, FixedPoint):
             equilibrium = FixedPoint(equilibrium.solver)  # it counts the iterations of this batch alone
             vars(network)["fixed_point"] = equilibrium
-            vars(network)["short_A"] = short_A
-        out[rows] = network.features(X[rows].to(device))
+        with FastProducts():
+            out[rows] = network.features(X[rows].to(device))
         iterations.append(equilibrium.iterations if isinstance(equilibrium, FixedPoint) else 0)
         bar.update()
 
@@ -59,17 +56,6 @@ def extract_features(
         else:
             for_each(features_of, batches, torch.device(device))
     return out, max(iterations)
-
-
-def _short(model: DEQ | ENN, device: Device) -> torch.Tensor | None:
-    """Returns A in bfloat16 of a network whose equilibria are begun with it; None of any other.
-
-    Where a solver was asked for, its iterations are those that it takes alone.
-    """
-    if type(model) is not DEQ or len(model.A) < SHORT_WIDTH or model.A.dtype != torch.float32:
-        return None
-    by_default = isinstance(model.fixed_point, FixedPoint) and model.fixed_point.solver == Picard()
-    return model.A.detach().bfloat16() if by_default and has_fast_bfloat16(device) else None
 
 
 class ReadoutTask:
@@ -116,12 +102,12 @@ class ReadoutTask:
             size = rows.stop - rows.start
             x = torch.index_select(self.train, 0, order[rows], out=self.buffer[:size])
             # the samples come last: torch is slow at a softmax over ten neighbours, MKL at a product with ten columns
-            log_p = (self.weight @ x.T).log_softmax(0)
+            log_p = product(self.weight, x).log_softmax(0)
             torch.argmax(log_p.T.contiguous(), 1, out=predicted[rows])
             log_likelihood[:, rows] = log_p.gather(0, labels[:, rows])
             # the gradient of the mean cross-entropy of a linear model, written out: (softmax - onehot) x / n
             delta = log_p.exp_().scatter_add_(0, labels[:, rows], minus_one[:, :size])
-            self.weight.grad = (delta @ x).div_(size)
+            self.weight.grad = product(delta, x.T).div_(size)
             self.optimizer.step()
         return {
             "train_loss": -log_likelihood.double().mean().item(),
@@ -132,7 +118,7 @@ class ReadoutTask:
     @torch.no_grad()
     def evaluate(self) -> dict:
         """Returns the loss and the accuracy on the test samples."""
-        logits = self.test @ self.weight.T
+        logits = product(self.test, self.weight)
         return {
             "test_loss": F.cross_entropy(logits, self.y_test).item(),
             "test_accuracy": (logits.argmax(1) == self.y_test).sum().item() / len(logits),
@@ -171,9 +157,9 @@ class Readouts:
             x = torch.index_select(task.train, 0, index, out=self.buffer[: len(index)])
             labels = task.y_train[index].expand(self.shape[0], 1, -1)
             # the gradients of ReadoutTask.epoch
-            p = (self.weights @ x.T).view(*self.shape, len(index)).softmax(1)
+            p = product(self.weights, x).view(*self.shape, len(index)).softmax(1)
             p.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=p.dtype))
-            torch.mm(p.view(-1, len(index)), x, out=self.gradients).div_(len(index))
+            torch.div(product(p.view(-1, len(index)), x.T), len(index), out=self.gradients)
             self.optimizer.step()
         return self.weights.view(self.shape[0], -1).isfinite().all(1)
 
@@ -183,7 +169,7 @@ class Readouts:
         """Returns the accuracies (rates,) and the mean cross-entropies (rates,) on the training samples `rows`."""
         correct, loss = torch.zeros(2, self.shape[0], dtype=torch.float64, device=rows.device)
         for index in rows.split(ROWS):
-            logits = (self.task.train[index] @ self.weights.T).view(len(index), *self.shape).transpose(1, 2)
+            logits = product(self.task.train[index], self.weights).view(len(index), *self.shape).transpose(1, 2)
             y = self.task.y_train[index][:, None].expand(-1, self.shape[0])
             correct += (logits.argmax(1) == y).sum(0)
             loss += F.cross_entropy(logits, y, reduction="none").sum(0)

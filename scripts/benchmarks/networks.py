@@ -182,6 +182,26 @@ def readout():
             )
 
 
+def products():
+    import torch
+
+    from deq_enn.utils.devices import has_fast_onednn
+
+    yield f"`has_fast_onednn()` is {has_fast_onednn()} here.\n"
+    yield head("float32 product", "torch.mm (MKL)", "by oneDNN, of that", "in bfloat16, of that")
+    for n, k, m in ((512, 784, 1024), (512, 1024, 1024), (512, 4096, 4096), (10, 4096, 128), (40, 4096, 128)):
+        A, B = torch.randn(n, k), torch.randn(m, k)
+        A16, B16 = A.bfloat16(), B.bfloat16()
+        repeats = 3 + 10**9 // (n * k * m)
+        taken = seconds(lambda: A @ B.T, repeats)
+        others = (
+            lambda: torch.ops.mkldnn._linear_pointwise(A, B, None, "none", [], ""),
+            lambda: A16 @ B16.T,
+        )
+        ratios = (f"{seconds(other, repeats) / taken:.2f}" for other in others)
+        yield row(f"{n} × {k}, {k} × {m}", f"{1000 * taken:.2f} ms", *ratios)
+
+
 def roots():
     import torch
 

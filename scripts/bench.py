@@ -12,8 +12,8 @@ conv_networks  features and training of a convolutional DEQ, against its match
 kernel_machine  kernels of kernel machines against X X^T, their solvers, two ranks against one process
 features   DEQ and ENN features against the float32 matrix-product peak
 cost       DEQ against matched ENN: seconds and memory of inference, of features, and of training every weight
-products   products of float32 matrices by MKL, by oneDNN and in bfloat16
 solver     a forward solve to 1e-6: Picard, Anderson, and torchdeq's where it is installed (pip install torchdeq)
+products   products of float32 matrices by MKL, by oneDNN and in bfloat16
 readout    an epoch on 60,000 x m features against one product with them
 memory     peak memory of four jobs, each in a process of its own
 growth     log-log slopes of time in n, p and m

@@ -194,10 +194,7 @@ def products():
         A16, B16 = A.bfloat16(), B.bfloat16()
         repeats = 3 + 10**9 // (n * k * m)
         taken = seconds(lambda: A @ B.T, repeats)
-        others = (
-            lambda: torch.ops.mkldnn._linear_pointwise(A, B, None, "none", [], ""),
-            lambda: A16 @ B16.T,
-        )
+        others = (lambda: torch.ops.mkldnn._linear_pointwise(A, B, None, "none", [], ""), lambda: A16 @ B16.T)
         ratios = (f"{seconds(other, repeats) / taken:.2f}" for other in others)
         yield row(f"{n} × {k}, {k} × {m}", f"{1000 * taken:.2f} ms", *ratios)
 

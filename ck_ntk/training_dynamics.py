@@ -199,7 +199,7 @@ def main(args):
             "mnist",
             name + "_centred" * c,
             width,
-            lr * clock[name],
+            float(f"{lr * clock[name]:.9g}"),  # without the last digits, which are each machine's own
             args.epoch,
             BATCH,
             seed,

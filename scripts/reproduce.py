@@ -33,7 +33,7 @@ from deq_enn.utils.locks import locked
 from deq_enn.utils.outcome import lasting_streams
 from scripts.report import write_report
 from scripts.reproduction.processes import error_line, memory, stop
-from scripts.reproduction.records import Records, SweepProgress, clock, commit, done_of, time_left
+from scripts.reproduction.records import Records, clock, commit, done_of, progress_of, time_left
 from scripts.reproduction.stages import SEEDS, missing, plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ POLL, SAY = 1, 60  # seconds between looks at a stage, and between lines where n
 
 def run_stage(stage, processes, log, tell):
     """Runs a stage's command, calls `tell` meanwhile, and returns (exit status, seconds, peak memory in bytes)."""
-    progress = SweepProgress(stage) if stage.kind == "sweep" else lambda: 0.0
+    progress = progress_of(stage) or (lambda: 0.0)
     before = progress()
     environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if processes > 1 and stage.kind == "sweep" else {})}
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def reproduce(stages, arguments):
 
         def tell(before, now, elapsed):
             left = time_left(todo, measured, stage, now, now - before, elapsed, prior)
-            share = f" {now / stage.cost:.0%}" if stage.kind == "sweep" else ""
+            share = f" {now / stage.cost:.0%}" if progress_of(stage) else ""
             teller.progress(f"{place} {stage.name}{share}, {clock(elapsed)}; all that is left about {clock(left)}")
 
         outcome, error, seconds, peak = attempt(stage, arguments, tell)
@@ -159,7 +159,7 @@ def reproduce(stages, arguments):
             stage,
             seconds,
             peak,
-            cost=done_of(stage) - stage.done if stage.kind == "sweep" else stage.cost * (outcome == "done"),
+            cost=done_of(stage) - stage.done if progress_of(stage) else stage.cost * (outcome == "done"),
             status=outcome,
             error=error,
             commit=version,

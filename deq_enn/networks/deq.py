@@ -99,6 +99,8 @@ def explained(error: ConvergenceError, x: torch.Tensor, advice: str) -> Converge
     value = error.solution.value
     if torch.finfo(value.dtype).eps > 1e-4 and value.isfinite().all():
         advice = f"; {str(value.dtype).removeprefix('torch.')} rounds too coarsely for it: take float32"
+    elif error.solution.iterations < Picard.max_steps and error.solution.residual.isfinite().all():
+        advice = "; allow it more iterations (--max_steps)"  # which somebody has made so few
     return ConvergenceError(f"{error}{advice}", error.solution)
 
 

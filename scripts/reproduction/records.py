@@ -4,6 +4,7 @@ if __name__ == "__main__":
     raise SystemExit("records.py is a part of scripts/reproduce.py: run that")
 
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -125,9 +126,37 @@ class SweepProgress:
                 self.done += features + (choice(*run, r["config"]["epoch"]) if r["config"].get("own_rate") else 0)
 
 
+# name, width, rate and seed in the file name of a network that training_dynamics keeps, of the default grid
+KEPT = re.compile(r"(\w+)_(64|256|512)_([\d.e+-]+)_seed([0-2])_")
+WIDTHS, OTHERS, ROUNDS = (
+    (64, 256, 512),
+    7,
+    15,
+)  # of that grid; networks beside the DEQ; rates, centred or not, and seeds
+
+
+def kept_share(folder):
+    """Returns how much of the networks that training_dynamics trains is done, in [0, 1], by what they cost."""
+
+    def weight(width, is_deq):
+        return width * (784 + width * (13 if is_deq else 1))
+
+    kept = {match.groups() for file in Path(folder).glob("*.json") if (match := KEPT.match(file.name))}
+    total = ROUNDS * sum(weight(width, True) + OTHERS * weight(width, False) for width in WIDTHS)
+    return min(sum(weight(int(width), name.startswith("deq")) for name, width, _, _ in kept) / total, 1)
+
+
+def progress_of(stage):
+    """Returns a function that tells the seconds of a stage's cost that are done; None where nothing shows them."""
+    if stage.kind == "sweep":
+        return SweepProgress(stage)
+    return (lambda: stage.cost * kept_share(stage.runs)) if stage.runs else None
+
+
 def done_of(stage):
-    """Returns the seconds of a stage's cost that its logs show to be done, of this sitting or of earlier ones."""
-    return min(SweepProgress(stage)(), stage.cost) if stage.kind == "sweep" else 0.0
+    """Returns the seconds of a stage's cost that are seen to be done, in this sitting or in earlier ones."""
+    progress = progress_of(stage)
+    return min(progress(), stage.cost) if progress else 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -149,15 +178,16 @@ def time_left(todo, work, current=None, behind=0.0, fresh=0.0, elapsed=0.0, prio
     work : [(kind, cost, seconds)] of what is done.
     behind : cost of the current stage that is done; `fresh` of it was done in the `elapsed` seconds since its start.
     prior : seconds that this machine takes for a second of cost, where nothing is known yet.
-    What is known of the current sweep counts for the sweeps to come too. A figure tells nothing of its progress: it is
-    never nearer to its end than a tenth of the time that it has taken.
+    What is known of the current sweep counts for the sweeps to come too. Most figures tell nothing of their progress:
+    such a one is never nearer to its end than a tenth of the time that it has taken.
     """
-    sweep = [(fresh, elapsed)] if current and current.kind == "sweep" and fresh else []
     rates = {kind: rate([w[1:] for w in work if w[0] == kind], prior) for kind in ("figure", "sweep")}
-    now = rate(sweep, rates["sweep"])
-    rates["sweep"] = rate([*(w[1:] for w in work if w[0] == "sweep"), *sweep], prior)
-    left = sum((stage.cost - stage.done) * rates[stage.kind] for stage in todo)
+    seen = [(fresh, elapsed)] if current and fresh else []
+    now = rate(seen, rates[current.kind]) if current else prior
     if current and current.kind == "sweep":
+        rates["sweep"] = rate([*(w[1:] for w in work if w[0] == "sweep"), *seen], prior)
+    left = sum((stage.cost - stage.done) * rates[stage.kind] for stage in todo)
+    if current and (current.kind == "sweep" or behind):
         left += max(current.cost - behind, 0) * now
     elif current:
         left += max(current.cost * rates["figure"] - elapsed, elapsed / 10)

@@ -44,6 +44,7 @@ FIGURES = {
     "conv_matching": (60, None, "mnist"),
     "resolvent_network": (60, 8, "mnist"),
 }
+KEEPS_RUNS = ("training_dynamics",)  # figures whose networks are kept in results/NAME, each once it is trained
 FIGURE_FLAGS = {"conv_matching": ["--dataset", "mnist", "mixture"]}
 QUICK_DIMS, QUICK_EPOCHS, QUICK_DATA = (64, 256), 5, ("gmm", "mnist")
 QUICK_OWN_DIMS = (64,)  # widths of the sweep of each network at its own rate
@@ -68,7 +69,8 @@ class Stage:
     """A stage is one command.
 
     cost : expected seconds. outputs : files that are there once it is finished. folder : of a sweep's logs.
-    done : the share of the cost, in seconds, that a sweep's logs show to be done before it begins.
+    done : the share of the cost, in seconds, that logs or kept runs show to be done before it begins.
+    runs : folder of a figure's kept runs.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Stage:
     data: str = "gmm"
     folder: str = ""
     done: float = 0.0
+    runs: str = ""
 
 
 def values(stage: Stage, flag: str) -> list[str]:
@@ -131,7 +134,8 @@ def plan(arguments):
             str(folder),
         ]
         outputs = [folder / f"{name}.json", folder / f"{name}.png"]
-        stages.append(Stage(name, "figure", command, outputs, quick if arguments.quick else full, dataset))
+        runs = str(ROOT / "results" / name) if name in KEEPS_RUNS and not arguments.quick else ""
+        stages.append(Stage(name, "figure", command, outputs, quick if arguments.quick else full, dataset, runs=runs))
     dims, epochs = (QUICK_DIMS, QUICK_EPOCHS) if arguments.quick else (DIMS, EPOCHS)
     own_dims = QUICK_OWN_DIMS if arguments.quick else DIMS
     for dataset in QUICK_DATA if arguments.quick else SIZES:

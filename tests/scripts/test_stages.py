@@ -141,3 +141,31 @@ def test_disk_grows_with_widths_seeds_and_epochs(tmp_path):
     assert machine.disk(everything["ck_gmm_matching"]) < few < many < 1e8
     eight = {s.name: s for s in stages.plan(arguments(tmp_path, quick=False, seeds=8))}
     assert machine.disk(eight["mnist-sgd"]) - machine.FIGURE == pytest.approx(8 / 3 * (few - machine.FIGURE))
+
+
+def test_networks_that_a_figure_keeps_are_work_that_is_done(tmp_path):
+    """All of them are its cost, a DEQ's share is larger, and those of other grids or kept twice count for nothing."""
+    stage = SimpleNamespace(kind="figure", cost=100.0, done=0, runs=str(tmp_path))
+    assert records.done_of(stage) == 0 == records.done_of(SimpleNamespace(kind="figure", cost=100.0, runs=""))
+    names = ["deq", "unmatched", "unmatched_rescaled", "ntk", "ntk_cubic", "ck_1", "ck_2", "ck_1_rescaled"]
+    assert len(names) == 1 + records.OTHERS
+
+    def keep(name, width, rates=(0.3, 3, 30, 200), seeds=3):
+        for lr in rates:
+            for seed in range(seeds):
+                (tmp_path / f"{name}_{width}_{lr:.4g}_seed{seed}_0123.json").write_text("{}")
+
+    keep("deq", 64, seeds=1, rates=(0.3,))
+    of_deq = records.done_of(stage)
+    keep("deq", 128)
+    (tmp_path / "deq_64_0.3_seed0_4567.json").write_text("{}")
+    assert records.done_of(stage) == of_deq > 0
+    keep("ntk", 64, seeds=1, rates=(0.3,))
+    assert records.done_of(stage) < 2 * of_deq
+    for name in names:
+        for width in records.WIDTHS:
+            keep(name, width)
+            keep(f"{name}_centred", width, rates=(0.3,))
+    assert records.done_of(stage) == pytest.approx(100)
+    # the plan counts what is left, and the end is told from what this sitting has done
+    assert records.time_left([], [], stage, behind=60, fresh=20, elapsed=1e6) == pytest.approx(1.6e6, rel=1e-4)

@@ -125,14 +125,16 @@ def test_logs_of_earlier_sittings_are_no_work_that_is_left(tmp_path, monkeypatch
 
 
 def test_the_rate_of_a_machine_is_one_where_it_does_what_is_expected(monkeypatch):
-    """A machine that takes twice the expected time for products and eight times for a readout has a rate of 4."""
+    """If three cores take twice and eight times the expected time for products and a readout each, the rate is 4/3."""
     samples, width = machine.FEATURES
     run = SimpleNamespace(SIZES={"x": (samples, 0, 1, machine.CLASSES)})
     monkeypatch.setattr(stages, "SIZES", run.SIZES)
     epoch = stages.seconds("x", "relu_enn", width, 1) - stages.seconds("x", "relu_enn", width)
-    times = iter((2 * machine.PRODUCT**3 / stages.MULTIPLICATIONS, 8 * epoch))
+    rows, columns = machine.PRODUCT
+    times = iter((2 * rows * columns**2 / stages.MULTIPLICATIONS, 8 * epoch))
+    monkeypatch.setattr(machine, "cores", lambda: 3)
     monkeypatch.setattr(machine, "least_seconds", lambda call: next(times))
-    assert machine.machine_rate() == pytest.approx(4)
+    assert machine.machine_rate() == pytest.approx(4 / 3)
 
 
 def test_disk_grows_with_widths_seeds_and_epochs(tmp_path):

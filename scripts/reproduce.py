@@ -107,7 +107,7 @@ def to_do(stages, records, dataset_path, teller):
     return todo
 
 
-def say_plan(todo, measured, output_path, teller):
+def say_plan(todo, output_path, teller):
     """Says what is left to do, with its hours and its disk; returns the rate of this machine, measured now."""
     from scripts.reproduction.machine import disk, machine_rate, megabytes
 
@@ -115,9 +115,9 @@ def say_plan(todo, measured, output_path, teller):
         return 1.0
     prior = machine_rate()
     for stage in todo:
-        needed = clock(time_left([stage], measured, prior=prior))
+        needed = clock(time_left([stage], [], prior=prior))
         teller.line(f"  {stage.name:<30} about {needed:>8}  {megabytes(disk(stage)):>7}")
-    hours, size = time_left(todo, measured, prior=prior) / 3600, megabytes(sum(map(disk, todo)))
+    hours, size = time_left(todo, [], prior=prior) / 3600, megabytes(sum(map(disk, todo)))
     teller.line(
         f"plan: {len(todo)} stages, about {hours:.1f} hours at the speed of this machine now, {size} in {output_path}"
     )
@@ -139,8 +139,8 @@ def reproduce(stages, arguments):
     """Runs what is not finished; True if nothing failed."""
     records, teller, version = Records(arguments.output_path / "stages.json"), Teller(), commit()
     todo = to_do(stages, records, arguments.dataset_path, teller)
-    measured = [(r["kind"], r["cost"], r["seconds"]) for r in records.stages.values() if r["status"] == "done"]
-    prior = say_plan(todo, measured, arguments.output_path, teller)
+    measured = []  # of this sitting alone: earlier ones may have had another machine
+    prior = say_plan(todo, arguments.output_path, teller)
     while todo:
         stage, place = todo.pop(0), f"[{len(stages) - len(todo)}/{len(stages)}]"
         teller.line(
@@ -155,11 +155,12 @@ def reproduce(stages, arguments):
 
         outcome, error, seconds, peak = attempt(stage, arguments, tell)
         shared = stage.kind == "sweep" and arguments.processes > 1
+        cost = done_of(stage) - stage.done if progress_of(stage) else stage.cost * (outcome == "done")
         records.note(
             stage,
             seconds,
             peak,
-            cost=done_of(stage) - stage.done if progress_of(stage) else stage.cost * (outcome == "done"),
+            cost=cost,
             status=outcome,
             error=error,
             commit=version,
@@ -170,7 +171,7 @@ def reproduce(stages, arguments):
         if outcome == "interrupted":
             raise KeyboardInterrupt(stage.name)
         if outcome == "done":
-            measured.append((stage.kind, *(records.stages[stage.name][name] for name in ("cost", "seconds"))))
+            measured.append((stage.kind, cost, seconds))
         teller.line(f"{place} {stage.name}: {outcome} after {clock(seconds)}" + (f": {error}" if error else ""))
     return all(records.stages[stage.name]["status"] != "failed" for stage in stages if stage.name in records.stages)
 

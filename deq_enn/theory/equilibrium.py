@@ -66,6 +66,11 @@ def check_window(image_shape: Sequence[int], kernel_size: int, padding: str, nam
             f"{name} = {kernel_size} is larger than the images of {' x '.join(map(str, image_shape[1:]))} pixels, "
             "which circular padding does not allow: take a smaller one, or padding 'zero'"
         )
+    if kernel_size > 2 * max(image_shape[1:]) + 1:
+        raise ValueError(
+            f"{name} = {kernel_size} is a window of which most never meets the images of "
+            f"{' x '.join(map(str, image_shape[1:]))} pixels: take at most {2 * max(image_shape[1:]) + 1}"
+        )
 
 
 def coverage(height: int, width: int, kernel_size: int, padding: str = "zero") -> torch.Tensor:

@@ -323,6 +323,7 @@ BAD = {
     r"\(2, 4, 4\), the others \(1, 4, 4\)": dict(other=torch.ones(2, 1, 4, 4)),
     "kernel_size must be an odd whole number, so that images keep their size, got 2": dict(kernel_size=2),
     "kernel_size = 5 is larger than the images of 4 x 4": dict(kernel_size=5, padding="circular"),
+    "kernel_size = 11 is a window of which most never meets": dict(kernel_size=11),
     "padding must be": dict(padding="same"),
     "readout must be": dict(readout="max"),
     "trained must be": dict(trained="B"),

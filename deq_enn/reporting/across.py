@@ -130,7 +130,8 @@ def draw_survey(experiments: list[Experiment], path: Path, margin: float = MARGI
     dims = sorted({dim for claim in claims for cells in claim.cells.values() for dim in cells})
     columns = 2 if len(claims) > 1 else 1
     rows = -(-len(claims) // columns)
-    width = 1.6 + columns * (0.62 * len(dims) + 0.2)
+    names = list(map(named, experiments))
+    width = 0.07 * max(map(len, names)) + columns * (0.62 * len(dims) + 0.2)  # names stand left of the panels
     height = 0.5 + rows * (0.24 * len(experiments) + 0.75)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, sharey=True)
@@ -139,7 +140,7 @@ def draw_survey(experiments: list[Experiment], path: Path, margin: float = MARGI
         for ax in axes.flat[len(claims) :]:
             ax.set_axis_off()
         for ax in axes[:, 0]:
-            ax.set_yticks(range(len(experiments)), list(map(named, experiments)))
+            ax.set_yticks(range(len(experiments)), names)
         axes[0, 0].set_ylim(len(experiments) - 0.5, -0.5)
         handles = [Patch(facecolor=COLOURS[holds], label=WORDS[holds]) for holds in COLOURS]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
@@ -155,7 +156,7 @@ def _draw_claim(ax: "Axes", claim: Claim, dims: list[int]) -> None:
             x = dims.index(dim)
             ax.add_patch(Rectangle((x - 0.5, row - 0.5), 1, 1, facecolor=COLOURS[cell.holds], edgecolor="white"))
             ax.text(x, row, cell.numbers, ha="center", va="center", fontsize=5.5)
-    ax.set_title(textwrap.fill(claim.words, 15 * len(dims)), fontsize=7)
+    ax.set_title(textwrap.fill(claim.words, 13 * len(dims)), fontsize=7)
     ax.set(xlabel="width $m$", xlim=(-0.5, len(dims) - 0.5))
     ax.set_xticks(range(len(dims)), [str(dim) for dim in dims])
     ax.tick_params(length=0)

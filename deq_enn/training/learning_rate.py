@@ -177,8 +177,9 @@ def choose_rate(
 
 def logged_rate(config: Config, output_path: Path | str) -> float | None:
     """Returns the learning rate that a run says in its log to have had, None where there is no such log."""
-    runs = [record for record in records_of(config.key, Path(output_path)) if record["event"] == "run"]
-    return float(runs[-1]["config"]["lr"]) if runs else None
+    logged = [record.get("config", {}) for record in records_of(config.key, Path(output_path))]
+    rates = [settings["lr"] for settings in logged if "lr" in settings]
+    return float(rates[-1]) if rates else None
 
 
 def with_own_rate(

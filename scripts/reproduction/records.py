@@ -128,11 +128,8 @@ class SweepProgress:
 
 # name, width, rate and seed in the file name of a network that training_dynamics keeps, of the default grid
 KEPT = re.compile(r"(\w+)_(64|256|512)_([\d.e+-]+)_seed([0-2])_")
-WIDTHS, OTHERS, ROUNDS = (
-    (64, 256, 512),
-    7,
-    15,
-)  # of that grid; networks beside the DEQ; rates, centred or not, and seeds
+# of that grid: widths; networks beside the DEQ; rates, of which one is centred too, times seeds
+WIDTHS, OTHERS, ROUNDS = (64, 256, 512), 7, 15
 
 
 def kept_share(folder):

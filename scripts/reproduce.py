@@ -1,6 +1,6 @@
 """Makes every table and figure of the paper, stage by stage, and a report beside what the paper claims.
 
-    scripts/reproduce.sh --dataset_path DIR           everything, about a day; results/report.html and .md
+    scripts/reproduce.sh --dataset_path DIR           everything, in hours; results/report.html and .md
     scripts/reproduce.sh --quick --dataset_path DIR   a small grid, minutes; results/quick/report.html
     scripts/reproduce.sh --seeds 8 --dataset_path DIR enough seeds to claim that networks are equal; longer by 8/3
 

@@ -224,8 +224,8 @@ def stage_table(stages):
         "Stages: seconds of wall time over all attempts, and peak memory (GB, all processes of the stage)",
         ["stage", "status", "seconds", "memory", "processes", "OMP_NUM_THREADS", "commit"],
         rows,
-        "Runs that were finished before, in the same folders, are in no stage's seconds: such a sweep took time for its "
-        "data alone.",
+        "Runs that were finished before, in the same folders, are in no stage's seconds: such a sweep took time for "
+        "its data alone.",
     )
 
 

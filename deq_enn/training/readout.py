@@ -19,7 +19,7 @@ from deq_enn.networks.fixed_point import FixedPoint
 from deq_enn.training.optimizers import make_optimizer
 from deq_enn.training.run_files import Config
 from deq_enn.utils.devices import FastProducts, product
-from deq_enn.utils.threads import on_one_thread_if_small
+from deq_enn.utils.threads import one_thread
 from deq_enn.utils.tiles import for_each
 
 Device = torch.device | str
@@ -70,7 +70,6 @@ class ReadoutTask:
         self.weight = torch.nn.Parameter(torch.zeros(data.n_classes, self.train.shape[1], device=device))
         self.begin(config)
         self.buffer = torch.empty(config.batch_size, self.train.shape[1], device=device)
-        self.small = self.weight.device.type == "cpu"  # whatever the width: see utils/threads.py
 
     def begin(self, config: Config) -> None:
         """Puts the readout and its optimizer where training starts from; `config` may have another learning rate."""
@@ -89,7 +88,7 @@ class ReadoutTask:
             self.weight.copy_(state["weight"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    @on_one_thread_if_small
+    @one_thread()
     @torch.no_grad()
     def epoch(self, order: torch.Tensor) -> dict:
         """Passes over the samples once in the given order. Loss and accuracy are those seen on the way."""
@@ -114,7 +113,7 @@ class ReadoutTask:
             "train_accuracy": (predicted == labels[0]).sum().item() / len(order),
         }
 
-    @on_one_thread_if_small
+    @one_thread()
     @torch.no_grad()
     def evaluate(self) -> dict:
         """Returns the loss and the accuracy on the test samples."""
@@ -135,7 +134,7 @@ class Readouts:
     """
 
     def __init__(self, task: ReadoutTask, rates: list[float]):
-        self.task, self.small = task, task.small
+        self.task = task
         classes, width = task.weight.shape
         self.shape = len(rates), classes
         # the readouts lie in one matrix: one product has the logits of all, and one has their gradients
@@ -148,7 +147,7 @@ class Readouts:
         groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(parameters, rates)]
         self.optimizer = make_optimizer(groups, replace(task.config, lr=rates[0]))
 
-    @on_one_thread_if_small
+    @one_thread()
     @torch.no_grad()
     def epoch(self, order: torch.Tensor) -> torch.Tensor:
         """Passes over the training samples of these numbers once; returns which readouts (rates,) are still finite."""
@@ -163,7 +162,7 @@ class Readouts:
             self.optimizer.step()
         return self.weights.view(self.shape[0], -1).isfinite().all(1)
 
-    @on_one_thread_if_small
+    @one_thread()
     @torch.no_grad()
     def evaluate(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the accuracies (rates,) and the mean cross-entropies (rates,) on the training samples `rows`."""

@@ -8,8 +8,10 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
-from scripts.reproduction.stages import ROOT, choice, seconds, values
+from deq_enn.experiments.run_cost import cost
+from scripts.reproduction.stages import ROOT, SIZES, choice, seconds, values
 
 RENAMED = {"--output": "--output_path", "--width": "--dim"}
 
@@ -126,17 +128,18 @@ class SweepProgress:
                 self.done += features + (choice(*run, r["config"]["epoch"]) if r["config"].get("own_rate") else 0)
 
 
-# name, width, rate and seed in the file name of a network that training_dynamics keeps, of the default grid
-KEPT = re.compile(r"(\w+)_(64|256|512)_([\d.e+-]+)_seed([0-2])_")
-# of that grid: widths; networks beside the DEQ; rates, of which one is centred too, times seeds
+# of training_dynamics: widths; networks beside the DEQ; rates, of which one is centred too, times seeds
 WIDTHS, OTHERS, ROUNDS = (64, 256, 512), 7, 15
+# name, width, rate and seed in the file name of a network that it keeps
+KEPT = re.compile(rf"(\w+)_({'|'.join(map(str, WIDTHS))})_([\d.e+-]+)_seed([0-2])_")
 
 
 def kept_share(folder):
     """Returns how much of the networks that training_dynamics trains is done, in [0, 1], by what they cost."""
 
     def weight(width, is_deq):
-        return width * (784 + width * (13 if is_deq else 1))
+        model = "deq" if is_deq else "matched_enn"
+        return cost(SimpleNamespace(model=model, dim=width, train="full", epoch=1, steps=0), *SIZES["mnist"][1:])
 
     kept = {match.groups() for file in Path(folder).glob("*.json") if (match := KEPT.match(file.name))}
     total = ROUNDS * sum(weight(width, True) + OTHERS * weight(width, False) for width in WIDTHS)

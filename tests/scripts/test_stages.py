@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ck_ntk.common.training_curves import NETWORKS
 from scripts import reproduce
 from scripts.reproduction import claims, machine, records, stages
 from tests.conftest import ROOT
@@ -149,8 +150,7 @@ def test_networks_that_a_figure_keeps_are_work_that_is_done(tmp_path):
     """All of them are its cost, a DEQ's share is larger, and those of other grids or kept twice count for nothing."""
     stage = SimpleNamespace(kind="figure", cost=100.0, done=0, runs=str(tmp_path))
     assert records.done_of(stage) == 0 == records.done_of(SimpleNamespace(kind="figure", cost=100.0, runs=""))
-    names = ["deq", "unmatched", "unmatched_rescaled", "ntk", "ntk_cubic", "ck_1", "ck_2", "ck_1_rescaled"]
-    assert len(names) == 1 + records.OTHERS
+    names = list(NETWORKS)
 
     def keep(name, width, rates=(0.3, 3, 30, 200), seeds=3):
         for lr in rates:

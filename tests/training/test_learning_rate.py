@@ -102,14 +102,23 @@ def test_a_log_alone_says_which_rate_was_chosen(data, tmp_path):
     assert with_own_rate(config(), *args)[0].lr != 0.7
 
 
-def test_a_choice_does_not_depend_on_the_threads(data):
+def test_a_choice_does_not_depend_on_the_threads(data, monkeypatch):
     """Groups of rates are trained on a thread each, and are the same groups on one."""
-    before = torch.get_num_threads()
+    groups, readouts = [], learning_rate.Readouts
+    monkeypatch.setattr(
+        learning_rate, "Readouts", lambda task, rates: groups.append(tuple(rates)) or readouts(task, rates)
+    )
+    before, tables, trained = torch.get_num_threads(), [], []
     try:
-        tables = [torch.set_num_threads(threads) or choose_rate(config(), data, make_model) for threads in (1, 2)]
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            tables.append(choose_rate(config(), data, make_model))
+            trained.append(sorted(groups))
+            groups.clear()
     finally:
         torch.set_num_threads(before)
-    assert tables[0] == tables[1] and len(tables[0][1]) > learning_rate.TOGETHER
+    assert tables[0] == tables[1] and trained[0] == trained[1]
+    assert {len(group) for group in trained[0]} >= {learning_rate.TOGETHER}
 
 
 @pytest.mark.slow

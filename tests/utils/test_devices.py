@@ -45,6 +45,27 @@ def test_what_is_no_product_of_float32_matrices_is_torchs_own(onednn):
         assert torch.equal(torch.addmm(A @ A.T, A, A.T, beta=0.0), torch.mm(A, A.T))
 
 
+def test_within_it_each_product_of_two_matrices_is_ours(monkeypatch):
+    made = []
+    monkeypatch.setattr(devices, "has_fast_onednn", lambda: True)
+    monkeypatch.setattr(devices, "product", lambda A, B: made.append((A.shape, B.shape)) or A @ B.T)
+    A, B = torch.randn(4, 3), torch.randn(5, 3)
+    with FastProducts():
+        A @ B.T, torch.matmul(A, B.T), torch.addmm(torch.zeros(4, 5), A, B.T)
+    assert made == [((4, 3), (5, 3))] * 3
+    A @ B.T
+    assert len(made) == 3
+
+
+def test_amd_with_avx512_takes_onednn(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("vendor_id: AuthenticAMD\n")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for wide in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda wide=wide: wide)
+        assert has_fast_onednn.__wrapped__() == (wide and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
 def test_values_that_are_not_finite_stay_so(onednn):
     A = torch.tensor([[1.0, float("nan")], [float("inf"), 1.0], [1.0, 1.0]])
     assert product(A, torch.ones(1, 2)).isfinite().flatten().tolist() == [False, False, True]

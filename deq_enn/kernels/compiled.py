@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kernels")
 
 SOURCES = [Path(__file__).with_name(name) for name in ("conv_pairs.c", "conv_layers.c")]
-HEADERS = [Path(__file__).with_name(name) for name in ("conv_lanes.h", "conv_typed.h", "conv_layers.h")]
+HEADERS = [Path(__file__).with_name(name) for name in ("conv_lanes.h", "conv_typed.h", "conv_work.h", "conv_layers.h")]
 FLAGS = "-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"
 WIDE = 8  # columns side by side in conv_lanes.h; in single precision twice as many
 _SECONDS = 120  # seconds that a compiler may take

@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ck_ntk.common.command import ROOT, run
-from ck_ntk.common.training_curves import NETWORKS, POINTS, compare, draw, finite_only, show
+from ck_ntk.common.training_curves import NETWORKS, POINTS, RATES, SEEDS, WIDTHS, compare, draw, finite_only, show
 from deq_enn.utils.arguments import bounded_float, positive_int
 
 RUNS = ROOT / "results" / "training_dynamics"
@@ -234,16 +234,16 @@ if __name__ == "__main__":
         main,
         __doc__,
         epoch=1,
-        dim=[64, 256, 512],
+        dim=list(WIDTHS),
         dataset=True,
         device=True,
         flags={
             "--lr": dict(
                 type=bounded_float(0, math.inf, "positive and finite"),
                 nargs="+",
-                default=[0.3, 3.0, 30.0, 200.0],
-                help="rates (default 0.3 3 30 200)",
+                default=list(RATES),
+                help=f"rates (default {' '.join(f'{lr:g}' for lr in RATES)})",
             ),
-            "--seeds": dict(type=positive_int, default=3, help="number of seeds (default 3)"),
+            "--seeds": dict(type=positive_int, default=SEEDS, help=f"number of seeds (default {SEEDS})"),
         },
     )

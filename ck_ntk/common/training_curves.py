@@ -6,6 +6,7 @@ if __name__ == "__main__":
 import math
 
 POINTS = 10  # points of a curve in each epoch
+WIDTHS, RATES, SEEDS = (64, 256, 512), (0.3, 3.0, 30.0, 200.0), 3  # that are trained unless flags say otherwise
 
 NETWORKS = {
     "deq": "ReLU-DEQ",

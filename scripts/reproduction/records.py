@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+from ck_ntk.common.training_curves import NETWORKS, RATES, SEEDS, WIDTHS
 from deq_enn.experiments.run_cost import cost
 from scripts.reproduction.stages import ROOT, SIZES, choice, seconds, values
 
@@ -128,8 +129,7 @@ class SweepProgress:
                 self.done += features + (choice(*run, r["config"]["epoch"]) if r["config"].get("own_rate") else 0)
 
 
-# of training_dynamics: widths; networks beside the DEQ; rates, of which one is centred too, times seeds
-WIDTHS, OTHERS, ROUNDS = (64, 256, 512), 7, 15
+ROUNDS = SEEDS * (1 + len(RATES))  # trainings of a network and width by training_dynamics; one rate is centred too
 # name, width, rate and seed in the file name of a network that it keeps
 KEPT = re.compile(rf"(\w+)_({'|'.join(map(str, WIDTHS))})_([\d.e+-]+)_seed([0-2])_")
 
@@ -142,7 +142,8 @@ def kept_share(folder):
         return cost(SimpleNamespace(model=model, dim=width, train="full", epoch=1, steps=0), *SIZES["mnist"][1:])
 
     kept = {match.groups() for file in Path(folder).glob("*.json") if (match := KEPT.match(file.name))}
-    total = ROUNDS * sum(weight(width, True) + OTHERS * weight(width, False) for width in WIDTHS)
+    others = len(NETWORKS) - 1
+    total = ROUNDS * sum(weight(width, True) + others * weight(width, False) for width in WIDTHS)
     return min(sum(weight(int(width), name.startswith("deq")) for name, width, _, _ in kept) / total, 1)
 
 

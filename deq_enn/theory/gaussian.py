@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from deq_enn.theory.activations import Activation
-from deq_enn.theory.elementwise import Elementwise, Shifted
+from deq_enn.theory.elementwise import Elementwise, Shifted, unshifted
 from deq_enn.theory.quadrature import EPS, adapt, graded, lobatto
 
 
@@ -184,10 +184,12 @@ def _resolve(activation, tau):
             return np.stack([f, df, df * df])
 
     bound = activation.lipschitz if math.isfinite(activation.lipschitz) else 0.0
+    added = abs(unshifted(activation.fn)[1])  # the constant that centres f; what it is added to is about as large
 
     def rounding(panels, largest):  # that of f, of its argument, and of intermediate values such as the exp(x) in elu
         f, df, _ = panels.values
-        return 64 * EPS * (abs(f) + tau * abs(df * panels.x) + bound + np.minimum(bound * tau * abs(panels.x), largest))
+        inner = bound + np.minimum(bound * tau * abs(panels.x), largest)
+        return 64 * EPS * (abs(f) + added + tau * abs(df * panels.x) + inner)
 
     def inspect(panels, scale):
         # whether f' is resolved by its interpolant, and whether the integral of that is f

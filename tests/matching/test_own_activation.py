@@ -90,6 +90,15 @@ def test_a_root_far_above_the_scale_of_the_equilibrium():
     assert residual(ACTIVATIONS["softsign"], 0.999, 0.001, "ck", "aAB", result.layers) < 1e-11
 
 
+def test_a_centred_function_keeps_few_digits_where_its_input_is_small():
+    """At 3e-5 a sigmoid is 1/2 but for 8e-6, whose rounding no derivative knows."""
+    result = match("sigmoid", 0.999, 0.001, family="own")
+    a, c = (result.parameters[0][name] for name in "ac")
+    assert residual(ACTIVATIONS["sigmoid"], 0.999, 0.001, "ck", "aAB", result.layers) < 1e-11
+    c1 = (a * c / 4) ** 2 * (1 - a**2 * 1e-6 / 2)  # E[sigma'(1e-3 xi)]^2
+    assert c1 == pytest.approx(result.target.c1, rel=1e-11)
+
+
 def test_where_moments_end_there_is_no_match(monkeypatch):
     def moments(activation, s):
         if s > 1:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from deq_enn.machines.regression import Prediction, log_evidence, one_hot_targets
 from deq_enn.machines.ridge_search import LONG, Row, least_error, search_ridges
 from deq_enn.utils.deadline import check
+from deq_enn.utils.devices import FastProducts
 
 RIDGES = tuple(10 ** (k / 2) for k in range(-16, 5))  # multiples of the features' mean squared norm, 1e-8 to 100
 BATCH = 512  # samples at a time, so that their features stay in cache
@@ -65,7 +66,9 @@ def _batches(model, X, device):
             if start:
                 check()
             rows = slice(start, start + BATCH)
-            yield rows, model.features(X[rows].to(device)).double()
+            with FastProducts():
+                F = model.features(X[rows].to(device))
+            yield rows, F.double()
 
 
 def _device_of(model):

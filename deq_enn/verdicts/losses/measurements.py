@@ -25,6 +25,7 @@ from deq_enn.machines.leave_one_out import LeftOut, Targets, from_features
 from deq_enn.networks.deq import DEQ
 from deq_enn.networks.fixed_point import ConvergenceError, FixedPoint, Picard, Solution
 from deq_enn.utils.deadline import OutOfTime, check
+from deq_enn.utils.devices import FastProducts
 from deq_enn.verdicts.candidates import PRECISE as PRECISE_SOLVER, Network, RandomDEQ, in_float64
 from deq_enn.verdicts.losses.classes import ClassScores, compared
 from deq_enn.verdicts.losses.model import Interval, Posterior
@@ -224,7 +225,8 @@ class Measurements:
             if start:
                 check()
             rows = slice(start, min(start + BATCH, count))
-            F[rows] = model.features(self.X[self.order[rows]].to(like))
+            with FastProducts():
+                F[rows] = model.features(self.X[self.order[rows]].to(like))
         return F
 
     # ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@
 
 Printed are tau_* and the four coefficients of the DEQ's kernel, the family of layers that was taken and why no other
 was, each layer as a function, and two errors: the residual of the four equations, which is rounding, and the mean
-squared error that the kernel of m random units has. `deq-enn export` writes such a network with a readout.
+squared errors that the kernel of m random units has off the diagonal and on it, added up. `deq-enn export` writes such
+a network with a readout.
 """
 
 import argparse
@@ -143,7 +144,8 @@ def lines(numbers: dict) -> list[str]:
     printed += [f"  sigma_{index}: {shown(layer)}" for index, layer in enumerate(match["layers"], 1)]
     printed.append(f"largest relative error of its four coefficients: {match['residual']:.1e}")
     own = "" if deq["fluctuation"] is None else f"; the DEQ's own: {deq['fluctuation']:.4g}/m"
-    printed.append(f"mean squared relative error of its kernel at width m: {match['fluctuation']:.4g}/m{own}")
+    what = "mean squared relative error of its kernel at width m, off the diagonal plus on it"
+    printed.append(f"{what}: {match['fluctuation']:.4g}/m{own}")
     return printed + [f"passed over: {reason}" for reason in dict.fromkeys(match["passed_over"])]
 
 

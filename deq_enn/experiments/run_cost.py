@@ -4,7 +4,7 @@ from typing import Any
 
 from deq_enn.names import DEQS
 
-READOUT = 7  # multiplications of a matrix product that take as long as one of a readout's epoch, which memory bounds
+READOUT = 4.6  # multiplications of a matrix product that take as long as one of a readout's epoch, which memory bounds
 
 
 def cost(config: Any, n: int, p: int, n_classes: int) -> float:

@@ -76,7 +76,8 @@ class Match:
     family : that of the layers. kernel : "ck" or "ntk", as asked for.
     trained : the explicit network's trained weights: "readout" for the CK; "all" or "frozen_first" for the NTK.
     parameters : one dict for each layer: slopes and kinks, or of a cubic layer gain (x + q h_2 + r h_3) at scale tau.
-    fluctuation : m times the mean squared relative error of the kernel at width m (see `finite_width.fluctuation`).
+    fluctuation : m times the mean squared relative error of an entry of the kernel at width m, that off the diagonal
+        plus that on it (see `finite_width.fluctuation`).
     mismatch : how far the kernel's answer to the norm of a sample is from the DEQ's (see `norm_sensitivity.mismatch`).
     passed_over : why the families tried before do not match, or this one with fewer layers, one clause each.
     """

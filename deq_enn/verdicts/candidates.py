@@ -99,7 +99,7 @@ class Network:
 
     @property
     def fluctuation(self) -> float:
-        """Returns m times the mean squared relative error of its conjugate kernel at width m."""
+        """Returns m times the mean squared relative error of its CK at width m, off the diagonal plus on it."""
         layers = self.layers if self.match is None else self.match.layers
         return float(sum(fluctuation(layers, self.tau0 * self.input_scale, "readout")))
 

@@ -40,7 +40,7 @@ class Candidate:
     distance : {"ck": {relative, factor, with_factor}, "ntk": ...}, the spectral distance of its exact kernel to the
         DEQ's. It is None for the replacement of a trained DEQ, and where the budget was spent before.
     alignment : of the leading eigenvectors of its CK with the labels, 0 to 1 (`kernels.distance.label_alignment`).
-    fluctuation : m times the mean squared relative error of its CK at width m.
+    fluctuation : m times the mean squared relative error of an entry of its CK at width m, off the diagonal plus on it.
     infinite : {accuracy, samples, ridge, rms, difference, interval} of exact kernel ridge regression. difference is
         the loss in points with its 90% interval; rms compares the predictions with the DEQ's.
     loss, loss_interval : in points, at the width asked for, in the mean over draws of the weights, and its 90%

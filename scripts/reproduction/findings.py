@@ -292,5 +292,6 @@ def sweep_finding(experiment):
     )
     costs = [dict(zip(cost.header, row)) for row in cost.rows] if cost else []
     ratios = [f"{row['features, ratio']} times ({row['DEQ']})" for row in costs if row["width"] == width]
-    features = f" A DEQ's features take {' and '.join(ratios)} the time of its matched network's." if ratios else ""
+    taken = f"A DEQ's features took {' and '.join(ratios)} the time of its matched network's in these runs"
+    features = f" {taken}, which other work may have slowed unequally." if ratios else ""
     return f"At width {width}, in percentage points: {pairs}. Two one-sided tests: {verdicts}.{features}"

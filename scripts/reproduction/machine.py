@@ -1,26 +1,21 @@
 """What this machine makes of the plan: its speed beside the reference machine's, and the disk that stages take.
 
 The speed is measured in a few seconds, by the two kinds of work that a sweep has: products of matrices for the
-features, and steps of the readout, which memory bounds.
+features, and epochs of a readout, which memory and torch's own steps bound.
 """
 
 if __name__ == "__main__":
     raise SystemExit("machine.py is a part of scripts/reproduce.py: run that")
 
 import time
-from typing import TYPE_CHECKING
 
 from deq_enn.experiments.executors import cores
 from deq_enn.experiments.run_cost import READOUT
 from deq_enn.names import MODELS
 from scripts.reproduction.stages import MULTIPLICATIONS, PASS, values
 
-if TYPE_CHECKING:
-    import torch
-
 PRODUCT = 512, 2048  # rows, and columns of the square matrix, that are multiplied
-FEATURES = 16384, 1024  # samples and width of the readout that is trained for an epoch
-BATCH, CLASSES = 128, 10  # rows of a step, and outputs
+SAMPLES, FEATURES, CLASSES = 16384, 1024, 10  # of the readout that is trained for an epoch
 LOGGED = 350  # bytes that an epoch of a run adds to its logs
 RUN = 15_000  # bytes that a run's checkpoint and logs have beside its weights and epochs
 FIGURE = 1_500_000  # bytes of a figure's PNG, PDF and JSON at most
@@ -37,36 +32,25 @@ def least_seconds(call, repeats: int = 4) -> float:
     return min(taken)
 
 
-def readout_epoch(X: "torch.Tensor", order: "torch.Tensor") -> None:
-    """Makes the products and the passes of one epoch of a readout, in batches of random rows, as `ReadoutTask` does."""
-    import torch
-
-    from deq_enn.utils.devices import product
-
-    weights, buffer = torch.zeros(CLASSES, X.shape[1]), torch.empty(BATCH, X.shape[1])
-    for rows in order.split(BATCH):
-        x = torch.index_select(X, 0, rows, out=buffer[: len(rows)])
-        weights -= 1e-6 * product(product(weights, x) - 1, x.T)
-
-
 def machine_rate() -> float:
     """Returns the seconds that this machine takes for a second of a stage's expected cost, measured now.
 
-    One of its cores is measured, as a sweep's runs have one each, by the products that they have. It is the geometric
-    mean over the two kinds of work, each over what `stages.seconds` expects of it.
+    One of its cores is measured, as a sweep's runs have one each: products, and an epoch of a readout. The rate is the
+    geometric mean over these two kinds of work, each over what `stages.seconds` expects of it.
     """
     import torch
 
     from deq_enn.utils.devices import product
     from deq_enn.utils.threads import one_thread
+    from scripts.benchmarks.networks import readout_task
 
     rows, width = PRODUCT
     A, B = torch.randn(rows, width), torch.randn(width, width)
-    X, order = torch.randn(FEATURES), torch.randperm(FEATURES[0])
+    task, order = readout_task(FEATURES, n=SAMPLES), torch.randperm(SAMPLES)
     with one_thread():
         products = least_seconds(lambda: product(A, B)) / (rows * width**2 / MULTIPLICATIONS)
-        expected = READOUT * X.numel() * CLASSES / MULTIPLICATIONS + len(order) / 60000 * PASS
-        readouts = least_seconds(lambda: readout_epoch(X, order)) / expected
+        expected = READOUT * SAMPLES * FEATURES * CLASSES / MULTIPLICATIONS + SAMPLES / 60000 * PASS
+        readouts = least_seconds(lambda: task.epoch(order)) / expected
     return (products * readouts) ** 0.5 / cores()
 
 

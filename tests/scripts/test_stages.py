@@ -127,7 +127,7 @@ def test_logs_of_earlier_sittings_are_no_work_that_is_left(tmp_path, monkeypatch
 
 def test_the_rate_of_a_machine_is_one_where_it_does_what_is_expected(monkeypatch):
     """If three cores take twice and eight times the expected time for products and a readout each, the rate is 4/3."""
-    samples, width = machine.FEATURES
+    samples, width = machine.SAMPLES, machine.FEATURES
     run = SimpleNamespace(SIZES={"x": (samples, 0, 1, machine.CLASSES)})
     monkeypatch.setattr(stages, "SIZES", run.SIZES)
     epoch = stages.seconds("x", "relu_enn", width, 1) - stages.seconds("x", "relu_enn", width)

@@ -146,16 +146,30 @@ def test_the_table_with_every_weight_trained_is_that_of_the_kept_logs(tmp_path, 
 
 
 def test_the_accuracies_of_positive_concave_networks_are_those_of_the_kept_logs(tmp_path):
-    with tarfile.open(LOGS / "fashion_mnist-pcdeq.tar.xz") as packed:
-        packed.extractall(tmp_path, filter="data")
-    folder, rows = tmp_path / "fashion_mnist-pcdeq", 0
-    for test in folder.glob("*_test_*.json"):
-        train, tested = (
-            json.loads(path.read_text()) for path in (folder / test.name.replace("_test_", "_train_"), test)
-        )
-        end = f"| {len(tested)} | {100 * train[-1]:.2f}% | {100 * tested[-1]:.2f}% |"
-        rows += sum(line.startswith("| `") and line.endswith(end) for line in TRAINING.splitlines())
-    assert rows == 6
+    """On MNIST and Fashion-MNIST, side by side: epochs, and the accuracies of the last one."""
+    folders = {data: unpacked(f"{data}-pcdeq", tmp_path) for data in ("mnist", "fashion_mnist")}
+    tests = sorted(folders["mnist"].glob("*_test_*.json"))
+    for test in tests:
+        ends, epochs = [], set()
+        for data, folder in folders.items():
+            tested = folder / test.name.replace("_mnist.json", f"_{data}.json")
+            for path in (folder / tested.name.replace("_test_", "_train_"), tested):
+                accuracies = json.loads(path.read_text())
+                ends.append(f"{100 * accuracies[-1]:.2f}%")
+                epochs.add(len(accuracies))
+        assert len(epochs) == 1 and row(*map(str, epochs), *ends).lstrip("|") in TRAINING, test.name
+    assert len(tests) == 6
+
+
+def test_the_epochs_of_a_positive_concave_network_on_cifar10_are_those_of_the_kept_logs(tmp_path):
+    lines = (unpacked("cifar10-pcdeq", tmp_path) / "metrics.jsonl").read_text().splitlines()
+    epochs = {r["epoch"]: r for r in map(json.loads, lines) if r["event"] == "epoch"}
+    assert list(epochs) == list(range(1, 9))
+    for number, r in epochs.items():
+        accuracy, bold = f"{100 * r['test_accuracy']:.2f}%", "**" * (number == len(epochs))
+        shown = f"{r['train_loss']:.3f}", f"{100 * r['train_accuracy']:.1f}%", f"{bold}{accuracy}{bold}"
+        iterations = (f"{r[f'{way}_iterations']:.1f}" for way in ("forward", "backward"))
+        assert row(str(number), *shown, *iterations, f"{r['seconds']:.0f}") in TRAINING, number
 
 
 def test_the_kernel_machines_of_fashion_mnist_are_those_of_the_kept_logs():

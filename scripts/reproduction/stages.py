@@ -37,7 +37,7 @@ FIGURES = {
     "cifar10_matching": (330, None, "cifar10"),
     "any_activation_matching": (250, None, "gmm"),
     "matching_map": (60, None, "gmm"),
-    "pcdeq_convergence": (60, 16, "mnist"),
+    "pcdeq_convergence": (400, 16, "mnist"),
     "training_dynamics": (2400, 24, "mnist"),
     "steps": (120, None, "mnist"),
     "conv_mixture": (15, 4, "gmm"),
